@@ -1,0 +1,148 @@
+"""What a node hosts: its Uppers' engines, built from the Lower's task and the node's own stores."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.data.store_set import upper_folder
+from psl_flower.devices import choose_device, usable_cores
+from psl_flower.engine.build import decode_settings, make_upper, upper_options
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import ConfigError, PositionError, StoreError
+from psl_flower.node_task import Claim, NodeTask
+from psl_flower.stores.base import PatchStore
+from psl_flower.stores.opening import open_store
+
+# Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
+_POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
+
+# Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
+Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
+
+
+def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Checkpoints) -> UpperEngine:
+    """Return the engine of one Upper of a run of this app.
+
+    Raises
+    ------
+    StoreError
+        If the store is of another dataset, grid or assignment than the run.
+    ConfigError
+        If the device asked for is not there.
+    """
+    config, manifest = decode_settings(settings)
+    meta = store.meta
+    if (meta.dataset, meta.upper, meta.positions) != (manifest.fingerprint, upper, manifest.positions_of(upper)):
+        raise StoreError(
+            f"the store holds positions {meta.positions} of Upper {meta.upper} and dataset {meta.dataset[:12]}; "
+            f"expected positions {manifest.positions_of(upper)} of Upper {upper} and {manifest.fingerprint[:12]}"
+        )
+    device = choose_device(config.device)
+    return UpperEngine(make_upper(config, manifest, upper), store, upper_options(config, manifest, device), checkpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A node's view of a task.
+
+    Parameters
+    ----------
+    context : Context
+        Flower's; its node_config names the store of a real node.
+    task : NodeTask
+        From the Lower.
+    """
+
+    context: Context
+    task: NodeTask
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this node is simulated, on the Lower's own machine."""
+        return is_simulated(self.context)
+
+    def open_store(self, upper: int) -> PatchStore:
+        """Open the store of an Upper: on a real node the one that the node's own configuration names, no other.
+
+        Raises
+        ------
+        StoreError
+            If it is missing or damaged.
+        PositionError
+            If this node does not hold that Upper's patches.
+        """
+        if self.simulated:
+            return open_store(upper_folder(Path(self.task.stores), upper))
+        for path in own_stores(self.context):
+            store = open_store(path)
+            if store.meta.upper == upper:
+                return store
+            store.close()
+        raise PositionError(f"this node holds no store of Upper {upper}")
+
+    def checkpoints(self, upper: int) -> Checkpoints:
+        """Return where an Upper's states are kept: a real node chooses that itself (node_config "state")."""
+        root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
+        return Checkpoints(root / f"upper-{upper:03d}")
+
+    def set_threads(self) -> None:
+        """Set the number of threads to compute with: as told, or a simulated node's share of the cores."""
+        if self.task.threads > 0:
+            torch.set_num_threads(self.task.threads)
+        elif self.simulated:
+            torch.set_num_threads(max(1, usable_cores() // simulation_slots()))
+
+    def engines(self, build: Build) -> dict[int, UpperEngine]:
+        """Return the engines of all Uppers that this node hosts.
+
+        Raises
+        ------
+        PslError
+            As `open_store` and `build`.
+        """
+        return {m: build(self.task.settings, m, self.open_store(m), self.checkpoints(m)) for m in self.task.uppers}
+
+
+def is_simulated(context: Context) -> bool:
+    """Return whether Flower simulates this node."""
+    return "partition-id" in context.node_config and "store" not in context.node_config
+
+
+def simulation_slots() -> int:
+    """Return how many simulated nodes can run at once: the actors of Flower's pool, at most as many as its threads."""
+    import ray  # only where Flower simulates
+
+    taken = ray.get_runtime_context().get_assigned_resources()
+    total = ray.cluster_resources()
+    actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
+    return max(1, min([*actors, _POOL_SIZE]))
+
+
+def own_stores(context: Context) -> list[Path]:
+    """Return the stores that a real node's configuration names: `store`, one folder or several joined by ":"."""
+    named = context.node_config.get("store", "")
+    if not isinstance(named, str):
+        raise ConfigError(f"node-config store: expected a folder, got {named!r}")
+    return [Path(path).expanduser() for path in named.split(":") if path]
+
+
+def own_state(context: Context) -> Path:
+    """Return the folder where a real node keeps its Uppers' states: `state`, or ~/.psl-flower/state."""
+    named = context.node_config.get("state") or "~/.psl-flower/state"
+    if not isinstance(named, str):
+        raise ConfigError(f"node-config state: expected a folder, got {named!r}")
+    return Path(named).expanduser()
+
+
+def claim_of(store: PatchStore) -> Claim:
+    """Return what a store holds, as the node tells the Lower."""
+    meta = store.meta
+    return Claim(upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset)

@@ -1,0 +1,99 @@
+"""Checkpoints of one party: numbered by steps applied, each written in one piece."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psl_flower.errors import RunError
+from psl_flower.files import write_atomically
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+# The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
+_KEPT = 3
+
+
+class Checkpoints:
+    """The checkpoints in one folder; `step` counts the steps applied, so 0 is the initial state.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after `step` steps durably, then drop all but the newest few.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses; earlier checkpoints are as they were.
+        """
+        path = self._path(step)
+        save_state(path, state)
+        for old in self.steps()[:-_KEPT]:
+            self._path(old).unlink(missing_ok=True)
+        return path
+
+    def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Return the state after `step` steps.
+
+        Raises
+        ------
+        RunError
+            If there is none, or it is damaged.
+        """
+        if step not in self.steps():
+            found = ", ".join(str(s) for s in self.steps()) or "none"
+            raise RunError(f"{self.folder}: no checkpoint of step {step} (there: {found}); resume from another run")
+        return load_state(self._path(step), device)
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+
+def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
+    """Write tensors and plain values to a file in one piece; makes the folder.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue(), durable=durable)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {error.strerror or error}; free some space or choose another workspace") from error
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what `save_state` wrote: tensors and plain values only, never code.
+
+    Raises
+    ------
+    RunError
+        If the file is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error}") from error
+    return state

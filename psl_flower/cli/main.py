@@ -1,0 +1,85 @@
+"""The program `psl`: its commands, and how an error ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from psl_flower.errors import PslError
+
+_FAILED, _INTERRUPTED = 1, 130
+
+
+def make_app() -> typer.Typer:
+    """Return the program with all its commands."""
+    from psl_flower.cli import models, owner, restorer, runs
+
+    # Plain text, so that an error is one line for a person and for a script alike.
+    app = typer.Typer(
+        name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    app.callback()(_program)
+    for commands in (models, runs, owner, restorer):
+        commands.register(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted).
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; None takes those of the process.
+    """
+    try:
+        return _run(arguments)
+    except PslError as error:
+        if os.environ.get("PSL_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not find out again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        make_app()(arguments, prog_name="psl")
+    except SystemExit as exit_:
+        sys.stdout.flush()
+        return exit_.code if isinstance(exit_.code, int) else 0
+    return 0
+
+
+def _one_line(error: PslError) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"psl {metadata.version('psl-flower')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("psl, not installed")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Patch split learning on Flower: train an image recogniser although no server holds a recognisable image."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Commands for trained models: predict, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, spinner
+from psl_flower.cli.runs import last_accuracy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from psl_flower.assembled import Assembled
+    from psl_flower.engine.rounds import Predictions
+    from psl_flower.errors import PslError
+    from psl_flower.runs import RunFolder
+
+_BATCH = 64
+
+
+class _Format(StrEnum):
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("predict")(predict)
+    app.command("evaluate")(evaluate)
+    app.command("export")(export)
+
+
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    run: RunName = "",
+    workspace: Workspace = "",
+    top: Annotated[int, typer.Option(min=1, help="Show so many classes of each image.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Say what images show. An image that cannot be read is an error at the end; the others are done."""
+    from psl_flower.errors import PslError
+    from psl_flower.sealed.terminal import progress_bar
+
+    folder, assembled = _load(run, workspace)
+    answers: list[dict[str, Any]] = []
+    paths: list[Path] = []
+    for given in files:
+        try:
+            paths += _images_in(given)
+        except PslError as error:
+            answers.append(_refusal(given, error))
+    with progress_bar(len(paths) > _BATCH) as progress:
+        for start in range(0, len(paths), _BATCH):
+            batch = paths[start : start + _BATCH]
+            answers += _predict_batch(assembled, batch, top)
+            if progress:
+                progress("predict", start + len(batch), len(paths))
+    if as_json:
+        typer.echo(json.dumps({"run": folder.name, "images": answers}))
+    else:
+        _print_predictions(answers)
+    if any("error" in answer for answer in answers):
+        raise typer.Exit(1)
+
+
+def evaluate(
+    run: RunName = "",
+    workspace: Workspace = "",
+    dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
+    max_test: Annotated[int, typer.Option(min=0, help="At most so many test images; 0: all.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a trained model on the test split of its dataset, or of another."""
+    from psl_flower import evaluation
+    from psl_flower.sealed.terminal import progress_bar
+
+    folder, assembled = _load(run, workspace)
+    with progress_bar(True) as progress:
+        if dataset:
+            images = evaluation.other_test_images(assembled, dataset, max_test)
+        else:
+            images = evaluation.own_test_images(folder, assembled, max_test, progress)
+        answers = evaluation.evaluate(assembled, images, progress)
+    report = {
+        "run": folder.name,
+        "dataset": images.dataset,
+        "images": images.num_images,
+        "accuracy": answers.accuracy,
+        "loss": answers.loss,
+        "run_accuracy": last_accuracy(folder),
+        "classes": _by_class(answers, assembled.manifest.class_names),
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print_evaluation(report)
+
+
+def export(
+    to: Annotated[_Format, typer.Option("--format", help="For torch.export.load, or for ONNX.")],
+    run: RunName = "",
+    workspace: Workspace = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [RUN.pt2 or RUN.onnx].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained model as one file for other programs, and check that it answers alike."""
+    from psl_flower.export import EXPORTERS
+
+    folder, assembled = _load(run, workspace)
+    ending, write = EXPORTERS[to]
+    with spinner(f"exporting for {to}"):
+        exported = write(assembled, out or Path(f"{folder.name}{ending}"))
+    if as_json:
+        report = {"run": folder.name, "format": to, "file": str(exported.path), "bytes": exported.num_bytes}
+        differences = {"difference": exported.difference, "relative_difference": exported.relative_difference}
+        typer.echo(json.dumps(report | differences))
+        return
+    typer.echo(
+        f"{exported.path}: {exported.num_bytes / 1e6:.1f} MB; its logits differ by {exported.difference:.1e} at most "
+        f"from the trained network's ({exported.relative_difference:.1e} of the largest)"
+    )
+
+
+def _load(run: str, workspace: str) -> tuple[RunFolder, Assembled]:
+    from psl_flower.assembled import choose_run, load_assembled
+    from psl_flower.config import default_workspace
+    from psl_flower.devices import choose_device
+
+    folder = choose_run(default_workspace(workspace), run)
+    return folder, load_assembled(folder, choose_device("auto"))
+
+
+def _images_in(given: Path) -> list[Path]:
+    """Return the file itself, or the images in a folder and all folders in it.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be listed or holds no image.
+    """
+    from psl_flower.data.image_folder import IMAGE_ENDINGS, walk_files
+    from psl_flower.errors import DataError
+
+    if not given.is_dir():
+        return [given]
+    try:
+        found = [path for path in walk_files(given) if path.suffix.lower() in IMAGE_ENDINGS]
+    except OSError as error:
+        raise DataError(f"{error.filename or given}: cannot be listed: {error.strerror or error}") from error
+    if not found:
+        raise DataError(f"{given}: no images in this folder")
+    return found
+
+
+def _predict_batch(assembled: Assembled, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
+    """Return, for each file, its likeliest classes or what is wrong with it."""
+    import torch
+
+    from psl_flower.data.images import decode_image
+    from psl_flower.errors import CorruptImage, PslError
+
+    answers: dict[Path, dict[str, Any]] = {}
+    prepared: dict[Path, torch.Tensor] = {}
+    for path in paths:
+        try:
+            prepared[path] = assembled.prepare([decode_image(path.read_bytes(), str(path))])
+        except OSError as error:
+            answers[path] = _refusal(path, CorruptImage(f"{path}: cannot be read: {error.strerror or error}"))
+        except PslError as error:
+            answers[path] = _refusal(path, error)
+    if prepared:
+        probability_BK = assembled.logits(torch.cat(list(prepared.values()))).softmax(1)
+        for path, probability_K in zip(prepared, probability_BK, strict=True):
+            values, classes = probability_K.topk(min(top, len(probability_K)))
+            likeliest = [
+                {"class": assembled.manifest.class_names[k], "probability": p}
+                for p, k in zip(values.tolist(), classes.tolist(), strict=True)
+            ]
+            answers[path] = {"file": str(path), "classes": likeliest}
+    return [answers[path] for path in paths]
+
+
+def _refusal(path: Path, error: PslError) -> dict[str, Any]:
+    return {"file": str(path), "error": str(error)}
+
+
+def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
+    for answer in answers:
+        if "error" in answer:
+            typer.echo(f"error: {answer['error']}", err=True)
+        else:
+            likeliest = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in answer["classes"])
+            typer.echo(f"{answer['file']}: {likeliest}")
+
+
+def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
+    right_N = answers.label == answers.predicted
+    report = []
+    for k, name in enumerate(names):
+        right = right_N[answers.label == k]
+        report.append({"class": name, "images": len(right), "accuracy": float(right.mean()) if len(right) else None})
+    return report
+
+
+def _print_evaluation(report: dict[str, Any]) -> None:
+    before = percent(report["run_accuracy"])
+    typer.echo(f"{report['run']}: {report['images']} test images of {report['dataset']}")
+    typer.echo(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
+    rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
+    print_table([("class", "images", "accuracy"), *rows])

@@ -1,0 +1,351 @@
+"""The owner's commands: keygen, ingest, receive, verify, rotate."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from psl_flower.errors import ConfigError
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.seen import SeenBook
+from psl_flower.sealed.terminal import (
+    forbid_core_dumps,
+    load_identity,
+    load_trusted,
+    named_public,
+    new_passphrase,
+    numbered,
+    parse_size,
+    passphrase_source,
+    progress_bar,
+    stores_beside,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_PassphraseFile = Annotated[
+    Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")
+]
+_OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
+_OwnerPublic = Annotated[
+    str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")
+]
+_State = Annotated[
+    Path | None,
+    typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the owner's commands to the program."""
+    app.command("keygen")(keygen)
+    app.command("ingest")(ingest)
+    app.command("receive")(receive)
+    app.command("verify")(verify)
+    app.command("rotate")(rotate)
+
+
+def keygen(
+    role: Annotated[Role, typer.Argument(help="What the key is for.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Key file to write; the public key goes to OUT.pub.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the person or machine (default: the file's name).")] = "",
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")
+    ] = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Make a key for an owner, a node, a restorer or the Lower server."""
+    forbid_core_dumps()
+    identity = Identity.generate(role, name or out.name.split(".")[0])
+    protection = new_passphrase(passphrase_file) if passphrase or passphrase_file else None
+    keyfile.save(identity, out, protection)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}
+            )
+        )
+        return
+    typer.echo(
+        f"{role} {identity.name!r}: {out} (secret, keep it), {keyfile.public_file(out)} (to be given away)"
+    )
+    typer.echo(str(identity.public))
+
+
+def ingest(
+    dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
+    out: Annotated[
+        list[str],
+        typer.Option(
+            "--out", help="Folder for manifest, labels and stores; UPPER=URL puts one store elsewhere."
+        ),
+    ],
+    owner_key: _OwnerKey,
+    patch: Annotated[str, typer.Option(help="Patch height x width.")] = "16x16",
+    stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
+    uppers: Annotated[int, typer.Option(help="Upper nodes; 0: one per node key.")] = 0,
+    node_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Public key of a node (or file), one per Upper, in order; repeatable."),
+    ] = None,
+    restorer: Annotated[
+        list[str] | None, typer.Option(help="NAME=PUBLIC-KEY of a restorer; repeatable.")
+    ] = None,
+    threshold: Annotated[int, typer.Option(help="Restorers needed together.")] = 1,
+    lower_key: Annotated[
+        str, typer.Option(help="Public key of the Lower server: seals the labels to it.")
+    ] = "",
+    image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
+    fit: Annotated[str, typer.Option(help="exact, or pad where the grid does not fit.")] = "exact",
+    assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
+    max_train: Annotated[int, typer.Option(help="At most so many training images; 0: all.")] = 0,
+    max_test: Annotated[int, typer.Option(help="At most so many test images; 0: all.")] = 0,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the images to the dataset that OUT holds.")
+    ] = False,
+    spool: Annotated[
+        Path | None,
+        typer.Option(help="Folder for one sealed bundle per node, to be carried to it (psl receive)."),
+    ] = None,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
+    from psl_flower.data.sources import open_dataset
+    from psl_flower.sealed.ingest import Plan, Resized, store_folder
+    from psl_flower.sealed.ingest import ingest as do_ingest
+
+    forbid_core_dumps()
+    folders, places = numbered(out)
+    if len(folders) != 1:
+        raise ConfigError(
+            "--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path"
+        )
+    nodes = tuple(keyfile.load_public(text, Role.NODE) for text in node_key or ())
+    if not append and (not nodes or uppers not in (0, len(nodes))):
+        raise ConfigError(
+            f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}"
+        )
+    if spool is not None and places:
+        raise ConfigError("--spool and stores at other places exclude each other")
+    base, size = Path(folders[0]), parse_size(patch, "--patch")
+    plan = Plan(
+        patch_size=size,
+        stride=parse_size(stride, "--stride") if stride else size,
+        nodes=nodes,
+        restorers=named_public(restorer or (), Role.RESTORER),
+        threshold=threshold,
+        fit="pad" if fit == "pad" else "exact",
+        assignment=assignment,
+        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
+    )
+    if fit not in ("exact", "pad"):
+        raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
+    owner = load_identity(owner_key, Role.OWNER, passphrase_file)
+    opened = open_dataset(dataset, max_train=max_train, max_test=max_test)
+    source = Resized(opened, parse_size(image_size, "--image-size")) if image_size else opened
+    start = time.monotonic()
+    with progress_bar(not as_json) as progress:
+        done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress)
+    seconds = time.monotonic() - start
+    manifest = done.signed.manifest
+    SeenBook().check(done.signed)
+    stores = [places.get(store.upper, str(store_folder(base, store.upper))) for store in manifest.stores]
+    bundles = _spool(spool, base, done.signed) if spool is not None else []
+    rate = round(done.added / seconds * 60) if seconds > 0 else 0
+    if as_json:
+        report = {
+            "manifest": str(base / "manifest.psl"),
+            "dataset": manifest.dataset.hex(),
+            "generation": manifest.generation,
+            "images": manifest.num_samples,
+            "added": done.added,
+            "resumed": done.resumed,
+            "seconds": round(seconds, 3),
+            "images_per_minute": rate,
+            "stores": stores,
+            "bundles": bundles,
+        }
+        typer.echo(json.dumps(report))
+        return
+    resumed = f", {done.resumed} were there from an interrupted run" if done.resumed else ""
+    typer.echo(f"{done.added} images sealed in {seconds:.1f} s ({rate} a minute){resumed}")
+    typer.echo(
+        f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
+        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {base / 'manifest.psl'}"
+    )
+    for place in (*stores, *bundles):
+        typer.echo(f"  {place}")
+    if not manifest.lower:
+        typer.echo(
+            f"labels: {base / 'labels'} is signed but not encrypted: give it to the Lower server only "
+            "(--lower-key seals it)"
+        )
+    if not manifest.restorers:
+        typer.echo("no restorer is named: only the owner's key can ever put an image together again")
+
+
+def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
+    """Write one bundle per node; the stores stay, so that images can be appended later."""
+    from psl_flower.sealed.bundle import pack
+    from psl_flower.sealed.ingest import store_folder
+
+    targets = []
+    for entry in signed.manifest.stores:
+        target = spool / f"node-{entry.upper:03d}.pslbundle"
+        pack(store_folder(base, entry.upper), entry, signed, target)
+        targets.append(str(target))
+    return targets
+
+
+def receive(
+    bundle: Annotated[Path, typer.Argument(help="Sealed bundle.")],
+    node_key: Annotated[Path, typer.Option(help="This node's private key file.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the store.")],
+    owner_key: _OwnerPublic = "",
+    state: _State = None,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Unpack and check a sealed bundle that was made for this node."""
+    from psl_flower.sealed.bundle import receive as do_receive
+
+    forbid_core_dumps()
+    owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
+    node = load_identity(node_key, Role.NODE, passphrase_file)
+    signed = do_receive(bundle, node, out, owner=owner, seen=SeenBook(state))
+    manifest = signed.manifest
+    if as_json:
+        report = {"store": str(out), "generation": manifest.generation, "images": manifest.num_samples}
+        typer.echo(json.dumps({**report, "owner": signed.owner.fingerprint}))
+        return
+    typer.echo(
+        f"{out}: {manifest.num_samples} images, generation {manifest.generation}, checked; "
+        f"signed by owner {signed.owner.fingerprint}"
+    )
+
+
+def verify(
+    store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
+    manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
+    owner_key: _OwnerPublic = "",
+    state: _State = None,
+    as_json: _Json = False,
+) -> None:
+    """Check every byte of stores against the signed manifest, and name what is wrong. Needs no key."""
+    import msgspec
+
+    from psl_flower.sealed.verify import verify as do_verify
+
+    signed, known = load_trusted(manifest, owner_key, SeenBook(state))
+    with progress_bar(not as_json) as progress:
+        report = do_verify(store, signed, progress)
+    if as_json:
+        typer.echo(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
+    else:
+        trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
+        typer.echo(
+            f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
+            f"signed by owner {report.owner}{trust}"
+        )
+        for part in report.stores:
+            typer.echo(
+                f"{part.place}: Upper {part.upper}, {part.records} records, "
+                f"{'WRONG' if part.problems else 'ok'}"
+            )
+            for problem in part.problems:
+                typer.echo(f"  {problem.error}: {problem.message}")
+            for name in part.remains:
+                typer.echo(f"  remains of an old epoch, still readable with its keys: {name}")
+            for name in part.strangers:
+                typer.echo(f"  not part of the store: {name}")
+        if report.missing:
+            typer.echo(f"not given, not checked: the stores of Upper {', '.join(map(str, report.missing))}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def rotate(
+    manifest: Annotated[Path, typer.Option(help="The owner's folder with the manifest.")],
+    owner_key: _OwnerKey,
+    store: Annotated[
+        list[str] | None, typer.Option(help="All stores (default: those beside the manifest); repeatable.")
+    ] = None,
+    drop_restorer: Annotated[
+        list[str] | None, typer.Option(help="Name of a restorer to drop; repeatable.")
+    ] = None,
+    restorer: Annotated[list[str] | None, typer.Option(help="NAME=PUBLIC-KEY to add; repeatable.")] = None,
+    threshold: Annotated[int, typer.Option(help="Restorers needed from now on; 0: as before.")] = 0,
+    node_key: Annotated[
+        list[str] | None, typer.Option(help="UPPER=PUBLIC-KEY of a new node; repeatable.")
+    ] = None,
+    drop_node: Annotated[
+        list[int] | None, typer.Option(help="Upper to drop; the others take its positions; repeatable.")
+    ] = None,
+    lower_key: Annotated[str, typer.Option(help="New public key of the Lower server.")] = "",
+    delete_old: Annotated[
+        bool, typer.Option("--delete-old", help="Remove the old epoch's files here.")
+    ] = False,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Re-encrypt everything under new keys, dropping or adding restorers and nodes."""
+    from psl_flower.sealed.rotate import Changes
+    from psl_flower.sealed.rotate import rotate as do_rotate
+
+    forbid_core_dumps()
+    plain, nodes = numbered(node_key or ())
+    if plain:
+        raise ConfigError("--node-key: expected UPPER=PUBLIC-KEY, such as 2=node2.key.pub")
+    changes = Changes(
+        drop_restorers=tuple(drop_restorer or ()),
+        add_restorers=named_public(restorer or (), Role.RESTORER),
+        threshold=threshold,
+        nodes={upper: keyfile.load_public(text, Role.NODE) for upper, text in nodes.items()},
+        drop_nodes=tuple(drop_node or ()),
+        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
+    )
+    folder = manifest if manifest.is_dir() else manifest.parent
+    owner = keyfile.load(owner_key, passphrase_source(passphrase_file)).expect(Role.OWNER)
+    with progress_bar(not as_json) as progress:
+        signed = do_rotate(
+            folder,
+            owner,
+            stores_beside(folder, store or ()),
+            changes,
+            delete_old=delete_old,
+            progress=progress,
+        )
+    SeenBook().check(signed)
+    new = signed.manifest
+    if as_json:
+        report = {
+            "epoch": new.epoch,
+            "generation": new.generation,
+            "restorers": [m.name for m in new.restorers],
+        }
+        remains = [] if delete_old else [{"upper": r.upper, "files": list(r.files)} for r in new.remains]
+        typer.echo(json.dumps({**report, "threshold": new.threshold, "remains": remains}))
+        return
+    typer.echo(
+        f"epoch {new.epoch}, generation {new.generation}: {new.num_samples} images re-encrypted; "
+        f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
+    )
+    if delete_old:
+        typer.echo(
+            "the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"
+        )
+    else:
+        typer.echo(
+            "the old files are still there and stay readable to whoever has the old keys (--delete-old):"
+        )
+        for old in new.remains:
+            typer.echo(f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files")

@@ -1,0 +1,64 @@
+"""The command `psl runs`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from psl_flower.cli.output import Json, Workspace, percent, print_table
+
+if TYPE_CHECKING:
+    from psl_flower.runs import RunFolder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("runs")(runs)
+
+
+def runs(workspace: Workspace = "", as_json: Json = False) -> None:
+    """List the runs of a workspace, oldest first."""
+    from psl_flower.config import default_workspace
+    from psl_flower.runs import list_runs
+
+    path = default_workspace(workspace)
+    found = [_describe(folder) for folder in list_runs(path)]
+    if as_json:
+        typer.echo(json.dumps({"workspace": str(path), "runs": found}))
+        return
+    if not found:
+        typer.echo(f"{path / 'runs'}: no runs yet")
+        return
+    rows = [("run", "state", "step", "accuracy", "model", "last sign of life"), *map(_run_row, found)]
+    print_table(rows)
+
+
+def last_accuracy(folder: RunFolder) -> float | None:
+    """Return the accuracy of the run's last evaluation, if there was one."""
+    evaluated = [m["accuracy"] for m in folder.read_metrics() if m.get("accuracy") is not None]
+    return evaluated[-1] if evaluated else None
+
+
+def _describe(folder: RunFolder) -> dict[str, Any]:
+    from psl_flower.assembled import MODEL_FILE
+
+    status = folder.read_status()
+    return {
+        "run": folder.name,
+        "state": status.state if status else "unknown",
+        "message": status.message if status else "",
+        "step": status.step if status else 0,
+        "total_steps": status.total_steps if status else 0,
+        "accuracy": last_accuracy(folder),
+        "model": (folder.model / MODEL_FILE).is_file(),
+        "updated": status.updated if status else None,
+    }
+
+
+def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["updated"])) if run["updated"] else "-"
+    step = f"{run['step']}/{run['total_steps']}"
+    return run["run"], run["state"], step, percent(run["accuracy"]), "yes" if run["model"] else "no", when

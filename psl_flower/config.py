@@ -1,0 +1,245 @@
+"""The settings of a run: one frozen object, parsed once from Flower's flat run configuration.
+
+The keys in `[tool.flwr.app.config]` of pyproject.toml are these fields in kebab case, with these defaults; a test
+holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from psl_flower.assignment import Method
+from psl_flower.errors import ConfigError
+from psl_flower.models import BACKBONES, CUTS, STEMS
+from psl_flower.schedule import SCHEDULES
+
+TRANSPORTS = ("auto", "stream", "flower")
+CODECS = ("float32", "bfloat16", "float16", "int8")
+# Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
+_LARGE_IMAGE = 96
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """All settings of a run; sizes are (height, width) in pixels, (0, 0) where the default depends on the images.
+
+    Raises
+    ------
+    ConfigError
+        At construction, if a value is out of range or two values contradict each other.
+    """
+
+    # Data
+    dataset: str = "digits"
+    image_column: str = ""
+    label_column: str = ""
+    test_fraction: float = 0.2
+    max_train: int = 0
+    max_test: int = 0
+    image_size: Size = (0, 0)
+    # Patches
+    patch_size: Size = (0, 0)
+    stride: Size = (0, 0)
+    fit: str = "exact"
+    uppers: int = 0
+    assignment: str = "scatter"
+    # Network
+    backbone: str = "resnet18"
+    cut: str = "layer1"
+    stem: str = "auto"
+    protection: str = "none"
+    alpha: float = 1.0
+    # Training
+    rounds: int = 20
+    steps_per_round: int = 0
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    flip: bool = False
+    shift: int = 1
+    seed: int = 0
+    evaluate_every: int = 1
+    evaluate_batch_size: int = 256
+    # Machine
+    device: str = "auto"
+    autocast: bool = False
+    lower_threads: int = 0
+    upper_threads: int = 0
+    # Wire
+    transport: str = "auto"
+    wire_activations: str = "float32"
+    wire_gradients: str = "float32"
+    exchange_host: str = "127.0.0.1"
+    exchange_port: int = 0
+    exchange_advertise: str = ""
+    node_timeout_s: float = 60.0
+    step_timeout_s: float = 600.0
+    # Run
+    workspace: str = ""
+    run_name: str = ""
+    resume: str = ""
+    checkpoint_every: int = 0
+    collect_model: bool = True
+    progress_every_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self._check_contradictions()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Parse a flat mapping with kebab-case keys; keys that are absent take their defaults.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown, a value has the wrong type (a bool is not an int), or as at construction.
+        """
+        hints = get_type_hints(cls)
+        fields = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ConfigError(f"unknown setting{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known: {', '.join(fields)}")
+        return cls(**{fields[key]: _typed(key, value, hints[fields[key]]) for key, value in values.items()})
+
+    def to_mapping(self) -> dict[str, str | int | float | bool]:
+        """Return all settings as a flat mapping with kebab-case keys, as `from_mapping` takes it."""
+        values: dict[str, str | int | float | bool] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name.replace("_", "-")] = size_text(value) if isinstance(value, tuple) else value
+        return values
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def stem_for(self, image_size: Size) -> str:
+        """Return the stem: the one asked for, or by the size of the images."""
+        if self.stem != "auto":
+            return self.stem
+        return "imagenet" if max(image_size) >= _LARGE_IMAGE else "cifar"
+
+    def workspace_path(self) -> Path:
+        """Return the absolute folder of stores and runs: the setting, else $PSL_WORKSPACE, else ~/psl-flower."""
+        return default_workspace(self.workspace)
+
+    def _check_choices(self) -> None:
+        _choice("fit", self.fit, ("exact", "pad"))
+        _choice("assignment", self.assignment, get_args(Method))
+        _choice("backbone", self.backbone, BACKBONES)
+        _choice("cut", self.cut, CUTS)
+        _choice("stem", self.stem, ("auto", *STEMS))
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("transport", self.transport, TRANSPORTS)
+        _choice("wire-activations", self.wire_activations, CODECS)
+        _choice("wire-gradients", self.wire_gradients, CODECS)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f'device: expected "auto", "cpu", "cuda" or "cuda:N", got {self.device!r}')
+        if not self.dataset:
+            raise ConfigError('dataset: expected "digits", a hub name or a folder, got an empty text')
+        for key, name in (("run-name", self.run_name), ("resume", self.resume)):
+            if name and not _RUN_NAME.fullmatch(name):
+                raise ConfigError(f"{key}: expected letters, digits, '.', '_' and '-', 100 at most, got {name!r}")
+
+    def _check_ranges(self) -> None:
+        for name in ("image_size", "patch_size", "stride"):
+            size = getattr(self, name)
+            if size != (0, 0) and min(size) < 1:
+                raise ConfigError(f"{name.replace('_', '-')}: both sizes must be 1 or more, got {size_text(size)}")
+        _range("test-fraction", self.test_fraction, 0.0, 1.0, open_ends=True)
+        _range("alpha", self.alpha, 0.0)
+        _range("lr", self.lr, 0.0, open_ends=True)
+        _range("momentum", self.momentum, 0.0, 1.0)
+        _range("weight-decay", self.weight_decay, 0.0)
+        _range("rounds", self.rounds, 1)
+        _range("batch-size", self.batch_size, 1, 65_536)
+        if self.batch_size == 1:
+            raise ConfigError("batch-size: BatchNorm needs 2 or more samples in a batch, got 1")
+        _range("evaluate-batch-size", self.evaluate_batch_size, 1, 65_536)
+        _range("exchange-port", self.exchange_port, 0, 65_535)
+        _range("node-timeout-s", self.node_timeout_s, 0.0, open_ends=True)
+        _range("step-timeout-s", self.step_timeout_s, 0.0, open_ends=True)
+        _range("seed", self.seed, 0, 2**63 - 1)
+        for name in (
+            "max_train", "max_test", "uppers", "steps_per_round", "shift", "evaluate_every", "lower_threads",
+            "upper_threads", "checkpoint_every", "progress_every_s",
+        ):  # fmt: skip
+            _range(name.replace("_", "-"), getattr(self, name), 0)
+
+    def _check_contradictions(self) -> None:
+        if self.stride != (0, 0) and self.patch_size == (0, 0):
+            raise ConfigError("stride: is set, but patch-size is not; set patch-size too")
+        if self.resume and self.run_name:
+            raise ConfigError("resume and run-name contradict each other: a resumed run keeps its name")
+        if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
+            raise ConfigError(
+                f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "
+                f"choose 0 to {min(self.patch_size) - 1}"
+            )
+
+
+def default_workspace(setting: str = "") -> Path:
+    """Return the absolute workspace folder: `setting`, else $PSL_WORKSPACE, else ~/psl-flower."""
+    return Path(setting or os.environ.get("PSL_WORKSPACE") or Path.home() / "psl-flower").expanduser().absolute()
+
+
+def parse_size(key: str, value: object) -> Size:
+    """Return (height, width) of "16x24", "16" or 16; (0, 0) of an empty text.
+
+    Raises
+    ------
+    ConfigError
+        If the value is none of these.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if isinstance(value, str):
+        if not value:
+            return 0, 0
+        match = re.fullmatch(r"(-?\d{1,6})(?:x(-?\d{1,6}))?", value.strip())
+        if match:
+            height = int(match[1])
+            return height, int(match[2]) if match[2] else height
+    raise ConfigError(f'{key}: expected a size such as "16x16" (height x width, in pixels), got {value!r}')
+
+
+def size_text(size: Size) -> str:
+    """Return "16x24" of (16, 24); an empty text of (0, 0)."""
+    return "" if size == (0, 0) else f"{size[0]}x{size[1]}"
+
+
+def _typed(key: str, value: object, kind: Any) -> object:
+    if kind == Size:
+        return parse_size(key, value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}")
+    return value
+
+
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _range(key: str, value: float, least: float, most: float = math.inf, *, open_ends: bool = False) -> None:
+    inside = least < value < most if open_ends else least <= value <= most
+    if not inside or not math.isfinite(value):
+        ends = ("above", "below") if open_ends else ("at least", "at most")
+        limits = f"{ends[0]} {least:g}" + (f" and {ends[1]} {most:g}" if math.isfinite(most) else "")
+        raise ConfigError(f"{key}: expected a number {limits}, got {value!r}")

@@ -1,0 +1,106 @@
+"""What crosses the cut: one pair of modules, on the Upper before the wire and on the Lower after it.
+
+This is the one place for narrowing, noise and other protections of smashed data. A protection is a pair of modules,
+entered in `PROTECTIONS`; both work on (N, C, h, w) maps of single patches.
+
+Shape suffixes: N patches of a batch, K positions of one Upper, B batch, C channels, h and w of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from psl_flower.errors import ConfigError
+from psl_flower.wire.codecs import wire_roundtrip
+
+
+@dataclass(frozen=True, slots=True)
+class CutPair:
+    """The two halves of a protection and the channels between them.
+
+    Attributes
+    ----------
+    upper : nn.Module
+        (N, C, h, w) -> (N, wire_channels, h, w), on the Upper before the wire.
+    lower : nn.Module
+        (N, wire_channels, h, w) -> (N, C, h, w), on the Lower after it.
+    wire_channels : int
+        Channels that cross the wire.
+    """
+
+    upper: nn.Module
+    lower: nn.Module
+    wire_channels: int
+
+
+PROTECTIONS: dict[str, Callable[[int], CutPair]] = {
+    "none": lambda channels: CutPair(nn.Identity(), nn.Identity(), channels),
+}
+
+
+def cut_pair(protection: str, channels: int) -> CutPair:
+    """Return the pair of modules of a protection for `channels` channels at the cut.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such protection.
+    """
+    if protection not in PROTECTIONS:
+        raise ConfigError(f"protection: expected one of {', '.join(PROTECTIONS)}, got {protection!r}")
+    return PROTECTIONS[protection](channels)
+
+
+class _Boundary(torch.autograd.Function):
+    """Codec round trips, forward and backward; the gradient leaves in channels-last order."""
+
+    @staticmethod
+    def forward(ctx: Any, features_NChw: torch.Tensor, activations: str, gradients: str) -> torch.Tensor:
+        """Return the features as the Lower sees them."""
+        ctx.gradients = gradients
+        return _as_received(features_NChw, activations)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient as the Upper sees it."""
+        return _as_received(gradients[0], ctx.gradients), None, None
+
+
+def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradients: str = "float32") -> torch.Tensor:
+    """Pass the features of one Upper through the wire's effects without a wire, for a network in one process.
+
+    The codecs round what passes, in either direction. Also with the exact codec the memory order in which the gradient
+    enters the Upper is fixed: kernels sum in an order that depends on it, so a network in one process is bit-equal to
+    the federated one only if gradients enter its Uppers in the order that the wire gives them.
+
+    Parameters
+    ----------
+    features_NChw : torch.Tensor
+        Smashed data (B*K, C, h, w) of one Upper.
+    activations, gradients : str
+        Codec names (`psl_flower.wire.codecs`).
+    """
+    result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _as_received(values_NChw: torch.Tensor, codec: str) -> torch.Tensor:
+    # A codec's channels are its last axis, wherever the axes before it end.
+    received_NhwC = wire_roundtrip(values_NChw.permute(0, 2, 3, 1), codec).to(values_NChw.dtype)
+    received_NChw = received_NhwC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    return received_NChw.view_as(received_NChw)
+
+
+def to_wire(features_NChw: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Return maps (B*K, C, h, w) as the wire carries them: (B, K, h, w, C), contiguous; no copy if channels last."""
+    return features_NChw.permute(0, 2, 3, 1).contiguous().unflatten(0, (-1, num_positions))
+
+
+def from_wire(features_BKhwC: torch.Tensor) -> torch.Tensor:
+    """Return a wire tensor (B, K, h, w, C) as maps (B*K, C, h, w) in channels-last order; no copy."""
+    return features_BKhwC.flatten(0, 1).permute(0, 3, 1, 2)

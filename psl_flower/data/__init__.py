@@ -1,0 +1,1 @@
+"""Datasets, and the patch stores made from them."""

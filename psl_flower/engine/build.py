@@ -1,0 +1,182 @@
+"""Builds every party's part of a run from the settings and the manifest, alike wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from psl_flower.augment import Augmentation
+from psl_flower.batches import BatchOrder
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.rounds import Task
+from psl_flower.engine.upper import UpperOptions
+from psl_flower.errors import FrameMismatch
+from psl_flower.models import (
+    AdaptationNet,
+    Lower,
+    PatchSplitNet,
+    Upper,
+    adaptation_seed,
+    lower_seed,
+    reset_parameters,
+    smashed_size,
+    upper_seed,
+)
+from psl_flower.optimizers import make_sgd
+from psl_flower.schedule import Schedule
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    config: dict[str, str | int | float | bool]
+    manifest: Manifest
+
+
+def encode_settings(config: RunConfig, manifest: Manifest) -> bytes:
+    """Return what a node builds its models from, as `NodeTask.settings` carries it."""
+    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), manifest=manifest))
+
+
+def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
+    """Return what `encode_settings` was given.
+
+    Raises
+    ------
+    FrameMismatch
+        If the bytes are not that.
+    ConfigError
+        If the settings are not valid.
+    """
+    try:
+        told = msgspec.msgpack.decode(settings, type=_Settings)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
+    return RunConfig.from_mapping(told.config), told.manifest
+
+
+def make_upper(config: RunConfig, manifest: Manifest, upper: int) -> Upper:
+    """Return the Upper model of index `upper` with its initial weights."""
+    model = Upper(
+        backbone=config.backbone,
+        cut=config.cut,
+        stem=config.stem_for(manifest.image_size),
+        in_channels=manifest.channels,
+        protection=config.protection,
+    )
+    reset_parameters(model, upper_seed(config.seed, upper))
+    return model
+
+
+def make_lower(config: RunConfig, manifest: Manifest) -> Lower:
+    """Return the Lower model with its initial weights."""
+    model = Lower(
+        grid=manifest.grid(),
+        num_classes=manifest.num_classes,
+        backbone=config.backbone,
+        cut=config.cut,
+        stem=config.stem_for(manifest.image_size),
+        protection=config.protection,
+    )
+    reset_parameters(model, lower_seed(config.seed))
+    return model
+
+
+def make_network(config: RunConfig, manifest: Manifest) -> PatchSplitNet:
+    """Return the whole network with the initial weights of all parties."""
+    net = PatchSplitNet(
+        grid=manifest.grid(),
+        num_uppers=manifest.num_uppers,
+        num_classes=manifest.num_classes,
+        in_channels=manifest.channels,
+        backbone=config.backbone,
+        cut=config.cut,
+        stem=config.stem_for(manifest.image_size),
+        assignment=config.assignment,
+        protection=config.protection,
+        seed=config.seed,
+    )
+    assert net.assignment == manifest.assignment
+    return net
+
+
+def make_adaptation(config: RunConfig, manifest: Manifest) -> AdaptationNet | None:
+    """Return the Adaptation Net with its initial weights; None where alpha is 0."""
+    if config.alpha == 0:
+        return None
+    _, h, w, C = smashed_shapes(config, manifest)[0]
+    net = AdaptationNet((h, w), manifest.num_classes, C)
+    reset_parameters(net, adaptation_seed(config.seed))
+    return net
+
+
+def make_lower_engine(config: RunConfig, manifest: Manifest, device: torch.device) -> LowerEngine:
+    """Return the Lower's side of a run."""
+    return LowerEngine(
+        make_lower(config, manifest),
+        make_adaptation(config, manifest),
+        manifest.assignment,
+        alpha=config.alpha,
+        make_optimizer=lambda parameters: optimizer(config, parameters),
+        use_autocast=config.autocast,
+        device=device,
+    )
+
+
+def upper_options(config: RunConfig, manifest: Manifest, device: torch.device) -> UpperOptions:
+    """Return what an Upper needs to know besides its model and store."""
+    return UpperOptions(
+        make_optimizer=lambda parameters: optimizer(config, parameters),
+        mean=manifest.mean,
+        std=manifest.std,
+        augmentation=augmentation(config),
+        autocast=config.autocast,
+        device=device,
+    )
+
+
+def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) -> Task:
+    """Return what is trained on which samples.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few training images.
+    """
+    start, stop = manifest.splits["train"]
+    order = BatchOrder(start=start, stop=stop, batch_size=config.batch_size, seed=config.seed)
+    total_steps = config.rounds * steps_per_round(config, order)
+    return Task(
+        order=order,
+        schedule=Schedule(kind=config.schedule, peak=config.lr, total_steps=total_steps),
+        labels=labels,
+        augmentation=augmentation(config),
+        test=manifest.splits["test"],
+        evaluate_batch_size=config.evaluate_batch_size,
+    )
+
+
+def steps_per_round(config: RunConfig, order: BatchOrder) -> int:
+    """Return the steps of a round: the setting, or one epoch."""
+    return config.steps_per_round or order.steps_per_epoch
+
+
+def smashed_shapes(config: RunConfig, manifest: Manifest) -> dict[int, tuple[int, int, int, int]]:
+    """Return (K, h, w, C) of each Upper's smashed data, without the batch."""
+    C, h, w = smashed_size(make_upper(config, manifest, 0), (manifest.channels, *manifest.patch_size))
+    return {m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)}
+
+
+def augmentation(config: RunConfig) -> Augmentation:
+    """Return the transforms that the settings ask for."""
+    return Augmentation(flip=config.flip, shift=config.shift)
+
+
+def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings ask for."""
+    return make_sgd(parameters, config.momentum, config.weight_decay)

@@ -1,0 +1,81 @@
+"""An Upper that forgets everything between two messages, as a node's process does in the flower transport.
+
+Before it answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from psl_flower.checkpoints import load_state, save_state
+from psl_flower.engine.exchange import Down, Up
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import ProtocolError
+from psl_flower.wire.messages import Plan
+
+
+class ForgetfulUpper:
+    """Handles single messages of an Upper, with its state on disk in between.
+
+    Parameters
+    ----------
+    engine : UpperEngine
+        The Upper; whatever state it is in is replaced.
+    path : Path
+        File of the state between messages.
+    """
+
+    def __init__(self, engine: UpperEngine, path: Path) -> None:
+        self._engine, self._path = engine, path
+        self._plan: Plan | None = None
+
+    def expected_shape(self, step: int) -> tuple[int, ...] | None:
+        """Go to the state after `step` steps and return the shape that a gradient must have now; None if none may come.
+
+        Raises
+        ------
+        RunError
+            If neither the state between messages nor a checkpoint is of that step.
+        """
+        state = load_state(self._path, self._engine.device) if self._path.exists() else {}
+        if state.get("step") == step:
+            self._engine.restore(state)
+            self._plan = _pending_plan(state)
+        else:
+            self._engine.go_to(step)
+            self._plan = None
+        return self._engine.smashed_shape(self._plan) if self._plan else None
+
+    def handle(self, down: Down) -> Up:
+        """Do what `UpperEngine.handle` does, after `expected_shape`.
+
+        Raises
+        ------
+        ProtocolError
+            If a gradient comes and no plan is pending.
+        """
+        started = time.perf_counter()
+        trained, plan = down.step.gradient_of, down.step.plan
+        if trained is not None:
+            if self._plan is None:
+                raise ProtocolError(f"received the gradient of {trained}, but no plan is pending")
+            self._engine.run(self._plan)
+        applied = self._engine.handle(down._replace(step=msgspec.structs.replace(down.step, plan=None)))
+        if trained is not None or (plan is not None and plan.mode == "train"):
+            save_state(self._path, _with_pending(self._engine.state(), plan), durable=False)
+        return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
+
+
+def _pending_plan(state: dict[str, Any]) -> Plan | None:
+    return msgspec.msgpack.decode(bytes.fromhex(state["pending"]), type=Plan) if state.get("pending") else None
+
+
+def _with_pending(state: dict[str, Any], plan: Plan | None) -> dict[str, Any]:
+    # As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.
+    training = plan is not None and plan.mode == "train"
+    return {**state, "pending": msgspec.msgpack.encode(plan).hex() if training else ""}

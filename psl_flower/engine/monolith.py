@@ -1,0 +1,115 @@
+"""The same network trained in one process: the oracle of exactness, and the opponent of the throughput benchmark.
+
+It shares models, stores, batch order, augmentation and loss with the federated run, but none of the code that splits a
+step over parties: one graph, one backward pass, one optimiser.
+
+Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and w of a patch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
+from psl_flower.devices import autocast
+from psl_flower.engine.build import make_adaptation, make_network, make_task, optimizer
+from psl_flower.engine.rounds import Predictions, predictions
+from psl_flower.losses import loss_parts
+from psl_flower.optimizers import set_lr
+from psl_flower.pixels import normalise
+from psl_flower.stores.base import PatchStore
+from psl_flower.wire.messages import Plan
+
+
+class Monolith:
+    """All parties of a run in one process.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's settings; those of transport and wire codecs act as in the federated run: codecs round what crosses
+        the cut.
+    manifest : Manifest
+        Describes the stores.
+    labels : ndarray
+        Classes of all samples, int64.
+    stores : sequence of PatchStore
+        One for each Upper.
+    device : torch.device
+        Where everything is computed.
+
+    Attributes
+    ----------
+    net : PatchSplitNet
+        The network.
+    step : int
+        Steps applied so far.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        labels: NDArray[np.int64],
+        stores: Sequence[PatchStore],
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        self.net = make_network(config, manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.adaptation = make_adaptation(config, manifest)
+        self.step = 0
+        self._config, self._manifest, self._stores, self._device = config, manifest, stores, device
+        self._task = make_task(config, manifest, labels)
+        adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
+        self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
+
+    def train(self, num_steps: int, on_step: Callable[[int, float, float], None] = lambda *_: None) -> None:
+        """Run training steps; `on_step` gets (steps applied, full loss, seconds)."""
+        for _ in range(num_steps):
+            started = time.perf_counter()
+            plan = self._task.train_plan(self.step)
+            y_B, flipped_B = self._task.targets(plan)
+            patches_BPChw = self._patches(plan)
+            self.net.train()
+            with autocast(self._device, self._config.autocast):
+                smashed_BPChw = self._smash(patches_BPChw)
+                logits_BK = self.net.join(smashed_BPChw, flipped_B)
+                upper_logits = self.adaptation.for_all_patches(smashed_BPChw) if self.adaptation else None
+            y_B = y_B.to(self._device)
+            loss = loss_parts(logits_BK, upper_logits, y_B, self._manifest.assignment, self._config.alpha).full
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            set_lr(self._optimizer, plan.lr)
+            self._optimizer.step()
+            self.step += 1
+            on_step(self.step, float(loss.detach()), time.perf_counter() - started)
+
+    @torch.no_grad()
+    def evaluate(self) -> Predictions:
+        """Return the predictions of the test split."""
+        self.net.eval()
+        logits = []
+        for plan in self._task.evaluation_plans(self.step):
+            with autocast(self._device, self._config.autocast):
+                logits.append(self.net.join(self._smash(self._patches(plan))).float().cpu())
+        return predictions(torch.cat(logits), np.arange(*self._task.test), self._task.labels)
+
+    def _smash(self, patches_BPChw: torch.Tensor) -> torch.Tensor:
+        return self.net.smash_patches(patches_BPChw, self._config.wire_activations, self._config.wire_gradients)
+
+    def _patches(self, plan: Plan) -> torch.Tensor:
+        """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""
+        samples_B = plan.sample_indices()
+        shape = (len(samples_B), len(self._manifest.assignment), self._manifest.channels, *self._manifest.patch_size)
+        patches_BPChw = np.empty(shape, np.uint8)
+        for store in self._stores:
+            patches_BPChw[:, store.meta.positions] = store.read(samples_B)
+        if plan.mode == "train":
+            patches_BPChw = self._task.augmentation.apply(patches_BPChw, plan.augment_seed, samples_B)
+        flat_NChw = patches_BPChw.reshape(-1, *shape[2:])
+        return normalise(flat_NChw, self._manifest.mean, self._manifest.std, self._device).unflatten(0, shape[:2])

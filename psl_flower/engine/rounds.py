@@ -1,0 +1,286 @@
+"""Drives the steps of a round over any transport: plans out, smashed data in, gradients out, evaluation at the end.
+
+One exchange carries the gradients of step t and the plan of step t+1, so a step costs one round trip.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from psl_flower.augment import Augmentation
+from psl_flower.batches import BatchOrder
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.engine.exchange import Down, Exchange, Up
+from psl_flower.engine.lower import LowerEngine, StepLoss
+from psl_flower.errors import TrainingStopped
+from psl_flower.schedule import Schedule
+from psl_flower.wire.messages import Plan, Smashed, Step, StepId, pack_samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one training step did.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied when it is done, so 1 for the first.
+    epoch : int
+        Counted from 0.
+    loss : StepLoss
+        Losses, means over the batch.
+    num_samples : int
+        Samples in the batch.
+    seconds, upper_s, lower_s, wire_s : float
+        Time of the step, of its slowest Upper, of the Lower, and of the rest: moving bytes and waiting.
+    """
+
+    step: int
+    epoch: int
+    loss: StepLoss
+    num_samples: int
+    seconds: float
+    upper_s: float
+    lower_s: float
+    wire_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What the network answers to the samples of a split, in their order.
+
+    Attributes
+    ----------
+    sample : ndarray
+        Global sample indices, int64.
+    label, predicted : ndarray
+        Classes, int64.
+    confidence : ndarray
+        Softmax probability of the predicted class, float32.
+    loss : float
+        Mean cross entropy.
+    """
+
+    sample: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified rightly."""
+        return float((self.label == self.predicted).mean())
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundReport:
+    """What a round did: its steps, and the evaluation at its end if there was one."""
+
+    steps: list[StepReport] = field(default_factory=list)
+    predictions: Predictions | None = None
+    seconds: float = 0.0
+    train_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is trained on which samples, alike for the federated run and for the one in one process.
+
+    Attributes
+    ----------
+    order : BatchOrder
+        Which samples make up a step.
+    schedule : Schedule
+        Learning rate by step.
+    labels : ndarray
+        Classes of all samples by global index, int64.
+    augmentation : Augmentation
+        What is drawn in training.
+    test : tuple[int, int]
+        Half-open range of the test split.
+    evaluate_batch_size : int
+        Samples in an evaluation batch.
+    """
+
+    order: BatchOrder
+    schedule: Schedule
+    labels: NDArray[np.int64]
+    augmentation: Augmentation
+    test: tuple[int, int]
+    evaluate_batch_size: int
+
+    def train_plan(self, step: int, attempt: int = 0) -> Plan:
+        """Return the plan of a training step."""
+        return Plan(
+            id=StepId(self.order.epoch_of(step), step, attempt),
+            mode="train",
+            lr=self.schedule.lr(step),
+            samples=pack_samples(self.order.samples(step)),
+            augment_seed=self.order.augment_seed(step),
+        )
+
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans that run through the test split, numbered by batch as attempts of step `after_step`."""
+        start, stop = self.test
+        for number, first in enumerate(range(start, stop, self.evaluate_batch_size)):
+            samples_B = np.arange(first, min(first + self.evaluate_batch_size, stop))
+            step = StepId(self.order.epoch_of(after_step), after_step, number)
+            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
+
+    def targets(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the classes (B,) of a plan's samples and which of them are mirrored (B,), None if none can be."""
+        samples_B = plan.sample_indices()
+        y_B = torch.from_numpy(self.labels[samples_B])
+        if plan.mode == "evaluate" or not self.augmentation.flip:
+            return y_B, None
+        return y_B, torch.from_numpy(self.augmentation.flipped(plan.augment_seed, samples_B))
+
+
+class RoundDriver:
+    """Runs rounds for the Lower.
+
+    Parameters
+    ----------
+    lower : LowerEngine
+        The Lower's side of a step.
+    task : Task
+        What to train on.
+    smashed_shapes : mapping
+        (K, h, w, C) of each Upper's smashed data.
+    checkpoints : Checkpoints
+        The Lower's; writing one commits it, since every Upper has then saved the same step.
+    checkpoint_every : int
+        Steps between checkpoints besides that at the end of a round; 0 for none.
+    on_step : callable
+        Called with every StepReport.
+    stop_requested : callable
+        Asked before every step; true ends the round early with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        lower: LowerEngine,
+        task: Task,
+        smashed_shapes: Mapping[int, tuple[int, int, int, int]],
+        checkpoints: Checkpoints,
+        *,
+        checkpoint_every: int = 0,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.lower = lower
+        self.task = task
+        self._shapes = dict(smashed_shapes)
+        self._checkpoints = checkpoints
+        self._checkpoint_every = checkpoint_every
+        self._on_step = on_step
+        self._stop_requested = stop_requested
+
+    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool) -> RoundReport:
+        """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        TrainingStopped
+            If a stop was asked for; a checkpoint of the last step is committed.
+        PslError
+            Whatever the transport raises.
+        """
+        report, started = RoundReport(), time.perf_counter()
+        if self.lower.step < stop_step:
+            self._train(exchange, stop_step, report)
+        report.train_s = time.perf_counter() - started
+        if evaluate:
+            report.predictions = self._evaluate(exchange)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _train(self, exchange: Exchange, stop_step: int, report: RoundReport) -> None:
+        plan: Plan | None = self.task.train_plan(self.lower.step)
+        trained: Plan | None = None
+        gradients: dict[int, torch.Tensor] = {}
+        began = time.perf_counter()
+        stopping = False
+        while plan is not None:
+            answers = self._turn(exchange, trained, gradients, plan)
+            y_B, flipped_B = self.task.targets(plan)
+            computing = time.perf_counter()
+            smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
+            loss, gradients = self.lower.train_step(smashed, y_B, flipped_B, plan.lr)
+            now = time.perf_counter()
+            report.steps.append(self._report(plan, loss, answers, began, computing, now))
+            self._on_step(report.steps[-1])
+            began = now
+            stopping = self._stop_requested()
+            next_step = plan.id.step + 1
+            trained, plan = plan, self.task.train_plan(next_step) if next_step < stop_step and not stopping else None
+        self._turn(exchange, trained, gradients, None)
+        if stopping and self.lower.step < stop_step:
+            raise TrainingStopped(f"stopped after step {self.lower.step}, as asked; a checkpoint of it is written")
+
+    def _turn(
+        self, exchange: Exchange, trained: Plan | None, gradients: dict[int, torch.Tensor], plan: Plan | None
+    ) -> dict[int, Up]:
+        """Deliver the gradients of the plan just trained, and the next plan; commit a checkpoint if one is due."""
+        every = self._checkpoint_every
+        due = trained is not None and (plan is None or (every > 0 and (trained.id.step + 1) % every == 0))
+        step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
+        down = {m: Down(step, gradients.get(m)) for m in self._shapes}
+        answers = exchange.exchange(down, self._expected(plan), meanwhile=self.lower.update)
+        if due:
+            self._checkpoints.save(self.lower.step, self.lower.state())
+        return answers
+
+    def _evaluate(self, exchange: Exchange) -> Predictions:
+        logits: list[torch.Tensor] = []
+        start, stop = self.task.test
+        for plan in self.task.evaluation_plans(self.lower.step):
+            down = {m: Down(Step(plan=plan)) for m in self._shapes}
+            answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
+            smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
+            logits.append(self.lower.logits(smashed))
+        return predictions(torch.cat(logits), np.arange(start, stop), self.task.labels)
+
+    def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
+        return None if plan is None else {m: (plan.num_samples, *shape) for m, shape in self._shapes.items()}
+
+    @staticmethod
+    def _report(
+        plan: Plan, loss: StepLoss, answers: dict[int, Up], began: float, computing: float, now: float
+    ) -> StepReport:
+        spent = [up.answer for up in answers.values() if isinstance(up.answer, Smashed)]
+        upper_s = max(answer.read_s + answer.forward_s + answer.backward_s for answer in spent)
+        lower_s = now - computing
+        return StepReport(
+            step=plan.id.step + 1,
+            epoch=plan.id.epoch,
+            loss=loss,
+            num_samples=plan.num_samples,
+            seconds=now - began,
+            upper_s=upper_s,
+            lower_s=lower_s,
+            wire_s=max(0.0, now - began - upper_s - lower_s),
+        )
+
+
+def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:
+    """Return the predictions of float32 logits (B, classes) of samples (B,); `labels` are those of all samples."""
+    confidence_B, predicted_B = logits_BK.softmax(1).max(1)
+    label_B = labels[samples_B]
+    return Predictions(
+        sample=samples_B.astype(np.int64),
+        label=label_B,
+        predicted=predicted_B.numpy(),
+        confidence=confidence_B.numpy(),
+        loss=float(F.cross_entropy(logits_BK, torch.from_numpy(label_B))),
+    )

@@ -1,0 +1,196 @@
+"""The Upper's side of a step: apply the gradient, save, run the next plan forward.
+
+Shape suffixes: B batch, K positions of this Upper, N = B*K, C channels, h and w of a patch or its feature map.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from psl_flower.augment import Augmentation
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.cut import from_wire, to_wire
+from psl_flower.devices import autocast, compute_dtype
+from psl_flower.engine.exchange import Down, Up
+from psl_flower.errors import ProtocolError, RunError
+from psl_flower.models import smashed_size
+from psl_flower.optimizers import set_lr
+from psl_flower.pixels import normalise
+from psl_flower.stores.base import PatchStore
+from psl_flower.wire.messages import Plan, Saved, Smashed
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpperOptions:
+    """What an Upper needs to know besides its model and store.
+
+    Attributes
+    ----------
+    make_optimizer : callable
+        Makes the optimiser for the model's parameters; its learning rate comes with every plan.
+    mean, std : sequence of float
+        Per channel, for normalisation (`psl_flower.pixels`).
+    augmentation : Augmentation
+        What is drawn in training.
+    autocast : bool
+        Whether forward passes run under bfloat16 autocast.
+    device : torch.device
+        Where the model computes.
+    """
+
+    make_optimizer: MakeOptimizer
+    mean: Sequence[float]
+    std: Sequence[float]
+    augmentation: Augmentation
+    autocast: bool = False
+    device: torch.device = torch.device("cpu")
+
+
+class UpperEngine:
+    """One Upper: its model, optimiser, patch store and place in the run.
+
+    Parameters
+    ----------
+    model : nn.Module
+        (N, C, h, w) -> (N, C', h', w'); moved to the device.
+    store : PatchStore
+        The patches of this Upper's positions.
+    options : UpperOptions
+        The rest.
+    checkpoints : Checkpoints
+        Where states are saved.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied so far.
+    """
+
+    def __init__(self, model: nn.Module, store: PatchStore, options: UpperOptions, checkpoints: Checkpoints) -> None:
+        self.model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.store = store
+        self.step = 0
+        self._options = options
+        self._optimizer = options.make_optimizer(self.model.parameters())
+        self.device = options.device
+        self.dtype = compute_dtype(options.autocast)
+        self._checkpoints = checkpoints
+        self._pending: tuple[Plan, torch.Tensor] | None = None
+        self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
+
+    @property
+    def pending_shape(self) -> tuple[int, ...] | None:
+        """Shape (B, K, h', w', C') of the smashed data that wait for their gradient; None if none do."""
+        return None if self._pending is None else self.smashed_shape(self._pending[0])
+
+    def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
+        """Return the shape (B, K, h', w', C') of a plan's smashed data."""
+        C, h, w = self._patch_smashed
+        return (plan.num_samples, len(self.store.meta.positions), h, w, C)
+
+    def handle(self, down: Down) -> Up:
+        """Apply the gradient, if any; save, if asked; run the plan, if any, and answer.
+
+        Raises
+        ------
+        ProtocolError
+            If the gradient is not of the pending step, or the plan not of the next one: applied once or not at all.
+        StoreError, RunError
+            If the store or the disk fails.
+        """
+        started = time.perf_counter()
+        if down.step.gradient_of is not None and down.gradient_BKhwC is not None:
+            self._apply(down)
+        if down.step.save:
+            self._checkpoints.save(self.step, self.state())
+        backward_s = time.perf_counter() - started
+        if down.step.plan is None:
+            return Up(Saved(self.step))
+        return self.run(down.step.plan, backward_s)
+
+    def run(self, plan: Plan, backward_s: float = 0.0) -> Up:
+        """Run a plan forward and return its smashed data (B, K, h', w', C') in the dtype they are computed in."""
+        training = plan.mode == "train"
+        if training and plan.id.step != self.step:
+            raise ProtocolError(f"expected the plan of step {self.step}, received that of step {plan.id.step}")
+        started = time.perf_counter()
+        patches_NChw = self._read(plan)
+        read_s = time.perf_counter() - started
+        self.model.train(training)
+        with torch.set_grad_enabled(training), autocast(self._options.device, self._options.autocast):
+            smashed_NChw = self.model(patches_NChw)
+        self._pending = (plan, smashed_NChw) if training else None
+        smashed_BKhwC = to_wire(smashed_NChw.detach(), len(self.store.meta.positions)).cpu()
+        forward_s = time.perf_counter() - started - read_s
+        return Up(Smashed(plan.id, read_s=read_s, forward_s=forward_s, backward_s=backward_s), smashed_BKhwC)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to go on after `step` steps."""
+        return {
+            "step": self.step,
+            "upper": self.store.meta.upper,
+            "dataset": self.store.meta.dataset,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state; a pending step is forgotten.
+
+        Raises
+        ------
+        RunError
+            If the state is another Upper's or another network's.
+        """
+        if (state.get("upper"), state.get("dataset")) != (self.store.meta.upper, self.store.meta.dataset):
+            raise RunError(f"the checkpoint is not of Upper {self.store.meta.upper} and this dataset")
+        try:
+            self.model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        self.step, self._pending = int(state["step"]), None
+
+    def go_to(self, step: int) -> None:
+        """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
+
+        Raises
+        ------
+        RunError
+            If there is no such checkpoint or it is damaged.
+        """
+        if step == self.step == 0 and step not in self._checkpoints.steps():
+            return
+        self.restore(self._checkpoints.load(step, self._options.device))
+
+    def _apply(self, down: Down) -> None:
+        assert down.gradient_BKhwC is not None
+        if self._pending is None or self._pending[0].id != down.step.gradient_of:
+            pending = self._pending[0].id if self._pending else None
+            raise ProtocolError(f"expected the gradient of {pending}, received that of {down.step.gradient_of}")
+        plan, smashed_NChw = self._pending
+        self._pending = None
+        gradient_NChw = from_wire(down.gradient_BKhwC.to(smashed_NChw.device, smashed_NChw.dtype))
+        self._optimizer.zero_grad(set_to_none=True)
+        smashed_NChw.backward(gradient_NChw)  # type: ignore[no-untyped-call]
+        set_lr(self._optimizer, plan.lr)
+        self._optimizer.step()
+        self.step += 1
+
+    def _read(self, plan: Plan) -> torch.Tensor:
+        samples_B = plan.sample_indices()
+        patches_BKChw = self.store.read(samples_B)
+        if plan.mode == "train":
+            patches_BKChw = self._options.augmentation.apply(patches_BKChw, plan.augment_seed, samples_B)
+        patches_NChw = patches_BKChw.reshape(-1, *patches_BKChw.shape[2:])
+        return normalise(patches_NChw, self._options.mean, self._options.std, self._options.device)
+
+

@@ -1,0 +1,152 @@
+"""The trained network on test images: its own dataset's, from the patch stores, or another dataset's.
+
+Shape suffixes: B batch, K classes, N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.assembled import Assembled
+from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.sources import open_dataset
+from psl_flower.data.store_set import StoreSet, store_request, stores_root
+from psl_flower.engine.rounds import Predictions, predictions
+from psl_flower.errors import ConfigError, DataError
+from psl_flower.runs import RunFolder
+from psl_flower.stores.opening import open_store
+
+Progress = Callable[[str, int, int], None]
+# Images uint8 (B, C, H, W) and classes int64 (B,).
+Batch = tuple[torch.Tensor, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """Images with their classes.
+
+    Attributes
+    ----------
+    dataset : str
+        Where they come from.
+    num_images : int
+        N, 1 or more.
+    batches : iterator
+        Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
+    """
+
+    dataset: str
+    num_images: int
+    batches: Iterator[Batch]
+
+
+def own_test_images(
+    run: RunFolder, assembled: Assembled, max_test: int = 0, progress: Progress | None = None
+) -> LabelledImages:
+    """Return the test split of the run's dataset, from its patch stores, which are made if they are not there.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Its workspace holds the stores.
+    assembled : Assembled
+        The run's network.
+    max_test : int
+        Only so many images, drawn at random, alike every time; 0: all.
+    progress : callable, optional
+        As in `ensure_stores`.
+
+    Raises
+    ------
+    DataError
+        If the dataset is not the one that the run was trained on, as where files were added since.
+    PslError
+        Whatever `ensure_stores` raises.
+    """
+    _check_max(max_test)
+    config = assembled.config
+    stores = ensure_stores(stores_root(run.path.parents[1]), store_request(config), progress)
+    if stores.manifest.fingerprint != assembled.manifest.fingerprint:
+        raise DataError(
+            f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
+            "those that it learnt; name a dataset with --dataset"
+        )
+    samples_N = np.arange(*stores.manifest.splits["test"])
+    if 0 < max_test < len(samples_N):
+        samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
+    batches = _from_stores(stores, samples_N, config.evaluate_batch_size)
+    return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
+
+
+def other_test_images(assembled: Assembled, dataset: str, max_test: int = 0) -> LabelledImages:
+    """Return the test split of any dataset whose classes are among the network's; nothing is stored.
+
+    A dataset without a test split is divided as the run's settings say, so the run's own dataset at another place is
+    divided as it was for training.
+
+    Raises
+    ------
+    DatasetNotFound, DataError
+        If the dataset is not usable, or has a class that the network does not know.
+    """
+    _check_max(max_test)
+    config, known = assembled.config, assembled.manifest.class_names
+    source = open_dataset(dataset, test_fraction=config.test_fraction, seed=config.seed, max_test=max_test)
+    unknown = [name for name in source.class_names if name not in known]
+    if unknown:
+        raise DataError(f"{dataset}: the network knows no class {unknown[0]!r}; it knows {', '.join(known[:20])}")
+    classes = np.array([known.index(name) for name in source.class_names])
+
+    def batches() -> Iterator[Batch]:
+        samples = source.samples("test")
+        while chunk := list(islice(samples, config.evaluate_batch_size)):
+            yield assembled.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
+
+    return LabelledImages(dataset=dataset, num_images=source.num_samples("test"), batches=batches())
+
+
+def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | None = None) -> Predictions:
+    """Return what the network answers; `progress` is called as ("evaluate", images done, images in all).
+
+    Raises
+    ------
+    CorruptImage, DataError, StoreError
+        If an image or a store cannot be read.
+    """
+    logits, labels = [], []
+    done = 0
+    for images_BCHW, labels_B in images.batches:
+        logits.append(assembled.logits(images_BCHW))
+        labels.append(labels_B)
+        done += len(labels_B)
+        if progress:
+            progress("evaluate", done, images.num_images)
+    return predictions(torch.cat(logits), np.arange(done), np.concatenate(labels))
+
+
+def _from_stores(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+    manifest = stores.manifest
+    grid = manifest.grid()
+    opened = [open_store(stores.store_path(m)) for m in range(manifest.num_uppers)]
+    try:
+        for start in range(0, len(samples_N), batch_size):
+            samples_B = samples_N[start : start + batch_size]
+            shape = (len(samples_B), grid.num_patches, manifest.channels, *manifest.patch_size)
+            patches_BPChw = np.empty(shape, np.uint8)
+            for store in opened:
+                patches_BPChw[:, store.meta.positions] = store.read(samples_B)
+            yield torch.from_numpy(np.ascontiguousarray(grid.merge(patches_BPChw))), stores.labels[samples_B]
+    finally:
+        for store in opened:
+            store.close()
+
+
+def _check_max(max_test: int) -> None:
+    if max_test < 0:
+        raise ConfigError(f"max-test: expected 0 or more, got {max_test}")

@@ -1,0 +1,314 @@
+"""The patch-split network: Upper models, Lower model and Adaptation Net, from torchvision's residual networks.
+
+Shape suffixes: B batch, P patches, K patches of one Upper, N patches of a batch in one row (B*K), C channels, H and W
+pixels of an image, h and w of a patch or of its feature map.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torchvision
+from torch import nn
+
+from psl_flower.assignment import assign
+from psl_flower.cut import boundary, cut_pair
+from psl_flower.errors import ConfigError
+from psl_flower.patches import PatchGrid
+from psl_flower.seeds import derive
+
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+STEMS = ("cifar", "imagenet")
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+CUTS = ("stem", *_STAGES[:3])
+
+
+class Upper(nn.Module):
+    """The first part of the backbone, for the patches of one Upper node.
+
+    Its state_dict has torchvision's names: conv1, bn1, and layer1 up to the cut.
+
+    Parameters
+    ----------
+    backbone : {"resnet18", "resnet34", "resnet50"}
+        Network whose first part this is.
+    cut : {"stem", "layer1", "layer2", "layer3"}
+        Last stage on the Upper.
+    stem : {"cifar", "imagenet"}
+        3x3 convolution of stride 1 without pooling, or 7x7 of stride 2 with max-pooling.
+    in_channels : int
+        Channels of the images.
+    protection : str
+        Name of the pair of modules at the cut (`psl_flower.cut`).
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "resnet18",
+        cut: str = "layer1",
+        stem: str = "cifar",
+        in_channels: int = 3,
+        protection: str = "none",
+    ) -> None:
+        super().__init__()
+        stages = _stages(backbone, stem, in_channels, num_classes=1)
+        names = list(stages)
+        for name in names[: names.index(_last_stage(cut)) + 1]:
+            self.add_module(name, stages[name].to_empty(device="cpu"))
+        pair = cut_pair(protection, smashed_channels(backbone, cut))
+        self.protection = pair.upper
+        self.smashed_channels = pair.wire_channels
+        reset_parameters(self)
+
+    def forward(self, patches_NChw: torch.Tensor) -> torch.Tensor:
+        """Return the smashed data (N, C', h', w') of patches (N, C, h, w)."""
+        features = patches_NChw
+        for stage in self.children():
+            features = stage(features)
+        return features
+
+
+class Lower(nn.Module):
+    """The rest of the backbone: joins all smashed data, then the remaining stages and the classifier.
+
+    Its state_dict has torchvision's names: the stages after the cut, and fc. Parameters are those of `Upper`, and the
+    grid and number of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: PatchGrid,
+        num_classes: int,
+        backbone: str = "resnet18",
+        cut: str = "layer1",
+        stem: str = "cifar",
+        protection: str = "none",
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.protection = cut_pair(protection, smashed_channels(backbone, cut)).lower
+        stages = _stages(backbone, stem, 3, num_classes)
+        names = list(stages)
+        self._stage_names = names[names.index(_last_stage(cut)) + 1 :]
+        for name in self._stage_names:
+            self.add_module(name, stages[name].to_empty(device="cpu"))
+        reset_parameters(self)
+
+    def forward(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits (B, classes) from smashed data (B, P, C, h, w); for `flipped` see `PatchGrid.tile`."""
+        B, P = smashed_BPChw.shape[:2]
+        features_NChw = channels_last(smashed_BPChw.flatten(0, 1))
+        features = self.grid.tile(self.protection(features_NChw).unflatten(0, (B, P)), flipped)
+        for name in self._stage_names:
+            if name == "fc":
+                features = features.flatten(1)
+            features = self.get_submodule(name)(features)
+        return features
+
+
+class AdaptationNet(nn.Module):
+    """The small head that gives each Upper a loss of its own; for training only.
+
+    AdaptiveAvgPool(ceil(size/2)) - Flatten - Linear(.,512) - BatchNorm - ReLU - Linear(512,256) - BatchNorm - ReLU -
+    Linear(256, classes), after Mabuchi and Ishikawa, WACV 2023. One net serves all Uppers.
+
+    Parameters
+    ----------
+    patch_size : tuple[int, int]
+        Height and width of a patch; behind a stem that reduces the map, those of the smashed map, since pooling to
+        more than the map has would only repeat values.
+    num_classes : int
+        Classes.
+    in_channels : int
+        Channels of the smashed data.
+    """
+
+    def __init__(self, patch_size: tuple[int, int], num_classes: int, in_channels: int = 64) -> None:
+        super().__init__()
+        pooled = (-(-patch_size[0] // 2), -(-patch_size[1] // 2))
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(pooled),
+            nn.Flatten(),
+            nn.Linear(in_channels * pooled[0] * pooled[1], 512),
+            nn.BatchNorm1d(512),
+            nn.ReLU(inplace=True),
+            nn.Linear(512, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(inplace=True),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(self, smashed_NChw: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, classes) of single patches' smashed data (N, C, h', w')."""
+        logits: torch.Tensor = self.layers(smashed_NChw)
+        return logits
+
+    def for_all_patches(self, smashed_BPChw: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, P, classes) of all patches in one pass, so that BatchNorm moves once per step."""
+        B, P = smashed_BPChw.shape[:2]
+        logits: torch.Tensor = self(channels_last(smashed_BPChw.flatten(0, 1)))
+        return logits.unflatten(0, (B, P))
+
+
+class PatchSplitNet(nn.Module):
+    """All Upper models and the Lower model in one module: the assembled network, and the oracle of exactness.
+
+    Parameters
+    ----------
+    grid : PatchGrid
+        How images are cut.
+    num_uppers : int
+        M, 1 to P.
+    num_classes, in_channels, backbone, cut, stem, protection
+        As in `Upper` and `Lower`.
+    assignment : {"scatter", "round-robin"}
+        Which Upper takes which positions, where M < P (`psl_flower.assignment`).
+    seed : int, optional
+        Seed of the initial weights, as a federated run with that seed has them; None draws from torch's generator.
+
+    Attributes
+    ----------
+    uppers : nn.ModuleList
+        M Upper models.
+    lower : Lower
+        The Lower model.
+    assignment : tuple[int, ...]
+        assignment[p] is the Upper of position p.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is unknown or num_uppers is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: PatchGrid,
+        num_uppers: int,
+        num_classes: int,
+        in_channels: int = 3,
+        backbone: str = "resnet18",
+        cut: str = "layer1",
+        stem: str = "cifar",
+        assignment: str = "scatter",
+        protection: str = "none",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.assignment = assign(grid, num_uppers, assignment)
+        self.uppers = nn.ModuleList(
+            Upper(backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection)
+            for _ in range(num_uppers)
+        )
+        self.lower = Lower(
+            grid=grid, num_classes=num_classes, backbone=backbone, cut=cut, stem=stem, protection=protection
+        )
+        if seed is not None:
+            for m, upper in enumerate(self.uppers):
+                reset_parameters(upper, upper_seed(seed, m))
+            reset_parameters(self.lower, lower_seed(seed))
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, classes) of images (B, C, H, W)."""
+        return self.join(self.smash(images_BCHW))
+
+    def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the smashed data (B, P, C', h', w') of images (B, C, H, W)."""
+        return self.smash_patches(self.grid.split(images_BCHW))
+
+    def smash_patches(
+        self, patches_BPChw: torch.Tensor, activations: str = "float32", gradients: str = "float32"
+    ) -> torch.Tensor:
+        """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire."""
+        B = patches_BPChw.shape[0]
+        by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
+        for m, upper in enumerate(self.uppers):
+            positions = [p for p, owner in enumerate(self.assignment) if owner == m]
+            patches_NChw = channels_last(patches_BPChw[:, positions].flatten(0, 1))
+            smashed = boundary(upper(patches_NChw), activations, gradients).unflatten(0, (B, len(positions)))
+            for k, p in enumerate(positions):
+                by_position[p] = smashed[:, k]
+        return torch.stack([smashed for smashed in by_position if smashed is not None], dim=1)
+
+    def join(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits (B, classes) of smashed data (B, P, C', h', w'); for `flipped` see `PatchGrid.tile`."""
+        logits: torch.Tensor = self.lower(smashed_BPChw, flipped)
+        return logits
+
+
+def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
+    """Initialise all weights in place as torchvision does; with a seed, independently of torch's generator."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.Linear):
+                part.reset_parameters()
+
+
+def upper_seed(seed: int, upper: int) -> int:
+    """Seed of the initial weights of Upper m in a run."""
+    return derive(seed, "upper", upper)
+
+
+def lower_seed(seed: int) -> int:
+    """Seed of the initial weights of the Lower model in a run."""
+    return derive(seed, "lower")
+
+
+def adaptation_seed(seed: int) -> int:
+    """Seed of the initial weights of the Adaptation Net in a run."""
+    return derive(seed, "adaptation")
+
+
+def smashed_channels(backbone: str, cut: str) -> int:
+    """Channels at the cut, before any protection."""
+    if cut == "stem":
+        return 64
+    expansion = 4 if backbone == "resnet50" else 1
+    return 64 * 2 ** _STAGES.index(_last_stage(cut)) * expansion
+
+
+def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return (C', h', w') of one patch's smashed data for a patch (C, h, w); runs the Upper once, unchanged."""
+    was_training = upper.training
+    parameter = next(upper.parameters())
+    with torch.no_grad():
+        shape = upper.eval()(torch.zeros(1, *patch_shape, device=parameter.device)).shape
+    upper.train(was_training)
+    return int(shape[1]), int(shape[2]), int(shape[3])
+
+
+def channels_last(tensor_NChw: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in channels-last memory order; no copy if it is so already."""
+    return tensor_NChw.contiguous(memory_format=torch.channels_last)
+
+
+def _last_stage(cut: str) -> str:
+    if cut not in CUTS:
+        raise ConfigError(f"cut: expected one of {', '.join(CUTS)}, got {cut!r}")
+    return "maxpool" if cut == "stem" else cut
+
+
+def _stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
+    """Return the backbone's stages by torchvision's names, in order, on the meta device: without memory."""
+    if backbone not in BACKBONES:
+        raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
+    if stem not in STEMS:
+        raise ConfigError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    # Nothing is allocated or drawn for the parts of a backbone that an Upper does not keep.
+    with torch.device("meta"):
+        resnet = torchvision.models.get_model(backbone, weights=None, num_classes=num_classes)
+        if stem == "cifar":
+            resnet.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            resnet.maxpool = nn.Identity()
+        else:
+            resnet.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return OrderedDict(resnet.named_children())

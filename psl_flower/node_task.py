@@ -1,0 +1,186 @@
+"""What the Lower tells a node, and what a node says of itself; the content of Flower messages, without Flower.
+
+Records travel as MessagePack bytes, decoded strictly: missing, unknown or mistyped fields are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from psl_flower.errors import FrameMismatch, PositionError, PslError
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one patch store on a node holds.
+
+    Attributes
+    ----------
+    upper : int
+        The Upper whose patches these are.
+    positions : tuple[int, ...]
+        Grid positions held.
+    num_samples : int
+        Images.
+    dataset : str
+        Fingerprint of the set of stores.
+    """
+
+    upper: int
+    positions: tuple[int, ...]
+    num_samples: int
+    dataset: str
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node's answer to the first question.
+
+    Attributes
+    ----------
+    partition : int
+        Index of a simulated node; -1 on a real one.
+    num_partitions : int
+        Simulated nodes; 0 on a real one.
+    slots : int
+        How many simulated nodes can run at once here; 0 on a real one, which never waits for another.
+    claims : tuple[Claim, ...]
+        Stores that the node's own configuration names; none in a simulation, where the Lower allots them.
+    """
+
+    partition: int = -1
+    num_partitions: int = 0
+    slots: int = 0
+    claims: tuple[Claim, ...] = ()
+
+
+class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node is to do in a run, the same for the whole run.
+
+    Attributes
+    ----------
+    run : str
+        Name of the run.
+    uppers : tuple[int, ...]
+        Uppers that this node hosts.
+    settings : bytes
+        What the node builds its models from; passed on from whoever made the strategy to whoever made the ClientApp.
+    activations, gradients : str
+        Wire codecs.
+    timeout_s : float
+        Longest wait for the Lower's next message, in seconds.
+    stores, state : str
+        In a simulation: folders of the stores and of the nodes' checkpoints. A real node knows its own.
+    threads : int
+        Threads to compute with; 0 leaves it to the node.
+    """
+
+    run: str
+    uppers: tuple[int, ...]
+    settings: bytes
+    activations: str
+    gradients: str
+    timeout_s: float
+    stores: str = ""
+    state: str = ""
+    threads: int = 0
+
+
+class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and by what right a node opens its streams for one round.
+
+    Attributes
+    ----------
+    host, port : str, int
+        The Lower's exchange endpoint.
+    cert_pem : str or None
+        Its certificate, which alone is trusted; None for plaintext on loopback.
+    node : int
+        The node's id.
+    tokens : dict[int, bytes]
+        One-time token for each Upper.
+    step : int
+        Steps that every Upper has applied when the round starts.
+    """
+
+    host: str
+    port: int
+    cert_pem: str | None
+    node: int
+    tokens: dict[int, bytes]
+    step: int
+
+    def __repr__(self) -> str:
+        return f"StreamTicket({self.host}:{self.port}, node={self.node}, tokens=<hidden>)"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node's failure of its own: the error's class and its text."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an error; of one that is not ours only the class and the text, no traceback."""
+        kind = type(error).__name__
+        return cls(kind=kind, message=str(error) if isinstance(error, PslError) else f"{kind}: {error}")
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Return a record's bytes."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode(data: object, kind: type[Record], peer: str) -> Record:
+    """Return the record that `data` holds.
+
+    Raises
+    ------
+    FrameMismatch
+        If it is not such a record.
+    """
+    if not isinstance(data, bytes):
+        raise FrameMismatch(f"{peer}: expected a {kind.__name__} as bytes, received {type(data).__name__}")
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {str(error)[:200]}") from None
+
+
+def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int]) -> None:
+    """Check that every grid position is held once, by the Upper that it is assigned to.
+
+    Parameters
+    ----------
+    claims : mapping
+        What each node, by its name, holds.
+    assignment : sequence of int
+        assignment[p] is the Upper of position p.
+
+    Raises
+    ------
+    PositionError
+        Naming the node, if a position is unknown, held twice, or of another Upper; or the missing positions.
+    """
+    holder: dict[int, str] = {}
+    for node, held in claims.items():
+        for claim in held:
+            for p in claim.positions:
+                if not 0 <= p < len(assignment):
+                    raise PositionError(f"{node} holds position {p}, but the grid has {len(assignment)} positions")
+                if p in holder:
+                    raise PositionError(f"{node} holds position {p}, which {holder[p]} holds already")
+                if assignment[p] != claim.upper:
+                    raise PositionError(
+                        f"{node} holds position {p} for Upper {claim.upper}; it is assigned to Upper {assignment[p]}"
+                    )
+                holder[p] = node
+    missing = sorted(set(range(len(assignment))) - set(holder))
+    if missing:
+        nodes = ", ".join(claims) or "no node"
+        raise PositionError(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
+

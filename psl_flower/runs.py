@@ -1,0 +1,282 @@
+"""The folder of a run: settings, metrics, status, checkpoints, predictions and the trained model.
+
+    <workspace>/runs/<name>/
+        config.toml        settings of the run
+        manifest.json      what the stores were, without anything of the images
+        status.json        where the run is, rewritten as it goes; see `Status`
+        metrics.jsonl      one object per round
+        tensorboard/       the same as event files, and the loss of every step
+        checkpoints/       the Lower's; the newest is the committed one
+        nodes/             in a simulation: the Uppers' checkpoints
+        predictions.npz    the last evaluation: sample, label, predicted, confidence, split
+        model/             the assembled network, if the owner asked for it
+        stop               made by whoever wants the run to end after the current step
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import tomli_w
+
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
+from psl_flower.engine.rounds import Predictions
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.files import write_atomically
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run is.
+
+    Attributes
+    ----------
+    state : str
+        "preparing" (stores), "starting" (nodes), "training", "evaluating", "collecting" (the model), and at the end
+        "completed", "stopped" or "failed".
+    message : str
+        One line for a person: what happens, or why it ended and what to do.
+    round, rounds, step, total_steps : int
+        Where it is; steps applied.
+    loss : float or None
+        Full loss, mean over the steps since the last report.
+    accuracy : float or None
+        Of the last evaluation, 0..1.
+    images_per_s : float or None
+        Training rate of this round.
+    eta_s : float or None
+        Seconds left, estimated.
+    run_id : str
+        Flower's id of the run.
+    updated : float
+        Unix time.
+    """
+
+    state: str
+    message: str = ""
+    round: int = 0
+    rounds: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    run_id: str = ""
+    updated: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.state in ("completed", "stopped", "failed")
+
+
+class RunFolder:
+    """One run's folder.
+
+    Parameters
+    ----------
+    path : Path
+        <workspace>/runs/<name>.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The Lower's checkpoints."""
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def model(self) -> Path:
+        """Folder of the assembled network."""
+        return self.path / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def nodes(self) -> Path:
+        """In a simulation: folder of the Uppers' checkpoints."""
+        return self.path / "nodes"
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to end."""
+        return (self.path / "stop").exists()
+
+    def request_stop(self) -> None:
+        """Ask the run to end after the current step."""
+        (self.path / "stop").touch()
+
+    def forget_stop(self) -> None:
+        """Take the request back, as a resumed run does."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.toml.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        self._write("config.toml", tomli_w.dumps(config.to_mapping()).encode())
+
+    def read_config(self) -> RunConfig:
+        """Read config.toml.
+
+        Raises
+        ------
+        RunError
+            If it is missing or damaged.
+        """
+        path = self.path / "config.toml"
+        try:
+            return RunConfig.from_mapping(tomllib.loads(path.read_text("utf-8")))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, ConfigError) as error:
+            raise RunError(f"{path}: damaged: {error}") from error
+
+    def write_status(self, status: Status) -> None:
+        """Rewrite status.json, in one piece."""
+        stamped = msgspec.structs.replace(status, updated=time.time())
+        self._write("status.json", msgspec.json.encode(stamped), durable=status.ended)
+
+    def read_status(self) -> Status | None:
+        """Return the status; None where the run has not written one."""
+        try:
+            return msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Append one round to metrics.jsonl.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write(msgspec.json.encode(dict(metrics)) + b"\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all rounds of metrics.jsonl, without a last line that a crash left unfinished."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [msgspec.json.decode(line) for line in lines if line]
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget rounds beyond a step, which a resumed run does again."""
+        kept = [metrics for metrics in self.read_metrics() if metrics["step"] <= step]
+        self._write("metrics.jsonl", b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
+
+    def write_predictions(self, predictions: Predictions, split: str = "test") -> None:
+        """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays."""
+        path = self.path / "predictions.npz"
+        try:
+            np.savez(
+                path,
+                sample=predictions.sample,
+                label=predictions.label,
+                predicted=predictions.predicted,
+                confidence=predictions.confidence,
+                split=np.full(len(predictions.sample), split),
+            )
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write manifest.json."""
+        manifest.save(self.path / "manifest.json")
+
+    def read_manifest(self) -> Manifest:
+        """Read manifest.json; raises StoreError if it is missing or damaged."""
+        return Manifest.load(self.path / "manifest.json")
+
+    def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        path = self.path / name
+        try:
+            write_atomically(path, content, durable=durable)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
+    """Make the folder of a new run; without a name, one of the dataset and the time.
+
+    Raises
+    ------
+    RunError
+        If there is a run of this name already, or the disk refuses.
+    """
+    runs = workspace / "runs"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-") or "run"
+    chosen = name or f"{slug[:40]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        path = _make_unique(runs, chosen, unique=bool(name))
+    except FileExistsError:
+        raise RunError(
+            f"{runs / chosen}: there is a run of this name already; choose another run-name, "
+            f'or continue it with resume="{chosen}"'
+        ) from None
+    except OSError as error:
+        raise RunError(f"{runs}: cannot make the run's folder: {error.strerror or error}; set workspace") from error
+    return RunFolder(path)
+
+
+def open_run(workspace: Path, name: str) -> RunFolder:
+    """Return the folder of an existing run.
+
+    Raises
+    ------
+    RunError
+        If there is none; the runs there are named.
+    """
+    path = workspace / "runs" / name
+    if not (path / "config.toml").is_file():
+        known = ", ".join(run.name for run in list_runs(workspace)) or "none"
+        raise RunError(f"{path}: no such run (there: {known})")
+    return RunFolder(path)
+
+
+def list_runs(workspace: Path) -> list[RunFolder]:
+    """Return all runs of a workspace, oldest first."""
+    configs = (workspace / "runs").glob("*/config.toml")
+    return [RunFolder(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
+
+
+def _make_unique(runs: Path, name: str, *, unique: bool) -> Path:
+    for number in range(1, 1000):
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            if unique:
+                raise
+    raise FileExistsError(name)

@@ -1,0 +1,56 @@
+"""Learning rate as a function of the step alone: the Lower sends it, nothing of it needs saving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from psl_flower.errors import ConfigError
+
+SCHEDULES = ("one-cycle", "cosine", "constant")
+
+# OneCycleLR's defaults in torch: start at peak/25, end at start/10,000, peak after 30 % of the steps.
+_START_DIVISOR = 25.0
+_END_DIVISOR = 1e4
+_WARM_UP_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A learning-rate schedule.
+
+    Attributes
+    ----------
+    kind : {"one-cycle", "cosine", "constant"}
+        "one-cycle" rises to `peak` and falls again, both along a half cosine (Smith and Topin, 2019, as in torch's
+        OneCycleLR without momentum cycling); "cosine" falls from `peak` to 0.
+    peak : float
+        Highest learning rate, above 0.
+    total_steps : int
+        Steps of the whole run.
+    """
+
+    kind: str
+    peak: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ConfigError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.kind!r}")
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of step `step`, counted from 0."""
+        if self.kind == "constant":
+            return self.peak
+        last = max(1, self.total_steps - 1)
+        if self.kind == "cosine":
+            return _half_cosine(self.peak, 0.0, step / last)
+        start = self.peak / _START_DIVISOR
+        turn = max(1.0, _WARM_UP_SHARE * last)
+        if step <= turn:
+            return _half_cosine(start, self.peak, step / turn)
+        return _half_cosine(self.peak, start / _END_DIVISOR, (step - turn) / max(1.0, last - turn))
+
+
+def _half_cosine(first: float, last: float, share: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * min(1.0, share))) / 2

@@ -1,0 +1,17 @@
+"""Sealed patch stores: encrypted records, signed manifests, authorised restoration.
+
+The format is described byte by byte in docs/store-format.md, what it protects and what not in
+docs/threat-model.md.
+
+    keys, keyfile, secret, suite     identities, their files, primitives and purposes
+    disk, folders                    crash-safe files, local or by URL
+    header, records, merkle, segment the immutable files of a store
+    envelope, manifest, seen         signed documents; what was seen before
+    epoch, shares                    keys of one epoch; k of n
+    sealing, ingest, rotate, bundle  the owner
+    store                            the node
+    labels                           the Lower server, and who corrects labels
+    audit, restore, export, wrong    the restorers
+    remote                           restoration through others' hands
+    matching, verify                 anyone
+"""

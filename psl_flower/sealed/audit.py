@@ -1,0 +1,217 @@
+"""The audit log: who was given which images, when and why, written before they are.
+
+    audit.log    one line per entry: {"entry": {...}, "signatures": [{"public": ..., "signature": ...}, ...]}
+    audit.head   a signed document: how many entries there are, and the digest of the last
+
+Each entry names the SHA-256 of the line before, and is signed by everyone who took part. Both files are
+replaced whole, log before head, so that after a crash the log is at most one valid entry ahead. Who can put
+back an old log together with its old head is found out by those who saw the newer one (`SeenBook`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from psl_flower.errors import AuditLogEdited, AuditLogTruncated, StoreError, StoreNotFound
+from psl_flower.sealed import envelope
+from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
+from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.seen import SeenBook
+from psl_flower.sealed.suite import Purpose, digest
+
+FILE = "audit.log"
+HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
+_LIMIT = 1 << 30
+_LOCK_TIMEOUT_S = 30.0
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry.
+
+    Attributes
+    ----------
+    number : int
+        From 0.
+    previous : str
+        Hex SHA-256 of the line before; zeros for the first.
+    dataset, manifest : str
+        Hex names of the dataset and of the manifest file that it was done by.
+    when : str
+        UTC, as the clock of the machine had it.
+    action : str
+        "restore", "answer" (a node, to a remote request), "relabel" or "rotate".
+    who : tuple[str, ...]
+        Names, each with the key's fingerprint.
+    images : tuple[int, ...]
+        Global sample indices.
+    why : str
+        As they said.
+    """
+
+    number: int
+    previous: str
+    dataset: str
+    manifest: str
+    when: str
+    action: str
+    who: tuple[str, ...]
+    images: tuple[int, ...]
+    why: str
+
+
+class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    public: str
+    signature: bytes
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    entry: msgspec.Raw
+    signatures: tuple[_Signature, ...]
+
+
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dataset: bytes
+    count: int
+    last: bytes
+
+
+class AuditLog:
+    """An audit log on disk.
+
+    Parameters
+    ----------
+    path : Path
+        The log; its head lies beside it.
+    """
+
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
+        self.path = path
+        self._head = path.with_suffix(".head")
+        self._disk = disk
+
+    def append(
+        self, signed: SignedManifest, who: Sequence[Identity], action: str, images: Sequence[int], why: str
+    ) -> Entry:
+        """Write an entry, signed by everyone who takes part, and make it durable.
+
+        Raises
+        ------
+        AuditError
+            If the log so far cannot be trusted: nothing may be released on top of it.
+        """
+        self._disk.make_folder(self.path.parent)
+        with FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):
+            lines = self._lines()
+            self._check(lines, signed.manifest)
+            entry = Entry(
+                number=len(lines),
+                previous=digest(lines[-1]).hex() if lines else bytes(32).hex(),
+                dataset=signed.manifest.dataset.hex(),
+                manifest=signed.digest.hex(),
+                when=datetime.now(UTC).isoformat(timespec="seconds"),
+                action=action,
+                who=tuple(f"{person.name} ({person.role} {person.public.fingerprint})" for person in who),
+                images=tuple(images),
+                why=why,
+            )
+            raw = msgspec.json.encode(entry)
+            signatures = tuple(_Signature(str(p.public), p.sign(Purpose.SIGN_AUDIT, raw)) for p in who)
+            lines.append(msgspec.json.encode(_Line(msgspec.Raw(raw), signatures)))
+            write_file(self.path, b"".join(line + b"\n" for line in lines), disk=self._disk)
+            head = _Head(signed.manifest.dataset, len(lines), digest(lines[-1]))
+            write_file(self._head, envelope.sign(HEAD, envelope.encode(head), list(who)), disk=self._disk)
+        return entry
+
+    def read(self, manifest: Manifest, seen: SeenBook | None = None) -> list[Entry]:
+        """Check the whole log and return its entries, oldest first.
+
+        Raises
+        ------
+        AuditLogEdited
+            If an entry was changed, moved, or signed by nobody whom the manifest names.
+        AuditLogTruncated
+            If entries are missing.
+        """
+        lines = self._lines()
+        entries = self._check(lines, manifest)
+        if seen is not None:
+            seen.check_audit(manifest.dataset, str(self.path.resolve()), len(entries))
+        return entries
+
+    def _lines(self) -> list[bytes]:
+        try:
+            data = read_file(self.path, _LIMIT)
+        except StoreNotFound:
+            return []
+        if data and not data.endswith(b"\n"):
+            raise AuditLogTruncated(f"{self.path}: the last line is cut")
+        return data.split(b"\n")[:-1]
+
+    def _check(self, lines: list[bytes], manifest: Manifest) -> list[Entry]:
+        entries, previous = [], bytes(32)
+        known = _signers(manifest)
+        for number, line in enumerate(lines):
+            entries.append(self._check_line(line, number, previous, manifest, known))
+            previous = digest(line)
+        self._check_head(lines, manifest, known)
+        return entries
+
+    def _check_line(
+        self, line: bytes, number: int, previous: bytes, manifest: Manifest, known: set[bytes]
+    ) -> Entry:
+        where = f"{self.path}: entry {number}"
+        try:
+            parsed = msgspec.json.decode(line, type=_Line)
+            raw = bytes(parsed.entry)
+            entry = msgspec.json.decode(raw, type=Entry)
+        except msgspec.DecodeError:
+            raise AuditLogEdited(f"{where} is not an entry") from None
+        # Only one spelling of a line is valid, so that no byte can change unnoticed.
+        if msgspec.json.encode(parsed) != line:
+            raise AuditLogEdited(f"{where} was changed")
+        if (entry.number, entry.previous, entry.dataset) != (number, previous.hex(), manifest.dataset.hex()):
+            raise AuditLogEdited(
+                f"{where} does not follow the one before: entries were removed, moved or exchanged"
+            )
+        if not parsed.signatures or len(parsed.signatures) != len(entry.who):
+            raise AuditLogEdited(f"{where} is not signed by all who took part")
+        for part in parsed.signatures:
+            public = PublicIdentity.parse(part.public)
+            if public.sign_key not in known:
+                raise AuditLogEdited(f"{where} is signed by somebody whom the manifest does not name")
+            if not signature_is_good(public.sign_key, part.signature, Purpose.SIGN_AUDIT, raw):
+                raise AuditLogEdited(f"{where} was changed after it was signed")
+        return entry
+
+    def _check_head(self, lines: list[bytes], manifest: Manifest, known: set[bytes]) -> None:
+        try:
+            data = read_file(self._head, envelope.MAX_BYTES)
+        except StoreNotFound:
+            if len(lines) > 1:
+                raise AuditLogTruncated(
+                    f"{self._head} is missing: whether entries were cut cannot be told"
+                ) from None
+            return
+        try:
+            signed = envelope.parse(HEAD, data, str(self._head))
+            head = envelope.decode(signed.payload, _Head, str(self._head))
+        except StoreError as error:
+            raise AuditLogEdited(str(error)) from None
+        if not set(signed.signers) <= known or head.dataset != manifest.dataset:
+            raise AuditLogEdited(f"{self._head} is not of this dataset")
+        if len(lines) < head.count:
+            raise AuditLogTruncated(f"{self.path} has {len(lines)} entries; {head.count} were written")
+        # After a crash between the two writes the log is one entry ahead of its head.
+        if len(lines) > head.count + 1 or (head.count and digest(lines[head.count - 1]) != head.last):
+            raise AuditLogEdited(f"{self.path} and {self._head} do not belong together")
+
+
+def _signers(manifest: Manifest) -> set[bytes]:
+    texts = [manifest.owner, *(m.public for m in manifest.restorers), *(s.node for s in manifest.stores)]
+    return {PublicIdentity.parse(text).sign_key for text in (*texts, *(d.public for d in manifest.dropped))}

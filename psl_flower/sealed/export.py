@@ -1,0 +1,121 @@
+"""Restored images as files: one PNG each, contact sheets, and a table. They appear all or not at all.
+
+Shape suffixes: B images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from psl_flower.errors import StoreUnreachable
+from psl_flower.sealed.disk import NewFolder
+
+_PER_SHEET, _COLUMNS = 100, 10
+_TILE, _CAPTION = 96, 34
+_MARGIN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What is known of an image: its number, split and number in it, class, and what a run took it for."""
+
+    image: int
+    split: str
+    number: int
+    label: str = ""
+    predicted: str = ""
+    confidence: float | None = None
+
+    @property
+    def file(self) -> str:
+        """Name of its PNG."""
+        return f"{self.split}-{self.number:06d}.png"
+
+
+def export(images: Iterable[NDArray[np.uint8]], captions: Sequence[Caption], out: Path) -> list[Path]:
+    """Write images (B, C, H, W) at a time, with their captions in order; returns the contact sheets.
+
+    One and three channels become grey and RGB PNGs; of other numbers, the channels stand under each other in
+    grey.
+
+    Raises
+    ------
+    StoreExists
+        If `out` is not a new or an empty folder.
+    StoreUnreachable
+        If the disk refuses.
+    """
+    sheets: list[str] = []
+    with NewFolder(out) as folder:
+        try:
+            tiles: list[Image.Image] = []
+            done = 0
+            for batch_BCHW in images:
+                for image_CHW in batch_BCHW:
+                    picture = to_picture(image_CHW)
+                    picture.save(folder / captions[done].file)
+                    tiles.append(_tile(picture, captions[done]))
+                    done += 1
+                    if len(tiles) == _PER_SHEET or done == len(captions):
+                        sheets.append(f"sheet-{len(sheets) + 1:04d}.png")
+                        _sheet(tiles).save(folder / sheets[-1])
+                        tiles.clear()
+            _table(folder / "images.csv", captions)
+        except OSError as error:
+            raise StoreUnreachable(
+                f"cannot write to {out}: {error.strerror or type(error).__name__}"
+            ) from None
+    return [out / name for name in sheets]
+
+
+def to_picture(image_CHW: NDArray[np.uint8]) -> Image.Image:
+    """Return an image whose pixels are exactly these."""
+    if image_CHW.shape[0] == 3:
+        return Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))
+    return Image.fromarray(np.ascontiguousarray(image_CHW.reshape(-1, image_CHW.shape[2])))
+
+
+def _tile(picture: Image.Image, caption: Caption) -> Image.Image:
+    tile = Image.new("RGB", (_TILE + 2 * _MARGIN, _TILE + _CAPTION + 2 * _MARGIN), "white")
+    scale = _TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    tile.paste(shown.convert("RGB"), (_MARGIN + (_TILE - size[0]) // 2, _MARGIN + (_TILE - size[1]) // 2))
+    draw = ImageDraw.Draw(tile)
+    lines = [f"{caption.split}:{caption.number}", _short(caption.label)]
+    if caption.predicted:
+        sure = "" if caption.confidence is None else f" {caption.confidence:.0%}"
+        lines.append(_short(f"> {caption.predicted}{sure}"))
+    for k, line in enumerate(lines):
+        draw.text((_MARGIN, _MARGIN + _TILE + 1 + 11 * k), line, fill="darkred" if k == 2 else "black")
+    return tile
+
+
+def _short(text: str) -> str:
+    # The built-in font of Pillow may lack letters; a caption is no place to fail over one.
+    return text.encode("latin-1", errors="replace").decode("latin-1")[:17]
+
+
+def _sheet(tiles: Sequence[Image.Image]) -> Image.Image:
+    width, height = tiles[0].size
+    columns = min(_COLUMNS, len(tiles))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for k, tile in enumerate(tiles):
+        sheet.paste(tile, (k % columns * width, k // columns * height))
+    return sheet
+
+
+def _table(path: Path, captions: Sequence[Caption]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "split", "number", "file", "label", "predicted", "confidence"])
+        for c in captions:
+            sure = "" if c.confidence is None else f"{c.confidence:.6f}"
+            table.writerow([c.image, c.split, c.number, c.file, c.label, c.predicted, sure])

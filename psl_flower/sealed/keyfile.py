@@ -1,0 +1,189 @@
+"""Key files: a short text, readable by its owner only, its secret line under a passphrase if one is given.
+
+    psl-flower secret key, version 1: give it to nobody
+    role: restorer
+    name: alice
+    public: psl1-restorer-...
+    protection: none   |   argon2id memory-kib=65536 passes=3 lanes=1 salt=<base64>
+    secret: <base64 of 64 bytes, or of nonce, ciphertext and tag>
+
+The passphrase key is Argon2id(passphrase, salt), the cipher ChaCha20-Poly1305, its associated data every line
+above `secret`, so that no line can be changed unnoticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from psl_flower.errors import IdentityError, InsecureKeyFile, PassphraseError, StoreExists, StoreNotFound
+from psl_flower.sealed.disk import read_file, write_file
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
+
+TITLE = "psl-flower secret key, version 1: give it to nobody"
+_FIELDS = ("role", "name", "public", "protection", "secret")
+_ARGON2 = re.compile(
+    r"argon2id memory-kib=(\d{1,8}) passes=(\d{1,3}) lanes=(\d{1,3}) salt=([A-Za-z0-9+/=]{24})"
+)
+_MEMORY_KIB, _PASSES, _LANES = 65536, 3, 1
+# Bounds on what a file may ask of us: a gibibyte and 64 passes.
+_MAX_MEMORY_KIB, _MAX_PASSES, _MAX_LANES = 1 << 20, 64, 64
+_LIMIT = 16384
+
+
+def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
+    """Write a new key file with mode 0600, and the public key beside it as ``<path>.pub``.
+
+    Raises
+    ------
+    StoreExists
+        If the file exists: a key is never overwritten.
+    """
+    public_path = public_file(path)
+    for target in (path, public_path):
+        if target.exists():
+            raise StoreExists(f"{target} exists already; a key is never overwritten")
+    lines = [TITLE, f"role: {identity.role}", f"name: {identity.name}", f"public: {identity.public}"]
+    if passphrase is None:
+        lines.append("protection: none")
+        body = identity.secret.reveal()
+    else:
+        if not passphrase:
+            raise PassphraseError("an empty passphrase protects nothing; leave it out instead")
+        salt = secrets.token_bytes(16)
+        settings = f"memory-kib={_MEMORY_KIB} passes={_PASSES} lanes={_LANES}"
+        lines.append(f"protection: argon2id {settings} salt={base64.b64encode(salt).decode()}")
+        with _stretch(passphrase, salt, _MEMORY_KIB, _PASSES, _LANES) as key:
+            body = wrap(key, identity.secret.reveal(), _bound(lines))
+    lines.append(f"secret: {base64.b64encode(body).decode()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
+    write_file(public_path, f"{identity.public}\n".encode())
+
+
+def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
+    """Read a key file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    ask : callable, optional
+        Given the file's name, returns the passphrase; called only where one is needed.
+
+    Raises
+    ------
+    StoreNotFound
+        If there is no such file.
+    InsecureKeyFile
+        If others than its owner may read or write it.
+    PassphraseError
+        If a passphrase is needed and there is none, or it is wrong, or the file was changed.
+    IdentityError
+        If it is not a key file, or was damaged.
+    """
+    text = read_file(path, _LIMIT)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & 0o077:
+        raise InsecureKeyFile(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
+    lines, fields = _parse(path, text)
+    role, public = _role(path, fields["role"]), PublicIdentity.parse(fields["public"])
+    try:
+        body = base64.b64decode(fields["secret"], validate=True)
+    except binascii.Error:
+        raise IdentityError(f"{path}: damaged: the secret line does not decode") from None
+    if fields["protection"] != "none":
+        body = _open(path, fields["protection"], body, lines, ask)
+    if len(body) != 64:
+        raise IdentityError(f"{path}: damaged: the secret has the wrong length")
+    identity = Identity(role, fields["name"], Secret(body))
+    if identity.public != public:
+        raise IdentityError(f"{path}: damaged: secret and public key do not belong together")
+    return identity
+
+
+def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
+    """Read a public key, given as its text or as a file that holds it (a key file does, too).
+
+    Raises
+    ------
+    IdentityError
+        If it is neither.
+    """
+    if text_or_path.strip().startswith("psl1-"):
+        return PublicIdentity.parse(text_or_path, role)
+    try:
+        content = read_file(Path(text_or_path), _LIMIT).decode("utf-8", errors="replace")
+    except StoreNotFound:
+        raise IdentityError(f"{text_or_path} is neither a public key nor a file that holds one") from None
+    for line in content.splitlines():
+        if line.startswith(("psl1-", "public: psl1-")):
+            return PublicIdentity.parse(line.removeprefix("public: "), role)
+    raise IdentityError(f"{text_or_path} holds no public key")
+
+
+def public_file(path: Path) -> Path:
+    """Return the place of the public key that belongs to a key file."""
+    return path.with_name(f"{path.name}.pub")
+
+
+def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
+    try:
+        lines = text.decode("ascii").splitlines()
+    except UnicodeDecodeError:
+        raise IdentityError(f"{path} is not a psl-flower key file") from None
+    if not lines or not lines[0].startswith("psl-flower secret key"):
+        raise IdentityError(f"{path} is not a psl-flower key file")
+    if lines[0] != TITLE:
+        raise IdentityError(f"{path} is a key file of a version that this program does not know")
+    pairs = [line.partition(": ") for line in lines[1:]]
+    if tuple(key for key, _, _ in pairs) != _FIELDS:
+        raise IdentityError(f"{path}: damaged: expected the lines {', '.join(_FIELDS)}")
+    return lines, {key: value for key, _, value in pairs}
+
+
+def _role(path: Path, text: str) -> Role:
+    try:
+        return Role(text)
+    except ValueError:
+        raise IdentityError(f"{path}: damaged: unknown role") from None
+
+
+def _open(
+    path: Path, protection: str, box: bytes, lines: list[str], ask: Callable[[str], str] | None
+) -> bytes:
+    match = _ARGON2.fullmatch(protection)
+    if match is None:
+        raise IdentityError(f"{path}: a protection that this program does not know")
+    memory, passes, lanes = (int(match[n]) for n in (1, 2, 3))
+    in_bounds = passes in range(1, _MAX_PASSES + 1) and lanes in range(1, _MAX_LANES + 1)
+    if not in_bounds or memory not in range(8 * lanes, _MAX_MEMORY_KIB + 1):
+        raise IdentityError(f"{path}: its Argon2id settings are out of bounds")
+    if ask is None:
+        raise PassphraseError(
+            f"{path} is protected by a passphrase; give it with --passphrase-file or on a terminal"
+        )
+    with _stretch(ask(str(path)), base64.b64decode(match[4]), memory, passes, lanes) as key:
+        body = unwrap(key, box, _bound(lines[:-1]))
+    if body is None:
+        raise PassphraseError(f"{path}: wrong passphrase, or the file was changed")
+    return body
+
+
+def _stretch(passphrase: str, salt: bytes, memory_kib: int, passes: int, lanes: int) -> Secret:
+    kdf = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory_kib)
+    return Secret(kdf.derive(passphrase.encode()))
+
+
+def _bound(lines: list[str]) -> bytes:
+    return context(Purpose.KEY_FILE, "\n".join(lines).encode())

@@ -1,0 +1,321 @@
+"""Labels: a chain of signed versions beside the manifest, for the Lower model and those who may correct them.
+
+    labels/000000.psl, 000001.psl, ...   each a signed document that names the digest of the one before
+
+A version brings the labels of new images ("images", by the owner), corrects some ("relabel", by the owner or
+a restorer), or repeats all of them for new readers ("snapshot", by the owner, at a rotation). Nothing is
+overwritten. Where the dataset has a Lower key, the body is encrypted under a random key that is sealed to the
+Lower, the owner and each restorer; otherwise it is in clear, and the folder must be given to the Lower only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import LabelError
+from psl_flower.sealed import envelope
+from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.manifest import Manifest
+from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
+
+FOLDER = "labels"
+KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Reader(_Part, frozen=True, kw_only=True):
+    """The version's key, sealed to one reader."""
+
+    public: str
+    key: bytes
+
+
+class Body(_Part, frozen=True, kw_only=True):
+    """What a version says: labels (u32 each) of images from `first` on, and changes (image, new label)."""
+
+    why: str = ""
+    first: int = 0
+    labels: bytes = b""
+    changes: tuple[tuple[int, int], ...] = ()
+
+
+class Version(_Part, frozen=True, kw_only=True):
+    """One label version, as signed."""
+
+    dataset: bytes
+    version: int
+    previous: bytes
+    generation: int
+    kind: Literal["images", "relabel", "snapshot"]
+    author: str
+    name: str
+    when: str
+    readers: tuple[Reader, ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One label version for people.
+
+    Attributes
+    ----------
+    version : int
+        From 0.
+    kind, who, when, why : str
+        Of the version; who by name.
+    changes : tuple[tuple[int, int, int], ...]
+        (image, old label, new label) of a "relabel".
+    """
+
+    version: int
+    kind: str
+    who: str
+    when: str
+    why: str
+    changes: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels as of the newest version.
+
+    Attributes
+    ----------
+    labels_N : NDArray[np.int64]
+        (N,) index into the class names.
+    version : int
+        The newest version's number.
+    history : tuple[Change, ...]
+        All versions, oldest first; those before a snapshot only for who could read them.
+    digests : tuple[bytes, ...]
+        SHA-256 of each version's file, for `SeenBook.check_labels`.
+    """
+
+    labels_N: NDArray[np.int64]
+    version: int
+    history: tuple[Change, ...]
+    digests: tuple[bytes, ...]
+
+
+class LabelBook:
+    """The label versions in an owner's folder."""
+
+    def __init__(self, out: Path, disk: Disk = DISK) -> None:
+        self.folder = out / FOLDER
+        self._disk = disk
+
+    def read(self, manifest: Manifest, reader: Identity | None = None) -> Labels:
+        """Check the chain and return the labels as of its end.
+
+        Parameters
+        ----------
+        manifest : Manifest
+            Says who may write labels.
+        reader : Identity, optional
+            Lower, owner or restorer; needed where labels are sealed.
+
+        Raises
+        ------
+        LabelError
+            If versions are missing, changed, or not by someone entitled, or sealed to others.
+        """
+        chain = self._chain(manifest, manifest.generation)
+        if manifest.labels_version >= 0:
+            known = [found for _, found in chain[manifest.labels_version : manifest.labels_version + 1]]
+            if known != [manifest.labels_digest]:
+                raise LabelError(
+                    f"{self.folder}: label version {manifest.labels_version} is missing or replaced"
+                )
+        labels_N = np.full(manifest.num_samples, -1, np.int64)
+        readable = [self._open(version, reader) for version, _ in chain]
+        start = max((k for k, (version, _) in enumerate(chain) if version.kind == "snapshot"), default=0)
+        if any(body is None for body in readable[start:]):
+            raise LabelError(
+                f"{self.folder}: the labels are sealed; give the key of the Lower, the owner or a restorer"
+            )
+        history = []
+        for (version, _), body in zip(chain, readable, strict=True):
+            changes = () if body is None else _apply(version, body, manifest, labels_N)
+            why = "(sealed to others)" if body is None else body.why
+            history.append(Change(version.version, version.kind, version.name, version.when, why, changes))
+        if (labels_N < 0).any():
+            raise LabelError(
+                f"{self.folder}: {int((labels_N < 0).sum())} images of {len(labels_N)} have no label"
+            )
+        return Labels(labels_N, len(chain) - 1, tuple(history), tuple(found for _, found in chain))
+
+    def add_images(
+        self, manifest: Manifest, owner: Identity, *, first: int, labels: NDArray[np.int64]
+    ) -> tuple[int, bytes]:
+        """Add the labels of a coming generation's new images; returns the version's number and digest.
+
+        The version that an interrupted ingest of this generation wrote is kept.
+        """
+        body = Body(why="ingest", first=first, labels=labels.astype("<u4").tobytes())
+        return self._add_coming(manifest, owner, "images", body)
+
+    def add_snapshot(
+        self, manifest: Manifest, owner: Identity, labels: NDArray[np.int64], why: str
+    ) -> tuple[int, bytes]:
+        """Repeat all labels in a coming generation, for readers who could not read earlier versions."""
+        body = Body(why=why, labels=labels.astype("<u4").tobytes())
+        return self._add_coming(manifest, owner, "snapshot", body)
+
+    def relabel(
+        self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str
+    ) -> int:
+        """Correct labels: (image, new label) each. Returns the new version's number.
+
+        Raises
+        ------
+        LabelError
+            If the author may not, or an image or label is out of range.
+        """
+        if author.public.sign_key not in _entitled(manifest, "relabel"):
+            raise LabelError(f"{author.role} {author.name!r} may not change this dataset's labels")
+        _check_changes(changes, manifest)
+        body = Body(why=why, changes=tuple(changes))
+        return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
+
+    def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
+        chain = self._chain(manifest, manifest.generation)
+        if chain and chain[-1][0].generation == manifest.generation:
+            return len(chain) - 1, chain[-1][1]
+        return self._add(manifest, owner, kind, body, chain)
+
+    def _add(
+        self, manifest: Manifest, author: Identity, kind: str, body: Body, chain: list[tuple[Version, bytes]]
+    ) -> tuple[int, bytes]:
+        number = len(chain)
+        bound = context(Purpose.LABELS, manifest.dataset, number)
+        plain = envelope.encode(body)
+        readers: tuple[Reader, ...] = ()
+        if manifest.lower:
+            with Secret.random() as key:
+                info = context(Purpose.LABEL_KEY, manifest.dataset, number)
+                publics = [manifest.owner, manifest.lower, *(member.public for member in manifest.restorers)]
+                readers = tuple(
+                    Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), info)) for p in publics
+                )
+                plain = wrap(key, plain, bound)
+        version = Version(
+            dataset=manifest.dataset,
+            version=number,
+            previous=chain[-1][1] if chain else bytes(32),
+            generation=manifest.generation,
+            kind=kind,  # type: ignore[arg-type]
+            author=str(author.public),
+            name=author.name,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            readers=readers,
+            body=plain,
+        )
+        self._disk.make_folder(self.folder)
+        data = envelope.sign(KIND, envelope.encode(version), [author])
+        write_file(self.folder / _file(number), data, mode=0o600, disk=self._disk)
+        return number, digest(data)
+
+    def _chain(self, manifest: Manifest, last: int) -> list[tuple[Version, bytes]]:
+        """Return the versions of generations up to `last`, checked, with their digests.
+
+        A version of a later generation is what an interrupted ingest left: it is not yet valid.
+        """
+        files = sorted(self.folder.glob("[0-9]*.psl")) if self.folder.is_dir() else []
+        chain: list[tuple[Version, bytes]] = []
+        for number, file in enumerate(files):
+            if file.name != _file(number):
+                raise LabelError(f"{self.folder}: label version {number} is missing")
+            signed = envelope.parse(KIND, read_file(file, envelope.MAX_BYTES), str(file))
+            version = envelope.decode(signed.payload, Version, str(file))
+            if version.generation > last:
+                break
+            previous = chain[-1][1] if chain else bytes(32)
+            in_order = not chain or version.generation >= chain[-1][0].generation
+            if (version.dataset, version.version, version.previous) != (
+                manifest.dataset,
+                number,
+                previous,
+            ) or not in_order:
+                raise LabelError(f"{file}: is not version {number} of this dataset's labels")
+            author = PublicIdentity.parse(version.author)
+            if len(signed.signers) != 1 or not signed.signed_by(author):
+                raise LabelError(f"{file}: is not signed by the author that it names")
+            if author.sign_key not in _entitled(manifest, version.kind, version.generation):
+                raise LabelError(
+                    f"{file}: {author.role} {version.name!r} may not write label versions of this kind"
+                )
+            chain.append((version, signed.digest))
+        return chain
+
+    def _open(self, version: Version, reader: Identity | None) -> Body | None:
+        where = str(self.folder / _file(version.version))
+        if not version.readers:
+            return envelope.decode(version.body, Body, where)
+        for box in version.readers:
+            if reader is not None and box.public == str(reader.public):
+                plain = reader.open(box.key, context(Purpose.LABEL_KEY, version.dataset, version.version))
+                if plain is None:
+                    raise LabelError(
+                        f"{where}: its key was not sealed to {reader.role} {reader.name!r} as it claims"
+                    )
+                body = unwrap(
+                    Secret(plain), version.body, context(Purpose.LABELS, version.dataset, version.version)
+                )
+                if body is None:
+                    raise LabelError(f"{where}: its body does not open under its key")
+                return envelope.decode(body, Body, where)
+        return None
+
+
+def _entitled(manifest: Manifest, kind: str, generation: int | None = None) -> set[bytes]:
+    """Return the Ed25519 keys that may sign such a version; restorers dropped since could, in their time."""
+    keys = {PublicIdentity.parse(manifest.owner).sign_key}
+    if kind == "relabel":
+        keys |= {PublicIdentity.parse(member.public).sign_key for member in manifest.restorers}
+        for dropped in manifest.dropped:
+            public = PublicIdentity.parse(dropped.public)
+            if generation is not None and public.role is Role.RESTORER and generation < dropped.generation:
+                keys.add(public.sign_key)
+    return keys
+
+
+def _check_changes(changes: Sequence[tuple[int, int]], manifest: Manifest) -> None:
+    for image, label in changes:
+        if not 0 <= image < manifest.num_samples:
+            raise LabelError(f"image {image} is not in this dataset of {manifest.num_samples}")
+        if not 0 <= label < len(manifest.classes):
+            raise LabelError(f"image {image}: its label is none of the {len(manifest.classes)} classes")
+
+
+def _apply(
+    version: Version, body: Body, manifest: Manifest, labels_N: NDArray[np.int64]
+) -> tuple[tuple[int, int, int], ...]:
+    if version.kind in ("images", "snapshot"):
+        new = np.frombuffer(body.labels, "<u4") if len(body.labels) % 4 == 0 else np.empty(0, "<u4")
+        _check_changes([(body.first + len(new) - 1, int(new.max()))] if len(new) else [], manifest)
+        labels_N[body.first : body.first + len(new)] = new
+        return ()
+    _check_changes(body.changes, manifest)
+    changes = []
+    for image, label in body.changes:
+        changes.append((image, int(labels_N[image]), label))
+        labels_N[image] = label
+    return tuple(changes)
+
+
+def _file(number: int) -> str:
+    return f"{number:06d}.psl"

@@ -1,0 +1,61 @@
+"""Which folder holds which store of a manifest: told by the headers, which are checked afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from psl_flower.errors import StoreExists, StoreNotFound
+from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
+
+_STORE_AT = slice(32, 48)
+
+
+def match(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder, StoreEntry]]:
+    """Return each folder with its entry; folders that do not tell take those left over, in order.
+
+    Raises
+    ------
+    StoreExists
+        If more folders are given than there are stores, or one store twice.
+    """
+    folders = [open_folder(place) for place in places]
+    if len(folders) > len(manifest.stores):
+        raise StoreExists(f"{len(folders)} stores are given, the manifest has {len(manifest.stores)}")
+    by_name = {entry.store: entry for entry in manifest.stores}
+    told = [by_name.get(_name(folder, manifest) or b"") for folder in folders]
+    found = [entry.upper for entry in told if entry is not None]
+    twice = [upper for upper, times in Counter(found).items() if times > 1]
+    if twice:
+        raise StoreExists(f"the store of Upper {twice[0]} is given twice")
+    left = iter([entry for entry in manifest.stores if entry.upper not in found])
+    return [(folder, entry or next(left)) for folder, entry in zip(folders, told, strict=True)]
+
+
+def match_all(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder, StoreEntry]]:
+    """Return all stores of a manifest with their folders, in the manifest's order.
+
+    Raises
+    ------
+    StoreNotFound
+        If one is missing.
+    """
+    matched = match(places, manifest)
+    here = {entry.upper for _, entry in matched}
+    missing = [str(entry.upper) for entry in manifest.stores if entry.upper not in here]
+    if missing:
+        raise StoreNotFound(f"all stores are needed; missing: those of Upper {', '.join(missing)} (--store)")
+    return sorted(matched, key=lambda pair: pair[1].upper)
+
+
+def _name(folder: Folder, manifest: Manifest) -> bytes | None:
+    """Return the store's name by most of its segments, so that one exchanged segment does not mislead."""
+    names: Counter[bytes] = Counter()
+    present = set(folder.list())
+    for segment in range(max((len(entry.segments) for entry in manifest.stores), default=0)):
+        file = segment_file(manifest.epoch, segment)
+        if file in present and folder.size(file) >= _STORE_AT.stop:
+            names[folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT]] += 1
+    return names.most_common(1)[0][0] if names else None

@@ -1,0 +1,293 @@
+"""Restoration from afar: restorers sign what they want, nodes re-seal it to them, a relay sees nothing.
+
+    authorisation   a signed document: k restorers ask for these images, for these recipients, until then
+    answer          a signed document of one node: its patches of these images, sealed to the recipients
+
+No share travels: each node holds its own data key, and it is the k signatures that it insists on. The same
+authorisation may be answered again until it expires, since only the same people can open the answer; every
+answer is logged by the node first.
+
+Shape suffixes: B images, P positions, C channels, H and W pixels of the image, h and w of a patch.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import AuthorisationInvalid, SignatureInvalid, TooFewShares, UnknownRestorer
+from psl_flower.sealed import envelope
+from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.labels import Reader
+from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.shares import member_of
+from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
+from psl_flower.stores.base import PatchStore
+
+AUTHORISATION = envelope.Kind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restoration authorisation")
+ANSWER = envelope.Kind(b"PSLANSWR", Purpose.SIGN_ANSWER, "restoration answer")
+MAX_VALID_S = 7 * 24 * 3600
+MAX_ANSWER_BYTES = 64 << 20
+_CLOCK_SKEW_S = 300
+
+
+class Authorisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked for.
+
+    Attributes
+    ----------
+    dataset : bytes
+        Its 16-byte name.
+    epoch : int
+        Key epoch of the stores.
+    images : tuple[int, ...]
+        Global sample indices, each once.
+    recipients : tuple[str, ...]
+        Public keys of the restorers who will be able to open the answers.
+    why : str
+        For the logs.
+    issued, expires : int
+        Seconds since 1970 UTC.
+    nonce : bytes
+        16 random bytes, so that no two authorisations are alike.
+    """
+
+    dataset: bytes
+    epoch: int
+    images: tuple[int, ...]
+    recipients: tuple[str, ...]
+    why: str
+    issued: int
+    expires: int
+    nonce: bytes
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    dataset: bytes
+    store: bytes
+    upper: int
+    request: bytes
+    readers: tuple[Reader, ...]
+    body: bytes
+
+
+def authorise(
+    signed: SignedManifest,
+    restorers: Sequence[Identity],
+    images: Sequence[int],
+    *,
+    why: str,
+    recipients: Sequence[PublicIdentity] = (),
+    valid_s: int = 24 * 3600,
+) -> bytes:
+    """Write an authorisation and sign it; `co_sign` adds those who are elsewhere.
+
+    Parameters
+    ----------
+    restorers : Sequence[Identity]
+        Who sign now, one or more.
+    recipients : Sequence[PublicIdentity], optional
+        Who may open the answers; by default those who sign now.
+    valid_s : int, optional
+        Seconds until it expires, at most a week.
+
+    Raises
+    ------
+    RestoreRefused
+        If somebody may not, or nothing is asked for.
+    """
+    manifest, start = signed.manifest, int(time.time())
+    request = Authorisation(
+        dataset=manifest.dataset,
+        epoch=manifest.epoch,
+        images=tuple(images),
+        recipients=tuple(str(r) for r in (recipients or [restorer.public for restorer in restorers])),
+        why=why,
+        issued=start,
+        expires=start + min(valid_s, MAX_VALID_S),
+        nonce=secrets.token_bytes(16),
+    )
+    _check_request(request, manifest, start)
+    for restorer in restorers:
+        member_of(manifest, restorer.expect(Role.RESTORER).public, restorer.name)
+    return envelope.sign(AUTHORISATION, envelope.encode(request), list(restorers))
+
+
+def co_sign(data: bytes, signed: SignedManifest, restorer: Identity) -> bytes:
+    """Add one restorer's signature, after checking that the authorisation makes sense."""
+    envelope_ = envelope.parse(AUTHORISATION, data, "the authorisation")
+    _check_request(_decode(envelope_), signed.manifest, int(time.time()))
+    member_of(signed.manifest, restorer.expect(Role.RESTORER).public, restorer.name)
+    return envelope.add_signature(AUTHORISATION, data, restorer, "the authorisation")
+
+
+def check(data: bytes, signed: SignedManifest, when: float | None = None) -> Authorisation:
+    """Check an authorisation, as every node does before it reads a record.
+
+    Raises
+    ------
+    UnknownFormat, UnknownVersion, TruncatedFile, TrailingBytes, SignatureInvalid
+        If it is malformed or was changed.
+    AuthorisationInvalid
+        If it is for another dataset or epoch, expired or not yet valid, or asks for images that are not
+        there.
+    UnknownRestorer, RevokedRestorer, TooFewShares
+        If those who signed are not enough restorers.
+    """
+    signed_request = envelope.parse(AUTHORISATION, data, "the authorisation")
+    request = _decode(signed_request)
+    _check_request(request, signed.manifest, time.time() if when is None else when)
+    members = {PublicIdentity.parse(m.public).sign_key for m in signed.manifest.restorers}
+    for signer in set(signed_request.signers) - members:
+        _refuse_signer(signer, signed.manifest)
+    if len(signed_request.signers) < signed.manifest.threshold:
+        raise TooFewShares(
+            f"{signed.manifest.threshold} restorers must sign, {len(signed_request.signers)} did"
+        )
+    return request
+
+
+def answer(
+    data: bytes,
+    signed: SignedManifest,
+    store: PatchStore,
+    node: Identity,
+    log: AuditLog,
+    when: float | None = None,
+) -> bytes:
+    """Check an authorisation, log it, and return this node's patches sealed to the recipients.
+
+    Raises
+    ------
+    StoreError
+        As `check` does, and as reading the store and the log does. Nothing is read before all of it is
+        checked and logged.
+    """
+    manifest = signed.manifest
+    request = check(data, signed, when)
+    entry = next(
+        (e for e in manifest.stores if e.upper == store.meta.upper and e.node == str(node.public)), None
+    )
+    if entry is None:
+        raise AuthorisationInvalid(f"node {node.name!r} does not hold the store of Upper {store.meta.upper}")
+    log.append(signed, [node.expect(Role.NODE)], "answer", request.images, request.why)
+    patches_BKChw = store.read(np.asarray(request.images, np.int64))
+    bound = (manifest.dataset, entry.store, digest(data))
+    with Secret.random() as key:
+        readers = tuple(
+            Reader(
+                public=p, key=PublicIdentity.parse(p).seal(key.reveal(), context(Purpose.ANSWER_KEY, *bound))
+            )
+            for p in request.recipients
+        )
+        body = wrap(key, patches_BKChw.tobytes(), context(Purpose.ANSWER, *bound))
+    document = _Answer(
+        dataset=manifest.dataset,
+        store=entry.store,
+        upper=entry.upper,
+        request=digest(data),
+        readers=readers,
+        body=body,
+    )
+    return envelope.sign(ANSWER, envelope.encode(document), [node])
+
+
+def open_answers(
+    answers: Sequence[bytes], data: bytes, signed: SignedManifest, restorer: Identity
+) -> NDArray[np.uint8]:
+    """Put the images (B, C, H, W) together from the answers of all nodes.
+
+    Raises
+    ------
+    SignatureInvalid
+        If an answer is not by the node that the manifest names.
+    AuthorisationInvalid
+        If an answer is to another request, not for this restorer, or missing.
+    """
+    manifest = signed.manifest
+    request = _decode(envelope.parse(AUTHORISATION, data, "the authorisation"))
+    grid = manifest.patch_grid
+    patches_BPChw = np.zeros((len(request.images), grid.num_patches, *manifest.patch_shape), np.uint8)
+    missing = {entry.upper for entry in manifest.stores}
+    for raw in answers:
+        upper, patches_BKChw = _open_answer(raw, data, manifest, restorer, len(request.images))
+        if upper not in missing:
+            raise AuthorisationInvalid(f"two answers came from Upper {upper}")
+        missing.remove(upper)
+        patches_BPChw[:, list(manifest.stores[upper].positions)] = patches_BKChw
+    if missing:
+        raise AuthorisationInvalid(f"no answer came from Upper {', '.join(map(str, sorted(missing)))}")
+    return grid.merge(patches_BPChw).astype(np.uint8, copy=False)
+
+
+def _open_answer(
+    raw: bytes, data: bytes, manifest: Manifest, restorer: Identity, count: int
+) -> tuple[int, NDArray[np.uint8]]:
+    signed = envelope.parse(ANSWER, raw, "an answer")
+    found = envelope.decode(signed.payload, _Answer, "an answer")
+    entry = next((e for e in manifest.stores if (e.store, e.upper) == (found.store, found.upper)), None)
+    if entry is None or found.dataset != manifest.dataset or found.request != digest(data):
+        raise AuthorisationInvalid("an answer is not to this request")
+    if not signed.signed_by(PublicIdentity.parse(entry.node)):
+        raise SignatureInvalid(f"the answer for Upper {entry.upper} is not signed by its node")
+    bound = (manifest.dataset, entry.store, digest(data))
+    box = next((reader.key for reader in found.readers if reader.public == str(restorer.public)), None)
+    plain = None if box is None else restorer.open(box, context(Purpose.ANSWER_KEY, *bound))
+    if plain is None:
+        raise AuthorisationInvalid(
+            f"the answer for Upper {entry.upper} is not sealed to restorer {restorer.name!r}"
+        )
+    with Secret(plain) as key:
+        body = unwrap(key, found.body, context(Purpose.ANSWER, *bound))
+    shape = (count, len(entry.positions), *manifest.patch_shape)
+    if body is None or len(body) != math.prod(shape):
+        raise AuthorisationInvalid(f"the answer for Upper {entry.upper} does not hold the patches asked for")
+    return entry.upper, np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _decode(signed: envelope.Envelope) -> Authorisation:
+    return envelope.decode(signed.payload, Authorisation, "the authorisation")
+
+
+def _check_request(request: Authorisation, manifest: Manifest, when: float) -> None:
+    if (request.dataset, request.epoch) != (manifest.dataset, manifest.epoch):
+        raise AuthorisationInvalid("the authorisation is for another dataset or key epoch")
+    if not request.issued < request.expires <= request.issued + MAX_VALID_S:
+        raise AuthorisationInvalid("the authorisation is valid for longer than a week, or not at all")
+    if not request.issued - _CLOCK_SKEW_S <= when < request.expires:
+        raise AuthorisationInvalid("the authorisation has expired, or this clock is wrong; sign a new one")
+    images = request.images
+    if (
+        not images
+        or len(set(images)) != len(images)
+        or not 0 <= min(images) <= max(images) < manifest.num_samples
+    ):
+        raise AuthorisationInvalid(
+            f"the authorisation must name images of this dataset (0 to {manifest.num_samples - 1})"
+        )
+    most = max(len(entry.positions) for entry in manifest.stores) * math.prod(manifest.patch_shape)
+    if len(images) * most > MAX_ANSWER_BYTES:
+        raise AuthorisationInvalid(
+            f"too many images for one answer; ask for at most {MAX_ANSWER_BYTES // most}"
+        )
+    members = {member.public for member in manifest.restorers}
+    if not request.recipients or not set(request.recipients) <= members:
+        raise AuthorisationInvalid("the recipients must be restorers whom the manifest names")
+
+
+def _refuse_signer(signer: bytes, manifest: Manifest) -> None:
+    for dropped in manifest.dropped:
+        public = PublicIdentity.parse(dropped.public)
+        if public.sign_key == signer:
+            member_of(manifest, public, dropped.name)
+    raise UnknownRestorer(
+        "the authorisation is signed by somebody whom the manifest does not name as a restorer"
+    )

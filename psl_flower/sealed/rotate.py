@@ -1,0 +1,255 @@
+"""Rotation: a new epoch with new keys for everything, re-encrypted; the way to end somebody's access.
+
+Wrapping the old keys anew would end nothing: who had them could still open the old records. After a rotation
+the new files open only with new keys; copies of the old files stay readable to whoever kept the old keys,
+which is why the manifest lists them as remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from filelock import FileLock
+
+from psl_flower.assignment import assign
+from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
+from psl_flower.sealed import epoch as epochs
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed import shares
+from psl_flower.sealed.audit import FILE as AUDIT_FILE
+from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.disk import DISK, Disk
+from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.ingest import Progress, now
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.labels import LabelBook
+from psl_flower.sealed.manifest import Dropped, Manifest, Remains, SignedManifest, segment_file
+from psl_flower.sealed.matching import match_all
+from psl_flower.sealed.restore import close_all, open_all, read_patches
+from psl_flower.sealed.sealing import DRAFT_FILE, Draft, Sealing, is_committed, load_draft
+from psl_flower.sealed.secret import Secret
+
+_BATCH = 256
+_LOCK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What changes with a rotation, besides all keys.
+
+    Attributes
+    ----------
+    drop_restorers : tuple[str, ...]
+        Names.
+    add_restorers : Mapping[str, PublicIdentity]
+        By name.
+    threshold : int
+        The new one; 0 keeps the old.
+    nodes : Mapping[int, PublicIdentity]
+        Upper -> new node key.
+    drop_nodes : tuple[int, ...]
+        Uppers whose positions the others take over.
+    lower : PublicIdentity, optional
+        New Lower key.
+    """
+
+    drop_restorers: tuple[str, ...] = ()
+    add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
+    threshold: int = 0
+    nodes: Mapping[int, PublicIdentity] = field(default_factory=dict)
+    drop_nodes: tuple[int, ...] = ()
+    lower: PublicIdentity | None = None
+
+
+def rotate(
+    out: Path,
+    owner: Identity,
+    places: Sequence[str | Path],
+    changes: Changes,
+    *,
+    delete_old: bool = False,
+    progress: Progress | None = None,
+    disk: Disk = DISK,
+) -> SignedManifest:
+    """Re-encrypt all stores under a new epoch; an interrupted rotation goes on where it was.
+
+    Parameters
+    ----------
+    out : Path
+        The owner's folder.
+    owner : Identity
+        The owner.
+    places : Sequence[str | Path]
+        Where all stores are; the new files go beside the old ones.
+    changes : Changes
+        Who leaves and who comes.
+    delete_old : bool, optional
+        Remove the old epoch's files from these places afterwards.
+
+    Raises
+    ------
+    ConfigError, UnknownRestorer
+        If the changes do not fit.
+    SourceChanged
+        If an ingest was interrupted, or a rotation with other changes.
+    StoreError
+        If a store is missing or damaged.
+    """
+    with FileLock(out / ".lock", timeout=_LOCK_TIMEOUT_S):
+        current = manifests.load(out, owner.expect(Role.OWNER).public)
+        draft = load_draft(out, owner)
+        if draft is not None and is_committed(draft, current):
+            # Only the draft's removal was interrupted.
+            disk.remove(out / DRAFT_FILE)
+            if draft.source == _source(current.manifest.previous, changes):
+                return current
+            draft = None
+        source = _source(current.digest, changes)
+        if draft is not None and draft.source != source:
+            raise SourceChanged(
+                f"{out}: finish the interrupted ingest or rotation first, or remove {out / DRAFT_FILE}"
+            )
+        # The old folders by their old Upper; who stays keeps the folder.
+        old = match_all(places, current.manifest)
+        staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
+        with epochs.open_root(current.manifest, owner) as old_root:
+            stores = open_all(current, [folder.name for folder, _ in old], old_root, check_copies=False)
+        try:
+            keys: list[Secret]
+            if draft is None:
+                manifest, keys = _next_epoch(current, changes, owner)
+                draft = Draft(manifest=manifest, source=source)
+                AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes))
+            else:
+                with epochs.open_root(draft.manifest, owner) as root:
+                    keys = [
+                        epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores
+                    ]
+            labels = None
+            if current.manifest.labels_version >= 0:
+                labels = LabelBook(out, disk).read(current.manifest, owner).labels_N
+            folders = [open_folder(folder.name, disk) for folder in staying]
+            with closing(Sealing(out, draft, owner, keys, folders, snapshot=labels, disk=disk)) as sealing:
+                sealing.save()
+                total = current.manifest.num_samples
+                while (done := sealing.done) < total:
+                    samples_B = np.arange(done, min(total, done + min(_BATCH, sealing.room)), dtype=np.int64)
+                    sealing.add(read_patches(current.manifest, stores, samples_B))
+                    if progress is not None:
+                        progress("rotate", sealing.done, total)
+                signed = sealing.commit()
+        finally:
+            close_all(stores)
+        if delete_old:
+            _delete(signed.manifest, [folder for folder, _ in old])
+        return signed
+
+
+def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> tuple[Manifest, list[Secret]]:
+    old = current.manifest
+    epoch, generation, root = old.epoch + 1, old.generation + 1, Secret.random()
+    nodes, gone = _nodes(old, changes)
+    assignment = old.assignment if len(nodes) == len(old.stores) else assign(old.patch_grid, len(nodes))
+    restorers, left = _restorers(old, changes)
+    made = [
+        epochs.new_store(
+            root, old.dataset, epoch, m, tuple(p for p, n in enumerate(assignment) if n == m), node
+        )
+        for m, node in enumerate(nodes)
+    ]
+    threshold = changes.threshold or min(old.threshold, max(1, len(restorers)))
+    if restorers and threshold < old.threshold and not changes.threshold:
+        raise ConfigError(
+            f"{len(restorers)} restorers are left, fewer than the threshold {old.threshold}; set --threshold"
+        )
+    dropped = [Dropped(name=n, public=p, epoch=epoch, generation=generation) for n, p in (*left, *gone)]
+    remains = [
+        Remains(
+            epoch=old.epoch,
+            upper=s.upper,
+            files=tuple(segment_file(old.epoch, part.segment) for part in s.segments),
+        )
+        for s in old.stores
+    ]
+    manifest = msgspec.structs.replace(
+        old,
+        epoch=epoch,
+        generation=generation,
+        previous=current.digest,
+        created=now(),
+        lower=str(changes.lower) if changes.lower else old.lower,
+        assignment=assignment,
+        stores=tuple(entry for entry, _ in made),
+        threshold=threshold,
+        restorers=shares.deal(root, old.dataset, epoch, threshold, restorers),
+        dropped=(*old.dropped, *dropped),
+        remains=(*old.remains, *remains),
+        root_commitment=epochs.root_commitment(root, old.dataset, epoch),
+        root_for_owner=epochs.root_for_owner(root, owner.public, old.dataset, epoch),
+    )
+    root.wipe()
+    return manifest, [key for _, key in made]
+
+
+def _nodes(old: Manifest, changes: Changes) -> tuple[list[PublicIdentity], list[tuple[str, str]]]:
+    uppers = [store.upper for store in old.stores]
+    unknown = [m for m in (*changes.drop_nodes, *changes.nodes) if m not in uppers]
+    if unknown or set(changes.drop_nodes) & set(changes.nodes) or len(set(changes.drop_nodes)) == len(uppers):
+        raise ConfigError(
+            f"nodes to drop or replace: expected different ones of Upper 0 to {len(uppers) - 1}, one to stay"
+        )
+    nodes = {
+        s.upper: changes.nodes.get(s.upper) or PublicIdentity.parse(s.node, Role.NODE) for s in old.stores
+    }
+    gone = [
+        (f"node-{s.upper}", s.node)
+        for s in old.stores
+        if s.upper in changes.drop_nodes or s.upper in changes.nodes
+    ]
+    staying = [nodes[m] for m in uppers if m not in changes.drop_nodes]
+    return staying, [(name, public) for name, public in gone if public not in {str(node) for node in staying}]
+
+
+def _restorers(old: Manifest, changes: Changes) -> tuple[dict[str, PublicIdentity], list[tuple[str, str]]]:
+    names = {member.name: member.public for member in old.restorers}
+    unknown = [name for name in changes.drop_restorers if name not in names]
+    if unknown:
+        raise UnknownRestorer(f"no restorer is called {unknown[0]!r}; there are: {', '.join(names)}")
+    stay = {
+        n: PublicIdentity.parse(p, Role.RESTORER) for n, p in names.items() if n not in changes.drop_restorers
+    }
+    again = {dropped.public for dropped in old.dropped} | {names[name] for name in changes.drop_restorers}
+    for name, public in changes.add_restorers.items():
+        if name in stay or str(public) in again:
+            raise ConfigError(
+                f"restorer {name!r}: the name is taken, or the key was dropped before; make a new key"
+            )
+        stay[name] = public
+    return stay, [(name, names[name]) for name in changes.drop_restorers]
+
+
+def _source(previous: bytes, changes: Changes) -> str:
+    return f"rotation of {previous.hex()}: {_describe(changes)}"
+
+
+def _describe(changes: Changes) -> str:
+    parts = [f"drop restorer {name}" for name in changes.drop_restorers]
+    parts += [f"add restorer {name} {public.fingerprint}" for name, public in changes.add_restorers.items()]
+    parts += [f"new key for node {m} {public.fingerprint}" for m, public in sorted(changes.nodes.items())]
+    parts += [f"drop node {m}" for m in changes.drop_nodes]
+    parts += [f"threshold {changes.threshold}"] if changes.threshold else []
+    parts += [f"new lower {changes.lower.fingerprint}"] if changes.lower else []
+    return "; ".join(parts) or "new keys"
+
+
+def _delete(manifest: Manifest, folders: Sequence[Folder]) -> None:
+    old = {file for remains in manifest.remains for file in remains.files}
+    for folder in folders:
+        for name in folder.list():
+            if name in old:
+                folder.remove(name)

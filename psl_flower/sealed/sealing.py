@@ -1,0 +1,237 @@
+"""Makes one generation of a sealed dataset: segments in every store, then labels, then the manifest.
+
+The owner's manifest is the commit point. What comes before it is either invisible to readers (segments that
+no manifest names) or a copy of what will be committed. After every segment a signed draft is saved, so that
+an interrupted sealing goes on where it was; the manifest that it ends with is the same to the byte.
+
+Shape suffixes: B batch, P positions of the grid, C channels, h and w pixels of a patch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import KeyMismatch, StoreNotFound
+from psl_flower.sealed import envelope
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.labels import LabelBook
+from psl_flower.sealed.manifest import Manifest, PixelSums, SignedManifest, SplitRange
+from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.segment import SegmentWriter
+from psl_flower.sealed.suite import Purpose, context
+
+DRAFT_FILE = "draft.psl"
+KIND = envelope.Kind(b"PSLDRAFT", Purpose.SIGN_DRAFT, "draft")
+MAX_SEGMENT_SAMPLES = 16384
+_SEGMENT_BYTES = 256 << 20
+_BLOCK_BYTES = 64 << 20
+_MAX_BLOCK, _MIN_BLOCK = 4096, 16
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A generation in the making.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        As it will be, with the segments that are finished.
+    source : str
+        What the samples are taken from.
+    labels : bytes
+        Labels of the new samples so far (u32 each), sealed to the owner; empty for a rotation.
+    """
+
+    manifest: Manifest
+    source: str
+    labels: bytes = b""
+
+
+class Sealing:
+    """One generation in the making.
+
+    Parameters
+    ----------
+    out : Path
+        The owner's folder: manifest, draft, labels.
+    draft : Draft
+        The draft to begin or go on with.
+    owner : Identity
+        Signs.
+    keys : list[Secret]
+        Data keys of the stores, in order; wiped by `close`.
+    folders : list[Folder]
+        The stores, in order.
+    snapshot : NDArray[np.int64], optional
+        (N,) labels of all samples, to be repeated for new readers (a rotation).
+    disk : Disk, optional
+        Operations on the owner's folder.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        draft: Draft,
+        owner: Identity,
+        keys: list[Secret],
+        folders: list[Folder],
+        *,
+        snapshot: NDArray[np.int64] | None = None,
+        disk: Disk = DISK,
+    ) -> None:
+        self._out, self._owner, self._keys, self._folders, self._disk = out, owner, keys, folders, disk
+        self._source, self._snapshot = draft.source, snapshot
+        self._manifest = draft.manifest
+        self._labels = bytearray(_open_labels(draft, owner))
+        self._writers: list[SegmentWriter] = []
+        self._in_segment = 0
+        self._splits = list(draft.manifest.splits)
+        self._pixels = draft.manifest.pixels
+
+    @property
+    def done(self) -> int:
+        """Samples added, those of earlier generations included."""
+        return sum(part.count for part in self._manifest.stores[0].segments) + self._in_segment
+
+    @property
+    def new_labels(self) -> NDArray[np.int64]:
+        """Labels of this generation's samples so far."""
+        return np.frombuffer(bytes(self._labels), "<u4").astype(np.int64)
+
+    @property
+    def room(self) -> int:
+        """Samples that still fit into the current segment; a batch must not be larger."""
+        return self._manifest.segment_samples - self._in_segment
+
+    def add(self, patches_BPChw: NDArray[np.uint8]) -> None:
+        """Add B samples, at most `room`, to all stores."""
+        assert 0 < len(patches_BPChw) <= self.room
+        if not self._writers:
+            first, number = self.done, len(self._manifest.stores[0].segments)
+            for folder, store, key in zip(self._folders, self._manifest.stores, self._keys, strict=True):
+                self._writers.append(
+                    SegmentWriter(folder, self._manifest, store, key, segment=number, first=first)
+                )
+        for writer, store in zip(self._writers, self._manifest.stores, strict=True):
+            writer.append(np.ascontiguousarray(patches_BPChw[:, list(store.positions)]))
+        self._in_segment += len(patches_BPChw)
+        if self.room == 0:
+            self._finish_segment()
+
+    def describe(self, split: str, labels_B: NDArray[np.int64], pixels: PixelSums | None) -> None:
+        """Say of the samples about to be added: their split, labels, and pixels' sums if they train."""
+        last = self._splits[-1] if self._splits else None
+        if last is not None and last.name == split:
+            self._splits[-1] = msgspec.structs.replace(last, count=last.count + len(labels_B))
+        else:
+            self._splits.append(SplitRange(name=split, first=self.done, count=len(labels_B)))
+        self._labels += labels_B.astype("<u4").tobytes()
+        if pixels is not None:
+            self._pixels = _plus(self._pixels, pixels)
+
+    def commit(self) -> SignedManifest:
+        """Finish the segments, write labels and manifest, and drop the draft."""
+        self._finish_segment()
+        labels, book = self.new_labels, LabelBook(self._out, self._disk)
+        number, found = self._manifest.labels_version, self._manifest.labels_digest
+        if self._snapshot is not None:
+            number, found = book.add_snapshot(self._manifest, self._owner, self._snapshot, "rotation")
+        elif len(labels):
+            first = self._manifest.num_samples - len(labels)
+            number, found = book.add_images(self._manifest, self._owner, first=first, labels=labels)
+        self._manifest = msgspec.structs.replace(self._manifest, labels_version=number, labels_digest=found)
+        signed = manifests.sign(self._manifest, self._owner)
+        for folder in self._folders:
+            folder.write(manifests.FILE, signed.data)
+        write_file(self._out / manifests.FILE, signed.data, disk=self._disk)
+        self._disk.remove(self._out / DRAFT_FILE)
+        return signed
+
+    def close(self) -> None:
+        """Drop an unfinished segment and forget the keys. What `commit` made stays."""
+        for writer in self._writers:
+            writer.abort()
+        self._writers.clear()
+        for key in self._keys:
+            key.wipe()
+
+    def save(self) -> None:
+        """Save the draft."""
+        box = b""
+        if self._labels:
+            box = self._owner.public.seal(bytes(self._labels), _labels_info(self._manifest))
+        draft = Draft(manifest=self._manifest, source=self._source, labels=box)
+        data = envelope.sign(KIND, envelope.encode(draft), [self._owner])
+        write_file(self._out / DRAFT_FILE, data, mode=0o600, disk=self._disk)
+
+    def _finish_segment(self) -> None:
+        if not self._writers:
+            return
+        stores = []
+        for writer, store in zip(self._writers, self._manifest.stores, strict=True):
+            writer.finish()
+            stores.append(msgspec.structs.replace(store, segments=(*store.segments, writer.entry)))
+        self._writers.clear()
+        self._in_segment = 0
+        self._manifest = msgspec.structs.replace(
+            self._manifest, stores=tuple(stores), splits=tuple(self._splits), pixels=self._pixels
+        )
+        self._manifest = msgspec.structs.replace(self._manifest, num_samples=self.done)
+        self.save()
+
+
+def load_draft(out: Path, owner: Identity) -> Draft | None:
+    """Return the draft that an interrupted sealing left, or None.
+
+    Raises
+    ------
+    KeyMismatch
+        If it is another owner's.
+    """
+    try:
+        data = read_file(out / DRAFT_FILE, envelope.MAX_BYTES)
+    except StoreNotFound:
+        return None
+    signed = envelope.parse(KIND, data, str(out / DRAFT_FILE))
+    if not signed.signed_by(owner.public):
+        raise KeyMismatch(f"{out / DRAFT_FILE} was left by another owner")
+    return envelope.decode(signed.payload, Draft, str(out / DRAFT_FILE))
+
+
+def is_committed(draft: Draft, current: SignedManifest) -> bool:
+    """Tell whether a draft was committed already, so that only its removal was interrupted."""
+    return draft.manifest.generation <= current.manifest.generation
+
+
+def sizes(bytes_per_image: int, num_stores: int) -> tuple[int, int]:
+    """Return samples per segment and per shuffled block, so that memory stays flat."""
+    block = max(_MIN_BLOCK, min(_MAX_BLOCK, _BLOCK_BYTES // bytes_per_image))
+    per_store = max(1, bytes_per_image // num_stores)
+    return max(block, min(MAX_SEGMENT_SAMPLES, _SEGMENT_BYTES // per_store // block * block)), block
+
+
+def _plus(a: PixelSums, b: PixelSums) -> PixelSums:
+    return PixelSums(
+        count=a.count + b.count,
+        sums=tuple(x + y for x, y in zip(a.sums, b.sums, strict=True)),
+        squares=tuple(x + y for x, y in zip(a.squares, b.squares, strict=True)),
+    )
+
+
+def _labels_info(manifest: Manifest) -> bytes:
+    return context(Purpose.LABELS_FOR_OWNER, manifest.dataset, manifest.generation)
+
+
+def _open_labels(draft: Draft, owner: Identity) -> bytes:
+    if not draft.labels:
+        return b""
+    plain = owner.open(draft.labels, _labels_info(draft.manifest))
+    if plain is None:
+        raise KeyMismatch("the draft's labels were not sealed to this owner")
+    return plain

@@ -1,0 +1,152 @@
+"""What this user has seen before: pins owners, and detects that somebody shows an older state.
+
+A signature tells that the owner once said something, not that it is the latest. So the newest generation,
+label version and length of the audit log seen for each dataset are remembered, by default in ``$PSL_STATE``
+or ``~/.local/state/psl-flower``. Nothing in it is secret.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from psl_flower.errors import (
+    AuditLogTruncated,
+    ForkedManifest,
+    LabelError,
+    StaleManifest,
+    StoreNotFound,
+    WrongOwner,
+)
+from psl_flower.sealed.disk import DISK, read_file, write_file
+from psl_flower.sealed.manifest import SignedManifest
+
+_LIMIT = 64 << 20
+
+
+class _Seen(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    owner: str
+    generation: int
+    digest: bytes
+    labels: int = 0
+    labels_digest: bytes = b""
+    audit: dict[str, int] = {}
+
+
+class SeenBook:
+    """The memory of one user.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where it is kept.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        default = os.environ.get("PSL_STATE") or Path.home() / ".local" / "state" / "psl-flower"
+        self.folder = Path(folder or default)
+        self._file = self.folder / "seen.json"
+
+    def check(self, signed: SignedManifest) -> bool:
+        """Check a manifest against what was seen, and remember it. Return whether its owner was known.
+
+        Raises
+        ------
+        WrongOwner
+            If the dataset had another owner.
+        StaleManifest
+            If a newer generation was seen.
+        ForkedManifest
+            If another manifest of this generation was seen.
+        """
+        manifest = signed.manifest
+        with self._locked():
+            book = self._load()
+            known = book.get(manifest.dataset.hex())
+            if known is None:
+                book[manifest.dataset.hex()] = _Seen(
+                    owner=manifest.owner, generation=manifest.generation, digest=signed.digest
+                )
+                self._save(book)
+                return False
+            if known.owner != manifest.owner:
+                raise WrongOwner(
+                    f"{signed.where}: this dataset was signed by another owner before; if that is right, "
+                    f"remove its entry from {self._file}"
+                )
+            if manifest.generation < known.generation:
+                raise StaleManifest(
+                    f"{signed.where}: generation {manifest.generation}, but {known.generation} was seen "
+                    "before; get the newest manifest from the owner"
+                )
+            if manifest.generation == known.generation and signed.digest != known.digest:
+                raise ForkedManifest(
+                    f"{signed.where}: another generation {manifest.generation} was seen before; ask the owner"
+                )
+            if manifest.generation > known.generation:
+                known.generation, known.digest = manifest.generation, signed.digest
+                self._save(book)
+            return True
+
+    def check_labels(self, dataset: bytes, digests: list[bytes]) -> None:
+        """Check the label versions' digests, oldest first, and remember the last.
+
+        Raises
+        ------
+        LabelError
+            If versions that were seen are missing or were replaced.
+        """
+        with self._locked():
+            book = self._load()
+            known = book.get(dataset.hex())
+            if known is None or not digests:
+                return
+            if known.labels and (
+                len(digests) < known.labels or digests[known.labels - 1] != known.labels_digest
+            ):
+                raise LabelError(
+                    f"label version {known.labels - 1} was seen before and is missing or replaced"
+                )
+            if len(digests) > known.labels:
+                known.labels, known.labels_digest = len(digests), digests[-1]
+                self._save(book)
+
+    def check_audit(self, dataset: bytes, log: str, count: int) -> None:
+        """Check the length of an audit log, named by its first entry, and remember it.
+
+        Raises
+        ------
+        AuditLogTruncated
+            If more entries were seen before.
+        """
+        with self._locked():
+            book = self._load()
+            known = book.get(dataset.hex())
+            if known is None:
+                return
+            before = known.audit.get(log, 0)
+            if count < before:
+                raise AuditLogTruncated(f"the audit log has {count} entries; {before} were seen before")
+            if count > before:
+                known.audit[log] = count
+                self._save(book)
+
+    def _locked(self) -> FileLock:
+        DISK.make_folder(self.folder)
+        return FileLock(self.folder / ".lock", timeout=30)
+
+    def _load(self) -> dict[str, _Seen]:
+        try:
+            return msgspec.json.decode(read_file(self._file, _LIMIT), type=dict[str, _Seen])
+        except StoreNotFound:
+            return {}
+        except msgspec.DecodeError:
+            raise StaleManifest(
+                f"{self._file} is damaged: what was seen before is not known; restore or remove it"
+            ) from None
+
+    def _save(self, book: dict[str, _Seen]) -> None:
+        write_file(self._file, msgspec.json.encode(book), mode=0o600)

@@ -1,0 +1,1 @@
+"""Patch stores: one per Upper node."""

@@ -1,0 +1,86 @@
+"""What a patch store is to the rest: positions of one Upper, read by sample index.
+
+Shape suffixes: B batch, K positions of this Upper, C channels, h and w pixels of a patch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store says of itself.
+
+    Attributes
+    ----------
+    dataset : str
+        Fingerprint of the dataset, grid and assignment that the store belongs to (hex digits).
+    upper : int
+        Index of the Upper whose patches these are.
+    positions : tuple[int, ...]
+        Grid positions held, ascending; K of them.
+    patch_shape : tuple[int, int, int]
+        (C, h, w).
+    num_samples : int
+        Images, over all splits.
+    """
+
+    dataset: str
+    upper: int
+    positions: tuple[int, ...]
+    patch_shape: tuple[int, int, int]
+    num_samples: int
+
+
+@runtime_checkable
+class PatchStore(Protocol):
+    """The patches of some grid positions of every image, in sample order."""
+
+    @property
+    def meta(self) -> StoreMeta:
+        """What the store holds."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def read(self, samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the patches (B, K, C, h, w) of the given sample indices, in their order.
+
+        Raises
+        ------
+        StoreError
+            If an index is out of range or the data is damaged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files; reading afterwards raises StoreError."""
+        ...
+
+
+class StoreWriter(Protocol):
+    """Fills one store; nothing is visible under its final name before `finish`."""
+
+    def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
+        """Append the patches of B further samples.
+
+        Raises
+        ------
+        StoreError
+            If the shape or dtype is not the store's, or the disk refuses.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Make the store durable (fsync, rename) and visible."""
+        ...
+
+    def abort(self) -> None:
+        """Drop what was written."""
+        ...

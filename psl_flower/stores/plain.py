@@ -1,0 +1,237 @@
+"""A patch store without encryption: one folder, its description and one raw file of patches.
+
+    <store>/meta.json     StoreMeta
+    <store>/patches.u8    num_samples records of K*C*h*w bytes, in sample order, nothing else
+
+Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import StoreError
+from psl_flower.files import sync_folder
+from psl_flower.stores.base import StoreMeta
+
+META_FILE = "meta.json"
+PATCHES_FILE = "patches.u8"
+
+
+class PlainStore:
+    """The patches of one Upper, memory-mapped from a folder; implements `PatchStore`.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+
+    Raises
+    ------
+    StoreError
+        If a file is missing or unreadable, the description is damaged, or the patches' file is not exactly as
+        long as the description says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._meta = _read_meta(path / META_FILE)
+        record = _record_shape(self._meta)
+        patches_path = path / PATCHES_FILE
+        with _disk_errors("read", patches_path):
+            found = patches_path.stat().st_size
+            expected = self._meta.num_samples * prod(record)
+            if found != expected:
+                raise StoreError(
+                    f"{patches_path}: the store is damaged: expected {expected} bytes "
+                    f"({self._meta.num_samples} samples), found {found}"
+                )
+            shape = (self._meta.num_samples, *record)
+            self._patches_NKChw: NDArray[np.uint8] | None
+            if expected:
+                self._patches_NKChw = np.memmap(patches_path, np.uint8, "r", shape=shape)
+            else:
+                # An empty file cannot be mapped.
+                self._patches_NKChw = np.empty(shape, np.uint8)
+
+    @property
+    def meta(self) -> StoreMeta:
+        """What the store holds."""
+        return self._meta
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._meta.num_samples
+
+    def read(self, samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the patches (B, K, C, h, w), uint8, of the samples (B,), in their order; a copy.
+
+        Raises
+        ------
+        StoreError
+            If the store is closed, the indices are not a row of integers, or one is out of range.
+        """
+        if self._patches_NKChw is None:
+            raise StoreError(f"{self._path}: the store is closed")
+        if samples_B.ndim != 1 or samples_B.dtype.kind not in "iu":
+            raise StoreError(
+                f"{self._path}: expected a row of integer sample indices, got {samples_B.dtype} {samples_B.shape}"
+            )
+        outside = samples_B[(samples_B < 0) | (samples_B >= len(self))]
+        if outside.size:
+            raise StoreError(f"{self._path}: sample {outside[0]} is outside the {len(self)} samples of the store")
+        return np.asarray(self._patches_NKChw[samples_B])
+
+    def close(self) -> None:
+        """Release the file; reading afterwards raises StoreError. Closing twice is harmless."""
+        self._patches_NKChw = None
+
+
+class PlainStoreWriter:
+    """Fills one plain store by streamed appends; implements `StoreWriter`.
+
+    Everything goes to a temporary folder beside the final one, which appears complete (by rename) or not at
+    all.
+
+    Parameters
+    ----------
+    path : Path
+        The store's future folder; it must not exist. Parent folders are made.
+    meta : StoreMeta
+        What the store will hold; `finish` insists on exactly `meta.num_samples` samples.
+
+    Raises
+    ------
+    StoreError
+        If the description contradicts itself, the folder exists already or cannot be made.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta) -> None:
+        _check_meta(meta, str(path))
+        self._path = path
+        self._meta = meta
+        self._record = _record_shape(meta)
+        self._num_written = 0
+        self._open = True
+        with _disk_errors("write", path):
+            if path.exists():
+                raise StoreError(f"{path}: exists already; a store is never overwritten")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+            try:
+                self._file = (self._temp / PATCHES_FILE).open("xb")
+            except BaseException:
+                shutil.rmtree(self._temp, ignore_errors=True)
+                raise
+
+    def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
+        """Append the patches (B, K, C, h, w), uint8, of B further samples.
+
+        Raises
+        ------
+        StoreError
+            If the shape or dtype is not the store's, there are more samples than stated, the writer is
+            finished or aborted, or the disk refuses.
+        """
+        self._require_open()
+        if patches_BKChw.dtype != np.uint8 or patches_BKChw.shape[1:] != self._record:
+            raise StoreError(
+                f"{self._path}: expected uint8 patches (B, {', '.join(map(str, self._record))}), "
+                f"got {patches_BKChw.dtype} {patches_BKChw.shape}"
+            )
+        if self._num_written + len(patches_BKChw) > self._meta.num_samples:
+            raise StoreError(
+                f"{self._path}: expected {self._meta.num_samples} samples, "
+                f"got {self._num_written + len(patches_BKChw)} or more"
+            )
+        with _disk_errors("write", self._path):
+            self._file.write(np.ascontiguousarray(patches_BKChw).data)
+        self._num_written += len(patches_BKChw)
+
+    def finish(self) -> None:
+        """Make the store durable (fsync, rename) and visible.
+
+        Raises
+        ------
+        StoreError
+            If samples are missing, the folder has appeared meanwhile, or the disk refuses; the writer stays
+            open, to be aborted.
+        """
+        self._require_open()
+        if self._num_written != self._meta.num_samples:
+            raise StoreError(f"{self._path}: expected {self._meta.num_samples} samples, got {self._num_written}")
+        with _disk_errors("write", self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            with (self._temp / META_FILE).open("xb") as meta_file:
+                meta_file.write(msgspec.json.encode(self._meta))
+                meta_file.flush()
+                os.fsync(meta_file.fileno())
+            # mkdtemp makes a private folder; the store gets the permissions of any other new folder.
+            self._temp.chmod(self._path.parent.stat().st_mode & 0o777)
+            sync_folder(self._temp)
+            self._temp.rename(self._path)
+            self._open = False
+            self._file.close()
+            sync_folder(self._path.parent)
+
+    def abort(self) -> None:
+        """Drop what was written. Harmless after `finish` or a former `abort`."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            # On a full disk the buffer cannot be flushed; it is dropped with the file.
+            self._file.close()
+        except OSError:
+            pass
+        finally:
+            shutil.rmtree(self._temp, ignore_errors=True)
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise StoreError(f"{self._path}: the writer is finished or aborted")
+
+
+@contextmanager
+def _disk_errors(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: cannot {verb} the store: {error.strerror or error}") from error
+
+
+def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
+    return (len(meta.positions), *meta.patch_shape)
+
+
+def _read_meta(path: Path) -> StoreMeta:
+    with _disk_errors("read", path):
+        encoded = path.read_bytes()
+    try:
+        meta = msgspec.json.decode(encoded, type=StoreMeta)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: the store's description is damaged: {error}") from error
+    _check_meta(meta, str(path))
+    return meta
+
+
+def _check_meta(meta: StoreMeta, where: str) -> None:
+    ascending = all(a < b for a, b in zip(meta.positions, meta.positions[1:], strict=False))
+    if not meta.positions or meta.positions[0] < 0 or not ascending:
+        raise StoreError(f"{where}: expected ascending grid positions from 0 on, found {meta.positions}")
+    if min(meta.patch_shape) < 1 or meta.num_samples < 0 or meta.upper < 0:
+        raise StoreError(
+            f"{where}: expected positive sizes, found patch shape {meta.patch_shape}, "
+            f"{meta.num_samples} samples, Upper {meta.upper}"
+        )

@@ -1,0 +1,231 @@
+"""The gate of the exchange endpoint: takes strangers' connections, lets in those with a valid ticket.
+
+One thread drives all connections that have not said a valid `Hello` yet, none of them ever blocking it: a
+silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until
+newer ones crowd it out. No tensor is read here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from psl_flower.errors import AuthenticationError, PeerLost, ProtocolError, PslError
+from psl_flower.wire.connection import Connection, Steps, translated
+from psl_flower.wire.frames import Expectation, Frame, Limits
+from psl_flower.wire.messages import Abort, Hello
+from psl_flower.wire.tickets import TicketBook
+
+log = logging.getLogger(__name__)
+
+_HELLO_LIMITS = Limits(metadata_bytes=64 * 2**10, payload_bytes=0)
+_ACCEPTS_PER_TURN = 16
+_DRAIN_S = 1.0
+_LOGGED_PER_MINUTE = 20
+
+# The same words whatever was wrong with the credentials: a stranger must not learn which guess was right.
+_REFUSAL = (
+    "refused: this run has no valid ticket for what the node presented "
+    "(token, run, node, Upper, positions, data set); a ticket is good for one connection only"
+)
+
+
+@dataclass(eq=False, slots=True)
+class _Guest:
+    """A connection that has not been let in."""
+
+    connection: Connection
+    address: str
+    deadline: float
+    steps: Steps[Hello | None] | None = None
+    turned_away: bool = False
+
+
+@dataclass(slots=True)
+class RefusalLog:
+    """Counts refusals by error class and logs them, at most 20 a minute: strangers must not fill the disk."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    _window_end: float = 0.0
+    _num_logged: int = 0
+
+    def note(self, address: str, error: PslError) -> None:
+        """Count and perhaps log one refusal."""
+        self.counts[type(error).__name__] += 1
+        now = time.monotonic()
+        if now >= self._window_end:
+            if self._num_logged > _LOGGED_PER_MINUTE:
+                log.warning("%d more connections were refused", self._num_logged - _LOGGED_PER_MINUTE)
+            self._window_end, self._num_logged = now + 60, 0
+        self._num_logged += 1
+        if self._num_logged <= _LOGGED_PER_MINUTE:
+            log.warning("refused a connection from %s: %s: %s", address, type(error).__name__, error)
+
+
+class Gate:
+    """Accepts connections on `listener` until closed.
+
+    Parameters
+    ----------
+    listener : socket.socket
+        Listening; owned from now on.
+    context : ssl.SSLContext or None
+        The Lower's TLS context; None for plaintext.
+    tickets : TicketBook
+        What a `Hello` is checked against.
+    let_in : callable
+        Takes over a connection whose `Hello` was valid; called in the gate's thread, must not block.
+    handshake_timeout_s : float
+        Longest time from accepting a connection to its complete `Hello`, in seconds.
+    max_pending : int
+        Most connections that have not said `Hello`; beyond it the oldest silent one is dropped.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        tickets: TicketBook,
+        let_in: Callable[[Connection, Hello], None],
+        handshake_timeout_s: float,
+        max_pending: int,
+    ) -> None:
+        self.refusals = RefusalLog()
+        self._listener = listener
+        self._context = context
+        self._tickets = tickets
+        self._let_in = let_in
+        self._handshake_timeout_s = handshake_timeout_s
+        self._max_pending = max_pending
+        self._guests: dict[
+            _Guest, None
+        ] = {}  # in order of arrival, so in order of deadline but for those refused
+        self._closing = False
+        self._wake_fd, self._waker_fd = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="psl-gate", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening and drop every connection not let in."""
+        if not self._closing:
+            self._closing = True
+            os.write(self._waker_fd, b"x")
+            self._thread.join()
+            os.close(self._waker_fd)
+            os.close(self._wake_fd)
+
+    def _serve(self) -> None:
+        while not self._closing:
+            next_deadline = min((guest.deadline for guest in self._guests), default=None)
+            timeout = None if next_deadline is None else max(0.0, next_deadline - time.monotonic())
+            ready = self._selector.select(timeout)
+            for key, _ in ready:
+                if isinstance(key.data, _Guest) and key.data in self._guests:
+                    self._advance(key.data)
+            if any(key.fileobj is self._listener for key, _ in ready):
+                self._accept()  # after those already here: a flood of newcomers does not starve them
+            now = time.monotonic()
+            for guest in [guest for guest in self._guests if guest.deadline <= now]:
+                self._drop(guest, PeerLost(f"no valid Hello within {self._handshake_timeout_s:g} s"))
+        for guest in list(self._guests):
+            self._drop(guest, None)
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                sock, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # a connection that is gone already, or no file descriptor left
+                log.warning("cannot accept a connection: %s", error.strerror or error)
+                self._make_room()
+                time.sleep(0.01)  # the listener stays readable: do not spin
+                return
+            address = f"{peer[0]}:{peer[1]}"
+            try:
+                if self._context is not None:
+                    sock.setblocking(False)
+                    sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                connection = Connection(sock, f"peer at {address}", _HELLO_LIMITS)
+            except (OSError, ValueError):  # reset before we looked at it
+                sock.close()
+                continue
+            while len(self._guests) >= self._max_pending:
+                self._make_room()
+            guest = _Guest(connection, address, time.monotonic() + self._handshake_timeout_s)
+            guest.steps = self._greet(guest)
+            self._guests[guest] = None
+            self._selector.register(sock, selectors.EVENT_READ, guest)
+            self._advance(guest)  # an honest Hello follows the connection at once and is often here already
+
+    def _greet(self, guest: _Guest) -> Steps[Hello | None]:
+        """Return the valid `Hello`, or None after the guest has been turned away."""
+        connection = guest.connection
+        try:
+            with translated(connection.peer, "its handshake"):
+                yield from connection.handshake()
+                frame = yield from connection.receiving(Expectation(Hello))
+            if not isinstance(frame.message, Hello):
+                raise ProtocolError(
+                    f"{connection.peer}: expected Hello, received {type(frame.message).__name__}"
+                )
+            self._tickets.redeem(frame.message)
+            return frame.message
+        except PslError as error:
+            self.refusals.note(guest.address, error)
+            guest.turned_away = True
+            guest.deadline = min(guest.deadline, time.monotonic() + _DRAIN_S)
+            reason = _REFUSAL if isinstance(error, AuthenticationError) else f"refused: {error}"
+            with suppress(OSError, PslError):
+                yield from connection.sending(Frame(Abort(reason)))
+                connection.sock.shutdown(socket.SHUT_WR)
+                # Closing with unread bytes would reset the connection, and the peer might never read the
+                # reason.
+                yield from connection.draining()
+            return None
+
+    def _advance(self, guest: _Guest) -> None:
+        assert guest.steps is not None
+        try:
+            wanted = next(guest.steps)
+        except StopIteration as end:
+            self._drop(guest, None, close=end.value is None)
+            if end.value is not None:
+                self._let_in(guest.connection, end.value)
+        except Exception:  # a defect of ours must not close the gate for everybody
+            log.exception("the greeting of %s failed", guest.address)
+            self._drop(guest, None)
+        else:
+            events = selectors.EVENT_WRITE if wanted == select.POLLOUT else selectors.EVENT_READ
+            self._selector.modify(guest.connection.sock, events, guest)
+
+    def _make_room(self) -> None:
+        """Drop the oldest guest that is silent or already turned away, else the oldest."""
+        idle = (guest for guest in self._guests if guest.turned_away or not guest.connection.heard)
+        victim = next(idle, None) or next(iter(self._guests), None)
+        if victim is not None:
+            self._drop(victim, PeerLost("crowded out by newer connections before it said Hello"))
+
+    def _drop(self, guest: _Guest, error: PslError | None, *, close: bool = True) -> None:
+        del self._guests[guest]
+        self._selector.unregister(guest.connection.sock)
+        if error is not None and not guest.turned_away:
+            self.refusals.note(guest.address, error)
+        if close:
+            guest.connection.close()

@@ -1,0 +1,229 @@
+"""The messages that Lower and Upper nodes send each other, as typed records.
+
+Down (Lower to Upper): `Welcome`, `Step`, `Abort`, `Finish`. Up (Upper to Lower): `Hello`, `Smashed`, `Saved`,
+`Failed`. They travel as MessagePack maps with a ``type`` key; a field that is missing, unknown, mistyped or
+out of range is refused. `Failed` and `Abort` may come at any moment of their direction; every other message
+only when it is expected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import ArrayLike, NDArray
+
+TOKEN_BYTES = 32
+MAX_SAMPLES = 65_536
+MAX_TEXT = 2_000
+MAX_RANK = 6
+MAX_DIM = 2**32 - 1
+
+Count = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Name = Annotated[str, Meta(max_length=256)]
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
+
+
+class _Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all records."""
+
+
+class StepId(_Record, frozen=True, order=True):
+    """Identity of a step within a run: counted from 0; `attempt` grows when a step is tried again."""
+
+    epoch: Count
+    step: Count
+    attempt: Count = 0
+
+
+class Plan(_Record, frozen=True):
+    """What to run forward next.
+
+    Attributes
+    ----------
+    id : StepId
+        The step.
+    mode : {"train", "evaluate"}
+        "evaluate" keeps no graph and moves no BatchNorm statistics.
+    lr : float
+        Learning rate of this step's update, finite, at least 0.
+    samples : bytes
+        Sample indices, little-endian int64, at most 65,536; see `pack_samples`.
+    augment_seed : int
+        Seed of the epoch's coordinated augmentation, 0..2**64 - 1.
+    """
+
+    id: StepId
+    mode: Literal["train", "evaluate"]
+    lr: float
+    samples: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
+    augment_seed: Count
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not finite or below 0, and a ragged list of samples."""
+        _check_finite(lr=self.lr)
+        if len(self.samples) % 8 or len(self.samples) > 8 * MAX_SAMPLES:
+            raise ValueError(
+                f"samples: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(self.samples)} bytes"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the mini-batch."""
+        return len(self.samples) // 8
+
+    def sample_indices(self) -> NDArray[np.int64]:
+        """Return the sample indices (B,) int64, read-only."""
+        return np.frombuffer(self.samples, dtype="<i8")
+
+    def __repr__(self) -> str:
+        """Return a short form, with the number of samples in place of their bytes."""
+        return f"Plan({self.id}, {self.mode}, lr={self.lr:g}, {self.num_samples} samples)"
+
+
+def pack_samples(indices: ArrayLike) -> bytes:
+    """Return sample indices (B,) as `Plan.samples` carries them."""
+    return np.asarray(indices, dtype="<i8").tobytes()
+
+
+class Welcome(_Record, frozen=True, tag="welcome"):
+    """The Lower accepts the Upper; `Step` follows."""
+
+
+class Step(_Record, frozen=True, tag="step"):
+    """One turn of the Upper: apply the gradient, save, then run the plan forward and answer.
+
+    Attributes
+    ----------
+    gradient_of : StepId or None
+        The pending step that the frame's one tensor is the gradient of; None with no tensor.
+    plan : Plan or None
+        What to run forward and answer with `Smashed`; None is answered with `Saved`.
+    save : bool
+        Whether to write a checkpoint after the gradient is applied and before the plan is run.
+    """
+
+    gradient_of: StepId | None = None
+    plan: Plan | None = None
+    save: bool = False
+
+
+class Abort(_Record, frozen=True, tag="abort"):
+    """The Lower ends the exchange because of an error; `reason` is cut at 2,000 characters."""
+
+    reason: Text
+
+    def __post_init__(self) -> None:
+        """Make a text fit that is too long or not valid Unicode."""
+        _shorten(self, "reason")
+
+
+class Finish(_Record, frozen=True, tag="finish"):
+    """The round is over; the Upper closes the stream."""
+
+
+class Hello(_Record, frozen=True, tag="hello"):
+    """Who opens the stream, and by what right; every field must equal the ticket's."""
+
+    run: Name
+    node: int
+    upper: Count
+    positions: Annotated[tuple[Count, ...], Meta(max_length=65_536)]
+    num_samples: Count
+    dataset: Name
+    token: Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+
+    def __repr__(self) -> str:
+        """Return a form without the token."""
+        return f"Hello(run={self.run!r}, node={self.node}, upper={self.upper}, token=<hidden>)"
+
+
+class Smashed(_Record, frozen=True, tag="smashed"):
+    """Answer to a plan: the frame's one tensor is the smashed data of step `id`; times in seconds.
+
+    `read_s` is reading the store, `forward_s` this forward pass, `backward_s` the backward pass and update
+    before it.
+    """
+
+    id: StepId
+    read_s: float = 0.0
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse times that are not finite or below 0."""
+        _check_finite(read_s=self.read_s, forward_s=self.forward_s, backward_s=self.backward_s)
+
+
+class Saved(_Record, frozen=True, tag="saved"):
+    """Answer to a `Step` without a plan; `step` counts the steps applied so far."""
+
+    step: Count
+
+
+class Failed(_Record, frozen=True, tag="failed"):
+    """The Upper stops because of an error of its own; both texts are cut at 2,000 characters."""
+
+    kind: Text
+    message: Text
+
+    def __post_init__(self) -> None:
+        """Make a text fit that is too long or not valid Unicode."""
+        _shorten(self, "kind")
+        _shorten(self, "message")
+
+
+Message = Welcome | Step | Abort | Finish | Hello | Smashed | Saved | Failed
+UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Saved, Failed))
+
+
+class TensorSpec(_Record, frozen=True):
+    """What is declared of one tensor of the payload: codec name and shape."""
+
+    codec: Annotated[str, Meta(max_length=32)]
+    shape: Shape
+
+
+class Envelope(_Record, frozen=True):
+    """A frame's metadata: the message and the tensors that follow it, in order."""
+
+    message: Message
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=1)] = ()
+
+
+def num_tensors(message: Message) -> int:
+    """Return how many tensors come with `message`: 1 for `Smashed` and for a `Step` with a gradient."""
+    return int(
+        isinstance(message, Smashed) or (isinstance(message, Step) and message.gradient_of is not None)
+    )
+
+
+def name_of(kinds: Sequence[type[Any]]) -> str:
+    """Return the names of message types for an error's text."""
+    return " or ".join(kind.__name__ for kind in kinds) or "nothing"
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return a peer's text made safe for a log: at most `limit` characters, no control characters."""
+    return "".join(char if char.isprintable() else " " for char in text[:limit])
+
+
+# Constraints on the fields hold while decoding only: a sender's texts are made to fit here, so reporting
+# never fails.
+def _shorten(record: Struct, field: str) -> None:
+    text: str = getattr(record, field)
+    fitting = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
+    fitting = fitting.encode("utf-8", "replace").decode()  # a lone surrogate, as in an undecodable file name
+    if fitting != text:
+        msgspec.structs.force_setattr(record, field, fitting)
+
+
+def _check_finite(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{name}: expected a finite number, at least 0, got {number}")

@@ -1,0 +1,195 @@
+"""The Upper's end of a stream: one connection to the Lower's exchange endpoint, for one round.
+
+with connect(host, port, hello, cafile_pem=certificate, timeout_s=30) as stream:
+    turn = stream.receive(Expectation((Step, Finish)), timeout_s=600)
+    stream.send(Smashed(turn.message.plan.id), [smashed], "bfloat16", timeout_s=60)
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from torch import Tensor
+
+from psl_flower.errors import AuthenticationError, PeerLost
+from psl_flower.wire import tls
+from psl_flower.wire.connection import Connection, translated
+from psl_flower.wire.frames import Expectation, Frame, Limits, raise_ending
+from psl_flower.wire.messages import Abort, Failed, Hello, Message, Welcome
+
+# The endpoint drops the oldest silent connection when strangers crowd it; an honest node then knocks again.
+_ATTEMPTS = 5
+_FIRST_PAUSE_S = 0.05
+
+
+class UpperStream:
+    """An accepted stream to the Lower. Not for use by several threads at once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.bytes_sent = connection.bytes_received = (
+            0  # both transports count what is exchanged, no greeting
+        )
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of whole frames sent since the greeting."""
+        return self._connection.bytes_sent
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of whole frames received since the greeting."""
+        return self._connection.bytes_received
+
+    def receive(self, expect: Expectation, timeout_s: float) -> Frame:
+        """Wait for the Lower's next frame.
+
+        Parameters
+        ----------
+        expect : Expectation
+            What may come.
+        timeout_s : float
+            Longest wait, in seconds, for the whole frame.
+
+        Raises
+        ------
+        ProtocolError
+            The Lower ended the exchange (its reason is given) or sent something not expected.
+        PeerLost
+            The stream ended, or the time is over.
+        WireError
+            A malformed frame.
+        """
+        frame = self._connection.receive(expect, time.monotonic() + timeout_s)
+        raise_ending(frame, self._connection.peer)
+        return frame
+
+    def send(
+        self, message: Message, tensors: Sequence[Tensor] = (), codec: str = "float32", *, timeout_s: float
+    ) -> None:
+        """Send one frame.
+
+        Parameters
+        ----------
+        message, tensors, codec
+            As in `Frame`.
+        timeout_s : float
+            Longest wait, in seconds, for the whole frame.
+
+        Raises
+        ------
+        ProtocolError
+            The Lower ended the exchange meanwhile; its reason is given.
+        PeerLost
+            The stream ended, or the time is over.
+        WireError, TrainingError
+            The frame cannot be encoded.
+        """
+        try:
+            self._connection.send(Frame(message, tuple(tensors), codec), time.monotonic() + timeout_s)
+        except PeerLost:
+            word = self._connection.last_words(Expectation(Abort))
+            if word is not None:
+                raise_ending(word, self._connection.peer)
+            raise
+
+    def fail(self, kind: str, message: str) -> None:
+        """Tell the Lower, as far as that is possible, why this Upper stops; then close. Never raises."""
+        self._connection.part(Frame(Failed(kind, message)), linger_s=1.0)
+
+    def close(self) -> None:
+        """Close the stream; never raises."""
+        self._connection.close()
+
+    def __enter__(self) -> UpperStream:
+        """Return this object."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def connect(
+    host: str,
+    port: int,
+    hello: Hello,
+    *,
+    cafile_pem: str | None,
+    timeout_s: float,
+    limits: Limits | None = None,
+    allow_plaintext: bool = False,
+) -> UpperStream:
+    """Open a stream to the Lower and be accepted.
+
+    Parameters
+    ----------
+    host, port : str and int
+        The endpoint's address, as the Lower announced it.
+    hello : Hello
+        Who we are, with the one-time token.
+    cafile_pem : str or None
+        The endpoint's certificate, PEM; nothing else is trusted. None: plaintext, on loopback only.
+    timeout_s : float
+        Longest wait, in seconds, for all attempts together.
+    limits : Limits, optional
+        Most bytes that a frame from the Lower may declare.
+    allow_plaintext : bool
+        Permit plaintext outside loopback.
+
+    Raises
+    ------
+    ConfigError
+        Plaintext outside loopback, or an unreadable certificate.
+    AuthenticationError
+        The Lower refused us, or its certificate is not `cafile_pem`.
+    PeerLost
+        Nothing answers, or the time is over.
+    ProtocolError, WireError
+        What answers does not speak this protocol.
+    """
+    tls.check_plaintext(host, encrypted=cafile_pem is not None, allow_plaintext=allow_plaintext)
+    context = tls.client_context(cafile_pem) if cafile_pem is not None else None
+    deadline = time.monotonic() + timeout_s
+    pause_s = _FIRST_PAUSE_S
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _connect_once(host, port, hello, context, deadline, limits or Limits())
+        except PeerLost:
+            if attempt == _ATTEMPTS or time.monotonic() + pause_s >= deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s *= 2
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _connect_once(
+    host: str, port: int, hello: Hello, context: ssl.SSLContext | None, deadline: float, limits: Limits
+) -> UpperStream:
+    peer = f"Lower at {host}:{port}"
+    with translated(peer, "connecting"):
+        sock = socket.create_connection((host, port), timeout=max(0.001, deadline - time.monotonic()))
+        try:
+            if context is not None:
+                sock.setblocking(False)
+                sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+            connection = Connection(sock, peer, limits)
+        except BaseException:
+            sock.close()
+            raise
+    try:
+        connection.run(connection.handshake(), deadline, "the TLS handshake")
+        connection.send(Frame(hello), deadline)
+        answer = connection.receive(Expectation(Welcome), deadline)
+        if isinstance(answer.message, Abort):
+            raise AuthenticationError(f"{peer}: {answer.message.reason}")
+        return UpperStream(connection)
+    except BaseException:
+        connection.close()
+        raise

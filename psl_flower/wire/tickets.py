@@ -1,0 +1,82 @@
+"""One-time tickets: who may open a stream to the Lower.
+
+The Lower issues one ticket for each Upper; its token reaches the node inside a Flower message. A `Hello` must
+equal the ticket in every field. The token is consumed by the first `Hello` that does, and by no other.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from psl_flower.errors import AuthenticationError
+from psl_flower.wire.messages import TOKEN_BYTES, Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a `Hello` must say; `num_samples` None is not checked; the token is hidden from `repr`."""
+
+    upper: int
+    node: int
+    positions: tuple[int, ...]
+    num_samples: int | None
+    dataset: str
+    token: bytes = field(repr=False)
+
+
+class TicketBook:
+    """The valid tickets of one run, at most one for each Upper. Safe for use by several threads."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._tickets: dict[int, Ticket] = {}
+
+    def issue(
+        self, upper: int, node: int, positions: Sequence[int], num_samples: int | None, dataset: str
+    ) -> bytes:
+        """Return the token, 32 random bytes, of a new ticket; an earlier ticket of this Upper is void."""
+        ticket = Ticket(upper, node, tuple(positions), num_samples, dataset, secrets.token_bytes(TOKEN_BYTES))
+        with self._lock:
+            self._tickets[upper] = ticket
+        return ticket.token
+
+    def redeem(self, hello: Hello) -> None:
+        """Consume the ticket that `hello` presents.
+
+        Raises
+        ------
+        AuthenticationError
+            It names no valid ticket, or differs from it; the ticket stays valid. The text is for the Lower's
+            own log.
+        """
+        with self._lock:
+            ticket = self._tickets.get(hello.upper)
+            # The token comes first: whoever does not hold it learns nothing about the other fields, not even
+            # by time.
+            expected = ticket.token if ticket is not None else bytes(TOKEN_BYTES)
+            if not hmac.compare_digest(expected, hello.token) or ticket is None:
+                raise AuthenticationError(f"Upper {hello.upper}: its token is not that of a valid ticket")
+            checks: list[tuple[str, object, object]] = [
+                ("run", self.run, hello.run),
+                ("node", ticket.node, hello.node),
+                ("positions", ticket.positions, hello.positions),
+                ("data set", ticket.dataset, hello.dataset),
+            ]
+            if ticket.num_samples is not None:
+                checks.append(("number of samples", ticket.num_samples, hello.num_samples))
+            for what, wanted, got in checks:
+                if wanted != got:
+                    raise AuthenticationError(
+                        f"Upper {hello.upper}: {what}: expected {_short(wanted)}, received {_short(got)}"
+                    )
+            del self._tickets[hello.upper]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,172 @@
+"""The ServerApp: makes the stores if they are missing, trains with the patch-split strategy, collects the model."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import time
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from psl_flower.assembled import save_assembled
+from psl_flower.config import RunConfig
+from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.store_set import StoreSet, store_request
+from psl_flower.devices import choose_device, usable_cores
+from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes, steps_per_round
+from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.rounds import RoundDriver
+from psl_flower.errors import RunError
+from psl_flower.node_task import NodeTask
+from psl_flower.runs import RunFolder
+from psl_flower.wire.tls import Identity, ephemeral_identity
+from server.reporting import Reporter, duration
+from server.resuming import continue_or_create
+from strategies import PatchSplit
+
+from strategies.patch_split import TransportOptions
+
+log = logging.getLogger("psl_flower")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train, as the run's configuration says."""
+    config, run = continue_or_create(RunConfig.from_mapping(context.run_config))
+    reporter = Reporter(run, run_id=str(context.run_id), every_s=config.progress_every_s)
+    try:
+        _run(grid, config, run, reporter)
+    except BaseException as error:
+        reporter.fail(error)
+        raise
+
+
+def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
+    reporter.say("preparing", f"run {run.name}: settings, metrics and checkpoints are in {run.path}")
+    torch.set_num_threads(config.lower_threads or usable_cores())
+    device = choose_device(config.device)
+    stores = _stores(config, reporter)
+    run.write_manifest(stores.manifest)
+    task = make_task(config, stores.manifest, stores.labels)
+    lower = make_lower_engine(config, stores.manifest, device)
+    per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
+    done = _resume(config, run, lower, total_steps)
+    reporter.plan(rounds=config.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
+    driver = RoundDriver(
+        lower,
+        task,
+        smashed_shapes(config, stores.manifest),
+        run.checkpoints,
+        checkpoint_every=config.checkpoint_every,
+        on_step=reporter.step,
+        stop_requested=run.stop_requested,
+    )
+    strategy = PatchSplit(
+        driver,
+        NodeTask(
+            run=run.name,
+            uppers=(),
+            settings=encode_settings(config, stores.manifest),
+            activations=config.wire_activations,
+            gradients=config.wire_gradients,
+            timeout_s=config.step_timeout_s,
+            stores=str(stores.folder),
+            state=str(run.nodes),
+            threads=config.upper_threads,
+        ),
+        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+        steps_per_round=per_round,
+        total_steps=total_steps,
+        options=_transport_options(config),
+        evaluate_every=config.evaluate_every,
+        on_placed=lambda placement: reporter.placed(placement, _about(stores, config)),
+        on_round=reporter.round,
+    )
+    if hasattr(grid, "pull_interval"):
+        # Flower's simulation looks for replies every 0.1 s, which is a step's time with small images.
+        grid.pull_interval = 0.005
+    began = time.monotonic()
+    reporter.say("starting", "starting the nodes")
+    try:
+        # A round ends by the deadlines of its exchanges, not by Flower's.
+        rounds_left = math.ceil((total_steps - done) / per_round)
+        arrays = ArrayRecord(lower.lower.state_dict())
+        strategy.start(grid, initial_arrays=arrays, num_rounds=rounds_left, timeout=math.inf)
+        if config.collect_model:
+            reporter.say("collecting", "collecting the Upper models from the nodes")
+            _save_model(run, strategy, grid, lower)
+    finally:
+        strategy.close()
+    model = f"model in {run.model}; try: psl evaluate --run {run.name}" if config.collect_model else "no model collected"
+    reporter.end(
+        "completed",
+        f"run {run.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
+        f"metrics in {run.path / 'metrics.jsonl'}",
+    )
+
+
+def _stores(config: RunConfig, reporter: Reporter) -> StoreSet:
+    """Return the patch stores of the dataset, made first if this is the first run that needs them."""
+    root = config.workspace_path() / "stores"
+    stores = ensure_stores(root, store_request(config), reporter.ingesting)
+    verb = "made" if stores.created else "found"
+    count = stores.manifest.num_samples
+    reporter.say("preparing", f"{verb} {stores.manifest.num_uppers} patch stores of {count} images: {stores.folder}")
+    return stores
+
+
+def _resume(config: RunConfig, run: RunFolder, lower: LowerEngine, total_steps: int) -> int:
+    """Go to the committed checkpoint, if the run has one; return the steps applied."""
+    steps = run.checkpoints.steps()
+    if steps:
+        lower.go_to(steps[-1], run.checkpoints)
+    if lower.step >= total_steps and run.model.exists():
+        raise RunError(f"run {run.name} is complete: all {total_steps} steps are done; start a new run")
+    run.drop_metrics_after(lower.step)
+    return lower.step
+
+
+def _save_model(run: RunFolder, strategy: PatchSplit, grid: Grid, lower: LowerEngine) -> None:
+    uppers = strategy.collect(grid)
+    state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
+    state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
+    save_assembled(run.model, state)
+
+
+def _transport_options(config: RunConfig) -> TransportOptions:
+    return TransportOptions(
+        transport=config.transport,
+        host=config.exchange_host,
+        port=config.exchange_port,
+        advertise=config.exchange_advertise,
+        identity=_identity(config),
+        node_timeout_s=config.node_timeout_s,
+        step_timeout_s=config.step_timeout_s,
+    )
+
+
+def _identity(config: RunConfig) -> Identity | None:
+    """Return a TLS identity for this run; None on loopback, where nothing leaves the machine."""
+    try:
+        if ipaddress.ip_address(config.exchange_host).is_loopback:
+            return None
+    except ValueError:
+        if config.exchange_host == "localhost":
+            return None
+    return ephemeral_identity([config.exchange_advertise or config.exchange_host])
+
+
+def _about(stores: StoreSet, config: RunConfig) -> str:
+    manifest, grid = stores.manifest, stores.manifest.grid()
+    train, test = (stop - start for start, stop in (manifest.splits["train"], manifest.splits["test"]))
+    return (
+        f"{manifest.dataset}: {train} training and {test} test images of {manifest.image_size[0]}x{manifest.image_size[1]}, "
+        f"{manifest.num_classes} classes; {grid.rows}x{grid.cols} patches of {grid.patch_size[0]}x{grid.patch_size[1]}, "
+        f"{config.backbone} cut after {config.cut}"
+    )

@@ -1,0 +1,224 @@
+"""Tells the user where a run is: lines in the log, status.json, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from psl_flower.engine.rounds import RoundReport, StepReport
+from psl_flower.errors import PslError, TrainingStopped
+from psl_flower.runs import RunFolder, Status
+from strategies.nodes import Placement
+
+log = logging.getLogger("psl_flower")
+
+_STATUS_EVERY_S = 0.5
+
+
+class Reporter:
+    """Follows one run.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Where status, metrics and event files go.
+    run_id : str
+        Flower's id of the run.
+    every_s : float
+        Seconds between lines in the log; 0 for lines at the end of rounds only.
+    """
+
+    def __init__(self, run: RunFolder, *, run_id: str, every_s: float) -> None:
+        self._run, self._every_s = run, every_s
+        _set_up_log(run.path)
+        self._steps_per_round = 1
+        self._status = Status(state="preparing", run_id=run_id)
+        self._writer = SummaryWriter(str(run.tensorboard))
+        self._bytes = (0, 0)
+        self._logged = self._written = 0.0
+        self._recent: list[StepReport] = []
+        self._evaluation_s = 0.0
+
+    def say(self, state: str, message: str) -> None:
+        """Enter a state, with one line for the user."""
+        log.info("%s", message)
+        self._set(state=state, message=message)
+
+    def ingesting(self, stage: str, done: int, total: int) -> None:
+        """Note how far the making of the stores is."""
+        now = time.monotonic()
+        if now - self._logged >= max(1.0, self._every_s) or done == total:
+            self._logged = now
+            self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
+
+    def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int) -> None:
+        """Note how long the run is, and how many of its steps are done already."""
+        self._steps_per_round = steps_per_round
+        self._set(rounds=rounds, total_steps=total_steps, step=done)
+        if done:
+            log.info("continuing after step %d of %d", done, total_steps)
+
+    def placed(self, placement: Placement, about: str) -> None:
+        """Note which nodes take part."""
+        uppers = sum(len(hosted) for hosted in placement.hosts.values())
+        kind = "simulated nodes" if placement.simulated else "nodes"
+        log.info("%s", about)
+        if placement.note:
+            log.warning("%s", placement.note)
+        self.say("training", f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport")
+
+    def step(self, report: StepReport) -> None:
+        """Note a training step."""
+        self._recent.append(report)
+        self._writer.add_scalar("train/loss", report.loss.full, report.step)
+        now = time.monotonic()
+        ends_round = report.step % self._steps_per_round == 0 or report.step == self._status.total_steps
+        if now - self._written >= _STATUS_EVERY_S or ends_round:
+            self._written = now
+            self._set(**self._training(report))
+        if self._every_s > 0 and (now - self._logged >= self._every_s or ends_round):
+            self._logged = now
+            log.info("%s", self._line())
+            self._recent.clear()
+
+    def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
+        """Note the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard."""
+        steps = report.steps
+        if not steps:
+            return
+        images = sum(step.num_samples for step in steps)
+        bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
+        self._bytes = (sum(up.values()), sum(down.values()))
+        self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
+        predictions = report.predictions
+        metrics = {
+            "round": self._round_of(steps[-1].step),
+            "step": steps[-1].step,
+            "loss": _mean([step.loss.full for step in steps]),
+            "lower_loss": _mean([step.loss.lower for step in steps]),
+            "upper_loss": _mean([step.loss.uppers for step in steps]),
+            "train_accuracy": sum(step.loss.correct for step in steps) / images,
+            "accuracy": predictions.accuracy if predictions else None,
+            "test_loss": predictions.loss if predictions else None,
+            "images_per_s": images / report.train_s,
+            "bytes_up": bytes_up,
+            "bytes_down": bytes_down,
+            "bytes_up_by_upper": {str(m): total for m, total in up.items()},
+            "bytes_down_by_upper": {str(m): total for m, total in down.items()},
+            "seconds": report.seconds,
+            "train_s": report.train_s,
+            "step_s": _mean([step.seconds for step in steps]),
+            "upper_s": _mean([step.upper_s for step in steps]),
+            "lower_s": _mean([step.lower_s for step in steps]),
+            "wire_s": _mean([step.wire_s for step in steps]),
+        }
+        self._run.append_metrics(metrics)
+        if predictions:
+            self._run.write_predictions(predictions)
+        for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
+            value = metrics[name]
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"round/{name}", value, steps[-1].step)
+        for name in ("upper_s", "lower_s", "wire_s"):
+            self._writer.add_scalar(f"time/{name}", metrics[name], steps[-1].step)
+        self._writer.flush()
+        self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
+        accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
+        log.info(
+            "round %d/%d done: loss %.4f%s, %.0f images/s, %s up, %s down",
+            metrics["round"], self._status.rounds, metrics["loss"], accuracy, metrics["images_per_s"],
+            size(bytes_up), size(bytes_down),
+        )  # fmt: skip
+
+    def end(self, state: str, message: str) -> None:
+        """Note how the run ended."""
+        self._writer.close()
+        (log.info if state == "completed" else log.error)("%s", message)
+        self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
+
+    def fail(self, error: BaseException) -> None:
+        """Note why the run ended early, and what to do."""
+        if isinstance(error, TrainingStopped):
+            self.end("stopped", f"{error}; continue with: psl train resume={self._run.name}")
+        elif isinstance(error, PslError):
+            again = f"; continue with: psl train resume={self._run.name}" if self._run.checkpoints.steps() else ""
+            self.end("failed", f"error: {error}{again}")
+        else:
+            self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")
+
+    def final_accuracy(self) -> str:
+        """Return the last test accuracy for a sentence, or nothing."""
+        accuracy = self._status.accuracy
+        return f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+
+    def _training(self, report: StepReport) -> dict[str, object]:
+        rate = _rate(self._recent)
+        status = self._status
+        left = status.total_steps - report.step
+        step_s = _mean([step.seconds for step in self._recent])
+        rounds_left = status.rounds - self._round_of(report.step) + 1
+        return {
+            "state": "training",
+            "message": "",
+            "round": self._round_of(report.step),
+            "step": report.step,
+            "loss": _mean([step.loss.full for step in self._recent]),
+            "images_per_s": rate,
+            "eta_s": left * step_s + rounds_left * self._evaluation_s,
+        }
+
+    def _line(self) -> str:
+        status = self._status
+        accuracy = f", test accuracy {status.accuracy:.2%}" if status.accuracy is not None else ""
+        return (
+            f"round {status.round}/{status.rounds}, step {status.step}/{status.total_steps}, "
+            f"loss {status.loss or 0:.4f}{accuracy}, {status.images_per_s or 0:.0f} images/s, "
+            f"{duration(status.eta_s or 0)} left"
+        )
+
+    def _round_of(self, step: int) -> int:
+        return -(-step // self._steps_per_round)
+
+    def _set(self, **changes: object) -> None:
+        fields = {name: getattr(self._status, name) for name in self._status.__struct_fields__}
+        self._status = Status(**{**fields, **changes})  # type: ignore[arg-type]
+        self._run.write_status(self._status)
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes for a person."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person, as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _set_up_log(run: Path) -> None:
+    """Let our lines reach the terminal, through Flower's own log, and a file in the run's folder."""
+    flower = logging.getLogger("flwr")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [*flower.handlers]
+    file = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rate(steps: list[StepReport]) -> float:
+    return sum(step.num_samples for step in steps) / max(1e-9, sum(step.seconds for step in steps))

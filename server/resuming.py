@@ -1,0 +1,50 @@
+"""A new run's folder, or an old run's with the settings that it began with."""
+
+from __future__ import annotations
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
+from psl_flower.runs import RunFolder, create_run, open_run
+
+# What may differ when a run is continued: it changes how the run goes, not what comes out.
+_OPERATIONAL = (
+    "transport", "lower_threads", "upper_threads", "exchange_host", "exchange_port", "exchange_advertise",
+    "node_timeout_s", "step_timeout_s", "checkpoint_every", "progress_every_s", "collect_model", "evaluate_every",
+)  # fmt: skip
+
+
+def continue_or_create(config: RunConfig) -> tuple[RunConfig, RunFolder]:
+    """Return the settings to train with, and the run's folder.
+
+    For a new run these are the settings given. With `resume`, they are those that the run began with; of the settings
+    given, those that cannot change the result replace the old ones, if they are not the defaults.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or one of this name already, or the workspace cannot be written.
+    ConfigError
+        If a setting is given that would make a resumed run another one.
+    """
+    workspace = config.workspace_path()
+    if not config.resume:
+        run = create_run(workspace, config.run_name, config.dataset)
+        run.write_config(config)
+        return config, run
+    run = open_run(workspace, config.resume)
+    run.forget_stop()
+    began = run.read_config()
+    default = RunConfig()
+    changes: dict[str, object] = {}
+    for name in (field for field in default.__dataclass_fields__ if field not in ("resume", "run_name", "workspace")):
+        given = getattr(config, name)
+        if given in (getattr(default, name), getattr(began, name)):
+            continue
+        if name not in _OPERATIONAL:
+            key = name.replace("_", "-")
+            raise ConfigError(
+                f"{key}: run {run.name} began with {getattr(began, name)!r}, resume was given {given!r}; "
+                f"leave {key} out, or start a new run"
+            )
+        changes[name] = given
+    return began.replace(workspace=str(workspace), run_name="", resume="", **changes), run

@@ -1,0 +1,161 @@
+"""Finds the nodes of a run and decides which Uppers each of them hosts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from psl_flower.errors import ConfigError, PeerLost, StoreError
+from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
+from strategies.messages import ask, content, decoded
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Which node hosts which Uppers, and how they talk to the Lower.
+
+    Attributes
+    ----------
+    hosts : dict[int, tuple[int, ...]]
+        Uppers by node id.
+    names : dict[int, str]
+        What to call a node in a message for people.
+    claims : dict[int, Claim]
+        What each Upper's store holds.
+    transport : {"stream", "flower"}
+        As chosen.
+    simulated : bool
+        Whether these are simulated nodes.
+    note : str
+        One line for the user about the choice; may be empty.
+    """
+
+    hosts: dict[int, tuple[int, ...]]
+    names: dict[int, str]
+    claims: dict[int, Claim]
+    transport: str
+    simulated: bool
+    note: str = ""
+
+
+def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask, timeout_s: float) -> Placement:
+    """Ask all nodes what they hold and place every Upper.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    assignment : sequence of int
+        assignment[p] is the Upper of position p.
+    transport : {"auto", "stream", "flower"}
+        "auto" is stream where all nodes can run at once, which in a simulation depends on its slots.
+    task : NodeTask
+        The run's; its `uppers` do not matter here.
+    timeout_s : float
+        Longest wait for nodes and for their answers, in seconds.
+
+    Raises
+    ------
+    PositionError, StoreError
+        Naming the node, if the nodes do not hold every position once, or stores of another dataset.
+    PeerLost, NodeError
+        If nodes are missing or fail.
+    ConfigError
+        If the transport asked for cannot work here.
+    """
+    inventories = _inventories(grid, timeout_s)
+    if any(inventory.claims for inventory in inventories.values()):
+        return _place_deployed(inventories, assignment, transport)
+    if all(inventory.partition < 0 for inventory in inventories.values()):
+        nodes = ", ".join(str(node) for node in inventories)
+        raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
+    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s)
+
+
+def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
+    deadline = time.monotonic() + timeout_s
+    found: dict[int, Inventory] = {}
+    while True:
+        new = [node for node in grid.get_node_ids() if node not in found]
+        names = {node: f"node {node}" for node in new}
+        question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in new]
+        # Building a process that can answer takes a while: at least the time that a node has to connect.
+        for node, reply in ask(grid, question, timeout_s, names).items():
+            found[node] = decoded(reply, "inventory", Inventory, names[node])
+        if found and len(found) >= max(inventory.num_partitions for inventory in found.values()) and not new:
+            return found
+        if time.monotonic() > deadline:
+            raise PeerLost(f"no node has come up within {timeout_s:g} s; start SuperNodes, or raise node-timeout-s")
+        time.sleep(_POLL_S if not new else 0)
+
+
+def _place_deployed(inventories: dict[int, Inventory], assignment: Sequence[int], transport: str) -> Placement:
+    names = {node: f"node {node}" for node in inventories}
+    hosts = {node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims}
+    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment)
+    claims = {claim.upper: claim for inventory in inventories.values() for claim in inventory.claims}
+    return Placement(
+        hosts=hosts,
+        names=names,
+        claims=claims,
+        transport="stream" if transport == "auto" else transport,
+        simulated=False,
+    )
+
+
+def _place_simulated(
+    grid: Grid,
+    inventories: dict[int, Inventory],
+    assignment: Sequence[int],
+    transport: str,
+    task: NodeTask,
+    timeout_s: float,
+) -> Placement:
+    num_uppers = max(assignment) + 1
+    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[:num_uppers]
+    slots = max(1, min(inventories[node].slots for node in nodes))
+    note = ""
+    if transport == "auto":
+        transport = "stream" if slots >= len(nodes) else "flower"
+        if transport == "flower":
+            note = (
+                f"{len(nodes)} simulated nodes share {slots} slot{'s' * (slots > 1)}, so they cannot run at once and "
+                "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
+            )
+    elif transport == "stream" and slots < len(nodes):
+        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {num_uppers} Uppers"
+        nodes = nodes[:slots]
+    hosts = {node: tuple(range(i, num_uppers, len(nodes))) for i, node in enumerate(nodes)}
+    names = {node: f"node {inventories[node].partition}" for node in nodes}
+    claims = _ask_claims(grid, hosts, names, task, timeout_s)
+    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment)
+    return Placement(hosts=hosts, names=names, claims=claims, transport=transport, simulated=True, note=note)
+
+
+def _ask_claims(
+    grid: Grid, hosts: dict[int, tuple[int, ...]], names: dict[int, str], task: NodeTask, timeout_s: float
+) -> dict[int, Claim]:
+    """Let simulated nodes open the stores allotted to them and say what is in there."""
+    question = [
+        Message(content({"task": encode(task_for(task, hosted))}), node, f"{MessageType.QUERY}.claim")
+        for node, hosted in hosts.items()
+    ]
+    claims: dict[int, Claim] = {}
+    for node, reply in ask(grid, question, timeout_s, names).items():
+        held = decoded(reply, "inventory", Inventory, names[node]).claims
+        if tuple(sorted(claim.upper for claim in held)) != tuple(sorted(hosts[node])):
+            raise ConfigError(f"{names[node]}: was allotted Uppers {hosts[node]}, holds {[c.upper for c in held]}")
+        claims.update({claim.upper: claim for claim in held})
+    return claims
+
+
+def task_for(task: NodeTask, hosted: tuple[int, ...]) -> NodeTask:
+    """Return the task of a node that hosts the given Uppers."""
+    fields = {name: getattr(task, name) for name in task.__struct_fields__}
+    return NodeTask(**{**fields, "uppers": hosted})

@@ -1,0 +1,168 @@
+"""A sealed dataset survives a crash at every single write, fsync, rename and removal.
+
+Each test first counts the operations of an undisturbed run, then is killed at each of them in turn; with a
+power cut, everything that was not synchronised is lost as well. Afterwards each store reads as the old or the
+new generation, and running the same again completes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psl_flower.errors import StoreNotFound
+from psl_flower.patches import PatchGrid
+from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.disk import DISK, Disk
+from psl_flower.sealed.labels import LabelBook
+from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.sealed.verify import verify
+from tests.vectors.sealed_support import ArraySource, CrashingDisk, Killed, World
+
+OLD, NEW = ArraySource(train=2, test=1, seed=1), ArraySource(train=1, test=1, seed=2)
+NONE = OLD.all_NCHW[:0]
+GRID = PatchGrid(image_size=(4, 4), patch_size=(2, 2), stride=(2, 2))
+BOTH = np.concatenate([OLD.all_NCHW, NEW.all_NCHW])
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psl_flower.sealed.ingest.sizes", lambda *_: (2, 2))
+    # What a power cut loses is simulated; really waiting for the disk hundreds of times proves nothing more.
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def people() -> World:
+    return World(Path())
+
+
+@pytest.fixture
+def sealed(people: World, tmp_path: Path) -> World:
+    """OLD, sealed in one generation."""
+    world = at(people, tmp_path / "start")
+    world.seal(OLD)
+    return world
+
+
+def at(people: World, out: Path) -> World:
+    return World(out, people.owner, people.lower, people.nodes, people.restorers)
+
+
+def crashes(start: World, act: Callable[[World, Disk], object]) -> Iterator[World]:
+    """Yield a copy of `start` for each operation of `act`, in which `act` was killed at that operation."""
+
+    def copy(name: str) -> World:
+        out = start.out.with_name(name)
+        if start.out.exists():
+            shutil.copytree(start.out, out)
+        return at(start, out)
+
+    peaceful = CrashingDisk()
+    act(copy("peace"), peaceful)
+    assert peaceful.count >= 4
+    for power_cut in (False, True):
+        for number in range(1, peaceful.count + 1):
+            world = copy(f"{number}-{power_cut}")
+            with pytest.raises(Killed):
+                act(world, CrashingDisk(number, power_cut=power_cut))
+            yield world
+            shutil.rmtree(world.out, ignore_errors=True)
+
+
+def reads_as(world: World, upper: int, expected: list[np.ndarray]) -> None:
+    """Check that a store reads as one of the states; where one of them is nothing, it may also be missing."""
+    try:
+        store = world.open(upper)
+    except StoreNotFound:
+        assert any(len(images) == 0 for images in expected)
+        return
+    found = store.read(np.arange(len(store)))
+    store.close()
+    positions = list(store.meta.positions)
+    states = [images for images in expected if len(images) == len(found)]
+    assert states, f"{len(found)} samples are neither the old nor the new generation"
+    assert (GRID.split(states[0])[:, positions] == found).all()
+
+
+def completes(world: World, images: np.ndarray, generation: int) -> None:
+    assert world.signed.manifest.generation == generation
+    assert verify(world.places, world.signed).ok
+    assert (world.images() == images).all()
+    assert not (world.out / "draft.psl").exists()
+
+
+def test_first_ingest(people: World, tmp_path: Path) -> None:
+    for world in crashes(at(people, tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk)):
+        for upper in range(2):
+            reads_as(world, upper, [NONE, OLD.all_NCHW])
+        if not (world.out / "manifest.psl").exists() or (world.out / "draft.psl").exists():
+            world.seal(OLD)
+        completes(world, OLD.all_NCHW, 1)
+        labels = LabelBook(world.out).read(world.signed.manifest, world.lower)
+        assert labels.labels_N.tolist() == OLD.all_labels
+        assert labels.version == 0
+
+
+def test_append(sealed: World) -> None:
+    for world in crashes(sealed, lambda w, disk: w.seal(NEW, append=True, disk=disk)):
+        for upper in range(2):
+            reads_as(world, upper, [OLD.all_NCHW, BOTH])
+        if world.signed.manifest.generation == 1 or (world.out / "draft.psl").exists():
+            world.seal(NEW, append=True)
+        completes(world, BOTH, 2)
+        labels = LabelBook(world.out).read(world.signed.manifest, world.lower)
+        assert labels.labels_N.tolist() == OLD.all_labels + NEW.all_labels
+
+
+def test_rotation(sealed: World) -> None:
+    changes = Changes(drop_restorers=("bob",))
+
+    def act(world: World, disk: Disk = DISK) -> object:
+        return rotate(world.out, world.owner, world.places, changes, disk=disk)
+
+    for world in crashes(sealed, act):
+        for upper in range(2):
+            reads_as(world, upper, [OLD.all_NCHW])
+        if world.signed.manifest.epoch == 1 or (world.out / "draft.psl").exists():
+            act(world)
+        assert world.signed.manifest.epoch == 2
+        completes_rotation(world)
+
+
+def completes_rotation(world: World) -> None:
+    report = verify(world.places, world.signed)
+    assert report.ok
+    assert all(store.remains and not store.strangers for store in report.stores)
+    assert (world.images() == OLD.all_NCHW).all()
+    labels = LabelBook(world.out).read(world.signed.manifest, world.restorers[0])
+    assert labels.labels_N.tolist() == OLD.all_labels
+
+
+def test_relabel(sealed: World) -> None:
+    def act(world: World, disk: Disk = DISK) -> object:
+        return LabelBook(world.out, disk).relabel(world.signed.manifest, world.restorers[0], [(1, 2)], "why")
+
+    for world in crashes(sealed, act):
+        found = LabelBook(world.out).read(world.signed.manifest, world.lower)
+        assert found.labels_N.tolist() in (OLD.all_labels, [0, 2, 0])
+        act(world)
+        assert LabelBook(world.out).read(world.signed.manifest, world.lower).labels_N.tolist() == [0, 2, 0]
+
+
+def test_audit_log(sealed: World) -> None:
+    def act(world: World, disk: Disk = DISK) -> object:
+        log = AuditLog(world.out / "audit.log", disk)
+        return log.append(world.signed, world.restorers[:2], "restore", [0], "why")
+
+    act(sealed)
+    for world in crashes(sealed, act):
+        log = AuditLog(world.out / "audit.log")
+        before = len(log.read(world.signed.manifest))
+        assert before in (1, 2)
+        act(world)
+        assert len(log.read(world.signed.manifest)) == before + 1

@@ -1,0 +1,103 @@
+"""Manifest: JSON round trip, derived numbers, and every contradiction refused."""
+
+import msgspec
+import pytest
+
+from psl_flower.data.manifest import Manifest
+from psl_flower.errors import ConfigError, StoreError
+from psl_flower.patches import PatchGrid
+
+MANIFEST = Manifest(
+    dataset="uoft-cs/cifar10",
+    fingerprint="ab12",
+    image_size=(32, 32),
+    channels=3,
+    patch_size=(16, 16),
+    stride=(16, 16),
+    fit="exact",
+    assignment=(0, 1, 1, 0),
+    class_names=("cat", "dog"),
+    splits={"train": (0, 8), "test": (8, 10)},
+    mean=(0.1, 0.2, 0.3),
+    std=(0.4, 0.5, 1 / 3),
+)
+
+
+def test_round_trip_is_exact_and_leaves_no_other_file(tmp_path):
+    MANIFEST.save(tmp_path / "manifest.json")
+    MANIFEST.save(tmp_path / "manifest.json")
+    assert Manifest.load(tmp_path / "manifest.json") == MANIFEST
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_derived_numbers():
+    assert MANIFEST.version == 1
+    assert MANIFEST.grid() == PatchGrid(image_size=(32, 32), patch_size=(16, 16), stride=(16, 16))
+    assert MANIFEST.positions_of(0) == (0, 3)
+    assert MANIFEST.positions_of(1) == (1, 2)
+    assert (MANIFEST.num_uppers, MANIFEST.num_classes, MANIFEST.num_samples) == (2, 2, 10)
+
+
+@pytest.mark.parametrize("upper", [-1, 2])
+def test_there_is_no_such_upper(upper):
+    with pytest.raises(ConfigError, match="0 to 1"):
+        MANIFEST.positions_of(upper)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"version": 2}, "version 1, found 2"),
+        ({"image_size": (33, 32)}, "do not tile"),
+        ({"assignment": (0, 1, 1)}, "4 positions, 3 are assigned"),
+        ({"assignment": ()}, "4 positions, 0 are assigned"),
+        ({"assignment": (0, 2, 2, 0)}, "without a position"),
+        ({"assignment": (0, 10**15, 1, 0)}, "without a position"),
+        ({"assignment": (0, -1, 1, 0)}, "without a position"),
+        ({"channels": 1}, "1 channels, 3 means"),
+        ({"std": (0.5,)}, "1 standard deviations"),
+        ({"channels": 0, "mean": (), "std": ()}, "0 channels"),
+        ({"class_names": ("cat",)}, "class names"),
+        ({"class_names": ("cat", "cat")}, "class names"),
+        ({"splits": {"train": (0, 8)}}, "splits train and test"),
+        ({"splits": {"train": (1, 8), "test": (8, 10)}}, "start at 0"),
+        ({"splits": {"train": (0, 8), "test": (9, 10)}}, "follow"),
+        ({"splits": {"train": (0, 8), "test": (8, 7)}}, "follow"),
+        ({"splits": {"train": (0, -8), "test": (-8, 7)}}, "follow"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, changes, match):
+    path = tmp_path / "manifest.json"
+    msgspec.structs.replace(MANIFEST, **changes).save(path)
+    with pytest.raises(StoreError, match=match) as caught:
+        Manifest.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"}", b""),
+        (b'"channels": 3', b'"channels": "3"'),
+        (b'"channels": 3', b'"channels": 3, "more": 1'),
+        (b'"channels": 3,', b""),
+        (b'"exact"', b'"stretch"'),
+        (b"cifar10", b"\xff"),
+    ],
+    ids=["cut", "mistyped", "unknown", "missing", "not a choice", "not text"],
+)
+def test_damage_is_refused(tmp_path, old, new):
+    path = tmp_path / "manifest.json"
+    MANIFEST.save(path)
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(StoreError, match="damaged"):
+        Manifest.load(path)
+
+
+def test_missing_and_unwritable(tmp_path):
+    with pytest.raises(StoreError, match="cannot read the manifest"):
+        Manifest.load(tmp_path / "manifest.json")
+    with pytest.raises(StoreError, match="cannot write the manifest"):
+        MANIFEST.save(tmp_path / "absent" / "manifest.json")

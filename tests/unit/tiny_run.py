@@ -1,0 +1,32 @@
+"""A tiny run folder with a model, for the tests of what is done with trained models."""
+
+from pathlib import Path
+
+import torch
+
+from psl_flower.assembled import save_assembled
+from psl_flower.config import RunConfig
+from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.store_set import store_request, stores_root
+from psl_flower.engine.build import make_network
+from psl_flower.models import PatchSplitNet
+from psl_flower.runs import RunFolder, Status, create_run
+
+
+def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[RunFolder, PatchSplitNet]:
+    """Return a run on 40 digits, as training leaves it, and its network, whose weights are random."""
+    config = RunConfig(**{"dataset": "digits", "max_train": 40, "max_test": 20, "uppers": 2} | settings)
+    manifest = ensure_stores(stores_root(workspace), store_request(config)).manifest
+    run = create_run(workspace, name, config.dataset)
+    run.write_config(config)
+    run.write_manifest(manifest)
+    run.append_metrics({"round": 1, "step": 2, "accuracy": 0.25})
+    run.append_metrics({"round": 2, "step": 4, "accuracy": None})
+    run.write_status(Status(state="completed", step=4, total_steps=4))
+    net = make_network(config, manifest)
+    # BatchNorm statistics that are not the initial ones.
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        net.train()(torch.rand(8, manifest.channels, *manifest.image_size))
+    save_assembled(run.model, net.state_dict())
+    return run, net.eval()
