@@ -88,9 +88,6 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
         on_placed=lambda placement: reporter.placed(placement, _about(stores, config)),
         on_round=reporter.round,
     )
-    if hasattr(grid, "pull_interval"):
-        # Flower's simulation looks for replies every 0.1 s, which is a step's time with small images.
-        grid.pull_interval = 0.005
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:

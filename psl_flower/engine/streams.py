@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of, up_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PslError
 from psl_flower.wire.endpoint import ExchangeEndpoint
-from psl_flower.wire.frames import Frame
 from psl_flower.wire.messages import Finish
 from psl_flower.wire.stream import UpperStream
 
@@ -41,9 +40,9 @@ class StreamExchange:
         answers = self._endpoint.exchange(frames, expected, self._timeout_s, meanwhile)
         return {m: up_of(frame) for m, frame in answers.items()}
 
-    def finish(self, uppers: Mapping[int, object]) -> None:
-        """Tell the Uppers that the round is over."""
-        self._endpoint.exchange({m: Frame(Finish()) for m in uppers}, {}, self._timeout_s)
+    def finish(self, uppers: Collection[int]) -> None:
+        """Tell the Uppers that the round is over, and part from them."""
+        self._endpoint.finish(uppers, self._timeout_s)
 
     def bytes_up(self) -> dict[int, int]:
         """Return bytes of frames from each Upper so far."""

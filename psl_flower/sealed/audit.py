@@ -163,14 +163,14 @@ class AuditLog:
         return entries
 
     def _check_line(
-        self, line: bytes, number: int, previous: bytes, manifest: Manifest, known: set[bytes]
+        self, line: bytes, number: int, previous: bytes, manifest: Manifest, known: dict[str, bytes]
     ) -> Entry:
         where = f"{self.path}: entry {number}"
         try:
             parsed = msgspec.json.decode(line, type=_Line)
             raw = bytes(parsed.entry)
             entry = msgspec.json.decode(raw, type=Entry)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise AuditLogEdited(f"{where} is not an entry") from None
         # Only one spelling of a line is valid, so that no byte can change unnoticed.
         if msgspec.json.encode(parsed) != line:
@@ -182,14 +182,14 @@ class AuditLog:
         if not parsed.signatures or len(parsed.signatures) != len(entry.who):
             raise AuditLogEdited(f"{where} is not signed by all who took part")
         for part in parsed.signatures:
-            public = PublicIdentity.parse(part.public)
-            if public.sign_key not in known:
+            sign_key = known.get(part.public)
+            if sign_key is None:
                 raise AuditLogEdited(f"{where} is signed by somebody whom the manifest does not name")
-            if not signature_is_good(public.sign_key, part.signature, Purpose.SIGN_AUDIT, raw):
+            if not signature_is_good(sign_key, part.signature, Purpose.SIGN_AUDIT, raw):
                 raise AuditLogEdited(f"{where} was changed after it was signed")
         return entry
 
-    def _check_head(self, lines: list[bytes], manifest: Manifest, known: set[bytes]) -> None:
+    def _check_head(self, lines: list[bytes], manifest: Manifest, known: dict[str, bytes]) -> None:
         try:
             data = read_file(self._head, envelope.MAX_BYTES)
         except StoreNotFound:
@@ -203,7 +203,7 @@ class AuditLog:
             head = envelope.decode(signed.payload, _Head, str(self._head))
         except StoreError as error:
             raise AuditLogEdited(str(error)) from None
-        if not set(signed.signers) <= known or head.dataset != manifest.dataset:
+        if not set(signed.signers) <= set(known.values()) or head.dataset != manifest.dataset:
             raise AuditLogEdited(f"{self._head} is not of this dataset")
         if len(lines) < head.count:
             raise AuditLogTruncated(f"{self.path} has {len(lines)} entries; {head.count} were written")
@@ -212,6 +212,7 @@ class AuditLog:
             raise AuditLogEdited(f"{self.path} and {self._head} do not belong together")
 
 
-def _signers(manifest: Manifest) -> set[bytes]:
+def _signers(manifest: Manifest) -> dict[str, bytes]:
+    """Return the Ed25519 keys of all whom the manifest names, by the text of their public keys."""
     texts = [manifest.owner, *(m.public for m in manifest.restorers), *(s.node for s in manifest.stores)]
-    return {PublicIdentity.parse(text).sign_key for text in (*texts, *(d.public for d in manifest.dropped))}
+    return {t: PublicIdentity.parse(t).sign_key for t in (*texts, *(d.public for d in manifest.dropped))}

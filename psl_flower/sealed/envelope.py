@@ -86,7 +86,7 @@ def decode(payload: bytes, kind: type[_Document], where: str) -> _Document:
     """
     try:
         return msgspec.json.decode(payload, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnknownVersion(
             f"{where}: signed, but its fields are not those of version {VERSION}: {error}"
         ) from None

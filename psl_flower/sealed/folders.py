@@ -195,7 +195,7 @@ class UrlFolder:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec  # type: ignore[import-untyped,unused-ignore]
 
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)

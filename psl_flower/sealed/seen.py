@@ -143,7 +143,7 @@ class SeenBook:
             return msgspec.json.decode(read_file(self._file, _LIMIT), type=dict[str, _Seen])
         except StoreNotFound:
             return {}
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StaleManifest(
                 f"{self._file} is damaged: what was seen before is not known; restore or remove it"
             ) from None

@@ -23,7 +23,7 @@ from psl_flower.wire import tls as tls_module
 from psl_flower.wire.connection import Connection
 from psl_flower.wire.frames import Expectation, Frame, Limits
 from psl_flower.wire.gate import Gate
-from psl_flower.wire.messages import Hello
+from psl_flower.wire.messages import Finish, Hello
 from psl_flower.wire.tickets import TicketBook
 from psl_flower.wire.tls import Identity
 from psl_flower.wire.worker import Job, Outcome, Worker
@@ -226,6 +226,22 @@ class ExchangeEndpoint:
             if outcome is not None:
                 answers[upper] = outcome
         return answers
+
+    def finish(self, uppers: Collection[int], timeout_s: float) -> None:
+        """Tell Uppers that the round is over and part from them; for the next one they connect with new tickets.
+
+        Raises
+        ------
+        PslError
+            As `exchange`.
+        """
+        self.exchange({upper: Frame(Finish()) for upper in uppers}, {}, timeout_s)
+        with self._changed:
+            # At once, not when a worker notices: `wait_for` must not take the old connection for the new one.
+            for upper in uppers:
+                worker = self._workers.pop(upper, None)
+                if worker is not None:
+                    worker.end("the round is over", tell_peer=False)
 
     def abort(self, reason: str) -> None:
         """Tell every connected Upper, as far as a moment allows, why the exchange ends; then close.

@@ -1,10 +1,14 @@
 """The assembled network: written and read back exactly, images prepared as ingest does, every bad folder refused."""
 
+import shutil
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_run import make_run
 
 from psl_flower.assembled import Deployable, choose_run, load_assembled, save_assembled
@@ -15,7 +19,7 @@ from psl_flower.engine.monolith import Monolith
 from psl_flower.errors import DataError, RunError, StoreError
 from psl_flower.evaluation import evaluate, other_test_images, own_test_images
 from psl_flower.pixels import normalise
-from psl_flower.runs import Status
+from psl_flower.runs import RunFolder, create_run
 from psl_flower.stores.opening import open_store
 
 
@@ -25,8 +29,9 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def fresh(tmp_path):
-    return make_run(tmp_path)[0]
+def fresh(tiny, tmp_path):
+    """Return a copy of the run, to be damaged."""
+    return RunFolder(shutil.copytree(tiny[0].path, tmp_path / "runs" / "tiny"))
 
 
 def test_round_trip_is_exact(tiny):
@@ -49,8 +54,6 @@ def test_weights_that_share_one_buffer_are_saved(tmp_path):
     buffer = torch.arange(12.0)
     path = save_assembled(tmp_path / "model", {"a": buffer[:6].view(2, 3), "b": buffer[6:].view(2, 3).t()})
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
-    from safetensors.torch import load_file
-
     assert torch.equal(load_file(path)["b"], buffer[6:].view(2, 3).t())
 
 
@@ -64,8 +67,6 @@ def test_deployable_takes_pixels_in_0_to_1(tiny):
 def test_deployable_with_a_channel_that_never_changes(tiny):
     assembled = load_assembled(tiny[0])
     constant = msgspec.structs.replace(assembled.manifest, std=(0.0,))
-    from dataclasses import replace
-
     with torch.no_grad():
         assert Deployable(replace(assembled, manifest=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
 
@@ -150,29 +151,24 @@ def test_another_datasets_classes_are_matched_by_name(tmp_path, tiny):
         other_test_images(assembled, str(tmp_path))
 
 
-def test_a_dataset_that_changed_since_is_refused(tmp_path):
-    run, _ = make_run(tmp_path)
-    run.write_manifest(msgspec.structs.replace(run.read_manifest(), fingerprint="00"))
+def test_a_dataset_that_changed_since_is_refused(tiny):
+    assembled = load_assembled(tiny[0])
+    other = msgspec.structs.replace(assembled.manifest, fingerprint="00")
     with pytest.raises(DataError, match="not as it was"):
-        own_test_images(run, load_assembled(run))
+        own_test_images(tiny[0], replace(assembled, manifest=other))
 
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def other_seed_but_other_network(run):
-    from safetensors.torch import load_file
-
-    path = run.model / "model.safetensors"
-    weights = load_file(path)
+def with_fewer_classes(run):
+    weights = load_file(run.model / "model.safetensors")
     weights["lower.fc.weight"] = weights["lower.fc.weight"][:9]
     save_assembled(run.model, weights)
 
 
 def without_one(run):
-    from safetensors.torch import load_file
-
     weights = load_file(run.model / "model.safetensors")
     del weights["lower.fc.weight"]
     save_assembled(run.model, weights)
@@ -181,11 +177,11 @@ def without_one(run):
 @pytest.mark.parametrize(
     ("damage", "error", "match"),
     [
-        (lambda run: (run.model / "model.safetensors").unlink(), RunError, "no model; it may not have finished .*step 4"),
+        (lambda run: (run.model / "model.safetensors").unlink(), RunError, "may not have finished .*step 4"),
         (lambda run: cut(run.model / "model.safetensors"), RunError, "model is damaged"),
         (lambda run: (run.model / "model.safetensors").write_bytes(b""), RunError, "model is damaged"),
         (lambda run: (run.model / "model.safetensors").write_bytes(b"\xff" * 64), RunError, "model is damaged"),
-        (other_seed_but_other_network, RunError, "another network .*lower.fc.weight$"),
+        (with_fewer_classes, RunError, "another network .*lower.fc.weight$"),
         (without_one, RunError, "another network .*lower.fc.weight$"),
         (lambda run: (run.path / "config.toml").write_text("uppers = 'two'"), RunError, "config.toml: damaged"),
         (lambda run: (run.path / "manifest.json").unlink(), StoreError, "manifest"),
@@ -202,8 +198,9 @@ def test_a_bad_run_folder_is_refused(fresh, damage, error, match):
 def test_the_newest_run_with_a_model_is_chosen(tmp_path):
     with pytest.raises(RunError, match="no runs yet"):
         choose_run(tmp_path)
-    run, _ = make_run(tmp_path, "one")
-    model = (run.model / "model.safetensors").read_bytes()
+    run = create_run(tmp_path, "one", "digits")
+    run.write_config(RunConfig())
+    save_assembled(run.model, {})
     unfinished = tmp_path / "runs" / "two"
     unfinished.mkdir()
     (unfinished / "config.toml").write_text("")
@@ -212,10 +209,8 @@ def test_the_newest_run_with_a_model_is_chosen(tmp_path):
     with pytest.raises(RunError, match=r"no such run \(there: one, two\)"):
         choose_run(tmp_path, "three")
     (run.model / "model.safetensors").unlink()
-    run.write_status(Status(state="stopped"))
     with pytest.raises(RunError, match="none of the 2 runs has a model"):
         choose_run(tmp_path)
-    (run.model / "model.safetensors").write_bytes(model)
 
 
 def test_default_grid_is_two_by_two(tmp_path):

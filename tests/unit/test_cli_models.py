@@ -1,0 +1,204 @@
+"""The program: exit statuses, one-line errors, and the commands for trained models."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from tiny_run import make_run
+
+from psl_flower.cli import main as program
+from psl_flower.cli.main import main
+from psl_flower.errors import PslError
+from psl_flower.runs import create_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    path = tmp_path_factory.mktemp("workspace")
+    make_run(path)
+    return path
+
+
+@pytest.fixture
+def psl(workspace, monkeypatch, capsys):
+    """Return what runs a command in the workspace and returns (exit status, standard output, standard error)."""
+    monkeypatch.setenv("PSL_WORKSPACE", str(workspace))
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for i, path in enumerate((folder / "a.png", folder / "b.jpg", folder / "deep" / "c.bmp")):
+        Image.new("RGB", (20 + i, 30), (80 * i, 0, 0)).save(path)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_predict_walks_folders(psl, pictures):
+    status, out, err = psl("predict", pictures, pictures / "a.png", "--top", 2)
+    assert (status, err) == (0, "")
+    names = [line.partition(":")[0] for line in out.splitlines()]
+    assert names == [str(pictures / name) for name in ("a.png", "b.jpg", "deep/c.bmp", "a.png")]
+    assert all(line.count("%") == 2 for line in out.splitlines())
+    status, out, _ = psl("predict", pictures, "--json", "--top", 99)
+    report = json.loads(out)
+    assert (status, report["run"], len(report["images"])) == (0, "tiny", 3)
+    likeliest = report["images"][0]["classes"]
+    assert len(likeliest) == 10
+    assert sum(entry["probability"] for entry in likeliest) == pytest.approx(1, abs=1e-5)
+    assert likeliest == sorted(likeliest, key=lambda entry: -entry["probability"])
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_predicted(psl, pictures, tmp_path):
+    broken, absent, empty = pictures / "broken.png", tmp_path / "absent.png", tmp_path / "empty"
+    broken.write_bytes((pictures / "a.png").read_bytes()[:40])
+    empty.mkdir()
+    text = pictures / "notes.txt"
+    status, out, err = psl("predict", absent, empty, text, pictures)
+    assert status == 1
+    assert len(out.splitlines()) == 3
+    errors = err.splitlines()
+    assert all(line.startswith("error: ") for line in errors)
+    for path, problem in ((absent, "No such file"), (empty, "no images"), (text, "decoded"), (broken, "decoded")):
+        assert sum(str(path) in line and problem in line for line in errors) == 1
+    assert len(errors) == 4
+    status, out, err = psl("predict", "--json", absent, pictures / "a.png")
+    assert (status, err) == (1, "")
+    assert ["error" in image for image in json.loads(out)["images"]] == [True, False]
+
+
+def test_evaluate(psl):
+    status, out, _ = psl("evaluate", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert (report["run"], report["dataset"], report["images"], report["run_accuracy"]) == ("tiny", "digits", 20, 0.25)
+    assert sum(entry["images"] for entry in report["classes"]) == 20
+    right = sum(entry["images"] * (entry["accuracy"] or 0) for entry in report["classes"])
+    assert right == pytest.approx(20 * report["accuracy"])
+    status, out, err = psl("evaluate", "--run", "tiny", "--dataset", "digits", "--max-test", 7)
+    assert (status, err) == (0, "")
+    assert "7 test images of digits" in out and "25.00%" in out
+    status, _, err = psl("evaluate", "--dataset", "/nowhere/at/all")
+    assert status == 1 and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_export(psl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = psl("export", "--format", "onnx", "--json")
+    report = json.loads(out)
+    assert (status, report["file"], report["format"]) == (0, "tiny.onnx", "onnx")
+    assert report["bytes"] == Path("tiny.onnx").stat().st_size
+    assert report["relative_difference"] <= 1e-4
+    session = onnxruntime.InferenceSession("tiny.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"images": np.zeros((4, 1, 16, 16), np.float32)})[0].shape == (4, 10)
+    status, out, _ = psl("export", "--format", "torch", "--out", "it.pt2")
+    assert status == 0 and out.startswith("it.pt2: ") and "differ by" in out
+    assert torch.export.load("it.pt2").module()(torch.zeros(4, 1, 16, 16)).shape == (4, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.pt2", "tiny.onnx"]
+
+
+def test_runs(psl, tmp_path):
+    status, out, _ = psl("runs")
+    assert status == 0
+    assert [line.split()[:5] for line in out.splitlines()[1:]] == [["tiny", "completed", "4/4", "25.00%", "yes"]]
+    (run,) = json.loads(psl("runs", "--json")[1])["runs"]
+    assert (run["run"], run["state"], run["accuracy"], run["model"]) == ("tiny", "completed", 0.25, True)
+    assert "no runs yet" in psl("runs", "--workspace", tmp_path)[1]
+
+
+def test_a_run_without_a_model_and_no_runs(psl, tmp_path, workspace):
+    status, _, err = psl("predict", "x.png", "--run", "absent")
+    assert status == 1 and "no such run (there: tiny)" in err
+    status, _, err = psl("evaluate", "--workspace", tmp_path)
+    assert status == 1 and err.startswith("error: ") and "no runs yet" in err
+    unfinished = create_run(tmp_path, "unfinished", "digits")
+    unfinished.write_config(make_config())
+    for command in (["evaluate"], ["export", "--format", "onnx"], ["predict", "x.png"]):
+        status, _, err = psl(*command, "--workspace", tmp_path, "--run", "unfinished")
+        assert status == 1 and "may not have finished" in err and len(err.splitlines()) == 1
+    status, _, err = psl("evaluate", "--workspace", tmp_path)
+    assert status == 1 and "none of the 1 runs has a model" in err
+
+
+def make_config():
+    from psl_flower.config import RunConfig
+
+    return RunConfig()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"], ["predict"], ["predict", "x.png", "--top", "0"], ["export"], ["export", "--format", "keras"],
+        ["evaluate", "--max-test", "-1"], ["runs", "--unknown"],
+    ],
+)  # fmt: skip
+def test_usage_errors(psl, arguments):
+    status, out, err = psl(*arguments)
+    assert (status, out) == (2, "")
+    assert "Error: " in err and "Traceback" not in err
+
+
+def test_help_of_every_command(psl):
+    status, out, _ = psl("--help")
+    assert status == 0
+    commands = {line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip() and line[2] != " "}
+    assert {"predict", "evaluate", "export", "runs", "keygen", "ingest", "verify", "restore"} <= commands
+    for command in sorted(commands):
+        status, out, _ = psl(command, "--help")
+        assert status == 0 and f"psl {command}" in out
+    assert psl("--version")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "says"),
+    [(PslError("two\nlines"), 1, "error: two lines\n"), (KeyboardInterrupt(), 130, "")],
+)
+def test_how_errors_end(monkeypatch, capsys, raised, status, says):
+    def fail(_):
+        raise raised
+
+    monkeypatch.setattr(program, "_run", fail)
+    assert (main([]), capsys.readouterr().err) == (status, says)
+    if isinstance(raised, PslError):
+        monkeypatch.setenv("PSL_DEBUG", "1")
+        main([])
+        assert "Traceback" in capsys.readouterr().err
+
+
+def start(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **options
+    )
+
+
+def test_importing_the_program_is_light():
+    code = (
+        "import sys, psl_flower.cli.main; print([m for m in ('torch', 'PIL', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    )
+    assert start("-c", code, stdout=subprocess.PIPE).stdout.strip() == "[]"
+
+
+def test_a_reader_that_has_gone(workspace):
+    read, write = os.pipe()
+    os.close(read)
+    ended = start("-m", "psl_flower.cli.main", "runs", "--workspace", str(workspace), stdout=write)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "")

@@ -1,0 +1,105 @@
+"""Exports: the same answers as the network, in a process that knows nothing of this project."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny_run import make_run
+
+from psl_flower import export
+from psl_flower.assembled import Deployable, load_assembled
+from psl_flower.errors import RunError
+from psl_flower.export import export_onnx, export_torch
+
+# Run in a folder of its own, isolated (-I), with torch only.
+PLAIN_TORCH = """
+import sys, json, torch
+extra = {"model.json": ""}
+network = torch.export.load(sys.argv[1], extra_files=extra).module()
+torch.save([network(images) for images in torch.load(sys.argv[2])], sys.argv[3])
+assert not [name for name in sys.modules if name.startswith(("psl_flower", "torchvision"))]
+print(extra["model.json"])
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return a network of three Uppers on overlapping patches of a padded image."""
+    settings = {"patch_size": (7, 7), "stride": (5, 6), "fit": "pad", "uppers": 3}
+    return load_assembled(make_run(tmp_path_factory.mktemp("workspace"), **settings)[0])
+
+
+def batches(assembled):
+    generator = torch.Generator().manual_seed(9)
+    return [torch.rand(n, 1, 16, 16, generator=generator) for n in (1, 3, 8)]
+
+
+def answers(assembled):
+    with torch.no_grad():
+        return [Deployable(assembled)(images) for images in batches(assembled)]
+
+
+def test_torch_file_needs_only_torch(tmp_path, tiny):
+    exported = export_torch(tiny, tmp_path / "model.pt2")
+    assert exported.num_bytes == exported.path.stat().st_size
+    assert exported.relative_difference <= 1e-4
+    torch.save(batches(tiny), tmp_path / "in.pt")
+    command = [sys.executable, "-I", "-c", PLAIN_TORCH, exported.path, tmp_path / "in.pt", tmp_path / "out.pt"]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert json.loads(json.loads(said)["class_names"]) == [str(k) for k in range(10)]
+    for found, expected in zip(torch.load(tmp_path / "out.pt"), answers(tiny), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert str(export.__file__).rpartition("/")[0].encode() not in exported.path.read_bytes()
+
+
+def test_onnx_file_is_self_contained(tmp_path, tiny):
+    exported = export_onnx(tiny, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert exported.relative_difference <= 1e-4
+    content = exported.path.read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for images, expected in zip(batches(tiny), answers(tiny), strict=True):
+        (found,) = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-5)
+    entries = session.get_modelmeta().custom_metadata_map
+    assert json.loads(entries["class_names"])[7] == "7"
+    assert json.loads(entries["image_size"]) == [16, 16]
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert str(export.__file__).rpartition("/")[0].encode() not in content
+
+
+def test_a_wrong_file_is_not_written(tmp_path, tiny, monkeypatch):
+    """The check tells a difference: here the network that it is compared with is another one."""
+    compared = export._compare
+
+    def with_another(assembled, network, exported):
+        with torch.no_grad():
+            network.net.lower.fc.bias += 0.01
+        return compared(assembled, network, exported)
+
+    monkeypatch.setattr(export, "_compare", with_another)
+    with pytest.raises(RunError, match="not written: its logits differ"):
+        export_torch(tiny, tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_that_are_not_numbers_are_refused(tmp_path, tiny):
+    broken = replace(tiny, manifest=msgspec.structs.replace(tiny.manifest, mean=(float("nan"),)))
+    with pytest.raises(RunError, match="not written"):
+        export_torch(broken, tmp_path / "model.pt2")
+
+
+def test_unwritable_targets_are_refused_before_the_work(tmp_path, tiny):
+    with pytest.raises(RunError, match="is a folder"):
+        export_onnx(tiny, tmp_path)
+    with pytest.raises(RunError, match="there is no folder"):
+        export_torch(tiny, tmp_path / "absent" / "model.pt2")
