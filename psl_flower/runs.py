@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 import tomllib
@@ -234,19 +235,39 @@ def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
         If there is a run of this name already, or the disk refuses.
     """
     runs = workspace / "runs"
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-") or "run"
-    chosen = name or f"{slug[:40]}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        path = _make_unique(runs, chosen, unique=bool(name))
-    except FileExistsError:
-        raise RunError(
-            f"{runs / chosen}: there is a run of this name already; choose another run-name, "
-            f'or continue it with resume="{chosen}"'
-        ) from None
+        while True:
+            path = runs / free_name(workspace, name, dataset)
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                continue  # another run has just taken it
     except OSError as error:
         raise RunError(f"{runs}: cannot make the run's folder: {error.strerror or error}; set workspace") from error
-    return RunFolder(path)
+
+
+def free_name(workspace: Path, name: str, dataset: str) -> str:
+    """Return the name of a new run: the one given, or one of the dataset and the time that is not taken.
+
+    Raises
+    ------
+    RunError
+        If the name given is taken.
+    """
+    runs = workspace / "runs"
+    if name:
+        if (runs / name).exists():
+            raise RunError(
+                f"{runs / name}: there is a run of this name already; choose another run-name, "
+                f'or continue it with resume="{name}"'
+            )
+        return name
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-")[:40] or "run"
+    stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(candidate for candidate in candidates if not (runs / candidate).exists())
 
 
 def open_run(workspace: Path, name: str) -> RunFolder:
@@ -269,14 +290,3 @@ def list_runs(workspace: Path) -> list[RunFolder]:
     configs = (workspace / "runs").glob("*/config.toml")
     return [RunFolder(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
 
-
-def _make_unique(runs: Path, name: str, *, unique: bool) -> Path:
-    for number in range(1, 1000):
-        path = runs / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            if unique:
-                raise
-    raise FileExistsError(name)

@@ -139,17 +139,18 @@ def public_file(path: Path) -> Path:
 
 def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
     try:
-        lines = text.decode("ascii").splitlines()
+        # Not splitlines: it knows more line ends than one, and every byte counts.
+        lines = text.decode("ascii").split("\n")
     except UnicodeDecodeError:
         raise IdentityError(f"{path} is not a psl-flower key file") from None
     if not lines or not lines[0].startswith("psl-flower secret key"):
         raise IdentityError(f"{path} is not a psl-flower key file")
     if lines[0] != TITLE:
         raise IdentityError(f"{path} is a key file of a version that this program does not know")
-    pairs = [line.partition(": ") for line in lines[1:]]
-    if tuple(key for key, _, _ in pairs) != _FIELDS:
+    pairs = [line.partition(": ") for line in lines[1:-1]]
+    if tuple(key for key, _, _ in pairs) != _FIELDS or lines[-1]:
         raise IdentityError(f"{path}: damaged: expected the lines {', '.join(_FIELDS)}")
-    return lines, {key: value for key, _, value in pairs}
+    return lines[:-1], {key: value for key, _, value in pairs}
 
 
 def _role(path: Path, text: str) -> Role:
@@ -173,7 +174,11 @@ def _open(
         raise PassphraseError(
             f"{path} is protected by a passphrase; give it with --passphrase-file or on a terminal"
         )
-    with _stretch(ask(str(path)), base64.b64decode(match[4]), memory, passes, lanes) as key:
+    try:
+        salt = base64.b64decode(match[4], validate=True)
+    except binascii.Error:
+        raise IdentityError(f"{path}: damaged: the salt does not decode") from None
+    with _stretch(ask(str(path)), salt, memory, passes, lanes) as key:
         body = unwrap(key, box, _bound(lines[:-1]))
     if body is None:
         raise PassphraseError(f"{path}: wrong passphrase, or the file was changed")

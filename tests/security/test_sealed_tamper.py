@@ -555,15 +555,15 @@ def test_remote_restoration(world: World, tmp_path: Path) -> None:
             errors.AuthorisationInvalid,
         ),
         (envelope.sign(remote.AUTHORISATION, payload, [alice, alice]), None, errors.SignatureInvalid),
-    ):
-        with pytest.raises(error):
+    ]
+    for data, when, refusal in refusals:
+        with pytest.raises(refusal):
             ask(data, when)
     for changed in every_change(request):
         with pytest.raises(PslError):
             remote.check(changed, signed)
-    assert (
-        len(logs[0].read(signed.manifest)) == before
-    )  # what is refused is not answered, and not logged as such
+    # What is refused is not answered, and not logged as if it were.
+    assert len(logs[0].read(signed.manifest)) == before
     for changed in list(every_change(answers[0]))[::5]:
         with pytest.raises(PslError):
             remote.open_answers([changed, answers[1]], request, signed, alice)
@@ -575,7 +575,12 @@ def test_remote_restoration(world: World, tmp_path: Path) -> None:
 
 def test_errors_have_classes_of_their_own() -> None:
     """The tests above tell kinds apart by class; here, that no class is the parent of another kind's."""
-    kinds: list[type[PslError]] = [errors.RecordDamaged, errors.RecordSwapped, errors.RecordsReordered, errors.RecordDuplicated]
+    kinds: list[type[PslError]] = [
+        errors.RecordDamaged,
+        errors.RecordSwapped,
+        errors.RecordsReordered,
+        errors.RecordDuplicated,
+    ]
     kinds += [errors.RecordForeign, errors.DigestTableDamaged, errors.SegmentDamaged, errors.HeaderDamaged]
     kinds += [
         errors.WrongDataset,

@@ -1,0 +1,200 @@
+"""A local SuperLink of our own for one simulation: started, watched, and stopped with all its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import tomli_w
+
+from psl_flower.errors import RunError
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+_CALL_TIMEOUT_S = 120.0
+_CONNECTION = "psl"
+
+# Quiet and offline; and no `uv sync` of our dependencies, gigabytes of them, into a fresh environment for every run.
+_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class LocalSuperLink:
+    """Starts `flower-superlink --simulation` on free ports, with a FLWR_HOME of its own; use as a context manager.
+
+    Raises
+    ------
+    RunError
+        On entering, if Flower is not installed beside this Python or the SuperLink does not come up.
+    """
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="psl-flower-"))
+        self.log = self.home / "superlink.log"
+        self._environment = {**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.home)}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalSuperLink:
+        """Start it; it comes up while the caller goes on (`wait`)."""
+        port, control = _free_port(), _free_port()
+        connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+        config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        (self.home / "config.toml").write_text(tomli_w.dumps(config), "utf-8")
+        self._health = f"http://127.0.0.1:{port}/health"
+        command = [
+            _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+            "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(port),
+        ]  # fmt: skip
+        with self.log.open("wb") as log:
+            # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes.
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it and whatever it started; drop its folder."""
+        self.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises
+        ------
+        RunError
+            If it ends, or does not answer in time.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RunError(f"Flower's SuperLink ended at its start: {self.last_words()}")
+            with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self._health, timeout=1):
+                return
+            time.sleep(0.1)
+        raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")
+
+    def flwr(self, arguments: Sequence[str]) -> dict[str, object]:
+        """Call `flwr ... --format json` and return what it prints.
+
+        Raises
+        ------
+        RunError
+            If it fails; the message is Flower's own.
+        """
+        command = [_program("flwr"), *arguments, "--format", "json"]
+        try:
+            done = subprocess.run(
+                command, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=_CALL_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s") from None
+        start = done.stdout.find("{")
+        try:
+            answer = json.loads(done.stdout[start:]) if start >= 0 else {}
+        except json.JSONDecodeError:
+            answer = {}
+        if done.returncode or not isinstance(answer, dict) or answer.get("success") is False:
+            told = answer.get("error-message") if isinstance(answer, dict) else ""
+            words = told or " ".join((done.stderr or done.stdout).split())[-500:]
+            raise RunError(f"`flwr {arguments[0]}` failed: {words}")
+        return answer
+
+    def run(self, app: Path, run_config: Mapping[str, object], federation_config: Mapping[str, object]) -> str:
+        """Start `flwr run` on an app's folder; return Flower's id of the run.
+
+        Raises
+        ------
+        RunError
+            If Flower refuses it.
+        """
+        path = self.home / "run-config.toml"
+        path.write_text(tomli_w.dumps(dict(run_config)), "utf-8")
+        federation = " ".join(f"{key}={value}" for key, value in federation_config.items())
+        arguments = ["run", str(app), _CONNECTION, "--run-config", str(path), "--federation-config", federation]
+        return str(self.flwr(arguments)["run-id"])
+
+    def is_running(self) -> bool:
+        """Return whether a process that simulates is there."""
+        return any("simulation" in " ".join(_command_line(child)[:6]) for child in self._children())
+
+    def status(self, run_id: str) -> str:
+        """Return Flower's own word on a run, such as "finished:completed"."""
+        runs = self.flwr(["list", "--run-id", run_id]).get("runs")
+        return str(runs[0].get("status")) if isinstance(runs, list) and runs else "unknown"
+
+    def last_words(self) -> str:
+        """Return the last line of the log that says something."""
+        with contextlib.suppress(OSError):
+            lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines()]
+            told = [line for line in lines if line]
+            if told:
+                return told[-1][:500]
+        return "it said nothing"
+
+    def stop(self) -> None:
+        """End it and all processes that it started: asked first, then killed; safe to call again."""
+        if self._process is None:
+            return
+        family = self._children()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.append(psutil.Process(self._process.pid))
+        for process in reversed(family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        self._process = None
+
+    def _children(self) -> list[psutil.Process]:
+        if self._process is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def _program(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise RunError(f"{name} is not installed; install Flower with: pip install 'flwr[simulation]'")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
