@@ -165,7 +165,7 @@ def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assemb
         If the run's manifest is missing or damaged.
     """
     config, path = run.read_config(), run.model / MODEL_FILE
-    weights = _load_weights(path, run)
+    weights = _load_weights(path, run, config)
     manifest = run.read_manifest()
     if assign(manifest.grid(), manifest.num_uppers, config.assignment) != manifest.assignment:
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
@@ -196,10 +196,12 @@ def choose_run(workspace: Path, name: str = "") -> RunFolder:
     return with_model[-1]
 
 
-def _load_weights(path: Path, run: RunFolder) -> dict[str, torch.Tensor]:
+def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
+        if not config.collect_model:
+            raise RunError(f"{path}: the run has no model, since its settings say collect-model = false") from None
         status = run.read_status()
         where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""
         raise RunError(f"{path}: the run has no model; it may not have finished{where}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 
-from psl_flower.errors import RunError
+from psl_flower.errors import RunError, TrainingError
 from psl_flower.files import write_atomically
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 # The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
 _KEPT = 3
+_DIGEST_BYTES = 32
 
 
 class Checkpoints:
@@ -31,16 +33,24 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after `step` steps durably, then drop all but the newest few.
+        """Write the state after `step` steps durably, then drop all but the newest few up to it.
 
         Raises
         ------
         RunError
             If the disk refuses; earlier checkpoints are as they were.
+        TrainingError
+            If a number in the state is not finite: nothing could go on from it. Earlier checkpoints are kept.
         """
+        if not _finite(state):
+            raise TrainingError(
+                f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
+                "Resume from it with a lower lr, or check the images"
+            )
         path = self._path(step)
         save_state(path, state)
-        for old in self.steps()[:-_KEPT]:
+        # Later ones, which an abandoned attempt left, must not make this one count as old.
+        for old in [found for found in self.steps() if found <= step][:-_KEPT]:
             self._path(old).unlink(missing_ok=True)
         return path
 
@@ -67,8 +77,14 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
 
+def _finite(state: object) -> bool:
+    if isinstance(state, dict):
+        return all(_finite(value) for value in state.values())
+    return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
+
+
 def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
-    """Write tensors and plain values to a file in one piece; makes the folder.
+    """Write tensors and plain values to a file in one piece, their SHA-256 last; makes the folder.
 
     Raises
     ------
@@ -77,6 +93,9 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    with buffer.getbuffer() as content:
+        digest = hashlib.sha256(content).digest()
+    buffer.write(digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue(), durable=durable)
@@ -93,7 +112,11 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         If the file is missing or damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content = memoryview(path.read_bytes())
+        # torch itself would read changed numbers without a word.
+        if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
+            raise RunError(f"{path}: cannot be read: the file is damaged; resume from another run")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error}") from error
     return state

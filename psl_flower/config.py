@@ -202,18 +202,25 @@ def parse_size(key: str, value: object) -> Size:
     Raises
     ------
     ConfigError
-        If the value is none of these.
+        If the value is none of these, or a size is below 1.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return value, value
+        return _positive(key, (value, value))
     if isinstance(value, str):
         if not value:
             return 0, 0
         match = re.fullmatch(r"(-?\d{1,6})(?:x(-?\d{1,6}))?", value.strip())
         if match:
             height = int(match[1])
-            return height, int(match[2]) if match[2] else height
+            return _positive(key, (height, int(match[2]) if match[2] else height))
     raise ConfigError(f'{key}: expected a size such as "16x16" (height x width, in pixels), got {value!r}')
+
+
+def _positive(key: str, size: Size) -> Size:
+    # Here and not at construction: there (0, 0) stands for a size that is not set.
+    if min(size) < 1:
+        raise ConfigError(f"{key}: both sizes must be 1 or more, got {size[0]}x{size[1]}")
+    return size
 
 
 def size_text(size: Size) -> str:

@@ -91,7 +91,10 @@ def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradient
 
 def _as_received(values_NChw: torch.Tensor, codec: str) -> torch.Tensor:
     # A codec's channels are its last axis, wherever the axes before it end.
-    received_NhwC = wire_roundtrip(values_NChw.permute(0, 2, 3, 1), codec).to(values_NChw.dtype)
+    received_NhwC = values_NChw.detach().permute(0, 2, 3, 1)
+    # No wire carries float64; a network in one process and double precision has the exact codec's effect: none.
+    if not (codec == "float32" and values_NChw.dtype == torch.float64):
+        received_NhwC = wire_roundtrip(received_NhwC, codec).to(values_NChw.dtype)
     received_NChw = received_NhwC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     return received_NChw.view_as(received_NChw)
 

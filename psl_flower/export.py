@@ -20,7 +20,7 @@ from typing import cast
 import torch
 
 from psl_flower.assembled import Assembled, Deployable
-from psl_flower.errors import RunError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.files import write_atomically
 
 METADATA_FILE = "model.json"
@@ -78,12 +78,18 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
 
     Raises
     ------
+    ConfigError
+        If the packages for ONNX are not installed.
     RunError
         If onnxruntime's answers differ from the network's by more than `TOLERANCE`, the file would be above ONNX's
         limit of 2 GB, or the disk refuses.
     """
-    import onnx
-    import onnxruntime
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ConfigError(f"ONNX needs {error.name}, which is not installed: pip install 'psl-flower[onnx]'") from error
 
     _check_target(path)
     network = _on_cpu(assembled)

@@ -46,9 +46,10 @@ class PatchGrid:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "stride"):
-            size = tuple(getattr(self, name))
+            given = getattr(self, name)
+            size = tuple(given) if isinstance(given, Sequence | np.ndarray) else (given,)
             if len(size) != 2 or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in size):
-                raise GridError(f"{name}: expected two whole numbers (height, width), got {size!r}")
+                raise GridError(f"{name}: expected two whole numbers (height, width), got {given!r}")
             if min(size) < 1:
                 raise GridError(f"{name}: both sizes must be 1 or more, got {_text(size)}")
             object.__setattr__(self, name, (int(size[0]), int(size[1])))
@@ -178,7 +179,8 @@ class PatchGrid:
         ys = np.clip(np.arange(height) - top, 0, self.image_size[0] - 1)
         xs = np.clip(np.arange(width) - left, 0, self.image_size[1] - 1)
         if isinstance(images_BCHW, torch.Tensor):
-            index_y, index_x = torch.from_numpy(ys), torch.from_numpy(xs)
+            device = images_BCHW.device
+            index_y, index_x = torch.from_numpy(ys).to(device), torch.from_numpy(xs).to(device)
             return images_BCHW.index_select(2, index_y).index_select(3, index_x)
         return images_BCHW[:, :, ys][:, :, :, xs]
 

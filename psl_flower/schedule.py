@@ -46,7 +46,8 @@ class Schedule:
         if self.kind == "cosine":
             return _half_cosine(self.peak, 0.0, step / last)
         start = self.peak / _START_DIVISOR
-        turn = max(1.0, _WARM_UP_SHARE * last)
+        # As torch counts. A run of up to 3 steps, in which that would never rise, peaks at its second step.
+        turn = _WARM_UP_SHARE * self.total_steps - 1 if self.total_steps > 3 else 1.0
         if step <= turn:
             return _half_cosine(start, self.peak, step / turn)
         return _half_cosine(self.peak, start / _END_DIVISOR, (step - turn) / max(1.0, last - turn))

@@ -9,11 +9,19 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from psl_flower.errors import PslError
 
 _FAILED, _INTERRUPTED = 1, 130
+
+
+class _Command(TyperCommand):
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help text; typer escapes brackets for rich also where rich does not print them."""
+        return super().get_help(ctx).replace("\\[", "[")
 
 
 def make_app() -> typer.Typer:
@@ -27,6 +35,8 @@ def make_app() -> typer.Typer:
     app.callback()(_program)
     for commands in (train, models, runs, owner, restorer):
         commands.register(app)
+    for info in app.registered_commands:
+        info.cls = _Command
     return app
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from psl_flower.errors import ConfigError, LabelError, StoreNotFound
+from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity
 from psl_flower.sealed.labels import FOLDER, Change, LabelBook
@@ -155,8 +155,6 @@ def relabel(
     as_json: _Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
-    from psl_flower.sealed.sealing import DRAFT_FILE
-
     forbid_core_dumps()
     seen = SeenBook(state)
     signed, _ = load_trusted(manifest, owner_key, seen)
@@ -168,8 +166,6 @@ def relabel(
     if history:
         _print_history(before.history, content, as_json)
         return
-    if (folder / DRAFT_FILE).exists():
-        raise LabelError(f"{folder}: an interrupted ingest or rotation must be finished first")
     rows = _rows(image or [], label, changes)
     wanted = [(parse_images([name], content)[0], _label_of(content, text)) for name, text in rows]
     new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]

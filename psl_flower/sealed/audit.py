@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from psl_flower.errors import AuditLogEdited, AuditLogTruncated, StoreError, StoreNotFound
 from psl_flower.sealed import envelope
-from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
@@ -28,7 +27,6 @@ from psl_flower.sealed.suite import Purpose, digest
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
 _LIMIT = 1 << 30
-_LOCK_TIMEOUT_S = 30.0
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +43,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     when : str
         UTC, as the clock of the machine had it.
     action : str
-        "restore", "answer" (a node, to a remote request), "relabel" or "rotate".
+        "restore", "answer" (a node, to a remote request) or "rotate".
     who : tuple[str, ...]
         Names, each with the key's fingerprint.
     images : tuple[int, ...]
@@ -106,7 +104,7 @@ class AuditLog:
             If the log so far cannot be trusted: nothing may be released on top of it.
         """
         self._disk.make_folder(self.path.parent)
-        with FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):
+        with locked(self.path.with_suffix(".lock")):
             lines = self._lines()
             self._check(lines, signed.manifest)
             entry = Entry(
@@ -181,10 +179,12 @@ class AuditLog:
             )
         if not parsed.signatures or len(parsed.signatures) != len(entry.who):
             raise AuditLogEdited(f"{where} is not signed by all who took part")
-        for part in parsed.signatures:
+        for part, person in zip(parsed.signatures, entry.who, strict=True):
             sign_key = known.get(part.public)
             if sign_key is None:
                 raise AuditLogEdited(f"{where} is signed by somebody whom the manifest does not name")
+            if not person.endswith(f" {PublicIdentity.parse(part.public).fingerprint})"):
+                raise AuditLogEdited(f"{where} names others than those who signed it")
             if not signature_is_good(sign_key, part.signature, Purpose.SIGN_AUDIT, raw):
                 raise AuditLogEdited(f"{where} was changed after it was signed")
         return entry

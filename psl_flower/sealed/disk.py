@@ -5,9 +5,13 @@ Tests replace `Disk` by one that stops at a chosen operation or forgets what was
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from psl_flower.errors import StoreExists, StoreNotFound, StoreUnreachable
 
@@ -117,6 +121,28 @@ def read_file(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise StoreUnreachable(f"{path} is larger than {limit} bytes: not a file of this kind")
     return data
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
+    """Hold a lock file against other processes.
+
+    Raises
+    ------
+    StoreUnreachable
+        If another process holds it for longer than the timeout, or the lock cannot be made.
+    """
+    lock = FileLock(path, timeout=timeout_s)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreUnreachable(f"{path.parent}: another process is at work there; try again later") from None
+    except OSError as error:
+        raise _refused("lock", path, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class NewFolder:

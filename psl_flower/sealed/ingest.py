@@ -16,21 +16,20 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from psl_flower.assignment import assign
 from psl_flower.data.images import resize_image
-from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists
+from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import Fit, PatchGrid
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
-from psl_flower.sealed.disk import DISK, Disk
-from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.disk import DISK, Disk, locked
+from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import Grid, Manifest, PixelSums, SignedManifest
-from psl_flower.sealed.sealing import DRAFT_FILE, Draft, Sealing, is_committed, load_draft, sizes
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, PixelSums, SignedManifest
+from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
 
@@ -39,7 +38,6 @@ Progress = Callable[[str, int, int], None]
 _SPLITS = ("train", "test")
 _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 32 << 20
-_LOCK_TIMEOUT_S = 30.0
 
 
 class Source(Protocol):
@@ -158,7 +156,7 @@ def ingest(
     """
     owner.expect(Role.OWNER)
     disk.make_folder(out)
-    with FileLock(out / ".lock", timeout=_LOCK_TIMEOUT_S):
+    with locked(out / LOCK_FILE):
         draft = load_draft(out, owner)
         current = manifests.load(out, owner.public) if (out / manifests.FILE).exists() else None
         if draft is not None and current is not None and is_committed(draft, current):
@@ -186,12 +184,26 @@ def ingest(
             open_folder((places or {}).get(store.upper, str(store_folder(out, store.upper))), disk)
             for store in draft.manifest.stores
         ]
+        _check_places(folders, draft.manifest)
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
             resumed = sealing.done - before
             _fill(sealing, source, draft.manifest, resumed, progress)
             signed = sealing.commit()
         return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
+
+
+def _check_places(folders: list[Folder], manifest: Manifest) -> None:
+    """Check that the stores are where earlier segments are, so that none is continued in another place."""
+    for folder, store in zip(folders, manifest.stores, strict=True):
+        for part in store.segments[-1:]:
+            try:
+                folder.size(manifests.segment_file(manifest.epoch, part.segment))
+            except StoreNotFound:
+                raise StoreNotFound(
+                    f"{folder.name} does not hold what was sealed for Upper {store.upper} before; "
+                    f"if that lies elsewhere, name the place with --out {store.upper}=PLACE"
+                ) from None
 
 
 def _fill(sealing: Sealing, source: Source, manifest: Manifest, skip: int, progress: Progress | None) -> None:

@@ -20,11 +20,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.errors import LabelError
+from psl_flower.errors import LabelError, StoreError
 from psl_flower.sealed import envelope
-from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import Manifest
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 
@@ -115,6 +115,7 @@ class LabelBook:
     """The label versions in an owner's folder."""
 
     def __init__(self, out: Path, disk: Disk = DISK) -> None:
+        self._out = out
         self.folder = out / FOLDER
         self._disk = disk
 
@@ -163,7 +164,7 @@ class LabelBook:
     ) -> tuple[int, bytes]:
         """Add the labels of a coming generation's new images; returns the version's number and digest.
 
-        The version that an interrupted ingest of this generation wrote is kept.
+        The version that an interrupted ingest of these images wrote is kept.
         """
         body = Body(why="ingest", first=first, labels=labels.astype("<u4").tobytes())
         return self._add_coming(manifest, owner, "images", body)
@@ -183,19 +184,44 @@ class LabelBook:
         Raises
         ------
         LabelError
-            If the author may not, or an image or label is out of range.
+            If the author may not, an image or label is out of range, or an ingest is unfinished.
         """
         if author.public.sign_key not in _entitled(manifest, "relabel"):
             raise LabelError(f"{author.role} {author.name!r} may not change this dataset's labels")
         _check_changes(changes, manifest)
+        with locked(self._out / LOCK_FILE):
+            if (self._out / DRAFT_FILE).exists():
+                raise LabelError(
+                    f"{self._out}: finish the interrupted ingest or rotation first: run it again"
+                )
+            return self._relabel(manifest, author, changes, why)
+
+    def _relabel(
+        self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str
+    ) -> int:
         body = Body(why=why, changes=tuple(changes))
         return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
 
     def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
-        chain = self._chain(manifest, manifest.generation)
-        if chain and chain[-1][0].generation == manifest.generation:
-            return len(chain) - 1, chain[-1][1]
-        return self._add(manifest, owner, kind, body, chain)
+        chain = self._chain(manifest, manifest.generation - 1)
+        found = self._left_over(manifest, owner, body, len(chain))
+        return (len(chain), found) if found else self._add(manifest, owner, kind, body, chain)
+
+    def _left_over(self, manifest: Manifest, owner: Identity, body: Body, number: int) -> bytes | None:
+        """Return the digest of this very version, if an interrupted ingest wrote it and is now going on.
+
+        Anything else that lies there is of a draft that was dropped, and was never valid.
+        """
+        path = self.folder / _file(number)
+        try:
+            signed = envelope.parse(KIND, read_file(path, envelope.MAX_BYTES), str(path))
+            version = envelope.decode(signed.payload, Version, str(path))
+            same = (version.dataset, version.generation) == (manifest.dataset, manifest.generation)
+            if same and signed.signed_by(owner.public) and self._open(version, owner) == body:
+                return signed.digest
+        except StoreError:
+            return None
+        return None
 
     def _add(
         self, manifest: Manifest, author: Identity, kind: str, body: Body, chain: list[tuple[Version, bytes]]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from psl_flower.errors import ManifestError, SignatureInvalid, WrongOwner
 from psl_flower.sealed import envelope
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from psl_flower.patches import PatchGrid
 
 FILE = "manifest.psl"
+DRAFT_FILE = "draft.psl"
+LOCK_FILE = ".lock"
 KIND = envelope.Kind(b"PSLMANIF", Purpose.SIGN_MANIFEST, "manifest")
 NO_PREVIOUS = bytes(32)
 
@@ -198,6 +202,13 @@ class Manifest(_Part, frozen=True, kw_only=True):
                     return part.first + left
                 left -= part.count
         raise ManifestError(f"image {split}:{number} is not in this dataset")
+
+    def samples_of(self, split: str) -> NDArray[np.int64]:
+        """Return the global indices of a split's samples, in order; none if there is no such split."""
+        parts = [
+            np.arange(p.first, p.first + p.count, dtype=np.int64) for p in self.splits if p.name == split
+        ]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def check(self, where: str) -> None:
         """Check that the parts agree, so that readers may rely on them.

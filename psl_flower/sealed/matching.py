@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psl_flower.errors import StoreExists, StoreNotFound
+from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
 
 _STORE_AT = slice(32, 48)
 
 
-def match(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder, StoreEntry]]:
+def match(
+    places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK
+) -> list[tuple[Folder, StoreEntry]]:
     """Return each folder with its entry; folders that do not tell take those left over, in order.
 
     Raises
@@ -21,7 +24,7 @@ def match(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder
     StoreExists
         If more folders are given than there are stores, or one store twice.
     """
-    folders = [open_folder(place) for place in places]
+    folders = [open_folder(place, disk) for place in places]
     if len(folders) > len(manifest.stores):
         raise StoreExists(f"{len(folders)} stores are given, the manifest has {len(manifest.stores)}")
     by_name = {entry.store: entry for entry in manifest.stores}
@@ -34,7 +37,9 @@ def match(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder
     return [(folder, entry or next(left)) for folder, entry in zip(folders, told, strict=True)]
 
 
-def match_all(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Folder, StoreEntry]]:
+def match_all(
+    places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK
+) -> list[tuple[Folder, StoreEntry]]:
     """Return all stores of a manifest with their folders, in the manifest's order.
 
     Raises
@@ -42,7 +47,7 @@ def match_all(places: Sequence[str | Path], manifest: Manifest) -> list[tuple[Fo
     StoreNotFound
         If one is missing.
     """
-    matched = match(places, manifest)
+    matched = match(places, manifest, disk)
     here = {entry.upper for _, entry in matched}
     missing = [str(entry.upper) for entry in manifest.stores if entry.upper not in here]
     if missing:

@@ -15,8 +15,9 @@ from psl_flower.errors import RestoreRefused
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.epoch import open_under_root
+from psl_flower.sealed.folders import Folder
 from psl_flower.sealed.keys import Identity
-from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.manifest import Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
@@ -75,7 +76,7 @@ def restore(
     if seen is not None:
         seen.check(signed)
     with shares.open_root(manifest, restorers) as root:
-        stores = open_all(signed, places, root)
+        stores = open_all(signed, match_all(places, manifest), root)
     try:
         log.read(manifest, seen)
         log.append(signed, list({r.public: r for r in restorers}.values()), "restore", images, why)
@@ -87,9 +88,13 @@ def restore(
 
 
 def open_all(
-    signed: SignedManifest, places: Sequence[str | Path], root: Secret, *, check_copies: bool = True
+    signed: SignedManifest,
+    folders: Sequence[tuple[Folder, StoreEntry]],
+    root: Secret,
+    *,
+    check_copies: bool = True,
 ) -> list[SealedStore]:
-    """Open all stores of a manifest by the root, in the manifest's order.
+    """Open stores of a manifest by the root.
 
     Without `check_copies`, the manifest's copies in the stores may be of other generations, as an interrupted
     rotation leaves them; the records are held to this manifest all the same.
@@ -97,11 +102,11 @@ def open_all(
     Raises
     ------
     StoreError
-        If one is missing, damaged or of another generation.
+        If one is damaged or of another generation.
     """
     stores: list[SealedStore] = []
     try:
-        for folder, entry in match_all(places, signed.manifest):
+        for folder, entry in folders:
             if check_copies:
                 check_copy(folder, signed)
             with open_under_root(signed.manifest, entry, root) as data_key:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 
 from psl_flower.assignment import assign
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
@@ -23,19 +22,26 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.disk import DISK, Disk
-from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.disk import DISK, Disk, locked
+from psl_flower.sealed.folders import Folder
 from psl_flower.sealed.ingest import Progress, now
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
-from psl_flower.sealed.manifest import Dropped, Manifest, Remains, SignedManifest, segment_file
+from psl_flower.sealed.manifest import (
+    DRAFT_FILE,
+    LOCK_FILE,
+    Dropped,
+    Manifest,
+    Remains,
+    SignedManifest,
+    segment_file,
+)
 from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.restore import close_all, open_all, read_patches
-from psl_flower.sealed.sealing import DRAFT_FILE, Draft, Sealing, is_committed, load_draft
+from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft
 from psl_flower.sealed.secret import Secret
 
 _BATCH = 256
-_LOCK_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +106,7 @@ def rotate(
     StoreError
         If a store is missing or damaged.
     """
-    with FileLock(out / ".lock", timeout=_LOCK_TIMEOUT_S):
+    with locked(out / LOCK_FILE):
         current = manifests.load(out, owner.expect(Role.OWNER).public)
         draft = load_draft(out, owner)
         if draft is not None and is_committed(draft, current):
@@ -115,10 +121,10 @@ def rotate(
                 f"{out}: finish the interrupted ingest or rotation first, or remove {out / DRAFT_FILE}"
             )
         # The old folders by their old Upper; who stays keeps the folder.
-        old = match_all(places, current.manifest)
+        old = match_all(places, current.manifest, disk)
         staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
         with epochs.open_root(current.manifest, owner) as old_root:
-            stores = open_all(current, [folder.name for folder, _ in old], old_root, check_copies=False)
+            stores = open_all(current, old, old_root, check_copies=False)
         try:
             keys: list[Secret]
             if draft is None:
@@ -133,8 +139,7 @@ def rotate(
             labels = None
             if current.manifest.labels_version >= 0:
                 labels = LabelBook(out, disk).read(current.manifest, owner).labels_N
-            folders = [open_folder(folder.name, disk) for folder in staying]
-            with closing(Sealing(out, draft, owner, keys, folders, snapshot=labels, disk=disk)) as sealing:
+            with closing(Sealing(out, draft, owner, keys, staying, snapshot=labels, disk=disk)) as sealing:
                 sealing.save()
                 total = current.manifest.num_samples
                 while (done := sealing.done) < total:

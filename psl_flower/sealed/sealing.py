@@ -22,12 +22,11 @@ from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
 from psl_flower.sealed.folders import Folder
 from psl_flower.sealed.keys import Identity
 from psl_flower.sealed.labels import LabelBook
-from psl_flower.sealed.manifest import Manifest, PixelSums, SignedManifest, SplitRange
+from psl_flower.sealed.manifest import DRAFT_FILE, Manifest, PixelSums, SignedManifest, SplitRange
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.segment import SegmentWriter
 from psl_flower.sealed.suite import Purpose, context
 
-DRAFT_FILE = "draft.psl"
 KIND = envelope.Kind(b"PSLDRAFT", Purpose.SIGN_DRAFT, "draft")
 MAX_SEGMENT_SAMPLES = 16384
 _SEGMENT_BYTES = 256 << 20
@@ -151,6 +150,7 @@ class Sealing:
             folder.write(manifests.FILE, signed.data)
         write_file(self._out / manifests.FILE, signed.data, disk=self._disk)
         self._disk.remove(self._out / DRAFT_FILE)
+        self._disk.sync_folder(self._out)
         return signed
 
     def close(self) -> None:

@@ -8,10 +8,10 @@ or ``~/.local/state/psl-flower``. Nothing in it is secret.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from psl_flower.errors import (
     AuditLogTruncated,
@@ -21,8 +21,8 @@ from psl_flower.errors import (
     StoreNotFound,
     WrongOwner,
 )
-from psl_flower.sealed.disk import DISK, read_file, write_file
-from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.disk import DISK, locked, read_file, write_file
+from psl_flower.sealed.manifest import LOCK_FILE, SignedManifest
 
 _LIMIT = 64 << 20
 
@@ -134,9 +134,9 @@ class SeenBook:
                 known.audit[log] = count
                 self._save(book)
 
-    def _locked(self) -> FileLock:
+    def _locked(self) -> AbstractContextManager[None]:
         DISK.make_folder(self.folder)
-        return FileLock(self.folder / ".lock", timeout=30)
+        return locked(self.folder / LOCK_FILE)
 
     def _load(self) -> dict[str, _Seen]:
         try:

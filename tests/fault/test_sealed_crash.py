@@ -124,6 +124,21 @@ def test_append(sealed: World, power_cut: bool) -> None:
         assert labels.labels_N.tolist() == OLD.all_labels + NEW.all_labels
 
 
+def test_a_dropped_draft_leaves_no_labels_behind(people: World, tmp_path: Path) -> None:
+    """Killed after the labels, dropped, begun anew with other images: nothing of the first attempt counts."""
+    other = ArraySource(train=3, test=1, seed=3)
+    for world in crashes(at(people, tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk), False):
+        if (world.out / "manifest.psl").exists() or not (world.out / "labels" / "000000.psl").exists():
+            continue
+        (world.out / "draft.psl").unlink()
+        world.seal(other)
+        completes(world, other.all_NCHW, 1)
+        labels = LabelBook(world.out).read(world.signed.manifest, world.lower)
+        assert labels.labels_N.tolist() == other.all_labels
+        return
+    raise AssertionError("no crash came between labels and manifest")
+
+
 @both
 def test_rotation(sealed: World, power_cut: bool) -> None:
     changes = Changes(drop_restorers=("bob",))
@@ -138,6 +153,32 @@ def test_rotation(sealed: World, power_cut: bool) -> None:
             act(world)
         assert world.signed.manifest.epoch == 2
         completes_rotation(world)
+
+
+def test_what_was_reported_as_done_survives_a_power_cut(people: World, tmp_path: Path) -> None:
+    """The power goes right after each command has returned."""
+    world = at(people, tmp_path / "start")
+
+    def durably(act: Callable[[Disk], object]) -> None:
+        disk = CrashingDisk(power_cut=True)
+        act(disk)
+        disk.lose()
+
+    durably(lambda disk: world.seal(OLD, disk=disk))
+    assert (world.images() == OLD.all_NCHW).all()
+    durably(lambda disk: world.seal(NEW, append=True, disk=disk))
+    assert (world.images() == BOTH).all()
+    manifest = world.signed.manifest
+    durably(lambda disk: LabelBook(world.out, disk).relabel(manifest, world.restorers[0], [(1, 2)], "why"))
+    assert LabelBook(world.out).read(manifest, world.lower).labels_N[1] == 2
+    log = AuditLog(world.out / "audit.log")
+    durably(
+        lambda disk: AuditLog(log.path, disk).append(world.signed, world.restorers[:2], "restore", [0], "")
+    )
+    assert len(log.read(manifest)) == 1
+    durably(lambda disk: rotate(world.out, world.owner, world.places, Changes(), disk=disk))
+    assert world.signed.manifest.epoch == 2
+    assert (world.images() == BOTH).all()
 
 
 def completes_rotation(world: World) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psl_flower.errors import DataError
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.header import header_bytes
@@ -134,6 +138,8 @@ def test_appending_and_reading_at_random(tmp_path: Path, monkeypatch: pytest.Mon
         ("train", 25, 10),
         ("test", 35, 5),
     ]
+    assert manifest.samples_of("test").tolist() == [*range(21, 25), *range(35, 40)]
+    assert manifest.samples_of("other").tolist() == []
     assert manifest.split_of(26) == ("train", 22)
     assert manifest.sample_of("train", 22) == 26
     train = np.concatenate([first.images["train"], second.images["train"]])
@@ -149,6 +155,63 @@ def test_appending_and_reading_at_random(tmp_path: Path, monkeypatch: pytest.Mon
         assert (store.read(samples) == expected[samples]).all()
     store.close()
     store.close()
+
+
+def test_a_grid_that_needs_padding(tmp_path: Path) -> None:
+    world, source = World(tmp_path / "out"), ArraySource(3, 1, (5, 7, 3))
+    world.seal(source, world.plan((4, 4), fit="pad"))
+    assert (world.images() == source.all_NCHW).all()
+
+
+def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
+    world = World(tmp_path / "out")
+    with pytest.raises(DataError):
+        world.seal(ArraySource(0, 0))
+    assert not (world.out / "manifest.psl").exists()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psl_flower.sealed.ingest.sizes", lambda *_: (1024, 256))
+
+    class Endless(ArraySource):
+        """The same image again and again."""
+
+        def __init__(self, count: int) -> None:
+            super().__init__(1, 0, (32, 32, 3))
+            self.count = count
+
+        def num_samples(self, split: str) -> int:
+            return self.count if split == "train" else 0
+
+        def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+            for _ in range(start, self.num_samples(split)):
+                yield self.images["train"][0], 0
+
+    peaks: list[int] = []
+    for count in (2048, 2048, 12288):
+        world = World(tmp_path / str(len(peaks)))
+        tracemalloc.start()
+        world.seal(Endless(count), world.plan((16, 16)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 10 * 10240 * 4  # labels: four bytes an image, a few copies
+
+
+@pytest.mark.slow
+def test_reading_random_batches_is_fast(tmp_path: Path) -> None:
+    """A batch of 128 of CIFAR-10 from 4 stores in 50 ms, which is 5 % of a training step of one second."""
+    world = World(tmp_path / "out", nodes=PEOPLE.nodes)
+    world.seal(ArraySource(4000, 0, (32, 32, 3)), world.plan((16, 16)))
+    stores = [world.open(m) for m in range(4)]
+    rng, times = np.random.default_rng(0), []
+    for _ in range(21):
+        samples = rng.integers(0, 4000, 128)
+        start = time.perf_counter()
+        for store in stores:
+            store.read(samples)
+        times.append(time.perf_counter() - start)
+    assert np.median(times[1:]) < 0.05
 
 
 def test_the_sample_order_is_the_same_in_all_stores(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_wiping() -> None:
         secret.reveal()
 
 
-def test_nothing_secret_in_files_logs_and_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Seal, damage, read: no file, message or log line holds a root, data key, private key, share or label."""
+def test_nothing_secret_in_files_and_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Seal, damage, read: no file, message or log line holds a root, data key, private key or label."""
     caplog.set_level(logging.DEBUG)
     world, source = World(tmp_path / "out"), ArraySource(30, 5, classes=3)
     world.seal(source)

@@ -46,7 +46,8 @@ def test_round_trip_is_exact(tiny):
         expected = net(normalise(images, manifest.mean, manifest.std))
     torch.testing.assert_close(assembled.logits(images), expected)
     classes, confidences = assembled.predict(images)
-    assert torch.equal(classes, expected.argmax(1)) and confidences.shape == (3,)
+    assert torch.equal(classes, expected.argmax(1))
+    assert confidences.shape == (3,)
     assert ((confidences > 0.1) & (confidences <= 1)).all()
 
 
@@ -126,7 +127,8 @@ def test_own_test_split_is_as_one_process_evaluates_it(tiny):
     oracle.net.load_state_dict(net.state_dict())
     expected = oracle.evaluate()
     found = evaluate(assembled, own_test_images(run, assembled))
-    assert found.label.tolist() == expected.label.tolist() and len(found.label) == 20
+    assert found.label.tolist() == expected.label.tolist()
+    assert len(found.label) == 20
     assert found.predicted.tolist() == expected.predicted.tolist()
     np.testing.assert_array_equal(found.confidence, expected.confidence)
     assert found.loss == expected.loss
@@ -168,6 +170,11 @@ def with_fewer_classes(run):
     save_assembled(run.model, weights)
 
 
+def never_collected(run):
+    shutil.rmtree(run.model)
+    run.write_config(RunConfig(collect_model=False))
+
+
 def without_one(run):
     weights = load_file(run.model / "model.safetensors")
     del weights["lower.fc.weight"]
@@ -178,6 +185,7 @@ def without_one(run):
     ("damage", "error", "match"),
     [
         (lambda run: (run.model / "model.safetensors").unlink(), RunError, "may not have finished .*step 4"),
+        (never_collected, RunError, "collect-model = false"),
         (lambda run: cut(run.model / "model.safetensors"), RunError, "model is damaged"),
         (lambda run: (run.model / "model.safetensors").write_bytes(b""), RunError, "model is damaged"),
         (lambda run: (run.model / "model.safetensors").write_bytes(b"\xff" * 64), RunError, "model is damaged"),

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +13,9 @@ from tiny_run import make_run
 
 from psl_flower.cli import main as program
 from psl_flower.cli.main import main
+from psl_flower.config import RunConfig
 from psl_flower.errors import PslError
+from psl_flower.export import EXPORTERS, Exported
 from psl_flower.runs import create_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,24 +93,29 @@ def test_evaluate(psl):
     assert right == pytest.approx(20 * report["accuracy"])
     status, out, err = psl("evaluate", "--run", "tiny", "--dataset", "digits", "--max-test", 7)
     assert (status, err) == (0, "")
-    assert "7 test images of digits" in out and "25.00%" in out
+    assert "7 test images of digits" in out
+    assert "25.00%" in out
     status, _, err = psl("evaluate", "--dataset", "/nowhere/at/all")
-    assert status == 1 and err.startswith("error: ") and len(err.splitlines()) == 1
+    assert status == 1
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
 
 
 def test_export(psl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, _ = psl("export", "--format", "onnx", "--json")
-    report = json.loads(out)
-    assert (status, report["file"], report["format"]) == (0, "tiny.onnx", "onnx")
-    assert report["bytes"] == Path("tiny.onnx").stat().st_size
-    assert report["relative_difference"] <= 1e-4
-    session = onnxruntime.InferenceSession("tiny.onnx", providers=["CPUExecutionProvider"])
-    assert session.run(None, {"images": np.zeros((4, 1, 16, 16), np.float32)})[0].shape == (4, 10)
-    status, out, _ = psl("export", "--format", "torch", "--out", "it.pt2")
-    assert status == 0 and out.startswith("it.pt2: ") and "differ by" in out
-    assert torch.export.load("it.pt2").module()(torch.zeros(4, 1, 16, 16)).shape == (4, 10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.pt2", "tiny.onnx"]
+    status, out, _ = psl("export", "--format", "torch")
+    assert status == 0
+    assert out.startswith("tiny.pt2: ")
+    assert "differ by" in out
+    assert torch.export.load("tiny.pt2").module()(torch.zeros(4, 1, 16, 16)).shape == (4, 10)
+
+    def pretend(assembled, path):
+        return Exported(path=path, num_bytes=7, difference=1e-7, relative_difference=1e-6)
+
+    monkeypatch.setitem(EXPORTERS, "onnx", (".onnx", pretend))
+    status, out, _ = psl("export", "--format", "onnx", "--json", "--out", "it.onnx")
+    expected = {"bytes": 7, "difference": 1e-7, "relative_difference": 1e-6}
+    assert (status, json.loads(out)) == (0, {"run": "tiny", "format": "onnx", "file": "it.onnx"} | expected)
 
 
 def test_runs(psl, tmp_path):
@@ -124,22 +129,22 @@ def test_runs(psl, tmp_path):
 
 def test_a_run_without_a_model_and_no_runs(psl, tmp_path, workspace):
     status, _, err = psl("predict", "x.png", "--run", "absent")
-    assert status == 1 and "no such run (there: tiny)" in err
+    assert status == 1
+    assert "no such run (there: tiny)" in err
     status, _, err = psl("evaluate", "--workspace", tmp_path)
-    assert status == 1 and err.startswith("error: ") and "no runs yet" in err
+    assert status == 1
+    assert err.startswith("error: ")
+    assert "no runs yet" in err
     unfinished = create_run(tmp_path, "unfinished", "digits")
-    unfinished.write_config(make_config())
+    unfinished.write_config(RunConfig())
     for command in (["evaluate"], ["export", "--format", "onnx"], ["predict", "x.png"]):
         status, _, err = psl(*command, "--workspace", tmp_path, "--run", "unfinished")
-        assert status == 1 and "may not have finished" in err and len(err.splitlines()) == 1
+        assert status == 1
+        assert "may not have finished" in err
+        assert len(err.splitlines()) == 1
     status, _, err = psl("evaluate", "--workspace", tmp_path)
-    assert status == 1 and "none of the 1 runs has a model" in err
-
-
-def make_config():
-    from psl_flower.config import RunConfig
-
-    return RunConfig()
+    assert status == 1
+    assert "none of the 1 runs has a model" in err
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,8 @@ def make_config():
 def test_usage_errors(psl, arguments):
     status, out, err = psl(*arguments)
     assert (status, out) == (2, "")
-    assert "Error: " in err and "Traceback" not in err
+    assert "Error: " in err
+    assert "Traceback" not in err
 
 
 def test_help_of_every_command(psl):
@@ -162,7 +168,9 @@ def test_help_of_every_command(psl):
     assert {"predict", "evaluate", "export", "runs", "keygen", "ingest", "verify", "restore"} <= commands
     for command in sorted(commands):
         status, out, _ = psl(command, "--help")
-        assert status == 0 and f"psl {command}" in out
+        assert status == 0
+        assert f"psl {command}" in out
+        assert "\\" not in out
     assert psl("--version")[0] == 0
 
 
@@ -194,9 +202,9 @@ def test_importing_the_program_is_light():
     assert start("-c", code, stdout=subprocess.PIPE).stdout.strip() == "[]"
 
 
-def test_a_reader_that_has_gone(workspace):
+def test_a_reader_that_has_gone():
     read, write = os.pipe()
     os.close(read)
-    ended = start("-m", "psl_flower.cli.main", "runs", "--workspace", str(workspace), stdout=write)
+    ended = start("-m", "psl_flower.cli.main", "--version", stdout=write)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (1, "")

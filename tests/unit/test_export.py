@@ -1,11 +1,10 @@
 """Exports: the same answers as the network, in a process that knows nothing of this project."""
 
 import json
+import math
 import subprocess
 import sys
-from dataclasses import replace
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -15,7 +14,7 @@ from tiny_run import make_run
 
 from psl_flower import export
 from psl_flower.assembled import Deployable, load_assembled
-from psl_flower.errors import RunError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.export import export_onnx, export_torch
 
 # Run in a folder of its own, isolated (-I), with torch only.
@@ -31,8 +30,8 @@ print(extra["model.json"])
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Return a network of three Uppers on overlapping patches of a padded image."""
-    settings = {"patch_size": (7, 7), "stride": (5, 6), "fit": "pad", "uppers": 3}
+    """Return a network of two Uppers on four overlapping patches of a padded image."""
+    settings = {"patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "uppers": 2}
     return load_assembled(make_run(tmp_path_factory.mktemp("workspace"), **settings)[0])
 
 
@@ -93,9 +92,21 @@ def test_a_wrong_file_is_not_written(tmp_path, tiny, monkeypatch):
 
 
 def test_answers_that_are_not_numbers_are_refused(tmp_path, tiny):
-    broken = replace(tiny, manifest=msgspec.structs.replace(tiny.manifest, mean=(float("nan"),)))
+    def not_numbers(images):
+        return torch.full((len(images), 10), torch.nan)
+
+    difference, scale = export._compare(tiny, Deployable(tiny), not_numbers)
+    assert math.isnan(difference)
+    assert scale > 0
     with pytest.raises(RunError, match="not written"):
-        export_torch(broken, tmp_path / "model.pt2")
+        export._write(tmp_path / "model.onnx", b"", difference, scale)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_packages_that_are_not_installed_are_named(tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match="onnxscript, which is not installed"):
+        export_onnx(tiny, tmp_path / "model.onnx")
 
 
 def test_unwritable_targets_are_refused_before_the_work(tmp_path, tiny):

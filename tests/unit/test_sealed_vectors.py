@@ -1,4 +1,4 @@
-"""Frozen files of format version 1 stay readable, by this program and by a second reader written from the page alone."""
+"""Frozen files of version 1 stay readable, by this program and by a second reader written from the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes tests/vectors/sealed-v1. Run once per format version: the vectors are frozen, never made anew for a version.
+"""Makes tests/vectors/sealed-v1, once per format version: then it is frozen.
 
 python -m tests.vectors.make_sealed_vectors FOLDER
 """
@@ -24,8 +24,8 @@ PASSPHRASE = "frozen words"
 
 
 def main(folder: Path) -> None:
-    """Seal 23 images, append 4, correct a label, log a restoration, pack a bundle; write keys and what is expected."""
-    ingest.sizes = lambda *_: (8, 4)  # type: ignore[assignment]
+    """Seal 23 images, append 4, relabel, log a restoration, pack a bundle; keys; what is expected."""
+    setattr(ingest, "sizes", lambda *_: (8, 4))  # noqa: B010 - small segments
     world = World(folder)
     first, second = ArraySource(20, 3, (4, 6, 3)), ArraySource(3, 1, (4, 6, 3), seed=1)
     world.seal(first)

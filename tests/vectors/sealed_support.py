@@ -144,12 +144,13 @@ class CrashingDisk(Disk):
     def _step(self) -> None:
         self.count += 1
         if self.count == self._at and self._power_cut:
-            self._lose()
+            self.lose()
         # A dead process cleans nothing up either.
         if self.count >= self._at:
             raise Killed
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
+        """Forget what was not synchronised, as if the power went now."""
         for path, before in reversed(self._undo):
             if before is None:
                 path.unlink(missing_ok=True)
@@ -191,6 +192,10 @@ class CrashingDisk(Disk):
         self._step()
         self._undo.append((target, target.read_bytes() if target.exists() else None))
         super().rename(source, target)
+        self._dirty.discard(target)
+        if source in self._dirty:
+            self._dirty.remove(source)
+            self._dirty.add(target)
 
     def remove(self, path: Path) -> None:
         self._step()

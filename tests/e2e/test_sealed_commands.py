@@ -1,0 +1,264 @@
+"""The owner's and the restorers' commands, from keys to restored images, on real digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from psl_flower import errors
+from psl_flower.cli import owner, restorer
+from psl_flower.data.sources import open_dataset
+from psl_flower.errors import PslError
+
+app = typer.Typer()
+owner.register(app)
+restorer.register(app)
+PEOPLE = [("owner", "owner"), ("node", "node0"), ("node", "node1"), ("lower", "lower")]
+PEOPLE += [("restorer", name) for name in ("alice", "bob", "carol")]
+
+
+def psl(*arguments: str | Path) -> Result:
+    """Run a command that should succeed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(error: type[PslError], *arguments: str | Path) -> str:
+    """Run a command that should be refused; return the message."""
+    with pytest.raises(error) as caught:
+        CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert type(caught.value) is error
+    return str(caught.value)
+
+
+def sealing(folder: Path, out: str = "sealed", *more: str) -> list[str]:
+    """Return the arguments that seal 60 training and 20 test images of the digits for two nodes."""
+    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch", "8x8", "--uppers", "2"]
+    arguments += ["--owner-key", str(folder / "owner.key"), "--max-train", "60", "--max-test", "20"]
+    for m in range(2):
+        arguments += ["--node-key", str(folder / f"node{m}.key.pub")]
+    for name in ("alice", "bob", "carol"):
+        arguments += ["--restorer", f"{name}={folder / name}.key.pub"]
+    return [*arguments, "--threshold", "2", "--lower-key", str(folder / "lower.key.pub"), *more]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keys for everyone, and a memory of its own."""
+    monkeypatch.setenv("PSL_STATE", str(tmp_path / "state"))
+    for role, name in PEOPLE:
+        psl("keygen", role, "--out", tmp_path / f"{name}.key")
+    return tmp_path
+
+
+def originals() -> np.ndarray:
+    source = open_dataset("digits", max_train=60, max_test=20)
+    return np.stack([image for split in ("train", "test") for image, _ in source.samples(split)])
+
+
+def test_from_keys_to_a_corrected_label(folder: Path) -> None:
+    out, people = folder / "sealed", [folder / f"{name}.key" for name in ("alice", "carol")]
+    report = json.loads(psl(*sealing(folder, "sealed", "--json")).stdout)
+    assert (report["images"], report["added"], report["generation"]) == (80, 80, 1)
+    refused(errors.StoreExists, *sealing(folder))
+    stores = report["stores"]
+    assert json.loads(psl("verify", *stores, "--manifest", out, "--json").stdout)["ok"]
+
+    both = [text for path in people for text in ("--identity", path)]
+    images = ["--image", "3", "--image", "test:7,test:8"]
+    restored = folder / "restored"
+    psl("restore", "--manifest", out, *both, *images, "--out", restored, "--why", "a look")
+    expected = originals()
+    for name, index in (("train-000003", 3), ("test-000007", 67), ("test-000008", 68)):
+        assert (np.asarray(Image.open(restored / f"{name}.png")) == expected[index, :, :, 0]).all()
+    assert (restored / "sheet-0001.png").exists()
+    refused(
+        errors.TooFewShares,
+        "restore",
+        "--manifest",
+        out,
+        "--identity",
+        people[0],
+        *images,
+        "--out",
+        folder / "no",
+    )
+    refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
+    refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")
+    assert not (folder / "no").exists()
+
+    psl(
+        "relabel",
+        "--manifest",
+        out,
+        "--identity",
+        people[0],
+        "--image",
+        "3",
+        "--label",
+        "7",
+        "--why",
+        "misread",
+    )
+    table = folder / "changes.csv"
+    table.write_text("image,label\ntest:7,1\n5,2\n")
+    psl("relabel", "--manifest", out, "--identity", folder / "owner.key", "--csv", table)
+    history = json.loads(
+        psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout
+    )
+    assert [(v["version"], v["kind"], v["who"], v["why"]) for v in history["versions"]][:2] == [
+        (0, "images", "owner", "ingest"),
+        (1, "relabel", "alice", "misread"),
+    ]
+    assert history["versions"][1]["changes"][0][::2] == [3, 7]
+    refused(
+        errors.ConfigError,
+        "relabel",
+        "--manifest",
+        out,
+        "--identity",
+        people[0],
+        "--image",
+        "3",
+        "--label",
+        "x",
+    )
+
+    psl(
+        "rotate",
+        "--manifest",
+        out,
+        "--owner-key",
+        folder / "owner.key",
+        "--drop-restorer",
+        "carol",
+        "--delete-old",
+    )
+    message = refused(
+        errors.RevokedRestorer, "restore", "--manifest", out, *both, *images, "--out", folder / "no"
+    )
+    assert "carol" in message
+    assert not list(out.rglob("epoch-0001*"))
+    entries = json.loads(psl("audit-log", "--manifest", out, "--json").stdout)["entries"]
+    assert next((e["action"], e["images"], e["why"]) for e in entries) == ("restore", [3, 67, 68], "a look")
+    log = out / "audit.log"
+    log.write_text("")
+    refused(errors.AuditLogTruncated, "audit-log", "--manifest", out)
+
+
+def test_only_what_a_run_got_wrong(folder: Path) -> None:
+    psl(*sealing(folder))
+    run = folder / "run"
+    run.mkdir()
+    np.savez(
+        run / "predictions.npz",
+        sample=np.array([2, 61, 70, 5]),
+        label=np.array([1, 2, 3, 4]),
+        predicted=np.array([1, 9, 8, 0]),
+        confidence=np.array([0.9, 0.4, 0.8, 0.99], np.float32),
+        split=np.array(["train", "test", "test", "train"]),
+    )
+    arguments: list[str | Path] = ["restore", "--manifest", folder / "sealed", "--wrong-only", run]
+    arguments += ["--identity", folder / "alice.key", "--identity", folder / "bob.key"]
+    psl(*arguments, "--split", "test", "--out", folder / "wrong")
+    rows = list(csv.DictReader((folder / "wrong" / "images.csv").open()))
+    assert [(row["image"], row["predicted"]) for row in rows] == [("70", "8"), ("61", "9")]
+    psl(*arguments, "--limit", "1", "--out", folder / "worst")
+    assert sorted(p.name for p in (folder / "worst").iterdir()) == [
+        "images.csv",
+        "sheet-0001.png",
+        "train-000005.png",
+    ]
+    (run / "predictions.npz").write_bytes(b"no")
+    refused(errors.RunError, *arguments, "--out", folder / "none")
+
+
+def test_bundles_and_places(folder: Path) -> None:
+    psl(*sealing(folder, "sealed", "--spool", str(folder / "spool")))
+    bundle = folder / "spool" / "node-001.pslbundle"
+    arguments: list[str | Path] = [
+        "receive",
+        bundle,
+        "--owner-key",
+        folder / "owner.key.pub",
+        "--out",
+        folder / "received",
+    ]
+    refused(errors.WrongNodeKey, *arguments, "--node-key", folder / "node0.key")
+    psl(*arguments, "--node-key", folder / "node1.key")
+    psl("verify", folder / "received", "--manifest", folder / "sealed")
+    other = folder / "elsewhere"
+    psl(*sealing(folder, "second", "--out", f"1={other}"))
+    psl("verify", folder / "second" / "store-000", other, "--manifest", folder / "second")
+    append: list[str | Path] = [
+        "ingest",
+        "digits",
+        "--out",
+        folder / "second",
+        "--owner-key",
+        folder / "owner.key",
+        "--append",
+    ]
+    assert "--out 1=PLACE" in refused(errors.StoreNotFound, *append, "--max-train", "10", "--max-test", "1")
+
+
+def test_verify_says_what_is_wrong_and_fails(folder: Path) -> None:
+    psl(*sealing(folder))
+    segment = folder / "sealed" / "store-001" / "epoch-0001-segment-000000.psl"
+    data = segment.read_bytes()
+    segment.write_bytes(data[:500] + b"!" + data[501:])
+    stores = [folder / "sealed" / f"store-00{m}" for m in range(2)]
+    result = CliRunner().invoke(app, ["verify", *map(str, stores), "--manifest", str(folder / "sealed")])
+    assert result.exit_code == 1
+    assert "RecordDamaged" in result.output
+
+
+def test_a_protected_key(folder: Path) -> None:
+    word = folder / "word"
+    word.write_text("a good passphrase\n")
+    key = folder / "protected.key"
+    psl("keygen", "owner", "--out", key, "--passphrase-file", word)
+    arguments = [a if a != str(folder / "owner.key") else str(key) for a in sealing(folder)]
+    refused(errors.PassphraseError, *arguments)
+    psl(*arguments, "--passphrase-file", word)
+
+
+@pytest.mark.slow
+def test_a_killed_ingest_goes_on(folder: Path) -> None:
+    """SIGKILL, at several moments; the same command completes it."""
+    program = "import sys, typer; from psl_flower.cli import owner; from psl_flower.sealed import ingest; "
+    program += "ingest.sizes = lambda *_: (64, 16); app = typer.Typer(); owner.register(app); app()"
+    arguments = [
+        a for a in sealing(folder, "sealed", "--json") if a not in ("--max-train", "60", "--max-test", "20")
+    ]
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        segments = len(list(folder.glob("sealed/store-001/epoch-*"))) + 2
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(folder.glob("sealed/store-001/epoch-*"))) >= segments:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.wait(timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300
+    )
+    if done.returncode == 0:
+        report = json.loads(done.stdout)
+        assert report["images"] == 1797
+        assert report["resumed"] > 0
+    psl("verify", *(folder / "sealed" / f"store-00{m}" for m in range(2)), "--manifest", folder / "sealed")

@@ -1,0 +1,170 @@
+"""Builds whole tiny runs without Flower, and compares all that training changes, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.config import RunConfig
+from psl_flower.data.store_set import StoreSet
+from psl_flower.engine.build import make_lower_engine, make_task, make_upper, smashed_shapes, upper_options
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.local import LocalExchange
+from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.rounds import Predictions, RoundDriver
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.stores.opening import open_store
+
+CPU = torch.device("cpu")
+STEPS = 6
+
+Snapshot = dict[str, torch.Tensor]
+
+
+def settings(**changes: Any) -> RunConfig:
+    """Return the settings of a run of 6 steps of 4 digits, 16x16 pixels, 2x2 patches, flips and shifts on."""
+    tiny = {
+        "dataset": "digits",
+        "max_train": 24,
+        "max_test": 8,
+        "rounds": 1,
+        "steps_per_round": STEPS,
+        "batch_size": 4,
+        "evaluate_batch_size": 5,
+        "patch_size": (8, 8),
+        "flip": True,
+        "shift": 1,
+    }
+    return RunConfig(**(tiny | changes))
+
+
+class Federation:
+    """All parties of a run with a fresh state; checkpoints in `folder`, which a second Federation may go on from."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stores: StoreSet,
+        folder: Path,
+        *,
+        make_engine: type[UpperEngine] = UpperEngine,
+        **driver_options: Any,
+    ) -> None:
+        self.config, self.stores, self.folder, self.make_engine = config, stores, folder, make_engine
+        self.manifest = stores.manifest
+        self.lower = make_lower_engine(config, self.manifest, CPU)
+        self.uppers = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
+        self.checkpoints = Checkpoints(folder / "lower")
+        self.wire = WireFormat(
+            activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
+        )
+        self.losses: list[float] = []
+        self.driver = RoundDriver(
+            self.lower,
+            make_task(config, self.manifest, stores.labels),
+            smashed_shapes(config, self.manifest),
+            self.checkpoints,
+            on_step=lambda report: self.losses.append(report.loss.full),
+            **driver_options,
+        )
+
+    def upper(self, m: int) -> UpperEngine:
+        """Return a fresh engine of Upper m."""
+        return self.make_engine(
+            make_upper(self.config, self.manifest, m),
+            open_store(self.stores.store_path(m)),
+            upper_options(self.config, self.manifest, CPU),
+            Checkpoints(self.folder / f"upper-{m}"),
+        )
+
+    def resume(self) -> int:
+        """Go to the last checkpoint that the Lower committed, and return its step."""
+        step = self.checkpoints.steps()[-1]
+        self.lower.go_to(step, self.checkpoints)
+        for engine in self.uppers.values():
+            engine.go_to(step)
+        return step
+
+    def run(self, exchange: Exchange | None = None, stop_step: int = STEPS) -> Predictions:
+        """Train up to `stop_step` and run through the test split."""
+        report = self.driver.run(exchange or LocalExchange(self.uppers, self.wire), stop_step, evaluate=True)
+        assert report.predictions is not None
+        return report.predictions
+
+    def snapshot(self) -> Snapshot:
+        """Return weights, BatchNorm buffers and momentum of all parties."""
+        taken: Snapshot = {}
+        for m, engine in self.uppers.items():
+            taken |= prefixed(f"uppers.{m}", engine.model.state_dict())
+            taken |= momentum(engine.state()["optimizer"], prefixed(f"uppers.{m}", dict(engine.model.named_parameters())))
+        parameters = prefixed("lower", dict(self.lower.lower.named_parameters()))
+        taken |= prefixed("lower", self.lower.lower.state_dict())
+        if self.lower.adaptation is not None:
+            parameters |= prefixed("adaptation", dict(self.lower.adaptation.named_parameters()))
+            taken |= prefixed("adaptation", self.lower.adaptation.state_dict())
+        return copied(taken | momentum(self.lower.state()["optimizer"], parameters))
+
+
+class Oracle:
+    """The same run in one process, with snapshots after chosen steps."""
+
+    def __init__(self, config: RunConfig, stores: StoreSet, at: tuple[int, ...] = (STEPS,)) -> None:
+        opened = [open_store(stores.store_path(m)) for m in range(stores.manifest.num_uppers)]
+        self.monolith = Monolith(config, stores.manifest, stores.labels, opened)
+        self.losses: list[float] = []
+        self.after: dict[int, Snapshot] = {}
+        for step in at:
+            self.monolith.train(step - self.monolith.step, lambda _, loss, __: self.losses.append(loss))
+            self.after[step] = monolith_snapshot(self.monolith)
+        self.predictions = self.monolith.evaluate()
+
+
+def monolith_snapshot(monolith: Monolith) -> Snapshot:
+    """Return what `Federation.snapshot` returns, of the network in one process."""
+    parameters = dict(monolith.net.named_parameters())
+    taken: Snapshot = dict(monolith.net.state_dict())
+    if monolith.adaptation is not None:
+        parameters |= prefixed("adaptation", dict(monolith.adaptation.named_parameters()))
+        taken |= prefixed("adaptation", monolith.adaptation.state_dict())
+    return copied(taken | momentum(monolith._optimizer.state_dict(), parameters))
+
+
+def momentum(optimizer: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> Snapshot:
+    """Return the momentum of each parameter by name; an optimiser numbers them in the order it was given."""
+    return {
+        f"momentum of {name}": optimizer["state"][i]["momentum_buffer"]
+        for i, name in enumerate(parameters)
+        if i in optimizer["state"]
+    }
+
+
+def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Snapshot:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def differences(left: Snapshot, right: Snapshot) -> list[str]:
+    """Return the names of what only one side has, or what is not bit-equal."""
+    assert left, "nothing to compare"
+    assert right, "nothing to compare"
+    missing = set(left) ^ set(right)
+    return sorted(missing | {name for name in left.keys() & right.keys() if not torch.equal(left[name], right[name])})
+
+
+def same_predictions(left: Predictions, right: Predictions) -> bool:
+    return (
+        left.loss == right.loss
+        and bool((left.predicted == right.predicted).all())
+        and bool((left.confidence == right.confidence).all())
+        and bool((left.sample == right.sample).all())
+    )
+
+
+Wrap = Callable[[Federation], Exchange]

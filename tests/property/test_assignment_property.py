@@ -1,0 +1,45 @@
+"""Assignments on any grid: complete, balanced, and scatter at least as scattered as round-robin."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psl_flower.assignment import assign, min_distance
+from psl_flower.patches import PatchGrid
+
+settings.register_profile("assignment", deadline=None, max_examples=60)
+settings.load_profile("assignment")
+
+
+@st.composite
+def problems(draw):
+    rows, cols = draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    grid = PatchGrid(image_size=(rows, cols), patch_size=(1, 1), stride=(1, 1))
+    return grid, draw(st.integers(1, grid.num_patches))
+
+
+@given(problems(), st.sampled_from(["scatter", "round-robin"]))
+def test_complete_and_balanced(problem, method):
+    grid, uppers = problem
+    assignment = assign(grid, uppers, method)
+    assert len(assignment) == grid.num_patches
+    counts = np.bincount(assignment, minlength=uppers)
+    assert len(counts) == uppers
+    assert counts.min() >= 1
+    assert counts.max() - counts.min() <= 1
+    assert all(type(m) is int for m in assignment)
+
+
+@given(problems())
+def test_scatter_keeps_neighbours_at_least_as_far_apart(problem):
+    grid, uppers = problem
+    scattered = assign(grid, uppers, "scatter")
+    assert scattered == assign(grid, uppers, "scatter")
+    assert min_distance(grid, scattered) >= min_distance(grid, assign(grid, uppers, "round-robin"))
+
+
+@given(problems())
+def test_uppers_are_numbered_by_their_first_position(problem):
+    grid, uppers = problem
+    assignment = assign(grid, uppers, "scatter")
+    assert list(dict.fromkeys(assignment)) == list(range(uppers))

@@ -1,0 +1,162 @@
+"""Settings: every wrong one refused with its kebab-case name; the app's defaults are the code's."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from psl_flower.config import RunConfig, parse_size, size_text
+from psl_flower.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_app_and_the_code_have_the_same_keys_and_defaults():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    ours = RunConfig().to_mapping()
+    assert list(table) == list(ours)
+    assert table == ours
+    assert {key: type(value) for key, value in table.items()} == {key: type(value) for key, value in ours.items()}
+    assert RunConfig.from_mapping(table) == RunConfig()
+
+
+def test_mapping_and_back():
+    config = RunConfig(patch_size=(8, 16), stride=(4, 8), lr=0.5, flip=True, run_name="a-1", image_size=(32, 64))
+    mapping = config.to_mapping()
+    assert mapping["patch-size"] == "8x16"
+    assert mapping["run-name"] == "a-1"
+    assert not any("_" in key for key in mapping)
+    assert RunConfig.from_mapping(mapping) == config
+
+
+def test_absent_keys_take_their_defaults():
+    assert RunConfig.from_mapping({"lr": 1}) == RunConfig(lr=1.0)
+    assert type(RunConfig.from_mapping({"lr": 1}).lr) is float
+
+
+def test_settings_cannot_be_changed_but_replaced_checked():
+    config = RunConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lr = 1.0  # type: ignore[misc]
+    assert config.replace(lr=0.5).lr == 0.5
+    with pytest.raises(ConfigError, match="lr:"):
+        config.replace(lr=-1.0)
+
+
+SIZES = [("16x24", (16, 24)), ("16", (16, 16)), (16, (16, 16)), ("", (0, 0)), (" 8x8 ", (8, 8))]
+
+
+@pytest.mark.parametrize(("given", "size"), SIZES)
+def test_sizes(given, size):
+    assert SIZES
+    assert parse_size("stride", given) == size
+    assert parse_size("stride", size_text(size)) == size
+
+
+MISTYPED = [
+    ({"batch-size": True}, "batch-size: expected a whole number, got True"),
+    ({"batch-size": 32.0}, "batch-size: expected a whole number, got 32.0"),
+    ({"batch-size": "32"}, "batch-size: expected a whole number, got '32'"),
+    ({"lr": True}, "lr: expected a number, got True"),
+    ({"lr": "0.1"}, "lr: expected a number, got '0.1'"),
+    ({"flip": 1}, "flip: expected true or false, got 1"),
+    ({"flip": "true"}, "flip: expected true or false, got 'true'"),
+    ({"dataset": 7}, "dataset: expected a text, got 7"),
+    ({"patch-size": True}, 'patch-size: expected a size such as "16x16"'),
+    ({"patch-size": "8x"}, 'patch-size: expected a size such as "16x16"'),
+    ({"patch-size": 8.0}, 'patch-size: expected a size such as "16x16"'),
+    ({"patch-size": "8x8x8"}, 'patch-size: expected a size such as "16x16"'),
+]
+UNKNOWN = [
+    ({"batchsize": 32}, "unknown setting batchsize; known: dataset, image-column"),
+    ({"batch_size": 32}, "unknown setting batch_size; known:"),
+    ({"a": 1, "b": 2}, "unknown settings a, b; known:"),
+]
+OUT_OF_RANGE = [
+    ({"patch-size": "0x8"}, "patch-size: both sizes must be 1 or more, got 0x8"),
+    ({"patch-size": 0}, "patch-size: both sizes must be 1 or more, got 0x0"),
+    ({"image-size": "0x0"}, "image-size: both sizes must be 1 or more, got 0x0"),
+    ({"image-size": -32}, "image-size: both sizes must be 1 or more, got -32x-32"),
+    ({"batch-size": 1}, "batch-size: BatchNorm needs 2 or more samples in a batch, got 1"),
+    ({"batch-size": 0}, "batch-size: expected a number at least 1 and at most 65536, got 0"),
+    ({"batch-size": -4}, "batch-size: expected a number at least 1"),
+    ({"batch-size": 65_537}, "at most 65536"),
+    ({"rounds": 0}, "rounds: expected a number at least 1, got 0"),
+    ({"lr": 0.0}, "lr: expected a number above 0, got 0.0"),
+    ({"lr": float("nan")}, "lr: expected a number above 0, got nan"),
+    ({"lr": float("inf")}, "lr: expected a number above 0, got inf"),
+    ({"momentum": 1.5}, "momentum: expected a number at least 0 and at most 1"),
+    ({"weight-decay": -0.1}, "weight-decay: expected a number at least 0"),
+    ({"alpha": -1.0}, "alpha: expected a number at least 0, got -1.0"),
+    ({"test-fraction": 0.0}, "test-fraction: expected a number above 0 and below 1"),
+    ({"test-fraction": 1.0}, "test-fraction: expected a number above 0 and below 1"),
+    ({"seed": -1}, "seed: expected a number at least 0"),
+    ({"seed": 2**63}, "seed: expected"),
+    ({"uppers": -1}, "uppers: expected a number at least 0"),
+    ({"max-train": -1}, "max-train: expected"),
+    ({"max-test": -1}, "max-test: expected"),
+    ({"steps-per-round": -1}, "steps-per-round: expected"),
+    ({"shift": -1}, "shift: expected"),
+    ({"evaluate-every": -1}, "evaluate-every: expected"),
+    ({"evaluate-batch-size": 0}, "evaluate-batch-size: expected"),
+    ({"lower-threads": -1}, "lower-threads: expected"),
+    ({"upper-threads": -1}, "upper-threads: expected"),
+    ({"checkpoint-every": -1}, "checkpoint-every: expected"),
+    ({"progress-every-s": -1.0}, "progress-every-s: expected"),
+    ({"exchange-port": 65_536}, "exchange-port: expected"),
+    ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
+    ({"step-timeout-s": float("inf")}, "step-timeout-s: expected"),
+    ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
+    ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
+    ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
+    ({"cut": "layer4"}, "cut: expected one of stem"),
+    ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
+    ({"schedule": "step"}, "schedule: expected one of one-cycle"),
+    ({"transport": "tcp"}, "transport: expected one of auto, stream, flower"),
+    ({"wire-activations": "int4"}, "wire-activations: expected one of float32"),
+    ({"wire-gradients": ""}, "wire-gradients: expected one of float32"),
+    ({"device": "gpu"}, 'device: expected "auto", "cpu", "cuda" or "cuda:N", got \'gpu\''),
+    ({"dataset": ""}, "dataset: expected"),
+    ({"run-name": "../x"}, "run-name: expected letters"),
+    ({"resume": ".hidden"}, "resume: expected letters"),
+]
+CONTRADICTORY = [
+    ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
+    ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
+    ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), [*MISTYPED, *UNKNOWN, *OUT_OF_RANGE, *CONTRADICTORY])
+def test_wrong_settings_are_refused(values, message):
+    assert all((MISTYPED, UNKNOWN, OUT_OF_RANGE, CONTRADICTORY))
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_mapping(values)
+    assert message in str(caught.value)
+
+
+def test_every_bounded_setting_is_tried_above():
+    tried = {key for values, _ in OUT_OF_RANGE for key in values}
+    free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
+    free |= {"exchange-advertise", "stride", "protection"}
+    assert set(RunConfig().to_mapping()) == tried | free
+
+
+STEMS = [("auto", (32, 95), "cifar"), ("auto", (96, 32), "imagenet"), ("cifar", (224, 224), "cifar"), ("imagenet", (8, 8), "imagenet")]
+
+
+@pytest.mark.parametrize(("stem", "image", "expected"), STEMS)
+def test_stem_by_image_size(stem, image, expected):
+    assert STEMS
+    assert RunConfig(stem=stem).stem_for(image) == expected
+
+
+def test_workspace(monkeypatch, tmp_path):
+    monkeypatch.setenv("PSL_WORKSPACE", str(tmp_path / "of environment"))
+    assert RunConfig().workspace_path() == tmp_path / "of environment"
+    assert RunConfig(workspace=str(tmp_path / "own")).workspace_path() == tmp_path / "own"
+    monkeypatch.delenv("PSL_WORKSPACE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunConfig().workspace_path() == tmp_path / "psl-flower"
+    assert RunConfig(workspace="~/w").workspace_path() == tmp_path / "w"

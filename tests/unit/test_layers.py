@@ -1,0 +1,55 @@
+"""Who may import whom (DESIGN.md section 6), from the source and from a fresh process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Folder -> what it may import of ours and of Flower. Nothing may import simulations.
+ALLOWED = {
+    "psl_flower": {"psl_flower"},
+    "strategies": {"psl_flower", "strategies", "flwr"},
+    "clients": {"psl_flower", "clients", "flwr"},
+    "server": {"psl_flower", "strategies", "server", "flwr"},
+    "simulations": {"psl_flower", "strategies", "clients", "server", "simulations", "flwr"},
+}
+WATCHED = {*ALLOWED, "flwr", "tests"}
+
+
+def imports(path):
+    """Return the top-level packages that a module imports, wherever in it, also under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports here are absolute"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+MODULES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_there_are_modules_to_walk():
+    names = {path.relative_to(ROOT).parts[0] for path in MODULES}
+    assert names >= {"psl_flower", "strategies", "clients", "server"}
+    assert len(MODULES) > 50
+    # The walk sees what it must see.
+    assert "flwr" in imports(ROOT / "strategies" / "patch_split.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_stay_within_their_layer(path):
+    folder = path.relative_to(ROOT).parts[0]
+    assert imports(path) & WATCHED <= ALLOWED[folder]
+
+
+def test_flower_is_not_loaded_by_the_core():
+    code = "import sys, psl_flower.engine.build, psl_flower.engine.streams, psl_flower.engine.rounds; "
+    code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'flwr', 'ray', 'strategies', 'server'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
