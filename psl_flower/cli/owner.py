@@ -89,7 +89,7 @@ def ingest(
         ),
     ],
     owner_key: _OwnerKey,
-    patch: Annotated[str, typer.Option(help="Patch height x width.")] = "16x16",
+    patch: Annotated[str, typer.Option(help="Patch height x width (default: half the image).")] = "",
     stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
     uppers: Annotated[int, typer.Option(help="Upper nodes; 0: one per node key.")] = 0,
     node_key: Annotated[
@@ -103,6 +103,8 @@ def ingest(
     lower_key: Annotated[
         str, typer.Option(help="Public key of the Lower server: seals the labels to it.")
     ] = "",
+    image_column: Annotated[str, typer.Option(help="Column of the images (default: by type).")] = "",
+    label_column: Annotated[str, typer.Option(help="Column of the labels (default: by type).")] = "",
     image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
     fit: Annotated[str, typer.Option(help="exact, or pad where the grid does not fit.")] = "exact",
     assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
@@ -120,8 +122,11 @@ def ingest(
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.data.sources import open_dataset
-    from psl_flower.sealed.ingest import Plan, Resized, store_folder
+    from psl_flower.sealed import manifest as manifests
+    from psl_flower.sealed.folders import shown
+    from psl_flower.sealed.ingest import Ingested, Plan, Resized, half_of, store_folder
     from psl_flower.sealed.ingest import ingest as do_ingest
+    from psl_flower.sealed.sealing import is_complete
 
     forbid_core_dumps()
     folders, places = numbered(out)
@@ -136,7 +141,12 @@ def ingest(
         )
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
-    base, size = Path(folders[0]), parse_size(patch, "--patch")
+    owner = load_identity(owner_key, Role.OWNER, passphrase_file)
+    opened = open_dataset(
+        dataset, image_column=image_column, label_column=label_column, max_train=max_train, max_test=max_test
+    )
+    source = Resized(opened, parse_size(image_size, "--image-size")) if image_size else opened
+    base, size = Path(folders[0]), parse_size(patch, "--patch") if patch else half_of(source)
     plan = Plan(
         patch_size=size,
         stride=parse_size(stride, "--stride") if stride else size,
@@ -149,16 +159,17 @@ def ingest(
     )
     if fit not in ("exact", "pad"):
         raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
-    owner = load_identity(owner_key, Role.OWNER, passphrase_file)
-    opened = open_dataset(dataset, max_train=max_train, max_test=max_test)
-    source = Resized(opened, parse_size(image_size, "--image-size")) if image_size else opened
     start = time.monotonic()
-    with progress_bar(not as_json) as progress:
-        done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress)
+    if spool is not None and not append and is_complete(base):
+        signed = manifests.load(base, owner.public)
+        done = Ingested(signed, signed.manifest.num_samples, 0, 0)
+    else:
+        with progress_bar(not as_json) as progress:
+            done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress)
     seconds = time.monotonic() - start
     manifest = done.signed.manifest
     SeenBook().check(done.signed)
-    stores = [places.get(store.upper, str(store_folder(base, store.upper))) for store in manifest.stores]
+    stores = [shown(places.get(s.upper, str(store_folder(base, s.upper)))) for s in manifest.stores]
     bundles = _spool(spool, base, done.signed) if spool is not None else []
     rate = round(done.added / seconds * 60) if seconds > 0 else 0
     if as_json:

@@ -200,10 +200,8 @@ class UrlFolder:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
-            raise StoreUnreachable(
-                f"cannot open {_without_user(url)}: {type(error).__name__}: {error}"
-            ) from None
-        self._name = _without_user(url)
+            raise StoreUnreachable(f"cannot open {shown(url)}: {type(error).__name__}: {error}") from None
+        self._name = shown(url)
 
     @property
     def name(self) -> str:
@@ -311,7 +309,10 @@ class _UrlDraft:
             self._folder._fs.rm_file(self._temporary)
 
 
-def _without_user(url: str) -> str:
+def shown(url: str) -> str:
+    """Return a place as it may be shown: a URL without user, password or query; a path as it is."""
+    if "://" not in url:
+        return url
     scheme, rest = url.split("://", 1)
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rsplit('@', 1)[-1]}{slash}{path}".split("?", 1)[0]

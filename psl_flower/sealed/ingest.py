@@ -254,6 +254,13 @@ class Resized:
             yield resize_image(image_HWC, self._size), label
 
 
+def half_of(source: Source) -> tuple[int, int]:
+    """Return half the size of a source's images, rounded up: a patch size that gives 2x2 patches."""
+    for image_HWC, _ in source.samples("train"):
+        return -(-image_HWC.shape[0] // 2), -(-image_HWC.shape[1] // 2)
+    raise DataError(f"{source.name}: there is no training image")
+
+
 def _chunk_images(size: tuple[int, int], channels: int) -> int:
     return max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (size[0] * size[1] * channels)))
 

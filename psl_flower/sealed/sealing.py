@@ -204,6 +204,11 @@ def load_draft(out: Path, owner: Identity) -> Draft | None:
     return envelope.decode(signed.payload, Draft, str(out / DRAFT_FILE))
 
 
+def is_complete(out: Path) -> bool:
+    """Tell whether a folder holds a dataset, and nothing unfinished."""
+    return (out / manifests.FILE).exists() and not (out / DRAFT_FILE).exists()
+
+
 def is_committed(draft: Draft, current: SignedManifest) -> bool:
     """Tell whether a draft was committed already, so that only its removal was interrupted."""
     return draft.manifest.generation <= current.manifest.generation

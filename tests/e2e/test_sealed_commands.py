@@ -200,6 +200,14 @@ def test_bundles_and_places(folder: Path) -> None:
     refused(errors.WrongNodeKey, *arguments, "--node-key", folder / "node0.key")
     psl(*arguments, "--node-key", folder / "node1.key")
     psl("verify", folder / "received", "--manifest", folder / "sealed")
+    bundle.unlink()
+    assert (
+        json.loads(psl(*sealing(folder, "sealed", "--spool", str(folder / "spool"), "--json")).stdout)[
+            "added"
+        ]
+        == 0
+    )
+    assert bundle.exists()
     other = folder / "elsewhere"
     psl(*sealing(folder, "second", "--out", f"1={other}"))
     psl("verify", folder / "second" / "store-000", other, "--manifest", folder / "second")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from psl_flower.assignment import assign, min_distance
 from psl_flower.patches import PatchGrid
 
-settings.register_profile("assignment", deadline=None, max_examples=60)
-settings.load_profile("assignment")
+# The machine may be busy: no deadline for an example.
+many = settings(deadline=None, max_examples=60)
 
 
 @st.composite
@@ -18,6 +18,7 @@ def problems(draw):
     return grid, draw(st.integers(1, grid.num_patches))
 
 
+@many
 @given(problems(), st.sampled_from(["scatter", "round-robin"]))
 def test_complete_and_balanced(problem, method):
     grid, uppers = problem
@@ -30,6 +31,7 @@ def test_complete_and_balanced(problem, method):
     assert all(type(m) is int for m in assignment)
 
 
+@many
 @given(problems())
 def test_scatter_keeps_neighbours_at_least_as_far_apart(problem):
     grid, uppers = problem
@@ -38,6 +40,7 @@ def test_scatter_keeps_neighbours_at_least_as_far_apart(problem):
     assert min_distance(grid, scattered) >= min_distance(grid, assign(grid, uppers, "round-robin"))
 
 
+@many
 @given(problems())
 def test_uppers_are_numbered_by_their_first_position(problem):
     grid, uppers = problem

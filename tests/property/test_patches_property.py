@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from psl_flower.errors import GridError
 from psl_flower.patches import PatchGrid
 
-settings.register_profile("patches", deadline=None, max_examples=60)
-settings.load_profile("patches")
+# The machine may be busy: no deadline for an example.
+many = settings(deadline=None, max_examples=60)
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -32,6 +32,7 @@ def grids(draw, fit=None):
     return PatchGrid(image_size=tuple(image), patch_size=tuple(patch), stride=tuple(stride), fit=fit)
 
 
+@many
 @given(sizes, sizes, sizes, st.sampled_from(["exact", "pad"]))
 def test_every_pixel_is_covered_or_the_grid_is_refused(image, patch, stride, fit):
     possible = all(s <= p <= i for i, p, s in zip(image, patch, stride, strict=True))
@@ -49,6 +50,7 @@ def test_every_pixel_is_covered_or_the_grid_is_refused(image, patch, stride, fit
     assert all(padded - i < s for padded, i, s in zip(grid.padded_size, image, stride, strict=True))
 
 
+@many
 @given(grids(), st.integers(0, 3), st.integers(1, 5), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 2**32 - 1))
 def test_merge_undoes_split(grid, batch, channels, dtype, use_torch, seed):
     shape = (batch, channels, *grid.image_size)
@@ -62,6 +64,7 @@ def test_merge_undoes_split(grid, batch, channels, dtype, use_torch, seed):
     assert np.array_equal(np.asarray(merged), images)
 
 
+@many
 @given(grids(), st.integers(0, 2**32 - 1))
 def test_torch_and_numpy_cut_alike(grid, seed):
     images = np.random.default_rng(seed).integers(0, 256, (2, 3, *grid.image_size), np.uint8)
@@ -79,6 +82,7 @@ def slow_tile(grid, features, flipped):
     return joined
 
 
+@many
 @given(
     grids(),
     st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
@@ -94,6 +98,7 @@ def test_tile_joins_as_the_slow_way_does(grid, shape, dtype, flips, seed):
     assert torch.equal(grid.tile(features, flipped), slow_tile(grid, features, flipped))
 
 
+@many
 @given(grids("exact"), st.integers(0, 2**32 - 1))
 def test_mirroring_patches_and_grid_mirrors_the_image(grid, seed):
     """Also where patches overlap: the grid of a mirrored image is the mirrored grid."""

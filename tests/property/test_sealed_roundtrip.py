@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from psl_flower.errors import DataError
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.folders import shown
 from psl_flower.sealed.header import header_bytes
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
@@ -241,3 +242,15 @@ def test_a_store_at_a_url(tmp_path: Path) -> None:
     assert [p.error for s in verify([world.place(0), url], world.signed).stores for p in s.problems] == [
         "TruncatedFile"
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("s3://key:secret@bucket/store?token=abc", "s3://bucket/store"),
+        ("sftp://me@host:22/x/y", "sftp://host:22/x/y"),
+        ("/a/b@c", "/a/b@c"),
+    ],
+)
+def test_places_are_shown_without_credentials(place: str, text: str) -> None:
+    assert shown(place) == text

@@ -1,0 +1,141 @@
+"""Real runs: `psl train` and `flwr run` as a user calls them, and the oracle that their weights must equal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.store_set import store_request
+from psl_flower.engine.monolith import Monolith
+from psl_flower.runs import RunFolder
+from psl_flower.stores.opening import open_store
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+# Small enough for seconds a step, one thread everywhere: the oracle's kernels sum in the same order.
+TINY = ("max-train=96", "max-test=32", "batch-size=16", "lr=0.02", "upper-threads=1", "lower-threads=1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(item.fspath).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.e2e)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass
+class Place:
+    """A workspace, and the environment in which a user calls programs on it."""
+
+    workspace: Path
+    flower_home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def psl(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "psl"), *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def start_psl(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(BIN / "psl"), *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def flwr(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "flwr"), *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(self.workspace / "runs" / name)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that were started in this environment and still run."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("PSL_TEST_PLACE") == str(self.workspace) and process.status() != "zombie":
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_all(self) -> None:
+        for process in self.processes():
+            process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "workspace", tmp_path / "flwr")
+    made.environment = {
+        **os.environ,
+        "PSL_WORKSPACE": str(made.workspace),
+        "PSL_TEST_PLACE": str(made.workspace),
+        "FLWR_HOME": str(made.flower_home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    yield made
+    made.kill_all()
+
+
+def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
+    """Return the weights of the same network trained in this process on the run's own batches."""
+    config = run.read_config()
+    stores = ensure_stores(run.path.parents[1] / "stores", store_request(config))
+    assert not stores.created
+    opened = [open_store(stores.store_path(m)) for m in range(stores.manifest.num_uppers)]
+    monolith = Monolith(config, stores.manifest, stores.labels, opened)
+    monolith.train(num_steps)
+    return monolith.net.state_dict()
+
+
+def model(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.model / "model.safetensors")
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    assert len(a) > 100
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def last_json(text: str) -> dict[str, Any]:
+    answer = json.loads(text.strip().splitlines()[-1])
+    assert isinstance(answer, dict)
+    return answer
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.1)

@@ -1,0 +1,113 @@
+"""A newcomer's path: train, look, evaluate, predict, export; and exactness through real `flwr run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.e2e.conftest import ROOT, TINY, Place, differing, last_json, model, oracle
+
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+METRICS = {
+    "round", "step", "loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down",
+    "seconds", "upper_s", "lower_s", "wire_s", "bytes_up_by_upper", "bytes_down_by_upper",
+}  # fmt: skip
+
+
+def test_train_then_use_the_model(place: Place) -> None:
+    done = place.psl("train", *TINY, "rounds=2", "steps-per-round=3", "run-name=first", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = last_json(done.stdout)
+    run = place.run("first")
+    assert (answer["run"], answer["state"], answer["step"]) == ("first", "completed", 6)
+
+    metrics = run.read_metrics()
+    assert [m["step"] for m in metrics] == [3, 6]
+    assert all(set(m) >= METRICS for m in metrics)
+    # Four Uppers, three steps and a test split of 32: float32 maps of 64 x 8 x 8, gradients for the steps only.
+    maps = 4 * 64 * 8 * 8 * 4
+    assert 0 < metrics[0]["bytes_up"] - maps * (3 * 16 + 32) < 0.01 * metrics[0]["bytes_up"]
+    assert 0 < metrics[0]["bytes_down"] - maps * 3 * 16 < 0.01 * metrics[0]["bytes_down"] + 4000
+    assert set(metrics[0]["bytes_up_by_upper"]) == {"0", "1", "2", "3"}
+    assert list(run.tensorboard.glob("events.out.tfevents.*"))
+    assert "step 6/6" in (run.path / "log.txt").read_text()
+    assert place.processes() == []
+
+    assert differing(model(run), oracle(run, 6)) == []
+    # A stale weight would be seen: the same comparison one step earlier.
+    assert differing(model(run), oracle(run, 5)) != []
+
+    evaluated = place.psl("evaluate", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert last_json(evaluated.stdout)["accuracy"] == pytest.approx(metrics[-1]["accuracy"])
+    assert np.load(run.path / "predictions.npz")["predicted"].shape == (32,)
+
+    picture = place.workspace / "digit.png"
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(picture)
+    assert place.psl("predict", str(picture)).returncode == 0
+    exported = place.psl("export", "--format", "onnx", "--out", str(place.workspace / "digits.onnx"))
+    assert exported.returncode == 0, exported.stderr
+    assert (place.workspace / "digits.onnx").stat().st_size > 1_000_000
+
+
+def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
+    """Two nodes and one slot: the flower transport, one line that names the faster command, the oracle's weights."""
+    config = " ".join([*TINY, "rounds=1", "steps-per-round=3", "run-name='plain'"])
+    done = place.flwr("run", ".", "--stream", "--run-config", config)
+    log = (place.run("plain").path / "log.txt").read_text()
+    assert "flower transport" in log, done.stdout + done.stderr
+    assert log.count("psl train") == 1
+    assert differing(model(place.run("plain")), oracle(place.run("plain"), 3)) == []
+
+
+def test_stream_asked_for_with_one_slot(place: Place) -> None:
+    """The stream transport must not hang where nodes share a slot: fewer nodes then host all Uppers."""
+    config = " ".join([*TINY, "rounds=1", "steps-per-round=2", "run-name='shared'", "transport='stream'"])
+    done = place.flwr("run", ".", "--stream", "--run-config", config)
+    run = place.run("shared")
+    assert "1 simulated nodes host 4 Uppers, stream transport" in (run.path / "log.txt").read_text(), done.stdout
+    assert differing(model(run), oracle(run, 2)) == []
+
+
+def test_nine_overlapping_patches_on_few_nodes(place: Place) -> None:
+    done = place.psl(
+        "train", *TINY, "patch-size=8x8", "stride=4x4", "flip=true", "rounds=1", "steps-per-round=2", "run-name=nine",
+        "wire-activations=bfloat16", "wire-gradients=int8", "--nodes", "3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = place.run("nine")
+    assert "3 simulated nodes host 9 Uppers, stream transport" in (run.path / "log.txt").read_text()
+    assert differing(model(run), oracle(run, 2)) == []
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="no ../shared/data/cifar10 beside this checkout")
+def test_cifar10(place: Place) -> None:
+    done = place.psl(
+        "train", f"dataset={CIFAR10}", "max-train=64", "max-test=32", "batch-size=32", "rounds=1", "flip=true",
+        "shift=2", "lr=0.02", "upper-threads=1", "lower-threads=1", "uppers=2", "run-name=cifar",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = place.run("cifar")
+    manifest = run.read_manifest()
+    assert (manifest.image_size, manifest.channels, manifest.num_classes) == ((32, 32), 3, 10)
+    assert differing(model(run), oracle(run, 2)) == []
+
+
+def test_a_folder_of_images_by_class(place: Place, tmp_path: Path) -> None:
+    """Colour, not square, of varying size, three classes, no test split."""
+    noise = np.random.default_rng(0)
+    for label in ("ant", "bee", "cat"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for n in range(12):
+            size = (24 + n, 40 + n, 3)
+            Image.fromarray(noise.integers(0, 255, size, np.uint8)).save(tmp_path / "pictures" / label / f"{n}.png")
+    done = place.psl(
+        "train", f"dataset={tmp_path / 'pictures'}", "image-size=24x36", "batch-size=8", "rounds=1",
+        "steps-per-round=2", "run-name=pictures", "upper-threads=1", "lower-threads=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = place.run("pictures").read_manifest()
+    assert (manifest.image_size, manifest.patch_size, manifest.class_names) == ((24, 36), (12, 18), ("ant", "bee", "cat"))
+    assert differing(model(place.run("pictures")), oracle(place.run("pictures"), 2)) == []

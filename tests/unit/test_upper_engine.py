@@ -1,0 +1,149 @@
+"""The Upper's engine: what a turn does, in which order, and that a step is applied once or not at all."""
+
+import numpy as np
+import pytest
+import torch
+
+from psl_flower.cut import from_wire
+from psl_flower.engine.exchange import Down
+from psl_flower.errors import ProtocolError, RunError, StoreError
+from psl_flower.pixels import normalise
+from psl_flower.wire.messages import Plan, Saved, Smashed, Step, StepId, pack_samples
+from tests.engines import Federation, differences, prefixed, settings
+
+
+@pytest.fixture
+def parts(stores_for, tmp_path):
+    config = settings(uppers=2, cut="stem", shift=0, flip=False, weight_decay=0.0)
+    return Federation(config, stores_for(config), tmp_path)
+
+
+@pytest.fixture
+def engine(parts):
+    return parts.uppers[0]
+
+
+def plan(step=0, mode="train", lr=0.1, samples=(3, 1, 2), attempt=0):
+    return Plan(StepId(0, step, attempt), mode, lr, pack_samples(samples), 0)
+
+
+def weights(engine):
+    return {name: value.clone() for name, value in engine.model.state_dict().items()}
+
+
+def test_a_plan_is_answered_with_the_smashed_data_of_its_samples(engine, parts):
+    model = weights(engine)
+    up = engine.handle(Down(Step(plan=plan())))
+    assert isinstance(up.answer, Smashed)
+    assert up.answer.id == StepId(0, 0, 0)
+    assert up.smashed_BKhwC.shape == (3, 2, 8, 8, 64) == engine.pending_shape
+    assert up.smashed_BKhwC.is_contiguous()
+    assert not up.smashed_BKhwC.requires_grad
+
+    other = parts.upper(0)
+    other.model.load_state_dict(model)
+    patches = torch.from_numpy(other.store.read(np.array([3, 1, 2]))).flatten(0, 1)
+    expected = other.model.train()(normalise(patches, parts.manifest.mean, parts.manifest.std))
+    assert torch.equal(from_wire(up.smashed_BKhwC), expected)
+
+
+def test_a_gradient_is_applied_by_momentum_sgd_with_the_rate_of_its_own_plan(engine):
+    before = engine.model.conv1.weight.detach().clone()
+    engine.handle(Down(Step(plan=plan(0, lr=0.5))))
+    first = torch.ones(engine.pending_shape)
+    engine.handle(Down(Step(gradient_of=StepId(0, 0, 0), plan=plan(1, lr=0.25)), first))
+    gradient = engine.model.conv1.weight.grad.clone()
+    assert gradient.abs().max() > 0
+    assert torch.allclose(engine.model.conv1.weight, before - 0.5 * gradient, rtol=1e-6, atol=1e-7)
+    assert engine.step == 1
+
+    between = engine.model.conv1.weight.detach().clone()
+    assert engine.handle(Down(Step(gradient_of=StepId(0, 1, 0)), first)).answer == Saved(2)
+    moving = 0.9 * gradient + engine.model.conv1.weight.grad
+    assert torch.allclose(engine.model.conv1.weight, between - 0.25 * moving, rtol=1e-5, atol=1e-6)
+    assert engine.pending_shape is None
+
+
+def test_evaluation_changes_nothing_and_keeps_nothing(engine):
+    before = weights(engine)
+    up = engine.handle(Down(Step(plan=plan(0, "evaluate"))))
+    again = engine.handle(Down(Step(plan=plan(0, "evaluate", attempt=1))))
+    assert torch.equal(up.smashed_BKhwC, again.smashed_BKhwC)
+    assert differences(before, weights(engine)) == []
+    assert engine.pending_shape is None
+
+
+def test_training_moves_the_statistics_once_a_plan(engine):
+    engine.handle(Down(Step(plan=plan())))
+    assert int(engine.model.bn1.num_batches_tracked) == 1
+
+
+def test_the_checkpoint_is_of_after_the_gradient_and_before_the_plan(engine, parts):
+    engine.handle(Down(Step(plan=plan())))
+    engine.handle(Down(Step(gradient_of=StepId(0, 0, 0), plan=plan(1), save=True), torch.ones(engine.pending_shape)))
+    assert int(engine.model.bn1.num_batches_tracked) == 2
+    other = parts.upper(0)
+    other.go_to(1)
+    assert other.step == 1
+    assert int(other.model.bn1.num_batches_tracked) == 1
+    assert torch.equal(other.model.conv1.weight, engine.model.conv1.weight)
+    assert not torch.equal(other.model.bn1.running_mean, engine.model.bn1.running_mean)
+
+
+GRADIENT = torch.ones(3, 2, 8, 8, 64)
+ORDERS = {
+    "gradient without a pending plan": ([], StepId(0, 0, 0), None, "expected the gradient of None, received that of StepId"),
+    "gradient of another step": ([plan()], StepId(0, 1, 0), None, "received that of StepId(epoch=0, step=1, attempt=0)"),
+    "gradient of another attempt": ([plan()], StepId(0, 0, 1), None, "step=0, attempt=0), received that of StepId(epoch=0, step=0, attempt=1)"),
+    "gradient of another epoch": ([plan()], StepId(1, 0, 0), None, "received that of StepId(epoch=1"),
+    "gradient after an evaluation": ([plan(), plan(0, "evaluate")], StepId(0, 0, 0), None, "expected the gradient of None"),
+    "plan of a later step": ([], None, plan(1), "expected the plan of step 0, received that of step 1"),
+    "next plan without the gradient": ([plan()], None, plan(1), "expected the plan of step 0, received that of step 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "gradient_of", "next_plan", "message"), ORDERS.values(), ids=ORDERS.keys())
+def test_the_wrong_order_is_refused_and_changes_no_weight(before, gradient_of, next_plan, message, engine):
+    assert ORDERS
+    for earlier in before:
+        engine.handle(Down(Step(plan=earlier)))
+    held = weights(engine)
+    with pytest.raises(ProtocolError) as caught:
+        engine.handle(Down(Step(gradient_of=gradient_of, plan=next_plan), GRADIENT if gradient_of else None))
+    assert message in str(caught.value)
+    assert differences(held, weights(engine)) == []
+    assert engine.step == 0
+
+
+def test_a_gradient_is_not_applied_twice(engine):
+    engine.handle(Down(Step(plan=plan())))
+    turn = Down(Step(gradient_of=StepId(0, 0, 0)), GRADIENT)
+    engine.handle(turn)
+    held = weights(engine)
+    with pytest.raises(ProtocolError, match="expected the gradient of None"):
+        engine.handle(turn)
+    assert differences(held, weights(engine)) == []
+    assert engine.step == 1
+
+
+def test_a_sample_that_is_not_there(engine):
+    with pytest.raises(StoreError, match="sample 999 is outside the 32 samples"):
+        engine.handle(Down(Step(plan=plan(samples=(0, 999)))))
+
+
+def test_going_to_a_state(engine, parts):
+    engine.go_to(0)
+    with pytest.raises(RunError, match="no checkpoint of step 4"):
+        engine.go_to(4)
+    engine.handle(Down(Step(plan=plan())))
+    state = engine.state()
+    for change in ({"upper": 1}, {"dataset": "other"}):
+        with pytest.raises(RunError, match="the checkpoint is not of Upper 0 and this dataset"):
+            engine.restore(state | change)
+    with pytest.raises(RunError, match="the checkpoint is of another network"):
+        engine.restore(state | {"model": prefixed("x", state["model"])})
+    with pytest.raises(RunError, match="the checkpoint is of another network"):
+        engine.restore({name: value for name, value in state.items() if name != "optimizer"})
+    engine.restore(state)
+    # A pending pass belongs to the weights before; it is forgotten.
+    assert engine.pending_shape is None
