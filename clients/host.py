@@ -13,10 +13,11 @@ from flwr.app import Context
 
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.data.store_set import upper_folder
-from psl_flower.devices import choose_device, usable_cores
+from psl_flower.devices import choose_device
 from psl_flower.engine.build import decode_settings, make_upper, upper_options
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
+from psl_flower.machine import usable_cores
 from psl_flower.node_task import Claim, NodeTask
 from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import open_store

@@ -61,7 +61,9 @@ def upper_app(build: Build = build_engine) -> ClientApp:
 def _inventory(message: Message, context: Context) -> RecordDict:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return _content({"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))})
+        return _content(
+            {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
+        )
     claims = []
     for path in own_stores(context):
         store = open_store(path)
@@ -183,7 +185,6 @@ def _values(message: Message) -> dict[str, object]:
 
 def _content(values: dict[str, bytes]) -> RecordDict:
     return RecordDict({_RECORD: ConfigRecord(dict(values))})
-
 
 
 app = upper_app()

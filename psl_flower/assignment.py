@@ -40,8 +40,9 @@ def assign(grid: PatchGrid, num_uppers: int, method: str = "scatter") -> tuple[i
         raise ConfigError(f'assignment: expected "scatter" or "round-robin", got {method!r}')
     cost = _pair_cost(grid)
     starts = [round_robin, *_lattices(grid, num_uppers)]
-    best = min((_swap_down(start, cost) for start in starts), key=lambda groups: _energy(groups, cost))
-    return _renumber(best)
+    candidates = [_renumber(groups) for start in starts for groups in (start, _swap_down(start, cost))]
+    # The closest pair decides; the energy, which a swap lowers, may fall although that pair gets closer.
+    return min(candidates, key=lambda groups: (-min_distance(grid, groups), _energy(np.array(groups), cost)))
 
 
 def min_distance(grid: PatchGrid, assignment: tuple[int, ...]) -> float:
@@ -53,7 +54,8 @@ def min_distance(grid: PatchGrid, assignment: tuple[int, ...]) -> float:
 
 def _distance(grid: PatchGrid) -> NDArray[np.float64]:
     rows, cols = np.divmod(np.arange(grid.num_patches), grid.cols)
-    return np.hypot(rows[:, None] - rows[None, :], cols[:, None] - cols[None, :])
+    distance: NDArray[np.float64] = np.hypot(rows[:, None] - rows[None, :], cols[:, None] - cols[None, :])
+    return distance
 
 
 def _pair_cost(grid: PatchGrid) -> NDArray[np.float64]:
@@ -92,6 +94,6 @@ def _swap_down(groups: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[
 
 
 def _renumber(groups: NDArray[np.int64]) -> tuple[int, ...]:
-    """Number the groups by first occurrence, so that M = P gives position p to Upper p."""
+    """Renumber the groups by first occurrence, so that M = P gives position p to Upper p."""
     order: dict[int, int] = {}
     return tuple(order.setdefault(int(m), len(order)) for m in groups)

@@ -35,9 +35,7 @@ class Augmentation:
             return np.zeros(len(samples_B), np.bool_)
         return uniform(seed, "flip", samples_B) < 0.5
 
-    def apply(
-        self, patches_BKChw: NDArray[np.uint8], seed: int, samples_B: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    def apply(self, patches_BKChw: NDArray[np.uint8], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the patches (B, K, C, h, w) transformed; the input is not changed."""
         if not self.flip and not self.shift:
             return patches_BKChw

@@ -100,7 +100,9 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue(), durable=durable)
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}; free some space or choose another workspace") from error
+        raise RunError(
+            f"{path}: cannot write: {error.strerror or error}; free some space or choose another workspace"
+        ) from error
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

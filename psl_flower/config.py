@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from psl_flower.architectures import BACKBONES, CUTS, STEMS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
-from psl_flower.models import BACKBONES, CUTS, STEMS
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
@@ -111,8 +111,11 @@ class RunConfig:
         fields = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise ConfigError(f"unknown setting{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known: {', '.join(fields)}")
-        return cls(**{fields[key]: _typed(key, value, hints[fields[key]]) for key, value in values.items()})
+            raise ConfigError(
+                f"unknown setting{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known: {', '.join(fields)}"
+            )
+        typed: dict[str, Any] = {fields[key]: _typed(key, value, hints[fields[key]]) for key, value in values.items()}
+        return cls(**typed)
 
     def to_mapping(self) -> dict[str, str | int | float | bool]:
         """Return all settings as a flat mapping with kebab-case keys, as `from_mapping` takes it."""

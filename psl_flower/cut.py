@@ -85,7 +85,7 @@ def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradient
     activations, gradients : str
         Codec names (`psl_flower.wire.codecs`).
     """
-    result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients)
     return result
 
 
@@ -101,7 +101,8 @@ def _as_received(values_NChw: torch.Tensor, codec: str) -> torch.Tensor:
 
 def to_wire(features_NChw: torch.Tensor, num_positions: int) -> torch.Tensor:
     """Return maps (B*K, C, h, w) as the wire carries them: (B, K, h, w, C), contiguous; no copy if channels last."""
-    return features_NChw.permute(0, 2, 3, 1).contiguous().unflatten(0, (-1, num_positions))
+    features_NhwC = features_NChw.permute(0, 2, 3, 1).contiguous()
+    return features_NhwC.reshape(-1, num_positions, *features_NhwC.shape[1:])
 
 
 def from_wire(features_BKhwC: torch.Tensor) -> torch.Tensor:

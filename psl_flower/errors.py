@@ -201,7 +201,7 @@ class WrongSegment(ForeignSegment):
 
 
 class WrongNodeKey(StoreError):
-    """This identity opens no store here."""
+    """An identity that opens no store here."""
 
 
 class KeyMismatch(StoreError):

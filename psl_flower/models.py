@@ -12,16 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
+from psl_flower.architectures import check_architecture, last_stage, smashed_channels
 from psl_flower.assignment import assign
 from psl_flower.cut import boundary, cut_pair
-from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
 from psl_flower.seeds import derive
-
-BACKBONES = ("resnet18", "resnet34", "resnet50")
-STEMS = ("cifar", "imagenet")
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
-CUTS = ("stem", *_STAGES[:3])
 
 
 class Upper(nn.Module):
@@ -55,7 +50,7 @@ class Upper(nn.Module):
         super().__init__()
         stages = _stages(backbone, stem, in_channels, num_classes=1)
         names = list(stages)
-        for name in names[: names.index(_last_stage(cut)) + 1]:
+        for name in names[: names.index(last_stage(cut)) + 1]:
             self.add_module(name, stages[name].to_empty(device="cpu"))
         pair = cut_pair(protection, smashed_channels(backbone, cut))
         self.protection = pair.upper
@@ -92,7 +87,7 @@ class Lower(nn.Module):
         self.protection = cut_pair(protection, smashed_channels(backbone, cut)).lower
         stages = _stages(backbone, stem, 3, num_classes)
         names = list(stages)
-        self._stage_names = names[names.index(_last_stage(cut)) + 1 :]
+        self._stage_names = names[names.index(last_stage(cut)) + 1 :]
         for name in self._stage_names:
             self.add_module(name, stages[name].to_empty(device="cpu"))
         reset_parameters(self)
@@ -101,7 +96,7 @@ class Lower(nn.Module):
         """Return logits (B, classes) from smashed data (B, P, C, h, w); for `flipped` see `PatchGrid.tile`."""
         B, P = smashed_BPChw.shape[:2]
         features_NChw = channels_last(smashed_BPChw.flatten(0, 1))
-        features = self.grid.tile(self.protection(features_NChw).unflatten(0, (B, P)), flipped)
+        features = self.grid.tile(_by_patch(self.protection(features_NChw), P), flipped)
         for name in self._stage_names:
             if name == "fc":
                 features = features.flatten(1)
@@ -150,7 +145,7 @@ class AdaptationNet(nn.Module):
         """Return logits (B, P, classes) of all patches in one pass, so that BatchNorm moves once per step."""
         B, P = smashed_BPChw.shape[:2]
         logits: torch.Tensor = self(channels_last(smashed_BPChw.flatten(0, 1)))
-        return logits.unflatten(0, (B, P))
+        return logits.reshape(B, P, -1)
 
 
 class PatchSplitNet(nn.Module):
@@ -225,12 +220,11 @@ class PatchSplitNet(nn.Module):
         self, patches_BPChw: torch.Tensor, activations: str = "float32", gradients: str = "float32"
     ) -> torch.Tensor:
         """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire."""
-        B = patches_BPChw.shape[0]
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
         for m, upper in enumerate(self.uppers):
             positions = [p for p, owner in enumerate(self.assignment) if owner == m]
             patches_NChw = channels_last(patches_BPChw[:, positions].flatten(0, 1))
-            smashed = boundary(upper(patches_NChw), activations, gradients).unflatten(0, (B, len(positions)))
+            smashed = _by_patch(boundary(upper(patches_NChw), activations, gradients), len(positions))
             for k, p in enumerate(positions):
                 by_position[p] = smashed[:, k]
         return torch.stack([smashed for smashed in by_position if smashed is not None], dim=1)
@@ -249,6 +243,8 @@ def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
             elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.Linear):
                 part.reset_parameters()
 
@@ -268,14 +264,6 @@ def adaptation_seed(seed: int) -> int:
     return derive(seed, "adaptation")
 
 
-def smashed_channels(backbone: str, cut: str) -> int:
-    """Channels at the cut, before any protection."""
-    if cut == "stem":
-        return 64
-    expansion = 4 if backbone == "resnet50" else 1
-    return 64 * 2 ** _STAGES.index(_last_stage(cut)) * expansion
-
-
 def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return (C', h', w') of one patch's smashed data for a patch (C, h, w); runs the Upper once, unchanged."""
     was_training = upper.training
@@ -286,23 +274,19 @@ def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[i
     return int(shape[1]), int(shape[2]), int(shape[3])
 
 
+def _by_patch(maps_NChw: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Return maps (B*P, C, h, w) as (B, P, C, h, w); no copy."""
+    return maps_NChw.reshape(-1, num_patches, *maps_NChw.shape[1:])
+
+
 def channels_last(tensor_NChw: torch.Tensor) -> torch.Tensor:
     """Return the tensor in channels-last memory order; no copy if it is so already."""
     return tensor_NChw.contiguous(memory_format=torch.channels_last)
 
 
-def _last_stage(cut: str) -> str:
-    if cut not in CUTS:
-        raise ConfigError(f"cut: expected one of {', '.join(CUTS)}, got {cut!r}")
-    return "maxpool" if cut == "stem" else cut
-
-
 def _stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
     """Return the backbone's stages by torchvision's names, in order, on the meta device: without memory."""
-    if backbone not in BACKBONES:
-        raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
-    if stem not in STEMS:
-        raise ConfigError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    check_architecture(backbone, stem)
     # Nothing is allocated or drawn for the parts of a backbone that an Upper does not keep.
     with torch.device("meta"):
         resnet = torchvision.models.get_model(backbone, weights=None, num_classes=num_classes)

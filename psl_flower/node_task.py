@@ -183,4 +183,3 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
     if missing:
         nodes = ", ".join(claims) or "no node"
         raise PositionError(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
-

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from psl_flower.errors import GridError
 
-Images = TypeVar("Images", torch.Tensor, NDArray[np.generic])
+if TYPE_CHECKING:
+    import torch  # seconds to load, and not needed by those who cut stored images
+
+Images = TypeVar("Images", "torch.Tensor", NDArray[np.generic])
 Fit = Literal["exact", "pad"]
 
 
@@ -57,7 +59,9 @@ class PatchGrid:
             raise GridError(f'fit: expected "exact" or "pad", got {self.fit!r}')
         for axis in range(2):
             if self.patch_size[axis] > self.image_size[axis]:
-                raise GridError(f"a patch of {_text(self.patch_size)} is larger than the image of {_text(self.image_size)}")
+                raise GridError(
+                    f"a patch of {_text(self.patch_size)} is larger than the image of {_text(self.image_size)}"
+                )
             if self.stride[axis] > self.patch_size[axis]:
                 raise GridError(
                     f"a stride of {_text(self.stride)} is larger than the patch of {_text(self.patch_size)}: "
@@ -66,7 +70,8 @@ class PatchGrid:
         if self.fit == "exact" and self.padded_size != self.image_size:
             raise GridError(
                 f"patches of {_text(self.patch_size)} with stride {_text(self.stride)} do not tile an image of "
-                f"{_text(self.image_size)}; nearest that do: {'; '.join(self._alternatives())}; or pad the image (fit=\"pad\")"
+                f"{_text(self.image_size)}; nearest that do: {'; '.join(self._alternatives())}; "
+                'or pad the image (fit="pad")'
             )
 
     @property
@@ -104,9 +109,12 @@ class PatchGrid:
             raise GridError(f"expected images (B, C, {_text(self.image_size, ', ')}), got {tuple(images_BCHW.shape)}")
         padded = self._pad(images_BCHW)
         (h, w), corners = self.patch_size, self._corners()
-        if isinstance(padded, torch.Tensor):
-            return torch.stack([padded[:, :, y : y + h, x : x + w] for y, x in corners], dim=1)
-        return np.stack([padded[:, :, y : y + h, x : x + w] for y, x in corners], axis=1)
+        patches = [padded[:, :, y : y + h, x : x + w] for y, x in corners]
+        if isinstance(padded, np.ndarray):
+            return np.stack(patches, axis=1)
+        import torch
+
+        return torch.stack(patches, dim=1)
 
     def merge(self, patches_BPChw: Images) -> Images:
         """Put patches (B, P, C, h, w) together to images (B, C, H, W); the inverse of `split`.
@@ -123,10 +131,10 @@ class PatchGrid:
             raise GridError(f"expected patches (B, {self.num_patches}, C, {_text(self.patch_size, ', ')}), got {shape}")
         size = (shape[0], shape[2], *self.padded_size)
         (h, w), (top, left) = self.patch_size, self._margins()
-        if isinstance(patches_BPChw, torch.Tensor):
-            images = patches_BPChw.new_empty(size)
-        else:
+        if isinstance(patches_BPChw, np.ndarray):
             images = np.empty(size, patches_BPChw.dtype)
+        else:
+            images = patches_BPChw.new_empty(size)
         for p, (y, x) in enumerate(self._corners()):
             images[:, :, y : y + h, x : x + w] = patches_BPChw[:, p]
         return images[:, :, top : top + self.image_size[0], left : left + self.image_size[1]]
@@ -155,7 +163,7 @@ class PatchGrid:
         grid_BRQChw = features_BPChw.reshape(B, self.rows, self.cols, C, h, w)
         if flipped is not None and bool(flipped.any()):
             mirror_B = flipped.to(features_BPChw.device).reshape(B, 1, 1, 1, 1, 1)
-            grid_BRQChw = torch.where(mirror_B, grid_BRQChw.flip(2), grid_BRQChw)
+            grid_BRQChw = grid_BRQChw.flip(2).where(mirror_B, grid_BRQChw)
         joined_BHWC = grid_BRQChw.permute(0, 1, 4, 2, 5, 3).reshape(B, self.rows * h, self.cols * w, C)
         return joined_BHWC.permute(0, 3, 1, 2)
 
@@ -178,14 +186,10 @@ class PatchGrid:
         # An index clamped to the image repeats its border, for every dtype of both libraries alike.
         ys = np.clip(np.arange(height) - top, 0, self.image_size[0] - 1)
         xs = np.clip(np.arange(width) - left, 0, self.image_size[1] - 1)
-        if isinstance(images_BCHW, torch.Tensor):
-            device = images_BCHW.device
-            index_y, index_x = torch.from_numpy(ys).to(device), torch.from_numpy(xs).to(device)
-            return images_BCHW.index_select(2, index_y).index_select(3, index_x)
         return images_BCHW[:, :, ys][:, :, :, xs]
 
     def _alternatives(self) -> list[str]:
-        """Grids close to the one asked for that tile the image, as text: another stride, another patch, other images."""
+        """Texts of grids close to the one asked for that tile: another stride, another patch, other images."""
         axes = list(zip(self.image_size, self.patch_size, self.stride, strict=True))
         strides = [_nearest(s, [n for n in range(1, p + 1) if (i - p) % n == 0]) for i, p, s in axes]
         patches = [_nearest(p, [n for n in range(1, i + 1) if i % n == 0]) for i, p, _ in axes]

@@ -1,16 +1,16 @@
 """The folder of a run: settings, metrics, status, checkpoints, predictions and the trained model.
 
-    <workspace>/runs/<name>/
-        config.toml        settings of the run
-        manifest.json      what the stores were, without anything of the images
-        status.json        where the run is, rewritten as it goes; see `Status`
-        metrics.jsonl      one object per round
-        tensorboard/       the same as event files, and the loss of every step
-        checkpoints/       the Lower's; the newest is the committed one
-        nodes/             in a simulation: the Uppers' checkpoints
-        predictions.npz    the last evaluation: sample, label, predicted, confidence, split
-        model/             the assembled network, if the owner asked for it
-        stop               made by whoever wants the run to end after the current step
+<workspace>/runs/<name>/
+config.toml        settings of the run
+manifest.json      what the stores were, without anything of the images
+status.json        where the run is, rewritten as it goes; see `Status`
+metrics.jsonl      one object per round
+tensorboard/       the same as event files, and the loss of every step
+checkpoints/       the Lower's; the newest is the committed one
+nodes/             in a simulation: the Uppers' checkpoints
+predictions.npz    the last evaluation: sample, label, predicted, confidence, split
+model/             the assembled network, if the owner asked for it
+stop               made by whoever wants the run to end after the current step
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import tomli_w
 
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
-from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.files import write_atomically
+
+if TYPE_CHECKING:
+    from psl_flower.checkpoints import Checkpoints
+    from psl_flower.engine.rounds import Predictions
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class RunFolder:
     @property
     def checkpoints(self) -> Checkpoints:
         """The Lower's checkpoints."""
+        from psl_flower.checkpoints import Checkpoints  # loads torch, which takes seconds
+
         return Checkpoints(self.path / "checkpoints")
 
     @property
@@ -289,4 +293,3 @@ def list_runs(workspace: Path) -> list[RunFolder]:
     """Return all runs of a workspace, oldest first."""
     configs = (workspace / "runs").glob("*/config.toml")
     return [RunFolder(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
-

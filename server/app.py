@@ -15,19 +15,19 @@ from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import StoreSet, store_request
-from psl_flower.devices import choose_device, usable_cores
+from psl_flower.devices import choose_device
 from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes, steps_per_round
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import RunError
+from psl_flower.machine import usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.runs import RunFolder
 from psl_flower.wire.tls import Identity, ephemeral_identity
 from server.reporting import Reporter, duration
 from server.resuming import continue_or_create
 from strategies import PatchSplit
-
 from strategies.patch_split import TransportOptions
 
 log = logging.getLogger("psl_flower")
@@ -100,7 +100,9 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
             _save_model(run, strategy, grid, lower)
     finally:
         strategy.close()
-    model = f"model in {run.model}; try: psl evaluate --run {run.name}" if config.collect_model else "no model collected"
+    model = (
+        f"model in {run.model}; try: psl evaluate --run {run.name}" if config.collect_model else "no model collected"
+    )
     reporter.end(
         "completed",
         f"run {run.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
@@ -162,8 +164,9 @@ def _identity(config: RunConfig) -> Identity | None:
 def _about(stores: StoreSet, config: RunConfig) -> str:
     manifest, grid = stores.manifest, stores.manifest.grid()
     train, test = (stop - start for start, stop in (manifest.splits["train"], manifest.splits["test"]))
+    (height, width), (h, w) = manifest.image_size, grid.patch_size
     return (
-        f"{manifest.dataset}: {train} training and {test} test images of {manifest.image_size[0]}x{manifest.image_size[1]}, "
-        f"{manifest.num_classes} classes; {grid.rows}x{grid.cols} patches of {grid.patch_size[0]}x{grid.patch_size[1]}, "
+        f"{manifest.dataset}: {train} training and {test} test images of {height}x{width}, "
+        f"{manifest.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
         f"{config.backbone} cut after {config.cut}"
     )

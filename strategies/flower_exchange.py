@@ -1,4 +1,4 @@
-"""The flower transport, as the Lower sees it: whole frames inside Flower messages, one message per node and exchange."""
+"""The flower transport, as the Lower sees it: whole frames in Flower messages, one for each node and exchange."""
 
 from __future__ import annotations
 

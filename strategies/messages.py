@@ -34,7 +34,7 @@ def values(message: Message) -> Mapping[str, object]:
 
 
 def failure_of(reply: Message, node: str) -> NodeError | None:
-    """Return what a node's reply reports, be it an error of Flower's or a `Failure` of the node's own; None if nothing."""
+    """Return the failure that a reply reports, Flower's or the node's own; None if there is none."""
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
         return NodeError(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")

@@ -97,7 +97,9 @@ def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
 
 def _place_deployed(inventories: dict[int, Inventory], assignment: Sequence[int], transport: str) -> Placement:
     names = {node: f"node {node}" for node in inventories}
-    hosts = {node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims}
+    hosts = {
+        node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims
+    }
     check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment)
     claims = {claim.upper: claim for inventory in inventories.values() for claim in inventory.claims}
     return Placement(

@@ -3,7 +3,7 @@
 In a ServerApp of your own, with models of your own:
 
     driver = RoundDriver(LowerEngine(my_lower, None, assignment, ...), task, smashed_shapes, checkpoints)
-    strategy = PatchSplit(driver, run="my-run", settings=b"...", wire=WireFormat(), steps_per_round=100, total_steps=1000)
+    strategy = PatchSplit(driver, node_task, wire=WireFormat(), steps_per_round=100, total_steps=1000)
     strategy.start(grid, initial_arrays=ArrayRecord(my_lower.state_dict()), num_rounds=10)
 
 and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models.
@@ -202,7 +202,9 @@ class PatchSplit(Strategy):
         step = self._driver.lower.step
         question = [
             Message(
-                content({"task": encode(task_for(self._task, hosted)), "step": step}), node, f"{MessageType.QUERY}.collect"
+                content({"task": encode(task_for(self._task, hosted)), "step": step}),
+                node,
+                f"{MessageType.QUERY}.collect",
             )
             for node, hosted in self.placement.hosts.items()
         ]
@@ -227,9 +229,7 @@ class PatchSplit(Strategy):
         )
         self._on_placed(self._placement)
         if self._placement.transport == "flower":
-            self._exchange = FlowerExchange(
-                grid, self._placement, self._task, self._wire, options.step_timeout_s
-            )
+            self._exchange = FlowerExchange(grid, self._placement, self._task, self._wire, options.step_timeout_s)
             return
         self._endpoint = ExchangeEndpoint(
             options.host,
@@ -246,7 +246,8 @@ class PatchSplit(Strategy):
         for node, hosted in self.placement.hosts.items():
             claims = [self.placement.claims[m] for m in hosted]
             tokens = {
-                c.upper: self._endpoint.issue_ticket(c.upper, node, c.positions, c.num_samples, c.dataset) for c in claims
+                c.upper: self._endpoint.issue_ticket(c.upper, node, c.positions, c.num_samples, c.dataset)
+                for c in claims
             }
             tickets[node] = StreamTicket(
                 host=self._endpoint.host,
@@ -274,7 +275,9 @@ class PatchSplit(Strategy):
         assert self._round is not None
         thread, self._round = self._round, None
         outcome = thread.result()
-        failures = [failure_of(reply, self.placement.names.get(reply.metadata.src_node_id, "a node")) for reply in replies]
+        failures = [
+            failure_of(reply, self.placement.names.get(reply.metadata.src_node_id, "a node")) for reply in replies
+        ]
         told = next((failure for failure in failures if failure is not None), None)
         if isinstance(outcome, RoundReport):
             if told is not None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
-from psl_flower.engine.build import make_lower_engine, make_task, make_upper, smashed_shapes, upper_options
+from psl_flower.engine.build import make_lower_engine, make_task, make_upper, optimizer, smashed_shapes, upper_options
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
+from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.monolith import Monolith
 from psl_flower.engine.rounds import Predictions, RoundDriver
 from psl_flower.engine.upper import UpperEngine
+from psl_flower.models import reset_parameters
+from psl_flower.patches import PatchGrid
 from psl_flower.stores.opening import open_store
 
 CPU = torch.device("cpu")
@@ -42,8 +46,27 @@ def settings(**changes: Any) -> RunConfig:
     return RunConfig(**(tiny | changes))
 
 
+class SmallLower(nn.Module):
+    """A Lower of a few hundred weights, for tests of what surrounds it."""
+
+    def __init__(self, grid: PatchGrid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.layers = nn.Sequential(
+            nn.Conv2d(64, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
+        self.fc = nn.Linear(16, 10)
+        reset_parameters(self, 0)
+
+    def forward(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
+        return self.fc(self.layers(self.grid.tile(smashed_BPChw, flipped)))
+
+
 class Federation:
-    """All parties of a run with a fresh state; checkpoints in `folder`, which a second Federation may go on from."""
+    """All parties of a run with a fresh state; checkpoints in `folder`, which a second Federation may go on from.
+
+    `small` takes a `SmallLower`, with which only another Federation can be compared, and no Adaptation Net.
+    """
 
     def __init__(
         self,
@@ -52,11 +75,21 @@ class Federation:
         folder: Path,
         *,
         make_engine: type[UpperEngine] = UpperEngine,
+        small: bool = False,
         **driver_options: Any,
     ) -> None:
         self.config, self.stores, self.folder, self.make_engine = config, stores, folder, make_engine
         self.manifest = stores.manifest
-        self.lower = make_lower_engine(config, self.manifest, CPU)
+        if not small:
+            self.lower = make_lower_engine(config, self.manifest, CPU)
+        else:
+            self.lower = LowerEngine(
+                SmallLower(self.manifest.grid()),
+                None,
+                self.manifest.assignment,
+                alpha=0.0,
+                make_optimizer=lambda parameters: optimizer(config, parameters),
+            )
         self.uppers = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
         self.checkpoints = Checkpoints(folder / "lower")
         self.wire = WireFormat(
@@ -100,7 +133,9 @@ class Federation:
         taken: Snapshot = {}
         for m, engine in self.uppers.items():
             taken |= prefixed(f"uppers.{m}", engine.model.state_dict())
-            taken |= momentum(engine.state()["optimizer"], prefixed(f"uppers.{m}", dict(engine.model.named_parameters())))
+            taken |= momentum(
+                engine.state()["optimizer"], prefixed(f"uppers.{m}", dict(engine.model.named_parameters()))
+            )
         parameters = prefixed("lower", dict(self.lower.lower.named_parameters()))
         taken |= prefixed("lower", self.lower.lower.state_dict())
         if self.lower.adaptation is not None:
@@ -165,6 +200,3 @@ def same_predictions(left: Predictions, right: Predictions) -> bool:
         and bool((left.confidence == right.confidence).all())
         and bool((left.sample == right.sample).all())
     )
-
-
-Wrap = Callable[[Federation], Exchange]

@@ -32,9 +32,7 @@ _PassphraseFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")
 ]
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
-_OwnerPublic = Annotated[
-    str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")
-]
+_OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 _State = Annotated[
     Path | None,
     typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
@@ -52,13 +50,9 @@ def register(app: typer.Typer) -> None:
 
 def keygen(
     role: Annotated[Role, typer.Argument(help="What the key is for.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Key file to write; the public key goes to OUT.pub.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Key file to write; the public key goes to OUT.pub.")],
     name: Annotated[str, typer.Option(help="Name of the person or machine (default: the file's name).")] = "",
-    passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")
-    ] = False,
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")] = False,
     passphrase_file: _PassphraseFile = None,
     as_json: _Json = False,
 ) -> None:
@@ -68,15 +62,9 @@ def keygen(
     protection = new_passphrase(passphrase_file) if passphrase or passphrase_file else None
     keyfile.save(identity, out, protection)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}
-            )
-        )
+        typer.echo(json.dumps({"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}))
         return
-    typer.echo(
-        f"{role} {identity.name!r}: {out} (secret, keep it), {keyfile.public_file(out)} (to be given away)"
-    )
+    typer.echo(f"{role} {identity.name!r}: {out} (secret, keep it), {keyfile.public_file(out)} (to be given away)")
     typer.echo(str(identity.public))
 
 
@@ -84,9 +72,7 @@ def ingest(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     out: Annotated[
         list[str],
-        typer.Option(
-            "--out", help="Folder for manifest, labels and stores; UPPER=URL puts one store elsewhere."
-        ),
+        typer.Option("--out", help="Folder for manifest, labels and stores; UPPER=URL puts one store elsewhere."),
     ],
     owner_key: _OwnerKey,
     patch: Annotated[str, typer.Option(help="Patch height x width (default: half the image).")] = "",
@@ -96,13 +82,9 @@ def ingest(
         list[str] | None,
         typer.Option(help="Public key of a node (or file), one per Upper, in order; repeatable."),
     ] = None,
-    restorer: Annotated[
-        list[str] | None, typer.Option(help="NAME=PUBLIC-KEY of a restorer; repeatable.")
-    ] = None,
-    threshold: Annotated[int, typer.Option(help="Restorers needed together.")] = 1,
-    lower_key: Annotated[
-        str, typer.Option(help="Public key of the Lower server: seals the labels to it.")
-    ] = "",
+    restorer: Annotated[list[str] | None, typer.Option(help="NAME=PUBLIC-KEY of a restorer; repeatable.")] = None,
+    threshold: Annotated[int, typer.Option(help="Restorers needed together; 0: more than half.")] = 0,
+    lower_key: Annotated[str, typer.Option(help="Public key of the Lower server: seals the labels to it.")] = "",
     image_column: Annotated[str, typer.Option(help="Column of the images (default: by type).")] = "",
     label_column: Annotated[str, typer.Option(help="Column of the labels (default: by type).")] = "",
     image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
@@ -110,9 +92,7 @@ def ingest(
     assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
     max_train: Annotated[int, typer.Option(help="At most so many training images; 0: all.")] = 0,
     max_test: Annotated[int, typer.Option(help="At most so many test images; 0: all.")] = 0,
-    append: Annotated[
-        bool, typer.Option("--append", help="Add the images to the dataset that OUT holds.")
-    ] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the images to the dataset that OUT holds.")] = False,
     spool: Annotated[
         Path | None,
         typer.Option(help="Folder for one sealed bundle per node, to be carried to it (psl receive)."),
@@ -131,14 +111,10 @@ def ingest(
     forbid_core_dumps()
     folders, places = numbered(out)
     if len(folders) != 1:
-        raise ConfigError(
-            "--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path"
-        )
+        raise ConfigError("--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path")
     nodes = tuple(keyfile.load_public(text, Role.NODE) for text in node_key or ())
     if not append and (not nodes or uppers not in (0, len(nodes))):
-        raise ConfigError(
-            f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}"
-        )
+        raise ConfigError(f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}")
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
@@ -152,7 +128,7 @@ def ingest(
         stride=parse_size(stride, "--stride") if stride else size,
         nodes=nodes,
         restorers=named_public(restorer or (), Role.RESTORER),
-        threshold=threshold,
+        threshold=threshold or len(restorer or ()) // 2 + 1,
         fit="pad" if fit == "pad" else "exact",
         assignment=assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
@@ -269,8 +245,7 @@ def verify(
         )
         for part in report.stores:
             typer.echo(
-                f"{part.place}: Upper {part.upper}, {part.records} records, "
-                f"{'WRONG' if part.problems else 'ok'}"
+                f"{part.place}: Upper {part.upper}, {part.records} records, {'WRONG' if part.problems else 'ok'}"
             )
             for problem in part.problems:
                 typer.echo(f"  {problem.error}: {problem.message}")
@@ -290,21 +265,15 @@ def rotate(
     store: Annotated[
         list[str] | None, typer.Option(help="All stores (default: those beside the manifest); repeatable.")
     ] = None,
-    drop_restorer: Annotated[
-        list[str] | None, typer.Option(help="Name of a restorer to drop; repeatable.")
-    ] = None,
+    drop_restorer: Annotated[list[str] | None, typer.Option(help="Name of a restorer to drop; repeatable.")] = None,
     restorer: Annotated[list[str] | None, typer.Option(help="NAME=PUBLIC-KEY to add; repeatable.")] = None,
     threshold: Annotated[int, typer.Option(help="Restorers needed from now on; 0: as before.")] = 0,
-    node_key: Annotated[
-        list[str] | None, typer.Option(help="UPPER=PUBLIC-KEY of a new node; repeatable.")
-    ] = None,
+    node_key: Annotated[list[str] | None, typer.Option(help="UPPER=PUBLIC-KEY of a new node; repeatable.")] = None,
     drop_node: Annotated[
         list[int] | None, typer.Option(help="Upper to drop; the others take its positions; repeatable.")
     ] = None,
     lower_key: Annotated[str, typer.Option(help="New public key of the Lower server.")] = "",
-    delete_old: Annotated[
-        bool, typer.Option("--delete-old", help="Remove the old epoch's files here.")
-    ] = False,
+    delete_old: Annotated[bool, typer.Option("--delete-old", help="Remove the old epoch's files here.")] = False,
     passphrase_file: _PassphraseFile = None,
     as_json: _Json = False,
 ) -> None:
@@ -351,12 +320,8 @@ def rotate(
         f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
     )
     if delete_old:
-        typer.echo(
-            "the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"
-        )
+        typer.echo("the old files were removed here; copies elsewhere stay readable to whoever kept the old keys")
     else:
-        typer.echo(
-            "the old files are still there and stay readable to whoever has the old keys (--delete-old):"
-        )
+        typer.echo("the old files are still there and stay readable to whoever has the old keys (--delete-old):")
         for old in new.remains:
             typer.echo(f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files")

@@ -32,17 +32,13 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _PassphraseFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")
 ]
-_OwnerPublic = Annotated[
-    str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")
-]
+_OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 _State = Annotated[
     Path | None,
     typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
 ]
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
-_AuditLog = Annotated[
-    Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")
-]
+_AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,9 +50,7 @@ def register(app: typer.Typer) -> None:
 
 def restore(
     manifest: _ManifestPath,
-    identity: Annotated[
-        list[Path], typer.Option(help="Private key file of a restorer; repeatable, k are needed.")
-    ],
+    identity: Annotated[list[Path], typer.Option(help="Private key file of a restorer; repeatable, k are needed.")],
     out: Annotated[Path, typer.Option("--out", help="New folder for the images.")],
     store: Annotated[
         list[str] | None, typer.Option(help="All stores (default: those beside the manifest); repeatable.")
@@ -106,18 +100,14 @@ def restore(
                 image=number,
                 split=part,
                 number=within,
-                label=_class(
-                    content, labels[number] if labels is not None else mistake.label if mistake else None
-                ),
+                label=_class(content, labels[number] if labels is not None else mistake.label if mistake else None),
                 predicted=_class(content, mistake.predicted) if mistake else "",
                 confidence=mistake.confidence if mistake else None,
             )
         )
     start = time.monotonic()
     log = AuditLog(audit_log or folder / FILE)
-    batches = do_restore(
-        signed, stores_beside(manifest, store or ()), restorers, images, why=why, log=log, seen=seen
-    )
+    batches = do_restore(signed, stores_beside(manifest, store or ()), restorers, images, why=why, log=log, seen=seen)
     sheets = export(batches, captions, out)
     seconds = time.monotonic() - start
     if as_json:
@@ -131,8 +121,7 @@ def restore(
         return
     if not known:
         typer.echo(
-            "this dataset is seen for the first time; compare its owner's fingerprint: "
-            f"{signed.owner.fingerprint}"
+            f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
         )
     typer.echo(f"{len(images)} images restored to {out} in {seconds:.1f} s; logged in {log.path}")
     for sheet in sheets:
@@ -144,9 +133,7 @@ def relabel(
     identity: Annotated[Path, typer.Option(help="Private key file of a restorer or the owner.")],
     image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
     label: Annotated[str, typer.Option(help="Name of the right class.")] = "",
-    changes: Annotated[
-        Path | None, typer.Option("--csv", help="Table with the columns image and label.")
-    ] = None,
+    changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
     owner_key: _OwnerPublic = "",
@@ -174,16 +161,12 @@ def relabel(
     if as_json:
         typer.echo(json.dumps({"version": version, "changed": len(new)}))
         return
-    typer.echo(
-        f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
-    )
+    typer.echo(f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change")
 
 
 def audit_log(
     manifest: _ManifestPath,
-    log: Annotated[
-        Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")
-    ] = None,
+    log: Annotated[Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")] = None,
     owner_key: _OwnerPublic = "",
     state: _State = None,
     as_json: _Json = False,
@@ -204,8 +187,7 @@ def audit_log(
         images = ", ".join(map(str, entry.images[:8])) + (", ..." if len(entry.images) > 8 else "")
         what = f"{len(entry.images)} images ({images})" if entry.images else ""
         typer.echo(
-            f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  "
-            f"{what}  {entry.why}".rstrip()
+            f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
         )
     typer.echo(f"{len(entries)} entries, unbroken")
 
@@ -247,9 +229,7 @@ def _rows(image: list[str], label: str, table: Path | None) -> list[tuple[str, s
 
 def _print_history(changes: Sequence[Change], manifest: Manifest, as_json: bool) -> None:
     if as_json:
-        typer.echo(
-            msgspec.json.encode({"versions": [msgspec.to_builtins(change) for change in changes]}).decode()
-        )
+        typer.echo(msgspec.json.encode({"versions": [msgspec.to_builtins(change) for change in changes]}).decode())
         return
     for change in changes:
         typer.echo(f"{change.version}  {change.when}  {change.kind}  {change.who}  {change.why}".rstrip())

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,12 +16,11 @@ from psl_flower.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from psl_flower.cli.follow import Follower
-    from psl_flower.config import RunConfig
+    from psl_flower.launch.running import Watch
     from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs import RunFolder, Status
 
 _POLL_S = 0.3
-_START_TIMEOUT_S = 180.0
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +31,9 @@ def register(app: typer.Typer) -> None:
 def train(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="KEY=VALUE, as in pyproject.toml: dataset=digits rounds=5 patch-size=8x8", metavar="KEY=VALUE"),
+        typer.Argument(
+            help="KEY=VALUE, as in pyproject.toml: dataset=digits rounds=5 patch-size=8x8", metavar="KEY=VALUE"
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
@@ -45,6 +45,7 @@ def train(
     """
     from psl_flower.cli.follow import Follower
     from psl_flower.config import RunConfig
+    from psl_flower.launch.running import Watch, app_folder, prepare, start
     from psl_flower.launch.superlink import LocalSuperLink
 
     try:
@@ -52,14 +53,14 @@ def train(
         config = RunConfig.from_mapping(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    folder = _app_folder(app)
+    folder = app_folder(app)
     with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
-        num_uppers, run = _prepare(config, follower)
+        num_uppers, run = prepare(config, follower.ingesting)
         follower.say("starting Flower")
         superlink.wait()
-        started = time.time()
-        run_id = superlink.run(folder, _run_config(given, config, run), _federation(num_uppers, nodes))
-        status = _follow(superlink, run, started, follower)
+        watch = Watch(superlink, run)
+        run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
+        status = _follow(watch, run, follower)
         verdict = superlink.status(run_id) if status.state == "completed" else ""
         if status.state != "completed" or not verdict.endswith("completed"):
             _keep_log(superlink, run)
@@ -99,69 +100,16 @@ def _value(text: str, default: object) -> object:
         return text
 
 
-def _app_folder(given: str) -> Path:
-    """Return the folder of the Flower app: the one given, or that of this installation."""
-    import psl_flower
-
-    folder = Path(given).expanduser().absolute() if given else Path(psl_flower.__file__).parents[1]
-    if not (folder / "pyproject.toml").is_file():
-        raise RunError(f"{folder}: no Flower app here (no pyproject.toml); give its folder with --app")
-    return folder
-
-
-def _prepare(config: RunConfig, follower: Follower) -> tuple[int, RunFolder]:
-    """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input."""
-    from psl_flower.data.ingest import ensure_stores
-    from psl_flower.data.store_set import store_request
-    from psl_flower.runs import RunFolder, free_name, open_run
-
-    workspace = config.workspace_path()
-    if config.resume:
-        run = open_run(workspace, config.resume)
-        config = run.read_config().replace(workspace=str(workspace))
-    else:
-        run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
-    stores = ensure_stores(workspace / "stores", store_request(config), follower.ingesting)
-    return stores.manifest.num_uppers, run
-
-
-def _run_config(given: dict[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
-    """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
-    dataset = Path(config.dataset).expanduser()
-    named = {} if config.resume else {"run-name": run.name}
-    local = {"dataset": str(dataset.absolute())} if "dataset" in given and dataset.exists() else {}
-    return {**given, **named, **local, "workspace": str(config.workspace_path())}
-
-
-def _federation(num_uppers: int, nodes: int) -> dict[str, int | float]:
-    from psl_flower.devices import usable_cores
-    from psl_flower.launch.federation import count_gpus, simulation
-
-    return simulation(num_uppers, usable_cores(), count_gpus(), nodes)
-
-
-def _follow(superlink: LocalSuperLink, run: RunFolder, started: float, follower: Follower) -> Status:
+def _follow(watch: Watch, run: RunFolder, follower: Follower) -> Status:
     """Show the run's status until it ends; return the last one."""
-    from psl_flower.runs import Status
-
-    interrupted, seen_running = False, False
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    interrupted = False
     while True:
         try:
-            status = run.read_status()
-            status = status if status is not None and status.updated >= started else None
-            running = superlink.is_running()
-            seen_running = seen_running or running
+            status, over = watch.look()
             if status is not None:
                 follower.show(status, run)
-                if status.ended and not running:
+                if over:
                     return status
-            if not running and (seen_running or time.monotonic() > deadline):
-                # It may have ended between the two looks.
-                last = run.read_status()
-                if last is not None and last.updated >= started and last.ended:
-                    return last
-                return Status(state="failed", message=f"error: the run's process ended: {superlink.last_words()}")
             time.sleep(_POLL_S)
         except KeyboardInterrupt:
             if interrupted or not run.path.exists():

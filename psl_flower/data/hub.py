@@ -61,15 +61,12 @@ def load_tables(
         missing = [column for column in (image, label) if column not in table.column_names]
         if missing:
             raise DataError(
-                f"{name}: split {split!r} has no column {missing[0]!r}; it has "
-                f"{', '.join(table.column_names)}"
+                f"{name}: split {split!r} has no column {missing[0]!r}; it has {', '.join(table.column_names)}"
             )
     class_names, labels = _labels(name, used, label)
     raw = {split: _raw_split(split, table, image, labels[split]) for split, table in used.items()}
     fingerprints = {split: str(table._fingerprint) for split, table in used.items()}
-    return RawDataset(
-        class_names=class_names, train=raw[train], test=raw[test] if test else None
-    ), fingerprints
+    return RawDataset(class_names=class_names, train=raw[train], test=raw[test] if test else None), fingerprints
 
 
 def _load(name: str, folder: Path | None) -> Mapping[str, Any]:
@@ -106,9 +103,7 @@ def _load(name: str, folder: Path | None) -> Mapping[str, Any]:
                 'folder, connect to the network, or use dataset="digits", which needs none'
             ) from error
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            raise DatasetNotFound(
-                f"{tried}, and the hub has no such public dataset; check the spelling"
-            ) from error
+            raise DatasetNotFound(f"{tried}, and the hub has no such public dataset; check the spelling") from error
         raise DataError(f"{name!r}: the hub's dataset cannot be read: {error}") from error
     return tables
 
@@ -157,9 +152,7 @@ def _image_column(name: str, features: Mapping[str, Any], wanted: str) -> str:
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if wanted:
         if wanted not in images:
-            raise DataError(
-                f"{name}: no image column {wanted!r}; image columns: {', '.join(images) or 'none'}"
-            )
+            raise DataError(f"{name}: no image column {wanted!r}; image columns: {', '.join(images) or 'none'}")
         return wanted
     if not images:
         raise DataError(f"{name}: no column holds images; the columns are {', '.join(features)}")
@@ -170,9 +163,7 @@ def _label_column(name: str, features: Mapping[str, Any], wanted: str, image: st
     import datasets
 
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    plain = [
-        c for c, f in features.items() if isinstance(f, datasets.Value) and f.dtype in _PLAIN_LABEL_TYPES
-    ]
+    plain = [c for c, f in features.items() if isinstance(f, datasets.Value) and f.dtype in _PLAIN_LABEL_TYPES]
     if wanted:
         if wanted not in classes + plain:
             raise DataError(
@@ -187,17 +178,11 @@ def _label_column(name: str, features: Mapping[str, Any], wanted: str, image: st
         if candidates and (candidates is classes or len(candidates) == 1):
             return candidates[0]
     if plain:
-        raise DataError(
-            f"{name}: several columns can be the label ({', '.join(plain)}); choose one with label-column"
-        )
-    raise DataError(
-        f"{name}: no column holds labels; besides the images ({image}) there must be a label for each"
-    )
+        raise DataError(f"{name}: several columns can be the label ({', '.join(plain)}); choose one with label-column")
+    raise DataError(f"{name}: no column holds labels; besides the images ({image}) there must be a label for each")
 
 
-def _labels(
-    name: str, tables: Mapping[str, Any], column: str
-) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+def _labels(name: str, tables: Mapping[str, Any], column: str) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
     """Return the class names, and each split's labels (N,) with -1 for none."""
     import datasets
 
@@ -217,13 +202,10 @@ def _labels(
     known[None] = -1
     try:
         labels = {
-            split: np.array([known[v] for v in column_values], np.int64)
-            for split, column_values in values.items()
+            split: np.array([known[v] for v in column_values], np.int64) for split, column_values in values.items()
         }
     except KeyError as error:
-        raise DataError(
-            f"{name}: column {column!r} holds a label outside its {len(class_names)} classes"
-        ) from error
+        raise DataError(f"{name}: column {column!r} holds a label outside its {len(class_names)} classes") from error
     return class_names, labels
 
 

@@ -63,9 +63,7 @@ class SourceOptions:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
         if min(self.max_train, self.max_test) < 0:
-            raise ConfigError(
-                f"max-train, max-test: expected 0 or more, got {self.max_train} and {self.max_test}"
-            )
+            raise ConfigError(f"max-train, max-test: expected 0 or more, got {self.max_train} and {self.max_test}")
 
 
 @dataclass(slots=True)
@@ -87,9 +85,7 @@ class ImageSource:
         Hex digits, stable across processes, of the dataset's content and the options.
     """
 
-    def __init__(
-        self, name: str, class_names: tuple[str, ...], fingerprint: str, parts: Mapping[str, _Part]
-    ) -> None:
+    def __init__(self, name: str, class_names: tuple[str, ...], fingerprint: str, parts: Mapping[str, _Part]) -> None:
         self.name = name
         self.class_names = class_names
         self.fingerprint = fingerprint
@@ -170,9 +166,7 @@ def open_dataset(
     folder = _local_folder(name)
     raw = _load_digits() if name == _DIGITS else load_image_folder(name, folder) if folder else None
     if raw is None:
-        raw, hub_fingerprints = load_tables(
-            name, folder, image_column=image_column, label_column=label_column
-        )
+        raw, hub_fingerprints = load_tables(name, folder, image_column=image_column, label_column=label_column)
         fingerprint = fingerprint or _digest(hub_fingerprints, options)
     elif image_column or label_column:
         raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
@@ -201,9 +195,7 @@ def local_fingerprint(name: str, options: SourceOptions) -> str | None:
             status = path.stat()
             listing.append((os.fsencode(path.relative_to(folder)).hex(), status.st_size, status.st_mtime_ns))
     except OSError as error:
-        raise DataError(
-            f"{name}: cannot list {error.filename or folder}: {error.strerror or error}"
-        ) from error
+        raise DataError(f"{name}: cannot list {error.filename or folder}: {error.strerror or error}") from error
     return _digest((str(folder), listing), options)
 
 
@@ -259,9 +251,7 @@ def _check(name: str, raw: RawDataset) -> None:
                 "use a split or dataset with labels, or remove those images"
             )
     if len(np.unique(raw.train.labels_N)) < 2:
-        raise DataError(
-            f"{name}: the images of split {raw.train.name!r} are all of one class; two or more are needed"
-        )
+        raise DataError(f"{name}: the images of split {raw.train.name!r} are all of one class; two or more are needed")
 
 
 def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Part]:
@@ -289,8 +279,7 @@ def _divide(
     num_train = len(labels_N) - num_test
     if num_train < 1:
         raise DataError(
-            f"{name}: {len(labels_N)} images are too few to set a part of {options.test_fraction} aside for "
-            "tests"
+            f"{name}: {len(labels_N)} images are too few to set a part of {options.test_fraction} aside for tests"
         )
     counts = np.unique(labels_N, return_counts=True)[1]
     stratified = counts.min() >= 2 and min(num_train, num_test) >= len(counts)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "lower/labels.npy"
 # Change it with anything that changes the stores made from the same request.
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

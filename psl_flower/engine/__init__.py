@@ -1,0 +1,1 @@
+"""The two sides of a step, what lies between them, and the same in one process."""

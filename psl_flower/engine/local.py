@@ -53,4 +53,3 @@ class LocalExchange:
     def bytes_down(self) -> dict[int, int]:
         """Return bytes of frames to each Upper so far."""
         return dict(self._down)
-

@@ -141,7 +141,9 @@ class LowerEngine:
         set_lr(self._optimizer, lr)
         self._update_due = True
         correct = int((logits_BK.detach().argmax(1) == y_B).sum())
-        report = StepLoss(full=full, lower=float(loss.lower.detach()), uppers=float(loss.uppers.detach()), correct=correct)
+        report = StepLoss(
+            full=full, lower=float(loss.lower.detach()), uppers=float(loss.uppers.detach()), correct=correct
+        )
         assert leaf_BPChw.grad is not None
         return report, self._part(leaf_BPChw.grad)
 

@@ -112,4 +112,4 @@ class Monolith:
         if plan.mode == "train":
             patches_BPChw = self._task.augmentation.apply(patches_BPChw, plan.augment_seed, samples_B)
         flat_NChw = patches_BPChw.reshape(-1, *shape[2:])
-        return normalise(flat_NChw, self._manifest.mean, self._manifest.std, self._device).unflatten(0, shape[:2])
+        return normalise(flat_NChw, self._manifest.mean, self._manifest.std, self._device).reshape(shape)

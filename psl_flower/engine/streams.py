@@ -54,7 +54,7 @@ class StreamExchange:
 
 
 def serve(uppers: Mapping[int, tuple[UpperEngine, UpperStream]], wire: WireFormat, timeout_s: float) -> None:
-    """The Upper's side: answer the Lower on every stream of this node, in turn, until it says that the round is over.
+    """Answer the Lower on every stream of this node, in turn, until it says that the round is over; the Upper's side.
 
     One stream after the other suffices: the Lower always writes to all of them before it waits for any.
 

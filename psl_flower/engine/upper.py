@@ -192,5 +192,3 @@ class UpperEngine:
             patches_BKChw = self._options.augmentation.apply(patches_BKChw, plan.augment_seed, samples_B)
         patches_NChw = patches_BKChw.reshape(-1, *patches_BKChw.shape[2:])
         return normalise(patches_NChw, self._options.mean, self._options.std, self._options.device)
-
-

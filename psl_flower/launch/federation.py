@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 
 # Flower's simulation runs at most this many handlers at once (vce_api.py: ThreadPoolExecutor()).
 _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
@@ -21,7 +19,7 @@ def simulation(num_uppers: int, num_cores: int, num_gpus: int, num_nodes: int = 
     num_cores, num_gpus : int
         Of this machine.
     num_nodes : int
-        Nodes wanted; 0 for one per Upper, up to the number of cores (at least four), and as many as Flower runs at once.
+        Nodes wanted; 0 for one per Upper, up to the number of cores (at least four) and what Flower runs at once.
     """
     most = min(num_uppers, _POOL_SIZE)
     nodes = min(num_nodes or max(_FEWEST, num_cores), most)
@@ -35,14 +33,3 @@ def simulation(num_uppers: int, num_cores: int, num_gpus: int, num_nodes: int = 
         config["init-args-num-gpus"] = num_gpus
         config["client-resources-num-gpus"] = round(num_gpus / nodes, 4) if nodes > num_gpus else 1
     return config
-
-
-def count_gpus() -> int:
-    """Return the number of NVIDIA GPUs, without loading torch."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0

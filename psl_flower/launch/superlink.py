@@ -37,6 +37,11 @@ _ENVIRONMENT = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Return the environment in which Flower's processes run here: ours, with Flower kept quiet and offline."""
+    return {**os.environ, **_ENVIRONMENT}
+
+
 class LocalSuperLink:
     """Starts `flower-superlink --simulation` on free ports, with a FLWR_HOME of its own; use as a context manager.
 
@@ -49,7 +54,7 @@ class LocalSuperLink:
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="psl-flower-"))
         self.log = self.home / "superlink.log"
-        self._environment = {**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.home)}
+        self._environment = {**environment(), "FLWR_HOME": str(self.home)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalSuperLink:
@@ -138,7 +143,15 @@ class LocalSuperLink:
 
     def is_running(self) -> bool:
         """Return whether a process that simulates is there."""
-        return any("simulation" in " ".join(_command_line(child)[:6]) for child in self._children())
+        return any("simulation" in " ".join(_command_line(child)[:6]) for child in self.processes())
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that it has started, and theirs."""
+        if self._process is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return list(psutil.Process(self._process.pid).children(recursive=True))
+        return []
 
     def status(self, run_id: str) -> str:
         """Return Flower's own word on a run, such as "finished:completed"."""
@@ -158,7 +171,7 @@ class LocalSuperLink:
         """End it and all processes that it started: asked first, then killed; safe to call again."""
         if self._process is None:
             return
-        family = self._children()
+        family = self.processes()
         with contextlib.suppress(psutil.NoSuchProcess):
             family.append(psutil.Process(self._process.pid))
         for process in reversed(family):
@@ -171,17 +184,10 @@ class LocalSuperLink:
         self._process.wait()
         self._process = None
 
-    def _children(self) -> list[psutil.Process]:
-        if self._process is None:
-            return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self._process.pid).children(recursive=True)
-        return []
-
 
 def _command_line(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.Error):
-        return process.cmdline()
+        return list(process.cmdline())
     return []
 
 

@@ -174,9 +174,7 @@ class AuditLog:
         if msgspec.json.encode(parsed) != line:
             raise AuditLogEdited(f"{where} was changed")
         if (entry.number, entry.previous, entry.dataset) != (number, previous.hex(), manifest.dataset.hex()):
-            raise AuditLogEdited(
-                f"{where} does not follow the one before: entries were removed, moved or exchanged"
-            )
+            raise AuditLogEdited(f"{where} does not follow the one before: entries were removed, moved or exchanged")
         if not parsed.signatures or len(parsed.signatures) != len(entry.who):
             raise AuditLogEdited(f"{where} is not signed by all who took part")
         for part, person in zip(parsed.signatures, entry.who, strict=True):
@@ -194,9 +192,7 @@ class AuditLog:
             data = read_file(self._head, envelope.MAX_BYTES)
         except StoreNotFound:
             if len(lines) > 1:
-                raise AuditLogTruncated(
-                    f"{self._head} is missing: whether entries were cut cannot be told"
-                ) from None
+                raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told") from None
             return
         try:
             signed = envelope.parse(HEAD, data, str(self._head))

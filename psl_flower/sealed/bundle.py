@@ -97,14 +97,10 @@ def receive(
             generation,
             epoch,
         ):
-            raise BundleDamaged(
-                f"{bundle}: the manifest in it is not that of the store that it claims to hold"
-            )
+            raise BundleDamaged(f"{bundle}: the manifest in it is not that of the store that it claims to hold")
         report = verify([folder], signed).stores[0]
         if report.problems or report.upper != entry.upper or report.strangers or report.remains:
-            named = (
-                report.problems[0].message if report.problems else "it holds files that do not belong to it"
-            )
+            named = report.problems[0].message if report.problems else "it holds files that do not belong to it"
             raise BundleDamaged(f"{bundle}: {named.replace(str(folder), str(target))}")
         if seen is not None:
             seen.check(signed)

@@ -87,9 +87,7 @@ def decode(payload: bytes, kind: type[_Document], where: str) -> _Document:
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnknownVersion(
-            f"{where}: signed, but its fields are not those of version {VERSION}: {error}"
-        ) from None
+        raise UnknownVersion(f"{where}: signed, but its fields are not those of version {VERSION}: {error}") from None
 
 
 def sign(kind: Kind, payload: bytes, signers: Sequence[Identity]) -> bytes:
@@ -123,9 +121,7 @@ def parse(kind: Kind, data: bytes, where: str) -> Envelope:
     if len(data) < _HEAD.size:
         raise TruncatedFile(f"{where}: the {kind.name} ends after {len(data)} bytes")
     if version != VERSION:
-        raise UnknownVersion(
-            f"{where}: {kind.name} version {version} is unknown; this program knows {VERSION}"
-        )
+        raise UnknownVersion(f"{where}: {kind.name} version {version} is unknown; this program knows {VERSION}")
     total = _HEAD.size + length + count * _SIGNATURE_BYTES
     if len(data) < total:
         raise TruncatedFile(f"{where}: the {kind.name} has {len(data)} bytes of {total}")
@@ -138,9 +134,7 @@ def parse(kind: Kind, data: bytes, where: str) -> Envelope:
     for start in range(_HEAD.size + length, total, _SIGNATURE_BYTES):
         key, signature = data[start : start + 32], data[start + 32 : start + _SIGNATURE_BYTES]
         if not signature_is_good(key, signature, kind.purpose, _signed(kind, payload)):
-            raise SignatureInvalid(
-                f"{where}: a signature of the {kind.name} is wrong: it was changed after signing"
-            )
+            raise SignatureInvalid(f"{where}: a signature of the {kind.name} is wrong: it was changed after signing")
         signers.append(key)
     if len(set(signers)) != len(signers):
         raise SignatureInvalid(f"{where}: the {kind.name} carries the same signer twice")

@@ -37,9 +37,7 @@ def open_root(manifest: Manifest, owner: Identity) -> Secret:
     info = context(Purpose.ROOT_FOR_OWNER, manifest.dataset, manifest.epoch)
     plain = owner.expect(Role.OWNER).open(manifest.root_for_owner, info)
     if plain is None:
-        raise KeyMismatch(
-            f"owner {owner.name!r} cannot open this dataset's root key: it belongs to another owner"
-        )
+        raise KeyMismatch(f"owner {owner.name!r} cannot open this dataset's root key: it belongs to another owner")
     root = Secret(plain)
     check_root(root, manifest)
     return root
@@ -90,9 +88,7 @@ def open_as_node(manifest: Manifest, entry: StoreEntry, node: Identity, where: s
     info = context(Purpose.STORE_KEY_FOR_NODE, manifest.dataset, manifest.epoch, entry.store, entry.upper)
     plain = node.expect(Role.NODE).open(entry.key_for_node, info)
     if plain is None:
-        raise WrongNodeKey(
-            f"{where}: node {node.name!r} cannot open this store: it was made for another node"
-        )
+        raise WrongNodeKey(f"{where}: node {node.name!r} cannot open this store: it was made for another node")
     return _checked(Secret(plain), entry, where)
 
 

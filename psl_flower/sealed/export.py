@@ -69,9 +69,7 @@ def export(images: Iterable[NDArray[np.uint8]], captions: Sequence[Caption], out
                         tiles.clear()
             _table(folder / "images.csv", captions)
         except OSError as error:
-            raise StoreUnreachable(
-                f"cannot write to {out}: {error.strerror or type(error).__name__}"
-            ) from None
+            raise StoreUnreachable(f"cannot write to {out}: {error.strerror or type(error).__name__}") from None
     return [out / name for name in sheets]
 
 

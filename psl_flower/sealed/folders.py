@@ -227,18 +227,14 @@ class UrlFolder:
         """See Folder."""
         with self._translated(name):
             if self.size(name) > limit:
-                raise StoreUnreachable(
-                    f"{self._name}/{name} is larger than {limit} bytes: not a file of this kind"
-                )
+                raise StoreUnreachable(f"{self._name}/{name} is larger than {limit} bytes: not a file of this kind")
             return bytes(self._fs.cat_file(self._path(name)))
 
     def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
         """See Folder."""
         path = self._path(name)
         with self._translated(name):
-            parts = self._fs.cat_ranges(
-                [path] * len(starts), list(starts), [start + length for start in starts]
-            )
+            parts = self._fs.cat_ranges([path] * len(starts), list(starts), [start + length for start in starts])
         if any(len(part) != length for part in parts):
             raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
         return [bytes(part) for part in parts]

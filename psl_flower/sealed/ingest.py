@@ -283,9 +283,7 @@ def _first_generation(
     assignment = assign(cut, len(plan.nodes), plan.assignment)
     grid = Grid(image=cut.image_size, patch=cut.patch_size, stride=cut.stride, fit=cut.fit, channels=channels)
     dataset, root = secrets.token_bytes(ID_BYTES), Secret.random()
-    segment_samples, block = sizes(
-        cut.num_patches * channels * cut.patch_size[0] * cut.patch_size[1], len(plan.nodes)
-    )
+    segment_samples, block = sizes(cut.num_patches * channels * cut.patch_size[0] * cut.patch_size[1], len(plan.nodes))
     made = [
         epochs.new_store(root, dataset, 1, m, tuple(p for p, n in enumerate(assignment) if n == m), node)
         for m, node in enumerate(plan.nodes)
@@ -321,9 +319,7 @@ def _first_generation(
 
 def _next_generation(current: SignedManifest, source: Source) -> Draft:
     if source.class_names != current.manifest.classes:
-        raise ConfigError(
-            f"{source.name}: its classes are not those of the dataset that it should be appended to"
-        )
+        raise ConfigError(f"{source.name}: its classes are not those of the dataset that it should be appended to")
     manifest = msgspec.structs.replace(
         current.manifest, generation=current.manifest.generation + 1, previous=current.digest, created=now()
     )

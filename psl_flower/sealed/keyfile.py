@@ -32,9 +32,7 @@ from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
 
 TITLE = "psl-flower secret key, version 1: give it to nobody"
 _FIELDS = ("role", "name", "public", "protection", "secret")
-_ARGON2 = re.compile(
-    r"argon2id memory-kib=(\d{1,8}) passes=(\d{1,3}) lanes=(\d{1,3}) salt=([A-Za-z0-9+/=]{24})"
-)
+_ARGON2 = re.compile(r"argon2id memory-kib=(\d{1,8}) passes=(\d{1,3}) lanes=(\d{1,3}) salt=([A-Za-z0-9+/=]{24})")
 _MEMORY_KIB, _PASSES, _LANES = 65536, 3, 1
 # Bounds on what a file may ask of us: a gibibyte and 64 passes.
 _MAX_MEMORY_KIB, _MAX_PASSES, _MAX_LANES = 1 << 20, 64, 64
@@ -160,9 +158,7 @@ def _role(path: Path, text: str) -> Role:
         raise IdentityError(f"{path}: damaged: unknown role") from None
 
 
-def _open(
-    path: Path, protection: str, box: bytes, lines: list[str], ask: Callable[[str], str] | None
-) -> bytes:
+def _open(path: Path, protection: str, box: bytes, lines: list[str], ask: Callable[[str], str] | None) -> bytes:
     match = _ARGON2.fullmatch(protection)
     if match is None:
         raise IdentityError(f"{path}: a protection that this program does not know")
@@ -171,9 +167,7 @@ def _open(
     if not in_bounds or memory not in range(8 * lanes, _MAX_MEMORY_KIB + 1):
         raise IdentityError(f"{path}: its Argon2id settings are out of bounds")
     if ask is None:
-        raise PassphraseError(
-            f"{path} is protected by a passphrase; give it with --passphrase-file or on a terminal"
-        )
+        raise PassphraseError(f"{path} is protected by a passphrase; give it with --passphrase-file or on a terminal")
     try:
         salt = base64.b64decode(match[4], validate=True)
     except binascii.Error:

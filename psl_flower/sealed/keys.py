@@ -192,9 +192,7 @@ def check_name(name: str) -> str:
 def _parse(text: str) -> PublicIdentity:
     match = _PUBLIC.fullmatch(text)
     if match is None:
-        raise IdentityError(
-            "not a public key: expected psl1-<role>-<91 characters>, as `psl keygen` prints it"
-        )
+        raise IdentityError("not a public key: expected psl1-<role>-<91 characters>, as `psl keygen` prints it")
     try:
         body = base64.b64decode(match[2] + "=", altchars=b"-_", validate=True)
     except binascii.Error:

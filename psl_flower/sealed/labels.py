@@ -138,9 +138,7 @@ class LabelBook:
         if manifest.labels_version >= 0:
             known = [found for _, found in chain[manifest.labels_version : manifest.labels_version + 1]]
             if known != [manifest.labels_digest]:
-                raise LabelError(
-                    f"{self.folder}: label version {manifest.labels_version} is missing or replaced"
-                )
+                raise LabelError(f"{self.folder}: label version {manifest.labels_version} is missing or replaced")
         labels_N = np.full(manifest.num_samples, -1, np.int64)
         readable = [self._open(version, reader) for version, _ in chain]
         start = max((k for k, (version, _) in enumerate(chain) if version.kind == "snapshot"), default=0)
@@ -154,9 +152,7 @@ class LabelBook:
             why = "(sealed to others)" if body is None else body.why
             history.append(Change(version.version, version.kind, version.name, version.when, why, changes))
         if (labels_N < 0).any():
-            raise LabelError(
-                f"{self.folder}: {int((labels_N < 0).sum())} images of {len(labels_N)} have no label"
-            )
+            raise LabelError(f"{self.folder}: {int((labels_N < 0).sum())} images of {len(labels_N)} have no label")
         return Labels(labels_N, len(chain) - 1, tuple(history), tuple(found for _, found in chain))
 
     def add_images(
@@ -176,9 +172,7 @@ class LabelBook:
         body = Body(why=why, labels=labels.astype("<u4").tobytes())
         return self._add_coming(manifest, owner, "snapshot", body)
 
-    def relabel(
-        self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str
-    ) -> int:
+    def relabel(self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str) -> int:
         """Correct labels: (image, new label) each. Returns the new version's number.
 
         Raises
@@ -191,14 +185,10 @@ class LabelBook:
         _check_changes(changes, manifest)
         with locked(self._out / LOCK_FILE):
             if (self._out / DRAFT_FILE).exists():
-                raise LabelError(
-                    f"{self._out}: finish the interrupted ingest or rotation first: run it again"
-                )
+                raise LabelError(f"{self._out}: finish the interrupted ingest or rotation first: run it again")
             return self._relabel(manifest, author, changes, why)
 
-    def _relabel(
-        self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str
-    ) -> int:
+    def _relabel(self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str) -> int:
         body = Body(why=why, changes=tuple(changes))
         return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
 
@@ -234,9 +224,7 @@ class LabelBook:
             with Secret.random() as key:
                 info = context(Purpose.LABEL_KEY, manifest.dataset, number)
                 publics = [manifest.owner, manifest.lower, *(member.public for member in manifest.restorers)]
-                readers = tuple(
-                    Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), info)) for p in publics
-                )
+                readers = tuple(Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), info)) for p in publics)
                 plain = wrap(key, plain, bound)
         version = Version(
             dataset=manifest.dataset,
@@ -281,9 +269,7 @@ class LabelBook:
             if len(signed.signers) != 1 or not signed.signed_by(author):
                 raise LabelError(f"{file}: is not signed by the author that it names")
             if author.sign_key not in _entitled(manifest, version.kind, version.generation):
-                raise LabelError(
-                    f"{file}: {author.role} {version.name!r} may not write label versions of this kind"
-                )
+                raise LabelError(f"{file}: {author.role} {version.name!r} may not write label versions of this kind")
             chain.append((version, signed.digest))
         return chain
 
@@ -295,12 +281,8 @@ class LabelBook:
             if reader is not None and box.public == str(reader.public):
                 plain = reader.open(box.key, context(Purpose.LABEL_KEY, version.dataset, version.version))
                 if plain is None:
-                    raise LabelError(
-                        f"{where}: its key was not sealed to {reader.role} {reader.name!r} as it claims"
-                    )
-                body = unwrap(
-                    Secret(plain), version.body, context(Purpose.LABELS, version.dataset, version.version)
-                )
+                    raise LabelError(f"{where}: its key was not sealed to {reader.role} {reader.name!r} as it claims")
+                body = unwrap(Secret(plain), version.body, context(Purpose.LABELS, version.dataset, version.version))
                 if body is None:
                     raise LabelError(f"{where}: its body does not open under its key")
                 return envelope.decode(body, Body, where)

@@ -72,9 +72,7 @@ class PixelSums(_Part, frozen=True, kw_only=True):
     def std(self) -> tuple[float, ...]:
         """Standard deviation per channel, in 0..1."""
         n = max(1, self.count)
-        return tuple(
-            math.sqrt((n * q - s * s) / (n * n)) / 255 for s, q in zip(self.sums, self.squares, strict=True)
-        )
+        return tuple(math.sqrt((n * q - s * s) / (n * n)) / 255 for s, q in zip(self.sums, self.squares, strict=True))
 
 
 class SegmentEntry(_Part, frozen=True, kw_only=True):
@@ -205,9 +203,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
 
     def samples_of(self, split: str) -> NDArray[np.int64]:
         """Return the global indices of a split's samples, in order; none if there is no such split."""
-        parts = [
-            np.arange(p.first, p.first + p.count, dtype=np.int64) for p in self.splits if p.name == split
-        ]
+        parts = [np.arange(p.first, p.first + p.count, dtype=np.int64) for p in self.splits if p.name == split]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def check(self, where: str) -> None:
@@ -227,14 +223,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
             and self.assignment == tuple(holds[p] for p in positions)
             and [store.upper for store in self.stores] == list(range(len(self.stores)))
             and _tiles((part.first, part.count) for part in self.splits) == self.num_samples
-            and all(
-                _tiles((s.first, s.count) for s in store.segments) == self.num_samples
-                for store in self.stores
-            )
-            and all(
-                [s.segment for s in store.segments] == list(range(len(store.segments)))
-                for store in self.stores
-            )
+            and all(_tiles((s.first, s.count) for s in store.segments) == self.num_samples for store in self.stores)
+            and all([s.segment for s in store.segments] == list(range(len(store.segments))) for store in self.stores)
             and len(self.pixels.sums) == len(self.pixels.squares) == self.grid.channels
             and 1 <= self.threshold <= max(1, len(self.restorers)) <= 255
         )

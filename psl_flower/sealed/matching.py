@@ -14,9 +14,7 @@ from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
 _STORE_AT = slice(32, 48)
 
 
-def match(
-    places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK
-) -> list[tuple[Folder, StoreEntry]]:
+def match(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -> list[tuple[Folder, StoreEntry]]:
     """Return each folder with its entry; folders that do not tell take those left over, in order.
 
     Raises
@@ -37,9 +35,7 @@ def match(
     return [(folder, entry or next(left)) for folder, entry in zip(folders, told, strict=True)]
 
 
-def match_all(
-    places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK
-) -> list[tuple[Folder, StoreEntry]]:
+def match_all(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -> list[tuple[Folder, StoreEntry]]:
     """Return all stores of a manifest with their folders, in the manifest's order.
 
     Raises

@@ -149,9 +149,7 @@ def check(data: bytes, signed: SignedManifest, when: float | None = None) -> Aut
     for signer in set(signed_request.signers) - members:
         _refuse_signer(signer, signed.manifest)
     if len(signed_request.signers) < signed.manifest.threshold:
-        raise TooFewShares(
-            f"{signed.manifest.threshold} restorers must sign, {len(signed_request.signers)} did"
-        )
+        raise TooFewShares(f"{signed.manifest.threshold} restorers must sign, {len(signed_request.signers)} did")
     return request
 
 
@@ -173,9 +171,7 @@ def answer(
     """
     manifest = signed.manifest
     request = check(data, signed, when)
-    entry = next(
-        (e for e in manifest.stores if e.upper == store.meta.upper and e.node == str(node.public)), None
-    )
+    entry = next((e for e in manifest.stores if e.upper == store.meta.upper and e.node == str(node.public)), None)
     if entry is None:
         raise AuthorisationInvalid(f"node {node.name!r} does not hold the store of Upper {store.meta.upper}")
     log.append(signed, [node.expect(Role.NODE)], "answer", request.images, request.why)
@@ -183,9 +179,7 @@ def answer(
     bound = (manifest.dataset, entry.store, digest(data))
     with Secret.random() as key:
         readers = tuple(
-            Reader(
-                public=p, key=PublicIdentity.parse(p).seal(key.reveal(), context(Purpose.ANSWER_KEY, *bound))
-            )
+            Reader(public=p, key=PublicIdentity.parse(p).seal(key.reveal(), context(Purpose.ANSWER_KEY, *bound)))
             for p in request.recipients
         )
         body = wrap(key, patches_BKChw.tobytes(), context(Purpose.ANSWER, *bound))
@@ -242,9 +236,7 @@ def _open_answer(
     box = next((reader.key for reader in found.readers if reader.public == str(restorer.public)), None)
     plain = None if box is None else restorer.open(box, context(Purpose.ANSWER_KEY, *bound))
     if plain is None:
-        raise AuthorisationInvalid(
-            f"the answer for Upper {entry.upper} is not sealed to restorer {restorer.name!r}"
-        )
+        raise AuthorisationInvalid(f"the answer for Upper {entry.upper} is not sealed to restorer {restorer.name!r}")
     with Secret(plain) as key:
         body = unwrap(key, found.body, context(Purpose.ANSWER, *bound))
     shape = (count, len(entry.positions), *manifest.patch_shape)
@@ -265,19 +257,13 @@ def _check_request(request: Authorisation, manifest: Manifest, when: float) -> N
     if not request.issued - _CLOCK_SKEW_S <= when < request.expires:
         raise AuthorisationInvalid("the authorisation has expired, or this clock is wrong; sign a new one")
     images = request.images
-    if (
-        not images
-        or len(set(images)) != len(images)
-        or not 0 <= min(images) <= max(images) < manifest.num_samples
-    ):
+    if not images or len(set(images)) != len(images) or not 0 <= min(images) <= max(images) < manifest.num_samples:
         raise AuthorisationInvalid(
             f"the authorisation must name images of this dataset (0 to {manifest.num_samples - 1})"
         )
     most = max(len(entry.positions) for entry in manifest.stores) * math.prod(manifest.patch_shape)
     if len(images) * most > MAX_ANSWER_BYTES:
-        raise AuthorisationInvalid(
-            f"too many images for one answer; ask for at most {MAX_ANSWER_BYTES // most}"
-        )
+        raise AuthorisationInvalid(f"too many images for one answer; ask for at most {MAX_ANSWER_BYTES // most}")
     members = {member.public for member in manifest.restorers}
     if not request.recipients or not set(request.recipients) <= members:
         raise AuthorisationInvalid("the recipients must be restorers whom the manifest names")
@@ -288,6 +274,4 @@ def _refuse_signer(signer: bytes, manifest: Manifest) -> None:
         public = PublicIdentity.parse(dropped.public)
         if public.sign_key == signer:
             member_of(manifest, public, dropped.name)
-    raise UnknownRestorer(
-        "the authorisation is signed by somebody whom the manifest does not name as a restorer"
-    )
+    raise UnknownRestorer("the authorisation is signed by somebody whom the manifest does not name as a restorer")

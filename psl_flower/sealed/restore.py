@@ -123,21 +123,15 @@ def close_all(stores: Sequence[SealedStore]) -> None:
         store.close()
 
 
-def read_patches(
-    manifest: Manifest, stores: Sequence[SealedStore], samples_B: NDArray[np.int64]
-) -> NDArray[np.uint8]:
+def read_patches(manifest: Manifest, stores: Sequence[SealedStore], samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return all patches (B, P, C, h, w) of samples, from all stores."""
-    patches_BPChw = np.empty(
-        (len(samples_B), manifest.patch_grid.num_patches, *manifest.patch_shape), np.uint8
-    )
+    patches_BPChw = np.empty((len(samples_B), manifest.patch_grid.num_patches, *manifest.patch_shape), np.uint8)
     for store in stores:
         patches_BPChw[:, list(store.meta.positions)] = store.read(samples_B)
     return patches_BPChw
 
 
-def _images(
-    manifest: Manifest, stores: Sequence[SealedStore], images: Sequence[int]
-) -> Iterator[NDArray[np.uint8]]:
+def _images(manifest: Manifest, stores: Sequence[SealedStore], images: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     grid = manifest.patch_grid
     try:
         for start in range(0, len(images), _BATCH):

@@ -117,9 +117,7 @@ def rotate(
             draft = None
         source = _source(current.digest, changes)
         if draft is not None and draft.source != source:
-            raise SourceChanged(
-                f"{out}: finish the interrupted ingest or rotation first, or remove {out / DRAFT_FILE}"
-            )
+            raise SourceChanged(f"{out}: finish the interrupted ingest or rotation first, or remove {out / DRAFT_FILE}")
         # The old folders by their old Upper; who stays keeps the folder.
         old = match_all(places, current.manifest, disk)
         staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
@@ -133,9 +131,7 @@ def rotate(
                 AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes))
             else:
                 with epochs.open_root(draft.manifest, owner) as root:
-                    keys = [
-                        epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores
-                    ]
+                    keys = [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
             labels = None
             if current.manifest.labels_version >= 0:
                 labels = LabelBook(out, disk).read(current.manifest, owner).labels_N
@@ -162,9 +158,7 @@ def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> t
     assignment = old.assignment if len(nodes) == len(old.stores) else assign(old.patch_grid, len(nodes))
     restorers, left = _restorers(old, changes)
     made = [
-        epochs.new_store(
-            root, old.dataset, epoch, m, tuple(p for p, n in enumerate(assignment) if n == m), node
-        )
+        epochs.new_store(root, old.dataset, epoch, m, tuple(p for p, n in enumerate(assignment) if n == m), node)
         for m, node in enumerate(nodes)
     ]
     threshold = changes.threshold or min(old.threshold, max(1, len(restorers)))
@@ -208,13 +202,9 @@ def _nodes(old: Manifest, changes: Changes) -> tuple[list[PublicIdentity], list[
         raise ConfigError(
             f"nodes to drop or replace: expected different ones of Upper 0 to {len(uppers) - 1}, one to stay"
         )
-    nodes = {
-        s.upper: changes.nodes.get(s.upper) or PublicIdentity.parse(s.node, Role.NODE) for s in old.stores
-    }
+    nodes = {s.upper: changes.nodes.get(s.upper) or PublicIdentity.parse(s.node, Role.NODE) for s in old.stores}
     gone = [
-        (f"node-{s.upper}", s.node)
-        for s in old.stores
-        if s.upper in changes.drop_nodes or s.upper in changes.nodes
+        (f"node-{s.upper}", s.node) for s in old.stores if s.upper in changes.drop_nodes or s.upper in changes.nodes
     ]
     staying = [nodes[m] for m in uppers if m not in changes.drop_nodes]
     return staying, [(name, public) for name, public in gone if public not in {str(node) for node in staying}]
@@ -225,15 +215,11 @@ def _restorers(old: Manifest, changes: Changes) -> tuple[dict[str, PublicIdentit
     unknown = [name for name in changes.drop_restorers if name not in names]
     if unknown:
         raise UnknownRestorer(f"no restorer is called {unknown[0]!r}; there are: {', '.join(names)}")
-    stay = {
-        n: PublicIdentity.parse(p, Role.RESTORER) for n, p in names.items() if n not in changes.drop_restorers
-    }
+    stay = {n: PublicIdentity.parse(p, Role.RESTORER) for n, p in names.items() if n not in changes.drop_restorers}
     again = {dropped.public for dropped in old.dropped} | {names[name] for name in changes.drop_restorers}
     for name, public in changes.add_restorers.items():
         if name in stay or str(public) in again:
-            raise ConfigError(
-                f"restorer {name!r}: the name is taken, or the key was dropped before; make a new key"
-            )
+            raise ConfigError(f"restorer {name!r}: the name is taken, or the key was dropped before; make a new key")
         stay[name] = public
     return stay, [(name, names[name]) for name in changes.drop_restorers]
 

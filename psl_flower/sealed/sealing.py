@@ -114,9 +114,7 @@ class Sealing:
         if not self._writers:
             first, number = self.done, len(self._manifest.stores[0].segments)
             for folder, store, key in zip(self._folders, self._manifest.stores, self._keys, strict=True):
-                self._writers.append(
-                    SegmentWriter(folder, self._manifest, store, key, segment=number, first=first)
-                )
+                self._writers.append(SegmentWriter(folder, self._manifest, store, key, segment=number, first=first))
         for writer, store in zip(self._writers, self._manifest.stores, strict=True):
             writer.append(np.ascontiguousarray(patches_BPChw[:, list(store.positions)]))
         self._in_segment += len(patches_BPChw)

@@ -104,12 +104,8 @@ class SeenBook:
             known = book.get(dataset.hex())
             if known is None or not digests:
                 return
-            if known.labels and (
-                len(digests) < known.labels or digests[known.labels - 1] != known.labels_digest
-            ):
-                raise LabelError(
-                    f"label version {known.labels - 1} was seen before and is missing or replaced"
-                )
+            if known.labels and (len(digests) < known.labels or digests[known.labels - 1] != known.labels_digest):
+                raise LabelError(f"label version {known.labels - 1} was seen before and is missing or replaced")
             if len(digests) > known.labels:
                 known.labels, known.labels_digest = len(digests), digests[-1]
                 self._save(book)

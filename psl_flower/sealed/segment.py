@@ -185,17 +185,13 @@ def scan(
             yield record, digests[k * DIGEST_BYTES : (k + 1) * DIGEST_BYTES]
 
 
-def _explain(
-    header: SegmentHeader, manifest: Manifest, store: StoreEntry, entry: SegmentEntry, where: str
-) -> None:
+def _explain(header: SegmentHeader, manifest: Manifest, store: StoreEntry, entry: SegmentEntry, where: str) -> None:
     if header.dataset != manifest.dataset:
         raise WrongDataset(f"{where} is a segment of another dataset")
     if header.epoch != manifest.epoch:
         raise WrongEpoch(f"{where} is of epoch {header.epoch}, expected {manifest.epoch}")
     if (header.store, header.upper, header.positions) != (store.store, store.upper, store.positions):
-        raise WrongStore(
-            f"{where} is a segment of another store (Upper {header.upper}, expected {store.upper})"
-        )
+        raise WrongStore(f"{where} is a segment of another store (Upper {header.upper}, expected {store.upper})")
     found = (header.generation, header.segment, header.first)
     if found != (entry.generation, entry.segment, entry.first):
         raise WrongSegment(

@@ -43,9 +43,7 @@ def deal(
     if not restorers:
         return ()
     if not 1 <= threshold <= len(restorers) <= _MAX_RESTORERS:
-        raise ConfigError(
-            f"threshold {threshold} does not fit {len(restorers)} restorers (at most {_MAX_RESTORERS})"
-        )
+        raise ConfigError(f"threshold {threshold} does not fit {len(restorers)} restorers (at most {_MAX_RESTORERS})")
     if len(set(restorers.values())) != len(restorers):
         raise ConfigError("two restorers have the same public key: each needs one of their own")
     blocks = [root.reveal()[:_BLOCK], root.reveal()[_BLOCK:]]
@@ -100,15 +98,10 @@ def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
     members = {r.public: member_of(manifest, r.expect(Role.RESTORER).public, r.name) for r in restorers}
     if len(members) < manifest.threshold:
         raise TooFewShares(f"{manifest.threshold} restorers are needed, {len(members)} are here")
-    shares = [
-        (members[r.public].index, _open(manifest, members[r.public], r)) for r in dict.fromkeys(restorers)
-    ]
+    shares = [(members[r.public].index, _open(manifest, members[r.public], r)) for r in dict.fromkeys(restorers)]
     chosen = list(dict(shares).items())[: manifest.threshold]
     root = Secret(
-        b"".join(
-            Shamir.combine([(i, share[s : s + _BLOCK]) for i, share in chosen], ssss=False)
-            for s in (0, _BLOCK)
-        )
+        b"".join(Shamir.combine([(i, share[s : s + _BLOCK]) for i, share in chosen], ssss=False) for s in (0, _BLOCK))
     )
     try:
         check_root(root, manifest)

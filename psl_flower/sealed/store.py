@@ -158,9 +158,7 @@ class _OpenSegment:
     ) -> None:
         if self._slots is None:
             # Four bytes per sample are kept; the pseudonyms themselves are derived again when needed.
-            self._slots = self._ids.order(self._entry.first, self._entry.count, self._header.block)[1].astype(
-                np.int32
-            )
+            self._slots = self._ids.order(self._entry.first, self._entry.count, self._header.block)[1].astype(np.int32)
         samples = samples_B.tolist()
         slots = self._slots[samples_B - self._entry.first].tolist()
         head, length = self._header.num_bytes, self._header.record_bytes

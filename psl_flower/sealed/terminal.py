@@ -122,9 +122,7 @@ def parse_images(texts: Sequence[str], manifest: Manifest) -> list[int]:
     for text in (part.strip() for item in texts for part in item.split(",") if part.strip()):
         split, colon, number = text.rpartition(":")
         if not number.isdecimal():
-            raise ConfigError(
-                f"image {text!r}: expected a number such as 17, or SPLIT:NUMBER such as test:17"
-            )
+            raise ConfigError(f"image {text!r}: expected a number such as 17, or SPLIT:NUMBER such as test:17")
         image = manifest.sample_of(split, int(number)) if colon else int(number)
         manifest.split_of(image)
         images.append(image)

@@ -112,9 +112,7 @@ def check_copy(folder: Folder, signed: SignedManifest) -> None:
     if have > want:
         raise StaleManifest(f"{folder.name} is of generation {have}, newer than the manifest's {want}")
     if have < want:
-        raise MixedGenerations(
-            f"{folder.name} is of generation {have}, the manifest of {want}; send the store anew"
-        )
+        raise MixedGenerations(f"{folder.name} is of generation {have}, the manifest of {want}; send the store anew")
     if copy.digest != signed.digest:
         raise ForkedManifest(f"{folder.name} holds another manifest of generation {have}")
 
@@ -169,9 +167,7 @@ def check_records(
         table.append(listed)
     if equal(merkle.root(leaves), part.records):
         if leaves != table:
-            return [
-                DigestTableDamaged(f"{where}: the digests at the end were changed; the records are whole")
-            ]
+            return [DigestTableDamaged(f"{where}: the digests at the end were changed; the records are whole")]
         return []
     if not equal(merkle.root(table), part.records):
         return [SegmentDamaged(f"{where}: records and digests were changed; get the segment anew")]
@@ -182,16 +178,12 @@ def check_records(
         if len(wrong) == 2:
             return [RecordSwapped(f"{where}: records {wrong[0]} and {wrong[1]} changed places")]
         return [RecordsReordered(f"{where}: {len(wrong)} records changed places, the first is {wrong[0]}")]
-    foreign = _foreign(
-        {leaves[slot] for slot in wrong if comes_from[slot] is None}, folder, manifest, matched
-    )
+    foreign = _foreign({leaves[slot] for slot in wrong if comes_from[slot] is None}, folder, manifest, matched)
     errors: list[StoreError] = [
         _name(slot, comes_from[slot], foreign.get(leaves[slot]), where) for slot in wrong[:_MAX_NAMED]
     ]
     if len(wrong) > _MAX_NAMED:
-        errors.append(
-            RecordDamaged(f"{where}: {len(wrong) - _MAX_NAMED} more records are not what was stored")
-        )
+        errors.append(RecordDamaged(f"{where}: {len(wrong) - _MAX_NAMED} more records are not what was stored"))
     return errors
 
 

@@ -25,9 +25,7 @@ class Mistake:
     confidence: float
 
 
-def mistakes(
-    run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np.int64] | None = None
-) -> list[Mistake]:
+def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np.int64] | None = None) -> list[Mistake]:
     """Return a run's mistakes, the surest first.
 
     Parameters
@@ -55,10 +53,7 @@ def mistakes(
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise RunError(f"{path} is damaged: evaluate the run again") from None
     columns = (sample, label, predicted, confidence, splits)
-    if (
-        any(column.ndim != 1 or len(column) != len(sample) for column in columns)
-        or sample.dtype.kind not in "iu"
-    ):
+    if any(column.ndim != 1 or len(column) != len(sample) for column in columns) or sample.dtype.kind not in "iu":
         raise RunError(f"{path} is damaged: its columns do not fit each other")
     wrong = label != predicted
     if split:

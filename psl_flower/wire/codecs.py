@@ -223,9 +223,7 @@ def _checked(tensor: Tensor) -> Tensor:
 def _check_length(codec: Codec, buffer: Bytes, shape: Sequence[int]) -> None:
     expected, received = codec.nbytes(shape), memoryview(buffer).nbytes
     if received != expected:
-        raise FrameMismatch(
-            f"{codec.name} tensor {tuple(shape)}: expected {expected} bytes, received {received}"
-        )
+        raise FrameMismatch(f"{codec.name} tensor {tuple(shape)}: expected {expected} bytes, received {received}")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

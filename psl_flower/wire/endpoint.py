@@ -85,17 +85,13 @@ class ExchangeEndpoint:
     ) -> None:
         tls_module.check_plaintext(host, encrypted=tls is not None, allow_plaintext=allow_plaintext)
         if advertise is None and _is_wildcard(host):
-            raise ConfigError(
-                f"the exchange endpoint listens on {host}: say which address nodes should connect to"
-            )
+            raise ConfigError(f"the exchange endpoint listens on {host}: say which address nodes should connect to")
         self.host = advertise or host
         self.cert_pem = tls.cert_pem if tls is not None else None
         self._limits = limits or Limits()
         self._handshake_timeout_s = handshake_timeout_s
         self._tickets = TicketBook(run)
-        self._changed = (
-            threading.Condition()
-        )  # guards what follows; re-entrant, so a signal handler may abort
+        self._changed = threading.Condition()  # guards what follows; re-entrant, so a signal handler may abort
         self._workers: dict[int, Worker] = {}
         self._threads: set[Worker] = set()  # also those replaced or failed that have not ended yet
         self._traffic: dict[int, Traffic] = {}
@@ -216,9 +212,7 @@ class ExchangeEndpoint:
             try:
                 upper, outcome = results.get(timeout=max(0.0, deadline - time.monotonic()) + _GRACE_S)
             except queue.Empty:
-                raise PeerLost(
-                    f"an exchange with {len(uppers)} Uppers did not end within {timeout_s:g} s"
-                ) from None
+                raise PeerLost(f"an exchange with {len(uppers)} Uppers did not end within {timeout_s:g} s") from None
             if isinstance(outcome, BaseException):
                 with self._changed:
                     self._check_open()
@@ -314,9 +308,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        raise ConfigError(
-            f"the exchange endpoint cannot listen on {host}:{port}: {error.strerror or error}"
-        ) from None
+        raise ConfigError(f"the exchange endpoint cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 
 def _is_wildcard(host: str) -> bool:

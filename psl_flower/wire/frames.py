@@ -145,9 +145,7 @@ class Header:
     payload_bytes: int
 
 
-def encode_frame(
-    message: Message, tensors: Sequence[Tensor] = (), codec: str = "float32"
-) -> list[memoryview]:
+def encode_frame(message: Message, tensors: Sequence[Tensor] = (), codec: str = "float32") -> list[memoryview]:
     """Return the frame as buffers to be sent in order; large ones share the tensor's memory where they can.
 
     Raises
@@ -191,8 +189,7 @@ def parse_header(header: Bytes, limits: Limits, peer: str) -> Header:
         raise FrameVersionError(f"{peer}: expected a frame of psl-flower ({MAGIC!r}), received {magic!r}")
     if version != VERSION:
         raise FrameVersionError(
-            f"{peer}: expected frame version {VERSION}, received {version}: "
-            "run the same psl-flower on both sides"
+            f"{peer}: expected frame version {VERSION}, received {version}: run the same psl-flower on both sides"
         )
     _check_limit(peer, "metadata", metadata_bytes, limits.metadata_bytes)
     _check_limit(peer, "payload", payload_bytes, limits.payload_bytes)
@@ -224,9 +221,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
     if isinstance(message, Smashed | Step) and expect.step is not None and step != expect.step:
         raise ProtocolError(f"{name}: expected {expect.step}, received {step}")
     if len(envelope.tensors) != num_tensors(message):
-        raise FrameMismatch(
-            f"{name}: expected {num_tensors(message)} tensors, received {len(envelope.tensors)}"
-        )
+        raise FrameMismatch(f"{name}: expected {num_tensors(message)} tensors, received {len(envelope.tensors)}")
     declared_bytes = 0
     for spec in envelope.tensors:
         _check_shape(name, spec.shape)
@@ -237,9 +232,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
             raise FrameMismatch(f"{name}: expected {_described(wanted)}, received {_described(spec)}")
         declared_bytes += get_codec(spec.codec).nbytes(spec.shape)
     if header.payload_bytes != declared_bytes:
-        raise FrameMismatch(
-            f"{name}: expected {declared_bytes} bytes of payload, received {header.payload_bytes}"
-        )
+        raise FrameMismatch(f"{name}: expected {declared_bytes} bytes of payload, received {header.payload_bytes}")
     return envelope
 
 
@@ -287,9 +280,7 @@ def raise_ending(frame: Frame, peer: str) -> None:
         `Abort`: the Lower's reason.
     """
     if isinstance(frame.message, Failed):
-        raise NodeError(
-            f"{peer} failed: {printable(frame.message.kind)}: {printable(frame.message.message, 2000)}"
-        )
+        raise NodeError(f"{peer} failed: {printable(frame.message.kind)}: {printable(frame.message.message, 2000)}")
     if isinstance(frame.message, Abort):
         raise ProtocolError(f"{peer} ended the exchange: {printable(frame.message.reason, 2000)}")
 
@@ -302,9 +293,7 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
     for shape in shapes:
         _check_shape(name, shape)
     try:
-        metadata = _encoder.encode(
-            Envelope(message, tuple(TensorSpec(codec, tuple(shape)) for shape in shapes))
-        )
+        metadata = _encoder.encode(Envelope(message, tuple(TensorSpec(codec, tuple(shape)) for shape in shapes)))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise FrameMismatch(f"{name}: {printable(str(error))}") from None
     _check_limit(name, "metadata", len(metadata), Limits().metadata_bytes)
@@ -320,16 +309,12 @@ def _step_of(message: Message) -> StepId | None:
 
 def _check_limit(peer: str, part: str, size: int, limit: int) -> None:
     if size > limit:
-        raise FrameTooLarge(
-            f"{peer}: {part}: expected at most {limit} bytes, received a declaration of {size}"
-        )
+        raise FrameTooLarge(f"{peer}: {part}: expected at most {limit} bytes, received a declaration of {size}")
 
 
 def _check_shape(name: str, shape: Shape) -> None:
     if len(shape) > MAX_RANK or any(not 0 <= dim <= MAX_DIM for dim in shape):
-        raise FrameTooLarge(
-            f"{name}: expected at most {MAX_RANK} dimensions of 0..{MAX_DIM}, received {shape}"
-        )
+        raise FrameTooLarge(f"{name}: expected at most {MAX_RANK} dimensions of 0..{MAX_DIM}, received {shape}")
     if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
         raise FrameTooLarge(f"{name}: expected at most {MAX_ELEMENTS} elements, received shape {shape}")
 

@@ -107,9 +107,7 @@ class Gate:
         self._let_in = let_in
         self._handshake_timeout_s = handshake_timeout_s
         self._max_pending = max_pending
-        self._guests: dict[
-            _Guest, None
-        ] = {}  # in order of arrival, so in order of deadline but for those refused
+        self._guests: dict[_Guest, None] = {}  # in order of arrival, so in order of deadline but for those refused
         self._closing = False
         self._wake_fd, self._waker_fd = os.pipe()
         self._selector = selectors.DefaultSelector()
@@ -182,9 +180,7 @@ class Gate:
                 yield from connection.handshake()
                 frame = yield from connection.receiving(Expectation(Hello))
             if not isinstance(frame.message, Hello):
-                raise ProtocolError(
-                    f"{connection.peer}: expected Hello, received {type(frame.message).__name__}"
-                )
+                raise ProtocolError(f"{connection.peer}: expected Hello, received {type(frame.message).__name__}")
             self._tickets.redeem(frame.message)
             return frame.message
         except PslError as error:

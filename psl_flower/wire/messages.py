@@ -68,9 +68,7 @@ class Plan(_Record, frozen=True):
         """Refuse numbers that are not finite or below 0, and a ragged list of samples."""
         _check_finite(lr=self.lr)
         if len(self.samples) % 8 or len(self.samples) > 8 * MAX_SAMPLES:
-            raise ValueError(
-                f"samples: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(self.samples)} bytes"
-            )
+            raise ValueError(f"samples: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(self.samples)} bytes")
 
     @property
     def num_samples(self) -> int:
@@ -198,9 +196,7 @@ class Envelope(_Record, frozen=True):
 
 def num_tensors(message: Message) -> int:
     """Return how many tensors come with `message`: 1 for `Smashed` and for a `Step` with a gradient."""
-    return int(
-        isinstance(message, Smashed) or (isinstance(message, Step) and message.gradient_of is not None)
-    )
+    return int(isinstance(message, Smashed) or (isinstance(message, Step) and message.gradient_of is not None))
 
 
 def name_of(kinds: Sequence[type[Any]]) -> str:

@@ -36,9 +36,7 @@ class TicketBook:
         self._lock = threading.Lock()
         self._tickets: dict[int, Ticket] = {}
 
-    def issue(
-        self, upper: int, node: int, positions: Sequence[int], num_samples: int | None, dataset: str
-    ) -> bytes:
+    def issue(self, upper: int, node: int, positions: Sequence[int], num_samples: int | None, dataset: str) -> bytes:
         """Return the token, 32 random bytes, of a new ticket; an earlier ticket of this Upper is void."""
         ticket = Ticket(upper, node, tuple(positions), num_samples, dataset, secrets.token_bytes(TOKEN_BYTES))
         with self._lock:

@@ -73,9 +73,7 @@ def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Id
     certificate = builder.sign(key, hashes.SHA256())
     return Identity(
         certificate.public_bytes(serialization.Encoding.PEM).decode(),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 

@@ -111,15 +111,11 @@ class Worker(threading.Thread):
             outcome = self._exchange(job)
         except Interrupted:
             outcome = error = ProtocolError(f"{self.name_of_peer}: {self._end_reason}")
-        except (
-            Exception
-        ) as failure:  # also a defect of ours: the caller must learn of it, or it would wait in vain
+        except Exception as failure:  # also a defect of ours: the caller must learn of it, or it would wait in vain
             outcome = error = failure
         if error is not None:
             self._leave()  # first, so that who learns of the failure does not find this worker connected
-        self._count(
-            self.upper, self._connection.bytes_received - received, self._connection.bytes_sent - sent
-        )
+        self._count(self.upper, self._connection.bytes_received - received, self._connection.bytes_sent - sent)
         job.results.put((self.upper, outcome))
         return error
 
@@ -158,9 +154,7 @@ class Worker(threading.Thread):
             while True:
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    lost = PeerLost(
-                        f"{self.name_of_peer} is not connected any more: {self._end_reason or error}"
-                    )
+                    lost = PeerLost(f"{self.name_of_peer} is not connected any more: {self._end_reason or error}")
                     job.results.put((self.upper, lost))
         os.close(self._wake_fd)
         os.close(self._waker_fd)

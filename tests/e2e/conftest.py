@@ -17,12 +17,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import store_request
 from psl_flower.engine.monolith import Monolith
 from psl_flower.runs import RunFolder
 from psl_flower.stores.opening import open_store
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from psl_flower.runs import RunFolder
 from tests.e2e.conftest import TINY, Place, differing, model, oracle, wait_until
 

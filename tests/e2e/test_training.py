@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.e2e.conftest import ROOT, TINY, Place, differing, last_json, model, oracle
 
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
@@ -109,5 +110,9 @@ def test_a_folder_of_images_by_class(place: Place, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     manifest = place.run("pictures").read_manifest()
-    assert (manifest.image_size, manifest.patch_size, manifest.class_names) == ((24, 36), (12, 18), ("ant", "bee", "cat"))
+    assert (manifest.image_size, manifest.patch_size, manifest.class_names) == (
+        (24, 36),
+        (12, 18),
+        ("ant", "bee", "cat"),
+    )
     assert differing(model(place.run("pictures")), oracle(place.run("pictures"), 2)) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from psl_flower.engine import lower as lower_module
 from psl_flower.engine.exchange import Up, down_of, up_of
@@ -104,11 +104,11 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
         images = ((grid.merge(patches).float() / 255 - manifest.mean[0]) / manifest.std[0]).double()
         y = torch.from_numpy(stores.labels[samples])
         smashed = net.smash(images)
-        loss = F.cross_entropy(net.join(smashed), y)
+        loss = cross_entropy(net.join(smashed), y)
         if alpha:
             logits = adaptation(smashed.flatten(0, 1)).unflatten(0, (len(samples), 4))
             for m in range(2):
-                of_upper = [F.cross_entropy(logits[:, p], y) for p in range(4) if net.assignment[p] == m]
+                of_upper = [cross_entropy(logits[:, p], y) for p in range(4) if net.assignment[p] == m]
                 loss = loss + alpha * sum(of_upper) / (4 / 2)
         optimizer.zero_grad()
         loss.backward()

@@ -172,9 +172,7 @@ def test_what_was_reported_as_done_survives_a_power_cut(people: World, tmp_path:
     durably(lambda disk: LabelBook(world.out, disk).relabel(manifest, world.restorers[0], [(1, 2)], "why"))
     assert LabelBook(world.out).read(manifest, world.lower).labels_N[1] == 2
     log = AuditLog(world.out / "audit.log")
-    durably(
-        lambda disk: AuditLog(log.path, disk).append(world.signed, world.restorers[:2], "restore", [0], "")
-    )
+    durably(lambda disk: AuditLog(log.path, disk).append(world.signed, world.restorers[:2], "restore", [0], ""))
     assert len(log.read(manifest)) == 1
     durably(lambda disk: rotate(world.out, world.owner, world.places, Changes(), disk=disk))
     assert world.signed.manifest.epoch == 2

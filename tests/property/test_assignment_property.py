@@ -31,6 +31,16 @@ def test_complete_and_balanced(problem, method):
     assert all(type(m) is int for m in assignment)
 
 
+def test_scatter_keeps_neighbours_at_least_as_far_apart_on_every_small_grid():
+    sizes = [(rows, cols) for rows in range(1, 6) for cols in range(rows, 6)]
+    assert (3, 3) in sizes
+    for size in sizes:
+        grid = PatchGrid(image_size=size, patch_size=(1, 1), stride=(1, 1))
+        for uppers in range(1, grid.num_patches + 1):
+            scattered, simple = assign(grid, uppers), assign(grid, uppers, "round-robin")
+            assert min_distance(grid, scattered) >= min_distance(grid, simple), (size, uppers)
+
+
 @many
 @given(problems())
 def test_scatter_keeps_neighbours_at_least_as_far_apart(problem):

@@ -68,9 +68,7 @@ def test_any_bit_pattern_of_a_float_codec_comes_back_bit_equal(
     dtype = FLOATS[codec]
     num_bytes = dtype.itemsize * torch.Size(shape).numel()
     pattern = bytearray(data.draw(st.binary(min_size=num_bytes, max_size=num_bytes)))
-    tensor = (
-        torch.frombuffer(pattern, dtype=dtype).view(shape) if pattern else torch.empty(shape, dtype=dtype)
-    )
+    tensor = torch.frombuffer(pattern, dtype=dtype).view(shape) if pattern else torch.empty(shape, dtype=dtype)
     raw = b"".join(encode_frame(Smashed(identity), [tensor], codec))
     back = decode_frame(raw, Expectation(Smashed, codec, shape, identity, dtype)).tensor
     assert back.shape == shape
@@ -82,9 +80,7 @@ def test_any_bit_pattern_of_a_float_codec_comes_back_bit_equal(
 def test_what_arrives_is_what_the_reference_computes(shape: tuple[int, ...], seed: int, codec: str) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 10 ** (seed % 9 - 4)
     raw = b"".join(encode_frame(Smashed(StepId(0, 0)), [tensor], codec))
-    assert torch.equal(
-        decode_frame(raw, Expectation(Smashed, codec, shape)).tensor, wire_roundtrip(tensor, codec)
-    )
+    assert torch.equal(decode_frame(raw, Expectation(Smashed, codec, shape)).tensor, wire_roundtrip(tensor, codec))
 
 
 @given(st.binary(max_size=300))

@@ -57,15 +57,11 @@ def test_images_come_back_bit_for_bit(
     source = ArraySource(train, test, (size[0], size[1], channels), seed=seed)
     num_nodes = min(num_nodes, tiles[0] * tiles[1])
     with tempfile.TemporaryDirectory() as folder:
-        world = World(
-            Path(folder) / "out", PEOPLE.owner, PEOPLE.lower, PEOPLE.nodes[:num_nodes], PEOPLE.restorers
-        )
+        world = World(Path(folder) / "out", PEOPLE.owner, PEOPLE.lower, PEOPLE.nodes[:num_nodes], PEOPLE.restorers)
         world.seal(source, world.plan(patch, stride))
         log = AuditLog(world.out / "audit.log")
         images = list(range(train + test))[::-1]
-        found = np.concatenate(
-            list(restore(world.signed, world.places, world.restorers[:2], images, why="", log=log))
-        )
+        found = np.concatenate(list(restore(world.signed, world.places, world.restorers[:2], images, why="", log=log)))
         assert (found == source.all_NCHW[::-1]).all()
         assert verify(world.places, world.signed).ok
         labels = LabelBook(world.out).read(world.signed.manifest, world.lower)

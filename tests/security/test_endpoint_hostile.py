@@ -84,9 +84,7 @@ def honest_exchange(endpoint: ExchangeEndpoint) -> None:
         assert isinstance(stream.receive(Expectation(Step), timeout_s=5).message, Step)
 
 
-def header(
-    metadata_bytes: int = 0, payload_bytes: int = 0, version: int = 1, magic: bytes = b"PSLF"
-) -> bytes:
+def header(metadata_bytes: int = 0, payload_bytes: int = 0, version: int = 1, magic: bytes = b"PSLF") -> bytes:
     return struct.pack("<4sIIQ", magic, version, metadata_bytes, payload_bytes)
 
 
@@ -227,9 +225,7 @@ def test_an_upper_that_turns_hostile(endpoint: ExchangeEndpoint, kind: str) -> N
 
 
 def test_a_declared_tensor_is_not_allocated_before_it_is_checked(endpoint: ExchangeEndpoint) -> None:
-    large = encode_frame(Smashed(ID), [torch.zeros(2**24)])[
-        0
-    ]  # 64 MiB declared, within the limits, never sent
+    large = encode_frame(Smashed(ID), [torch.zeros(2**24)])[0]  # 64 MiB declared, within the limits, never sent
     with dial(endpoint) as sock:
         sock.sendall(joined(hello_for(endpoint)) + bytes(large))
         endpoint.wait_for([0], timeout_s=5)
@@ -248,9 +244,7 @@ def test_200_silent_connections_keep_nobody_out(encrypted: bool, caplog: pytest.
     identity = ephemeral_identity(["127.0.0.1"]) if encrypted else None
     # The deadline is far away: only the bound on pending connections can make room.
     with (
-        ExchangeEndpoint(
-            "127.0.0.1", run=RUN, tls=identity, handshake_timeout_s=60, max_pending=16
-        ) as endpoint,
+        ExchangeEndpoint("127.0.0.1", run=RUN, tls=identity, handshake_timeout_s=60, max_pending=16) as endpoint,
         ExitStack() as stack,
         caplog.at_level(logging.WARNING),
     ):

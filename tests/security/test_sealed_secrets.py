@@ -137,9 +137,7 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             keyfile.load(path, lambda _: "correct horse")
 
 
-@pytest.mark.parametrize(
-    "settings", ["memory-kib=99999999 passes=3 lanes=1", "memory-kib=64 passes=999 lanes=1"]
-)
+@pytest.mark.parametrize("settings", ["memory-kib=99999999 passes=3 lanes=1", "memory-kib=64 passes=999 lanes=1"])
 def test_a_key_file_cannot_ask_for_too_much(tmp_path: Path, settings: str) -> None:
     identity = Identity.generate(Role.OWNER, "o")
     path = tmp_path / "o.key"

@@ -134,9 +134,7 @@ def test_every_truncation_and_extension_of_a_segment(world: World) -> None:
         (lambda data: swap(data, 0, 3), ["RecordSwapped"]),
         (lambda data: swap(swap(data, 0, 1), 1, 2), ["RecordsReordered"]),
         (
-            lambda data: (
-                data[: HEADER + RECORD] + data[HEADER : HEADER + RECORD] + data[HEADER + 2 * RECORD :]
-            ),
+            lambda data: data[: HEADER + RECORD] + data[HEADER : HEADER + RECORD] + data[HEADER + 2 * RECORD :],
             ["RecordDuplicated"],
         ),
         (lambda data: data[:HEADER] + bytes(RECORD) + data[HEADER + RECORD : -1] + b"\0", ["SegmentDamaged"]),
@@ -153,9 +151,7 @@ def test_moved_records_with_their_digests(world: World) -> None:
     """Whoever moves the digests along leaves a root that was not signed."""
     path = world.place(0) / SEGMENT
     data = swap(path.read_bytes(), 0, 1)
-    path.write_bytes(
-        data[:TABLE] + data[TABLE + 32 : TABLE + 64] + data[TABLE : TABLE + 32] + data[TABLE + 64 :]
-    )
+    path.write_bytes(data[:TABLE] + data[TABLE + 32 : TABLE + 64] + data[TABLE : TABLE + 32] + data[TABLE + 64 :])
     assert problems(world) == ["SegmentDamaged"]
     reader_refuses(world)
 
@@ -412,9 +408,7 @@ def test_a_foreign_node_key_cannot_unwrap(world: World) -> None:
     stranger = Identity.generate(Role.NODE, "stranger")
     manifest = world.signed.manifest
     entry = msgspec.structs.replace(manifest.stores[0], node=str(stranger.public))
-    forged = manifests.sign(
-        msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner
-    )
+    forged = manifests.sign(msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner)
     with pytest.raises(errors.WrongNodeKey):
         SealedStore.open(world.place(0), stranger, manifest=forged)
 
@@ -422,9 +416,7 @@ def test_a_foreign_node_key_cannot_unwrap(world: World) -> None:
 def test_a_wrong_data_key_is_known_before_it_is_used(world: World) -> None:
     manifest = world.signed.manifest
     entry = msgspec.structs.replace(manifest.stores[0], key_commitment=bytes(32))
-    forged = manifests.sign(
-        msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner
-    )
+    forged = manifests.sign(msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner)
     with pytest.raises(errors.KeyMismatch):
         SealedStore.open(world.place(0), world.nodes[0], manifest=forged)
 
@@ -488,9 +480,7 @@ def test_low_order_x25519_points(world: World, point: bytes) -> None:
     # As the encapsulated key of a box it opens nothing either.
     entry = world.signed.manifest.stores[0]
     forged = msgspec.structs.replace(entry, key_for_node=point + entry.key_for_node[32:])
-    manifest = msgspec.structs.replace(
-        world.signed.manifest, stores=(forged, world.signed.manifest.stores[1])
-    )
+    manifest = msgspec.structs.replace(world.signed.manifest, stores=(forged, world.signed.manifest.stores[1]))
     with pytest.raises(errors.WrongNodeKey):
         SealedStore.open(world.place(0), world.nodes[0], manifest=manifests.sign(manifest, world.owner))
 
@@ -541,9 +531,7 @@ def test_remote_restoration(world: World, tmp_path: Path) -> None:
     ):
         with pytest.raises(error):
             remote.open_answers(wrong, request, signed, alice)
-    forged = envelope.sign(
-        remote.ANSWER, envelope.parse(remote.ANSWER, answers[0], "").payload, [world.nodes[1]]
-    )
+    forged = envelope.sign(remote.ANSWER, envelope.parse(remote.ANSWER, answers[0], "").payload, [world.nodes[1]])
     with pytest.raises(errors.SignatureInvalid):
         remote.open_answers([forged, answers[1]], request, signed, alice)
 

@@ -109,11 +109,11 @@ def test_what_nothing_could_go_on_from_is_not_saved(value, tmp_path):
 
 
 def test_a_missing_file_is_an_error_of_ours(tmp_path):
-    with pytest.raises(RunError, match="none.pt: cannot be read"):
+    with pytest.raises(RunError, match=r"none\.pt: cannot be read"):
         load_state(tmp_path / "none.pt")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write: .*free some space or choose another workspace"):
+    with pytest.raises(RunError, match=r"cannot write: .*free some space or choose another workspace"):
         Checkpoints(tmp_path / "file" / "folder").save(1, state(1))

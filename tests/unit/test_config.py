@@ -143,7 +143,12 @@ def test_every_bounded_setting_is_tried_above():
     assert set(RunConfig().to_mapping()) == tried | free
 
 
-STEMS = [("auto", (32, 95), "cifar"), ("auto", (96, 32), "imagenet"), ("cifar", (224, 224), "cifar"), ("imagenet", (8, 8), "imagenet")]
+STEMS = [
+    ("auto", (32, 95), "cifar"),
+    ("auto", (96, 32), "imagenet"),
+    ("cifar", (224, 224), "cifar"),
+    ("imagenet", (8, 8), "imagenet"),
+]
 
 
 @pytest.mark.parametrize(("stem", "image", "expected"), STEMS)

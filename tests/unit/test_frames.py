@@ -54,8 +54,7 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
 }
 GOLDEN_HEX = {
     "welcome": (
-        "50534c460100000020000000000000000000000082a76d65737361676581a474797065a777656c636f6d65a774656e73"
-        "6f727390"
+        "50534c460100000020000000000000000000000082a76d65737361676581a474797065a777656c636f6d65a774656e736f727390"
     ),
     "step": (
         "50534c4601000000c20000000a0000000000000082a76d65737361676584a474797065a473746570ab6772616469656e"
@@ -73,8 +72,7 @@ GOLDEN_HEX = {
         "a3776879a774656e736f727390"
     ),
     "finish": (
-        "50534c46010000001f000000000000000000000082a76d65737361676581a474797065a666696e697368a774656e736f"
-        "727390"
+        "50534c46010000001f000000000000000000000082a76d65737361676581a474797065a666696e697368a774656e736f727390"
     ),
     "hello": (
         "50534c46010000008c000000000000000000000082a76d65737361676588a474797065a568656c6c6fa372756ea37275"
@@ -231,9 +229,7 @@ def test_another_message_or_step_is_out_of_order() -> None:
 @pytest.mark.parametrize(
     ("message", "tensors"), [(Smashed(ID), []), (Saved(1), [ONE]), (Step(), [ONE]), (Step(ID), [])]
 )
-def test_the_number_of_tensors_follows_from_the_message(
-    message: Message, tensors: list[torch.Tensor]
-) -> None:
+def test_the_number_of_tensors_follows_from_the_message(message: Message, tensors: list[torch.Tensor]) -> None:
     with pytest.raises(ProtocolError, match="tensors"):
         encode_frame(message, tensors)
     with pytest.raises(ProtocolError, match="tensor"):
@@ -243,9 +239,7 @@ def test_the_number_of_tensors_follows_from_the_message(
 def test_a_tensor_in_the_wrong_message_is_refused_on_arrival() -> None:
     spec = [{"codec": "float32", "shape": [1]}]
     with pytest.raises(FrameMismatch, match="expected 0 tensors, received 1"):
-        decode_frame(
-            raw({"message": {"type": "saved", "step": 1}, "tensors": spec}, bytes(4)), Expectation(Saved)
-        )
+        decode_frame(raw({"message": {"type": "saved", "step": 1}, "tensors": spec}, bytes(4)), Expectation(Saved))
 
 
 @pytest.mark.parametrize(

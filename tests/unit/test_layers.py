@@ -51,5 +51,7 @@ def test_imports_stay_within_their_layer(path):
 def test_flower_is_not_loaded_by_the_core():
     code = "import sys, psl_flower.engine.build, psl_flower.engine.streams, psl_flower.engine.rounds; "
     code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'flwr', 'ray', 'strategies', 'server'}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "[]"

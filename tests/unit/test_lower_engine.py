@@ -1,5 +1,7 @@
 """The Lower's engine: positions joined in order, gradients parted in order, the update held back until asked for."""
 
+import copy
+
 import pytest
 import torch
 
@@ -83,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops(value):
     before = made.lower.weight.detach().clone()
     spoilt = smashed()
     spoilt[1][0, 0] = value
-    with pytest.raises(TrainingError, match=r"step 0: the loss is nan; the last checkpoint is kept\. Resume from it with a lower lr"):
+    with pytest.raises(TrainingError, match=r"step 0: the loss is nan; the last checkpoint is kept\. Resume from it"):
         made.train_step(spoilt, Y, None, lr=0.1)
     made.update()
     assert torch.equal(made.lower.weight, before)
@@ -96,7 +98,7 @@ def test_a_state_comes_back_with_its_momentum():
         made.train_step(smashed(), Y, None, lr=0.01)
         made.update()
     other.train_step(smashed(), Y, None, lr=0.5)
-    other.restore(made.state())
+    other.restore(copy.deepcopy(made.state()))
     # The update that was open belonged to the state before.
     other.update()
     assert other.step == 2

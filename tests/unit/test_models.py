@@ -7,19 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
+from psl_flower.architectures import BACKBONES, CUTS, STEMS, smashed_channels
+from psl_flower.architectures import BACKBONES, CUTS, STEMS, smashed_channels
 from psl_flower.errors import ConfigError
-from psl_flower.models import (
-    BACKBONES,
-    CUTS,
-    STEMS,
-    AdaptationNet,
-    Lower,
-    PatchSplitNet,
-    Upper,
-    reset_parameters,
-    smashed_channels,
-    smashed_size,
-)
+from psl_flower.models import AdaptationNet, Lower, PatchSplitNet, Upper, reset_parameters, smashed_size
 from psl_flower.patches import PatchGrid
 
 GRID = PatchGrid(image_size=(16, 24), patch_size=(8, 12), stride=(8, 12))
@@ -71,9 +62,13 @@ def test_names_and_shapes_are_torchvisions(backbone, cut, stem):
     assert upper.training
 
 
-@pytest.mark.parametrize(("backbone", "cut", "stem"), [("resnet18", "layer1", "cifar"), ("resnet50", "layer2", "imagenet")])
+COMPARED = [("resnet18", "layer1", "cifar"), ("resnet50", "layer2", "imagenet")]
+
+
+@pytest.mark.parametrize(("backbone", "cut", "stem"), COMPARED)
 def test_one_patch_is_torchvisions_network(backbone, cut, stem):
     """In float64, to 1e-9: the same operations, in another memory order."""
+    assert COMPARED
     torch.manual_seed(0)
     whole = resnet(backbone, stem).double()
     net = PatchSplitNet(grid=WHOLE, num_uppers=1, num_classes=10, backbone=backbone, cut=cut, stem=stem).double()
@@ -145,6 +140,17 @@ def test_a_seed_leaves_torchs_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_a_seed_decides_every_weight():
+    layers = [nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2)) for _ in range(2)]
+    for made in layers:
+        with torch.no_grad():
+            layers[1][1].weight.add_(1)
+        reset_parameters(made, seed=4)
+    first, second = (made.state_dict() for made in layers)
+    assert len(first) == 9
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_initial_weights_are_torchvisions_kind():
     net = PatchSplitNet(grid=GRID, num_uppers=1, num_classes=3, seed=0)
     weight = net.lower.layer4[1].conv2.weight
@@ -155,7 +161,12 @@ def test_initial_weights_are_torchvisions_kind():
 
 
 # patch, classes, channels at the cut -> input features of the first layer: channels * ceil(h/2) * ceil(w/2).
-ADAPTATION = [((16, 16), 10, 64, 64 * 8 * 8), ((8, 8), 3, 64, 64 * 4 * 4), ((7, 5), 2, 256, 256 * 4 * 3), ((1, 1), 4, 64, 64)]
+ADAPTATION = [
+    ((16, 16), 10, 64, 64 * 8 * 8),
+    ((8, 8), 3, 64, 64 * 4 * 4),
+    ((7, 5), 2, 256, 256 * 4 * 3),
+    ((1, 1), 4, 64, 64),
+]
 
 
 @pytest.mark.parametrize(("patch", "classes", "channels", "features"), ADAPTATION)

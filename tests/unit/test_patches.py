@@ -82,7 +82,9 @@ def test_merge_gives_overlaps_to_the_higher_number():
 
 def test_tile_keeps_whole_maps_and_mirrors_the_grid_of_flipped_samples():
     # One channel, maps of 1x2: position p holds [10p, 10p + 1].
-    features = torch.tensor([[10 * p, 10 * p + 1] for p in range(4)]).float().reshape(1, 4, 1, 1, 2).repeat(2, 1, 1, 1, 1)
+    features = (
+        torch.tensor([[10 * p, 10 * p + 1] for p in range(4)]).float().reshape(1, 4, 1, 1, 2).repeat(2, 1, 1, 1, 1)
+    )
     made = grid((2, 2), (1, 1))
     tiled = made.tile(features, torch.tensor([False, True]))
     assert tiled[0, 0].tolist() == [[0, 1, 10, 11], [20, 21, 30, 31]]
@@ -119,7 +121,10 @@ REFUSED = [
     ((4, (2, 2), (2, 2)), r"image_size: expected two whole numbers \(height, width\), got 4"),
     (((4, 4, 3), (2, 2), (2, 2)), "expected two whole numbers"),
     (((4, 4), (2, 2), (2, 2), "crop"), 'fit: expected "exact" or "pad", got \'crop\''),
-    (((32, 32), (12, 12), (12, 12)), r"nearest that do: patch 12x12 with stride 10x10; patch and stride 16x16; images of 36x36;"),
+    (
+        ((32, 32), (12, 12), (12, 12)),
+        "nearest that do: patch 12x12 with stride 10x10; patch and stride 16x16; images of 36x36",
+    ),
     (((32, 30), (16, 16), (16, 16)), r'pad the image \(fit="pad"\)'),
 ]
 
@@ -131,7 +136,11 @@ def test_what_does_not_fit_is_refused(arguments, message):
 
 
 def test_the_alternatives_offered_do_fit():
-    for image, patch, stride in [((32, 32), (12, 12), (12, 12)), ((30, 20), (16, 16), (8, 8)), ((7, 11), (3, 4), (2, 3))]:
+    for image, patch, stride in [
+        ((32, 32), (12, 12), (12, 12)),
+        ((30, 20), (16, 16), (8, 8)),
+        ((7, 11), (3, 4), (2, 3)),
+    ]:
         with pytest.raises(GridError) as caught:
             grid(image, patch, stride)
         _, _, strides, patches, images, _ = str(caught.value).replace(":", ";").split(";")

@@ -27,13 +27,16 @@ def test_names(tmp_path):
 
 
 def test_a_name_is_taken_once(run, tmp_path):
-    with pytest.raises(RunError, match='there is a run of this name already; choose another run-name, or continue it with resume="first"'):
+    with pytest.raises(
+        RunError,
+        match='of this name already; choose another run-name, or continue it with resume="first"',
+    ):
         create_run(tmp_path, "first", "digits")
 
 
 def test_an_unusable_workspace(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot make the run's folder: .*; set workspace"):
+    with pytest.raises(RunError, match=r"cannot make the run's folder: .*; set workspace"):
         create_run(tmp_path / "file", "x", "digits")
 
 
@@ -51,7 +54,7 @@ def test_settings_come_back(run):
     assert run.read_config() == RunConfig(lr=0.25)
 
 
-DAMAGED = ["lr = ", "lr = -1.0", "unknown-key = 1", "lr = \"0.1\""]
+DAMAGED = ["lr = ", "lr = -1.0", "unknown-key = 1", 'lr = "0.1"']
 
 
 @pytest.mark.parametrize("text", DAMAGED)

@@ -24,9 +24,7 @@ from tests.vectors.make_sealed_vectors import PASSPHRASE, values
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sealed-v1"
 EXPECTED = json.loads((VECTORS / "expected.json").read_text())
-IMAGES = np.stack([np.frombuffer(base64.b64decode(text), np.uint8) for text in EXPECTED["images"]]).reshape(
-    -1, 3, 4, 6
-)
+IMAGES = np.stack([np.frombuffer(base64.b64decode(text), np.uint8) for text in EXPECTED["images"]]).reshape(-1, 3, 4, 6)
 
 
 @pytest.fixture
@@ -56,10 +54,7 @@ def test_this_program_reads_the_frozen_files(frozen: Path) -> None:
     found = np.concatenate(list(restore(signed, places, people, range(27), why="", log=log)))
     assert (found == IMAGES).all()
     for name in ("lower", "bob", "owner"):
-        assert (
-            LabelBook(frozen).read(signed.manifest, identity(frozen, name)).labels_N.tolist()
-            == EXPECTED["labels"]
-        )
+        assert LabelBook(frozen).read(signed.manifest, identity(frozen, name)).labels_N.tolist() == EXPECTED["labels"]
     receive(frozen / "node-000.pslbundle", identity(frozen, "node0"), frozen / "new", owner=signed.owner)
     store = SealedStore.open(frozen / "new", identity(frozen, "node0"))
     positions = list(store.meta.positions)
@@ -95,9 +90,7 @@ def test_a_second_reader_restores_and_reads_labels_bundle_and_log() -> None:
         assert second.key_under_root(manifest, entry, root) == second.key_as_node(manifest, entry, private)
     lower = second.secret_of(keys / "lower.key")[1]
     assert second.labels_of(VECTORS, manifest, manifest["lower"], lower) == EXPECTED["labels"]
-    files = second.bundle_of(
-        (VECTORS / "node-000.pslbundle").read_bytes(), second.secret_of(keys / "node0.key")[1]
-    )
+    files = second.bundle_of((VECTORS / "node-000.pslbundle").read_bytes(), second.secret_of(keys / "node0.key")[1])
     assert files == {path.name: path.read_bytes() for path in (VECTORS / "store-000").iterdir()}
     assert [entry["images"] for entry in second.audit_of(VECTORS, manifest)] == [[5, 24]]
 

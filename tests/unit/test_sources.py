@@ -176,9 +176,7 @@ def test_options_out_of_range(options):
 
 
 def test_train_and_test_folders(tmp_path):
-    name = image_folder(
-        tmp_path / "set", {"train/dog": 2, "train/cat": 1, "test/cat": 1, "test/dog": 1, "notes/x": 1}
-    )
+    name = image_folder(tmp_path / "set", {"train/dog": 2, "train/cat": 1, "test/cat": 1, "test/dog": 1, "notes/x": 1})
     source = open_dataset(name)
     assert source.class_names == ("cat", "dog")
     assert levels(source, "train") == [(10, 0), (0, 1), (1, 1)]
@@ -186,9 +184,7 @@ def test_train_and_test_folders(tmp_path):
 
 
 def test_val_folder_serves_as_test(tmp_path):
-    source = open_dataset(
-        image_folder(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
-    )
+    source = open_dataset(image_folder(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}))
     assert (source.num_samples("train"), source.num_samples("test")) == (4, 2)
 
 
@@ -368,9 +364,7 @@ def test_unreachable_hub_is_said_within_seconds(datasets, monkeypatch):
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     began = time.monotonic()
-    with pytest.raises(
-        DatasetNotFound, match=r"no such folder .*hub \(http://127\.0\.0\.1:9\) could not be reached"
-    ):
+    with pytest.raises(DatasetNotFound, match=r"no such folder .*hub \(http://127\.0\.0\.1:9\) could not be reached"):
         open_dataset("psl-flower/no-such-dataset")
     assert time.monotonic() - began < 8
     assert not datasets.config.HF_HUB_OFFLINE, "the library is left as it was"
@@ -475,9 +469,7 @@ def test_channels_must_agree_across_splits(tmp_path):
     (tmp_path / "set" / "test" / "dog" / "0.png").write_bytes(encode(np.zeros((6, 8), np.uint8)))
     source = open_dataset(name)
     assert len(list(source.samples("train"))) == 4
-    with pytest.raises(
-        DataError, match="image 1 of split 'test' has 1 channel, image 0 of split 'train' has 3"
-    ):
+    with pytest.raises(DataError, match="image 1 of split 'test' has 1 channel, image 0 of split 'train' has 3"):
         list(source.samples("test"))
 
 

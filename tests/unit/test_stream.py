@@ -44,15 +44,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def hello_for(endpoint: ExchangeEndpoint, upper: int) -> Hello:
     node = 100 + upper
-    return Hello(
-        RUN, node, upper, (upper,), 50, "data", endpoint.issue_ticket(upper, node, (upper,), 50, "data")
-    )
+    return Hello(RUN, node, upper, (upper,), 50, "data", endpoint.issue_ticket(upper, node, (upper,), 50, "data"))
 
 
 def join(endpoint: ExchangeEndpoint, upper: int) -> UpperStream:
-    return connect(
-        endpoint.host, endpoint.port, hello_for(endpoint, upper), cafile_pem=endpoint.cert_pem, timeout_s=5
-    )
+    return connect(endpoint.host, endpoint.port, hello_for(endpoint, upper), cafile_pem=endpoint.cert_pem, timeout_s=5)
 
 
 def serve(stream: UpperStream) -> int:
@@ -61,9 +57,7 @@ def serve(stream: UpperStream) -> int:
     steps = 0
     with stream:
         while True:
-            expect = (
-                Expectation((Step, Finish), "float32", SHAPE, last) if last else Expectation((Step, Finish))
-            )
+            expect = Expectation((Step, Finish), "float32", SHAPE, last) if last else Expectation((Step, Finish))
             turn = stream.receive(expect, timeout_s=10)
             if isinstance(turn.message, Finish):
                 return steps
@@ -92,9 +86,7 @@ def start(pool: ThreadPoolExecutor, endpoint: ExchangeEndpoint, uppers: range) -
     return futures
 
 
-def test_steps_with_several_uppers_save_and_finish(
-    endpoint: ExchangeEndpoint, pool: ThreadPoolExecutor
-) -> None:
+def test_steps_with_several_uppers_save_and_finish(endpoint: ExchangeEndpoint, pool: ThreadPoolExecutor) -> None:
     uppers = range(3)
     futures = start(pool, endpoint, uppers)
     assert endpoint.connected == set(uppers)
@@ -119,9 +111,7 @@ def test_steps_with_several_uppers_save_and_finish(
     assert endpoint.traffic[0].bytes_up == sum(frame.nbytes for frame in [*received, Frame(Saved(2))])
 
 
-def test_both_ends_count_the_same_bytes_of_a_large_tensor(
-    endpoint: ExchangeEndpoint, pool: ThreadPoolExecutor
-) -> None:
+def test_both_ends_count_the_same_bytes_of_a_large_tensor(endpoint: ExchangeEndpoint, pool: ThreadPoolExecutor) -> None:
     shape = (4, 1, 64, 64, 64)  # larger than any socket buffer: partial sends and receives
     tensor = torch.randn(shape)
 
@@ -143,9 +133,7 @@ def test_no_thread_is_created_per_step(endpoint: ExchangeEndpoint, pool: ThreadP
     start(pool, endpoint, range(2))
     before = set(threading.enumerate())
     for _ in range(3):
-        endpoint.exchange(
-            {m: Frame(Step()) for m in range(2)}, {m: Expectation(Saved) for m in range(2)}, timeout_s=10
-        )
+        endpoint.exchange({m: Frame(Step()) for m in range(2)}, {m: Expectation(Saved) for m in range(2)}, timeout_s=10)
     assert set(threading.enumerate()) == before
     endpoint.exchange({m: Frame(Finish()) for m in range(2)}, {}, timeout_s=10)
 
@@ -314,9 +302,7 @@ def test_plaintext_stays_on_this_machine() -> None:
         ExchangeEndpoint("0.0.0.0", run=RUN, allow_plaintext=True)
     with ExchangeEndpoint("0.0.0.0", run=RUN, allow_plaintext=True, advertise="127.0.0.1") as made:
         join(made, 0).close()
-    loopback = {
-        host: is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")
-    }
+    loopback = {host: is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")}
     assert [host for host, near in loopback.items() if near] == ["127.0.0.9", "::1", "localhost"]
 
 

@@ -15,7 +15,7 @@ from tests.engines import Federation, differences, prefixed, settings
 @pytest.fixture
 def parts(stores_for, tmp_path):
     config = settings(uppers=2, cut="stem", shift=0, flip=False, weight_decay=0.0)
-    return Federation(config, stores_for(config), tmp_path)
+    return Federation(config, stores_for(config), tmp_path, small=True)
 
 
 @pytest.fixture
@@ -91,15 +91,22 @@ def test_the_checkpoint_is_of_after_the_gradient_and_before_the_plan(engine, par
 
 
 GRADIENT = torch.ones(3, 2, 8, 8, 64)
+TWICE = [plan(), plan(0, "evaluate")]
+# What came before, then a gradient or a plan -> what the message must say.
 ORDERS = {
-    "gradient without a pending plan": ([], StepId(0, 0, 0), None, "expected the gradient of None, received that of StepId"),
-    "gradient of another step": ([plan()], StepId(0, 1, 0), None, "received that of StepId(epoch=0, step=1, attempt=0)"),
-    "gradient of another attempt": ([plan()], StepId(0, 0, 1), None, "step=0, attempt=0), received that of StepId(epoch=0, step=0, attempt=1)"),
-    "gradient of another epoch": ([plan()], StepId(1, 0, 0), None, "received that of StepId(epoch=1"),
-    "gradient after an evaluation": ([plan(), plan(0, "evaluate")], StepId(0, 0, 0), None, "expected the gradient of None"),
+    "gradient without a pending plan": ([], StepId(0, 0), None, "the gradient of None, received that of StepId"),
+    "gradient of another step": ([plan()], StepId(0, 1), None, "received that of StepId(epoch=0, step=1, attempt=0)"),
+    "gradient of another attempt": (
+        [plan()],
+        StepId(0, 0, 1),
+        None,
+        "received that of StepId(epoch=0, step=0, attempt=1)",
+    ),
+    "gradient of another epoch": ([plan()], StepId(1, 0), None, "received that of StepId(epoch=1"),
+    "gradient after an evaluation": (TWICE, StepId(0, 0), None, "expected the gradient of None"),
     "plan of a later step": ([], None, plan(1), "expected the plan of step 0, received that of step 1"),
     "next plan without the gradient": ([plan()], None, plan(1), "expected the plan of step 0, received that of step 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("before", "gradient_of", "next_plan", "message"), ORDERS.values(), ids=ORDERS.keys())

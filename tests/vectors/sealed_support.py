@@ -64,17 +64,13 @@ class World:
     out: Path
     owner: Identity = field(default_factory=lambda: Identity.generate(Role.OWNER, "owner"))
     lower: Identity = field(default_factory=lambda: Identity.generate(Role.LOWER, "lower"))
-    nodes: list[Identity] = field(
-        default_factory=lambda: [Identity.generate(Role.NODE, f"node{m}") for m in range(2)]
-    )
+    nodes: list[Identity] = field(default_factory=lambda: [Identity.generate(Role.NODE, f"node{m}") for m in range(2)])
     restorers: list[Identity] = field(
         default_factory=lambda: [Identity.generate(Role.RESTORER, name) for name in ("alice", "bob", "carol")]
     )
     threshold: int = 2
 
-    def plan(
-        self, patch: tuple[int, int] = (2, 2), stride: tuple[int, int] | None = None, **more: object
-    ) -> Plan:
+    def plan(self, patch: tuple[int, int] = (2, 2), stride: tuple[int, int] | None = None, **more: object) -> Plan:
         settings: dict[str, object] = {"lower": self.lower.public, **more}
         return Plan(
             patch_size=patch,
@@ -94,9 +90,7 @@ class World:
         disk: Disk = DISK,
         places: Mapping[int, str] | None = None,
     ) -> Ingested:
-        return ingest(
-            source, self.out, self.owner, plan or self.plan(), append=append, disk=disk, places=places
-        )
+        return ingest(source, self.out, self.owner, plan or self.plan(), append=append, disk=disk, places=places)
 
     def place(self, upper: int) -> Path:
         return self.out / f"store-{upper:03d}"

@@ -194,9 +194,7 @@ def segment(
 ) -> list[bytes]:
     """Return the patches of one segment's samples."""
     fields = struct.unpack_from("<8sHHHH16s16sIIIIQIIII8s32s", data)
-    magic, version, suite, dtype, K, dataset, store, epoch, generation, number, upper, first, block = fields[
-        :13
-    ]
+    magic, version, suite, dtype, K, dataset, store, epoch, generation, number, upper, first, block = fields[:13]
     C, h, w, zero, salt = fields[13:]
     positions = struct.unpack_from(f"<{K}I", data, 128)
     assert (magic, version, suite, dtype, zero) == (b"PSLSTORE", 1, 1, 1, bytes(8))
@@ -246,9 +244,7 @@ def labels_of(folder: Path, manifest: dict[str, Any], public: str, private: byte
         previous = hashlib.sha256(data).digest()
         box = next(b64(reader["key"]) for reader in version["readers"] if reader["public"] == public)
         key, body = unseal(private, box, "label-key", dataset, number), b64(version["body"])
-        content = json.loads(
-            ChaCha20Poly1305(key).decrypt(body[:12], body[12:], info("labels", dataset, number))
-        )
+        content = json.loads(ChaCha20Poly1305(key).decrypt(body[:12], body[12:], info("labels", dataset, number)))
         new = b64(content["labels"])
         for k, (label,) in enumerate(struct.iter_unpack("<I", new)):
             labels[content["first"] + k] = label
@@ -264,8 +260,7 @@ def bundle_of(data: bytes, private: bytes) -> dict[str, bytes]:
     aead = ChaCha20Poly1305(hkdf(key, b"", "bundle-stream", data[:132]))
     chunks = [data[at : at + 65552] for at in range(132, len(data), 65552)]
     content = b"".join(
-        aead.decrypt(struct.pack("<Q3xB", n, n == len(chunks) - 1), chunk, data[:132])
-        for n, chunk in enumerate(chunks)
+        aead.decrypt(struct.pack("<Q3xB", n, n == len(chunks) - 1), chunk, data[:132]) for n, chunk in enumerate(chunks)
     )
     files, at = {}, 0
     while length := int.from_bytes(content[at : at + 2], "little"):

@@ -116,9 +116,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     table = folder / "changes.csv"
     table.write_text("image,label\ntest:7,1\n5,2\n")
     psl("relabel", "--manifest", out, "--identity", folder / "owner.key", "--csv", table)
-    history = json.loads(
-        psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout
-    )
+    history = json.loads(psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout)
     assert [(v["version"], v["kind"], v["who"], v["why"]) for v in history["versions"]][:2] == [
         (0, "images", "owner", "ingest"),
         (1, "relabel", "alice", "misread"),
@@ -147,9 +145,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         "carol",
         "--delete-old",
     )
-    message = refused(
-        errors.RevokedRestorer, "restore", "--manifest", out, *both, *images, "--out", folder / "no"
-    )
+    message = refused(errors.RevokedRestorer, "restore", "--manifest", out, *both, *images, "--out", folder / "no")
     assert "carol" in message
     assert not list(out.rglob("epoch-0001*"))
     entries = json.loads(psl("audit-log", "--manifest", out, "--json").stdout)["entries"]
@@ -186,6 +182,40 @@ def test_only_what_a_run_got_wrong(folder: Path) -> None:
     refused(errors.RunError, *arguments, "--out", folder / "none")
 
 
+def test_an_older_manifest_is_refused(folder: Path) -> None:
+    out = folder / "sealed"
+    psl(*sealing(folder))
+    old = (out / "manifest.psl").read_bytes()
+    append: list[str | Path] = [
+        "--append",
+        "--owner-key",
+        folder / "owner.key",
+        "--max-train",
+        "10",
+        "--max-test",
+        "1",
+    ]
+    psl("ingest", "digits", "--out", out, *append)
+    psl("relabel", "--manifest", out, "--identity", folder / "bob.key", "--image", "train:65", "--label", "1")
+    (out / "labels" / "000002.psl").unlink()
+    refused(errors.LabelError, "relabel", "--manifest", out, "--identity", folder / "bob.key", "--history")
+    (out / "manifest.psl").write_bytes(old)
+    both: list[str | Path] = ["--identity", folder / "alice.key", "--identity", folder / "bob.key"]
+    restoring: list[str | Path] = [
+        "restore",
+        "--manifest",
+        out,
+        *both,
+        "--image",
+        "3",
+        "--out",
+        folder / "no",
+    ]
+    refused(errors.StaleManifest, *restoring)
+    refused(errors.StaleManifest, *restoring, "--state", folder / "fresh")  # the stores are newer, too
+    assert not (folder / "no").exists()
+
+
 def test_bundles_and_places(folder: Path) -> None:
     psl(*sealing(folder, "sealed", "--spool", str(folder / "spool")))
     bundle = folder / "spool" / "node-001.pslbundle"
@@ -201,12 +231,7 @@ def test_bundles_and_places(folder: Path) -> None:
     psl(*arguments, "--node-key", folder / "node1.key")
     psl("verify", folder / "received", "--manifest", folder / "sealed")
     bundle.unlink()
-    assert (
-        json.loads(psl(*sealing(folder, "sealed", "--spool", str(folder / "spool"), "--json")).stdout)[
-            "added"
-        ]
-        == 0
-    )
+    assert json.loads(psl(*sealing(folder, "sealed", "--spool", str(folder / "spool"), "--json")).stdout)["added"] == 0
     assert bundle.exists()
     other = folder / "elsewhere"
     psl(*sealing(folder, "second", "--out", f"1={other}"))
@@ -249,9 +274,7 @@ def test_a_killed_ingest_goes_on(folder: Path) -> None:
     """SIGKILL, at several moments; the same command completes it."""
     program = "import sys, typer; from psl_flower.cli import owner; from psl_flower.sealed import ingest; "
     program += "ingest.sizes = lambda *_: (64, 16); app = typer.Typer(); owner.register(app); app()"
-    arguments = [
-        a for a in sealing(folder, "sealed", "--json") if a not in ("--max-train", "60", "--max-test", "20")
-    ]
+    arguments = [a for a in sealing(folder, "sealed", "--json") if a not in ("--max-train", "60", "--max-test", "20")]
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -262,9 +285,7 @@ def test_a_killed_ingest_goes_on(folder: Path) -> None:
                 break
             time.sleep(0.002)
         process.wait(timeout=120)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300)
     if done.returncode == 0:
         report = json.loads(done.stdout)
         assert report["images"] == 1797

@@ -1,0 +1,142 @@
+"""A run in a simulation on this machine, from its preparation to its end; `psl train` and the benchmarks share this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import RunError
+from psl_flower.launch.federation import simulation
+from psl_flower.launch.superlink import LocalSuperLink
+from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.runs import RunFolder, Status, free_name, open_run
+
+_START_TIMEOUT_S = 180.0
+
+
+def app_folder(given: str = "") -> Path:
+    """Return the folder of the Flower app: the one given, or that of this installation.
+
+    Raises
+    ------
+    RunError
+        If there is no Flower app.
+    """
+    import psl_flower
+
+    folder = Path(given).expanduser().absolute() if given else Path(psl_flower.__file__).parents[1]
+    if not (folder / "pyproject.toml").is_file():
+        raise RunError(f"{folder}: no Flower app here (no pyproject.toml); give its folder with --app")
+    return folder
+
+
+def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None = None) -> tuple[int, RunFolder]:
+    """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
+
+    Returns
+    -------
+    tuple[int, RunFolder]
+        The number of Uppers, and the folder, not yet made unless the run is resumed.
+
+    Raises
+    ------
+    PslError
+        As `psl_flower.data.ingest.ensure_stores`; RunError if the run's name is taken, or the resumed run missing.
+    """
+    from psl_flower.data.ingest import ensure_stores
+    from psl_flower.data.store_set import store_request
+
+    workspace = config.workspace_path()
+    if config.resume:
+        run = open_run(workspace, config.resume)
+        config = run.read_config().replace(workspace=str(workspace))
+    else:
+        run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
+    stores = ensure_stores(workspace / "stores", store_request(config), progress)
+    return stores.manifest.num_uppers, run
+
+
+def start(
+    superlink: LocalSuperLink,
+    app: Path,
+    given: Mapping[str, object],
+    config: RunConfig,
+    run: RunFolder,
+    num_uppers: int,
+    nodes: int = 0,
+) -> str:
+    """Start `flwr run` with a federation that fits the grid and the machine; return Flower's id of the run.
+
+    Parameters
+    ----------
+    superlink : LocalSuperLink
+        It answers.
+    app : Path
+        Folder of the Flower app.
+    given : mapping
+        The settings to pass on, by their kebab-case keys; those left out take the app's defaults.
+    config : RunConfig
+        The same settings, parsed.
+    run : RunFolder
+        From `prepare`.
+    num_uppers, nodes : int
+        As `psl_flower.launch.federation.simulation` takes them.
+
+    Raises
+    ------
+    RunError
+        If Flower refuses it.
+    """
+    return superlink.run(app, _run_config(given, config, run), federation(num_uppers, nodes))
+
+
+def federation(num_uppers: int, nodes: int = 0) -> dict[str, int | float]:
+    """Return the federation configuration that fits the grid and this machine."""
+    return simulation(num_uppers, usable_cores(), count_gpus(), nodes)
+
+
+class Watch:
+    """Looks after a run that is about to start.
+
+    Parameters
+    ----------
+    superlink : LocalSuperLink
+        Which simulates it.
+    run : RunFolder
+        Its folder; a status that is older than this object is another attempt's.
+    """
+
+    def __init__(self, superlink: LocalSuperLink, run: RunFolder) -> None:
+        self._superlink, self._run = superlink, run
+        self._started = time.time()
+        self._deadline: float | None = None
+        self._seen_running = False
+
+    def look(self) -> tuple[Status | None, bool]:
+        """Return the run's status, None before its first, and whether it is the last one: its processes have ended."""
+        status, running = self._status(), self._superlink.is_running()
+        self._deadline = self._deadline or time.monotonic() + _START_TIMEOUT_S
+        self._seen_running = self._seen_running or running
+        if running:
+            return status, False
+        status = self._status()  # it may have ended between the two looks
+        if status is not None and status.ended:
+            return status, True
+        if self._seen_running or time.monotonic() > self._deadline:
+            words = self._superlink.last_words()
+            return Status(state="failed", message=f"error: the run's process ended: {words}"), True
+        return status, False
+
+    def _status(self) -> Status | None:
+        status = self._run.read_status()
+        return status if status is not None and status.updated >= self._started else None
+
+
+def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
+    """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
+    dataset = Path(config.dataset).expanduser()
+    named = {} if config.resume else {"run-name": run.name}
+    local = {"dataset": str(dataset.absolute())} if "dataset" in given and dataset.exists() else {}
+    return {**given, **named, **local, "workspace": str(config.workspace_path())}

@@ -1,0 +1,1 @@
+"""Comparisons, benchmarks and studies: things that run the rest."""

@@ -1,0 +1,78 @@
+"""Memory of the processes of a federated run, looked at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from simulations.throughput.results import Process
+
+_LOWER, _UPPER, _REST = "Lower", "Upper", "Flower"
+
+
+class MemoryWatch:
+    """Keeps the highest memory seen of every process.
+
+    The kernel keeps a high-water mark for a process as long as it lives, so a few looks suffice, the last of them shortly
+    before the end.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], Process] = {}
+
+    def look(self, processes: Sequence[Any], *, shares: bool = False) -> None:
+        """Look at processes (psutil.Process); with `shares` also at their share of memory, which takes longer."""
+        for process in processes:
+            # It may end at any moment.
+            with contextlib.suppress(psutil.Error):
+                role, peak_bytes = role_of(process.cmdline()), peak(process.pid)
+                if not peak_bytes:
+                    continue
+                key = (process.pid, process.create_time())
+                before = self._seen.get(key)
+                share = pss(process.pid) if shares else None
+                if share is None and before is not None:
+                    share = before.pss_bytes
+                # A worker of Ray's gets its name when it becomes an actor: the last name counts.
+                self._seen[key] = Process(role=role, peak_bytes=peak_bytes, pss_bytes=share)
+
+    def processes(self) -> tuple[Process, ...]:
+        """Return the Lower, the Uppers, and the rest as one."""
+        seen = list(self._seen.values())
+        rest = [process for process in seen if process.role == _REST]
+        found = [process for role in (_LOWER, _UPPER) for process in seen if process.role == role]
+        if rest:
+            shares = [process.pss_bytes for process in rest if process.pss_bytes is not None]
+            together = sum(process.peak_bytes for process in rest)
+            found.append(Process(role=_REST, peak_bytes=together, pss_bytes=sum(shares) if shares else None))
+        return tuple(found)
+
+
+def role_of(command: Sequence[str]) -> str:
+    """Return the role of a process by its command line: Flower's simulation runs the ServerApp, Ray's actors the Uppers."""
+    words = " ".join(command[:2])
+    if words.startswith("ray::ClientAppActor"):
+        return _UPPER
+    return _LOWER if "flwr-simulation" in words else _REST
+
+
+def peak(pid: int | str = "self") -> int:
+    """Return the high-water mark of a process's resident memory in bytes; 0 where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") or 0
+
+
+def pss(pid: int | str = "self") -> int | None:
+    """Return a process's proportional share of memory in bytes; None where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+
+
+def _kilobytes(path: Path, key: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in path.read_text("ascii", "replace").splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,287 @@
+"""What the benchmark measures and writes: one record per trial, and what they amount to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from psl_flower.errors import RunError
+from psl_flower.files import write_atomically
+
+VERSION = 1
+ONE_PROCESS = "one-process"
+FEDERATED = ("stream", "flower")
+PARTS = ("upper", "lower", "wire")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is trained, and how it is timed.
+
+    Attributes
+    ----------
+    config : dict
+        Settings of the runs by their kebab-case keys, without those that differ between the trials.
+    transports : tuple of str
+        Federated modes: "stream", "flower".
+    steps, warmup : int
+        Training steps that are timed, and those before them that are not.
+    repetitions : int
+        How often every mode is tried; the modes take turns.
+    threads : int
+        Threads of the one process and of the Lower.
+    upper_threads, nodes : int
+        Threads of a simulated node, and their number.
+    round_at_cut : bool
+        Whether the one process rounds at the cut as the wire does.
+    """
+
+    config: dict[str, str | int | float | bool]
+    transports: tuple[str, ...]
+    steps: int
+    warmup: int
+    repetitions: int
+    threads: int
+    upper_threads: int
+    nodes: int
+    round_at_cut: bool
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of one trial."""
+        return self.warmup + self.steps
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """All modes, in the order of their turns."""
+        return (ONE_PROCESS, *self.transports)
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a process.
+
+    Attributes
+    ----------
+    role : str
+        "one process", "Lower", "Upper", or "Flower" for all the rest together.
+    peak_bytes : int
+        High-water mark of its resident memory (VmHWM), shared libraries included.
+    pss_bytes : int or None
+        Its proportional share of memory after the last step; None where the system does not tell.
+    """
+
+    role: str
+    peak_bytes: int
+    pss_bytes: int | None = None
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial.
+
+    Attributes
+    ----------
+    repetition : int
+        From 1.
+    mode : str
+        "one-process", "stream" or "flower".
+    images_per_s : float
+        Median over the timed steps.
+    step_s : tuple of float
+        Seconds of every step, those of the warm-up first.
+    batch_sizes : tuple of int
+        Images of every step.
+    parts_s : dict
+        Seconds of a step by part: mean over all steps, those of the warm-up too. Empty for one process.
+    bytes_up, bytes_down : int
+        Of the frames of all training steps, headers included.
+    processes : tuple of Process
+        Memory.
+    startup_s : dict
+        Seconds by phase, from the command to the first step, in the order in which they follow each other.
+    loss : float
+        Mean over all steps.
+    """
+
+    repetition: int
+    mode: str
+    images_per_s: float
+    step_s: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    parts_s: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    processes: tuple[Process, ...]
+    startup_s: dict[str, float]
+    loss: float
+
+    @property
+    def total_startup_s(self) -> float:
+        """Seconds from the command to the first step."""
+        return sum(self.startup_s.values())
+
+    def peak_bytes(self, role: str) -> int | None:
+        """Return the highest peak of the processes of a role; None if there is none."""
+        return max((process.peak_bytes for process in self.processes if process.role == role), default=None)
+
+    def pss_bytes(self, role: str) -> int | None:
+        """Return the highest share of the processes of a role; None if it is not known."""
+        known = [p.pss_bytes for p in self.processes if p.role == role and p.pss_bytes is not None]
+        return max(known, default=None)
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Median and range over the repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Return that of one or more values."""
+        known = sorted(values)
+        return cls(median=statistics.median(known), low=known[0], high=known[-1])
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mode's trials amount to; each number a `Spread` over the repetitions.
+
+    Attributes
+    ----------
+    mode : str
+        As in `Measurement`.
+    images_per_s, startup_s : Spread
+        As in `Measurement`.
+    ratio : Spread or None
+        Images per second over those of the one process in the same repetition; None for that one itself.
+    bytes_up_per_image, bytes_down_per_image : float or None
+        The same in all repetitions; None for one process, which sends nothing.
+    step_s : Spread
+        Median of the timed steps.
+    parts_s : dict
+        By part, see `Measurement`.
+    peak_bytes, pss_bytes : dict
+        By role: the highest of all trials.
+    """
+
+    mode: str
+    images_per_s: Spread
+    ratio: Spread | None
+    bytes_up_per_image: float | None
+    bytes_down_per_image: float | None
+    step_s: Spread
+    parts_s: dict[str, Spread]
+    startup_s: Spread
+    peak_bytes: dict[str, int]
+    pss_bytes: dict[str, int]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A result file.
+
+    Attributes
+    ----------
+    benchmark, version : str, int
+        Which benchmark this is of, and its format.
+    date : str
+        When it began, UTC.
+    machine : dict
+        CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
+    versions : dict
+        Of Python and the packages that matter.
+    settings : Settings
+        What was measured.
+    measurements : tuple of Measurement
+        Every trial, in the order in which they ran.
+    summaries : tuple of Summary
+        What they amount to, by mode.
+    """
+
+    benchmark: str = "throughput"
+    version: int = VERSION
+    date: str
+    machine: dict[str, str | int | float]
+    versions: dict[str, str]
+    settings: Settings
+    measurements: tuple[Measurement, ...]
+    summaries: tuple[Summary, ...]
+
+    def save(self, path: Path) -> None:
+        """Write the file.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        try:
+            write_atomically(path, encode(self) + b"\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def encode(report: Report) -> bytes:
+    """Return a report as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=1)
+
+
+def load(path: Path) -> Report | None:
+    """Read a result file; None if it is another benchmark's.
+
+    Raises
+    ------
+    RunError
+        If it cannot be read, is damaged, or of another version.
+    """
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content)
+        if not isinstance(head, dict) or head.get("benchmark") != "throughput":
+            return None
+        if head.get("version") != VERSION:
+            raise RunError(f"{path}: expected version {VERSION} of the format, found {head.get('version')!r}")
+        return msgspec.json.decode(content, type=Report)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error
+
+
+def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int) -> float:
+    """Return images per second: the median over the steps after the warm-up."""
+    timed = list(zip(step_s, batch_sizes, strict=True))[warmup:]
+    return statistics.median(images / max(seconds, 1e-9) for seconds, images in timed)
+
+
+def summarise(settings: Settings, measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
+    """Return what the trials amount to, by mode, in the order of their turns; modes without a trial are left out."""
+    alone = {m.repetition: m.images_per_s for m in measurements if m.mode == ONE_PROCESS}
+    by_mode = {mode: [m for m in measurements if m.mode == mode] for mode in settings.modes}
+    return tuple(_summary(settings, mode, trials, alone) for mode, trials in by_mode.items() if trials)
+
+
+def _summary(settings: Settings, mode: str, trials: list[Measurement], alone: dict[int, float]) -> Summary:
+    ratios = [trial.images_per_s / alone[trial.repetition] for trial in trials if trial.repetition in alone]
+    federated = mode != ONE_PROCESS
+    images = sum(sum(trial.batch_sizes) for trial in trials)
+    roles = {process.role: None for trial in trials for process in trial.processes}
+    peaks = {role: [trial.peak_bytes(role) for trial in trials] for role in roles}
+    shares = {role: [trial.pss_bytes(role) for trial in trials] for role in roles}
+    return Summary(
+        mode=mode,
+        images_per_s=Spread.of(trial.images_per_s for trial in trials),
+        ratio=Spread.of(ratios) if federated and ratios else None,
+        bytes_up_per_image=sum(trial.bytes_up for trial in trials) / images if federated else None,
+        bytes_down_per_image=sum(trial.bytes_down for trial in trials) / images if federated else None,
+        step_s=Spread.of(statistics.median(trial.step_s[settings.warmup :]) for trial in trials),
+        parts_s={part: Spread.of(trial.parts_s[part] for trial in trials) for part in trials[0].parts_s},
+        startup_s=Spread.of(trial.total_startup_s for trial in trials),
+        peak_bytes={role: max(known) for role, values in peaks.items() if (known := _known(values))},
+        pss_bytes={role: max(known) for role, values in shares.items() if (known := _known(values))},
+    )
+
+
+def _known(values: Iterable[int | None]) -> list[int]:
+    return [value for value in values if value is not None]
