@@ -285,7 +285,7 @@ class UnknownRestorer(RestoreRefused):
 
 
 class RevokedRestorer(RestoreRefused):
-    """This restorer was dropped."""
+    """The owner has dropped this restorer."""
 
 
 class WrongShare(RestoreRefused):

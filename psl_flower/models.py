@@ -94,7 +94,7 @@ class Lower(nn.Module):
 
     def forward(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits (B, classes) from smashed data (B, P, C, h, w); for `flipped` see `PatchGrid.tile`."""
-        B, P = smashed_BPChw.shape[:2]
+        P = smashed_BPChw.shape[1]
         features_NChw = channels_last(smashed_BPChw.flatten(0, 1))
         features = self.grid.tile(_by_patch(self.protection(features_NChw), P), flipped)
         for name in self._stage_names:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import secrets
 import time
 import tomllib
 from collections.abc import Mapping
@@ -115,6 +116,20 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def identity(self) -> str:
+        """The run's name with an id of its own, so that a node never takes another run's state for this one's.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses to keep the id, which is made when it is first asked for.
+        """
+        path = self.path / "id"
+        if not path.exists():
+            self._write("id", secrets.token_hex(8).encode())
+        return f"{self.name}-{path.read_text('ascii')}"
 
     @property
     def nodes(self) -> Path:

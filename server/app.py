@@ -70,7 +70,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
     strategy = PatchSplit(
         driver,
         NodeTask(
-            run=run.name,
+            run=run.identity,
             uppers=(),
             settings=encode_settings(config, stores.manifest),
             activations=config.wire_activations,

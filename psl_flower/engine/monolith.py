@@ -100,7 +100,9 @@ class Monolith:
         return predictions(torch.cat(logits), np.arange(*self._task.test), self._task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor) -> torch.Tensor:
-        return self.net.smash_patches(patches_BPChw, self._config.wire_activations, self._config.wire_gradients)
+        codecs = (self._config.wire_activations, self._config.wire_gradients)
+        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs)
+        return smashed_BPChw
 
     def _patches(self, plan: Plan) -> torch.Tensor:
         """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""

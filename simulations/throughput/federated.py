@@ -148,7 +148,7 @@ def step_ends(run: RunFolder) -> list[float]:
     RunError
         If there is none.
     """
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     files = sorted(Path(run.tensorboard).glob("events.out.tfevents.*"))
     if not files:
@@ -166,7 +166,9 @@ def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     """Return bytes up and down of the frames of a run through the test split, which is not training."""
     shapes = smashed_shapes(config, stores.manifest)
     up = down = 0
-    for plan in make_task(config, stores.manifest, stores.labels).evaluation_plans(config.rounds * config.steps_per_round):
+    for plan in make_task(config, stores.manifest, stores.labels).evaluation_plans(
+        config.rounds * config.steps_per_round
+    ):
         down += len(shapes) * frame_nbytes(Step(plan=plan))
         for shape in shapes.values():
             up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire_activations)

@@ -17,8 +17,8 @@ _LOWER, _UPPER, _REST = "Lower", "Upper", "Flower"
 class MemoryWatch:
     """Keeps the highest memory seen of every process.
 
-    The kernel keeps a high-water mark for a process as long as it lives, so a few looks suffice, the last of them shortly
-    before the end.
+    The kernel keeps a high-water mark for a process as long as it lives, so a few looks suffice, the last of them
+    shortly before the end.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class MemoryWatch:
 
 
 def role_of(command: Sequence[str]) -> str:
-    """Return the role of a process by its command line: Flower's simulation runs the ServerApp, Ray's actors the Uppers."""
+    """Return a process's role by its command line: Flower's simulation runs the ServerApp, Ray's actors the Uppers."""
     words = " ".join(command[:2])
     if words.startswith("ray::ClientAppActor"):
         return _UPPER

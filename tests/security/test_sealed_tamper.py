@@ -21,6 +21,7 @@ from psl_flower.sealed import envelope, remote
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.bundle import pack, receive
+from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.header import SegmentHeader
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
@@ -29,6 +30,7 @@ from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.shares import open_root
 from psl_flower.sealed.store import SealedStore
+from psl_flower.sealed.suite import digest
 from psl_flower.sealed.verify import verify
 from tests.vectors.sealed_support import ArraySource, World
 
@@ -367,12 +369,12 @@ def test_bundles(world: World, tmp_path: Path) -> None:
     pack(world.place(0), entry, world.signed, bundle)
     whole = bundle.read_bytes()
     head = 8 + 2 + 2 + 16 + 16 + 4 + 4 + 80
-    for at in [*range(head), *range(head, len(whole), 7)]:
+    for at in [*range(head), *range(head, len(whole), 29)]:
         bundle.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         error = errors.BundleDamaged if at >= head else errors.WrongNodeKey if at >= 12 else errors.StoreError
         with pytest.raises(error):
             receive(bundle, node, target, owner=world.owner.public)
-    for length in [*range(head + 40), *range(head, len(whole), 13)]:
+    for length in [*range(0, head + 40, 3), *range(head, len(whole), 61)]:
         bundle.write_bytes(whole[:length])
         with pytest.raises((errors.BundleDamaged, errors.UnknownFormat)):
             receive(bundle, node, target, owner=world.owner.public)
@@ -419,6 +421,37 @@ def test_a_wrong_data_key_is_known_before_it_is_used(world: World) -> None:
     forged = manifests.sign(msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner)
     with pytest.raises(errors.KeyMismatch):
         SealedStore.open(world.place(0), world.nodes[0], manifest=forged)
+
+
+def test_a_header_that_the_key_did_not_make(world: World) -> None:
+    """Even an owner's signature over a header does not replace its MAC: it commits the header to the key."""
+    path, manifest = world.place(0) / SEGMENT, world.signed.manifest
+    data = bytearray(path.read_bytes())
+    data[HEADER - 1] ^= 1
+    path.write_bytes(data)
+    part = msgspec.structs.replace(manifest.stores[0].segments[0], header=digest(bytes(data[:HEADER])))
+    entry = msgspec.structs.replace(manifest.stores[0], segments=(part,))
+    forged = manifests.sign(msgspec.structs.replace(manifest, stores=(entry, manifest.stores[1])), world.owner)
+    with pytest.raises(errors.KeyMismatch, match="header"):
+        SealedStore.open(world.place(0), world.nodes[0], manifest=forged)
+
+
+def test_nothing_is_released_that_cannot_be_logged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Disk):
+        def write(self, descriptor: int, data: bytes, path: Path) -> None:
+            raise errors.StoreUnreachable("the disk is full")
+
+    def released(*_: object) -> None:
+        raise AssertionError("a record was read before it was logged")
+
+    monkeypatch.setattr(SealedStore, "read", released)
+    log = AuditLog(world.out / "audit.log", Full())
+    with pytest.raises(errors.StoreUnreachable):
+        restore(world.signed, world.places, world.restorers, [0], why="", log=log)
+    request = remote.authorise(world.signed, world.restorers[:2], [0], why="")
+    with pytest.raises(errors.StoreUnreachable):
+        remote.answer(request, world.signed, world.open(0), world.nodes[0], log)
+    assert not log.path.exists()
 
 
 def test_shares(world: World) -> None:

@@ -8,7 +8,6 @@ import torchvision
 from torch import nn
 
 from psl_flower.architectures import BACKBONES, CUTS, STEMS, smashed_channels
-from psl_flower.architectures import BACKBONES, CUTS, STEMS, smashed_channels
 from psl_flower.errors import ConfigError
 from psl_flower.models import AdaptationNet, Lower, PatchSplitNet, Upper, reset_parameters, smashed_size
 from psl_flower.patches import PatchGrid

@@ -1,0 +1,73 @@
+"""Says on standard error what is being tried, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.status import Status
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """One line that changes on a terminal, lines elsewhere; use as a context manager.
+
+    Parameters
+    ----------
+    stream : TextIO
+        Where to say it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._live: Status | None = None
+        self._trial, self._seen, self._rate = "", (0, 0.0), 0.0
+        self._said_at = 0.0
+
+    def __enter__(self) -> Progress:
+        """Begin."""
+        if self._console.is_terminal:
+            self._live = self._console.status("preparing")
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+    def ingesting(self, stage: str, done: int, total: int) -> None:
+        """Show how far the making of the patch stores is."""
+        self._say(f"making the patch stores: {done} of {total} {stage} images", now=done == total)
+
+    def trial(self, name: str) -> None:
+        """Begin a trial."""
+        self._trial, self._seen, self._rate = name, (0, 0.0), 0.0
+        self._say(f"{name}: starting", now=True)
+
+    def step(self, done: int, total: int, images: int) -> None:
+        """Show the steps done of a trial and its rate since the first of them; `images` to a step."""
+        moment = time.monotonic()
+        first, since = self._seen
+        if done and not first:
+            self._seen = (done, moment)
+        elif done > first:
+            self._rate = (done - first) * images / max(moment - since, 1e-9)
+        rate = f", {self._rate:.0f} images/s" if self._rate else ""
+        self._say(f"{self._trial}: step {done} of {total}{rate}")
+
+    def result(self, text: str) -> None:
+        """Say what a trial came to."""
+        self._console.print(f"{self._trial}: {text}")
+
+    def _say(self, text: str, *, now: bool = False) -> None:
+        if self._live is not None:
+            self._live.update(text)
+        elif now or time.monotonic() - self._said_at >= _LINE_EVERY_S:
+            self._said_at = time.monotonic()
+            self._console.print(text)
