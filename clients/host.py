@@ -17,7 +17,7 @@ from psl_flower.devices import choose_device
 from psl_flower.engine.build import decode_settings, make_upper, upper_options
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
-from psl_flower.machine import usable_cores
+from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import Claim, NodeTask
 from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import open_store
@@ -94,8 +94,9 @@ class Host:
         root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
         return Checkpoints(root / f"upper-{upper:03d}")
 
-    def set_threads(self) -> None:
-        """Set the number of threads to compute with: as told, or a simulated node's share of the cores."""
+    def prepare_process(self) -> None:
+        """Set the number of threads to compute with, as told or a simulated node's share of the cores; and its memory."""
+        keep_freed_memory()
         if self.task.threads > 0:
             torch.set_num_threads(self.task.threads)
         elif self.simulated:

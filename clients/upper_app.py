@@ -86,7 +86,7 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
     """Open one stream for each Upper hosted here and serve them until the round is over."""
     host = _host(message, context)
     ticket = decode(_values(message).get("ticket"), StreamTicket, _LOWER)
-    host.set_threads()
+    host.prepare_process()
     uppers: dict[int, tuple[UpperEngine, UpperStream]] = {}
     try:
         for m in host.task.uppers:
@@ -109,7 +109,7 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
 def _step(message: Message, context: Context, build: Build) -> RecordDict:
     """Do one step of every Upper hosted here, from its state on disk."""
     host = _host(message, context)
-    host.set_threads()
+    host.prepare_process()
     received = _values(message)
     step = received.get("step")
     if not isinstance(step, int):

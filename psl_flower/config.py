@@ -59,10 +59,10 @@ class RunConfig:
     protection: str = "none"
     alpha: float = 1.0
     # Training
-    rounds: int = 20
+    rounds: int = 5
     steps_per_round: int = 0
     batch_size: int = 64
-    lr: float = 0.1
+    lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "one-cycle"

@@ -1,16 +1,19 @@
 """The folder of a run: settings, metrics, status, checkpoints, predictions and the trained model.
 
-<workspace>/runs/<name>/
-config.toml        settings of the run
-manifest.json      what the stores were, without anything of the images
-status.json        where the run is, rewritten as it goes; see `Status`
-metrics.jsonl      one object per round
-tensorboard/       the same as event files, and the loss of every step
-checkpoints/       the Lower's; the newest is the committed one
-nodes/             in a simulation: the Uppers' checkpoints
-predictions.npz    the last evaluation: sample, label, predicted, confidence, split
-model/             the assembled network, if the owner asked for it
-stop               made by whoever wants the run to end after the current step
+Everything of a run is in <workspace>/runs/<name>/:
+
+- config.toml: settings of the run
+- id: random, for nodes to tell this run from others
+- manifest.json: what the stores were, without anything of the images
+- status.json: where the run is, rewritten as it goes; see `Status`
+- metrics.jsonl: one object per round
+- log.txt: what the user was told
+- tensorboard/: the metrics as event files, and the loss of every step
+- checkpoints/: the Lower's; the newest is the committed one
+- nodes/: in a simulation, the Uppers' checkpoints
+- predictions.npz: the last evaluation: sample, label, predicted, confidence, split
+- model/: the assembled network, if the owner asked for it
+- stop: made by whoever wants the run to end after the current step
 """
 
 from __future__ import annotations

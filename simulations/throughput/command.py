@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import glob
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -107,7 +108,7 @@ def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except ConfigError as error:
         parser.error(str(error))
     _check_out(given.out)
-    with _workspace(given.keep) as workspace, Progress(sys.stderr) as progress:
+    with _terminable(), _workspace(given.keep) as workspace, Progress(sys.stderr) as progress:
         report = bench.run(
             config,
             bench.Options(
@@ -175,6 +176,16 @@ def _workspace(keep: bool) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="psl-throughput-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that it leaves no process of Flower's behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _count(text: str) -> int:

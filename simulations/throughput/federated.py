@@ -67,8 +67,8 @@ def measure(
         start(superlink, app_folder(), config.to_mapping(), config, run, num_uppers)
         stamps["flwr run"] = time.time()
         stamps["nodes"], status = _follow(watch, superlink, memory, show)
-    if status.state != "completed":
-        raise RunError(f"the federated run failed: {status.message.removeprefix('error: ')}")
+        if status.state != "completed":
+            raise RunError(f"the federated run failed: {_why(status, superlink, run, keep)}")
     measurement = _read(config, stores, run, repetition, warmup, batch_sizes, memory, stamps)
     if not keep:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -93,6 +93,17 @@ def _follow(
                 memory.look(superlink.processes(), shares=last)
                 looked_at, finished = time.monotonic(), last
         time.sleep(_TRAINING_POLL_S if placed_at and not finished else _STARTING_POLL_S)
+
+
+def _why(status: Status, superlink: LocalSuperLink, run: RunFolder, keep: bool) -> str:
+    """Return what a run that failed says, and where Flower's log is."""
+    told = status.message.removeprefix("error: ")
+    if not keep:
+        return f"{told} (with --keep, Flower's log stays)"
+    log = run.path / "flower.log"
+    run.path.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(superlink.log, log)
+    return f"{told} (Flower's log: {log})"
 
 
 def _read(

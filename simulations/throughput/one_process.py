@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import queue
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from psl_flower.errors import RunError
+from psl_flower.errors import PslError, RunError, TrainingError
 from psl_flower.launch.superlink import environment
 from simulations.throughput.memory import peak, pss
 from simulations.throughput.results import ONE_PROCESS, Measurement, Process, rate
@@ -68,15 +70,11 @@ def measure(
     """
     began = time.time()
     command = [sys.executable, "-m", "simulations.throughput.one_process"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=environment(), cwd=Path(__file__).parents[2], text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
+    ) as process:  # fmt: skip
         done = _listen(process, job, timeout_s, show)
-    finally:
-        process.kill()
-        process.wait(_STOP_TIMEOUT_S)
     return Measurement(
         repetition=repetition,
         mode=ONE_PROCESS,
@@ -93,6 +91,7 @@ def measure(
 
 
 def _listen(process: subprocess.Popen[str], job: Job, timeout_s: float, show: Callable[[int], None]) -> Done:
+    """Give the process its job and return what it says at the end; it is gone then."""
     assert process.stdin and process.stdout and process.stderr
     lines: queue.Queue[str] = queue.Queue()
     errors: list[str] = []
@@ -103,24 +102,22 @@ def _listen(process: subprocess.Popen[str], job: Job, timeout_s: float, show: Ca
     for reader in readers:
         reader.start()
     try:
-        process.stdin.write(msgspec.json.encode(job).decode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # its own words tell why
-    while True:
-        try:
-            line = lines.get(timeout=timeout_s)
-        except queue.Empty:
-            raise RunError(f"the one process has not said anything for {timeout_s:g} s") from None
-        if not line:
-            readers[1].join(_STOP_TIMEOUT_S)
-            words = [text.strip() for text in errors if text.strip()]
-            raise RunError(f"the one process failed: {words[-1][:500] if words else 'it said nothing'}")
-        told: dict[str, Any] = msgspec.json.decode(line)
-        if "step" in told:
+        with contextlib.suppress(BrokenPipeError):  # its own words tell why
+            process.stdin.write(msgspec.json.encode(job).decode())
+            process.stdin.close()
+        while line := lines.get(timeout=timeout_s):
+            told: dict[str, Any] = msgspec.json.decode(line)
+            if "step" not in told:
+                return msgspec.convert(told, Done)
             show(told["step"])
-        else:
-            return msgspec.convert(told, Done)
+    except queue.Empty:
+        raise RunError(f"the one process has not said anything for {timeout_s:g} s") from None
+    finally:
+        process.kill()
+        for reader in readers:
+            reader.join(_STOP_TIMEOUT_S)
+    words = [text.strip() for text in errors if text.strip()]
+    raise RunError(f"the one process failed: {words[-1][:500] if words else 'it said nothing'}")
 
 
 def _read(stream: Any, put: Callable[[str], None]) -> None:
@@ -139,7 +136,10 @@ def work(job: Job) -> Done:
     from psl_flower.data.store_set import store_request
     from psl_flower.devices import choose_device
     from psl_flower.engine.monolith import Monolith
+    from psl_flower.machine import keep_freed_memory
     from psl_flower.stores.opening import open_store
+
+    keep_freed_memory()  # as the Lower and the nodes do
 
     imported_at = time.time()
     torch.set_num_threads(job.threads)
@@ -151,6 +151,8 @@ def work(job: Job) -> Done:
     step_s, losses = [], []
 
     def note(step: int, loss: float, seconds: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss of step {step} is not finite; lower lr")
         step_s.append(seconds)
         losses.append(loss)
         print(f'{{"step": {step}}}', flush=True)
@@ -167,4 +169,7 @@ def work(job: Job) -> Done:
 
 
 if __name__ == "__main__":
-    print(msgspec.json.encode(work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job))).decode(), flush=True)
+    try:
+        print(msgspec.json.encode(work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job))).decode(), flush=True)
+    except PslError as error:
+        sys.exit(str(error))

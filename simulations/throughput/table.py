@@ -46,7 +46,8 @@ def notes(report: Report) -> str:
     settings = report.settings
     rounding = "rounding at the cut as the wire does" if settings.round_at_cut else "without rounding at the cut"
     return (
-        f"Median (lowest to highest) of {settings.repetitions} repetitions of {settings.steps} timed steps after "
+        f"Median (lowest to highest) of {settings.repetitions} repetition{'s' * (settings.repetitions > 1)} of "
+        f"{settings.steps} timed steps after "
         f"{settings.warmup} of warm-up; ratio within a repetition. Threads: one process {settings.threads}, "
         f"Lower {settings.threads}, each of {settings.nodes} nodes {settings.upper_threads}. The one process works "
         f"{rounding}. Parts are means over all steps: the slowest Upper, the Lower, the rest (moving bytes, waiting). "
@@ -110,9 +111,11 @@ def startup(report: Report) -> tuple[Row, list[Row]]:
 
 
 def spread(values: Spread | None, text: Callable[[float], str]) -> str:
-    """Return "median (low to high)"; a dash where there is nothing."""
+    """Return "median (low to high)", or the one value there is; a dash where there is nothing."""
     if values is None:
         return "-"
+    if values.low == values.high:
+        return text(values.median)
     return f"{text(values.median)} ({text(values.low)} to {text(values.high)})"
 
 
