@@ -83,7 +83,7 @@ class RunConfig:
     exchange_host: str = "127.0.0.1"
     exchange_port: int = 0
     exchange_advertise: str = ""
-    node_timeout_s: float = 60.0
+    node_timeout_s: float = 180.0
     step_timeout_s: float = 600.0
     # Run
     workspace: str = ""

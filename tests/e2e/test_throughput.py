@@ -22,12 +22,12 @@ def temporary():
         yield Path(name)
 
 
-@pytest.mark.parametrize(("wire", "element_bytes"), [("float32", 4), ("bfloat16", 2)])
-def test_all_modes_side_by_side(tmp_path, temporary, wire, element_bytes):
+@pytest.mark.parametrize(("wire", "element_bytes", "threads"), [("float32", 4, 1), ("bfloat16", 2, 2)])
+def test_all_modes_side_by_side(tmp_path, temporary, wire, element_bytes, threads):
     out = tmp_path / "throughput-digits.json"
     arguments = [
         "--batch-size", str(BATCH), "--steps", str(STEPS), "--warmup", str(WARMUP), "--repetitions", "1", "--wire", wire,
-        "--json", "--out", str(out), "max-train=80", "node-timeout-s=200",
+        "--threads", str(threads), "--json", "--out", str(out), "max-train=80", "node-timeout-s=200",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "simulations.throughput", *arguments],
@@ -52,8 +52,9 @@ def test_all_modes_side_by_side(tmp_path, temporary, wire, element_bytes):
         rates = sorted(BATCH / seconds for seconds in trial["step_s"][WARMUP:])
         assert trial["images_per_s"] == pytest.approx(rates[len(rates) // 2])
         assert min(trial["startup_s"].values()) >= 0
-        # The same training: only rounding on the wire, and sums in another order, set them apart.
-        assert trial["loss"] == pytest.approx(alone["loss"], rel=1e-3 if wire == "float32" else 2e-2)
+        # The same training. With one thread each nothing sets them apart; else sums in another order, and the wire's
+        # rounding, which a few steps from random weights amplify.
+        assert trial["loss"] == pytest.approx(alone["loss"], rel=1e-12 if wire == "float32" else 2e-2)
     for trial in federated:
         computed = ELEMENTS * element_bytes * BATCH * (STEPS + WARMUP)
         assert computed <= trial["bytes_up"] <= 1.02 * computed
