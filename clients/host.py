@@ -95,7 +95,7 @@ class Host:
         return Checkpoints(root / f"upper-{upper:03d}")
 
     def prepare_process(self) -> None:
-        """Set the number of threads to compute with, as told or a simulated node's share of the cores; and its memory."""
+        """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
         keep_freed_memory()
         if self.task.threads > 0:
             torch.set_num_threads(self.task.threads)

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 
-
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER, _PAD_BYTES = 2**31 - 1, 64 * 2**20
 
 
@@ -26,6 +25,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    # A thread's own arena would go on giving memory back, whole heaps of it.
+    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TOP_PAD, _PAD_BYTES)
 
 

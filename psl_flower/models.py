@@ -1,4 +1,4 @@
-"""The patch-split network: Upper models, Lower model and Adaptation Net, from torchvision's residual networks.
+"""The patch-split network: Upper models, Lower model and Adaptation Net, residual networks in two parts.
 
 Shape suffixes: B batch, P patches, K patches of one Upper, N patches of a batch in one row (B*K), C channels, H and W
 pixels of an image, h and w of a patch or of its feature map.
@@ -6,16 +6,14 @@ pixels of an image, h and w of a patch or of its feature map.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
-import torchvision
 from torch import nn
 
-from psl_flower.architectures import check_architecture, last_stage, smashed_channels
+from psl_flower.architectures import last_stage, smashed_channels
 from psl_flower.assignment import assign
 from psl_flower.cut import boundary, cut_pair
 from psl_flower.patches import PatchGrid
+from psl_flower.resnet import stages
 from psl_flower.seeds import derive
 
 
@@ -48,10 +46,10 @@ class Upper(nn.Module):
         protection: str = "none",
     ) -> None:
         super().__init__()
-        stages = _stages(backbone, stem, in_channels, num_classes=1)
-        names = list(stages)
+        parts = stages(backbone, stem, in_channels, num_classes=1)
+        names = list(parts)
         for name in names[: names.index(last_stage(cut)) + 1]:
-            self.add_module(name, stages[name].to_empty(device="cpu"))
+            self.add_module(name, parts[name].to_empty(device="cpu"))
         pair = cut_pair(protection, smashed_channels(backbone, cut))
         self.protection = pair.upper
         self.smashed_channels = pair.wire_channels
@@ -85,11 +83,11 @@ class Lower(nn.Module):
         super().__init__()
         self.grid = grid
         self.protection = cut_pair(protection, smashed_channels(backbone, cut)).lower
-        stages = _stages(backbone, stem, 3, num_classes)
-        names = list(stages)
+        parts = stages(backbone, stem, 3, num_classes)
+        names = list(parts)
         self._stage_names = names[names.index(last_stage(cut)) + 1 :]
         for name in self._stage_names:
-            self.add_module(name, stages[name].to_empty(device="cpu"))
+            self.add_module(name, parts[name].to_empty(device="cpu"))
         reset_parameters(self)
 
     def forward(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
@@ -282,17 +280,3 @@ def _by_patch(maps_NChw: torch.Tensor, num_patches: int) -> torch.Tensor:
 def channels_last(tensor_NChw: torch.Tensor) -> torch.Tensor:
     """Return the tensor in channels-last memory order; no copy if it is so already."""
     return tensor_NChw.contiguous(memory_format=torch.channels_last)
-
-
-def _stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
-    """Return the backbone's stages by torchvision's names, in order, on the meta device: without memory."""
-    check_architecture(backbone, stem)
-    # Nothing is allocated or drawn for the parts of a backbone that an Upper does not keep.
-    with torch.device("meta"):
-        resnet = torchvision.models.get_model(backbone, weights=None, num_classes=num_classes)
-        if stem == "cifar":
-            resnet.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            resnet.maxpool = nn.Identity()
-        else:
-            resnet.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    return OrderedDict(resnet.named_children())

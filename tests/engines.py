@@ -171,9 +171,9 @@ def monolith_snapshot(monolith: Monolith) -> Snapshot:
 def momentum(optimizer: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> Snapshot:
     """Return the momentum of each parameter by name; an optimiser numbers them in the order it was given."""
     return {
-        f"momentum of {name}": optimizer["state"][i]["momentum_buffer"]
+        f"momentum of {name}": optimizer["velocity"][i]
         for i, name in enumerate(parameters)
-        if i in optimizer["state"]
+        if optimizer["velocity"][i] is not None
     }
 
 

@@ -29,7 +29,7 @@ from psl_flower.models import (
     smashed_size,
     upper_seed,
 )
-from psl_flower.optimizers import make_sgd
+from psl_flower.optimizers import Optimizer, Sgd
 from psl_flower.schedule import Schedule
 
 
@@ -177,6 +177,6 @@ def augmentation(config: RunConfig) -> Augmentation:
     return Augmentation(flip=config.flip, shift=config.shift)
 
 
-def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the optimiser that the settings ask for."""
-    return make_sgd(parameters, config.momentum, config.weight_decay)
+    return Sgd(parameters, config.momentum, config.weight_decay)

@@ -20,12 +20,12 @@ from psl_flower.devices import autocast, compute_dtype
 from psl_flower.engine.exchange import Down, Up
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models import smashed_size
-from psl_flower.optimizers import set_lr
+from psl_flower.optimizers import Optimizer, set_lr
 from psl_flower.pixels import normalise
 from psl_flower.stores.base import PatchStore
 from psl_flower.wire.messages import Plan, Saved, Smashed
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from simulations.throughput.defaults import DECIDED
 from simulations.throughput.progress import Progress
 from simulations.throughput.results import ONE_PROCESS, Measurement, Report, Settings, summarise
 
-_PACKAGES = ("psl-flower", "torch", "torchvision", "flwr", "ray", "numpy")
+_PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.errors import RunError, TrainingError
-from psl_flower.optimizers import make_sgd
+from psl_flower.optimizers import Sgd
 
 ASSIGNMENT = (0, 1, 1, 0)
 Y = torch.tensor([0, 1])
@@ -25,7 +25,7 @@ class Weighted(torch.nn.Module):
 
 
 def engine(**changes):
-    options = {"alpha": 0.0, "make_optimizer": lambda parameters: make_sgd(parameters, 0.9, 0.0)} | changes
+    options = {"alpha": 0.0, "make_optimizer": lambda parameters: Sgd(parameters, 0.9, 0.0)} | changes
     return LowerEngine(Weighted(), None, ASSIGNMENT, **options)
 
 

@@ -1,0 +1,107 @@
+"""Residual networks of He et al. (CVPR 2016) in stages, named and shaped as torchvision's: weights are exchangeable.
+
+torchvision itself is not imported: its import loads torch's compiler, which doubles the start-up of every node.
+Tests hold names, shapes and outputs to torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from psl_flower.architectures import check_architecture
+
+_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+_WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: (N, in, h, w) -> (N, width, h/stride, w/stride)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.bn2(self.conv2(out))
+        out += features if self.downsample is None else self.downsample(features)
+        result: torch.Tensor = self.relu(out)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided) and 1x1 convolutions beside a shortcut: (N, in, h, w) -> (N, 4*width, h/stride, w/stride)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, width * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, width * self.expansion, stride)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += features if self.downsample is None else self.downsample(features)
+        result: torch.Tensor = self.relu(out)
+        return result
+
+
+def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
+    """Return the backbone's stages by torchvision's names, in order, on the meta device: without memory.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backbone or stem.
+    """
+    check_architecture(backbone, stem)
+    block = Bottleneck if backbone == "resnet50" else BasicBlock
+    small = stem == "cifar"
+    # Nothing is allocated or drawn for the parts of a backbone that a party does not keep.
+    with torch.device("meta"):
+        parts: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=_conv(in_channels, 64, 3) if small else _conv(in_channels, 64, 7, 2),
+            bn1=nn.BatchNorm2d(64),
+            relu=nn.ReLU(inplace=True),
+            maxpool=nn.Identity() if small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        )
+        channels = 64
+        for number, (depth, width) in enumerate(zip(_DEPTHS[backbone], _WIDTHS, strict=True), start=1):
+            blocks = []
+            for place in range(depth):
+                blocks.append(block(channels, width, stride=2 if number > 1 and place == 0 else 1))
+                channels = width * block.expansion
+            parts[f"layer{number}"] = nn.Sequential(*blocks)
+        parts["avgpool"] = nn.AdaptiveAvgPool2d((1, 1))
+        parts["fc"] = nn.Linear(channels, num_classes)
+    return parts
+
+
+def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
