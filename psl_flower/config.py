@@ -59,7 +59,7 @@ class RunConfig:
     protection: str = "none"
     alpha: float = 1.0
     # Training
-    rounds: int = 5
+    rounds: int = 3
     steps_per_round: int = 0
     batch_size: int = 64
     lr: float = 0.05
