@@ -38,8 +38,13 @@ _ENVIRONMENT = {
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which Flower's processes run here: ours, with Flower kept quiet and offline."""
-    return {**os.environ, **_ENVIRONMENT}
+    """Return the environment in which Flower's processes run here: ours, with Flower kept quiet and offline.
+
+    Programs installed beside this Python come first: Flower starts its own by name, and the environment need not be
+    activated.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, **_ENVIRONMENT, "PATH": path}
 
 
 class LocalSuperLink:

@@ -64,8 +64,9 @@ class Place:
         )  # fmt: skip
 
     def flwr(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        path = f"{BIN}{os.pathsep}{self.environment['PATH']}"
         return subprocess.run(
-            [str(BIN / "flwr"), *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True,
+            [str(BIN / "flwr"), *arguments], env={**self.environment, "PATH": path}, cwd=ROOT, capture_output=True, text=True,
             timeout=timeout, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 
@@ -102,7 +103,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{BIN}:{os.environ['PATH']}",
+        # Without the folder of our programs: whoever calls .venv/bin/psl need not have activated anything.
+        "PATH": os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != BIN),
     }
     yield made
     made.kill_all()
