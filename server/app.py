@@ -23,10 +23,10 @@ from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import RunError
 from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
+from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
 from psl_flower.wire.tls import Identity, ephemeral_identity
 from server.reporting import Reporter, duration
-from server.resuming import continue_or_create
 from strategies import PatchSplit
 from strategies.patch_split import TransportOptions
 

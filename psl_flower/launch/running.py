@@ -11,6 +11,7 @@ from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.resuming import resumed_config
 from psl_flower.runs import RunFolder, Status, free_name, open_run
 
 _START_TIMEOUT_S = 180.0
@@ -51,7 +52,7 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     workspace = config.workspace_path()
     if config.resume:
         run = open_run(workspace, config.resume)
-        config = run.read_config().replace(workspace=str(workspace))
+        config = resumed_config(run, config)
     else:
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
     stores = ensure_stores(workspace / "stores", store_request(config), progress)

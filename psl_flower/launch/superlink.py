@@ -176,7 +176,7 @@ class LocalSuperLink:
         """End it and all processes that it started: asked first, then killed; safe to call again."""
         if self._process is None:
             return
-        family = self.processes()
+        family = [*self.processes(), *self._orphans()]
         with contextlib.suppress(psutil.NoSuchProcess):
             family.append(psutil.Process(self._process.pid))
         for process in reversed(family):
@@ -188,6 +188,15 @@ class LocalSuperLink:
                 process.kill()
         self._process.wait()
         self._process = None
+
+    def _orphans(self) -> list[psutil.Process]:
+        """Return the processes of this SuperLink whose parent has died: Ray's, where the simulation was killed."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLWR_HOME") == str(self.home):
+                    found.append(process)
+        return found
 
 
 def _command_line(process: psutil.Process) -> list[str]:

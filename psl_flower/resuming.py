@@ -32,7 +32,19 @@ def continue_or_create(config: RunConfig) -> tuple[RunConfig, RunFolder]:
         run.write_config(config)
         return config, run
     run = open_run(workspace, config.resume)
+    resumed = resumed_config(run, config)
     run.forget_stop()
+    return resumed, run
+
+
+def resumed_config(run: RunFolder, config: RunConfig) -> RunConfig:
+    """Return the settings with which a run goes on; see `continue_or_create`.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is given that would make it another run.
+    """
     began = run.read_config()
     default = RunConfig()
     changes: dict[str, object] = {}
@@ -47,4 +59,4 @@ def continue_or_create(config: RunConfig) -> tuple[RunConfig, RunFolder]:
                 f"leave {key} out, or start a new run"
             )
         changes[name] = given
-    return began.replace(workspace=str(workspace), run_name="", resume="", **changes), run
+    return began.replace(workspace=str(config.workspace_path()), run_name="", resume="", **changes)
