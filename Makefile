@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test check format e2e bench clean
+.PHONY: help setup run test check format e2e slow bench clean
 
 help:            ## Show this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -35,7 +35,10 @@ format: setup    ## Let ruff mend what it can
 	$(BIN)/ruff format .
 
 e2e: setup       ## Run the long tests: real `flwr run`, real processes
-	$(BIN)/python -m pytest -m 'e2e or slow' --timeout 900
+	$(BIN)/python -m pytest -m e2e --timeout 900
+
+slow: setup      ## Run the exhaustive versions of other tests
+	$(BIN)/python -m pytest -m slow --timeout 1800
 
 bench: setup     ## Federated against one process, on digits; see docs/benchmarks.md for CIFAR-10
 	$(BIN)/python -m simulations.throughput
