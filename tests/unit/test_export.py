@@ -22,7 +22,7 @@ PLAIN_TORCH = """
 import sys, json, torch
 extra = {"model.json": ""}
 network = torch.export.load(sys.argv[1], extra_files=extra).module()
-torch.save([network(images) for images in torch.load(sys.argv[2])], sys.argv[3])
+torch.save([network(images) for images in torch.load(sys.argv[2], weights_only=True)], sys.argv[3])
 assert not [name for name in sys.modules if name.startswith(("psl_flower", "torchvision"))]
 print(extra["model.json"])
 """
@@ -53,7 +53,7 @@ def test_torch_file_needs_only_torch(tmp_path, tiny):
     command = [sys.executable, "-I", "-c", PLAIN_TORCH, exported.path, tmp_path / "in.pt", tmp_path / "out.pt"]
     said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert json.loads(json.loads(said)["class_names"]) == [str(k) for k in range(10)]
-    for found, expected in zip(torch.load(tmp_path / "out.pt"), answers(tiny), strict=True):
+    for found, expected in zip(torch.load(tmp_path / "out.pt", weights_only=True), answers(tiny), strict=True):
         torch.testing.assert_close(found, expected)
     assert str(export.__file__).rpartition("/")[0].encode() not in exported.path.read_bytes()
 
