@@ -96,10 +96,7 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
         raise InsecureKeyFile(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
     lines, fields = _parse(path, text)
     role, public = _role(path, fields["role"]), PublicIdentity.parse(fields["public"])
-    try:
-        body = base64.b64decode(fields["secret"], validate=True)
-    except binascii.Error:
-        raise IdentityError(f"{path}: damaged: the secret line does not decode") from None
+    body = _decode(path, "secret", fields["secret"])
     if fields["protection"] != "none":
         body = _open(path, fields["protection"], body, lines, ask)
     if len(body) != 64:
@@ -151,6 +148,17 @@ def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
     return lines[:-1], {key: value for key, _, value in pairs}
 
 
+def _decode(path: Path, what: str, text: str) -> bytes:
+    try:
+        body = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise IdentityError(f"{path}: damaged: the {what} does not decode") from None
+    if base64.b64encode(body).decode() != text:
+        # Base64 leaves up to four bits of its last character unused; a change there must not pass unseen either.
+        raise IdentityError(f"{path}: damaged: the {what} is not in canonical form")
+    return body
+
+
 def _role(path: Path, text: str) -> Role:
     try:
         return Role(text)
@@ -168,10 +176,7 @@ def _open(path: Path, protection: str, box: bytes, lines: list[str], ask: Callab
         raise IdentityError(f"{path}: its Argon2id settings are out of bounds")
     if ask is None:
         raise PassphraseError(f"{path} is protected by a passphrase; give it with --passphrase-file or on a terminal")
-    try:
-        salt = base64.b64decode(match[4], validate=True)
-    except binascii.Error:
-        raise IdentityError(f"{path}: damaged: the salt does not decode") from None
+    salt = _decode(path, "salt", match[4])
     with _stretch(ask(str(path)), salt, memory, passes, lanes) as key:
         body = unwrap(key, box, _bound(lines[:-1]))
     if body is None:

@@ -128,9 +128,10 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         keyfile.save(identity, tmp_path / "p.key", "")
     whole = path.read_bytes()
     for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(PslError):
-            keyfile.load(path, lambda _: "correct horse")
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            with pytest.raises(PslError):
+                keyfile.load(path, lambda _: "correct horse")
     for length in range(len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(PslError):
