@@ -89,6 +89,31 @@ def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradient
     return result
 
 
+class _Entry(torch.autograd.Function):
+    """A scalar of no meaning whose backward pass starts with a given gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features_NChw: torch.Tensor, gradient_NChw: torch.Tensor) -> torch.Tensor:
+        """Keep the gradient; return 0."""
+        ctx.save_for_backward(gradient_NChw)
+        return features_NChw.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient that was given."""
+        (gradient_NChw,) = ctx.saved_tensors
+        return gradient_NChw, None
+
+
+def enter_gradient(features_NChw: torch.Tensor, gradient_NChw: torch.Tensor) -> None:
+    """Run the backward pass of one Upper from the gradient of its smashed data; both (N, C, h, w), of one dtype.
+
+    Does what ``features.backward(gradient)`` does. That call loads torch's symbolic shapes and sympy, which costs every
+    node's process about a second and 50 MB.
+    """
+    _Entry.apply(features_NChw, gradient_NChw).backward()
+
+
 def _as_received(values_NChw: torch.Tensor, codec: str) -> torch.Tensor:
     # A codec's channels are its last axis, wherever the axes before it end.
     received_NhwC = values_NChw.detach().permute(0, 2, 3, 1)

@@ -49,7 +49,7 @@ class Upper(nn.Module):
         parts = stages(backbone, stem, in_channels, num_classes=1)
         names = list(parts)
         for name in names[: names.index(last_stage(cut)) + 1]:
-            self.add_module(name, parts[name].to_empty(device="cpu"))
+            self.add_module(name, parts[name]())
         pair = cut_pair(protection, smashed_channels(backbone, cut))
         self.protection = pair.upper
         self.smashed_channels = pair.wire_channels
@@ -87,7 +87,7 @@ class Lower(nn.Module):
         names = list(parts)
         self._stage_names = names[names.index(last_stage(cut)) + 1 :]
         for name in self._stage_names:
-            self.add_module(name, parts[name].to_empty(device="cpu"))
+            self.add_module(name, parts[name]())
         reset_parameters(self)
 
     def forward(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:

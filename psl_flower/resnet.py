@@ -6,7 +6,8 @@ Tests hold names, shapes and outputs to torchvision's.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -66,8 +67,8 @@ class Bottleneck(nn.Module):
         return result
 
 
-def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> OrderedDict[str, nn.Module]:
-    """Return the backbone's stages by torchvision's names, in order, on the meta device: without memory.
+def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> dict[str, Callable[[], nn.Module]]:
+    """Return what makes the backbone's stages, by torchvision's names, in order; a party makes only its own.
 
     Raises
     ------
@@ -77,24 +78,29 @@ def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> Orde
     check_architecture(backbone, stem)
     block = Bottleneck if backbone == "resnet50" else BasicBlock
     small = stem == "cifar"
-    # Nothing is allocated or drawn for the parts of a backbone that a party does not keep.
-    with torch.device("meta"):
-        parts: OrderedDict[str, nn.Module] = OrderedDict(
-            conv1=_conv(in_channels, 64, 3) if small else _conv(in_channels, 64, 7, 2),
-            bn1=nn.BatchNorm2d(64),
-            relu=nn.ReLU(inplace=True),
-            maxpool=nn.Identity() if small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        )
-        channels = 64
-        for number, (depth, width) in enumerate(zip(_DEPTHS[backbone], _WIDTHS, strict=True), start=1):
-            blocks = []
-            for place in range(depth):
-                blocks.append(block(channels, width, stride=2 if number > 1 and place == 0 else 1))
-                channels = width * block.expansion
-            parts[f"layer{number}"] = nn.Sequential(*blocks)
-        parts["avgpool"] = nn.AdaptiveAvgPool2d((1, 1))
-        parts["fc"] = nn.Linear(channels, num_classes)
+    parts: dict[str, Callable[[], nn.Module]] = {
+        "conv1": partial(_conv, in_channels, 64, 3) if small else partial(_conv, in_channels, 64, 7, 2),
+        "bn1": partial(nn.BatchNorm2d, 64),
+        "relu": partial(nn.ReLU, inplace=True),
+        "maxpool": nn.Identity if small else partial(nn.MaxPool2d, kernel_size=3, stride=2, padding=1),
+    }
+    channels = 64
+    for number, (depth, width) in enumerate(zip(_DEPTHS[backbone], _WIDTHS, strict=True), start=1):
+        parts[f"layer{number}"] = partial(_layer, block, depth, channels, width, stride=1 if number == 1 else 2)
+        channels = width * block.expansion
+    parts["avgpool"] = partial(nn.AdaptiveAvgPool2d, (1, 1))
+    parts["fc"] = partial(nn.Linear, channels, num_classes)
     return parts
+
+
+def _layer(
+    block: type[BasicBlock | Bottleneck], depth: int, in_channels: int, width: int, stride: int
+) -> nn.Sequential:
+    blocks = []
+    for place in range(depth):
+        blocks.append(block(in_channels, width, stride=stride if place == 0 else 1))
+        in_channels = width * block.expansion
+    return nn.Sequential(*blocks)
 
 
 def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from torch import nn
 
 from psl_flower.augment import Augmentation
 from psl_flower.checkpoints import Checkpoints
-from psl_flower.cut import from_wire, to_wire
+from psl_flower.cut import enter_gradient, from_wire, to_wire
 from psl_flower.devices import autocast, compute_dtype
 from psl_flower.engine.exchange import Down, Up
 from psl_flower.errors import ProtocolError, RunError
@@ -180,7 +180,7 @@ class UpperEngine:
         self._pending = None
         gradient_NChw = from_wire(down.gradient_BKhwC.to(smashed_NChw.device, smashed_NChw.dtype))
         self._optimizer.zero_grad(set_to_none=True)
-        smashed_NChw.backward(gradient_NChw)  # type: ignore[no-untyped-call]
+        enter_gradient(smashed_NChw, gradient_NChw)
         set_lr(self._optimizer, plan.lr)
         self._optimizer.step()
         self.step += 1

@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
+    "RAY_worker_niceness": "0",
 }
 
 
