@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,16 @@ import torch
 from flwr.app import Context
 
 from psl_flower.checkpoints import Checkpoints
-from psl_flower.data.store_set import upper_folder
 from psl_flower.devices import choose_device
 from psl_flower.engine.build import decode_settings, make_upper, upper_options
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
 from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import Claim, NodeTask
-from psl_flower.stores.base import PatchStore
-from psl_flower.stores.opening import open_store
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.seen import SeenBook
+from psl_flower.stores.base import PatchStore, store_folder
+from psl_flower.stores.opening import Opened, open_sealed, open_store
 
 # Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
 _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
@@ -81,13 +82,32 @@ class Host:
             If this node does not hold that Upper's patches.
         """
         if self.simulated:
-            return open_store(upper_folder(Path(self.task.stores), upper))
-        for path in own_stores(self.context):
-            store = open_store(path)
+            keys = KeyRing(Path(self.task.keys)) if self.task.keys else None
+            return open_store(store_folder(Path(self.task.stores), upper), keys, upper, owner=self.task.owner)
+        for store in own_stores(self.context):
             if store.meta.upper == upper:
                 return store
             store.close()
         raise PositionError(f"this node holds no store of Upper {upper}")
+
+    def sealed_stores(self) -> Iterator[tuple[Opened, Path]]:
+        """Open this node's sealed stores, each with the place of its log of restorations.
+
+        Raises
+        ------
+        StoreError
+            If one is missing, damaged, or not sealed.
+        """
+        if not self.simulated:
+            for opened in own_sealed_stores(self.context):
+                name = f"{opened.signed.manifest.dataset.hex()[:16]}-{opened.store.meta.upper:03d}"
+                yield opened, own_state(self.context) / "restorations" / f"{name}.log"
+            return
+        folder = Path(self.task.stores)
+        keys = KeyRing(Path(self.task.keys)) if self.task.keys else None
+        for m in self.task.uppers:
+            opened = open_sealed(store_folder(folder, m), keys, m, owner=self.task.owner)
+            yield opened, folder / "restorations" / f"node-{m:03d}.log"
 
     def checkpoints(self, upper: int) -> Checkpoints:
         """Return where an Upper's states are kept: a real node chooses that itself (node_config "state")."""
@@ -128,20 +148,56 @@ def simulation_slots() -> int:
     return max(1, min([*actors, _POOL_SIZE]))
 
 
-def own_stores(context: Context) -> list[Path]:
-    """Return the stores that a real node's configuration names: `store`, one folder or several joined by ":"."""
-    named = context.node_config.get("store", "")
-    if not isinstance(named, str):
-        raise ConfigError(f"node-config store: expected a folder, got {named!r}")
-    return [Path(path).expanduser() for path in named.split(":") if path]
+def own_stores(context: Context) -> Iterator[PatchStore]:
+    """Open, one after the other, the stores that a real node's own configuration names.
+
+    `store` is a folder or a URL, or several with commas between; `key` the node's private key, or a folder of keys,
+    for sealed stores; `passphrase-file` has the key's passphrase; `owner` is the public key of the owner to trust, and
+    where it is not given the first owner seen is trusted from then on.
+
+    Raises
+    ------
+    StoreError
+        If one is missing, damaged, sealed to another node, of another owner or older than one seen before.
+    ConfigError
+        If the configuration lacks something.
+    """
+    for place in _own_places(context):
+        yield open_store(place, _own_keys(context), owner=_setting(context, "owner"), seen=_own_memory(context))
+
+
+def own_sealed_stores(context: Context) -> Iterator[Opened]:
+    """Open, one after the other, a real node's stores, all of which must be sealed; see `own_stores`."""
+    for place in _own_places(context):
+        yield open_sealed(place, _own_keys(context), owner=_setting(context, "owner"), seen=_own_memory(context))
 
 
 def own_state(context: Context) -> Path:
     """Return the folder where a real node keeps its Uppers' states: `state`, or ~/.psl-flower/state."""
-    named = context.node_config.get("state") or "~/.psl-flower/state"
-    if not isinstance(named, str):
-        raise ConfigError(f"node-config state: expected a folder, got {named!r}")
-    return Path(named).expanduser()
+    return Path(_setting(context, "state") or "~/.psl-flower/state").expanduser()
+
+
+def _own_places(context: Context) -> list[str | Path]:
+    places = [place.strip() for place in _setting(context, "store").split(",") if place.strip()]
+    return [place if "://" in place else Path(place).expanduser() for place in places]
+
+
+def _own_keys(context: Context) -> KeyRing | None:
+    key, passphrase_file = _setting(context, "key"), _setting(context, "passphrase-file")
+    if not key:
+        return None
+    return KeyRing(Path(key).expanduser(), Path(passphrase_file).expanduser() if passphrase_file else None)
+
+
+def _own_memory(context: Context) -> SeenBook:
+    return SeenBook(own_state(context) / "seen")
+
+
+def _setting(context: Context, name: str) -> str:
+    value = context.node_config.get(name, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"node-config {name}: expected a text, got {value!r}")
+    return value
 
 
 def claim_of(store: PatchStore) -> Claim:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,7 +15,8 @@ from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
 from psl_flower.node_task import Claim, Failure, Inventory, NodeTask, StreamTicket, decode, encode
-from psl_flower.stores.opening import open_store
+from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.remote import answer
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Hello
 from psl_flower.wire.stream import UpperStream, connect
@@ -55,6 +57,10 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     def collect(message: Message, context: Context) -> Message:
         return _answer(message, context, lambda *given: _collect(*given, build))
 
+    @app.query("restore")
+    def restore(message: Message, context: Context) -> Message:
+        return _answer(message, context, _restore)
+
     return app
 
 
@@ -65,8 +71,7 @@ def _inventory(message: Message, context: Context) -> RecordDict:
             {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
         )
     claims = []
-    for path in own_stores(context):
-        store = open_store(path)
+    for store in own_stores(context):
         claims.append(claim_of(store))
         store.close()
     return _content({"inventory": encode(Inventory(claims=tuple(claims)))})
@@ -138,6 +143,18 @@ def _collect(message: Message, context: Context, build: Build) -> RecordDict:
         records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in engine.model.state_dict().items()})
         engine.store.close()
     return RecordDict(records)
+
+
+def _restore(message: Message, context: Context) -> RecordDict:
+    """Answer an authorisation of restorers: log it, then seal the patches asked for to its recipients."""
+    request = _values(message).get("request")
+    if not isinstance(request, bytes):
+        raise FrameMismatch(f"{_LOWER}: expected an authorisation, received {type(request).__name__}")
+    answers: dict[str, bytes] = {}
+    for opened, log in _host(message, context).sealed_stores():
+        with closing(opened.store) as store:
+            answers[f"upper-{store.meta.upper}"] = answer(request, opened.signed, store, opened.node, AuditLog(log))
+    return _content(answers)
 
 
 def _connect(host: Host, ticket: StreamTicket, engine: UpperEngine) -> UpperStream:

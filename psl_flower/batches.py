@@ -20,29 +20,28 @@ class BatchOrder:
 
     Attributes
     ----------
-    start, stop : int
-        Half-open range of global sample indices of the training split.
+    pool : NDArray[np.int64]
+        (N,) global sample indices of the training split.
     batch_size : int
         Samples in a mini-batch, 2 or more.
     seed : int
         The run's seed.
     """
 
-    start: int
-    stop: int
+    pool: NDArray[np.int64]
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ConfigError(f"batch-size: BatchNorm needs 2 or more samples in a batch, got {self.batch_size}")
-        if self.stop - self.start < 2:
-            raise ConfigError(f"training needs 2 or more images, the dataset has {self.stop - self.start}")
+        if len(self.pool) < 2:
+            raise ConfigError(f"training needs 2 or more images, the dataset has {len(self.pool)}")
 
     @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch."""
-        full, rest = divmod(self.stop - self.start, self.batch_size)
+        full, rest = divmod(len(self.pool), self.batch_size)
         return full + (rest > 1)
 
     def epoch_of(self, step: int) -> int:
@@ -53,8 +52,8 @@ class BatchOrder:
         """Return the global sample indices (B,) of step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order = np.random.Generator(np.random.PCG64(derive(self.seed, "order", epoch)))
-        permutation = order.permutation(self.stop - self.start) + self.start
-        return permutation[index * self.batch_size : (index + 1) * self.batch_size].astype(np.int64)
+        permutation = order.permutation(len(self.pool))
+        return self.pool[permutation[index * self.batch_size : (index + 1) * self.batch_size]]
 
     def augment_seed(self, step: int) -> int:
         """Seed of (run seed, epoch) from which every party draws a sample's transform."""

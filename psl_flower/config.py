@@ -20,6 +20,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
+STORES = ("sealed", "plain")
 CODECS = ("float32", "bfloat16", "float16", "int8")
 # Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
 _LARGE_IMAGE = 96
@@ -45,6 +46,9 @@ class RunConfig:
     test_fraction: float = 0.2
     max_train: int = 0
     max_test: int = 0
+    stores: str = "sealed"
+    keys: str = ""
+    owner: str = ""
     image_size: Size = (0, 0)
     # Patches
     patch_size: Size = (0, 0)
@@ -89,6 +93,7 @@ class RunConfig:
     workspace: str = ""
     run_name: str = ""
     resume: str = ""
+    restore: str = ""
     checkpoint_every: int = 0
     collect_model: bool = True
     progress_every_s: float = 2.0
@@ -139,7 +144,12 @@ class RunConfig:
         """Return the absolute folder of stores and runs: the setting, else $PSL_WORKSPACE, else ~/psl-flower."""
         return default_workspace(self.workspace)
 
+    def keys_path(self) -> Path:
+        """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
+        return Path(self.keys).expanduser().absolute() if self.keys else self.workspace_path() / "keys"
+
     def _check_choices(self) -> None:
+        _choice("stores", self.stores, STORES)
         _choice("fit", self.fit, ("exact", "pad"))
         _choice("assignment", self.assignment, get_args(Method))
         _choice("backbone", self.backbone, BACKBONES)
@@ -187,6 +197,8 @@ class RunConfig:
             raise ConfigError("stride: is set, but patch-size is not; set patch-size too")
         if self.resume and self.run_name:
             raise ConfigError("resume and run-name contradict each other: a resumed run keeps its name")
+        if self.restore and self.resume:
+            raise ConfigError("restore and resume contradict each other: a run trains, or it restores images")
         if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
             raise ConfigError(
                 f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "

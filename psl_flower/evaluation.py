@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.assembled import Assembled
-from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
-from psl_flower.data.store_set import StoreSet, store_request, stores_root
+from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.errors import ConfigError, DataError
 from psl_flower.runs import RunFolder
-from psl_flower.stores.opening import open_store
 
 Progress = Callable[[str, int, int], None]
 # Images uint8 (B, C, H, W) and classes int64 (B,).
@@ -60,24 +59,24 @@ def own_test_images(
     max_test : int
         Only so many images, drawn at random, alike every time; 0: all.
     progress : callable, optional
-        As in `ensure_stores`.
+        As in `prepare_stores`.
 
     Raises
     ------
     DataError
         If the dataset is not the one that the run was trained on, as where files were added since.
     PslError
-        Whatever `ensure_stores` raises.
+        Whatever `prepare_stores` raises.
     """
     _check_max(max_test)
     config = assembled.config
-    stores = ensure_stores(stores_root(run.path.parents[1]), store_request(config), progress)
-    if stores.manifest.fingerprint != assembled.manifest.fingerprint:
+    stores = prepare_stores(config.replace(workspace=str(run.path.parents[1])), progress)
+    if stores.manifest.source != assembled.manifest.source:
         raise DataError(
             f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
             "those that it learnt; name a dataset with --dataset"
         )
-    samples_N = np.arange(*stores.manifest.splits["test"])
+    samples_N = stores.manifest.samples_of("test")
     if 0 < max_test < len(samples_N):
         samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
     batches = _from_stores(stores, samples_N, config.evaluate_batch_size)
@@ -133,7 +132,7 @@ def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | 
 def _from_stores(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
     manifest = stores.manifest
     grid = manifest.grid()
-    opened = [open_store(stores.store_path(m)) for m in range(manifest.num_uppers)]
+    opened = [stores.open(m) for m in range(manifest.num_uppers)]
     try:
         for start in range(0, len(samples_N), batch_size):
             samples_B = samples_N[start : start + batch_size]

@@ -74,6 +74,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Longest wait for the Lower's next message, in seconds.
     stores, state : str
         In a simulation: folders of the stores and of the nodes' checkpoints. A real node knows its own.
+    keys, owner : str
+        In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
     threads : int
         Threads to compute with; 0 leaves it to the node.
     """
@@ -86,6 +88,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeout_s: float
     stores: str = ""
     state: str = ""
+    keys: str = ""
+    owner: str = ""
     threads: int = 0
 
 

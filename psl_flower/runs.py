@@ -236,6 +236,11 @@ class RunFolder:
         """Write manifest.json."""
         manifest.save(self.path / "manifest.json")
 
+    @property
+    def has_manifest(self) -> bool:
+        """Whether the run has got as far as its stores."""
+        return (self.path / "manifest.json").exists()
+
     def read_manifest(self) -> Manifest:
         """Read manifest.json; raises StoreError if it is missing or damaged."""
         return Manifest.load(self.path / "manifest.json")

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import StoreSet, store_request
+from psl_flower.data.preparing import prepare_stores
+from psl_flower.data.store_set import StoreSet
 from psl_flower.devices import choose_device
 from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes, steps_per_round
 from psl_flower.engine.exchange import WireFormat
@@ -27,6 +27,7 @@ from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
 from psl_flower.wire.tls import Identity, ephemeral_identity
 from server.reporting import Reporter, duration
+from server.restoring import restore
 from strategies import PatchSplit
 from strategies.patch_split import TransportOptions
 
@@ -52,8 +53,12 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
     reporter.say("preparing", f"run {run.name}: settings, metrics and checkpoints are in {run.path}")
     torch.set_num_threads(config.lower_threads or usable_cores())
     device = choose_device(config.device)
-    stores = _stores(config, reporter)
+    stores = _stores(config, run, reporter)
     run.write_manifest(stores.manifest)
+    node_task = _node_task(config, run, stores)
+    if config.restore:
+        restore(grid, config, run, stores, node_task, reporter)
+        return
     task = make_task(config, stores.manifest, stores.labels)
     lower = make_lower_engine(config, stores.manifest, device)
     per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
@@ -70,17 +75,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
     )
     strategy = PatchSplit(
         driver,
-        NodeTask(
-            run=run.identity,
-            uppers=(),
-            settings=encode_settings(config, stores.manifest),
-            activations=config.wire_activations,
-            gradients=config.wire_gradients,
-            timeout_s=config.step_timeout_s,
-            stores=str(stores.folder),
-            state=str(run.nodes),
-            threads=config.upper_threads,
-        ),
+        node_task,
         wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
         steps_per_round=per_round,
         total_steps=total_steps,
@@ -111,13 +106,35 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
     )
 
 
-def _stores(config: RunConfig, reporter: Reporter) -> StoreSet:
+def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
+    return NodeTask(
+        run=run.identity,
+        uppers=(),
+        settings=encode_settings(config, stores.manifest),
+        activations=config.wire_activations,
+        gradients=config.wire_gradients,
+        timeout_s=config.step_timeout_s,
+        stores=str(stores.folder),
+        keys=str(stores.keys or ""),
+        owner=stores.owner,
+        state=str(run.nodes),
+        threads=config.upper_threads,
+    )
+
+
+def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     """Return the patch stores of the dataset, made first if this is the first run that needs them."""
-    root = config.workspace_path() / "stores"
-    stores = ensure_stores(root, store_request(config), reporter.ingesting)
-    verb = "made" if stores.created else "found"
-    count = stores.manifest.num_samples
-    reporter.say("preparing", f"{verb} {stores.manifest.num_uppers} patch stores of {count} images: {stores.folder}")
+    began = run.read_manifest() if run.has_manifest else None
+    # A resumed run goes on with the labels that it began with, or it would end with other weights.
+    version = began.labels_version if began is not None else None
+    stores = prepare_stores(config, reporter.ingesting, labels_version=version)
+    if began is not None and began.source != stores.manifest.source:
+        raise RunError(f"{config.dataset}: has changed since run {run.name} began; start a new run")
+    verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
+    count, num_uppers = stores.manifest.num_samples, stores.manifest.num_uppers
+    reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
+    if stores.note:
+        reporter.say("preparing", stores.note)
     return stores
 
 
@@ -164,7 +181,7 @@ def _identity(config: RunConfig) -> Identity | None:
 
 def _about(stores: StoreSet, config: RunConfig) -> str:
     manifest, grid = stores.manifest, stores.manifest.grid()
-    train, test = (stop - start for start, stop in (manifest.splits["train"], manifest.splits["test"]))
+    train, test = len(manifest.samples_of("train")), len(manifest.samples_of("test"))
     (height, width), (h, w) = manifest.image_size, grid.patch_size
     return (
         f"{manifest.dataset}: {train} training and {test} test images of {height}x{width}, "

@@ -21,7 +21,6 @@ from psl_flower.engine.rounds import Predictions, RoundDriver
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.models import reset_parameters
 from psl_flower.patches import PatchGrid
-from psl_flower.stores.opening import open_store
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -109,7 +108,7 @@ class Federation:
         """Return a fresh engine of Upper m."""
         return self.make_engine(
             make_upper(self.config, self.manifest, m),
-            open_store(self.stores.store_path(m)),
+            self.stores.open(m),
             upper_options(self.config, self.manifest, CPU),
             Checkpoints(self.folder / f"upper-{m}"),
         )
@@ -148,7 +147,7 @@ class Oracle:
     """The same run in one process, with snapshots after chosen steps."""
 
     def __init__(self, config: RunConfig, stores: StoreSet, at: tuple[int, ...] = (STEPS,)) -> None:
-        opened = [open_store(stores.store_path(m)) for m in range(stores.manifest.num_uppers)]
+        opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
         self.monolith = Monolith(config, stores.manifest, stores.labels, opened)
         self.losses: list[float] = []
         self.after: dict[int, Snapshot] = {}

@@ -26,6 +26,7 @@ from psl_flower.sealed.terminal import (
     progress_bar,
     stores_beside,
 )
+from psl_flower.stores.base import store_folder
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _PassphraseFile = Annotated[
@@ -104,7 +105,7 @@ def ingest(
     from psl_flower.data.sources import open_dataset
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.folders import shown
-    from psl_flower.sealed.ingest import Ingested, Plan, Resized, half_of, store_folder
+    from psl_flower.sealed.ingest import Ingested, Plan, Resized, half_of
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.sealing import is_complete
 
@@ -183,7 +184,6 @@ def ingest(
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
     """Write one bundle per node; the stores stay, so that images can be appended later."""
     from psl_flower.sealed.bundle import pack
-    from psl_flower.sealed.ingest import store_folder
 
     targets = []
     for entry in signed.manifest.stores:

@@ -1,11 +1,12 @@
-"""The restorer's commands: restore, relabel, audit-log."""
+"""The restorer's commands: restore, authorise, relabel, audit-log."""
 
 from __future__ import annotations
 
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from psl_flower.cli.asking import captions, class_name, images_asked, labels_of
 from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity
-from psl_flower.sealed.labels import FOLDER, Change, LabelBook
-from psl_flower.sealed.manifest import Manifest
+from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.labels import Change, LabelBook
+from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.terminal import (
     forbid_core_dumps,
@@ -27,6 +29,7 @@ from psl_flower.sealed.terminal import (
     passphrase_source,
     stores_beside,
 )
+from psl_flower.sealed.wrong import Mistake
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _PassphraseFile = Annotated[
@@ -38,12 +41,18 @@ _State = Annotated[
     typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
 ]
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
+_Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
+_WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images that it got wrong.")]
+_Split = Annotated[str, typer.Option(help="With --wrong-only: only train or test.")]
+_Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: at most so many; 0: all.")]
+_Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
 _AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the restorer's commands to the program."""
     app.command("restore")(restore)
+    app.command("authorise")(authorise)
     app.command("relabel")(relabel)
     app.command("audit-log")(audit_log)
 
@@ -55,11 +64,15 @@ def restore(
     store: Annotated[
         list[str] | None, typer.Option(help="All stores (default: those beside the manifest); repeatable.")
     ] = None,
-    image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
-    wrong_only: Annotated[Path | None, typer.Option(help="Run folder: the images that it got wrong.")] = None,
-    split: Annotated[str, typer.Option(help="With --wrong-only: only train or test.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="With --wrong-only: at most so many; 0: all.")] = 0,
-    why: Annotated[str, typer.Option(help="Reason, for the audit log.")] = "",
+    image: _Image = None,
+    wrong_only: _WrongOnly = None,
+    split: _Split = "",
+    limit: _Limit = 0,
+    request: Annotated[
+        Path | None, typer.Option(help="Instead of stores: the authorisation that distant nodes have answered.")
+    ] = None,
+    answers: Annotated[Path | None, typer.Option(help="Folder of their answers; one recipient's key opens it.")] = None,
+    why: _Why = "",
     audit_log: _AuditLog = None,
     owner_key: _OwnerPublic = "",
     state: _State = None,
@@ -68,71 +81,123 @@ def restore(
 ) -> None:
     """Put images together again, as k restorers, into PNG files. The audit log is written first."""
     from psl_flower.sealed.audit import FILE, AuditLog
-    from psl_flower.sealed.export import Caption, export
+    from psl_flower.sealed.export import export
     from psl_flower.sealed.restore import restore as do_restore
-    from psl_flower.sealed.wrong import Mistake, mistakes
 
     forbid_core_dumps()
-    if bool(image) == (wrong_only is not None):
-        raise ConfigError("name the images with --image, or a run with --wrong-only; one of the two")
     seen = SeenBook(state)
     signed, known = load_trusted(manifest, owner_key, seen)
     folder = manifest if manifest.is_dir() else manifest.parent
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    content = signed.manifest
-    labels = _labels(folder, content, restorers[0], seen)
-    wrong: dict[int, Mistake] = {}
-    if wrong_only is not None:
-        found = mistakes(wrong_only, split=split, limit=limit, labels_N=labels)
-        wrong = {mistake.image: mistake for mistake in found}
-        images = list(wrong)
-        if not images:
+    labels_N = labels_of(folder, signed.manifest, restorers[0], seen)
+    start = time.monotonic()
+    if request is not None or answers is not None:
+        if request is None or answers is None or image or wrong_only or store:
+            raise ConfigError("--request and --answers go together, and name images and stores by themselves")
+        asked, batches = _answered(request, answers, signed, restorers[0])
+        logged = "the nodes' audit logs"
+    else:
+        asked = images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)
+        if not asked:
             typer.echo(json.dumps({"images": 0}) if as_json else "the run got none of these images wrong")
             return
-    else:
-        images = parse_images(image or (), content)
-    captions = []
-    for number in images:
-        part, within = content.split_of(number)
-        mistake = wrong.get(number)
-        captions.append(
-            Caption(
-                image=number,
-                split=part,
-                number=within,
-                label=_class(content, labels[number] if labels is not None else mistake.label if mistake else None),
-                predicted=_class(content, mistake.predicted) if mistake else "",
-                confidence=mistake.confidence if mistake else None,
-            )
+        log = AuditLog(audit_log or folder / FILE)
+        logged = str(log.path)
+        batches = do_restore(
+            signed, stores_beside(manifest, store or ()), restorers, list(asked), why=why, log=log, seen=seen
         )
-    start = time.monotonic()
-    log = AuditLog(audit_log or folder / FILE)
-    batches = do_restore(signed, stores_beside(manifest, store or ()), restorers, images, why=why, log=log, seen=seen)
-    sheets = export(batches, captions, out)
+    sheets = export(batches, captions(signed.manifest, asked, labels_N), out)
     seconds = time.monotonic() - start
     if as_json:
         report = {
-            "images": len(images),
+            "images": len(asked),
             "out": str(out),
             "sheets": [str(s) for s in sheets],
             "seconds": round(seconds, 3),
         }
-        typer.echo(json.dumps({**report, "audit_log": str(log.path)}))
+        typer.echo(json.dumps({**report, "audit_log": logged}))
         return
     if not known:
         typer.echo(
             f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
         )
-    typer.echo(f"{len(images)} images restored to {out} in {seconds:.1f} s; logged in {log.path}")
+    typer.echo(f"{len(asked)} images restored to {out} in {seconds:.1f} s; logged in {logged}")
     for sheet in sheets:
         typer.echo(f"  {sheet}")
+
+
+def authorise(
+    manifest: _ManifestPath,
+    identity: Annotated[list[Path], typer.Option(help="Private key file of a restorer who signs; repeatable.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the authorisation; new.")],
+    image: _Image = None,
+    wrong_only: _WrongOnly = None,
+    split: _Split = "",
+    limit: _Limit = 0,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(help="Public key of a restorer who may open the answers (default: those who sign); repeatable."),
+    ] = None,
+    valid_hours: Annotated[int, typer.Option(min=1, max=168, help="Hours until it expires.")] = 24,
+    co_sign: Annotated[
+        Path | None, typer.Option(help="Add signatures to this authorisation instead of making a new one.")
+    ] = None,
+    why: _Why = "",
+    owner_key: _OwnerPublic = "",
+    state: _State = None,
+    passphrase_file: _PassphraseFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Ask distant nodes for images: sign an authorisation, which an operator hands to them in a Flower run.
+
+    k restorers must sign, here or, one after the other, with --co-sign. Then: flwr run . FEDERATION --run-config
+    'restore="FILE" ...', and psl restore --request FILE --answers RUN/answers.
+    """
+    from psl_flower.sealed import remote
+    from psl_flower.sealed.disk import read_file, write_file
+
+    forbid_core_dumps()
+    if out.exists():
+        raise ConfigError(f"{out} exists already; name a new file with --out")
+    seen = SeenBook(state)
+    signed, _ = load_trusted(manifest, owner_key, seen)
+    folder = manifest if manifest.is_dir() else manifest.parent
+    restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
+    if co_sign is not None:
+        if image or wrong_only or recipient or why:
+            raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
+        data = read_file(co_sign, remote.MAX_AUTHORISATION_BYTES)
+        for restorer in restorers:
+            data = remote.co_sign(data, signed, restorer)
+    else:
+        labels_N = labels_of(folder, signed.manifest, restorers[0], seen)
+        data = remote.authorise(
+            signed,
+            restorers,
+            list(images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)),
+            why=why,
+            recipients=[keyfile.load_public(text, Role.RESTORER) for text in recipient or ()],
+            valid_s=valid_hours * 3600,
+        )
+    write_file(out, data)
+    request, signers = remote.describe(data)
+    threshold = signed.manifest.threshold
+    if as_json:
+        report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
+        typer.echo(json.dumps({**report, "signed": signers, "needed": threshold}))
+        return
+    expires = datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="minutes")
+    missing = max(0, threshold - signers)
+    more = f"; {missing} more must sign (--co-sign {out})" if missing else ""
+    typer.echo(f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}")
+    typer.echo(f"  why: {request.why or '(no reason given)'}")
 
 
 def relabel(
     manifest: _ManifestPath,
     identity: Annotated[Path, typer.Option(help="Private key file of a restorer or the owner.")],
     image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
-    label: Annotated[str, typer.Option(help="Name of the right class.")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="Name of the right class of all these images.")] = None,
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
@@ -153,7 +218,9 @@ def relabel(
     if history:
         _print_history(before.history, content, as_json)
         return
-    rows = _rows(image or [], label, changes)
+    if len(label or ()) > 1:
+        raise ConfigError("--label: one class for all images named; for several classes use --csv, or several commands")
+    rows = _rows(image or [], "".join(label or ()), changes)
     wanted = [(parse_images([name], content)[0], _label_of(content, text)) for name, text in rows]
     new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why) if new else before.version
@@ -192,16 +259,19 @@ def audit_log(
     typer.echo(f"{len(entries)} entries, unbroken")
 
 
-def _labels(folder: Path, manifest: Manifest, reader: Identity, seen: SeenBook) -> NDArray[np.int64] | None:
-    if not (folder / FOLDER).is_dir():
-        return None
-    found = LabelBook(folder).read(manifest, reader)
-    seen.check_labels(manifest.dataset, list(found.digests))
-    return found.labels_N
+def _answered(
+    request: Path, answers: Path, signed: SignedManifest, restorer: Identity
+) -> tuple[dict[int, Mistake | None], Iterator[NDArray[np.uint8]]]:
+    """Return the images that distant nodes have answered for."""
+    from psl_flower.sealed import remote
+    from psl_flower.sealed.disk import read_file
 
-
-def _class(manifest: Manifest, label: int | None) -> str:
-    return manifest.classes[label] if label is not None and 0 <= label < len(manifest.classes) else ""
+    data = read_file(request, remote.MAX_AUTHORISATION_BYTES)
+    files = sorted(answers.glob("*.psl"))
+    if not files:
+        raise ConfigError(f"{answers}: holds no answers (*.psl)")
+    opened = remote.open_answers([read_file(f, 2 * remote.MAX_ANSWER_BYTES) for f in files], data, signed, restorer)
+    return dict.fromkeys(remote.describe(data)[0].images), iter([opened])
 
 
 def _label_of(manifest: Manifest, name: str) -> int:
@@ -235,4 +305,4 @@ def _print_history(changes: Sequence[Change], manifest: Manifest, as_json: bool)
         typer.echo(f"{change.version}  {change.when}  {change.kind}  {change.who}  {change.why}".rstrip())
         for image, old, new in change.changes:
             split, number = manifest.split_of(image)
-            typer.echo(f"     {image} ({split}:{number}): {_class(manifest, old)} -> {_class(manifest, new)}")
+            typer.echo(f"     {image} ({split}:{number}): {class_name(manifest, old)} -> {class_name(manifest, new)}")

@@ -27,11 +27,10 @@ from psl_flower.data.store_set import (
     StoreRequest,
     StoreSet,
     load_set,
-    upper_folder,
 )
 from psl_flower.errors import ConfigError, DataError, StoreError
 from psl_flower.files import sync_folder, write_atomically
-from psl_flower.stores.base import StoreMeta
+from psl_flower.stores.base import StoreMeta, store_folder
 from psl_flower.stores.plain import PlainStoreWriter
 
 __all__ = ["Progress", "StoreRequest", "StoreSet", "ensure_stores"]
@@ -84,7 +83,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
         if (folder / MANIFEST_FILE).exists():
             return load_set(folder, fingerprint, created=False)
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{folder.name}.lock"):
+        with lock_set(folder):
             if (folder / MANIFEST_FILE).exists():
                 return load_set(folder, fingerprint, created=False)
             if folder.exists():
@@ -133,7 +132,7 @@ def _ingest(
                 patch_shape=(channels, *grid.patch_size),
                 num_samples=num_train + num_test,
             )
-            writers.append(PlainStoreWriter(upper_folder(folder, m), meta))
+            writers.append(PlainStoreWriter(store_folder(folder, m), meta))
         done = 0
         resize = request.image_size != (0, 0)
         for split, images_BCHW, labels_B in _chunks(source, grid.image_size, channels, resize=resize):
@@ -159,6 +158,7 @@ def _ingest(
     Manifest(
         dataset=request.dataset,
         fingerprint=fingerprint,
+        source=fingerprint,
         image_size=grid.image_size,
         channels=channels,
         patch_size=grid.patch_size,
@@ -166,7 +166,7 @@ def _ingest(
         fit=grid.fit,
         assignment=assignment,
         class_names=source.class_names,
-        splits={"train": (0, num_train), "test": (num_train, num_train + num_test)},
+        splits={"train": ((0, num_train),), "test": ((num_train, num_train + num_test),)},
         mean=mean,
         std=std,
     ).save(folder / MANIFEST_FILE)
@@ -227,7 +227,15 @@ def _save_labels(path: Path, labels_N: NDArray[np.int64]) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock_set(folder: Path) -> Iterator[None]:
+    """Hold a set of stores against other processes that would make it.
+
+    Raises
+    ------
+    StoreError
+        If another process takes over an hour.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
     try:
         with FileLock(path, timeout=_LOCK_TIMEOUT_S):
             yield

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.files import write_atomically
 from psl_flower.patches import PatchGrid
 
-VERSION = 1
+VERSION = 2
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,8 +27,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dataset : str
         The dataset's name as the user gave it.
     fingerprint : str
-        Hex digits; the same in every store of the set. Of the source and of everything that decides the
-        patches.
+        Hex digits; the same in every store of the set, and in no other set.
+    source : str
+        Hex digits of the images and of everything that decides the patches: the same for sets made anew from the
+        same images.
     image_size, patch_size, stride : tuple[int, int]
         (height, width) in pixels.
     channels : int
@@ -37,16 +41,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Grid position p -> Upper m.
     class_names : tuple[str, ...]
         Label k -> name.
-    splits : dict[str, tuple[int, int]]
-        Half-open ranges of global sample indices, "train" from 0 on, then "test".
+    splits : dict[str, tuple[tuple[int, int], ...]]
+        Half-open ranges of global sample indices of "train" and of "test"; several where images were added later.
     mean, std : tuple[float, ...]
         Per channel, over all pixels of the training images, pixels scaled to 0..1. A channel that never
         changes has a standard deviation of 0: guard the division.
+    labels_version : int
+        Which version of the labels a run uses; 0 where labels have no versions, or were never corrected.
     """
 
     version: int = VERSION
     dataset: str
     fingerprint: str
+    source: str
     image_size: tuple[int, int]
     channels: int
     patch_size: tuple[int, int]
@@ -54,9 +61,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fit: Literal["exact", "pad"]
     assignment: tuple[int, ...]
     class_names: tuple[str, ...]
-    splits: dict[str, tuple[int, int]]
+    splits: dict[str, tuple[tuple[int, int], ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    labels_version: int = 0
 
     @property
     def num_uppers(self) -> int:
@@ -71,7 +79,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def num_samples(self) -> int:
         """Images, over all splits."""
-        return max(stop for _, stop in self.splits.values())
+        return max(stop for ranges in self.splits.values() for _, stop in ranges)
+
+    def samples_of(self, split: str) -> NDArray[np.int64]:
+        """Return the global indices (N,) of the samples of "train" or "test", in order."""
+        return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in self.splits[split]])
 
     def grid(self) -> PatchGrid:
         """Return the patch grid.
@@ -150,7 +162,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return f"expected two or more different class names, found {self.num_classes}"
         if set(self.splits) != {"train", "test"}:
             return f"expected the splits train and test, found {sorted(self.splits)}"
-        edges = (0, *self.splits["train"], *self.splits["test"])
-        if edges[1] != 0 or edges[2] != edges[3] or any(a > b for a, b in pairwise(edges)):
-            return f"expected train to start at 0 and test to follow it, found {self.splits}"
+        if not all(self.splits.values()):
+            return f"expected samples of both splits, found {self.splits}"
+        ranges = sorted(part for parts in self.splits.values() for part in parts)
+        if any(start > stop for start, stop in ranges) or any(a[1] != b[0] for a, b in pairwise([(0, 0), *ranges])):
+            return f"expected the splits to cover all samples from 0 on, each once, found {self.splits}"
         return ""

@@ -3,7 +3,7 @@
     <root>/<slug>-<12 hex>/
         manifest.json        written last: a folder without it is unfinished
         lower/labels.npy     int64 (N,), for the Lower only
-        upper-000/ ...       one patch store per Upper
+        store-000/ ...       one patch store per Upper
 
 Shape suffixes: N samples of all splits.
 """
@@ -24,7 +24,8 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import SourceOptions
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
-from psl_flower.stores.base import StoreMeta
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.stores.base import PatchStore, StoreMeta, store_folder
 from psl_flower.stores.opening import open_store
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "lower/labels.npy"
 # Change it with anything that changes the stores made from the same request.
-_LAYOUT_VERSION = 2
+_LAYOUT_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,18 +121,42 @@ class StoreSet:
         (N,) index into the class names, of all samples in global order.
     created : bool
         False if the set was there already.
+    keys : Path, optional
+        This machine's private keys, where the stores are sealed.
+    owner : str
+        Public key of who signed sealed stores.
+    note : str
+        One line for people on corrected labels; may be empty.
     """
 
     folder: Path
     manifest: Manifest
     labels: NDArray[np.int64]
     created: bool
+    keys: Path | None = None
+    owner: str = ""
+    note: str = ""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the stores are encrypted; their owner is known then."""
+        return bool(self.owner)
 
     def store_path(self, upper: int) -> Path:
         """Return the folder of an Upper's store; ConfigError if there is no such Upper."""
         if not 0 <= upper < self.manifest.num_uppers:
             raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.manifest.num_uppers - 1}")
-        return upper_folder(self.folder, upper)
+        return store_folder(self.folder, upper)
+
+    def open(self, upper: int) -> PatchStore:
+        """Open an Upper's store, on a machine that holds its key.
+
+        Raises
+        ------
+        StoreError
+            If it is missing, damaged, or sealed to a key that is not here.
+        """
+        return open_store(self.store_path(upper), KeyRing(self.keys) if self.keys else None, upper, owner=self.owner)
 
 
 def store_request(config: RunConfig) -> StoreRequest:
@@ -173,7 +198,7 @@ def load_set(folder: Path, fingerprint: str, *, created: bool) -> StoreSet:
             raise StoreError(f"{folder}: the manifest belongs to other stores")
         labels_N = _load_labels(folder / LABELS_FILE, manifest)
         for upper in range(manifest.num_uppers):
-            _check_store(upper_folder(folder, upper), manifest, upper)
+            _check_store(store_folder(folder, upper), manifest, upper)
     except StoreError as error:
         raise StoreError(f"{error}; delete {folder} to have it made again") from error
     return StoreSet(folder=folder, manifest=manifest, labels=labels_N, created=created)
@@ -205,11 +230,6 @@ def _check_store(path: Path, manifest: Manifest, upper: int) -> None:
     store.close()
     if store.meta != expected:
         raise StoreError(f"{path}: is not the store of Upper {upper} that the manifest describes")
-
-
-def upper_folder(folder: Path, upper: int) -> Path:
-    """Return the folder of an Upper's store within a set's folder."""
-    return folder / f"upper-{upper:03d}"
 
 
 def _slug(dataset: str) -> str:

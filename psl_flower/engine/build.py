@@ -148,15 +148,14 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
     ConfigError
         If there are too few training images.
     """
-    start, stop = manifest.splits["train"]
-    order = BatchOrder(start=start, stop=stop, batch_size=config.batch_size, seed=config.seed)
+    order = BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
     total_steps = config.rounds * steps_per_round(config, order)
     return Task(
         order=order,
         schedule=Schedule(kind=config.schedule, peak=config.lr, total_steps=total_steps),
         labels=labels,
         augmentation=augmentation(config),
-        test=manifest.splits["test"],
+        test=manifest.samples_of("test"),
         evaluate_batch_size=config.evaluate_batch_size,
     )
 

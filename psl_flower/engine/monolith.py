@@ -97,7 +97,7 @@ class Monolith:
         for plan in self._task.evaluation_plans(self.step):
             with autocast(self._device, self._config.autocast):
                 logits.append(self.net.join(self._smash(self._patches(plan))).float().cpu())
-        return predictions(torch.cat(logits), np.arange(*self._task.test), self._task.labels)
+        return predictions(torch.cat(logits), self._task.test, self._task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor) -> torch.Tensor:
         codecs = (self._config.wire_activations, self._config.wire_gradients)

@@ -104,8 +104,8 @@ class Task:
         Classes of all samples by global index, int64.
     augmentation : Augmentation
         What is drawn in training.
-    test : tuple[int, int]
-        Half-open range of the test split.
+    test : ndarray
+        Global indices of the test split's samples, int64.
     evaluate_batch_size : int
         Samples in an evaluation batch.
     """
@@ -114,7 +114,7 @@ class Task:
     schedule: Schedule
     labels: NDArray[np.int64]
     augmentation: Augmentation
-    test: tuple[int, int]
+    test: NDArray[np.int64]
     evaluate_batch_size: int
 
     def train_plan(self, step: int, attempt: int = 0) -> Plan:
@@ -129,9 +129,8 @@ class Task:
 
     def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
         """Yield the plans that run through the test split, numbered by batch as attempts of step `after_step`."""
-        start, stop = self.test
-        for number, first in enumerate(range(start, stop, self.evaluate_batch_size)):
-            samples_B = np.arange(first, min(first + self.evaluate_batch_size, stop))
+        for number, first in enumerate(range(0, len(self.test), self.evaluate_batch_size)):
+            samples_B = self.test[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 
@@ -243,13 +242,12 @@ class RoundDriver:
 
     def _evaluate(self, exchange: Exchange) -> Predictions:
         logits: list[torch.Tensor] = []
-        start, stop = self.task.test
         for plan in self.task.evaluation_plans(self.lower.step):
             down = {m: Down(Step(plan=plan)) for m in self._shapes}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             logits.append(self.lower.logits(smashed))
-        return predictions(torch.cat(logits), np.arange(start, stop), self.task.labels)
+        return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         return None if plan is None else {m: (plan.num_samples, *shape) for m, shape in self._shapes.items()}

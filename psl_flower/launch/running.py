@@ -44,10 +44,9 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     Raises
     ------
     PslError
-        As `psl_flower.data.ingest.ensure_stores`; RunError if the run's name is taken, or the resumed run missing.
+        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing.
     """
-    from psl_flower.data.ingest import ensure_stores
-    from psl_flower.data.store_set import store_request
+    from psl_flower.data.preparing import prepare_stores
 
     workspace = config.workspace_path()
     if config.resume:
@@ -55,7 +54,7 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
         config = resumed_config(run, config)
     else:
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
-    stores = ensure_stores(workspace / "stores", store_request(config), progress)
+    stores = prepare_stores(config, progress)
     return stores.manifest.num_uppers, run
 
 
@@ -137,7 +136,10 @@ class Watch:
 
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
-    dataset = Path(config.dataset).expanduser()
     named = {} if config.resume else {"run-name": run.name}
-    local = {"dataset": str(dataset.absolute())} if "dataset" in given and dataset.exists() else {}
+    # Each of them may be something else than a path of this machine.
+    paths = {
+        key: Path(str(given[key])).expanduser() for key in ("dataset", "keys", "owner", "restore") if given.get(key)
+    }
+    local = {key: str(path.absolute()) for key, path in paths.items() if path.exists()}
     return {**given, **named, **local, "workspace": str(config.workspace_path())}

@@ -32,6 +32,7 @@ from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, Pi
 from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
+from psl_flower.stores.base import store_folder
 
 Progress = Callable[[str, int, int], None]
 
@@ -108,11 +109,6 @@ class Ingested:
     before: int
     added: int
     resumed: int
-
-
-def store_folder(out: Path, upper: int) -> Path:
-    """Return the default place of an Upper's store."""
-    return out / f"store-{upper:03d}"
 
 
 def ingest(
@@ -231,7 +227,7 @@ def _sized(
         if image_HWC.shape != (*size, channels):
             raise DataError(
                 f"{source.name}: image {split}:{number} is {'x'.join(map(str, image_HWC.shape))}, expected "
-                f"{size[0]}x{size[1]}x{channels}; bring all images to one size with --image-size"
+                f"{size[0]}x{size[1]}x{channels}; set image-size to bring all of them to one size"
             )
         yield image_HWC, label
 

@@ -119,8 +119,8 @@ class LabelBook:
         self.folder = out / FOLDER
         self._disk = disk
 
-    def read(self, manifest: Manifest, reader: Identity | None = None) -> Labels:
-        """Check the chain and return the labels as of its end.
+    def read(self, manifest: Manifest, reader: Identity | None = None, upto: int | None = None) -> Labels:
+        """Check the chain and return the labels as of its end, or of an earlier version.
 
         Parameters
         ----------
@@ -128,6 +128,8 @@ class LabelBook:
             Says who may write labels.
         reader : Identity, optional
             Lower, owner or restorer; needed where labels are sealed.
+        upto : int, optional
+            The last version to apply.
 
         Raises
         ------
@@ -139,6 +141,10 @@ class LabelBook:
             known = [found for _, found in chain[manifest.labels_version : manifest.labels_version + 1]]
             if known != [manifest.labels_digest]:
                 raise LabelError(f"{self.folder}: label version {manifest.labels_version} is missing or replaced")
+        if upto is not None:
+            if upto >= len(chain):
+                raise LabelError(f"{self.folder}: label version {upto} is missing; there are {len(chain)}")
+            chain = chain[: upto + 1]
         labels_N = np.full(manifest.num_samples, -1, np.int64)
         readable = [self._open(version, reader) for version, _ in chain]
         start = max((k for k, (version, _) in enumerate(chain) if version.kind == "snapshot"), default=0)

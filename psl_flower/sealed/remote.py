@@ -36,6 +36,7 @@ AUTHORISATION = envelope.Kind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restorat
 ANSWER = envelope.Kind(b"PSLANSWR", Purpose.SIGN_ANSWER, "restoration answer")
 MAX_VALID_S = 7 * 24 * 3600
 MAX_ANSWER_BYTES = 64 << 20
+MAX_AUTHORISATION_BYTES = 16 << 20
 _CLOCK_SKEW_S = 300
 
 
@@ -127,6 +128,12 @@ def co_sign(data: bytes, signed: SignedManifest, restorer: Identity) -> bytes:
     _check_request(_decode(envelope_), signed.manifest, int(time.time()))
     member_of(signed.manifest, restorer.expect(Role.RESTORER).public, restorer.name)
     return envelope.add_signature(AUTHORISATION, data, restorer, "the authorisation")
+
+
+def describe(data: bytes) -> tuple[Authorisation, int]:
+    """Return what an authorisation asks for, and how many have signed it; whether they may is for `check` to say."""
+    envelope_ = envelope.parse(AUTHORISATION, data, "the authorisation")
+    return _decode(envelope_), len(envelope_.signers)
 
 
 def check(data: bytes, signed: SignedManifest, when: float | None = None) -> Authorisation:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, K positions of this Upper, C channels, h and w pixels o
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -62,6 +63,11 @@ class PatchStore(Protocol):
     def close(self) -> None:
         """Release files; reading afterwards raises StoreError."""
         ...
+
+
+def store_folder(folder: Path, upper: int) -> Path:
+    """Return the place of an Upper's store beside the others of its set."""
+    return folder / f"store-{upper:03d}"
 
 
 class StoreWriter(Protocol):

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import StoreSet, store_request
+from psl_flower.data.preparing import prepare_stores
+from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_task
 from psl_flower.launch.running import federation
 from psl_flower.machine import count_gpus, usable_cores
@@ -68,7 +68,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         dataset=str(dataset.absolute()) if dataset.exists() else config.dataset,
         workspace=str(workspace), rounds=1, steps_per_round=total_steps, evaluate_every=0, collect_model=False,
     )  # fmt: skip
-    stores = ensure_stores(workspace / "stores", store_request(shared), progress.ingesting)
+    stores = prepare_stores(shared, progress.ingesting)
     nodes = int(federation(stores.manifest.num_uppers)["num-supernodes"])
     settings = Settings(
         config={key: value for key, value in config.to_mapping().items() if key not in DECIDED},

@@ -132,20 +132,18 @@ def work(job: Job) -> Done:
     import torch
 
     from psl_flower.config import RunConfig
-    from psl_flower.data.ingest import ensure_stores
-    from psl_flower.data.store_set import store_request
+    from psl_flower.data.preparing import prepare_stores
     from psl_flower.devices import choose_device
     from psl_flower.engine.monolith import Monolith
     from psl_flower.machine import keep_freed_memory
-    from psl_flower.stores.opening import open_store
 
     keep_freed_memory()  # as the Lower and the nodes do
 
     imported_at = time.time()
     torch.set_num_threads(job.threads)
     config = RunConfig.from_mapping(job.config)
-    stores = ensure_stores(config.workspace_path() / "stores", store_request(config))
-    opened = [open_store(stores.store_path(m)) for m in range(stores.manifest.num_uppers)]
+    stores = prepare_stores(config)
+    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
     monolith = Monolith(config, stores.manifest, stores.labels, opened, choose_device(config.device))
     built_at = time.time()
     step_s, losses = [], []

@@ -19,11 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import store_request
+from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.monolith import Monolith
 from psl_flower.runs import RunFolder
-from psl_flower.stores.opening import open_store
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -113,9 +111,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
     """Return the weights of the same network trained in this process on the run's own batches."""
     config = run.read_config()
-    stores = ensure_stores(run.path.parents[1] / "stores", store_request(config))
+    stores = prepare_stores(config.replace(workspace=str(run.path.parents[1])))
     assert not stores.created
-    opened = [open_store(stores.store_path(m)) for m in range(stores.manifest.num_uppers)]
+    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
     monolith = Monolith(config, stores.manifest, stores.labels, opened)
     monolith.train(num_steps)
     return monolith.net.state_dict()

@@ -62,5 +62,5 @@ def test_damaged_store_names_the_node(place: Place) -> None:
     store.write_bytes(store.read_bytes()[:-1])
     done = place.psl("train", *TINY, "rounds=1", "steps-per-round=1", "run-name=bad")
     assert done.returncode == 1
-    assert "upper-002" in done.stderr
+    assert "store-002" in done.stderr
     assert "Traceback" not in done.stderr

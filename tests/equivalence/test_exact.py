@@ -21,7 +21,6 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.losses import LossParts, loss_parts
 from psl_flower.models import AdaptationNet, PatchSplitNet, adaptation_seed, reset_parameters
-from psl_flower.stores.opening import open_store
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Plan
 from tests.engines import STEPS, Federation, Oracle, differences, same_predictions, settings
@@ -86,7 +85,7 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
     config = settings(flip=False, shift=0, uppers=2, alpha=alpha, lr=0.01)
     stores = stores_for(config)
     manifest, grid = stores.manifest, stores.manifest.grid()
-    opened = [open_store(stores.store_path(m)) for m in range(2)]
+    opened = [stores.open(m) for m in range(2)]
     monolith = DoubleMonolith(config, manifest, stores.labels, opened)
 
     net = PatchSplitNet(grid=grid, num_uppers=2, num_classes=10, in_channels=1, seed=config.seed).double()

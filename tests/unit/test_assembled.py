@@ -20,7 +20,6 @@ from psl_flower.errors import DataError, RunError, StoreError
 from psl_flower.evaluation import evaluate, other_test_images, own_test_images
 from psl_flower.pixels import normalise
 from psl_flower.runs import RunFolder, create_run
-from psl_flower.stores.opening import open_store
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
             pixels = random.integers(0, 256, (20, 30) if name == "a" else (33, 16), np.uint8)
             Image.fromarray(pixels).save(pictures / split / name / "0.png")
     stores = ensure_stores(tmp_path / "stores", StoreRequest(dataset=str(pictures), image_size=(16, 16)))
-    store = [open_store(stores.store_path(m)).read(np.arange(4))[:, 0] for m in range(4)]
+    store = [stores.open(m).read(np.arange(4))[:, 0] for m in range(4)]
     ingested = stores.manifest.grid().merge(np.stack(store, 1))
     files = [pictures / split / name / "0.png" for split in ("train", "test") for name in "ab"]
     assembled = load_assembled(tiny[0])
@@ -122,7 +121,7 @@ def test_own_test_split_is_as_one_process_evaluates_it(tiny):
     run, net = tiny
     assembled = load_assembled(run)
     stores = ensure_stores(run.path.parents[1] / "stores", store_request(assembled.config))
-    opened = [open_store(stores.store_path(m)) for m in range(2)]
+    opened = [stores.open(m) for m in range(2)]
     oracle = Monolith(assembled.config, stores.manifest, stores.labels, opened)
     oracle.net.load_state_dict(net.state_dict())
     expected = oracle.evaluate()

@@ -8,7 +8,7 @@ from psl_flower.errors import ConfigError
 
 
 def order(stop=10, batch_size=4, seed=0, start=0):
-    return BatchOrder(start=start, stop=stop, batch_size=batch_size, seed=seed)
+    return BatchOrder(pool=np.arange(start, stop), batch_size=batch_size, seed=seed)
 
 
 # samples, batch size -> sizes of an epoch's batches; a single left-over sample is left out.

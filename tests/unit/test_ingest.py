@@ -14,7 +14,6 @@ from PIL import Image
 from psl_flower.data import ingest, sources
 from psl_flower.data.ingest import StoreRequest, StoreSet, ensure_stores
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
-from psl_flower.stores.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
@@ -42,7 +41,7 @@ def images_of(stores: StoreSet) -> np.ndarray:
     count = manifest.num_samples
     patches = np.zeros((count, manifest.grid().num_patches, manifest.channels, *manifest.patch_size), np.uint8)
     for upper in range(manifest.num_uppers):
-        store = open_store(stores.store_path(upper))
+        store = stores.open(upper)
         assert store.meta.dataset == manifest.fingerprint
         patches[:, list(store.meta.positions)] = store.read(np.arange(count))
         store.close()
@@ -64,7 +63,7 @@ def test_stores_hold_the_dataset(tmp_path, pictures):
     assert stores.created
     assert stores.folder.name == f"my-pictures-{manifest.fingerprint[:12]}"
     assert (manifest.num_uppers, manifest.grid().num_patches, manifest.channels) == (2, 9, 3)
-    assert manifest.splits == {"train": (0, 9), "test": (9, 12)}
+    assert manifest.splits == {"train": ((0, 9),), "test": ((9, 12),)}
     assert manifest.class_names == ("a", "b")
     assert stores.labels.tolist() == [0] * 5 + [1] * 4 + [0, 0, 1]
     np.testing.assert_array_equal(images_of(stores), expected.transpose(0, 3, 1, 2))
@@ -72,7 +71,7 @@ def test_stores_hold_the_dataset(tmp_path, pictures):
     np.testing.assert_allclose(manifest.mean, units.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(manifest.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
     everything = {p.relative_to(stores.folder).as_posix() for p in stores.folder.rglob("*") if p.is_file()}
-    uppers = {f"upper-00{m}/{file}" for m in (0, 1) for file in ("meta.json", "patches.u8")}
+    uppers = {f"store-00{m}/{file}" for m in (0, 1) for file in ("meta.json", "patches.u8")}
     assert everything == {"manifest.json", "lower/labels.npy"} | uppers
 
 
@@ -204,7 +203,7 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, pictures):
     stores = ensure_stores(tmp_path / "root", request(pictures))
     assert stores.created and stores.folder.name == left
     assert sorted(p.name for p in stores.folder.iterdir()) == [
-        "lower", "manifest.json", *(f"upper-00{m}" for m in range(4))
+        "lower", "manifest.json", *(f"store-00{m}" for m in range(4))
     ]  # fmt: skip
     np.testing.assert_array_equal(images_of(stores), files_of(pictures).transpose(0, 3, 1, 2))
 
@@ -273,9 +272,9 @@ def np_save(path, array):
         (lambda f: np_save(f / "lower/labels.npy", np.zeros(12)), "found float64"),
         (lambda f: np_save(f / "lower/labels.npy", np.full(12, 2)), "outside the 2 classes"),
         (lambda f: np_save(f / "lower/labels.npy", np.full(12, -1)), "outside the 2 classes"),
-        (lambda f: shutil.rmtree(f / "upper-002"), "upper-002: no such patch store"),
-        (lambda f: (f / "upper-002/patches.u8").write_bytes(b""), "found 0"),
-        (lambda f: swap(f / "upper-001", f / "upper-002"), "is not the store of Upper 1"),
+        (lambda f: shutil.rmtree(f / "store-002"), "store-002: no such patch store"),
+        (lambda f: (f / "store-002/patches.u8").write_bytes(b""), "found 0"),
+        (lambda f: swap(f / "store-001", f / "store-002"), "is not the store of Upper 1"),
     ],
 )  # fmt: skip
 def test_a_damaged_set_is_refused_saying_what_to_delete(tmp_path, pictures, damage, match):

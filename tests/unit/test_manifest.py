@@ -10,6 +10,7 @@ from psl_flower.patches import PatchGrid
 MANIFEST = Manifest(
     dataset="uoft-cs/cifar10",
     fingerprint="ab12",
+    source="cd34",
     image_size=(32, 32),
     channels=3,
     patch_size=(16, 16),
@@ -17,7 +18,7 @@ MANIFEST = Manifest(
     fit="exact",
     assignment=(0, 1, 1, 0),
     class_names=("cat", "dog"),
-    splits={"train": (0, 8), "test": (8, 10)},
+    splits={"train": ((0, 8),), "test": ((8, 10),)},
     mean=(0.1, 0.2, 0.3),
     std=(0.4, 0.5, 1 / 3),
 )
@@ -31,11 +32,19 @@ def test_round_trip_is_exact_and_leaves_no_other_file(tmp_path):
 
 
 def test_derived_numbers():
-    assert MANIFEST.version == 1
+    assert MANIFEST.version == 2
     assert MANIFEST.grid() == PatchGrid(image_size=(32, 32), patch_size=(16, 16), stride=(16, 16))
     assert MANIFEST.positions_of(0) == (0, 3)
     assert MANIFEST.positions_of(1) == (1, 2)
     assert (MANIFEST.num_uppers, MANIFEST.num_classes, MANIFEST.num_samples) == (2, 2, 10)
+
+
+def test_samples_of_a_split_that_grew():
+    splits = {"train": ((0, 3), (5, 7)), "test": ((3, 5), (7, 8))}
+    grown = msgspec.structs.replace(MANIFEST, splits=splits)
+    assert grown.samples_of("train").tolist() == [0, 1, 2, 5, 6]
+    assert grown.samples_of("test").tolist() == [3, 4, 7]
+    assert grown.num_samples == 8
 
 
 @pytest.mark.parametrize("upper", [-1, 2])
@@ -47,7 +56,7 @@ def test_there_is_no_such_upper(upper):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"version": 2}, "version 1, found 2"),
+        ({"version": 1}, "version 2, found 1"),
         ({"image_size": (33, 32)}, "do not tile"),
         ({"assignment": (0, 1, 1)}, "4 positions, 3 are assigned"),
         ({"assignment": ()}, "4 positions, 0 are assigned"),
@@ -59,11 +68,13 @@ def test_there_is_no_such_upper(upper):
         ({"channels": 0, "mean": (), "std": ()}, "0 channels"),
         ({"class_names": ("cat",)}, "class names"),
         ({"class_names": ("cat", "cat")}, "class names"),
-        ({"splits": {"train": (0, 8)}}, "splits train and test"),
-        ({"splits": {"train": (1, 8), "test": (8, 10)}}, "start at 0"),
-        ({"splits": {"train": (0, 8), "test": (9, 10)}}, "follow"),
-        ({"splits": {"train": (0, 8), "test": (8, 7)}}, "follow"),
-        ({"splits": {"train": (0, -8), "test": (-8, 7)}}, "follow"),
+        ({"splits": {"train": ((0, 8),)}}, "splits train and test"),
+        ({"splits": {"train": ((0, 10),), "test": ()}}, "samples of both splits"),
+        ({"splits": {"train": ((1, 8),), "test": ((8, 10),)}}, "from 0 on"),
+        ({"splits": {"train": ((0, 8),), "test": ((9, 10),)}}, "each once"),
+        ({"splits": {"train": ((0, 8), (10, 12)), "test": ((8, 11),)}}, "each once"),
+        ({"splits": {"train": ((0, 8),), "test": ((8, 7),)}}, "each once"),
+        ({"splits": {"train": ((0, -8),), "test": ((-8, 7),)}}, "each once"),
     ],
 )
 def test_contradictions_are_refused(tmp_path, changes, match):

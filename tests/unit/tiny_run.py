@@ -6,8 +6,7 @@ import torch
 
 from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import store_request, stores_root
+from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.build import make_network
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs import RunFolder, Status, create_run
@@ -16,7 +15,7 @@ from psl_flower.runs import RunFolder, Status, create_run
 def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[RunFolder, PatchSplitNet]:
     """Return a run on 40 digits, as training leaves it, and its network, whose weights are random."""
     config = RunConfig(**{"dataset": "digits", "max_train": 40, "max_test": 20, "uppers": 2} | settings)
-    manifest = ensure_stores(stores_root(workspace), store_request(config)).manifest
+    manifest = prepare_stores(config.replace(workspace=str(workspace))).manifest
     run = create_run(workspace, name, config.dataset)
     run.write_config(config)
     run.write_manifest(manifest)

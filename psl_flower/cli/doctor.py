@@ -1,0 +1,94 @@
+"""The command `psl doctor`: what can be checked on a node or a server before a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from psl_flower.cli.output import Json
+
+if TYPE_CHECKING:
+    from psl_flower.doctor.finding import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, as nodes are told.")] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="ca.crt that nodes trust.")] = None,
+    exchange: Annotated[str, typer.Option(help="On a node: HOST:PORT of the exchange endpoint.")] = "",
+    auth_key: Annotated[Path | None, typer.Option(help="On a node: its --auth-supernode-private-key.")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="On a node: patch store; repeatable.")] = None,
+    key: Annotated[Path | None, typer.Option(help="On a node: private key of sealed stores.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="File whose first line is the key's passphrase.")] = None,
+    owner: Annotated[str, typer.Option(help="On a node: public key of the owner to trust (or file).")] = "",
+    manifest: Annotated[Path | None, typer.Option(help="manifest.json that the stores should belong to.")] = None,
+    state: Annotated[Path | None, typer.Option(help="On a node: folder of its states.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="On the server: server.pem of the SuperLink.")] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="On the server: server.key.")] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(help="On the server: name or address that nodes connect to; repeatable."),
+    ] = None,
+    exchange_listen: Annotated[str, typer.Option(help="On the server: exchange-host:exchange-port.")] = "",
+    workspace: Annotated[Path | None, typer.Option(help="On the server: folder of stores and runs.")] = None,
+    device: Annotated[str, typer.Option(help='The setting device: "auto", "cpu", "cuda", "cuda:N".')] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Check a node or a server before a run; changes nothing. Exit status 1 if a run would fail.
+
+    What is not named is not looked at. Versions, memory and device always are.
+    """
+    from psl_flower.doctor import certificates, machine, network, stores, versions
+
+    def checks() -> Iterator[list[Finding]]:
+        yield versions.check_versions()
+        yield machine.check_memory()
+        if root_certificates is not None:
+            yield certificates.check_authority(root_certificates)
+        if certificate is not None:
+            yield certificates.check_server_certificate(certificate, certificate_key, address or (), root_certificates)
+        if auth_key is not None:
+            yield certificates.check_node_key(auth_key)
+        if superlink:
+            yield network.check_superlink(superlink, root_certificates)
+        if exchange:
+            yield network.check_exchange(exchange)
+        if exchange_listen:
+            yield network.check_exchange_port(exchange_listen)
+        for place in store or ():
+            yield stores.check_store(place, key, passphrase_file, owner, manifest)
+        for what, folder in (("state", state), ("workspace", workspace)):
+            if folder is not None:
+                yield machine.check_folder(what, folder.expanduser())
+        yield machine.check_device(device)
+
+    findings: list[Finding] = []
+    for some in checks():
+        findings += some
+        if not as_json:
+            # Each as it comes: a silent machine takes its time.
+            for finding in some:
+                typer.echo(_line(finding))
+    if as_json:
+        typer.echo(json.dumps({"ok": not _failures(findings), "findings": [f._asdict() for f in findings]}))
+    elif _failures(findings):
+        typer.echo(f"{_failures(findings)} of {len(findings)} checks failed", err=True)
+    if _failures(findings):
+        raise typer.Exit(1)
+
+
+def _failures(findings: list[Finding]) -> int:
+    return sum(finding.level == "failed" for finding in findings)
+
+
+def _line(finding: Finding) -> str:
+    do = f"\n{'':9}-> {finding.do}" if finding.do else ""
+    return f"{finding.level:8} {finding.what}: {finding.found}{do}"

@@ -1,0 +1,65 @@
+"""The patch stores that a run's settings ask for: sealed or plain, or those that an owner has filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psl_flower.config import RunConfig, size_text
+from psl_flower.data.ingest import Progress, ensure_stores
+from psl_flower.data.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
+from psl_flower.data.store_set import StoreSet, store_request, stores_root
+from psl_flower.errors import ConfigError
+from psl_flower.sealed.seen import SeenBook
+
+
+def prepare_stores(
+    config: RunConfig, progress: Progress | None = None, *, labels_version: int | None = None
+) -> StoreSet:
+    """Return the stores of a run, made first if they are missing.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    progress : callable, optional
+        Called as progress(stage, done, total) while stores are made; stage is "train" or "test".
+    labels_version : int, optional
+        The version of the labels that a resumed run began with; by default the newest.
+
+    Raises
+    ------
+    ConfigError
+        If settings contradict an owner's dataset.
+    PslError
+        As `ensure_stores`, `ensure_sealed` and `open_sealed_dataset`.
+    """
+    workspace = config.workspace_path()
+    if is_sealed_dataset(config.dataset):
+        folder = Path(config.dataset).expanduser().absolute()
+        stores = open_sealed_dataset(
+            folder, config.keys_path(), config.owner, SeenBook(workspace / "seen"), labels_version=labels_version
+        )
+        _check_settings(config, stores)
+        return stores
+    request, root = store_request(config), stores_root(workspace)
+    if config.stores == "plain":
+        return ensure_stores(root / "plain", request, progress)
+    return ensure_sealed(root, request, config.keys_path(), progress, labels_version=labels_version)
+
+
+def _check_settings(config: RunConfig, stores: StoreSet) -> None:
+    """Refuse settings that say otherwise than the owner, who has cut the images already."""
+    manifest = stores.manifest
+    cut: dict[str, tuple[object, object]] = {
+        "image-size": (size_text(config.image_size), size_text(manifest.image_size)),
+        "patch-size": (size_text(config.patch_size), size_text(manifest.patch_size)),
+        "stride": (size_text(config.stride), size_text(manifest.stride)),
+        "uppers": (config.uppers, manifest.num_uppers),
+        "max-train": (config.max_train, 0),
+        "max-test": (config.max_test, 0),
+    }
+    for key, (given, found) in cut.items():
+        if given and given != found:
+            raise ConfigError(
+                f"{key}: {given} is given, but {config.dataset} holds stores made with {found or 'all images'}"
+            )

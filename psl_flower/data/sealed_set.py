@@ -1,0 +1,222 @@
+"""Sealed stores for a run: made from a dataset under the machine's demonstration keys, or an owner's own.
+
+<root>/<slug>-<12 hex>/          as `psl ingest` writes it: manifest.psl, labels/, store-000/, ...
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from psl_flower.data.ingest import Progress, lock_set
+from psl_flower.data.manifest import Manifest
+from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
+from psl_flower.data.store_set import StoreRequest, StoreSet
+from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
+from psl_flower.sealed import keyfile
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.ingest import Plan, Resized, ingest
+from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
+from psl_flower.sealed.keys import PublicIdentity, Role
+from psl_flower.sealed.labels import Change, LabelBook
+from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.sealing import is_complete
+from psl_flower.sealed.seen import SeenBook
+
+
+def is_sealed_dataset(dataset: str) -> bool:
+    """Return whether a dataset's name is a folder that `psl ingest` filled."""
+    return (Path(dataset).expanduser() / manifests.FILE).is_file()
+
+
+def ensure_sealed(
+    root: Path,
+    request: StoreRequest,
+    keys: Path,
+    progress: Progress | None = None,
+    *,
+    labels_version: int | None = None,
+) -> StoreSet:
+    """Return the sealed stores for a request, made first, or completed, under the demonstration keys in `keys`.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of all sets; made if missing.
+    request : StoreRequest
+        What to cut, and how.
+    keys : Path
+        Folder of the keys; those that are missing are made.
+    progress : callable, optional
+        As in `psl_flower.data.ingest.ensure_stores`.
+    labels_version : int, optional
+        The version of the labels; by default the newest.
+
+    Raises
+    ------
+    PslError
+        As `psl_flower.data.ingest.ensure_stores` and `psl_flower.sealed.ingest.ingest`; StoreError if there are stores
+        that were sealed under other keys.
+    """
+    options = request.source_options()
+    source_fingerprint, source = local_fingerprint(request.dataset, options), None
+    if source_fingerprint is None:
+        source = _open(request)
+        source_fingerprint = source.fingerprint
+    fingerprint = request.fingerprint(source_fingerprint)
+    folder = root / request.folder_name(fingerprint)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{error.filename or root}: cannot make the stores: {error.strerror or error}") from error
+    with lock_set(folder):
+        created = not is_complete(folder)
+        if created:
+            _fill(folder, request, source or _open(request), keys, progress)
+    ring = KeyRing(keys)
+    owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
+    try:
+        signed = manifests.load(folder, owners[0] if owners else None)
+        return _as_set(folder, signed, ring, request.dataset, fingerprint, labels_version, created=created)
+    except (WrongOwner, LabelError) as error:
+        raise StoreError(
+            f"{error}; if the keys in {keys} were replaced, delete {folder} to have the stores made again"
+        ) from error
+
+
+def open_sealed_dataset(
+    folder: Path, keys: Path, owner: str, seen: SeenBook, *, labels_version: int | None = None
+) -> StoreSet:
+    """Return the set in a folder that `psl ingest` filled; the stores themselves may be elsewhere.
+
+    Parameters
+    ----------
+    folder : Path
+        Manifest and labels.
+    keys : Path
+        Folder, or file, with the Lower's private key, if the labels are sealed.
+    owner : str
+        Public key of the owner to trust, or a file with it; empty trusts the first one seen.
+    seen : SeenBook
+        Refuses an older manifest than one seen before, and another owner.
+    labels_version : int, optional
+        The version of the labels; by default the newest.
+
+    Raises
+    ------
+    StoreError
+        If manifest or labels are damaged, not the owner's, or older than what was seen.
+    ConfigError
+        If the Lower's key is needed and is not in `keys`.
+    """
+    signed = manifests.load(folder, keyfile.load_public(owner, Role.OWNER) if owner else None)
+    seen.check(signed)
+    manifest = signed.manifest
+    ring = KeyRing(keys) if keys.exists() else None
+    if manifest.lower and (ring is None or ring.find(PublicIdentity.parse(manifest.lower)) is None):
+        raise ConfigError(
+            f"{folder}: the labels are sealed to Lower {PublicIdentity.parse(manifest.lower).fingerprint}, whose "
+            f"private key is not in {keys}; name the folder that holds it with the setting keys"
+        )
+    return _as_set(folder, signed, ring, str(folder), manifest.fingerprint, labels_version, created=False)
+
+
+def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
+    first_HWC, _ = next(source.samples("train"))
+    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
+    grid = request.grid((height, width))
+    num_uppers = request.num_uppers or grid.num_patches
+    if num_uppers > grid.num_patches:
+        raise ConfigError(f"uppers: {num_uppers} for {grid.num_patches} patches; each Upper needs a patch of its own")
+    demo = demo_keys(keys, num_uppers)
+    plan = Plan(
+        patch_size=grid.patch_size,
+        stride=grid.stride,
+        nodes=demo.nodes,
+        restorers=demo.restorers,
+        threshold=len(DEMO_RESTORERS),
+        fit=grid.fit,
+        assignment=request.assignment,
+        lower=demo.lower.public,
+    )
+    images = source if request.image_size == (0, 0) else Resized(source, request.image_size)
+    try:
+        ingest(images, folder, demo.owner, plan, progress=progress)
+    except (SourceChanged, KeyMismatch, WrongOwner):
+        # What an interrupted ingest under other keys left; the images are all still there.
+        shutil.rmtree(folder)
+        ingest(images, folder, demo.owner, plan, progress=progress)
+    except DataError:
+        # No later attempt could use it, unlike what a full disk or a kill leaves.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _as_set(
+    folder: Path,
+    signed: SignedManifest,
+    ring: KeyRing | None,
+    dataset: str,
+    source: str,
+    labels_version: int | None,
+    *,
+    created: bool,
+) -> StoreSet:
+    sealed = signed.manifest
+    lower = ring.find(PublicIdentity.parse(sealed.lower)) if ring is not None and sealed.lower else None
+    labels = LabelBook(folder).read(sealed, lower, upto=labels_version)
+    manifest = Manifest(
+        dataset=dataset,
+        fingerprint=sealed.fingerprint,
+        source=source,
+        image_size=sealed.grid.image,
+        channels=sealed.grid.channels,
+        patch_size=sealed.grid.patch,
+        stride=sealed.grid.stride,
+        fit=sealed.grid.fit,
+        assignment=sealed.assignment,
+        class_names=sealed.classes,
+        splits={
+            name: tuple((part.first, part.first + part.count) for part in sealed.splits if part.name == name)
+            for name in ("train", "test")
+        },
+        mean=sealed.pixels.mean,
+        std=sealed.pixels.std,
+        labels_version=labels.version,
+    )
+    return StoreSet(
+        folder=folder,
+        manifest=manifest,
+        labels=labels.labels_N,
+        created=created,
+        keys=ring.place if ring is not None else None,
+        owner=str(signed.owner),
+        note=_corrections(labels.history),
+    )
+
+
+def _corrections(history: Sequence[Change]) -> str:
+    """Return one line on what was relabelled; empty if nothing was."""
+    made = [change for change in history if change.kind == "relabel"]
+    if not made:
+        return ""
+    count = len({image for change in made for image, _, _ in change.changes})
+    last = made[-1]
+    return (
+        f"labels: version {history[-1].version}, {count} image{'s' * (count != 1)} relabelled in all, "
+        f"last by {last.who} on {last.when[:10]}"
+    )
+
+
+def _open(request: StoreRequest) -> ImageSource:
+    options = request.source_options()
+    return open_dataset(
+        request.dataset,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        max_train=options.max_train,
+        max_test=options.max_test,
+    )

@@ -1,0 +1,41 @@
+"""What a check found."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Finding(NamedTuple):
+    """One line of the report.
+
+    Attributes
+    ----------
+    level : {"ok", "warning", "failed"}
+        "failed": a run would not work; "warning": it may.
+    what : str
+        What was looked at, in a word or two.
+    found : str
+        What is there.
+    do : str
+        What to do about it; empty if nothing.
+    """
+
+    level: Literal["ok", "warning", "failed"]
+    what: str
+    found: str
+    do: str = ""
+
+
+def ok(what: str, found: str) -> Finding:
+    """Return a finding that is as it should be."""
+    return Finding("ok", what, found)
+
+
+def warning(what: str, found: str, do: str) -> Finding:
+    """Return a finding that may trouble a run."""
+    return Finding("warning", what, found, do)
+
+
+def failed(what: str, found: str, do: str) -> Finding:
+    """Return a finding that a run would fail on."""
+    return Finding("failed", what, found, do)

@@ -1,0 +1,70 @@
+"""What this machine offers: a folder for states, space on its disk, memory, the device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from psl_flower.doctor.finding import Finding, failed, ok, warning
+from psl_flower.machine import usable_cores
+
+# A ClientApp with torch takes 0.4 GB, a Lower more; checkpoints of ResNet18 some 100 MB.
+_MEMORY_FAILED, _MEMORY_WARNING = 0.5e9, 1.5e9
+_DISK_FAILED, _DISK_WARNING = 0.2e9, 2e9
+
+
+def check_folder(what: str, folder: Path) -> list[Finding]:
+    """Return findings about a folder that a run writes to: writable, and enough space on its disk."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"psl doctor")
+            os.fsync(file.fileno())
+    except OSError as error:
+        do = f"let this user write there (chown), or name another folder; space: df -h {place}"
+        return [failed(what, f"{folder}: cannot be written: {error.strerror or error}", do)]
+    free = shutil.disk_usage(place).free
+    said = f"{folder}: writable, {free / 1e9:.1f} GB free"
+    if free < _DISK_FAILED:
+        return [failed(what, said, "free some space, or name a folder on another disk")]
+    if free < _DISK_WARNING:
+        return [warning(what, said, "free some space, or name a folder on another disk")]
+    return [ok(what, said)]
+
+
+def check_memory() -> list[Finding]:
+    """Return a finding about the memory that is free."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    said = f"{available / 1e9:.1f} GB available, {usable_cores()} cores"
+    if available < _MEMORY_FAILED:
+        return [failed("memory", said, "end other programs: a node needs about 0.5 GB before its first batch")]
+    if available < _MEMORY_WARNING:
+        return [warning("memory", said, "expect to need a small batch-size")]
+    return [ok("memory", said)]
+
+
+def check_device(setting: str) -> list[Finding]:
+    """Return a finding about the device of the setting `device` ("auto", "cpu", "cuda", "cuda:N")."""
+    import torch
+
+    from psl_flower.devices import choose_device
+    from psl_flower.errors import ConfigError
+
+    try:
+        device = choose_device(setting)
+        if device.type != "cuda":
+            return [ok("device", f"{device}: {setting} was asked for")]
+        torch.ones(1, device=device)
+    except (ConfigError, RuntimeError) as error:
+        do = "check nvidia-smi and that torch was installed for it; or set device to cpu"
+        return [failed("device", " ".join(str(error).split())[:300], do)]
+    free, total = torch.cuda.mem_get_info(device)
+    return [
+        ok("device", f"{device}: {torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    ]

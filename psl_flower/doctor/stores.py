@@ -1,0 +1,80 @@
+"""A node's patch store: can be opened with the node's key, read, and is the one that a run expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from psl_flower.data.manifest import Manifest
+from psl_flower.doctor.finding import Finding, failed, ok
+from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.stores.base import PatchStore
+from psl_flower.stores.opening import open_store
+
+_READ = 64
+
+
+def check_store(
+    place: str, key: Path | None, passphrase_file: Path | None, owner: str, manifest: Path | None
+) -> list[Finding]:
+    """Return findings about one store.
+
+    Parameters
+    ----------
+    place : str
+        Folder or URL.
+    key, passphrase_file : Path, optional
+        The node's private key (or a folder of keys), for a sealed store, and its passphrase.
+    owner : str
+        Public key of the owner to trust, or a file with it; may be empty.
+    manifest : Path, optional
+        manifest.json of the run or set of stores that this one should belong to.
+    """
+    what = "store"
+    try:
+        keys = KeyRing(key, passphrase_file) if key is not None else None
+        store = open_store(place, keys, owner=owner)
+    except PslError as error:
+        return [failed(what, str(error), _advice(error))]
+    try:
+        count = len(store)
+        # Some from all over: reading checks every record of a sealed store.
+        store.read(np.unique(np.linspace(0, count - 1, min(count, _READ)).astype(np.int64)))
+        meta = store.meta
+        said = f"{place}: Upper {meta.upper}, positions {', '.join(map(str, meta.positions))}, {count} images"
+        return [ok(what, said), *([] if manifest is None else _belongs(store, manifest))]
+    except PslError as error:
+        return [failed(what, str(error), "get the store from the owner again; `psl verify` names every damaged record")]
+    finally:
+        store.close()
+
+
+def _belongs(store: PatchStore, path: Path) -> list[Finding]:
+    what = "manifest"
+    try:
+        manifest = Manifest.load(path)
+    except PslError as error:
+        return [failed(what, str(error), "give the manifest.json of the run (runs/NAME/manifest.json on the server)")]
+    meta = store.meta
+    if meta.dataset != manifest.fingerprint:
+        found = f"{path}: is of dataset {manifest.fingerprint[:12]}, the store of {meta.dataset[:12]}"
+        return [failed(what, found, "get the store that was made with the others of this set")]
+    if not 0 <= meta.upper < manifest.num_uppers or meta.positions != manifest.positions_of(meta.upper):
+        found = f"{path}: assigns other positions to Upper {meta.upper} than the store holds"
+        return [failed(what, found, "get the store that was made with the others of this set")]
+    if len(store) != manifest.num_samples:
+        found = f"{path}: has {manifest.num_samples} images, the store {len(store)}"
+        return [failed(what, found, "get the newest state of the store from the owner")]
+    return [ok(what, f"{path}: the store is the one that it describes")]
+
+
+def _advice(error: PslError) -> str:
+    if isinstance(error, WrongNodeKey | ForeignSegment):
+        return "give this node's own key, or ask the owner for the store that was sealed to it"
+    if isinstance(error, WrongOwner):
+        return "ask the owner which public key is right before trusting another one"
+    if isinstance(error, IdentityError | ConfigError):
+        return "correct key, passphrase-file or owner"
+    return "check the path and that this user may read it; else get the store from the owner again"

@@ -1,0 +1,123 @@
+"""The private keys of one machine: a folder of key files, or a single one, found by public key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from psl_flower.errors import ConfigError, IdentityError, PassphraseError
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.disk import DISK, locked, read_file
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.manifest import LOCK_FILE
+
+# A demonstration on one machine: two restorers, both needed.
+DEMO_RESTORERS = ("restorer-1", "restorer-2")
+# Where a program without a terminal finds the passphrase of its keys.
+PASSPHRASE_VARIABLE = "PSL_PASSPHRASE_FILE"
+
+
+class KeyRing:
+    """Key files at hand; a private key is read only when it is asked for.
+
+    Parameters
+    ----------
+    place : Path
+        A folder, whose ``*.key`` files count, or one key file.
+    passphrase_file : Path, optional
+        File whose first line is the passphrase of the keys that have one; by default ``$PSL_PASSPHRASE_FILE``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder or file.
+    """
+
+    def __init__(self, place: Path, passphrase_file: Path | None = None) -> None:
+        if not place.exists():
+            raise ConfigError(f"{place}: no such key file, or folder of key files")
+        self.place = place
+        self._files = sorted(place.glob("*.key")) if place.is_dir() else [place]
+        named = os.environ.get(PASSPHRASE_VARIABLE)
+        self._passphrase_file = passphrase_file or (Path(named) if named else None)
+
+    def public(self, role: Role) -> list[tuple[PublicIdentity, Path]]:
+        """Return the public keys of a role that there are private ones for, each with its file.
+
+        Raises
+        ------
+        IdentityError
+            If a file is not a key file.
+        """
+        found = ((keyfile.load_public(str(file)), file) for file in self._files)
+        return [(identity, file) for identity, file in found if identity.role is role]
+
+    def find(self, public: PublicIdentity) -> Identity | None:
+        """Return the private key that belongs to a public one; None if it is not here.
+
+        Raises
+        ------
+        IdentityError
+            If its file is damaged, readable by others, or its passphrase is missing or wrong.
+        """
+        for identity, file in self.public(public.role):
+            if identity == public:
+                return keyfile.load(file, self._passphrase)
+        return None
+
+    @property
+    def _passphrase(self) -> Callable[[str], str] | None:
+        file = self._passphrase_file
+        if file is None:
+            return None
+
+        def ask(name: str) -> str:
+            lines = read_file(file, 4096).decode("utf-8", errors="replace").splitlines()
+            if not lines:
+                raise PassphraseError(f"{file}: is empty; its first line must be the passphrase of {name}")
+            return lines[0]
+
+        return ask
+
+
+@dataclass(frozen=True, slots=True)
+class DemoKeys:
+    """The keys of all parties of a simulation: one machine holds them all, so they protect nothing from its owner."""
+
+    owner: Identity
+    lower: Identity
+    nodes: tuple[PublicIdentity, ...]
+    restorers: dict[str, PublicIdentity]
+
+
+def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
+    """Return the demonstration keys in a folder; those that are missing are made first.
+
+    Raises
+    ------
+    IdentityError
+        If a file there is not what it should be.
+    StoreError
+        If the disk refuses.
+    """
+    DISK.make_folder(folder)
+    folder.chmod(0o700)
+    with locked(folder / LOCK_FILE):
+        return DemoKeys(
+            owner=_made(folder, Role.OWNER, "owner"),
+            lower=_made(folder, Role.LOWER, "lower"),
+            nodes=tuple(_made(folder, Role.NODE, f"node-{m:03d}").public for m in range(num_nodes)),
+            restorers={name: _made(folder, Role.RESTORER, name).public for name in DEMO_RESTORERS},
+        )
+
+
+def _made(folder: Path, role: Role, name: str) -> Identity:
+    file = folder / f"{name}.key"
+    if not file.exists():
+        keyfile.save(Identity.generate(role, name), file)
+    try:
+        return keyfile.load(file).expect(role)
+    except PassphraseError:
+        raise IdentityError(f"{file}: keys of a simulation have no passphrase; name another folder with keys") from None
