@@ -34,6 +34,7 @@ class Reporter:
 
     def __init__(self, run: RunFolder, *, run_id: str, every_s: float) -> None:
         self._run, self._every_s = run, every_s
+        self._again = f"psl train resume={run.name}"
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id)
@@ -66,6 +67,8 @@ class Reporter:
         """Note which nodes take part."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         kind = "simulated nodes" if placement.simulated else "nodes"
+        if not placement.simulated:
+            self._again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
         log.info("%s", about)
         if placement.note:
             log.warning("%s", placement.note)
@@ -143,9 +146,9 @@ class Reporter:
     def fail(self, error: BaseException) -> None:
         """Note why the run ended early, and what to do."""
         if isinstance(error, TrainingStopped):
-            self.end("stopped", f"{error}; continue with: psl train resume={self._run.name}")
+            self.end("stopped", f"{error}; continue with: {self._again}")
         elif isinstance(error, PslError):
-            again = f"; continue with: psl train resume={self._run.name}" if self._run.checkpoints.steps() else ""
+            again = f"; continue with: {self._again}" if self._run.checkpoints.steps() else ""
             self.end("failed", f"error: {error}{again}")
         else:
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")

@@ -111,6 +111,7 @@ class PatchSplit(Strategy):
         self._endpoint: ExchangeEndpoint | None = None
         self._exchange: StreamExchange | FlowerExchange | None = None
         self._round: _RoundThread | None = None
+        self._asked: list[Message] = []
         self._report = RoundReport()
 
     @property
@@ -137,7 +138,7 @@ class PatchSplit(Strategy):
         PslError
             If nodes or positions are missing, or the round fails.
         """
-        if self._placement is None:
+        if self._exchange is None:
             self._open(grid)
         done = self._driver.lower.step
         stop_step = min(done + self._steps_per_round, self._total_steps)
@@ -149,7 +150,7 @@ class PatchSplit(Strategy):
         tickets = self._tickets(done)
         self._round = _RoundThread(lambda: self._stream_round(stop_step, evaluate))
         self._round.start()
-        return [
+        self._asked = [
             Message(
                 content({"task": encode(task_for(self._task, hosted)), "ticket": encode(tickets[node])}),
                 node,
@@ -157,6 +158,7 @@ class PatchSplit(Strategy):
             )
             for node, hosted in self.placement.hosts.items()
         ]
+        return self._asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -198,7 +200,11 @@ class PatchSplit(Strategy):
         ------
         NodeError, PeerLost
             If a node fails or does not answer.
+        PslError
+            If no round was run, since all steps were done before, and nodes or positions are missing.
         """
+        if self._placement is None:
+            self._place(grid)
         step = self._driver.lower.step
         question = [
             Message(
@@ -222,14 +228,18 @@ class PatchSplit(Strategy):
         if self._endpoint is not None:
             self._endpoint.close()
 
+    def _place(self, grid: Grid) -> Placement:
+        options = self._options
+        placement = place(grid, self._driver.lower.assignment, options.transport, self._task, options.node_timeout_s)
+        self._placement = placement
+        self._on_placed(placement)
+        return placement
+
     def _open(self, grid: Grid) -> None:
         options = self._options
-        self._placement = place(
-            grid, self._driver.lower.assignment, options.transport, self._task, options.node_timeout_s
-        )
-        self._on_placed(self._placement)
-        if self._placement.transport == "flower":
-            self._exchange = FlowerExchange(grid, self._placement, self._task, self._wire, options.step_timeout_s)
+        placement = self._place(grid)
+        if placement.transport == "flower":
+            self._exchange = FlowerExchange(grid, placement, self._task, self._wire, options.step_timeout_s)
             return
         self._endpoint = ExchangeEndpoint(
             options.host,
@@ -275,9 +285,9 @@ class PatchSplit(Strategy):
         assert self._round is not None
         thread, self._round = self._round, None
         outcome = thread.result()
-        failures = [
-            failure_of(reply, self.placement.names.get(reply.metadata.src_node_id, "a node")) for reply in replies
-        ]
+        # By the message answered, not by the sender: Flower's own error replies carry no sender.
+        name_of = {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
+        failures = [failure_of(reply, name_of.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
         told = next((failure for failure in failures if failure is not None), None)
         if isinstance(outcome, RoundReport):
             if told is not None:

@@ -42,7 +42,7 @@ CASES = {
     **{f"{name}, alpha {alpha:g}": grid | {"alpha": alpha} for name, grid in GRIDS.items() for alpha in (0.0, 1.0)},
     **CODECS,
 }
-FEW = 2
+FEW, MANY = 2, 20
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_lists_are_not_empty():
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_federated_training_is_bit_equal_to_one_process(changes, stores_for, tmp_path):
-    config = settings(**changes)
+    config = settings(steps_per_round=MANY, **changes)
     stores = stores_for(config)
     # Autocast is slow where processors do not compute in bfloat16.
-    steps = FEW if config.autocast else STEPS if config.wire_activations == "float32" else 3
+    steps = FEW if config.autocast else MANY if config.wire_activations == "float32" else 3
     whole, parts = Oracle(config, stores, at=(steps,)), Federation(config, stores, tmp_path)
     before = parts.snapshot()
     predictions = parts.run(stop_step=steps)
@@ -164,14 +164,15 @@ class ForgetfulExchange(LocalExchange):
         return answers
 
 
-def test_uppers_that_forget_between_messages_are_bit_equal(oracle, stores_for, tmp_path):
-    parts = Federation(settings(), stores_for(settings()), tmp_path)
-    predictions = parts.run(ForgetfulExchange(parts))
+def test_uppers_that_forget_between_messages_are_bit_equal(stores_for, tmp_path):
+    config = settings(steps_per_round=MANY)
+    whole, parts = Oracle(config, stores_for(config), at=(MANY,)), Federation(config, stores_for(config), tmp_path)
+    predictions = parts.run(ForgetfulExchange(parts), stop_step=MANY)
     for engine in parts.uppers.values():
-        engine.go_to(STEPS)
-    assert differences(oracle.after[STEPS], parts.snapshot()) == []
-    assert parts.losses == oracle.losses
-    assert same_predictions(predictions, oracle.predictions)
+        engine.go_to(MANY)
+    assert differences(whole.after[MANY], parts.snapshot()) == []
+    assert parts.losses == whole.losses
+    assert same_predictions(predictions, whole.predictions)
 
 
 class Vanishing(LocalExchange):

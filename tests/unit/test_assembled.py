@@ -154,7 +154,7 @@ def test_another_datasets_classes_are_matched_by_name(tmp_path, tiny):
 
 def test_a_dataset_that_changed_since_is_refused(tiny):
     assembled = load_assembled(tiny[0])
-    other = msgspec.structs.replace(assembled.manifest, fingerprint="00")
+    other = msgspec.structs.replace(assembled.manifest, source="00")
     with pytest.raises(DataError, match="not as it was"):
         own_test_images(tiny[0], replace(assembled, manifest=other))
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from psl_flower.data import ingest, sources
-from psl_flower.data.ingest import StoreRequest, StoreSet, ensure_stores
+from psl_flower.data.ingest import StoreRequest, ensure_stores
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
+from tests.unit.tiny_pictures import files_of, images_of, listing, make_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
@@ -21,40 +22,11 @@ DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Return a folder of random 8x8 RGB pictures: 5 and 4 to train, 2 and 1 to test."""
-    folder = tmp_path / "My Pictures"
-    random = np.random.default_rng(3)
-    for part, count in (("train/a", 5), ("train/b", 4), ("test/a", 2), ("test/b", 1)):
-        (folder / part).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / part / f"{i}.png")
-    return folder
+    return make_pictures(tmp_path / "My Pictures")
 
 
 def request(folder, **changes):
     return StoreRequest(**{"dataset": str(folder), "patch_size": (4, 4), "stride": (4, 4)} | changes)
-
-
-def images_of(stores: StoreSet) -> np.ndarray:
-    """Put the images of a set together again from its stores."""
-    manifest = stores.manifest
-    count = manifest.num_samples
-    patches = np.zeros((count, manifest.grid().num_patches, manifest.channels, *manifest.patch_size), np.uint8)
-    for upper in range(manifest.num_uppers):
-        store = stores.open(upper)
-        assert store.meta.dataset == manifest.fingerprint
-        patches[:, list(store.meta.positions)] = store.read(np.arange(count))
-        store.close()
-    return manifest.grid().merge(patches)
-
-
-def files_of(folder):
-    paths = [folder / f"{split}/{c}" for split in ("train", "test") for c in "ab"]
-    return np.stack([np.asarray(Image.open(f)) for path in paths for f in sorted(path.iterdir())])
-
-
-def listing(root):
-    return sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock"))
 
 
 def test_stores_hold_the_dataset(tmp_path, pictures):
