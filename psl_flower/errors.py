@@ -132,6 +132,10 @@ class NodeError(PslError):
     """A node reports a failure of its own."""
 
 
+class NodeLost(NodeError):
+    """A node, or its process, is gone; it may come back."""
+
+
 class PositionError(PslError):
     """A grid position is missing, held twice or unknown."""
 

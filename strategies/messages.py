@@ -9,14 +9,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from psl_flower.errors import NodeError, PeerLost
+from psl_flower.errors import NodeError, NodeLost, PeerLost
 from psl_flower.node_task import Failure, Record, decode
 
 RECORD = "psl"
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.
 _CONSEQUENCES = ("PeerLost", "ProtocolError")
+# Flower's codes for a node, or its process, that is gone; the others are errors that a second attempt would not mend.
+_GONE = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
 # How often replies are looked for, in seconds. Flower's simulation would look every 0.1 s.
 _PULL_INTERVAL_S = 0.005
 _DEPLOYED_PULL_INTERVAL_S = 0.5
@@ -34,10 +42,11 @@ def values(message: Message) -> Mapping[str, object]:
 
 
 def failure_of(reply: Message, node: str) -> NodeError | None:
-    """Return the failure that a reply reports, Flower's or the node's own; None if there is none."""
+    """Return the failure that a reply reports, Flower's (NodeLost: gone) or the node's own; None if there is none."""
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
-        return NodeError(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")
+        kind = NodeLost if reply.error.code in _GONE else NodeError
+        return kind(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")
     failure = values(reply).get("failure")
     if failure is None:
         return None

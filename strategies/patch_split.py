@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.rounds import RoundDriver, RoundReport
 from psl_flower.engine.streams import StreamExchange
-from psl_flower.errors import NodeError, PeerLost, PslError, RunError
+from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionError, PslError, RunError, StoreError
 from psl_flower.node_task import NodeTask, StreamTicket, encode
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.tls import Identity
@@ -33,6 +34,10 @@ from strategies.messages import ask, content, failure_of
 from strategies.nodes import Placement, place, task_for
 
 log = logging.getLogger("psl_flower")
+
+# So often may nodes be lost without a step committed in between; and how long to wait before they are looked for again.
+_MOST_ATTEMPTS = 5
+_RETRY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,13 @@ class PatchSplit(Strategy):
         self._round: _RoundThread | None = None
         self._asked: list[Message] = []
         self._report = RoundReport()
+        self._grid: Grid | None = None
+        self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates
+        self._recovered_at, self._attempts = -1, 0
+        self._lost: NodeLost | None = None  # a node that went when its round was over
+        # Bytes by Upper over exchanges that a recovery has closed.
+        self._up: dict[int, int] = {}
+        self._down: dict[int, int] = {}
 
     @property
     def placement(self) -> Placement:
@@ -138,27 +150,19 @@ class PatchSplit(Strategy):
         PslError
             If nodes or positions are missing, or the round fails.
         """
-        if self._exchange is None:
+        self._grid = grid
+        if self._exchange is None and self._lost is not None:
+            self._reopen(grid, self._lost)
+        elif self._exchange is None:
             self._open(grid)
-        done = self._driver.lower.step
-        stop_step = min(done + self._steps_per_round, self._total_steps)
+        stop_step = min(self._driver.lower.step + self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
         evaluate = last or (self._evaluate_every > 0 and server_round % self._evaluate_every == 0)
+        self._goal = (stop_step, evaluate)
         if isinstance(self._exchange, FlowerExchange):
-            self._report = self._driver.run(self._exchange, stop_step, evaluate=evaluate)
+            self._report = self._flower_round()
             return []
-        tickets = self._tickets(done)
-        self._round = _RoundThread(lambda: self._stream_round(stop_step, evaluate))
-        self._round.start()
-        self._asked = [
-            Message(
-                content({"task": encode(task_for(self._task, hosted)), "ticket": encode(tickets[node])}),
-                node,
-                f"{MessageType.TRAIN}.stream",
-            )
-            for node, hosted in self.placement.hosts.items()
-        ]
-        return self._asked
+        return self._start_stream_round()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -170,11 +174,25 @@ class PatchSplit(Strategy):
         PslError
             If the round failed: the error that came first, be it the Lower's or a node's.
         """
-        if self._round is not None:
-            self._finish_stream_round(list(replies))
+        while self._round is not None:
+            try:
+                self._finish_stream_round(list(replies))
+            except (PeerLost, NodeLost) as error:
+                assert self._grid is not None
+                self._recover(self._grid, error)
+                # No deadline of Flower's: a round ends by those of its exchanges.
+                replies = self._grid.send_and_receive(self._start_stream_round())
         steps = self._report.steps
         if self._exchange is not None:
-            self._on_round(server_round, self._report, self._exchange.bytes_up(), self._exchange.bytes_down())
+            up, down = self._exchange.bytes_up(), self._exchange.bytes_down()
+            self._on_round(
+                server_round,
+                self._report,
+                {m: count + self._up.get(m, 0) for m, count in up.items()},
+                {m: count + self._down.get(m, 0) for m, count in down.items()},
+            )
+        if self._lost is not None:
+            self._close_exchange()
         metrics = MetricRecord({"step": self._driver.lower.step})
         if steps:
             metrics["loss"] = sum(step.loss.full for step in steps) / len(steps)
@@ -238,6 +256,8 @@ class PatchSplit(Strategy):
     def _open(self, grid: Grid) -> None:
         options = self._options
         placement = self._place(grid)
+        if not placement.simulated:
+            self._driver.commit_start()
         if placement.transport == "flower":
             self._exchange = FlowerExchange(grid, placement, self._task, self._wire, options.step_timeout_s)
             return
@@ -249,6 +269,77 @@ class PatchSplit(Strategy):
             advertise=options.advertise or None,
         )
         self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
+
+    def _start_stream_round(self) -> list[Message]:
+        """Start the thread that runs the round, and return the message for each node that opens its streams."""
+        stop_step, evaluate = self._goal
+        tickets = self._tickets(self._driver.lower.step)
+        self._round = _RoundThread(lambda: self._stream_round(stop_step, evaluate))
+        self._round.start()
+        self._asked = [
+            Message(
+                content({"task": encode(task_for(self._task, hosted)), "ticket": encode(tickets[node])}),
+                node,
+                f"{MessageType.TRAIN}.stream",
+            )
+            for node, hosted in self.placement.hosts.items()
+        ]
+        return self._asked
+
+    def _flower_round(self) -> RoundReport:
+        """Run the round over Flower messages, again from the last checkpoint where a node was lost."""
+        stop_step, evaluate = self._goal
+        while True:
+            assert self._exchange is not None and self._grid is not None
+            try:
+                return self._driver.run(self._exchange, stop_step, evaluate=evaluate)
+            except (PeerLost, NodeLost) as error:
+                self._recover(self._grid, error)
+
+    def _recover(self, grid: Grid, error: PeerLost | NodeLost) -> None:
+        """Go back to the last committed step and wait for all nodes; then the round can be started again.
+
+        Raises
+        ------
+        PslError
+            The error itself, in a simulation, whose actors do not come back, or when no step has been committed since
+            the last attempts; or why the nodes did not come back in time.
+        """
+        if self.placement.simulated:
+            raise error
+        step = self._driver.go_back()
+        self._attempts = self._attempts + 1 if step == self._recovered_at else 1
+        self._recovered_at = step
+        if self._attempts > _MOST_ATTEMPTS:
+            raise error
+        log.warning(
+            "%s; all go back to step %d, the last that all have saved, and wait up to %g s for the nodes",
+            error, step, self._options.node_timeout_s,
+        )  # fmt: skip
+        self._close_exchange()
+        self._reopen(grid, error)
+
+    def _reopen(self, grid: Grid, error: PslError) -> None:
+        """Place the Uppers anew as soon as all nodes are there; raise why they are not after the deadline."""
+        deadline = time.monotonic() + self._options.node_timeout_s
+        while True:
+            try:
+                self._open(grid)
+                self._lost = None
+                return
+            except (PeerLost, NodeLost, PositionError, StoreError) as later:
+                # Its positions are missing as long as a node is; no node at all holds no store.
+                if time.monotonic() >= deadline:
+                    raise later from error
+                time.sleep(_RETRY_S)
+
+    def _close_exchange(self) -> None:
+        """Part from all nodes; what they sent and received still counts."""
+        if self._exchange is not None:
+            for before, now in ((self._up, self._exchange.bytes_up()), (self._down, self._exchange.bytes_down())):
+                before.update({m: before.get(m, 0) + count for m, count in now.items()})
+            self._exchange = None
+        self.close()
 
     def _tickets(self, step: int) -> dict[int, StreamTicket]:
         assert self._endpoint is not None
@@ -290,7 +381,10 @@ class PatchSplit(Strategy):
         failures = [failure_of(reply, name_of.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
         told = next((failure for failure in failures if failure is not None), None)
         if isinstance(outcome, RoundReport):
-            if told is not None:
+            if isinstance(told, NodeLost) and not self.placement.simulated:
+                log.warning("%s, after the round was over", told)
+                self._lost = told
+            elif told is not None:
                 raise told
             self._report = outcome
         elif isinstance(outcome, PeerLost) and told is not None:

@@ -16,6 +16,7 @@ from psl_flower.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from psl_flower.cli.follow import Follower
+    from psl_flower.config import RunConfig
     from psl_flower.launch.running import Watch
     from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs import RunFolder, Status
@@ -36,6 +37,9 @@ def train(
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="So often go on by itself from the last checkpoint if the run fails.")
+    ] = 0,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
     as_json: Json = False,
 ) -> None:
@@ -54,17 +58,31 @@ def train(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     folder = app_folder(app)
-    with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
-        num_uppers, run = prepare(config, follower.ingesting)
-        follower.say("starting Flower")
-        superlink.wait()
-        watch = Watch(superlink, run)
-        run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
-        status = _follow(watch, run, follower)
-        verdict = superlink.status(run_id) if status.state == "completed" else ""
-        if status.state != "completed" or not verdict.endswith("completed"):
-            _keep_log(superlink, run)
+    while True:
+        # A SuperLink for every attempt: what made the last one fail may be a part of it.
+        with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
+            num_uppers, run = prepare(config, follower.ingesting)
+            follower.say("starting Flower")
+            superlink.wait()
+            watch = Watch(superlink, run)
+            run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
+            status = _follow(watch, run, follower)
+            verdict = superlink.status(run_id) if status.state == "completed" else ""
+            completed = status.state == "completed" and verdict.endswith("completed")
+            if not completed:
+                _keep_log(superlink, run)
+            if completed or status.state == "stopped" or retries == 0 or not run.checkpoints.steps():
+                break
+            retries -= 1
+            follower.say(f"{status.message}; going on by itself, {retries} retries left")
+        given, config = _resuming(given, config, run)
     _report(run, status, verdict, as_json)
+
+
+def _resuming(given: dict[str, object], config: RunConfig, run: RunFolder) -> tuple[dict[str, object], RunConfig]:
+    """Return the settings that continue a run."""
+    rest = {key: value for key, value in given.items() if key != "run-name"}
+    return {**rest, "resume": run.name}, config.replace(run_name="", resume=run.name)
 
 
 def parse_settings(settings: list[str]) -> dict[str, object]:

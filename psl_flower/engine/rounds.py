@@ -183,6 +183,23 @@ class RoundDriver:
         self._on_step = on_step
         self._stop_requested = stop_requested
 
+    def commit_start(self) -> None:
+        """Commit the initial state, if nothing has been committed yet, so that a first round can be repeated."""
+        if not self._checkpoints.steps():
+            self._checkpoints.save(self.lower.step, self.lower.state())
+
+    def go_back(self) -> int:
+        """Go back to the last committed checkpoint and return its step.
+
+        Raises
+        ------
+        RunError
+            If there is none, or it is damaged.
+        """
+        step = max(self._checkpoints.steps(), default=0)
+        self.lower.go_to(step, self._checkpoints)
+        return step
+
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
 

@@ -62,17 +62,33 @@ def test_resume_refuses_what_would_make_it_another_run(place: Place) -> None:
     assert "lr: run short began with 0.02" in refused.stderr
 
 
-@pytest.mark.parametrize("victim", ["ClientAppActor", "flwr-simulation"])
-def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: str) -> None:
-    process = place.start_psl("train", *TINY, "rounds=1", "steps-per-round=40", "run-name=dead", "checkpoint-every=1")
+def _kill_in_step_two(place: Place, victim: str, *arguments: str) -> tuple[int, str, RunFolder]:
+    """Kill one process of a run under way; return psl train's exit status and output, and the run."""
+    settings = [*TINY, "rounds=1", "steps-per-round=20", "run-name=dead", "checkpoint-every=1"]
+    process = place.start_psl("train", *settings, *arguments)
     run = place.run("dead")
     wait_until(lambda: _steps(run) >= 2, START_S, "two steps")
     found = [p for p in place.processes() if victim in " ".join(p.cmdline()) or victim in p.name()]
     assert found, [" ".join(p.cmdline())[:80] for p in place.processes()]
     found[0].send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=90)
-    assert process.returncode == 1
-    assert "error:" in output
+    output, _ = process.communicate(timeout=240)
     assert "Traceback" not in output
     assert run.checkpoints.steps()
     assert place.processes() == []
+    return process.returncode, output, run
+
+
+@pytest.mark.parametrize("victim", ["ClientAppActor", "flwr-simulation"])
+def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: str) -> None:
+    status, output, run = _kill_in_step_two(place, victim)
+    assert status == 1
+    assert "error:" in output
+    assert run.checkpoints.steps()[-1] < 20, "the run was over before its process was killed"
+
+
+def test_a_run_with_retries_goes_on_by_itself(place: Place) -> None:
+    status, output, run = _kill_in_step_two(place, "ClientAppActor", "--retries", "1")
+    assert status == 0, output
+    assert "going on by itself, 0 retries left" in output
+    assert "continuing after step" in output
+    assert differing(model(run), oracle(run, 20)) == []
