@@ -273,7 +273,10 @@ class UrlFolder:
             yield
         except (StoreNotFound, StoreUnreachable):
             raise
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise StoreUnreachable(f"{self._name}/{name}: {type(error.__cause__).__name__}") from None
             raise StoreNotFound(f"{self._name}/{name} does not exist") from None
         except Exception as error:
             raise StoreUnreachable(f"{self._name}/{name}: {type(error).__name__}") from None
