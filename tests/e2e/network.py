@@ -1,0 +1,158 @@
+"""Hosts of their own on one machine: network namespaces joined by a switch, with the firewalls of a careful operator.
+
+The switch is a bridge in a namespace of its own whose ports for nodes are isolated, so nodes reach the server and no
+other node. Every node drops connections that others open to it, by a filter on its interface (`tc`, classic BPF:
+part of iproute2 like all that is used here, where nft and iptables may be missing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+SUBNET = "10.77.0"
+# Pass what is not IPv4 (ARP) and TCP other than a first SYN; drop SYN without ACK, and any IPv4 that is not TCP.
+_ONLY_OUTGOING = (
+    "10,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 5 6,177 0 0 14,80 0 0 27,84 0 0 18,21 1 0 2,6 0 0 4294967295,6 0 0 2"
+)
+
+
+def why_not() -> str:
+    """Return why this machine cannot have such hosts; empty if it can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for program in ("ip", "tc", "openssl", "ssh-keygen"):
+        if not shutil.which(program):
+            return f"{program} is not installed"
+    name = f"psl-try-{os.getpid()}"
+    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        return f"no network namespaces: {tried.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=False)
+    return ""
+
+
+@dataclass
+class Host:
+    """One host: a network namespace, an address, a folder for what its programs keep."""
+
+    namespace: str
+    address: str
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def command(self, arguments: Sequence[str | Path]) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace, *map(str, arguments)]
+
+    def start(self, arguments: Sequence[str | Path], log: str) -> subprocess.Popen[bytes]:
+        """Start a program in a session of its own, its output going to a file in the host's folder."""
+        with (self.folder / log).open("ab") as file:
+            process = subprocess.Popen(
+                self.command(arguments), env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def call(self, arguments: Sequence[str | Path], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def processes(self) -> list[psutil.Process]:
+        listed = _ip("netns", "pids", self.namespace, check=False).split()
+        found = []
+        for pid in listed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(pid)))
+        return found
+
+    def kill_all(self) -> None:
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        while self.started:
+            self.started.pop().wait()
+
+
+class Network:
+    """A server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind."""
+
+    def __init__(self, folder: Path, num_nodes: int, environment: Mapping[str, str]) -> None:
+        self._stem = f"psl{os.getpid()}"
+        self.switch = f"{self._stem}-switch"
+        self._hosts: list[Host] = []
+        try:
+            self._add(Host(self.switch, "", folder))
+            _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
+            _ip("-n", self.switch, "link", "set", "br0", "up", "promisc", "on")
+            self.server = self._host("server", f"{SUBNET}.1", folder, environment)
+            self.nodes = [self._host(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
+            for n, node in enumerate(self.nodes):
+                _ip("-n", self.switch, "link", "set", f"node{n}", "type", "bridge_slave", "isolated", "on")
+                _run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")
+                _run(
+                    "ip", "netns", "exec", node.namespace, "tc", "filter", "add", "dev", "eth0", "ingress",
+                    "bpf", "direct-action", "bytecode", _ONLY_OUTGOING,
+                )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+
+    def cut(self, node: int) -> None:
+        """Pull a node's cable."""
+        _ip("-n", self.switch, "link", "set", f"node{node}", "down")
+
+    def mend(self, node: int) -> None:
+        """Plug it in again."""
+        _ip("-n", self.switch, "link", "set", f"node{node}", "up")
+
+    def close(self) -> None:
+        for host in self._hosts:
+            deadline = time.monotonic() + 10
+            while host.processes() and time.monotonic() < deadline:
+                host.kill_all()
+                time.sleep(0.1)
+            _ip("netns", "del", host.namespace, check=False)
+        self._hosts.clear()
+
+    def _add(self, host: Host) -> None:
+        _ip("netns", "add", host.namespace)
+        self._hosts.append(host)
+        _run("ip", "netns", "exec", host.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
+        _ip("-n", host.namespace, "link", "set", "lo", "up")
+
+    def _host(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
+        own = folder / name
+        own.mkdir(parents=True)
+        own_environment = {**environment, "FLWR_HOME": str(own / "flwr"), "PSL_WORKSPACE": str(own / "workspace")}
+        host = Host(f"{self._stem}-{name}", address, own, own_environment)
+        self._add(host)
+        peer = ("peer", "name", "eth0", "netns", host.namespace)
+        _ip("link", "add", name, "netns", self.switch, "type", "veth", *peer)
+        _ip("-n", self.switch, "link", "set", name, "master", "br0", "up")
+        _ip("-n", host.namespace, "address", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", host.namespace, "link", "set", "eth0", "up")
+        return host
+
+
+def _ip(*arguments: str, check: bool = True) -> str:
+    return _run("ip", *arguments, check=check)
+
+
+def _run(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
