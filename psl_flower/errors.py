@@ -140,6 +140,10 @@ class PositionError(PslError):
     """A grid position is missing, held twice or unknown."""
 
 
+class PositionMissing(PositionError):
+    """Nodes that are needed have not come up, or are gone; they may still come."""
+
+
 class TrainingError(PslError):
     """Training cannot go on."""
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from psl_flower.errors import FrameMismatch, PositionError, PslError
+from psl_flower.errors import FrameMismatch, PositionError, PositionMissing, PslError
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -168,7 +168,9 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
     Raises
     ------
     PositionError
-        Naming the node, if a position is unknown, held twice, or of another Upper; or the missing positions.
+        Naming the node, if a position is unknown, held twice, or of another Upper.
+    PositionMissing
+        Naming the positions that nobody holds.
     """
     holder: dict[int, str] = {}
     for node, held in claims.items():
@@ -186,4 +188,4 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
     missing = sorted(set(range(len(assignment))) - set(holder))
     if missing:
         nodes = ", ".join(claims) or "no node"
-        raise PositionError(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
+        raise PositionMissing(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")

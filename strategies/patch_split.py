@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.rounds import RoundDriver, RoundReport
 from psl_flower.engine.streams import StreamExchange
-from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionError, PslError, RunError, StoreError
+from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
 from psl_flower.node_task import NodeTask, StreamTicket, encode
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.tls import Identity
@@ -151,10 +151,8 @@ class PatchSplit(Strategy):
             If nodes or positions are missing, or the round fails.
         """
         self._grid = grid
-        if self._exchange is None and self._lost is not None:
-            self._reopen(grid, self._lost)
-        elif self._exchange is None:
-            self._open(grid)
+        if self._exchange is None:
+            self._open_in_time(grid, self._lost)
         stop_step = min(self._driver.lower.step + self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
         evaluate = last or (self._evaluate_every > 0 and server_round % self._evaluate_every == 0)
@@ -317,20 +315,23 @@ class PatchSplit(Strategy):
             error, step, self._options.node_timeout_s,
         )  # fmt: skip
         self._close_exchange()
-        self._reopen(grid, error)
+        self._open_in_time(grid, error)
 
-    def _reopen(self, grid: Grid, error: PslError) -> None:
-        """Place the Uppers anew as soon as all nodes are there; raise why they are not after the deadline."""
+    def _open_in_time(self, grid: Grid, lost: PslError | None) -> None:
+        """Place the Uppers and open the exchange as soon as all nodes are there; raise why they are not in the end."""
         deadline = time.monotonic() + self._options.node_timeout_s
+        said = ""
         while True:
             try:
                 self._open(grid)
                 self._lost = None
                 return
-            except (PeerLost, NodeLost, PositionError, StoreError) as later:
-                # Its positions are missing as long as a node is; no node at all holds no store.
+            except (PeerLost, NodeLost, PositionMissing) as error:
                 if time.monotonic() >= deadline:
-                    raise later from error
+                    raise error from lost
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("%s; waiting for it", said)
                 time.sleep(_RETRY_S)
 
     def _close_exchange(self) -> None:

@@ -28,7 +28,7 @@ from psl_flower.data.store_set import (
     StoreSet,
     load_set,
 )
-from psl_flower.errors import ConfigError, DataError, StoreError
+from psl_flower.errors import DataError, StoreError
 from psl_flower.files import sync_folder, write_atomically
 from psl_flower.stores.base import StoreMeta, store_folder
 from psl_flower.stores.plain import PlainStoreWriter
@@ -68,10 +68,6 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
         If the disk refuses, another process takes over an hour, or an existing set is damaged.
     """
     options = request.source_options()
-    if request.image_size != (0, 0) and min(request.image_size) < 1:
-        raise ConfigError(
-            f"image-size: expected two sizes of 1 or more, or 0 for the images' own, got {request.image_size}"
-        )
     source: ImageSource | None = None
     source_fingerprint = local_fingerprint(request.dataset, options)
     if source_fingerprint is None:
@@ -79,7 +75,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
         source_fingerprint = source.fingerprint
     fingerprint = request.fingerprint(source_fingerprint)
     folder = root / request.folder_name(fingerprint)
-    with _disk_errors(folder):
+    with disk_errors(folder):
         if (folder / MANIFEST_FILE).exists():
             return load_set(folder, fingerprint, created=False)
         root.mkdir(parents=True, exist_ok=True)
@@ -244,7 +240,8 @@ def lock_set(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses into a StoreError that names the file, or the set's folder."""
     try:
         yield
     except OSError as error:

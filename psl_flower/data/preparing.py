@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+from psl_flower.assignment import Method, assign
 from psl_flower.config import RunConfig, size_text
 from psl_flower.data.ingest import Progress, ensure_stores
 from psl_flower.data.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
@@ -50,6 +52,8 @@ def prepare_stores(
 def _check_settings(config: RunConfig, stores: StoreSet) -> None:
     """Refuse settings that say otherwise than the owner, who has cut the images already."""
     manifest = stores.manifest
+    if config.stores == "plain":
+        raise ConfigError(f"stores: plain is given, but {config.dataset} holds sealed stores")
     cut: dict[str, tuple[object, object]] = {
         "image-size": (size_text(config.image_size), size_text(manifest.image_size)),
         "patch-size": (size_text(config.patch_size), size_text(manifest.patch_size)),
@@ -57,9 +61,19 @@ def _check_settings(config: RunConfig, stores: StoreSet) -> None:
         "uppers": (config.uppers, manifest.num_uppers),
         "max-train": (config.max_train, 0),
         "max-test": (config.max_test, 0),
+        # Its default cannot be told from a setting that was left out.
+        "fit": ("pad" if config.fit == "pad" else "", manifest.fit),
     }
     for key, (given, found) in cut.items():
         if given and given != found:
             raise ConfigError(
                 f"{key}: {given} is given, but {config.dataset} holds stores made with {found or 'all images'}"
             )
+    # The trained model is put together by the setting, not by the stores.
+    assigned = {method: assign(manifest.grid(), manifest.num_uppers, method) for method in get_args(Method)}
+    if assigned[config.assignment] != manifest.assignment:
+        found = [method for method, assignment in assigned.items() if assignment == manifest.assignment]
+        raise ConfigError(
+            f"assignment: {config.assignment} is set, but {config.dataset} holds stores made with "
+            f"{found[0] + '; set assignment=' + found[0] if found else 'another one, which this version does not know'}"
+        )

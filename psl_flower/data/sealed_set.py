@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from psl_flower.data.ingest import Progress, lock_set
+from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.data.store_set import StoreRequest, StoreSet
@@ -19,7 +19,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, Resized, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
-from psl_flower.sealed.labels import Change, LabelBook
+from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.sealing import is_complete
 from psl_flower.sealed.seen import SeenBook
@@ -66,23 +66,24 @@ def ensure_sealed(
         source_fingerprint = source.fingerprint
     fingerprint = request.fingerprint(source_fingerprint)
     folder = root / request.folder_name(fingerprint)
-    try:
+    with disk_errors(folder):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{error.filename or root}: cannot make the stores: {error.strerror or error}") from error
-    with lock_set(folder):
-        created = not is_complete(folder)
-        if created:
-            _fill(folder, request, source or _open(request), keys, progress)
-    ring = KeyRing(keys)
-    owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
+        with lock_set(folder):
+            created = not is_complete(folder)
+            if created:
+                _fill(folder, request, source or _open(request), keys, progress)
     try:
+        ring = KeyRing(keys)
+        owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
         signed = manifests.load(folder, owners[0] if owners else None)
-        return _as_set(folder, signed, ring, request.dataset, fingerprint, labels_version, created=created)
-    except (WrongOwner, LabelError) as error:
+        labels = _read_labels(folder, signed, ring)
+    except (ConfigError, WrongOwner, LabelError) as error:
         raise StoreError(
             f"{error}; if the keys in {keys} were replaced, delete {folder} to have the stores made again"
         ) from error
+    if labels_version is not None:
+        labels = _read_labels(folder, signed, ring, labels_version)
+    return _as_set(folder, signed, ring, labels, request.dataset, fingerprint, created=created)
 
 
 def open_sealed_dataset(
@@ -106,7 +107,8 @@ def open_sealed_dataset(
     Raises
     ------
     StoreError
-        If manifest or labels are damaged, not the owner's, or older than what was seen.
+        If manifest or labels are damaged, not the owner's, older than what was seen, or images were added since
+        the version of the labels asked for.
     ConfigError
         If the Lower's key is needed and is not in `keys`.
     """
@@ -119,7 +121,11 @@ def open_sealed_dataset(
             f"{folder}: the labels are sealed to Lower {PublicIdentity.parse(manifest.lower).fingerprint}, whose "
             f"private key is not in {keys}; name the folder that holds it with the setting keys"
         )
-    return _as_set(folder, signed, ring, str(folder), manifest.fingerprint, labels_version, created=False)
+    labels = _read_labels(folder, signed, ring)
+    seen.check_labels(manifest.dataset, list(labels.digests))
+    if labels_version is not None:
+        labels = _read_labels(folder, signed, ring, labels_version)
+    return _as_set(folder, signed, ring, labels, str(folder), manifest.fingerprint, created=False)
 
 
 def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
@@ -142,30 +148,35 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
     )
     images = source if request.image_size == (0, 0) else Resized(source, request.image_size)
     try:
-        ingest(images, folder, demo.owner, plan, progress=progress)
-    except (SourceChanged, KeyMismatch, WrongOwner):
-        # What an interrupted ingest under other keys left; the images are all still there.
-        shutil.rmtree(folder)
-        ingest(images, folder, demo.owner, plan, progress=progress)
-    except DataError:
+        try:
+            ingest(images, folder, demo.owner, plan, progress=progress)
+        except (SourceChanged, KeyMismatch, WrongOwner):
+            # What an interrupted ingest under other keys left; the images are all still there.
+            shutil.rmtree(folder)
+            ingest(images, folder, demo.owner, plan, progress=progress)
+    except (ConfigError, DataError):
         # No later attempt could use it, unlike what a full disk or a kill leaves.
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _read_labels(folder: Path, signed: SignedManifest, ring: KeyRing | None, upto: int | None = None) -> Labels:
+    sealed = signed.manifest
+    lower = ring.find(PublicIdentity.parse(sealed.lower)) if ring is not None and sealed.lower else None
+    return LabelBook(folder).read(sealed, lower, upto=upto)
 
 
 def _as_set(
     folder: Path,
     signed: SignedManifest,
     ring: KeyRing | None,
+    labels: Labels,
     dataset: str,
     source: str,
-    labels_version: int | None,
     *,
     created: bool,
 ) -> StoreSet:
     sealed = signed.manifest
-    lower = ring.find(PublicIdentity.parse(sealed.lower)) if ring is not None and sealed.lower else None
-    labels = LabelBook(folder).read(sealed, lower, upto=labels_version)
     manifest = Manifest(
         dataset=dataset,
         fingerprint=sealed.fingerprint,

@@ -61,6 +61,11 @@ class StoreRequest:
         See `assign`.
     image_column, label_column, test_fraction, seed, max_train, max_test
         See `SourceOptions`.
+
+    Raises
+    ------
+    ConfigError
+        If only one of the image's sizes is stated, or one is negative.
     """
 
     dataset: str
@@ -76,6 +81,13 @@ class StoreRequest:
     seed: int = 0
     max_train: int = 0
     max_test: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the image size; what fits the images is for `grid` to say."""
+        if self.image_size != (0, 0) and min(self.image_size) < 1:
+            raise ConfigError(
+                f"image-size: expected two sizes of 1 or more, or 0 for the images' own, got {self.image_size}"
+            )
 
     def source_options(self) -> SourceOptions:
         """Return the part that concerns the source; raises ConfigError if a number is out of range."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +102,9 @@ class LocalSuperLink:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RunError(f"Flower's SuperLink ended at its start: {self.last_words()}")
-            with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self._health, timeout=1):
+            # Another program may have taken the port since it was chosen, and answer in another protocol.
+            refusals = (OSError, http.client.HTTPException)
+            with contextlib.suppress(*refusals), urllib.request.urlopen(self._health, timeout=1):
                 return
             time.sleep(0.1)
         raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")

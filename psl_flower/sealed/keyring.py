@@ -102,8 +102,10 @@ def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
     StoreError
         If the disk refuses.
     """
-    DISK.make_folder(folder)
-    folder.chmod(0o700)
+    if not folder.exists():
+        # Not the permissions of a folder that somebody else made and named: its key files are private anyway.
+        DISK.make_folder(folder)
+        folder.chmod(0o700)
     with locked(folder / LOCK_FILE):
         return DemoKeys(
             owner=_made(folder, Role.OWNER, "owner"),

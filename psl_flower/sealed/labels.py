@@ -157,8 +157,13 @@ class LabelBook:
             changes = () if body is None else _apply(version, body, manifest, labels_N)
             why = "(sealed to others)" if body is None else body.why
             history.append(Change(version.version, version.kind, version.name, version.when, why, changes))
-        if (labels_N < 0).any():
-            raise LabelError(f"{self.folder}: {int((labels_N < 0).sum())} images of {len(labels_N)} have no label")
+        if unlabelled := int((labels_N < 0).sum()):
+            if upto is not None:
+                raise LabelError(
+                    f"{self.folder}: {unlabelled} of {len(labels_N)} images were added after label version {upto}; "
+                    "what began with it cannot go on: start a new run"
+                )
+            raise LabelError(f"{self.folder}: {unlabelled} images of {len(labels_N)} have no label")
         return Labels(labels_N, len(chain) - 1, tuple(history), tuple(found for _, found in chain))
 
     def add_images(

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.cli.train import parse_settings
@@ -18,10 +18,11 @@ from psl_flower.config import CODECS, RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
 from psl_flower.files import write_atomically
 from psl_flower.machine import usable_cores
+from simulations.sealed_cost import results as costs
 from simulations.throughput import bench, page, results, table
 from simulations.throughput.defaults import DECIDED, DEFAULTS
 from simulations.throughput.progress import Progress
-from simulations.throughput.results import FEDERATED, Report
+from simulations.throughput.results import FEDERATED
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -29,12 +30,21 @@ _FAILED, _INTERRUPTED = 1, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
     parser = make_parser()
-    try:
+
+    def work() -> None:
         given = parser.parse_args(arguments)
         if given.page is None:
             _bench(given, parser)
         else:
             _page(given, parser)
+
+    return exit_status(work)
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do a command's work and return its exit status; an error becomes one line on standard error."""
+    try:
+        work()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0
     except PslError as error:
@@ -60,13 +70,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dataset", help="digits, a hub name or a folder, such as ../shared/data/cifar10 [digits]")
     add("--patch-size", help="HEIGHTxWIDTH in pixels [half the image each way: 2x2 patches]")
     add("--batch-size", type=int, help="images in a mini-batch [128]")
-    add("--steps", type=_count, default=20, help="timed training steps of a trial [20]")
-    add("--warmup", type=_count, default=3, help="steps before them, not timed, at least 1 [3]")
-    add("--repetitions", type=_count, default=3, help="trials of each mode, taking turns [3]")
+    add("--steps", type=count, default=20, help="timed training steps of a trial [20]")
+    add("--warmup", type=count, default=3, help="steps before them, not timed, at least 1 [3]")
+    add("--repetitions", type=count, default=3, help="trials of each mode, taking turns [3]")
     add("--wire", choices=CODECS, help="codec of smashed data and gradients [bfloat16]")
     add("--autocast", action="store_true", default=None, help="bfloat16 autocast, in all modes")
     add("--transports", type=_transports, default=FEDERATED, metavar="LIST", help="which to try [stream,flower]")
-    add("--threads", type=_count, default=usable_cores(), help="threads of the one process and the Lower [all cores]")
+    add("--threads", type=count, default=usable_cores(), help="threads of the one process and the Lower [all cores]")
     add("--round-at-cut", action="store_true", help="the one process rounds at the cut as the wire does")
     add("--keep", action="store_true", help="keep stores and runs, and say where")
     add("--json", action="store_true", help="print the report as JSON instead of tables")
@@ -91,11 +101,31 @@ def read_config(given: argparse.Namespace) -> RunConfig:
         "wire-gradients": given.wire,
         "autocast": given.autocast,
     }
+    return merge(options, given.settings, DECIDED)
+
+
+def merge(options: Mapping[str, object], texts: list[str], decided: Mapping[str, str]) -> RunConfig:
+    """Return a run's settings of a command's options (None: not given) and KEY=VALUE arguments.
+
+    Parameters
+    ----------
+    options : mapping
+        By the settings' keys.
+    texts : list of str
+        The arguments.
+    decided : mapping
+        Keys that the benchmark decides, each with the option that asks for it, or an empty text.
+
+    Raises
+    ------
+    ConfigError
+        As `read_config`.
+    """
     asked = {key: value for key, value in options.items() if value is not None}
-    settings = parse_settings(given.settings)
+    settings = parse_settings(texts)
     for key in settings:
-        if key in DECIDED:
-            option = DECIDED[key]
+        if key in decided:
+            option = decided[key]
             raise ConfigError(f"{key}: the benchmark decides it{f'; see {option}' if option else ''}")
         if key in asked:
             raise ConfigError(f"{key} is given twice, as an option and as KEY=VALUE")
@@ -107,8 +137,8 @@ def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         config = read_config(given)
     except ConfigError as error:
         parser.error(str(error))
-    _check_out(given.out)
-    with _terminable(), _workspace(given.keep) as workspace, Progress(sys.stderr) as progress:
+    check_out(given.out)
+    with terminable(), temporary_workspace(given.keep) as workspace, Progress(sys.stderr) as progress:
         report = bench.run(
             config,
             bench.Options(
@@ -124,7 +154,7 @@ def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             keep=given.keep,
         )
     if given.out is not None:
-        report.save(given.out)
+        results.save(given.out, report)
     if given.json:
         print(results.encode(report).decode())
     else:
@@ -134,7 +164,7 @@ def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def _page(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if given.settings or given.json:
         parser.error("--page takes result files and --out, nothing else")
-    _check_out(given.out)
+    check_out(given.out)
     text = page.render(_reports(given.page))
     if given.out is None:
         print(text, end="")
@@ -145,20 +175,20 @@ def _page(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise RunError(f"{given.out}: cannot write: {error.strerror or error}") from error
 
 
-def _reports(names: Sequence[str]) -> dict[str, Report]:
-    """Return the throughput reports of result files, by file name; other benchmarks' files are passed over."""
-    reports = {}
+def _reports(names: Sequence[str]) -> dict[str, page.AnyReport]:
+    """Return the reports of result files, by file name; those of benchmarks without a section are passed over."""
+    reports: dict[str, page.AnyReport] = {}
     for name in names:
         # A shell leaves a pattern that fits nothing as it is: no result file yet.
         for path in sorted(glob.glob(name)) if glob.has_magic(name) else [name]:
-            report = results.load(Path(path))
+            report = results.load(Path(path), results.Report) or results.load(Path(path), costs.Report)
             if report is not None:
                 reports[Path(path).name] = report
     return reports
 
 
-def _check_out(out: Path | None) -> None:
-    """Refuse what could not be written before minutes are spent."""
+def check_out(out: Path | None) -> None:
+    """Refuse what could not be written before minutes are spent; RunError says so."""
     if out is None:
         return
     folder = out.absolute().parent
@@ -167,19 +197,19 @@ def _check_out(out: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _workspace(keep: bool) -> Iterator[Path]:
-    """Yield a temporary workspace."""
+def temporary_workspace(keep: bool, prefix: str = "psl-throughput-") -> Iterator[Path]:
+    """Yield a workspace that goes afterwards, unless it is kept."""
     if keep:
-        path = Path(tempfile.mkdtemp(prefix="psl-throughput-"))
+        path = Path(tempfile.mkdtemp(prefix=prefix))
         print(f"stores and runs stay in {path}", file=sys.stderr)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="psl-throughput-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end the command as Ctrl-C does, so that it leaves no process of Flower's behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -188,7 +218,8 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read an argument that is a whole number from 1 on."""
     try:
         number = int(text)
     except ValueError:

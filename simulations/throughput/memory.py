@@ -65,6 +65,11 @@ def peak(pid: int | str = "self") -> int:
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") or 0
 
 
+def anonymous(pid: int | str = "self") -> int:
+    """Return a process's resident memory without mapped files, in bytes, now; 0 where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:") or 0
+
+
 def pss(pid: int | str = "self") -> int | None:
     """Return a process's proportional share of memory in bytes; None where it is not known."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")

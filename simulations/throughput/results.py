@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -208,41 +209,62 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measurements: tuple[Measurement, ...]
     summaries: tuple[Summary, ...]
 
-    def save(self, path: Path) -> None:
-        """Write the file.
 
-        Raises
-        ------
-        RunError
-            If the disk refuses.
-        """
-        try:
-            write_atomically(path, encode(self) + b"\n")
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+class Headed(Protocol):
+    """A report of any benchmark: it says which one, and the version of its format."""
+
+    benchmark: str
+    version: int
 
 
-def encode(report: Report) -> bytes:
+Kind = TypeVar("Kind", bound=Headed)
+
+
+def encode(report: object) -> bytes:
     """Return a report as JSON, indented."""
     return msgspec.json.format(msgspec.json.encode(report), indent=1)
 
 
-def load(path: Path) -> Report | None:
+def save(path: Path, report: object) -> None:
+    """Write a result file.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    try:
+        write_atomically(path, encode(report) + b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def load(path: Path, kind: type[Kind]) -> Kind | None:
     """Read a result file; None if it is another benchmark's.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : type
+        The benchmark's report.
 
     Raises
     ------
     RunError
         If it cannot be read, is damaged, or of another version.
     """
+    expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
     try:
         content = path.read_bytes()
         head = msgspec.json.decode(content)
-        if not isinstance(head, dict) or head.get("benchmark") != "throughput":
+        if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
             return None
-        if head.get("version") != VERSION:
-            raise RunError(f"{path}: expected version {VERSION} of the format, found {head.get('version')!r}")
-        return msgspec.json.decode(content, type=Report)
+        if head.get("version") != expected["version"]:
+            raise RunError(
+                f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
+            )
+        return msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

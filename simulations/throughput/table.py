@@ -11,13 +11,13 @@ from rich.table import Table
 from simulations.throughput.results import PARTS, Report, Spread, Summary
 
 # A pipe has no width of its own.
-_WIDTH = 120
+WIDTH = 120
 Row = tuple[str, ...]
 
 
 def show(report: Report) -> None:
     """Print the report on standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(title(report))
     for head, rows in (rates(report), step_times(report), memory(report), startup(report)):
         if rows:

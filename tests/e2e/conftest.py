@@ -111,7 +111,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
     """Return the weights of the same network trained in this process on the run's own batches."""
     config = run.read_config()
-    stores = prepare_stores(config.replace(workspace=str(run.path.parents[1])))
+    stores = prepare_stores(
+        config.replace(workspace=str(run.path.parents[1])), labels_version=run.read_manifest().labels_version
+    )
     assert not stores.created
     opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
     monolith = Monolith(config, stores.manifest, stores.labels, opened)

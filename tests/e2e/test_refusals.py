@@ -58,8 +58,11 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(place: Place) -> None
 
 def test_damaged_store_names_the_node(place: Place) -> None:
     assert place.psl("train", *TINY, "rounds=1", "steps-per-round=1", "run-name=good").returncode == 0
-    store = next((place.workspace / "stores").glob("*/upper-002/patches.u8"))
-    store.write_bytes(store.read_bytes()[:-1])
+    (segment,) = (place.workspace / "stores").glob("*/store-002/epoch-*-segment-*.psl")
+    data = segment.read_bytes()
+    # Half of the records, so that the first batch meets one.
+    half = len(data) // 2
+    segment.write_bytes(data[:half] + bytes(byte ^ 1 for byte in data[half:]))
     done = place.psl("train", *TINY, "rounds=1", "steps-per-round=1", "run-name=bad")
     assert done.returncode == 1
     assert "store-002" in done.stderr

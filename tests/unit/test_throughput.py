@@ -117,10 +117,10 @@ def test_a_stamp_noticed_too_late_makes_no_negative_phase():
 def test_a_report_survives_its_file(tmp_path):
     path = tmp_path / "throughput.json"
     written = report()
-    written.save(path)
-    assert results.load(path) == written
+    results.save(path, written)
+    assert results.load(path, Report) == written
     with pytest.raises(RunError, match="cannot write"):
-        written.save(tmp_path / "absent" / "throughput.json")
+        results.save(tmp_path / "absent" / "throughput.json", written)
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_a_file_that_is_not_a_result(tmp_path, content, message):
     path = tmp_path / "result.json"
     path.write_bytes(content.encode("latin1"))
     with pytest.raises(RunError, match=message):
-        results.load(path)
+        results.load(path, Report)
 
 
 def test_other_benchmarks_are_passed_over(tmp_path):
     path = tmp_path / "compare.json"
     path.write_text('{"benchmark": "compare"}')
-    assert results.load(path) is None
+    assert results.load(path, Report) is None
     with pytest.raises(RunError, match="cannot be read"):
-        results.load(tmp_path / "absent.json")
+        results.load(tmp_path / "absent.json", Report)
 
 
 def test_tables_have_a_cell_for_every_column():

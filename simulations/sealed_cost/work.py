@@ -1,0 +1,202 @@
+"""A trial's work, in a process of its own.
+
+`python -m simulations.sealed_cost.work` reads a job on standard input and writes one JSON object.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import PslError, RunError
+from simulations.sealed_cost.results import Ingest, Reading, Restoring
+
+_TIMEOUT_S = 3600.0
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the process is to do; `config` as of a run."""
+
+    config: dict[str, str | int | float | bool]
+
+
+class ReadJob(Job, frozen=True, kw_only=True, tag=True):
+    """Read random batches and train, see `Reading`."""
+
+    batches: int
+    steps: int
+    threads: int
+    seed: int
+
+
+class IngestJob(Job, frozen=True, kw_only=True, tag=True):
+    """Seal the config's dataset into a new folder, with the keys beside it."""
+
+    folder: str
+
+
+class RestoreJob(Job, frozen=True, kw_only=True, tag=True):
+    """Restore random images of an ingest's folder."""
+
+    folder: str
+    images: int
+    seed: int
+
+
+Done = TypeVar("Done", Reading, Ingest, Restoring)
+
+
+def ask(job: ReadJob | IngestJob | RestoreJob, kind: type[Done]) -> Done:
+    """Have a fresh process do a job.
+
+    Raises
+    ------
+    RunError
+        If it fails; with its own last words.
+    """
+    from psl_flower.launch.superlink import environment
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "simulations.sealed_cost.work"], env=environment(), cwd=Path(__file__).parents[2],
+            input=msgspec.json.encode(job), capture_output=True, timeout=_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RunError(f"the measurement did not end within {_TIMEOUT_S:g} s") from None
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RunError(f"the measurement failed: {words[-1][:500] if words else 'it said nothing'}")
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=kind)
+
+
+def read(job: ReadJob) -> Reading:
+    """Read batches from both kinds of store in turn, then train; the stores are made first if they are missing."""
+    import torch
+
+    from psl_flower.data.preparing import prepare_stores
+    from psl_flower.engine.monolith import Monolith
+    from psl_flower.machine import keep_freed_memory
+
+    keep_freed_memory()  # as the nodes do
+    torch.set_num_threads(job.threads)
+    config = RunConfig.from_mapping(job.config)
+    sealed, plain = prepare_stores(config), prepare_stores(config.replace(stores="plain"))
+    rng, pool = np.random.default_rng(job.seed), sealed.manifest.samples_of("train")
+    batches = [rng.choice(pool, config.batch_size, replace=False) for _ in range(job.batches + 1)]
+    began = time.perf_counter()
+    stores = {"sealed": sealed.open(0)}
+    stores["sealed"].read(batches[0])
+    opening_s = time.perf_counter() - began
+    stores["plain"] = plain.open(0)
+    stores["plain"].read(batches[0])
+    seconds: dict[str, list[float]] = {"sealed": [], "plain": []}
+    for number, samples_B in enumerate(batches[1:]):
+        for kind in ("sealed", "plain") if number % 2 else ("plain", "sealed"):
+            began = time.perf_counter()
+            stores[kind].read(samples_B)
+            seconds[kind].append(time.perf_counter() - began)
+    opened = [plain.open(m) for m in range(plain.manifest.num_uppers)]
+    step_s: list[float] = []
+    Monolith(config, plain.manifest, plain.labels, opened).train(job.steps, lambda *told: step_s.append(told[2]))
+    meta = stores["sealed"].meta
+    return Reading(
+        sealed_s=tuple(seconds["sealed"]),
+        plain_s=tuple(seconds["plain"]),
+        step_s=tuple(step_s),
+        opening_s=opening_s,
+        record_bytes=len(meta.positions) * int(np.prod(meta.patch_shape)),
+    )
+
+
+def ingest(job: IngestJob) -> Ingest:
+    """Seal a dataset, and watch the memory."""
+    from psl_flower.data.sources import open_dataset
+    from psl_flower.data.store_set import store_request
+    from psl_flower.sealed.ingest import Plan
+    from psl_flower.sealed.ingest import ingest as do_ingest
+    from psl_flower.sealed.keyring import DEMO_RESTORERS, demo_keys
+    from simulations.throughput.memory import anonymous, peak
+
+    request, folder = store_request(RunConfig.from_mapping(job.config)), Path(job.folder)
+    source = open_dataset(
+        request.dataset, seed=request.seed, max_train=request.max_train, max_test=request.max_test,
+        image_column=request.image_column, label_column=request.label_column, test_fraction=request.test_fraction,
+    )  # fmt: skip
+    first_HWC, _ = next(source.samples("train"))
+    grid = request.grid(first_HWC.shape[:2])
+    keys = demo_keys(folder / "keys", request.num_uppers or grid.num_patches)
+    plan = Plan(
+        patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
+        threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
+    )  # fmt: skip
+    before, own_before = peak(), anonymous()
+    own = [own_before]
+    began = time.perf_counter()
+    done = do_ingest(source, folder / "set", keys.owner, plan, progress=lambda *_: own.append(anonymous()))
+    seconds = time.perf_counter() - began
+    return Ingest(
+        images=done.added,
+        seconds=seconds,
+        before_bytes=before,
+        peak_bytes=peak(),
+        own_before_bytes=own_before,
+        own_peak_bytes=max(own),
+    )
+
+
+def restore(job: RestoreJob) -> Restoring:
+    """Put images together as the restorers do, and write them."""
+    from psl_flower.cli.asking import captions
+    from psl_flower.sealed import keyfile
+    from psl_flower.sealed import manifest as manifests
+    from psl_flower.sealed.audit import FILE, AuditLog
+    from psl_flower.sealed.export import export
+    from psl_flower.sealed.keyring import DEMO_RESTORERS
+    from psl_flower.sealed.restore import restore as do_restore
+    from psl_flower.sealed.terminal import stores_beside
+
+    folder = Path(job.folder)
+    signed = manifests.load(folder / "set")
+    people = [keyfile.load(folder / "keys" / f"{name}.key") for name in DEMO_RESTORERS]
+    rng = np.random.default_rng(job.seed)
+    images = rng.permutation(signed.manifest.num_samples)[: job.images].tolist()
+    began = time.perf_counter()
+    batches = do_restore(
+        signed, stores_beside(folder / "set", ()), people, images, why="benchmark", log=AuditLog(folder / "set" / FILE)
+    )
+    export(batches, captions(signed.manifest, dict.fromkeys(images), None), folder / "restored")
+    return Restoring(images=len(images), seconds=time.perf_counter() - began)
+
+
+def one_core() -> None:
+    """Keep this process, and threads to come, on one core; where that is not possible, at least its libraries'."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def main() -> None:
+    """Do the job on standard input."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=ReadJob | IngestJob | RestoreJob)
+    done: Reading | Ingest | Restoring
+    if isinstance(job, ReadJob):
+        done = read(job)
+    else:
+        one_core()
+        done = ingest(job) if isinstance(job, IngestJob) else restore(job)
+    print(msgspec.json.encode(done).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PslError as error:
+        sys.exit(str(error))
