@@ -86,8 +86,18 @@ class Host:
             self.started.pop().wait()
 
 
+class NotAllowed(Exception):
+    """The machine refuses what such hosts need."""
+
+
 class Network:
-    """A server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind."""
+    """A server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind.
+
+    Raises
+    ------
+    NotAllowed
+        Where the kernel has no bridge, no isolated ports or no such filter.
+    """
 
     def __init__(self, folder: Path, num_nodes: int, environment: Mapping[str, str]) -> None:
         self._stem = f"psl{os.getpid()}"
@@ -154,5 +164,5 @@ def _ip(*arguments: str, check: bool = True) -> str:
 def _run(*arguments: str, check: bool = True) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if check and done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        raise NotAllowed(f"{' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
