@@ -20,8 +20,8 @@ from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import Claim, NodeTask
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.stores.base import PatchStore, store_folder
-from psl_flower.stores.opening import Opened, open_sealed, open_store
+from psl_flower.stores.base import PatchStore
+from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 
 # Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
 _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
@@ -83,7 +83,7 @@ class Host:
         """
         if self.simulated:
             keys = KeyRing(Path(self.task.keys)) if self.task.keys else None
-            return open_store(store_folder(Path(self.task.stores), upper), keys, upper, owner=self.task.owner)
+            return open_of_set(Path(self.task.stores), upper, keys, owner=self.task.owner)
         for store in own_stores(self.context):
             if store.meta.upper == upper:
                 return store
@@ -106,7 +106,7 @@ class Host:
         folder = Path(self.task.stores)
         keys = KeyRing(Path(self.task.keys)) if self.task.keys else None
         for m in self.task.uppers:
-            opened = open_sealed(store_folder(folder, m), keys, m, owner=self.task.owner)
+            opened = open_sealed_of_set(folder, m, keys, owner=self.task.owner)
             yield opened, folder / "restorations" / f"node-{m:03d}.log"
 
     def checkpoints(self, upper: int) -> Checkpoints:

@@ -14,6 +14,7 @@ from psl_flower.engine.forgetful import ForgetfulUpper
 from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
+from psl_flower.machine import forbid_core_dumps
 from psl_flower.node_task import Claim, Failure, Inventory, NodeTask, StreamTicket, decode, encode
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
@@ -180,6 +181,7 @@ def _report(host: Host, ticket: StreamTicket, engine: UpperEngine, error: Except
 
 def _answer(message: Message, context: Context, handler: Handler) -> Message:
     """Let a handler make the reply; a failure that a user can meet becomes part of it, without a traceback."""
+    forbid_core_dumps()  # every handler opens stores with the node's key
     try:
         content = handler(message, context)
     except PslError as error:

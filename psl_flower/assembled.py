@@ -167,7 +167,9 @@ def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assemb
     config, path = run.read_config(), run.model / MODEL_FILE
     weights = _load_weights(path, run, config)
     manifest = run.read_manifest()
-    if assign(manifest.grid(), manifest.num_uppers, config.assignment) != manifest.assignment:
+    # An owner's stores may have an assignment of their own, which the setting's default does not say.
+    told = config.assignment != RunConfig().assignment
+    if told and assign(manifest.grid(), manifest.num_uppers, config.assignment) != manifest.assignment:
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
     net = make_network(config, manifest)
     _check_weights(path, weights, net.state_dict())

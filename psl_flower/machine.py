@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -28,6 +29,14 @@ def keep_freed_memory() -> None:
     # A thread's own arena would go on giving memory back, whole heaps of it.
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TOP_PAD, _PAD_BYTES)
+
+
+def forbid_core_dumps() -> None:
+    """Keep this process's memory, keys included, out of core files."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def usable_cores() -> int:

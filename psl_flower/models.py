@@ -6,12 +6,15 @@ pixels of an image, h and w of a patch or of its feature map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from psl_flower.architectures import last_stage, smashed_channels
 from psl_flower.assignment import assign
 from psl_flower.cut import boundary, cut_pair
+from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
 from psl_flower.resnet import stages
 from psl_flower.seeds import derive
@@ -157,8 +160,8 @@ class PatchSplitNet(nn.Module):
         M, 1 to P.
     num_classes, in_channels, backbone, cut, stem, protection
         As in `Upper` and `Lower`.
-    assignment : {"scatter", "round-robin"}
-        Which Upper takes which positions, where M < P (`psl_flower.assignment`).
+    assignment : {"scatter", "round-robin"} or sequence of int
+        Which Upper takes which positions, where M < P: a method (`psl_flower.assignment`), or each position's Upper.
     seed : int, optional
         Seed of the initial weights, as a federated run with that seed has them; None draws from torch's generator.
 
@@ -187,13 +190,20 @@ class PatchSplitNet(nn.Module):
         backbone: str = "resnet18",
         cut: str = "layer1",
         stem: str = "cifar",
-        assignment: str = "scatter",
+        assignment: str | Sequence[int] = "scatter",
         protection: str = "none",
         seed: int | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.assignment = assign(grid, num_uppers, assignment)
+        if isinstance(assignment, str):
+            assignment = assign(grid, num_uppers, assignment)
+        if len(assignment) != grid.num_patches or set(assignment) != set(range(num_uppers)):
+            raise ConfigError(
+                f"assignment: expected an Upper, 0 to {num_uppers - 1}, for each of {grid.num_patches} positions and "
+                f"none without one, got {tuple(assignment)}"
+            )
+        self.assignment = tuple(assignment)
         self.uppers = nn.ModuleList(
             Upper(backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection)
             for _ in range(num_uppers)

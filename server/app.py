@@ -21,7 +21,7 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import RunError
-from psl_flower.machine import keep_freed_memory, usable_cores
+from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
@@ -40,6 +40,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train, as the run's configuration says."""
     keep_freed_memory()
+    forbid_core_dumps()  # the Lower's key opens the labels
     config, run = continue_or_create(RunConfig.from_mapping(context.run_config))
     reporter = Reporter(run, run_id=str(context.run_id), every_s=config.progress_every_s)
     try:

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from psl_flower.errors import ConfigError
+from psl_flower.machine import forbid_core_dumps
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.terminal import (
-    forbid_core_dumps,
     load_identity,
     load_trusted,
     named_public,

@@ -51,6 +51,7 @@ def train(
     from psl_flower.config import RunConfig
     from psl_flower.launch.running import Watch, app_folder, prepare, start
     from psl_flower.launch.superlink import LocalSuperLink
+    from psl_flower.machine import forbid_core_dumps
 
     try:
         given = parse_settings(settings or [])
@@ -58,6 +59,7 @@ def train(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     folder = app_folder(app)
+    forbid_core_dumps()  # stores are sealed here
     while True:
         # A SuperLink for every attempt: what made the last one fail may be a part of it.
         with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:

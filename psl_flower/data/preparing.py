@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
-from psl_flower.assignment import Method, assign
+from psl_flower.assignment import assign
 from psl_flower.config import RunConfig, size_text
 from psl_flower.data.ingest import Progress, ensure_stores
 from psl_flower.data.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
@@ -69,11 +68,11 @@ def _check_settings(config: RunConfig, stores: StoreSet) -> None:
             raise ConfigError(
                 f"{key}: {given} is given, but {config.dataset} holds stores made with {found or 'all images'}"
             )
-    # The trained model is put together by the setting, not by the stores.
-    assigned = {method: assign(manifest.grid(), manifest.num_uppers, method) for method in get_args(Method)}
-    if assigned[config.assignment] != manifest.assignment:
-        found = [method for method, assignment in assigned.items() if assignment == manifest.assignment]
-        raise ConfigError(
-            f"assignment: {config.assignment} is set, but {config.dataset} holds stores made with "
-            f"{found[0] + '; set assignment=' + found[0] if found else 'another one, which this version does not know'}"
-        )
+    # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
+    if config.assignment != RunConfig().assignment:
+        asked = assign(manifest.grid(), manifest.num_uppers, config.assignment)
+        if asked != manifest.assignment:
+            raise ConfigError(
+                f"assignment: {config.assignment} is given, but {config.dataset} holds stores with the assignment "
+                f"{manifest.assignment}"
+            )

@@ -26,7 +26,7 @@ from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.base import PatchStore, StoreMeta, store_folder
-from psl_flower.stores.opening import open_store
+from psl_flower.stores.opening import open_of_set, open_store
 
 if TYPE_CHECKING:
     # It brings in the networks, which the owner's commands do without.
@@ -168,7 +168,7 @@ class StoreSet:
         StoreError
             If it is missing, damaged, or sealed to a key that is not here.
         """
-        return open_store(self.store_path(upper), KeyRing(self.keys) if self.keys else None, upper, owner=self.owner)
+        return open_of_set(self.folder, upper, KeyRing(self.keys) if self.keys else None, owner=self.owner)
 
 
 def store_request(config: RunConfig) -> StoreRequest:

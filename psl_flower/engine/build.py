@@ -97,11 +97,11 @@ def make_network(config: RunConfig, manifest: Manifest) -> PatchSplitNet:
         backbone=config.backbone,
         cut=config.cut,
         stem=config.stem_for(manifest.image_size),
-        assignment=config.assignment,
+        # The manifest's, not the setting's: an owner's rotation may have moved positions.
+        assignment=manifest.assignment,
         protection=config.protection,
         seed=config.seed,
     )
-    assert net.assignment == manifest.assignment
     return net
 
 

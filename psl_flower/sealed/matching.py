@@ -10,6 +10,7 @@ from psl_flower.errors import StoreExists, StoreNotFound
 from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
+from psl_flower.stores.base import store_folder
 
 _STORE_AT = slice(32, 48)
 
@@ -49,6 +50,22 @@ def match_all(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DIS
     if missing:
         raise StoreNotFound(f"all stores are needed; missing: those of Upper {', '.join(missing)} (--store)")
     return sorted(matched, key=lambda pair: pair[1].upper)
+
+
+def place_of(folder: Path, manifest: Manifest, upper: int) -> Path:
+    """Return the place, beside a manifest, of an Upper's store; rotations that drop nodes leave gaps in the numbers.
+
+    Raises
+    ------
+    StoreNotFound
+        If it is not there.
+    """
+    wanted = next((entry.store for entry in manifest.stores if entry.upper == upper), None)
+    usual = store_folder(folder, upper)
+    for place in sorted(folder.glob("store-*"), key=lambda found: found != usual):
+        if wanted is not None and place.is_dir() and _name(open_folder(place), manifest) == wanted:
+            return place
+    raise StoreNotFound(f"{folder} does not hold the store of Upper {upper}")
 
 
 def _name(folder: Folder, manifest: Manifest) -> bytes | None:

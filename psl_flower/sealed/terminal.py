@@ -14,17 +14,10 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import read_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 
 _PASSPHRASE_LIMIT = 4096
-
-
-def forbid_core_dumps() -> None:
-    """Keep this process's memory, keys included, out of core files."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def passphrase_source(file: Path | None) -> Callable[[str], str]:
@@ -149,6 +142,11 @@ def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
     found = list(stores) or sorted(str(path) for path in folder.glob("store-[0-9]*") if path.is_dir())
     if not found:
         raise StoreNotFound(f"no store lies beside {manifest_path}; name them with --store")
+    if not stores:
+        manifest = manifests.load(manifest_path).manifest
+        if len(found) > len(manifest.stores):
+            # A rotation has dropped a node; its folder may still be there.
+            return [str(place_of(folder, manifest, entry.upper)) for entry in manifest.stores]
     return found
 
 

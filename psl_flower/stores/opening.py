@@ -12,9 +12,10 @@ from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.store import SealedStore
-from psl_flower.stores.base import PatchStore
+from psl_flower.stores.base import PatchStore, store_folder
 from psl_flower.stores.plain import PATCHES_FILE, PlainStore
 
 
@@ -58,6 +59,13 @@ def open_store(
     raise StoreError(f"{place}: the folder holds no patch store (none of {PATCHES_FILE}, {manifests.FILE})")
 
 
+def open_of_set(folder: Path, upper: int, keys: KeyRing | None, *, owner: str = "") -> PatchStore:
+    """Open an Upper's store of a whole set in one folder; parameters and errors are those of `open_store`."""
+    if (folder / manifests.FILE).exists():
+        return open_sealed_of_set(folder, upper, keys, owner=owner).store
+    return open_store(store_folder(folder, upper))
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A sealed store that its node has opened, the manifest that it was held to, and the node's key."""
@@ -95,3 +103,9 @@ def open_sealed(
     raise WrongNodeKey(
         f"{folder.name}: {keys.place} holds no private key of {whose}; get the right key, or the right store"
     )
+
+
+def open_sealed_of_set(folder: Path, upper: int, keys: KeyRing | None, *, owner: str = "") -> Opened:
+    """Open an Upper's sealed store of a whole set in one folder; parameters and errors are those of `open_store`."""
+    manifest = manifests.load(folder, keyfile.load_public(owner, Role.OWNER) if owner else None).manifest
+    return open_sealed(place_of(folder, manifest, upper), keys, upper, owner=owner)

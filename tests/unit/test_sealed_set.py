@@ -17,6 +17,7 @@ from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sealed_set import ensure_sealed
 from psl_flower.data.store_set import StoreRequest, StoreSet, store_request
+from psl_flower.engine.build import make_network
 from psl_flower.errors import (
     ConfigError,
     DataError,
@@ -32,8 +33,10 @@ from psl_flower.errors import (
 from psl_flower.sealed import ingest, keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import Role
+from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
+from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.sealed.terminal import stores_beside
 from psl_flower.stores.opening import open_store
 from tests.engines import Federation
 from tests.unit.tiny_pictures import files_of, images_of, listing, make_pictures
@@ -528,3 +531,22 @@ def test_images_appended_later_train_and_test(tmp_path):
     # A run that began before goes on with labels that the new images do not have.
     with pytest.raises(LabelError, match="6 of 15 images were added after label version 0"):
         prepare_stores(owned(tmp_path), labels_version=0)
+
+
+def test_positions_that_a_rotation_moved_train(tmp_path):
+    """The owner drops a node; its positions go to others, by no method that a setting could name."""
+    world = World(tmp_path / "sealed", nodes=[Identity.generate(Role.NODE, f"node{m}") for m in range(4)])
+    source = ArraySource(6, 3, shape=(8, 8, 1))
+    world.seal(source, world.plan(patch=(4, 4)))
+    keys = tmp_path / "keys"
+    for identity in (world.lower, *world.nodes):
+        keyfile.save(identity, keys / f"{identity.name}.key")
+    rotate(world.out, world.owner, world.places, Changes(drop_nodes=(1,)))
+    stores = prepare_stores(owned(tmp_path))
+    assert stores.manifest.num_uppers == 3
+    # The dropped node's folder is still there, and is not taken for a store.
+    assert stores_beside(world.out, []) == [str(world.place(m)) for m in (0, 2, 3)]
+    np.testing.assert_array_equal(images_of(stores)[:6], source.images["train"].transpose(0, 3, 1, 2))
+    config = owned(tmp_path, batch_size=3, rounds=1, evaluate_batch_size=4)
+    assert make_network(config, stores.manifest).assignment == stores.manifest.assignment
+    Federation(config, stores, tmp_path / "states", small=True).run(stop_step=2)
