@@ -107,6 +107,7 @@ OUT_OF_RANGE = [
     ({"exchange-port": 65_536}, "exchange-port: expected"),
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
     ({"step-timeout-s": float("inf")}, "step-timeout-s: expected"),
+    ({"stores": "open"}, "stores: expected one of sealed, plain, got 'open'"),
     ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
     ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
@@ -124,6 +125,7 @@ OUT_OF_RANGE = [
 CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
+    ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
 
@@ -139,7 +141,7 @@ def test_wrong_settings_are_refused(values, message):
 def test_every_bounded_setting_is_tried_above():
     tried = {key for values, _ in OUT_OF_RANGE for key in values}
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
-    free |= {"exchange-advertise", "stride", "protection"}
+    free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore"}
     assert set(RunConfig().to_mapping()) == tried | free
 
 
