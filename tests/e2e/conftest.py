@@ -59,6 +59,8 @@ class Place:
         return subprocess.Popen(
             [str(BIN / "psl"), *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # A shell that runs the tests in the background ignores SIGINT, and so would all that they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def flwr(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
