@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from psl_flower.assignment import assign
 from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
@@ -133,8 +134,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
     height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
     grid = request.grid((height, width))
     num_uppers = request.num_uppers or grid.num_patches
-    if num_uppers > grid.num_patches:
-        raise ConfigError(f"uppers: {num_uppers} for {grid.num_patches} patches; each Upper needs a patch of its own")
+    assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
     demo = demo_keys(keys, num_uppers)
     plan = Plan(
         patch_size=grid.patch_size,
