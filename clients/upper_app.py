@@ -98,7 +98,7 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
         for m in host.task.uppers:
             engine = build(host.task.settings, m, host.open_store(m), host.checkpoints(m))
             try:
-                engine.go_to(ticket.step)
+                engine.go_to(ticket.step, ticket.saved.get(m))
             except Exception as error:
                 _report(host, ticket, engine, error)
                 raise
@@ -117,9 +117,7 @@ def _step(message: Message, context: Context, build: Build) -> RecordDict:
     host = _host(message, context)
     host.prepare_process()
     received = _values(message)
-    step = received.get("step")
-    if not isinstance(step, int):
-        raise FrameMismatch(f"{_LOWER}: expected the number of steps applied, received {type(step).__name__}")
+    step = _steps(received.get("step"))
     answers: dict[str, bytes] = {}
     for m, engine in host.engines(build).items():
         frame = received.get(f"upper-{m}")
@@ -127,7 +125,8 @@ def _step(message: Message, context: Context, build: Build) -> RecordDict:
             raise FrameMismatch(f"{_LOWER}: expected a frame for Upper {m}, received none")
         upper = ForgetfulUpper(engine, host.checkpoints(m).folder / "live.pt")
         wire = _wire(host.task, engine)
-        down = decode_frame(bytearray(frame), wire.expect_down(upper.expected_shape(step)), peer=_LOWER)
+        saved = _steps(received.get(f"saved-{m}")) if f"saved-{m}" in received else None
+        down = decode_frame(bytearray(frame), wire.expect_down(upper.expected_shape(step, saved)), peer=_LOWER)
         answers[f"upper-{m}"] = frame_bytes(wire.up_frame(upper.handle(down_of(down))))
         engine.store.close()
     return _content(answers)
@@ -135,15 +134,19 @@ def _step(message: Message, context: Context, build: Build) -> RecordDict:
 
 def _collect(message: Message, context: Context, build: Build) -> RecordDict:
     host = _host(message, context)
-    step = _values(message).get("step")
-    if not isinstance(step, int):
-        raise FrameMismatch(f"{_LOWER}: expected the number of steps applied, received {type(step).__name__}")
+    received = _values(message)
     records: dict[str, ArrayRecord] = {}
     for m, engine in host.engines(build).items():
-        engine.go_to(step)
+        engine.go_to(_steps(received.get(f"saved-{m}")))
         records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in engine.model.state_dict().items()})
         engine.store.close()
     return RecordDict(records)
+
+
+def _steps(value: object) -> int:
+    if not isinstance(value, int):
+        raise FrameMismatch(f"{_LOWER}: expected a number of steps, received {type(value).__name__}")
+    return value
 
 
 def _restore(message: Message, context: Context) -> RecordDict:

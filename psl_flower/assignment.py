@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,6 +44,11 @@ def assign(grid: PatchGrid, num_uppers: int, method: str = "scatter") -> tuple[i
     candidates = [_renumber(groups) for start in starts for groups in (start, _swap_down(start, cost))]
     # The closest pair decides; the energy, which a swap lowers, may fall although that pair gets closer.
     return min(candidates, key=lambda groups: (-min_distance(grid, groups), _energy(np.array(groups), cost)))
+
+
+def absent_positions(assignment: Sequence[int], present: Collection[int]) -> list[int]:
+    """Return the positions of all Uppers but the present ones, ascending."""
+    return [p for p, owner in enumerate(assignment) if owner not in present]
 
 
 def min_distance(grid: PatchGrid, assignment: tuple[int, ...]) -> float:

@@ -54,6 +54,11 @@ class Checkpoints:
             self._path(old).unlink(missing_ok=True)
         return path
 
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, of which nobody has committed any."""
+        for later in [found for found in self.steps() if found > step]:
+            self._path(later).unlink(missing_ok=True)
+
     def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Return the state after `step` steps.
 

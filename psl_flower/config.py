@@ -21,6 +21,7 @@ from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
 STORES = ("sealed", "plain")
+ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
 # Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
 _LARGE_IMAGE = 96
@@ -89,6 +90,7 @@ class RunConfig:
     exchange_advertise: str = ""
     node_timeout_s: float = 180.0
     step_timeout_s: float = 600.0
+    on_missing_node: str = "wait"
     # Run
     workspace: str = ""
     run_name: str = ""
@@ -157,6 +159,7 @@ class RunConfig:
         _choice("stem", self.stem, ("auto", *STEMS))
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("transport", self.transport, TRANSPORTS)
+        _choice("on-missing-node", self.on_missing_node, ON_MISSING_NODE)
         _choice("wire-activations", self.wire_activations, CODECS)
         _choice("wire-gradients", self.wire_gradients, CODECS)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -35,6 +35,8 @@ def loss_parts(
     y_B: torch.Tensor,
     assignment: Sequence[int],
     alpha: float,
+    *,
+    num_absent: int = 0,
 ) -> LossParts:
     """Return the full loss with its parts (DESIGN.md section 3; Mabuchi and Ishikawa, WACV 2023).
 
@@ -46,13 +48,15 @@ def loss_parts(
     logits_BK : torch.Tensor
         The Lower's logits (B, classes), any float dtype; the loss is computed in float32 or better.
     upper_logits_BPK : torch.Tensor or None
-        The Adaptation Net's logits (B, P, classes); None without one.
+        The Adaptation Net's logits (B, P, classes), without those of absent patches; None without one.
     y_B : torch.Tensor
         Classes (B,), int64.
     assignment : sequence of int
         assignment[p] is the Upper of position p; P entries, Uppers 0..M-1.
     alpha : float
         Weight of the Uppers' losses, 0 or more.
+    num_absent : int
+        Patches that are absent from the whole batch; they add nothing, and the weight P/M stays.
 
     Raises
     ------
@@ -63,11 +67,15 @@ def loss_parts(
     if upper_logits_BPK is None:
         return LossParts(lower, lower, torch.zeros_like(lower))
     P, M = len(assignment), len(set(assignment))
-    if upper_logits_BPK.shape[1] != P:
-        raise ConfigError(f"full_loss: the assignment has {P} patches, the Uppers' logits {upper_logits_BPK.shape[1]}")
+    present = P - num_absent
+    if upper_logits_BPK.shape[1] != present:
+        raise ConfigError(
+            f"full_loss: the assignment has {P} patches{f', {num_absent} absent' if num_absent else ''}, "
+            f"the Uppers' logits {upper_logits_BPK.shape[1]}"
+        )
     logits_NK = _at_least_float32(upper_logits_BPK).flatten(0, 1)
     # The same weight P/M for every Upper, so the sums over Uppers and over their patches are one sum over patches.
-    per_patch = F.cross_entropy(logits_NK, y_B.repeat_interleave(P)) * P
+    per_patch = F.cross_entropy(logits_NK, y_B.repeat_interleave(present)) * present
     uppers = per_patch / (P / M)
     return LossParts(lower + alpha * uppers, lower, uppers)
 

@@ -6,7 +6,7 @@ pixels of an image, h and w of a patch or of its feature map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -142,8 +142,13 @@ class AdaptationNet(nn.Module):
         logits: torch.Tensor = self.layers(smashed_NChw)
         return logits
 
-    def for_all_patches(self, smashed_BPChw: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, P, classes) of all patches in one pass, so that BatchNorm moves once per step."""
+    def for_all_patches(self, smashed_BPChw: torch.Tensor, absent: Collection[int] = ()) -> torch.Tensor:
+        """Return logits (B, P, classes) of all patches in one pass, so that BatchNorm moves once per step.
+
+        Positions that are absent are left out: zeros in their place would spoil BatchNorm's statistics.
+        """
+        if absent:
+            smashed_BPChw = smashed_BPChw[:, [p for p in range(smashed_BPChw.shape[1]) if p not in absent]]
         B, P = smashed_BPChw.shape[:2]
         logits: torch.Tensor = self(channels_last(smashed_BPChw.flatten(0, 1)))
         return logits.reshape(B, P, -1)
@@ -225,17 +230,30 @@ class PatchSplitNet(nn.Module):
         return self.smash_patches(self.grid.split(images_BCHW))
 
     def smash_patches(
-        self, patches_BPChw: torch.Tensor, activations: str = "float32", gradients: str = "float32"
+        self,
+        patches_BPChw: torch.Tensor,
+        activations: str = "float32",
+        gradients: str = "float32",
+        absent: Collection[int] = (),
     ) -> torch.Tensor:
-        """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire."""
+        """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire.
+
+        Uppers that are absent do not run; zeros stand for their smashed data.
+        """
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
         for m, upper in enumerate(self.uppers):
+            if m in absent:
+                continue
             positions = [p for p, owner in enumerate(self.assignment) if owner == m]
             patches_NChw = channels_last(patches_BPChw[:, positions].flatten(0, 1))
             smashed = _by_patch(boundary(upper(patches_NChw), activations, gradients), len(positions))
             for k, p in enumerate(positions):
                 by_position[p] = smashed[:, k]
-        return torch.stack([smashed for smashed in by_position if smashed is not None], dim=1)
+        there = [smashed for smashed in by_position if smashed is not None]
+        if len(there) < len(by_position):
+            zeros = torch.zeros_like(there[0])
+            there = [zeros if smashed is None else smashed for smashed in by_position]
+        return torch.stack(there, dim=1)
 
     def join(self, smashed_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits (B, classes) of smashed data (B, P, C', h', w'); for `flipped` see `PatchGrid.tile`."""

@@ -107,7 +107,9 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokens : dict[int, bytes]
         One-time token for each Upper.
     step : int
-        Steps that every Upper has applied when the round starts.
+        Steps that the Lower has applied when the round starts.
+    saved : dict[int, int]
+        Steps in the state that each Upper starts from; fewer than `step` where it was absent since.
     """
 
     host: str
@@ -116,6 +118,7 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     node: int
     tokens: dict[int, bytes]
     step: int
+    saved: dict[int, int]
 
     def __repr__(self) -> str:
         return f"StreamTicket({self.host}:{self.port}, node={self.node}, tokens=<hidden>)"
@@ -155,8 +158,10 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
         raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {str(error)[:200]}") from None
 
 
-def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int]) -> None:
-    """Check that every grid position is held once, by the Upper that it is assigned to.
+def check_positions(
+    claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int], *, incomplete: bool = False
+) -> list[int]:
+    """Check that every grid position is held once, by the Upper that it is assigned to; return those nobody holds.
 
     Parameters
     ----------
@@ -164,13 +169,15 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
         What each node, by its name, holds.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
+    incomplete : bool
+        Whether positions may be missing, but not all.
 
     Raises
     ------
     PositionError
         Naming the node, if a position is unknown, held twice, or of another Upper.
     PositionMissing
-        Naming the positions that nobody holds.
+        Naming the positions that nobody holds, where none may be missing.
     """
     holder: dict[int, str] = {}
     for node, held in claims.items():
@@ -186,6 +193,7 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
                     )
                 holder[p] = node
     missing = sorted(set(range(len(assignment))) - set(holder))
-    if missing:
+    if missing and not (incomplete and holder):
         nodes = ", ".join(claims) or "no node"
         raise PositionMissing(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
+    return missing

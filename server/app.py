@@ -20,7 +20,7 @@ from psl_flower.engine.build import encode_settings, make_lower_engine, make_tas
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
-from psl_flower.errors import RunError
+from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
 from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
@@ -29,7 +29,7 @@ from psl_flower.wire.tls import Identity, ephemeral_identity
 from server.reporting import Reporter, duration
 from server.restoring import restore
 from strategies import PatchSplit
-from strategies.patch_split import TransportOptions
+from strategies.link import TransportOptions
 
 log = logging.getLogger("psl_flower")
 
@@ -92,14 +92,9 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
         rounds_left = math.ceil((total_steps - done) / per_round)
         arrays = ArrayRecord(lower.lower.state_dict())
         strategy.start(grid, initial_arrays=arrays, num_rounds=rounds_left, timeout=math.inf)
-        if config.collect_model:
-            reporter.say("collecting", "collecting the Upper models from the nodes")
-            _save_model(run, strategy, grid, lower)
+        model = _collected(config, run, strategy, grid, lower, reporter)
     finally:
         strategy.close()
-    model = (
-        f"model in {run.model}; try: psl evaluate --run {run.name}" if config.collect_model else "no model collected"
-    )
     reporter.end(
         "completed",
         f"run {run.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
@@ -150,11 +145,23 @@ def _resume(config: RunConfig, run: RunFolder, lower: LowerEngine, total_steps: 
     return lower.step
 
 
-def _save_model(run: RunFolder, strategy: PatchSplit, grid: Grid, lower: LowerEngine) -> None:
-    uppers = strategy.collect(grid)
+def _collected(
+    config: RunConfig, run: RunFolder, strategy: PatchSplit, grid: Grid, lower: LowerEngine, reporter: Reporter
+) -> str:
+    """Collect the model, if that is asked for and possible; say what became of it."""
+    if not config.collect_model:
+        return "no model collected"
+    reporter.say("collecting", "collecting the Upper models from the nodes")
+    try:
+        uppers = strategy.collect(grid)
+    except (PeerLost, NodeLost, PositionMissing) as error:
+        if config.on_missing_node != "continue":
+            raise
+        return f"no model collected: {error}; when all nodes are there again: {reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_assembled(run.model, state)
+    return f"model in {run.model}; try: psl evaluate --run {run.name}"
 
 
 def _transport_options(config: RunConfig) -> TransportOptions:
@@ -166,6 +173,7 @@ def _transport_options(config: RunConfig) -> TransportOptions:
         identity=_identity(config),
         node_timeout_s=config.node_timeout_s,
         step_timeout_s=config.step_timeout_s,
+        on_missing_node=config.on_missing_node,
     )
 
 

@@ -30,15 +30,21 @@ class Reporter:
         Flower's id of the run.
     every_s : float
         Seconds between lines in the log; 0 for lines at the end of rounds only.
+
+    Attributes
+    ----------
+    again : str
+        The command that continues the run.
     """
 
     def __init__(self, run: RunFolder, *, run_id: str, every_s: float) -> None:
         self._run, self._every_s = run, every_s
-        self._again = f"psl train resume={run.name}"
+        self.again = f"psl train resume={run.name}"
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id)
         self._writer = SummaryWriter(str(run.tensorboard))
+        self._about = ""
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
@@ -68,8 +74,10 @@ class Reporter:
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         kind = "simulated nodes" if placement.simulated else "nodes"
         if not placement.simulated:
-            self._again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
-        log.info("%s", about)
+            self.again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
+        if about != self._about:
+            self._about = about
+            log.info("%s", about)
         if placement.note:
             log.warning("%s", placement.note)
         self.say("training", f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport")
@@ -106,6 +114,7 @@ class Reporter:
             "upper_loss": _mean([step.loss.uppers for step in steps]),
             "train_accuracy": sum(step.loss.correct for step in steps) / images,
             "accuracy": predictions.accuracy if predictions else None,
+            "absent_uppers": list(report.absent),
             "test_loss": predictions.loss if predictions else None,
             "images_per_s": images / report.train_s,
             "bytes_up": bytes_up,
@@ -131,9 +140,10 @@ class Reporter:
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
+        absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
         log.info(
-            "round %d/%d done: loss %.4f%s, %.0f images/s, %s up, %s down",
-            metrics["round"], self._status.rounds, metrics["loss"], accuracy, metrics["images_per_s"],
+            "round %d/%d done%s: loss %.4f%s, %.0f images/s, %s up, %s down",
+            metrics["round"], self._status.rounds, absent, metrics["loss"], accuracy, metrics["images_per_s"],
             size(bytes_up), size(bytes_down),
         )  # fmt: skip
 
@@ -146,9 +156,9 @@ class Reporter:
     def fail(self, error: BaseException) -> None:
         """Note why the run ended early, and what to do."""
         if isinstance(error, TrainingStopped):
-            self.end("stopped", f"{error}; continue with: {self._again}")
+            self.end("stopped", f"{error}; continue with: {self.again}")
         elif isinstance(error, PslError):
-            again = f"; continue with: {self._again}" if self._run.checkpoints.steps() else ""
+            again = f"; continue with: {self.again}" if self._run.checkpoints.steps() else ""
             self.end("failed", f"error: {error}{again}")
         else:
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")

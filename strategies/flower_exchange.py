@@ -29,14 +29,25 @@ class FlowerExchange:
         The run's; goes with every message, since a node's process may know nothing of the last one.
     wire : WireFormat
         Codecs and dtype.
+    saved : mapping
+        The step of the state that each Upper starts from; told with the first exchange only.
     timeout_s : float
         Longest time of one exchange, in seconds.
     """
 
-    def __init__(self, grid: Grid, placement: Placement, task: NodeTask, wire: WireFormat, timeout_s: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        placement: Placement,
+        task: NodeTask,
+        wire: WireFormat,
+        saved: Mapping[int, int],
+        timeout_s: float,
+    ) -> None:
         self._grid, self._placement, self._wire, self._timeout_s = grid, placement, wire, timeout_s
         self._tasks = {node: encode(task_for(task, hosted)) for node, hosted in placement.hosts.items()}
         uppers = [m for hosted in placement.hosts.values() for m in hosted]
+        self._saved = dict(saved)
         self._up, self._down = dict.fromkeys(uppers, 0), dict.fromkeys(uppers, 0)
 
     def exchange(
@@ -53,8 +64,11 @@ class FlowerExchange:
                 frame = frame_bytes(self._wire.down_frame(down[m]))
                 self._down[m] += len(frame)
                 parts[f"upper-{m}"] = frame
+                if m in self._saved:
+                    parts[f"saved-{m}"] = self._saved[m]
             messages.append(Message(content(parts), node, f"{MessageType.QUERY}.step"))
         replies = ask(self._grid, messages, self._timeout_s, self._placement.names, meanwhile)
+        self._saved.clear()  # from now on they have states of their own between messages
         answers: dict[int, Up] = {}
         for node, hosted in self._placement.hosts.items():
             received = values(replies[node])

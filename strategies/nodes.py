@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -34,6 +34,8 @@ class Placement:
         Whether these are simulated nodes.
     note : str
         One line for the user about the choice; may be empty.
+    absent : tuple[int, ...]
+        Uppers that no node holds; the run goes on without their patches.
     """
 
     hosts: dict[int, tuple[int, ...]]
@@ -42,9 +44,25 @@ class Placement:
     transport: str
     simulated: bool
     note: str = ""
+    absent: tuple[int, ...] = ()
+
+    def absence(self, assignment: Sequence[int]) -> str:
+        """Say which Uppers are absent, and which positions with them; empty if none are."""
+        return "; ".join(
+            f"Upper {m} (position {', '.join(str(p) for p, owner in enumerate(assignment) if owner == m)})"
+            for m in self.absent
+        )
 
 
-def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask, timeout_s: float) -> Placement:
+def place(
+    grid: Grid,
+    assignment: Sequence[int],
+    transport: str,
+    task: NodeTask,
+    timeout_s: float,
+    *,
+    incomplete: bool = False,
+) -> Placement:
     """Ask all nodes what they hold and place every Upper.
 
     Parameters
@@ -59,35 +77,46 @@ def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask,
         The run's; its `uppers` do not matter here.
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
+    incomplete : bool
+        Whether nodes that are gone or silent are left out, and positions may be missing, but not all. Never so in a
+        simulation, whose nodes are all there or lost for good.
 
     Raises
     ------
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
+    PositionMissing
+        Naming the positions that nobody holds.
     PeerLost, NodeError
         If nodes are missing or fail.
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories = _inventories(grid, timeout_s)
+    inventories = _inventories(grid, timeout_s, incomplete)
     if any(inventory.claims for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport)
+        return _place_deployed(inventories, assignment, transport, incomplete)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
     return _place_simulated(grid, inventories, assignment, transport, task, timeout_s)
 
 
-def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
+def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
+    """Return the Uppers that nodes other than the known ones hold, of those nodes that answer."""
+    others = [node for node in grid.get_node_ids() if node not in known]
+    found = _ask_inventories(grid, others, timeout_s, lost_too=True)
+    return {claim.upper for inventory in found.values() for claim in inventory.claims}
+
+
+def _inventories(grid: Grid, timeout_s: float, incomplete: bool) -> dict[int, Inventory]:
     deadline = time.monotonic() + timeout_s
     found: dict[int, Inventory] = {}
+    asked: set[int] = set()
     while True:
-        new = [node for node in grid.get_node_ids() if node not in found]
-        names = {node: f"node {node}" for node in new}
-        question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in new]
+        new = [node for node in grid.get_node_ids() if node not in asked]
+        asked.update(new)
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        for node, reply in ask(grid, question, timeout_s, names).items():
-            found[node] = decoded(reply, "inventory", Inventory, names[node])
+        found |= _ask_inventories(grid, new, timeout_s, lost_too=incomplete)
         if found and len(found) >= max(inventory.num_partitions for inventory in found.values()) and not new:
             return found
         if time.monotonic() > deadline:
@@ -95,12 +124,22 @@ def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
         time.sleep(_POLL_S if not new else 0)
 
 
-def _place_deployed(inventories: dict[int, Inventory], assignment: Sequence[int], transport: str) -> Placement:
+def _ask_inventories(grid: Grid, nodes: Sequence[int], timeout_s: float, *, lost_too: bool) -> dict[int, Inventory]:
+    names = {node: f"node {node}" for node in nodes}
+    question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in nodes]
+    replies = ask(grid, question, timeout_s, names, leave_out_lost=lost_too)
+    return {node: decoded(reply, "inventory", Inventory, names[node]) for node, reply in replies.items()}
+
+
+def _place_deployed(
+    inventories: dict[int, Inventory], assignment: Sequence[int], transport: str, incomplete: bool
+) -> Placement:
     names = {node: f"node {node}" for node in inventories}
     hosts = {
         node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims
     }
-    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment)
+    held = {names[node]: inventory.claims for node, inventory in inventories.items()}
+    missing = check_positions(held, assignment, incomplete=incomplete)
     claims = {claim.upper: claim for inventory in inventories.values() for claim in inventory.claims}
     return Placement(
         hosts=hosts,
@@ -108,6 +147,7 @@ def _place_deployed(inventories: dict[int, Inventory], assignment: Sequence[int]
         claims=claims,
         transport="stream" if transport == "auto" else transport,
         simulated=False,
+        absent=tuple(sorted({assignment[p] for p in missing})),
     )
 
 

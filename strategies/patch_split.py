@@ -13,60 +13,24 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.rounds import RoundDriver, RoundReport
-from psl_flower.engine.streams import StreamExchange
-from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
-from psl_flower.node_task import NodeTask, StreamTicket, encode
-from psl_flower.wire.endpoint import ExchangeEndpoint
-from psl_flower.wire.tls import Identity
-from strategies.flower_exchange import FlowerExchange
-from strategies.messages import ask, content, failure_of
-from strategies.nodes import Placement, place, task_for
+from psl_flower.errors import NodeLost, PeerLost
+from psl_flower.node_task import NodeTask
+from strategies.link import NodeLink, TransportOptions
+from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 
-# So often may nodes be lost without a step committed in between; and how long to wait before they are looked for again.
+# So often may nodes be lost without a step committed in between.
 _MOST_ATTEMPTS = 5
-_RETRY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransportOptions:
-    """How the Lower and the nodes reach each other.
-
-    Attributes
-    ----------
-    transport : {"auto", "stream", "flower"}
-        See `strategies.nodes.place`.
-    host, port : str, int
-        Address that the exchange endpoint binds; port 0 takes a free one.
-    advertise : str
-        Host that nodes are told; empty for `host`.
-    identity : Identity or None
-        For TLS; None is refused outside loopback.
-    node_timeout_s : float
-        Longest wait for nodes to come up and to connect, in seconds.
-    step_timeout_s : float
-        Longest time of one exchange, in seconds.
-    """
-
-    transport: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 0
-    advertise: str = ""
-    identity: Identity | None = None
-    node_timeout_s: float = 60.0
-    step_timeout_s: float = 600.0
 
 
 class PatchSplit(Strategy):
@@ -86,12 +50,12 @@ class PatchSplit(Strategy):
     steps_per_round, total_steps : int
         Steps of a round, and of the whole run, which no round exceeds.
     options : TransportOptions
-        How the parties reach each other.
+        How the parties reach each other, and what happens when a node is missing.
     evaluate_every : int
         Rounds between runs through the test split; 0 for none but after the last step.
     on_placed, on_round : callable
-        Called with the Placement before the first round, and with (round, RoundReport, bytes up, bytes down by Upper
-        so far) after every round.
+        Called with the Placement before the first round and whenever it changes, and with (round, RoundReport,
+        bytes up, bytes down by Upper so far) after every round.
     """
 
     def __init__(
@@ -107,31 +71,22 @@ class PatchSplit(Strategy):
         on_placed: Callable[[Placement], None] = lambda placement: None,
         on_round: Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None] = lambda *_: None,
     ) -> None:
-        self._driver, self._task, self._wire = driver, task, wire
-        self._steps_per_round, self._total_steps = steps_per_round, total_steps
+        self._driver = driver
         self._options = options or TransportOptions()
-        self._evaluate_every = evaluate_every
-        self._on_placed, self._on_round = on_placed, on_round
-        self._placement: Placement | None = None
-        self._endpoint: ExchangeEndpoint | None = None
-        self._exchange: StreamExchange | FlowerExchange | None = None
+        self._link = NodeLink(task, driver.lower.assignment, wire, self._options, on_placed)
+        self._steps_per_round, self._total_steps = steps_per_round, total_steps
+        self._evaluate_every, self._on_round = evaluate_every, on_round
         self._round: _RoundThread | None = None
-        self._asked: list[Message] = []
         self._report = RoundReport()
         self._grid: Grid | None = None
         self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates
         self._recovered_at, self._attempts = -1, 0
         self._lost: NodeLost | None = None  # a node that went when its round was over
-        # Bytes by Upper over exchanges that a recovery has closed.
-        self._up: dict[int, int] = {}
-        self._down: dict[int, int] = {}
 
     @property
     def placement(self) -> Placement:
         """Which node hosts which Uppers; known from the first round on."""
-        if self._placement is None:
-            raise RunError("no round has been run, so the nodes are not known yet")
-        return self._placement
+        return self._link.placement
 
     def summary(self) -> None:
         """Log what is trained."""
@@ -151,13 +106,15 @@ class PatchSplit(Strategy):
             If nodes or positions are missing, or the round fails.
         """
         self._grid = grid
-        if self._exchange is None:
-            self._open_in_time(grid, self._lost)
+        if self._link.is_open and self._link.has_returned(grid):
+            self._link.close()
+        if not self._link.is_open:
+            self._open(grid, self._lost)
         stop_step = min(self._driver.lower.step + self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
         evaluate = last or (self._evaluate_every > 0 and server_round % self._evaluate_every == 0)
         self._goal = (stop_step, evaluate)
-        if isinstance(self._exchange, FlowerExchange):
+        if self._link.flower_exchange is not None:
             self._report = self._flower_round()
             return []
         return self._start_stream_round()
@@ -181,16 +138,9 @@ class PatchSplit(Strategy):
                 # No deadline of Flower's: a round ends by those of its exchanges.
                 replies = self._grid.send_and_receive(self._start_stream_round())
         steps = self._report.steps
-        if self._exchange is not None:
-            up, down = self._exchange.bytes_up(), self._exchange.bytes_down()
-            self._on_round(
-                server_round,
-                self._report,
-                {m: count + self._up.get(m, 0) for m, count in up.items()},
-                {m: count + self._down.get(m, 0) for m, count in down.items()},
-            )
+        self._on_round(server_round, self._report, self._link.bytes_up(), self._link.bytes_down())
         if self._lost is not None:
-            self._close_exchange()
+            self._link.close()
         metrics = MetricRecord({"step": self._driver.lower.step})
         if steps:
             metrics["loss"] = sum(step.loss.full for step in steps) / len(steps)
@@ -216,81 +166,39 @@ class PatchSplit(Strategy):
         ------
         NodeError, PeerLost
             If a node fails or does not answer.
-        PslError
-            If no round was run, since all steps were done before, and nodes or positions are missing.
+        PositionMissing
+            If no node holds some position.
         """
-        if self._placement is None:
-            self._place(grid)
-        step = self._driver.lower.step
-        question = [
-            Message(
-                content({"task": encode(task_for(self._task, hosted)), "step": step}),
-                node,
-                f"{MessageType.QUERY}.collect",
-            )
-            for node, hosted in self.placement.hosts.items()
-        ]
-        weights: dict[int, dict[str, torch.Tensor]] = {}
-        for node, reply in ask(grid, question, self._options.node_timeout_s, self.placement.names).items():
-            for m in self.placement.hosts[node]:
-                record = reply.content.array_records.get(f"upper-{m}")
-                if record is None:
-                    raise NodeError(f"{self.placement.names[node]}: did not return the weights of Upper {m}")
-                weights[m] = dict(record.to_torch_state_dict())
-        return weights
+        return self._link.collect(grid, self._driver.lower.saved)
 
     def close(self) -> None:
         """End all streams; safe to call again."""
-        if self._endpoint is not None:
-            self._endpoint.close()
+        self._link.close()
 
-    def _place(self, grid: Grid) -> Placement:
-        options = self._options
-        placement = place(grid, self._driver.lower.assignment, options.transport, self._task, options.node_timeout_s)
-        self._placement = placement
-        self._on_placed(placement)
-        return placement
-
-    def _open(self, grid: Grid) -> None:
-        options = self._options
-        placement = self._place(grid)
-        if not placement.simulated:
+    def _open(self, grid: Grid, lost: NodeLost | PeerLost | None) -> None:
+        self._link.open_in_time(grid, self._driver.lower.saved, lost)
+        self._lost = None
+        if not self.placement.simulated:
             self._driver.commit_start()
-        if placement.transport == "flower":
-            self._exchange = FlowerExchange(grid, placement, self._task, self._wire, options.step_timeout_s)
-            return
-        self._endpoint = ExchangeEndpoint(
-            options.host,
-            options.port,
-            run=self._task.run,
-            tls=options.identity,
-            advertise=options.advertise or None,
-        )
-        self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
+
+    def _run(self, exchange: Exchange) -> RoundReport:
+        stop_step, evaluate = self._goal
+        return self._driver.run(exchange, stop_step, evaluate=evaluate, absent=self.placement.absent)
 
     def _start_stream_round(self) -> list[Message]:
         """Start the thread that runs the round, and return the message for each node that opens its streams."""
-        stop_step, evaluate = self._goal
-        tickets = self._tickets(self._driver.lower.step)
-        self._round = _RoundThread(lambda: self._stream_round(stop_step, evaluate))
+        messages = self._link.stream_messages(self._driver.lower.step, self._driver.lower.saved)
+        self._round = _RoundThread(lambda: self._link.over_streams(self._run))
         self._round.start()
-        self._asked = [
-            Message(
-                content({"task": encode(task_for(self._task, hosted)), "ticket": encode(tickets[node])}),
-                node,
-                f"{MessageType.TRAIN}.stream",
-            )
-            for node, hosted in self.placement.hosts.items()
-        ]
-        return self._asked
+        return messages
 
     def _flower_round(self) -> RoundReport:
         """Run the round over Flower messages, again from the last checkpoint where a node was lost."""
-        stop_step, evaluate = self._goal
         while True:
-            assert self._exchange is not None and self._grid is not None
+            exchange = self._link.flower_exchange
+            assert exchange is not None and self._grid is not None
             try:
-                return self._driver.run(self._exchange, stop_step, evaluate=evaluate)
+                return self._run(exchange)
             except (PeerLost, NodeLost) as error:
                 self._recover(self._grid, error)
 
@@ -314,73 +222,13 @@ class PatchSplit(Strategy):
             "%s; all go back to step %d, the last that all have saved, and wait up to %g s for the nodes",
             error, step, self._options.node_timeout_s,
         )  # fmt: skip
-        self._close_exchange()
-        self._open_in_time(grid, error)
-
-    def _open_in_time(self, grid: Grid, lost: PslError | None) -> None:
-        """Place the Uppers and open the exchange as soon as all nodes are there; raise why they are not in the end."""
-        deadline = time.monotonic() + self._options.node_timeout_s
-        said = ""
-        while True:
-            try:
-                self._open(grid)
-                self._lost = None
-                return
-            except (PeerLost, NodeLost, PositionMissing) as error:
-                if time.monotonic() >= deadline:
-                    raise error from lost
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("%s; waiting for it", said)
-                time.sleep(_RETRY_S)
-
-    def _close_exchange(self) -> None:
-        """Part from all nodes; what they sent and received still counts."""
-        if self._exchange is not None:
-            for before, now in ((self._up, self._exchange.bytes_up()), (self._down, self._exchange.bytes_down())):
-                before.update({m: before.get(m, 0) + count for m, count in now.items()})
-            self._exchange = None
-        self.close()
-
-    def _tickets(self, step: int) -> dict[int, StreamTicket]:
-        assert self._endpoint is not None
-        tickets = {}
-        for node, hosted in self.placement.hosts.items():
-            claims = [self.placement.claims[m] for m in hosted]
-            tokens = {
-                c.upper: self._endpoint.issue_ticket(c.upper, node, c.positions, c.num_samples, c.dataset)
-                for c in claims
-            }
-            tickets[node] = StreamTicket(
-                host=self._endpoint.host,
-                port=self._endpoint.port,
-                cert_pem=self._endpoint.cert_pem,
-                node=node,
-                tokens=tokens,
-                step=step,
-            )
-        return tickets
-
-    def _stream_round(self, stop_step: int, evaluate: bool) -> RoundReport:
-        assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
-        try:
-            self._endpoint.wait_for(self._driver.lower.positions, self._options.node_timeout_s)
-            report = self._driver.run(self._exchange, stop_step, evaluate=evaluate)
-            self._exchange.finish(self._driver.lower.positions)
-        except BaseException as error:
-            # All nodes must end their handlers, or Flower would wait for their replies.
-            self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
-            raise
-        return report
+        self._link.close()
+        self._open(grid, error)
 
     def _finish_stream_round(self, replies: list[Message]) -> None:
         assert self._round is not None
         thread, self._round = self._round, None
-        outcome = thread.result()
-        # By the message answered, not by the sender: Flower's own error replies carry no sender.
-        name_of = {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
-        failures = [failure_of(reply, name_of.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
-        told = next((failure for failure in failures if failure is not None), None)
+        outcome, told = thread.result(), self._link.told(replies)
         if isinstance(outcome, RoundReport):
             if isinstance(told, NodeLost) and not self.placement.simulated:
                 log.warning("%s, after the round was over", told)

@@ -13,14 +13,17 @@ from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_lower_engine, make_task, make_upper, optimizer, smashed_shapes, upper_options
-from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.exchange import Exchange, WireFormat, down_of, up_of
+from psl_flower.engine.forgetful import ForgetfulUpper
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.monolith import Monolith
 from psl_flower.engine.rounds import Predictions, RoundDriver
 from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import PeerLost
 from psl_flower.models import reset_parameters
 from psl_flower.patches import PatchGrid
+from psl_flower.wire.frames import decode_frame, frame_bytes
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -141,6 +144,35 @@ class Federation:
             parameters |= prefixed("adaptation", dict(self.lower.adaptation.named_parameters()))
             taken |= prefixed("adaptation", self.lower.adaptation.state_dict())
         return copied(taken | momentum(self.lower.state()["optimizer"], parameters))
+
+
+class ForgetfulExchange(LocalExchange):
+    """A new process for every message, as in the flower transport: new engines, state on disk in between.
+
+    `saved` is what the first exchange tells the Uppers, as `strategies.flower_exchange` does; a node vanishes at the
+    plan of step `fail_at`.
+    """
+
+    def __init__(self, parts: Federation, fail_at: int = -1, saved: Mapping[int, int] | None = None) -> None:
+        super().__init__(parts.uppers, parts.wire)
+        self._parts, self._fail_at, self._saved = parts, fail_at, dict(saved or {})
+
+    def exchange(self, down, shapes, meanwhile):
+        meanwhile()
+        answers = {}
+        wire = self._parts.wire
+        for m, part in down.items():
+            trained, plan = part.step.gradient_of, part.step.plan
+            if plan is not None and plan.id.step == self._fail_at and m == 1:
+                raise PeerLost("node 1 vanished")
+            upper = ForgetfulUpper(self._parts.upper(m), self._parts.folder / f"live-{m}.pt")
+            shape = upper.expected_shape(trained.step if trained else plan.id.step, self._saved.pop(m, None))
+            assert shape is not None or trained is None
+            frame = decode_frame(bytearray(frame_bytes(wire.down_frame(part))), wire.expect_down(shape))
+            reply = frame_bytes(wire.up_frame(upper.handle(down_of(frame))))
+            wanted = wire.expect_up(part.step, shapes[m] if shapes else None)
+            answers[m] = up_of(decode_frame(bytearray(reply), wanted))
+        return answers
 
 
 class Oracle:

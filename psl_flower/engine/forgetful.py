@@ -34,20 +34,22 @@ class ForgetfulUpper:
         self._engine, self._path = engine, path
         self._plan: Plan | None = None
 
-    def expected_shape(self, step: int) -> tuple[int, ...] | None:
+    def expected_shape(self, step: int, saved: int | None = None) -> tuple[int, ...] | None:
         """Go to the state after `step` steps and return the shape that a gradient must have now; None if none may come.
+
+        With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
 
         Raises
         ------
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path, self._engine.device) if self._path.exists() else {}
+        state = load_state(self._path, self._engine.device) if saved is None and self._path.exists() else {}
         if state.get("step") == step:
             self._engine.restore(state)
             self._plan = _pending_plan(state)
         else:
-            self._engine.go_to(step)
+            self._engine.go_to(step, saved)
             self._plan = None
         return self._engine.smashed_shape(self._plan) if self._plan else None
 

@@ -35,8 +35,8 @@ class LocalExchange:
         """Let one Upper after the other do its part; see `Exchange.exchange`."""
         meanwhile()
         answers = {}
-        for m, engine in self._uppers.items():
-            gradient = down[m].gradient_BKhwC
+        for m in down:
+            engine, gradient = self._uppers[m], down[m].gradient_BKhwC
             expected = self._wire.expect_down(None if gradient is None else tuple(gradient.shape))
             sent = frame_bytes(self._wire.down_frame(down[m]))
             reply = frame_bytes(self._wire.up_frame(engine.handle(down_of(decode_frame(bytearray(sent), expected)))))

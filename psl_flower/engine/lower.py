@@ -5,13 +5,14 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from psl_flower.assignment import absent_positions
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.devices import autocast, compute_dtype
 from psl_flower.engine.upper import MakeOptimizer
@@ -58,6 +59,14 @@ class LowerEngine:
         Whether forward passes run under bfloat16 autocast.
     device : torch.device
         Where everything is computed.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied so far.
+    saved : dict[int, int]
+        The step of the last state that each Upper has saved and the Lower has committed; behind that of the others
+        where an Upper is absent.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class LowerEngine:
         self.assignment = tuple(assignment)
         self.device = device
         self.step = 0
+        self.saved = dict.fromkeys(set(self.assignment), 0)
         self._positions = {
             m: [p for p, owner in enumerate(self.assignment) if owner == m] for m in sorted(set(self.assignment))
         }
@@ -103,7 +113,7 @@ class LowerEngine:
         Parameters
         ----------
         smashed : mapping
-            Smashed data (B, K, h, w, C) of every Upper.
+            Smashed data (B, K, h, w, C) of every Upper; those of absent ones count as zeros.
         y_B : torch.Tensor
             Classes, int64.
         flipped_B : torch.Tensor or None
@@ -113,7 +123,7 @@ class LowerEngine:
 
         Returns
         -------
-        StepLoss and the gradients (B, K, h, w, C) of every Upper's smashed data, contiguous, on the CPU.
+        StepLoss and the gradients (B, K, h, w, C) of these Uppers' smashed data, contiguous, on the CPU.
 
         Raises
         ------
@@ -121,6 +131,7 @@ class LowerEngine:
             If the loss is not finite; nothing has been changed by then but BatchNorm's statistics.
         """
         leaf_BPChw = self._join(smashed).requires_grad_()
+        absent = absent_positions(self.assignment, smashed)
         y_B = y_B.to(self.device)
         self.lower.train()
         with autocast(self.device, self._autocast):
@@ -128,8 +139,8 @@ class LowerEngine:
             upper_logits_BPK = None
             if self.adaptation is not None:
                 self.adaptation.train()
-                upper_logits_BPK = self.adaptation.for_all_patches(leaf_BPChw)
-        loss = loss_parts(logits_BK, upper_logits_BPK, y_B, self.assignment, self._alpha)
+                upper_logits_BPK = self.adaptation.for_all_patches(leaf_BPChw, absent)
+        loss = loss_parts(logits_BK, upper_logits_BPK, y_B, self.assignment, self._alpha, num_absent=len(absent))
         full = float(loss.full.detach())
         if not torch.isfinite(loss.full.detach()):
             raise TrainingError(
@@ -145,7 +156,7 @@ class LowerEngine:
             full=full, lower=float(loss.lower.detach()), uppers=float(loss.uppers.detach()), correct=correct
         )
         assert leaf_BPChw.grad is not None
-        return report, self._part(leaf_BPChw.grad)
+        return report, self._part(leaf_BPChw.grad, smashed)
 
     def update(self) -> None:
         """Apply the update that the last `train_step` left open, if it did."""
@@ -156,7 +167,7 @@ class LowerEngine:
 
     @torch.no_grad()
     def logits(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Return float32 logits (B, classes) on the CPU, in evaluation mode."""
+        """Return float32 logits (B, classes) on the CPU, in evaluation mode; absent Uppers count as zeros."""
         self.lower.eval()
         with autocast(self.device, self._autocast):
             logits_BK: torch.Tensor = self.lower(self._join(smashed), None)
@@ -166,6 +177,7 @@ class LowerEngine:
         """Return all that is needed to go on after `step` steps."""
         return {
             "step": self.step,
+            "saved": dict(self.saved),
             "assignment": list(self.assignment),
             "lower": self.lower.state_dict(),
             "adaptation": self.adaptation.state_dict() if self.adaptation else {},
@@ -188,6 +200,7 @@ class LowerEngine:
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self.step, self._update_due = int(state["step"]), False
+        self.saved = dict(state.get("saved", dict.fromkeys(self.saved, self.step)))
 
     def go_to(self, step: int, checkpoints: Checkpoints) -> None:
         """Go to the checkpoint after `step` steps.
@@ -205,9 +218,9 @@ class LowerEngine:
         B, _, h, w, C = first.shape
         all_BPhwC = torch.empty(B, len(self.assignment), h, w, C, dtype=self.dtype, device=self.device)
         for m, positions in self._positions.items():
-            all_BPhwC[:, positions] = smashed[m].to(self.device, self.dtype)
+            all_BPhwC[:, positions] = smashed[m].to(self.device, self.dtype) if m in smashed else 0
         return all_BPhwC.permute(0, 1, 4, 2, 3)
 
-    def _part(self, gradient_BPChw: torch.Tensor) -> dict[int, torch.Tensor]:
+    def _part(self, gradient_BPChw: torch.Tensor, present: Collection[int]) -> dict[int, torch.Tensor]:
         gradient_BPhwC = gradient_BPChw.permute(0, 1, 3, 4, 2)
-        return {m: gradient_BPhwC[:, positions].contiguous().cpu() for m, positions in self._positions.items()}
+        return {m: gradient_BPhwC[:, self._positions[m]].contiguous().cpu() for m in present}

@@ -9,12 +9,13 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from psl_flower.assignment import absent_positions
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.devices import autocast
@@ -68,8 +69,14 @@ class Monolith:
         adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
         self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
 
-    def train(self, num_steps: int, on_step: Callable[[int, float, float], None] = lambda *_: None) -> None:
-        """Run training steps; `on_step` gets (steps applied, full loss, seconds)."""
+    def train(
+        self,
+        num_steps: int,
+        on_step: Callable[[int, float, float], None] = lambda *_: None,
+        absent: Collection[int] = (),
+    ) -> None:
+        """Run training steps, without the absent Uppers; `on_step` gets (steps applied, full loss, seconds)."""
+        missing = absent_positions(self._manifest.assignment, set(range(len(self.net.uppers))) - set(absent))
         for _ in range(num_steps):
             started = time.perf_counter()
             plan = self._task.train_plan(self.step)
@@ -77,11 +84,13 @@ class Monolith:
             patches_BPChw = self._patches(plan)
             self.net.train()
             with autocast(self._device, self._config.autocast):
-                smashed_BPChw = self._smash(patches_BPChw)
+                smashed_BPChw = self._smash(patches_BPChw, absent)
                 logits_BK = self.net.join(smashed_BPChw, flipped_B)
-                upper_logits = self.adaptation.for_all_patches(smashed_BPChw) if self.adaptation else None
+                upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
             y_B = y_B.to(self._device)
-            loss = loss_parts(logits_BK, upper_logits, y_B, self._manifest.assignment, self._config.alpha).full
+            loss = loss_parts(
+                logits_BK, upper_logits, y_B, self._manifest.assignment, self._config.alpha, num_absent=len(missing)
+            ).full
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             set_lr(self._optimizer, plan.lr)
@@ -90,18 +99,18 @@ class Monolith:
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
 
     @torch.no_grad()
-    def evaluate(self) -> Predictions:
-        """Return the predictions of the test split."""
+    def evaluate(self, absent: Collection[int] = ()) -> Predictions:
+        """Return the predictions of the test split, without the absent Uppers."""
         self.net.eval()
         logits = []
         for plan in self._task.evaluation_plans(self.step):
             with autocast(self._device, self._config.autocast):
-                logits.append(self.net.join(self._smash(self._patches(plan))).float().cpu())
+                logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
         return predictions(torch.cat(logits), self._task.test, self._task.labels)
 
-    def _smash(self, patches_BPChw: torch.Tensor) -> torch.Tensor:
+    def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
         codecs = (self._config.wire_activations, self._config.wire_gradients)
-        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs)
+        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
         return smashed_BPChw
 
     def _patches(self, plan: Plan) -> torch.Tensor:

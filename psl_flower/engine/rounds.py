@@ -6,7 +6,7 @@ One exchange carries the gradients of step t and the plan of step t+1, so a step
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,12 +82,13 @@ class Predictions:
 
 @dataclass(slots=True, kw_only=True)
 class RoundReport:
-    """What a round did: its steps, and the evaluation at its end if there was one."""
+    """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent."""
 
     steps: list[StepReport] = field(default_factory=list)
     predictions: Predictions | None = None
     seconds: float = 0.0
     train_s: float = 0.0
+    absent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,7 @@ class RoundDriver:
         self.lower = lower
         self.task = task
         self._shapes = dict(smashed_shapes)
+        self._present = list(self._shapes)
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
         self._on_step = on_step
@@ -200,8 +202,10 @@ class RoundDriver:
         self.lower.go_to(step, self._checkpoints)
         return step
 
-    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool) -> RoundReport:
+    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+
+        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn.
 
         Raises
         ------
@@ -212,7 +216,8 @@ class RoundDriver:
         PslError
             Whatever the transport raises.
         """
-        report, started = RoundReport(), time.perf_counter()
+        self._present = [m for m in self._shapes if m not in absent]
+        report, started = RoundReport(absent=tuple(sorted(absent))), time.perf_counter()
         if self.lower.step < stop_step:
             self._train(exchange, stop_step, report)
         report.train_s = time.perf_counter() - started
@@ -251,23 +256,24 @@ class RoundDriver:
         every = self._checkpoint_every
         due = trained is not None and (plan is None or (every > 0 and (trained.id.step + 1) % every == 0))
         step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
-        down = {m: Down(step, gradients.get(m)) for m in self._shapes}
+        down = {m: Down(step, gradients.get(m)) for m in self._present}
         answers = exchange.exchange(down, self._expected(plan), meanwhile=self.lower.update)
         if due:
+            self.lower.saved |= dict.fromkeys(self._present, self.lower.step)
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
 
     def _evaluate(self, exchange: Exchange) -> Predictions:
         logits: list[torch.Tensor] = []
         for plan in self.task.evaluation_plans(self.lower.step):
-            down = {m: Down(Step(plan=plan)) for m in self._shapes}
+            down = {m: Down(Step(plan=plan)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             logits.append(self.lower.logits(smashed))
         return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
-        return None if plan is None else {m: (plan.num_samples, *shape) for m, shape in self._shapes.items()}
+        return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}
 
     @staticmethod
     def _report(

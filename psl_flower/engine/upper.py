@@ -159,17 +159,23 @@ class UpperEngine:
             raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self.step, self._pending = int(state["step"]), None
 
-    def go_to(self, step: int) -> None:
+    def go_to(self, step: int, saved: int | None = None) -> None:
         """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
+
+        An Upper that was absent goes to its last committed state, of `saved` steps, and goes on from there as step
+        `step`. What it saved after that was never committed, and is dropped.
 
         Raises
         ------
         RunError
             If there is no such checkpoint or it is damaged.
         """
-        if step == self.step == 0 and step not in self._checkpoints.steps():
-            return
-        self.restore(self._checkpoints.load(step, self._options.device))
+        found = step if saved is None else saved
+        if not found == self.step == 0 or found in self._checkpoints.steps():
+            self.restore(self._checkpoints.load(found, self._options.device))
+        if found != step:
+            self._checkpoints.drop_after(found)
+            self.step = step
 
     def _apply(self, down: Down) -> None:
         assert down.gradient_BKhwC is not None

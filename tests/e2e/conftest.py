@@ -31,7 +31,7 @@ TINY = ("max-train=96", "max-test=32", "batch-size=16", "lr=0.02", "upper-thread
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(item.fspath).parent == Path(__file__).parent:
+        if Path(item.fspath).parent == Path(__file__).parent and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.e2e)
 
 
@@ -108,6 +108,33 @@ def place(tmp_path: Path) -> Iterator[Place]:
     }
     yield made
     made.kill_all()
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a `deployment.Deployment` in operation, one for all tests: to start it takes a minute."""
+    from tests.e2e.deployment import Deployment  # which itself takes the tools below
+    from tests.e2e.network import Network, NotAllowed, why_not
+
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    try:
+        network = Network(tmp_path_factory.mktemp("hosts"), 4, environment)
+    except NotAllowed as error:
+        pytest.skip(f"this machine does not allow separate hosts: {error}")
+    try:
+        made = Deployment(network)
+        made.start()
+        yield made
+    finally:
+        network.close()
 
 
 def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:

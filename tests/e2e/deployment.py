@@ -28,6 +28,13 @@ from tests.e2e.conftest import BIN, ROOT, wait_until
 from tests.e2e.network import Host, Network
 
 FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT = 9092, 9444, 5000
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+DATASET = str(CIFAR10) if CIFAR10.is_dir() else "digits"
+INGEST = ("--max-train", "128", "--max-test", "32")
+SETTINGS = (
+    "batch-size=32", "rounds=2", "steps-per-round=2", "lr=0.02", "flip=true", "evaluate-every=0", "upper-threads=1",
+    "lower-threads=1",
+)  # fmt: skip
 # What a node's configuration names in the host's folder.
 _NODE_CONFIG = {"store": "store", "key": "node.key", "owner": "owner.key.pub", "state": "state"}
 # Notes every 32 random bytes that the server's processes draw: the only way to know a run's tokens.
@@ -59,7 +66,13 @@ class Deployment:
         KEY=VALUE, of every run that is not resumed.
     """
 
-    def __init__(self, network: Network, dataset: str, ingest: Sequence[str], settings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        dataset: str = DATASET,
+        ingest: Sequence[str] = INGEST,
+        settings: Sequence[str] = SETTINGS,
+    ) -> None:
         self.network = network
         self.server, self.nodes = network.server, network.nodes
         self.node_ids: list[str] = []
@@ -139,6 +152,14 @@ class Deployment:
             "supernode.log",
         )  # fmt: skip
 
+    def start(self) -> None:
+        """Start everything and wait until all nodes are registered and online."""
+        self.start_superlink()
+        self.register()
+        for n in range(len(self.nodes)):
+            self.start_node(n)
+        self.wait_for_nodes(len(self.nodes))
+
     def wait_for_nodes(self, count: int) -> None:
         wait_until(lambda: self.online() == count, 90, f"{count} nodes online")
 
@@ -180,11 +201,15 @@ class Deployment:
 
     def oracle(self, name: str, num_steps: int) -> dict[str, torch.Tensor]:
         """Return the weights of the same network trained in this process on the nodes' stores."""
-        config = self.run(name).read_config().replace(workspace=str(self._workspace))
-        stores = prepare_stores(config)
-        monolith = Monolith(config, stores.manifest, stores.labels, [self.open_store(n) for n in range(4)])
+        monolith = self.monolith(name)
         monolith.train(num_steps)
         return monolith.net.state_dict()
+
+    def monolith(self, name: str) -> Monolith:
+        """Return the network of a run before its first step, in this process, with the nodes' stores."""
+        config = self.run(name).read_config().replace(workspace=str(self._workspace))
+        stores = prepare_stores(config)
+        return Monolith(config, stores.manifest, stores.labels, [self.open_store(n) for n in range(4)])
 
     def open_store(self, n: int) -> PatchStore:
         return open_store(self.nodes[n].folder / "store", KeyRing(self.nodes[n].folder / "node.key"))

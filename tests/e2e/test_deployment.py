@@ -5,25 +5,15 @@ The hosts are network namespaces (`network`), the programs real ones, started as
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from tests.e2e.conftest import ROOT, differing, model, wait_until
+from tests.e2e.conftest import differing, model
 from tests.e2e.deployment import PLAIN_PORT, Deployment, sniffing
-from tests.e2e.network import Host, Network, NotAllowed, why_not
+from tests.e2e.network import Host
 
-CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
-DATASET = str(CIFAR10) if CIFAR10.is_dir() else "digits"
-INGEST = ("--max-train", "128", "--max-test", "32")
-SETTINGS = (
-    "batch-size=32", "rounds=2", "steps-per-round=2", "lr=0.02", "flip=true", "evaluate-every=0", "upper-threads=1",
-    "lower-threads=1",
-)  # fmt: skip
 RUN_BYTES = 64
 TOKEN_BYTES = 32
 
@@ -43,34 +33,6 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as con
     connection.sendall(bytes.fromhex(sys.argv[3]))
     print(connection.recv(65536).hex())
 """
-
-
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return a deployment in operation: all nodes registered and online."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
-    try:
-        network = Network(tmp_path_factory.mktemp("hosts"), 4, environment)
-    except NotAllowed as error:
-        pytest.skip(f"this machine does not allow separate hosts: {error}")
-    try:
-        made = Deployment(network, DATASET, INGEST, SETTINGS)
-        made.start_superlink()
-        made.register()
-        for n in range(4):
-            made.start_node(n)
-        made.wait_for_nodes(4)
-        yield made
-    finally:
-        network.close()
 
 
 def _exchange_plaintext(sender: Host, receiver: Host, data: bytes) -> bytes | None:
@@ -171,18 +133,3 @@ def test_flower_transport(deployed: Deployment) -> None:
     run = deployed.run("flower")
     assert "4 nodes host 4 Uppers, flower transport" in (run.path / "log.txt").read_text()
     assert differing(model(run), deployed.oracle("flower", 1)) == []
-
-
-def test_host_dies_and_comes_back(deployed: Deployment) -> None:
-    """The run goes back to the last step that all have saved, and ends with the weights of an undisturbed one."""
-    run = deployed.run("lost")
-    with deployed.training("run-name=lost", "rounds=1", "steps-per-round=4", "checkpoint-every=1") as process:
-        wait_until(lambda: any(run.checkpoints.steps()), 180, "the checkpoint of a step")
-        deployed.nodes[1].kill_all()
-        wait_until(lambda: "go back to step" in (run.path / "log.txt").read_text(), 120, "the loss to be noticed")
-        deployed.start_node(1)
-        process.communicate(timeout=240)
-    status = deployed.status("lost")
-    assert status.state == "completed", status.message + deployed.logs()
-    assert f"node {deployed.node_ids[1]}: " in (run.path / "log.txt").read_text()
-    assert differing(model(run), deployed.oracle("lost", 4)) == []

@@ -13,17 +13,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from psl_flower.engine import lower as lower_module
-from psl_flower.engine.exchange import Up, down_of, up_of
-from psl_flower.engine.forgetful import ForgetfulUpper
+from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.monolith import Monolith
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.losses import LossParts, loss_parts
 from psl_flower.models import AdaptationNet, PatchSplitNet, adaptation_seed, reset_parameters
-from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Plan
-from tests.engines import STEPS, Federation, Oracle, differences, same_predictions, settings
+from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
 
 OVERLAP = {"stride": (4, 4)}
 GRIDS = {
@@ -139,31 +137,6 @@ class DoubleMonolith(Monolith):
         return super()._patches(plan).double()
 
 
-class ForgetfulExchange(LocalExchange):
-    """A new process for every message, as in the flower transport: new engines, state on disk in between."""
-
-    def __init__(self, parts: Federation, fail_at: int = -1) -> None:
-        super().__init__(parts.uppers, parts.wire)
-        self._parts, self._fail_at = parts, fail_at
-
-    def exchange(self, down, shapes, meanwhile):
-        meanwhile()
-        answers = {}
-        wire = self._parts.wire
-        for m, part in down.items():
-            trained, plan = part.step.gradient_of, part.step.plan
-            if plan is not None and plan.id.step == self._fail_at and m == 1:
-                raise PeerLost("node 1 vanished")
-            upper = ForgetfulUpper(self._parts.upper(m), self._parts.folder / f"live-{m}.pt")
-            shape = upper.expected_shape(trained.step if trained else plan.id.step)
-            assert shape is not None or trained is None
-            frame = decode_frame(bytearray(frame_bytes(wire.down_frame(part))), wire.expect_down(shape))
-            reply = frame_bytes(wire.up_frame(upper.handle(down_of(frame))))
-            wanted = wire.expect_up(part.step, shapes[m] if shapes else None)
-            answers[m] = up_of(decode_frame(bytearray(reply), wanted))
-        return answers
-
-
 def test_uppers_that_forget_between_messages_are_bit_equal(stores_for, tmp_path):
     config = settings(steps_per_round=MANY)
     whole, parts = Oracle(config, stores_for(config), at=(MANY,)), Federation(config, stores_for(config), tmp_path)
@@ -259,8 +232,8 @@ def wrong_alpha(stores, folder, monkeypatch):
 
 
 def mean_over_uppers(stores, folder, monkeypatch):
-    def averaged(logits, upper_logits, y, assignment, alpha):
-        parts = loss_parts(logits, upper_logits, y, assignment, alpha)
+    def averaged(logits, upper_logits, y, assignment, alpha, **absent):
+        parts = loss_parts(logits, upper_logits, y, assignment, alpha, **absent)
         uppers = parts.uppers / len(set(assignment))
         return LossParts(parts.lower + alpha * uppers, parts.lower, uppers)
 

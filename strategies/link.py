@@ -1,0 +1,287 @@
+"""The strategy's link to its nodes: who hosts what, the transport that is open, and the bytes that have passed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.streams import StreamExchange
+from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
+from psl_flower.node_task import NodeTask, StreamTicket, encode
+from psl_flower.wire.endpoint import ExchangeEndpoint
+from psl_flower.wire.tls import Identity
+from strategies.collection import gather_weights
+from strategies.flower_exchange import FlowerExchange
+from strategies.messages import content, failure_of
+from strategies.nodes import Placement, holders_of, place, task_for
+
+log = logging.getLogger("psl_flower")
+
+Result = TypeVar("Result")
+
+# How long to wait before nodes that were not there are looked for again.
+_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportOptions:
+    """How the Lower and the nodes reach each other.
+
+    Attributes
+    ----------
+    transport : {"auto", "stream", "flower"}
+        See `strategies.nodes.place`.
+    host, port : str, int
+        Address that the exchange endpoint binds; port 0 takes a free one.
+    advertise : str
+        Host that nodes are told; empty for `host`.
+    identity : Identity or None
+        For TLS; None is refused outside loopback.
+    node_timeout_s : float
+        Longest wait for nodes to come up and to connect, in seconds.
+    step_timeout_s : float
+        Longest time of one exchange, in seconds.
+    on_missing_node : {"wait", "continue"}
+        What to do when that wait was in vain: give up, or go on with the Uppers that are there.
+    """
+
+    transport: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: str = ""
+    identity: Identity | None = None
+    node_timeout_s: float = 60.0
+    step_timeout_s: float = 600.0
+    on_missing_node: str = "wait"
+
+
+class NodeLink:
+    """Finds the nodes, opens and closes the transport between the Lower and them, and names them.
+
+    Parameters
+    ----------
+    task : NodeTask
+        What nodes are told; its `uppers` are filled in for each node.
+    assignment : tuple[int, ...]
+        assignment[p] is the Upper of position p.
+    wire : WireFormat
+        Codecs, and the dtype that the Lower computes in.
+    options : TransportOptions
+        How the parties reach each other.
+    on_placed : callable
+        Called with the Placement whenever it is made anew.
+    """
+
+    def __init__(
+        self,
+        task: NodeTask,
+        assignment: tuple[int, ...],
+        wire: WireFormat,
+        options: TransportOptions,
+        on_placed: Callable[[Placement], None] = lambda placement: None,
+    ) -> None:
+        self._task, self._assignment, self._wire, self._options = task, assignment, wire, options
+        self._on_placed = on_placed
+        self._placement: Placement | None = None
+        self._endpoint: ExchangeEndpoint | None = None
+        self._exchange: StreamExchange | FlowerExchange | None = None
+        self._asked: list[Message] = []
+        # Bytes by Upper over exchanges that have been closed.
+        self._up: dict[int, int] = {}
+        self._down: dict[int, int] = {}
+
+    @property
+    def placement(self) -> Placement:
+        """Which node hosts which Uppers; known once the link has been open.
+
+        Raises
+        ------
+        RunError
+            Before that.
+        """
+        if self._placement is None:
+            raise RunError("no round has been run, so the nodes are not known yet")
+        return self._placement
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an exchange."""
+        return self._exchange is not None
+
+    @property
+    def flower_exchange(self) -> FlowerExchange | None:
+        """The exchange over Flower messages, if that is the transport and it is open."""
+        return self._exchange if isinstance(self._exchange, FlowerExchange) else None
+
+    def place(self, grid: Grid, *, incomplete: bool = False) -> Placement:
+        """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`."""
+        options = self._options
+        self._placement = place(
+            grid, self._assignment, options.transport, self._task, options.node_timeout_s, incomplete=incomplete
+        )
+        self._on_placed(self._placement)
+        return self._placement
+
+    def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
+        """Place the Uppers and open the transport as soon as all nodes are there, or as the options have it without.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's.
+        saved : mapping
+            The step of the state that each Upper is to start from; for the flower transport, which tells them so.
+        lost : PslError or None
+            The cause, where nodes are looked for because one was lost.
+
+        Raises
+        ------
+        PslError
+            Why not all nodes could be had in time.
+        """
+        deadline = time.monotonic() + self._options.node_timeout_s
+        said = ""
+        while True:
+            try:
+                self._open(self.place(grid), grid, saved)
+                return
+            except (PeerLost, NodeLost, PositionMissing) as error:
+                if time.monotonic() >= deadline:
+                    if self._options.on_missing_node != "continue":
+                        raise error from lost
+                    self._open(self.place(grid, incomplete=True), grid, saved)
+                    log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
+                    return
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("%s; waiting for it", said)
+                time.sleep(_RETRY_S)
+
+    def has_returned(self, grid: Grid) -> bool:
+        """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
+        absent = set(self.placement.absent)
+        return bool(absent and absent & holders_of(grid, self.placement.hosts, self._options.node_timeout_s))
+
+    def close(self) -> None:
+        """Part from all nodes; what they sent and received still counts. Safe to call again."""
+        if self._exchange is not None:
+            self._up, self._down = self.bytes_up(), self.bytes_down()
+            self._exchange = None
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def bytes_up(self) -> dict[int, int]:
+        """Return bytes of frames from each Upper so far."""
+        return _sum(self._up, self._exchange.bytes_up() if self._exchange is not None else {})
+
+    def bytes_down(self) -> dict[int, int]:
+        """Return bytes of frames to each Upper so far."""
+        return _sum(self._down, self._exchange.bytes_down() if self._exchange is not None else {})
+
+    def stream_messages(self, step: int, saved: Mapping[int, int]) -> list[Message]:
+        """Return the message for each node that makes it open its streams for a round.
+
+        Parameters
+        ----------
+        step : int
+            Steps that the Lower has applied.
+        saved : mapping
+            The step of the state that each Upper is to start from.
+        """
+        self._asked = [
+            Message(
+                content(
+                    {
+                        "task": encode(task_for(self._task, hosted)),
+                        "ticket": encode(self._ticket(node, hosted, step, saved)),
+                    }
+                ),
+                node,
+                f"{MessageType.TRAIN}.stream",
+            )
+            for node, hosted in self.placement.hosts.items()
+        ]
+        return self._asked
+
+    def over_streams(self, work: Callable[[Exchange], Result]) -> Result:
+        """Wait for all streams, do the work over them, and tell the nodes that it is over.
+
+        Raises
+        ------
+        PeerLost
+            If a node does not come in time.
+        PslError
+            Whatever the work raises.
+        """
+        assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
+        uppers = sorted(self.placement.claims)
+        try:
+            self._endpoint.wait_for(uppers, self._options.node_timeout_s)
+            result = work(self._exchange)
+            self._exchange.finish(uppers)
+        except BaseException as error:
+            # All nodes must end their handlers, or Flower would wait for their replies.
+            self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
+            raise
+        return result
+
+    def told(self, replies: Iterable[Message]) -> NodeError | None:
+        """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""
+        # By the message answered, not by the sender: Flower's own error replies carry no sender.
+        name_of = {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
+        failures = [failure_of(reply, name_of.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
+        return next((failure for failure in failures if failure is not None), None)
+
+    def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
+        """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.
+
+        Raises
+        ------
+        PositionMissing
+            If nobody holds some Upper.
+        """
+        if self._placement is None or self._placement.absent:
+            self.place(grid)
+        return gather_weights(grid, self.placement, self._task, saved, self._options.node_timeout_s)
+
+    def _open(self, placement: Placement, grid: Grid, saved: Mapping[int, int]) -> None:
+        options = self._options
+        if placement.transport == "flower":
+            self._exchange = FlowerExchange(grid, placement, self._task, self._wire, saved, options.step_timeout_s)
+            return
+        self._endpoint = ExchangeEndpoint(
+            options.host,
+            options.port,
+            run=self._task.run,
+            tls=options.identity,
+            advertise=options.advertise or None,
+        )
+        self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
+
+    def _ticket(self, node: int, hosted: tuple[int, ...], step: int, saved: Mapping[int, int]) -> StreamTicket:
+        assert self._endpoint is not None
+        claims = [self.placement.claims[m] for m in hosted]
+        tokens = {
+            c.upper: self._endpoint.issue_ticket(c.upper, node, c.positions, c.num_samples, c.dataset) for c in claims
+        }
+        return StreamTicket(
+            host=self._endpoint.host,
+            port=self._endpoint.port,
+            cert_pem=self._endpoint.cert_pem,
+            node=node,
+            tokens=tokens,
+            step=step,
+            saved={m: saved[m] for m in hosted},
+        )
+
+
+def _sum(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:
+    return {m: left.get(m, 0) + right.get(m, 0) for m in sorted({*left, *right})}

@@ -1,0 +1,160 @@
+"""Separate hosts that die, hang, are cut off or come back: what the run does, and with which weights it ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+from psl_flower.runs import RunFolder
+from tests.e2e.conftest import differing, model, wait_until
+from tests.e2e.deployment import Deployment
+from tests.e2e.network import Host
+
+STEPS = 4
+SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")
+
+
+def log_of(run: RunFolder) -> str:
+    return (run.path / "log.txt").read_text()
+
+
+def signalled(host: Host, program: str, number: signal.Signals) -> int:
+    """Send a signal to all processes of a program on a host; return how many there were."""
+    found = [process for process in host.processes() if program in " ".join(process.cmdline())]
+    for process in found:
+        process.send_signal(number)
+    return len(found)
+
+
+def train_disturbed(deployed: Deployment, name: str, disturb: Callable[[RunFolder], None]) -> RunFolder:
+    """Start a run, disturb it once a step is committed, and wait for its end."""
+    deployed.wait_for_nodes(4)
+    run = deployed.run(name)
+    with deployed.training(f"run-name={name}", *SHORT) as process:
+        wait_until(lambda: any(run.checkpoints.steps()), 180, "the checkpoint of a step")
+        disturb(run)
+        process.communicate(timeout=400)
+    return run
+
+
+def ends_exactly(deployed: Deployment, run: RunFolder) -> None:
+    status = deployed.status(run.name)
+    assert status.state == "completed", status.message + deployed.logs()
+    assert differing(model(run), deployed.oracle(run.name, STEPS)) == []
+
+
+def gone_back(run: RunFolder) -> None:
+    wait_until(lambda: "go back to step" in log_of(run), 180, "the loss to be noticed")
+
+
+def test_host_dies_and_comes_back(deployed: Deployment) -> None:
+    """The run goes back to the last step that all have saved, and ends with the weights of an undisturbed one."""
+
+    def disturb(run: RunFolder) -> None:
+        deployed.nodes[1].kill_all()
+        gone_back(run)
+        deployed.start_node(1)
+
+    run = train_disturbed(deployed, "host-dies", disturb)
+    assert f"node {deployed.node_ids[1]}: " in log_of(run)
+    ends_exactly(deployed, run)
+
+
+def test_client_app_dies(deployed: Deployment) -> None:
+    """Its SuperNode lives, and takes the next message."""
+
+    def disturb(run: RunFolder) -> None:
+        assert signalled(deployed.nodes[2], "flwr-clientapp", signal.SIGKILL)
+        gone_back(run)
+
+    ends_exactly(deployed, train_disturbed(deployed, "client-dies", disturb))
+
+
+def test_host_hangs(deployed: Deployment) -> None:
+    """Stopped for longer than an exchange may take, and than Flower's heartbeats; then it goes on where it was."""
+
+    def disturb(run: RunFolder) -> None:
+        for process in deployed.nodes[3].processes():
+            process.send_signal(signal.SIGSTOP)
+        try:
+            gone_back(run)
+            time.sleep(10)
+        finally:
+            for process in deployed.nodes[3].processes():
+                process.send_signal(signal.SIGCONT)
+
+    ends_exactly(deployed, train_disturbed(deployed, "host-hangs", disturb))
+
+
+def test_cable_is_cut(deployed: Deployment) -> None:
+    def disturb(run: RunFolder) -> None:
+        deployed.network.cut(0)
+        try:
+            gone_back(run)
+        finally:
+            deployed.network.mend(0)
+
+    ends_exactly(deployed, train_disturbed(deployed, "cable-cut", disturb))
+
+
+def test_server_app_dies(deployed: Deployment) -> None:
+    """The run is over; `resume` brings it to the same weights."""
+
+    def disturb(run: RunFolder) -> None:
+        assert signalled(deployed.server, "flwr-serverapp", signal.SIGKILL)
+
+    run = train_disturbed(deployed, "server-dies", disturb)
+    assert run.checkpoints.steps()[-1] < STEPS
+    deployed.train(f"resume={run.name}")
+    ends_exactly(deployed, run)
+
+
+def test_superlink_dies(deployed: Deployment) -> None:
+    """With all that it started; started again on the same database, it knows the nodes, and they come back to it."""
+
+    def disturb(run: RunFolder) -> None:
+        deployed.server.kill_all()
+
+    run = train_disturbed(deployed, "superlink-dies", disturb)
+    assert run.checkpoints.steps()[-1] < STEPS
+    deployed.start_superlink()
+    deployed.wait_for_nodes(4)
+    deployed.train(f"resume={run.name}")
+    ends_exactly(deployed, run)
+
+
+def test_goes_on_without_a_node_and_takes_it_back(deployed: Deployment) -> None:
+    """Every round says which Uppers were absent; the Lower ends with the weights of one process that left them out."""
+    deployed.wait_for_nodes(4)
+    name, rounds, longest = "without", [], 40
+    run = deployed.run(name)
+    settings = (f"rounds={longest}", "steps-per-round=1", "on-missing-node=continue", "node-timeout-s=15")
+    with deployed.training(f"run-name={name}", "collect-model=false", *settings) as process:
+        wait_until(lambda: any(run.checkpoints.steps()), 180, "the checkpoint of a step")
+        deployed.nodes[1].kill_all()
+        wait_until(lambda: "going on without: Upper 1 (position 1)" in log_of(run), 240, "going on without the node")
+        wait_until(lambda: [1] in absences(run), 120, "a round without the node")
+        deployed.start_node(1)
+        wait_until(lambda: [1] in absences(run) and absences(run)[-1] == [], 240, "the node to be taken back")
+        (run.path / "stop").touch()
+        process.communicate(timeout=120)
+    rounds = absences(run)
+    assert len(rounds) < longest
+    assert deployed.status(name).state == "stopped"
+    assert differing_lower(run, deployed, rounds) == []
+    assert differing_lower(run, deployed, [[]] * len(rounds)) != []
+
+
+def absences(run: RunFolder) -> list[list[int]]:
+    return [metrics["absent_uppers"] for metrics in run.read_metrics()]
+
+
+def differing_lower(run: RunFolder, deployed: Deployment, rounds: list[list[int]]) -> list[str]:
+    """Return the names of the Lower's weights that differ from one process that leaves these Uppers out of the steps."""
+    found = run.checkpoints.load(run.checkpoints.steps()[-1])["lower"]
+    monolith = deployed.monolith(run.name)
+    for absent in rounds:
+        monolith.train(1, absent=absent)
+    wanted = monolith.net.lower.state_dict()
+    return differing(found, wanted)
