@@ -10,7 +10,7 @@ from psl_flower.runs import RunFolder, create_run, open_run
 _OPERATIONAL = (
     "transport", "lower_threads", "upper_threads", "exchange_host", "exchange_port", "exchange_advertise",
     "node_timeout_s", "step_timeout_s", "checkpoint_every", "progress_every_s", "collect_model", "evaluate_every",
-    "keys", "owner",
+    "keys", "owner", "on_missing_node",
 )  # fmt: skip
 
 

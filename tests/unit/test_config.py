@@ -115,6 +115,7 @@ OUT_OF_RANGE = [
     ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
     ({"schedule": "step"}, "schedule: expected one of one-cycle"),
     ({"transport": "tcp"}, "transport: expected one of auto, stream, flower"),
+    ({"on-missing-node": "stop"}, "on-missing-node: expected one of wait, continue"),
     ({"wire-activations": "int4"}, "wire-activations: expected one of float32"),
     ({"wire-gradients": ""}, "wire-gradients: expected one of float32"),
     ({"device": "gpu"}, 'device: expected "auto", "cpu", "cuda" or "cuda:N", got \'gpu\''),
