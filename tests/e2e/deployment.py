@@ -24,8 +24,9 @@ from psl_flower.runs import RunFolder, Status
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.base import PatchStore, store_folder
 from psl_flower.stores.opening import open_store
-from tests.e2e.conftest import BIN, ROOT, wait_until
+from tests.e2e.conftest import BIN, wait_until
 from tests.e2e.network import Host, Network
+from tests.paths import ROOT
 
 FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT = 9092, 9444, 5000
 # What a node's configuration names in the host's folder.

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import ROOT, differing, model, wait_until
+from tests.e2e.conftest import differing, model, wait_until
 from tests.e2e.deployment import PLAIN_PORT, Deployment, sniffing
 from tests.e2e.network import Host, Network, NotAllowed, why_not
+from tests.paths import DATA
 
-CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+CIFAR10 = DATA / "cifar10"
 DATASET = str(CIFAR10) if CIFAR10.is_dir() else "digits"
 INGEST = ("--max-train", "128", "--max-test", "32")
 SETTINGS = (

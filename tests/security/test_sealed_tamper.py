@@ -66,11 +66,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> World:
 def world(original: World, tmp_path: Path) -> World:
     """A copy to be damaged."""
     shutil.copytree(original.out, tmp_path / "out")
-    return twin(original, tmp_path / "out")
-
-
-def twin(world: World, out: Path) -> World:
-    return World(out, world.owner, world.lower, world.nodes, world.restorers)
+    return original.at(tmp_path / "out")
 
 
 def problems(world: World) -> list[str]:
@@ -200,7 +196,7 @@ def test_segments_of_elsewhere(world: World, tmp_path: Path) -> None:
     exchanged(world, world, upper=1)
     with pytest.raises(errors.WrongStore):
         world.open(0)
-    other = twin(world, tmp_path / "other")
+    other = world.at(tmp_path / "other")
     other.seal(SOURCE)
     exchanged(world, other)
     assert problems(world) == ["WrongDataset"]

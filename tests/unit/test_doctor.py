@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import tomllib
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -26,8 +25,8 @@ from psl_flower.config import RunConfig
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import store_request
 from psl_flower.doctor import certificates, machine, network, stores, versions
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 

@@ -1,11 +1,9 @@
 """ensure_stores: right patches, reuse, interruption, two processes at once, every bad input."""
 
-import os
 import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +12,8 @@ from PIL import Image
 from psl_flower.data import ingest, sources
 from psl_flower.data.ingest import StoreRequest, ensure_stores
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
+from tests.paths import DATA, ROOT
 from tests.unit.tiny_pictures import files_of, images_of, listing, make_pictures
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
 
 
 @pytest.fixture

@@ -39,10 +39,9 @@ from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.terminal import stores_beside
 from psl_flower.stores.opening import open_store
 from tests.engines import Federation
+from tests.paths import ROOT
 from tests.unit.tiny_pictures import files_of, images_of, listing, make_pictures
 from tests.vectors.sealed_support import ArraySource, World
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,7 @@ from PIL import Image
 from psl_flower.data.images import decode_image, resize_image
 from psl_flower.data.sources import SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
+from tests.paths import DATA, ROOT
 
 
 def encode(pixels, mode=None, kind="PNG", **options):
