@@ -15,6 +15,8 @@ from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import StoreSet, store_request
 
 torch.set_num_threads(1)
+# The helpers' asserts show what they compared, as those of the tests do.
+pytest.register_assert_rewrite("tests")
 
 StoresFor = Callable[[RunConfig], StoreSet]
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.monolith import Monolith
 from psl_flower.runs import RunFolder
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Small enough for seconds a step, one thread everywhere: the oracle's kernels sum in the same order.
 TINY = ("max-train=96", "max-test=32", "batch-size=16", "lr=0.02", "upper-threads=1", "lower-threads=1")

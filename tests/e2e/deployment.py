@@ -24,11 +24,12 @@ from psl_flower.runs import RunFolder, Status
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.base import PatchStore, store_folder
 from psl_flower.stores.opening import open_store
-from tests.e2e.conftest import BIN, ROOT, wait_until
+from tests.e2e.conftest import BIN, wait_until
 from tests.e2e.network import Host, Network
+from tests.paths import DATA, ROOT
 
 FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT = 9092, 9444, 5000
-CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+CIFAR10 = DATA / "cifar10"
 DATASET = str(CIFAR10) if CIFAR10.is_dir() else "digits"
 INGEST = ("--max-train", "128", "--max-test", "32")
 SETTINGS = (

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 BATCH, STEPS, WARMUP = 16, 3, 1
 # 2x2 patches of 8x8 pixels; layer1 keeps their size and has 64 channels.
 ELEMENTS = 4 * 64 * 8 * 8

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import ROOT, TINY, Place, differing, last_json, model, oracle
+from tests.e2e.conftest import TINY, Place, differing, last_json, model, oracle
+from tests.paths import DATA
 
-CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+CIFAR10 = DATA / "cifar10"
 METRICS = {
     "round", "step", "loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down",
     "seconds", "upper_s", "lower_s", "wire_s", "bytes_up_by_upper", "bytes_down_by_upper",

@@ -48,13 +48,9 @@ def people() -> World:
 @pytest.fixture
 def sealed(people: World, tmp_path: Path) -> World:
     """OLD, sealed in one generation."""
-    world = at(people, tmp_path / "start")
+    world = people.at(tmp_path / "start")
     world.seal(OLD)
     return world
-
-
-def at(people: World, out: Path) -> World:
-    return World(out, people.owner, people.lower, people.nodes, people.restorers)
 
 
 def crashes(start: World, act: Callable[[World, Disk], object], power_cut: bool) -> Iterator[World]:
@@ -64,7 +60,7 @@ def crashes(start: World, act: Callable[[World, Disk], object], power_cut: bool)
         out = start.out.with_name(name)
         if start.out.exists():
             shutil.copytree(start.out, out)
-        return at(start, out)
+        return start.at(out)
 
     peaceful = CrashingDisk()
     act(copy("peace"), peaceful)
@@ -101,7 +97,7 @@ def completes(world: World, images: np.ndarray, generation: int) -> None:
 
 @both
 def test_first_ingest(people: World, tmp_path: Path, power_cut: bool) -> None:
-    for world in crashes(at(people, tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk), power_cut):
+    for world in crashes(people.at(tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk), power_cut):
         for upper in range(2):
             reads_as(world, upper, [NONE, OLD.all_NCHW])
         if not (world.out / "manifest.psl").exists() or (world.out / "draft.psl").exists():
@@ -127,7 +123,7 @@ def test_append(sealed: World, power_cut: bool) -> None:
 def test_a_dropped_draft_leaves_no_labels_behind(people: World, tmp_path: Path) -> None:
     """Killed after the labels, dropped, begun anew with other images: nothing of the first attempt counts."""
     other = ArraySource(train=3, test=1, seed=3)
-    for world in crashes(at(people, tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk), False):
+    for world in crashes(people.at(tmp_path / "start"), lambda w, disk: w.seal(OLD, disk=disk), False):
         if (world.out / "manifest.psl").exists() or not (world.out / "labels" / "000000.psl").exists():
             continue
         (world.out / "draft.psl").unlink()
@@ -157,7 +153,7 @@ def test_rotation(sealed: World, power_cut: bool) -> None:
 
 def test_what_was_reported_as_done_survives_a_power_cut(people: World, tmp_path: Path) -> None:
     """The power goes right after each command has returned."""
-    world = at(people, tmp_path / "start")
+    world = people.at(tmp_path / "start")
 
     def durably(act: Callable[[Disk], object]) -> None:
         disk = CrashingDisk(power_cut=True)

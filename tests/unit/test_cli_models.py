@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,7 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import PslError
 from psl_flower.export import EXPORTERS, Exported
 from psl_flower.runs import create_run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 import dataclasses
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def test_the_app_and_the_code_have_the_same_keys_and_defaults():

@@ -1,36 +1,23 @@
 """ensure_stores: right patches, reuse, interruption, two processes at once, every bad input."""
 
-import os
 import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from psl_flower.data import ingest, sources
-from psl_flower.data.ingest import StoreRequest, ensure_stores
+from psl_flower.data.ingest import ensure_stores
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
-from tests.unit.tiny_pictures import files_of, images_of, listing, make_pictures
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("PSL_DATA") or ROOT.parent / "shared" / "data")
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    return make_pictures(tmp_path / "My Pictures")
-
-
-def request(folder, **changes):
-    return StoreRequest(**{"dataset": str(folder), "patch_size": (4, 4), "stride": (4, 4)} | changes)
+from tests.paths import DATA, ROOT
+from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 
 
 def test_stores_hold_the_dataset(tmp_path, pictures):
-    stores = ensure_stores(tmp_path / "root", request(pictures, stride=(2, 2), num_uppers=2))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures, stride=(2, 2), num_uppers=2))
     manifest, expected = stores.manifest, files_of(pictures)
     assert stores.created
     assert stores.folder.name == f"my-pictures-{manifest.fingerprint[:12]}"
@@ -50,12 +37,12 @@ def test_stores_hold_the_dataset(tmp_path, pictures):
 def test_chunks_and_progress(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(ingest, "_CHUNK_IMAGES", 4)
     calls = []
-    stores = ensure_stores(tmp_path / "root", request(pictures), lambda *call: calls.append(call))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures), lambda *call: calls.append(call))
     assert calls == [("train", 4, 9), ("train", 8, 9), ("train", 9, 9), ("test", 3, 3)]
     np.testing.assert_array_equal(images_of(stores), files_of(pictures).transpose(0, 3, 1, 2))
     calls.clear()
     monkeypatch.setattr(ingest, "_CHUNK_BYTES", 2 * 8 * 8 * 3 + 1)
-    ensure_stores(tmp_path / "other", request(pictures), lambda *call: calls.append(call))
+    ensure_stores(tmp_path / "other", request_for(pictures), lambda *call: calls.append(call))
     assert [done for stage, done, _ in calls if stage == "train"] == [2, 4, 6, 8, 9]
 
 
@@ -66,31 +53,31 @@ def test_every_setting_has_its_own_set(tmp_path, pictures):
         {"max_test": 2},
         {"seed": 1}, {"test_fraction": 0.3},
     ]  # fmt: skip
-    folders = {ensure_stores(tmp_path / "root", request(pictures, **change)).folder for change in changes}
+    folders = {ensure_stores(tmp_path / "root", request_for(pictures, **change)).folder for change in changes}
     assert len(folders) == len(changes)
 
 
 def test_reuse_decodes_nothing(tmp_path, pictures, monkeypatch):
-    first = ensure_stores(tmp_path / "root", request(pictures))
+    first = ensure_stores(tmp_path / "root", request_for(pictures))
 
     def forbidden(*_, **__):
         raise AssertionError("opened the dataset again")
 
     monkeypatch.setattr(ingest, "open_dataset", forbidden)
-    again = ensure_stores(tmp_path / "root", request(pictures))
+    again = ensure_stores(tmp_path / "root", request_for(pictures))
     assert not again.created
     assert (again.folder, again.manifest) == (first.folder, first.manifest)
     np.testing.assert_array_equal(again.labels, first.labels)
     monkeypatch.undo()
     image = pictures / "train" / "a" / "0.png"
     Image.new("RGB", (8, 8), (1, 2, 3)).save(image)
-    changed = ensure_stores(tmp_path / "root", request(pictures))
+    changed = ensure_stores(tmp_path / "root", request_for(pictures))
     assert changed.created and changed.folder != first.folder
 
 
 def test_digits_pad_and_one_upper_for_each_position(tmp_path):
     stores = ensure_stores(
-        tmp_path, request("digits", patch_size=(5, 5), stride=(5, 5), fit="pad", max_train=20, max_test=5)
+        tmp_path, request_for("digits", patch_size=(5, 5), stride=(5, 5), fit="pad", max_train=20, max_test=5)
     )
     assert stores.folder.name.startswith("digits-")
     assert stores.manifest.num_uppers == 16
@@ -101,7 +88,7 @@ def test_digits_pad_and_one_upper_for_each_position(tmp_path):
 
 def test_image_size_resizes_and_crops(tmp_path, pictures):
     Image.new("RGB", (20, 10), (9, 8, 7)).save(pictures / "train" / "b" / "3.png")
-    stores = ensure_stores(tmp_path / "root", request(pictures, image_size=(4, 8)))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures, image_size=(4, 8)))
     assert stores.manifest.image_size == (4, 8)
     plain = np.broadcast_to(np.array([9, 8, 7])[:, None, None], (3, 4, 8))
     np.testing.assert_array_equal(images_of(stores)[8], plain)
@@ -110,7 +97,7 @@ def test_image_size_resizes_and_crops(tmp_path, pictures):
 def test_images_of_different_sizes_are_refused(tmp_path, pictures):
     Image.new("RGB", (20, 10)).save(pictures / "test" / "b" / "0.png")
     with pytest.raises(DataError, match=r"8x8 and, in split 'test', 10x20 .* set image-size"):
-        ensure_stores(tmp_path / "root", request(pictures))
+        ensure_stores(tmp_path / "root", request_for(pictures))
     assert listing(tmp_path / "root") == []
 
 
@@ -131,14 +118,14 @@ def test_images_of_different_sizes_are_refused(tmp_path, pictures):
 def test_bad_settings(tmp_path, pictures, changes, error, match):
     root = tmp_path / "root"
     with pytest.raises(error, match=match):
-        ensure_stores(root, request(pictures, **changes))
+        ensure_stores(root, request_for(pictures, **changes))
     assert not root.exists() or listing(root) == []
 
 
 def test_corrupt_image_leaves_nothing(tmp_path, pictures):
     (pictures / "test" / "a" / "1.png").write_bytes(b"nonsense")
     with pytest.raises(CorruptImage, match="image 1 of split 'test'"):
-        ensure_stores(tmp_path / "root", request(pictures))
+        ensure_stores(tmp_path / "root", request_for(pictures))
     assert listing(tmp_path / "root") == []
 
 
@@ -147,9 +134,9 @@ def test_an_interruption_leaves_nothing(tmp_path, pictures):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_stores(tmp_path / "root", request(pictures), stop)
+        ensure_stores(tmp_path / "root", request_for(pictures), stop)
     assert listing(tmp_path / "root") == []
-    assert ensure_stores(tmp_path / "root", request(pictures)).created
+    assert ensure_stores(tmp_path / "root", request_for(pictures)).created
 
 
 def run(program, *arguments):
@@ -172,7 +159,7 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, pictures):
     (left,) = listing(tmp_path / "root")
     assert not (tmp_path / "root" / left / "manifest.json").exists()
     assert list((tmp_path / "root" / left).iterdir()) != []
-    stores = ensure_stores(tmp_path / "root", request(pictures))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures))
     assert stores.created and stores.folder.name == left
     assert sorted(p.name for p in stores.folder.iterdir()) == [
         "lower", "manifest.json", *(f"store-00{m}" for m in range(4))
@@ -195,25 +182,25 @@ def test_two_processes_at_once_make_one_set(tmp_path, pictures):
     both = [run(TOGETHER, tmp_path / "root", pictures, *pair) for pair in (here, here[::-1])]
     said = sorted(process.communicate(timeout=60)[0].strip() for process in both)
     assert said == ["False", "True"]
-    stores = ensure_stores(tmp_path / "root", request(pictures))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures))
     assert not stores.created
     np.testing.assert_array_equal(images_of(stores), files_of(pictures).transpose(0, 3, 1, 2))
 
 
 def test_waiting_for_another_process_ends(tmp_path, pictures, monkeypatch):
-    stores = ensure_stores(tmp_path / "root", request(pictures))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures))
     shutil.rmtree(stores.folder)
     monkeypatch.setattr(ingest, "_LOCK_TIMEOUT_S", 0.1)
     lock = ingest.FileLock(stores.folder.with_name(f".{stores.folder.name}.lock"), is_singleton=False)
     with lock, pytest.raises(StoreError, match="another process"):
-        ensure_stores(tmp_path / "root", request(pictures))
-    assert ensure_stores(tmp_path / "root", request(pictures)).created
+        ensure_stores(tmp_path / "root", request_for(pictures))
+    assert ensure_stores(tmp_path / "root", request_for(pictures)).created
 
 
 def test_unwritable_root(tmp_path, pictures):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot make the stores"):
-        ensure_stores(tmp_path / "file" / "root", request(pictures))
+        ensure_stores(tmp_path / "file" / "root", request_for(pictures))
 
 
 def test_full_disk(tmp_path, pictures):
@@ -221,11 +208,11 @@ def test_full_disk(tmp_path, pictures):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         with pytest.raises(StoreError, match="File too large"):
-            ensure_stores(tmp_path / "root", request(pictures))
+            ensure_stores(tmp_path / "root", request_for(pictures))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert listing(tmp_path / "root") == []
-    assert ensure_stores(tmp_path / "root", request(pictures)).created
+    assert ensure_stores(tmp_path / "root", request_for(pictures)).created
 
 
 def np_save(path, array):
@@ -250,10 +237,10 @@ def np_save(path, array):
     ],
 )  # fmt: skip
 def test_a_damaged_set_is_refused_saying_what_to_delete(tmp_path, pictures, damage, match):
-    stores = ensure_stores(tmp_path / "root", request(pictures))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures))
     damage(stores.folder)
     with pytest.raises(StoreError, match=match) as caught:
-        ensure_stores(tmp_path / "root", request(pictures))
+        ensure_stores(tmp_path / "root", request_for(pictures))
     assert f"delete {stores.folder} to have it made again" in str(caught.value)
 
 
@@ -264,16 +251,16 @@ def swap(a, b):
 
 
 def test_another_sets_manifest_is_refused(tmp_path, pictures):
-    one = ensure_stores(tmp_path / "root", request(pictures))
-    two = ensure_stores(tmp_path / "root", request(pictures, seed=1))
+    one = ensure_stores(tmp_path / "root", request_for(pictures))
+    two = ensure_stores(tmp_path / "root", request_for(pictures, seed=1))
     shutil.rmtree(two.folder)
     one.folder.rename(two.folder)
     with pytest.raises(StoreError, match="belongs to other stores"):
-        ensure_stores(tmp_path / "root", request(pictures, seed=1))
+        ensure_stores(tmp_path / "root", request_for(pictures, seed=1))
 
 
 def test_there_is_no_such_upper(tmp_path, pictures):
-    stores = ensure_stores(tmp_path / "root", request(pictures))
+    stores = ensure_stores(tmp_path / "root", request_for(pictures))
     for upper in (-1, 4):
         with pytest.raises(ConfigError, match="0 to 3"):
             stores.store_path(upper)
@@ -284,7 +271,7 @@ def test_real_data(tmp_path):
     if not folder.is_dir():
         pytest.skip(f"no {folder}; set PSL_DATA")
     small = {"patch_size": (16, 16), "stride": (8, 8), "num_uppers": 4, "max_train": 300, "max_test": 50}
-    stores = ensure_stores(tmp_path, request(folder, **small))
+    stores = ensure_stores(tmp_path, request_for(folder, **small))
     assert stores.manifest.num_classes == 10
     source = sources.open_dataset(str(folder), max_train=300, max_test=50)
     expected = [sample for split in ("train", "test") for sample in source.samples(split)]

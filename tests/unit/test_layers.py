@@ -3,11 +3,11 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 # Folder -> what it may import of ours and of Flower. Nothing may import simulations.
 ALLOWED = {
     "psl_flower": {"psl_flower"},

@@ -15,8 +15,9 @@ from simulations.throughput.federated import evaluation_bytes, phases
 from simulations.throughput.memory import MemoryWatch, peak, role_of
 from simulations.throughput.results import Measurement, Process, Report, Settings, Spread, rate, summarise
 from tests.engines import Federation
+from tests.paths import ROOT
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 def settings(**changes):

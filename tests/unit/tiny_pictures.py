@@ -1,11 +1,39 @@
-"""A tiny folder of pictures, and the images that a set of stores made of it holds."""
+"""Tiny pictures: folders of them, requests to make stores of one, and the images that a set of stores holds."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from psl_flower.data.store_set import StoreSet
+from psl_flower.data.store_set import StoreRequest, StoreSet
+
+
+def encode(pixels, mode=None, kind="PNG", **options):
+    """Return pixels as the bytes of a picture file, converted to a mode of Pillow's first."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.asarray(pixels))
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def colour(value, size=(6, 8)):
+    """Return the pixels (H, W, 3) of a picture of one grey level."""
+    return np.full((*size, 3), value, np.uint8)
+
+
+def image_folder(root, spec):
+    """Write {folder of a class: number of images}; image i of folder f has the grey level 10 * f + i."""
+    for f, (rel, count) in enumerate(spec.items()):
+        (root / rel).mkdir(parents=True)
+        for i in range(count):
+            (root / rel / f"{i}.png").write_bytes(encode(colour(10 * f + i)))
+    return str(root)
+
+
+def levels(source, split):
+    """Return the grey level and the label of each image of a split."""
+    return [(int(image[0, 0, 0]), label) for image, label in source.samples(split)]
 
 
 def make_pictures(folder: Path) -> Path:
@@ -22,6 +50,11 @@ def files_of(folder: Path) -> np.ndarray:
     """Return the pictures of such a folder, (N, H, W, C), in the order of their global indices."""
     paths = [folder / f"{split}/{c}" for split in ("train", "test") for c in "ab"]
     return np.stack([np.asarray(Image.open(f)) for path in paths for f in sorted(path.iterdir())])
+
+
+def request_for(folder, **changes):
+    """Return a request for stores of such a folder, in four patches unless the changes say otherwise."""
+    return StoreRequest(**{"dataset": str(folder), "patch_size": (4, 4), "stride": (4, 4)} | changes)
 
 
 def images_of(stores: StoreSet) -> np.ndarray:

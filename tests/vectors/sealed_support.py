@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,10 @@ class World:
         default_factory=lambda: [Identity.generate(Role.RESTORER, name) for name in ("alice", "bob", "carol")]
     )
     threshold: int = 2
+
+    def at(self, out: Path) -> World:
+        """Return the same people with another folder."""
+        return replace(self, out=out)
 
     def plan(self, patch: tuple[int, int] = (2, 2), stride: tuple[int, int] | None = None, **more: object) -> Plan:
         settings: dict[str, object] = {"lower": self.lower.public, **more}

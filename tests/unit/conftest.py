@@ -1,0 +1,41 @@
+"""Fixtures that several files of unit tests share."""
+
+import socket
+
+import pytest
+
+from psl_flower.config import RunConfig
+from tests.unit.doctor_support import Authority
+from tests.unit.tiny_pictures import make_pictures
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return make_pictures(tmp_path / "My Pictures")
+
+
+@pytest.fixture(scope="session")
+def datasets():
+    """Return the library that reads hub datasets and parquet files, without its progress bars."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@pytest.fixture
+def plain(stores_for):
+    """Return a set of two plain stores."""
+    return stores_for(RunConfig(max_train=8, max_test=4, uppers=2))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it
+        yield f"127.0.0.1:{sock.getsockname()[1]}"

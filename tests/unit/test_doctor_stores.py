@@ -1,0 +1,69 @@
+"""psl doctor: what it says of a plain and a sealed store, and of each that is wrong; all are real."""
+
+import pytest
+
+from psl_flower.cli.main import main
+from psl_flower.config import RunConfig
+from psl_flower.data.ingest import ensure_stores
+from psl_flower.data.store_set import store_request
+from psl_flower.doctor import stores
+from tests.unit.doctor_support import levels, only_failed
+
+
+def test_good_store(plain):
+    found = stores.check_store(str(plain.store_path(1)), None, None, "", plain.folder / "manifest.json")
+    assert levels(found) == ["ok", "ok"]
+    assert "Upper 1" in found[0].found
+
+
+def test_damaged_or_missing_store(plain, tmp_path):
+    assert "no such patch store" in only_failed(stores.check_store(str(tmp_path / "none"), None, None, "", None))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in plain.store_path(0).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes()[:-1])
+    assert "damaged" in only_failed(stores.check_store(str(copy), None, None, "", None))
+
+
+def test_store_of_another_set(plain, tmp_path):
+    other = ensure_stores(tmp_path, store_request(RunConfig(max_train=9, max_test=4, uppers=2)))
+    found = stores.check_store(str(plain.store_path(0)), None, None, "", other.folder / "manifest.json")
+    assert "is of dataset" in only_failed(found)
+    found = stores.check_store(str(plain.store_path(0)), None, None, "", tmp_path / "none.json")
+    assert "none.json" in only_failed(found)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sealed")
+    for role, name in (("owner", "owner"), ("node", "node0"), ("node", "node1"), ("owner", "other")):
+        assert main(["keygen", role, "--out", str(folder / f"{name}.key")]) == 0
+    ingested = main([
+        "ingest", "digits", "--out", str(folder / "out"), "--owner-key", str(folder / "owner.key"), "--max-train", "8",
+        "--max-test", "4", "--node-key", str(folder / "node0.key.pub"), "--node-key", str(folder / "node1.key.pub"),
+        "--json",
+    ])  # fmt: skip
+    assert ingested == 0
+    return folder
+
+
+def test_sealed_store(sealed):
+    store, key, owner = str(sealed / "out" / "store-000"), sealed / "node0.key", str(sealed / "owner.key.pub")
+    assert levels(stores.check_store(store, key, None, owner, None)) == ["ok"]
+    assert "key=" in only_failed(stores.check_store(store, None, None, owner, None))
+    assert "of another store" in only_failed(stores.check_store(store, sealed / "node1.key", None, owner, None))
+    assert "no private key of" in only_failed(stores.check_store(store, sealed / "other.key", None, owner, None))
+    only_failed(stores.check_store(store, key, None, str(sealed / "other.key.pub"), None))
+    only_failed(stores.check_store(store, sealed / "missing.key", None, owner, None))
+
+
+def test_sealed_record_that_was_changed(sealed, tmp_path):
+    source = sealed / "out" / "store-001"
+    copy = tmp_path / "store-001"
+    copy.mkdir()
+    for file in source.iterdir():
+        content = bytearray(file.read_bytes())
+        if "-segment-" in file.name:
+            content[len(content) // 2] ^= 1
+        (copy / file.name).write_bytes(content)
+    only_failed(stores.check_store(str(copy), sealed / "node1.key", None, "", None))
