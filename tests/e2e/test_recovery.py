@@ -6,6 +6,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
+
 from psl_flower.runs import RunFolder
 from tests.e2e.conftest import differing, model, wait_until
 from tests.e2e.deployment import Deployment
@@ -61,6 +63,7 @@ def test_host_dies_and_comes_back(deployed: Deployment) -> None:
     ends_exactly(deployed, run)
 
 
+@pytest.mark.slow
 def test_client_app_dies(deployed: Deployment) -> None:
     """Its SuperNode lives, and takes the next message."""
 
@@ -71,6 +74,7 @@ def test_client_app_dies(deployed: Deployment) -> None:
     ends_exactly(deployed, train_disturbed(deployed, "client-dies", disturb))
 
 
+@pytest.mark.slow
 def test_host_hangs(deployed: Deployment) -> None:
     """Stopped for longer than an exchange may take, and than Flower's heartbeats; then it goes on where it was."""
 
@@ -87,6 +91,7 @@ def test_host_hangs(deployed: Deployment) -> None:
     ends_exactly(deployed, train_disturbed(deployed, "host-hangs", disturb))
 
 
+@pytest.mark.slow
 def test_cable_is_cut(deployed: Deployment) -> None:
     def disturb(run: RunFolder) -> None:
         deployed.network.cut(0)
@@ -110,6 +115,7 @@ def test_server_app_dies(deployed: Deployment) -> None:
     ends_exactly(deployed, run)
 
 
+@pytest.mark.slow
 def test_superlink_dies(deployed: Deployment) -> None:
     """With all that it started; started again on the same database, it knows the nodes, and they come back to it."""
 
