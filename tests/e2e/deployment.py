@@ -188,7 +188,9 @@ class Deployment:
 
     def _run_command(self, settings: Sequence[str]) -> list[str | Path]:
         exchange = (f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}")
-        given = {**parse_settings(self._settings), **parse_settings([*exchange, *settings])}
+        # A resumed run has its settings.
+        begun = any(setting.startswith("resume=") for setting in settings)
+        given = parse_settings([*([] if begun else self._settings), *exchange, *settings])
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
         return [BIN / "flwr", "run", ROOT, "lower", "--stream", "--run-config", pairs]
 
