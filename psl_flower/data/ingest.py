@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from psl_flower.assignment import assign
 from psl_flower.data.images import resize_image
 from psl_flower.data.manifest import Manifest
-from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
+from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import (
     LABELS_FILE,
     MANIFEST_FILE,
@@ -67,14 +67,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     StoreError
         If the disk refuses, another process takes over an hour, or an existing set is damaged.
     """
-    options = request.source_options()
-    source: ImageSource | None = None
-    source_fingerprint = local_fingerprint(request.dataset, options)
-    if source_fingerprint is None:
-        source = _open(request)
-        source_fingerprint = source.fingerprint
-    fingerprint = request.fingerprint(source_fingerprint)
-    folder = root / request.folder_name(fingerprint)
+    folder, fingerprint, source = request.locate(root)
     with disk_errors(folder):
         if (folder / MANIFEST_FILE).exists():
             return load_set(folder, fingerprint, created=False)
@@ -84,25 +77,13 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
                 return load_set(folder, fingerprint, created=False)
             if folder.exists():
                 shutil.rmtree(folder)
-            source = source or _open(request)
+            source = source or request.open_source()
             try:
                 _ingest(folder, request, source, fingerprint, progress)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             return load_set(folder, fingerprint, created=True)
-
-
-def _open(request: StoreRequest) -> ImageSource:
-    return open_dataset(
-        request.dataset,
-        image_column=request.image_column,
-        label_column=request.label_column,
-        test_fraction=request.test_fraction,
-        seed=request.seed,
-        max_train=request.max_train,
-        max_test=request.max_test,
-    )
 
 
 def _ingest(

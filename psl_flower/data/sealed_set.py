@@ -12,7 +12,7 @@ from pathlib import Path
 from psl_flower.assignment import assign
 from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
-from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
+from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest, StoreSet
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
 from psl_flower.sealed import keyfile
@@ -60,19 +60,13 @@ def ensure_sealed(
         As `psl_flower.data.ingest.ensure_stores` and `psl_flower.sealed.ingest.ingest`; StoreError if there are stores
         that were sealed under other keys.
     """
-    options = request.source_options()
-    source_fingerprint, source = local_fingerprint(request.dataset, options), None
-    if source_fingerprint is None:
-        source = _open(request)
-        source_fingerprint = source.fingerprint
-    fingerprint = request.fingerprint(source_fingerprint)
-    folder = root / request.folder_name(fingerprint)
+    folder, fingerprint, source = request.locate(root)
     with disk_errors(folder):
         root.mkdir(parents=True, exist_ok=True)
         with lock_set(folder):
             created = not is_complete(folder)
             if created:
-                _fill(folder, request, source or _open(request), keys, progress)
+                _fill(folder, request, source or request.open_source(), keys, progress)
     try:
         ring = KeyRing(keys)
         owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
@@ -217,17 +211,4 @@ def _corrections(history: Sequence[Change]) -> str:
     return (
         f"labels: version {history[-1].version}, {count} image{'s' * (count != 1)} relabelled in all, "
         f"last by {last.who} on {last.when[:10]}"
-    )
-
-
-def _open(request: StoreRequest) -> ImageSource:
-    options = request.source_options()
-    return open_dataset(
-        request.dataset,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        test_fraction=options.test_fraction,
-        seed=options.seed,
-        max_train=options.max_train,
-        max_test=options.max_test,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.data.manifest import Manifest
-from psl_flower.data.sources import SourceOptions
+from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
 from psl_flower.sealed.keyring import KeyRing
@@ -99,6 +99,35 @@ class StoreRequest:
             max_train=self.max_train,
             max_test=self.max_test,
         )
+
+    def open_source(self) -> ImageSource:
+        """Open the dataset; raises as `open_dataset` does."""
+        return open_dataset(self.dataset, **asdict(self.source_options()))
+
+    def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
+        """Return where this request's set belongs, whether or not it is there yet.
+
+        Parameters
+        ----------
+        root : Path
+            Folder of all sets.
+
+        Returns
+        -------
+        tuple[Path, str, ImageSource or None]
+            The set's folder, its fingerprint, and the source if it had to be opened for that, as from the hub.
+
+        Raises
+        ------
+        ConfigError, DatasetNotFound, DataError
+            As `open_dataset`.
+        """
+        source, found = None, local_fingerprint(self.dataset, self.source_options())
+        if found is None:
+            source = self.open_source()
+            found = source.fingerprint
+        fingerprint = self.fingerprint(found)
+        return root / self.folder_name(fingerprint), fingerprint, source
 
     def grid(self, image_size: tuple[int, int]) -> PatchGrid:
         """Return the grid on images of (height, width); raises GridError if it does not fit them."""

@@ -137,9 +137,12 @@ class Watch:
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
     named = {} if config.resume else {"run-name": run.name}
-    # Each of them may be something else than a path of this machine.
+    return {**given, **named, **local_paths(given), "workspace": str(config.workspace_path())}
+
+
+def local_paths(given: Mapping[str, object]) -> dict[str, str]:
+    """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path."""
     paths = {
         key: Path(str(given[key])).expanduser() for key in ("dataset", "keys", "owner", "restore") if given.get(key)
     }
-    local = {key: str(path.absolute()) for key, path in paths.items() if path.exists()}
-    return {**given, **named, **local, "workspace": str(config.workspace_path())}
+    return {key: str(path.absolute()) for key, path in paths.items() if path.exists()}

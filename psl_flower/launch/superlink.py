@@ -49,6 +49,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, **_ENVIRONMENT, "PATH": path}
 
 
+def last_line(output: str) -> str:
+    """Return the last line of what a process said that is not blank, up to 500 characters; or that there is none."""
+    lines = output.strip().splitlines()
+    return lines[-1].strip()[:500] if lines else "it said nothing"
+
+
 class LocalSuperLink:
     """Starts `flower-superlink --simulation` on free ports, with a FLWR_HOME of its own; use as a context manager.
 
@@ -170,11 +176,8 @@ class LocalSuperLink:
     def last_words(self) -> str:
         """Return the last line of the log that says something."""
         with contextlib.suppress(OSError):
-            lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines()]
-            told = [line for line in lines if line]
-            if told:
-                return told[-1][:500]
-        return "it said nothing"
+            return last_line(self.log.read_text("utf-8", "replace"))
+        return last_line("")
 
     def stop(self) -> None:
         """End it and all processes that it started: asked first, then killed; safe to call again."""

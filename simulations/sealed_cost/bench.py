@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import shutil
-import time
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
-from simulations.sealed_cost.defaults import DECIDED
-from simulations.sealed_cost.results import GROWTH, Ingest, Reading, Report, Restoring, Settings, Trial, summarise
+from psl_flower.launch.running import local_paths
+from simulations import settings as common
+from simulations.machine import circumstances
+from simulations.progress import Progress
+from simulations.sealed_cost.results import (
+    GROWTH,
+    Ingest,
+    Options,
+    Reading,
+    Report,
+    Restoring,
+    Settings,
+    Trial,
+    summarise,
+)
 from simulations.sealed_cost.work import IngestJob, ReadJob, RestoreJob, ask
-from simulations.throughput.bench import describe_machine, versions
-from simulations.throughput.progress import Progress
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to measure; the fields are those of `Settings`."""
-
-    images: int
-    batches: int
-    steps: int
-    warmup: int
-    restored: int
-    repetitions: int
-    threads: int
+# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+DECIDED = {
+    **common.DECIDED,
+    "rounds": "", "steps-per-round": "--steps", "transport": "", "workspace": "", "max-train": "--images",
+    "stores": "", "keys": "", "owner": "", "image-size": "", "device": "",
+}  # fmt: skip
 
 
 def run(config: RunConfig, options: Options, workspace: Path, progress: Progress) -> Report:
@@ -48,25 +53,18 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     PslError
         If the dataset cannot be used, or a trial fails.
     """
-    date, machine = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), describe_machine()
-    dataset = Path(config.dataset).expanduser()
+    began = circumstances()
     shared = config.replace(
-        dataset=str(dataset.absolute()) if dataset.exists() else config.dataset,
+        **local_paths(config.to_mapping()),
         workspace=str(workspace), max_train=options.images, rounds=1, steps_per_round=options.warmup + options.steps,
         upper_threads=options.threads, lower_threads=options.threads,
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
     prepare_stores(shared.replace(stores="plain"), progress.ingesting)
     settings = Settings(
-        config={key: value for key, value in config.to_mapping().items() if key not in DECIDED},
+        **msgspec.structs.asdict(options),
+        config=common.without(config, DECIDED),
         uppers=stores.manifest.num_uppers,
-        images=options.images,
-        batches=options.batches,
-        steps=options.steps,
-        warmup=options.warmup,
-        restored=options.restored,
-        repetitions=options.repetitions,
-        threads=options.threads,
     )
     trials = []
     for repetition in range(1, options.repetitions + 1):
@@ -74,9 +72,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         trials.append(_trial(shared, options, workspace / f"trial-{repetition}", repetition))
         progress.result(_said(trials[-1]))
     return Report(
-        date=date,
-        machine=machine,
-        versions=versions(),
+        **began,
         settings=settings,
         measurements=tuple(trials),
         summary=summarise(settings, trials),

@@ -7,22 +7,19 @@ from collections.abc import Sequence
 
 import msgspec
 
-from simulations.throughput.results import Spread
+from simulations import reports
+from simulations.reports import Spread, Values
 
 VERSION = 1
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured.
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to measure.
 
     Attributes
     ----------
-    config : dict
-        Settings of the training step by their kebab-case keys: dataset, grid, network, batch size.
-    uppers : int
-        Upper nodes, and stores.
     images : int
         Training images in the stores that are read, and in the smaller ingest; the larger one has `GROWTH` times as
         many.
@@ -36,8 +33,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Threads of the training step; everything else has one core.
     """
 
-    config: dict[str, str | int | float | bool]
-    uppers: int
     images: int
     batches: int
     steps: int
@@ -45,6 +40,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     restored: int
     repetitions: int
     threads: int
+
+
+class Settings(Options, frozen=True, kw_only=True):
+    """What is measured.
+
+    Attributes
+    ----------
+    config : dict
+        Settings of the training step by their kebab-case keys: dataset, grid, network, batch size.
+    uppers : int
+        Upper nodes, and stores.
+    """
+
+    config: Values
+    uppers: int
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,14 +162,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     own_added_bytes: Spread
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A result file; the fields are those of `simulations.throughput.results.Report`."""
+class Report(reports.Report, frozen=True, kw_only=True):
+    """A result file: what was measured, every trial, and what they amount to."""
 
     benchmark: str = "sealed-cost"
     version: int = VERSION
-    date: str
-    machine: dict[str, str | int | float]
-    versions: dict[str, str]
     settings: Settings
     measurements: tuple[Trial, ...]
     summary: Summary

@@ -1,51 +1,34 @@
-"""The report as tables."""
+"""The report in words."""
 
 from __future__ import annotations
 
-import shlex
-import sys
+import msgspec
 
-from rich.console import Console
-from rich.table import Table
-
-from simulations.sealed_cost.results import Report
-from simulations.throughput.defaults import differing
-from simulations.throughput.results import Spread
-from simulations.throughput.table import WIDTH, Row, spread
+from simulations.reports import Spread
+from simulations.sealed_cost.results import Options, Report
+from simulations.tables import Cells, Presentation, again, machine, spread
 
 
-def show(report: Report) -> None:
-    """Print the report on standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(title(report))
-    for head, rows in tables(report):
-        table = Table(*head)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print(notes(report))
+def present(report: Report) -> Presentation:
+    """Return the report in words."""
+    return Presentation(
+        title=title(report),
+        tables=(reads(report), rates(report), memory(report)),
+        notes=notes(report),
+        command=command(report),
+    )
 
 
 def title(report: Report) -> str:
     """Return one line: what was read and trained, and where."""
-    settings, machine = report.settings, report.machine
-    config = settings.config
-    gigabytes = float(machine["memory_bytes"]) / 2**30
+    settings, config = report.settings, report.settings.config
     return (
         f"{config['dataset']}, {settings.uppers} stores, {report.measurements[0].reading.record_bytes} bytes "
-        f"of patches a record, batch {config['batch-size']}, {config['backbone']}; "
-        f"{machine['cpu']}, {machine['cores']} cores, {gigabytes:.0f} GiB"
+        f"of patches a record, batch {config['batch-size']}, {config['backbone']}; {machine(report)}"
     )
 
 
-def tables(report: Report) -> tuple[tuple[Row, list[Row]], ...]:
-    """Return names and cells of all tables."""
-    return reads(report), rates(report), memory(report)
-
-
-def reads(report: Report) -> tuple[Row, list[Row]]:
+def reads(report: Report) -> Cells:
     """Return names and cells of the table of reading."""
     found, batch = report.summary, report.settings.config["batch-size"]
     return ("what", "time, ms", "95 % within, ms", "of a step"), [
@@ -58,7 +41,7 @@ def reads(report: Report) -> tuple[Row, list[Row]]:
     ]
 
 
-def rates(report: Report) -> tuple[Row, list[Row]]:
+def rates(report: Report) -> Cells:
     """Return names and cells of the table of ingest and restoration."""
     found = report.summary
     return ("on one core", "images a minute"), [
@@ -67,7 +50,7 @@ def rates(report: Report) -> tuple[Row, list[Row]]:
     ]
 
 
-def memory(report: Report) -> tuple[Row, list[Row]]:
+def memory(report: Report) -> Cells:
     """Return names and cells of the table of an ingest's memory."""
     head = ("images ingested", "peak, MB", "added by the ingest, MB", "without mapped files, MB", "added, MB")
     return head, [
@@ -95,13 +78,12 @@ def notes(report: Report) -> str:
 
 def command(report: Report) -> str:
     """Return the command line that measures the same again."""
-    settings = report.settings
-    words = ["python", "-m", "simulations.sealed_cost"]
-    for name in ("images", "batches", "steps", "warmup", "restored", "repetitions", "threads"):
-        words += [f"--{name}", str(getattr(settings, name))]
-    config = differing(settings.config)
-    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in config.items()}
-    return shlex.join([*words, *(f"{key}={text}" for key, text in texts.items())])
+    options = [
+        word
+        for field in msgspec.structs.fields(Options)
+        for word in (f"--{field.name}", str(getattr(report.settings, field.name)))
+    ]
+    return again("sealed_cost", options, report.settings.config)
 
 
 def _ms(values: Spread) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError, RunError
+from simulations.machine import anonymous, peak
 from simulations.sealed_cost.results import Ingest, Reading, Restoring
 
 _TIMEOUT_S = 3600.0
@@ -62,7 +63,7 @@ def ask(job: ReadJob | IngestJob | RestoreJob, kind: type[Done]) -> Done:
     RunError
         If it fails; with its own last words.
     """
-    from psl_flower.launch.superlink import environment
+    from psl_flower.launch.superlink import environment, last_line
 
     try:
         done = subprocess.run(
@@ -72,8 +73,7 @@ def ask(job: ReadJob | IngestJob | RestoreJob, kind: type[Done]) -> Done:
     except subprocess.TimeoutExpired:
         raise RunError(f"the measurement did not end within {_TIMEOUT_S:g} s") from None
     if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RunError(f"the measurement failed: {words[-1][:500] if words else 'it said nothing'}")
+        raise RunError(f"the measurement failed: {last_line(done.stderr.decode(errors='replace'))}")
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=kind)
 
 
@@ -118,18 +118,13 @@ def read(job: ReadJob) -> Reading:
 
 def ingest(job: IngestJob) -> Ingest:
     """Seal a dataset, and watch the memory."""
-    from psl_flower.data.sources import open_dataset
     from psl_flower.data.store_set import store_request
     from psl_flower.sealed.ingest import Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.keyring import DEMO_RESTORERS, demo_keys
-    from simulations.throughput.memory import anonymous, peak
 
     request, folder = store_request(RunConfig.from_mapping(job.config)), Path(job.folder)
-    source = open_dataset(
-        request.dataset, seed=request.seed, max_train=request.max_train, max_test=request.max_test,
-        image_column=request.image_column, label_column=request.label_column, test_fraction=request.test_fraction,
-    )  # fmt: skip
+    source = request.open_source()
     first_HWC, _ = next(source.samples("train"))
     grid = request.grid(first_HWC.shape[:2])
     keys = demo_keys(folder / "keys", request.num_uppers or grid.num_patches)

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-import psutil
+import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_task
-from psl_flower.launch.running import federation
-from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.launch.running import federation, local_paths
+from simulations import settings as common
+from simulations.machine import circumstances
+from simulations.progress import Progress
 from simulations.throughput import federated, one_process
-from simulations.throughput.defaults import DECIDED
-from simulations.throughput.progress import Progress
-from simulations.throughput.results import ONE_PROCESS, Measurement, Report, Settings, summarise
+from simulations.throughput.results import ONE_PROCESS, Measurement, Options, Report, Settings, summarise
 
-_PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to measure; the fields are those of `Settings`."""
-
-    transports: tuple[str, ...]
-    steps: int
-    warmup: int
-    repetitions: int
-    threads: int
-    round_at_cut: bool = False
+# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+DECIDED = {
+    **common.DECIDED,
+    "rounds": "--steps", "steps-per-round": "--steps", "transport": "--transports", "workspace": "--keep",
+}  # fmt: skip
 
 
 def run(config: RunConfig, options: Options, workspace: Path, progress: Progress, *, keep: bool = False) -> Report:
@@ -59,27 +46,19 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     PslError
         If the dataset cannot be used, or a trial fails.
     """
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    machine = describe_machine()
+    began = circumstances()
     total_steps = options.warmup + options.steps
-    dataset = Path(config.dataset).expanduser()
     shared = config.replace(
-        # The trials read it from other folders.
-        dataset=str(dataset.absolute()) if dataset.exists() else config.dataset,
+        **local_paths(config.to_mapping()),
         workspace=str(workspace), rounds=1, steps_per_round=total_steps, evaluate_every=0, collect_model=False,
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
     nodes = int(federation(stores.manifest.num_uppers)["num-supernodes"])
     settings = Settings(
-        config={key: value for key, value in config.to_mapping().items() if key not in DECIDED},
-        transports=options.transports,
-        steps=options.steps,
-        warmup=options.warmup,
-        repetitions=options.repetitions,
-        threads=options.threads,
+        **msgspec.structs.asdict(options),
+        config=common.without(config, DECIDED),
         upper_threads=max(1, options.threads // nodes),
         nodes=nodes,
-        round_at_cut=options.round_at_cut,
     )
     trials = _Trials(shared, settings, stores, keep)
     measurements = []
@@ -94,9 +73,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
                 f"{measurement.images_per_s:.1f} images/s, first step after {measurement.total_startup_s:.1f} s"
             )
     return Report(
-        date=date,
-        machine=machine,
-        versions=versions(),
+        **began,
         settings=settings,
         measurements=tuple(measurements),
         summaries=summarise(settings, measurements),
@@ -131,35 +108,3 @@ class _Trials:
             run_name=f"{mode}-{repetition}",
         )
         return federated.measure(config, self._stores, repetition, warmup, self._batch_sizes, show, keep=self._keep)
-
-
-def describe_machine() -> dict[str, str | int | float]:
-    """Return what the numbers depend on: processor, cores, memory, system, and how busy it was."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": usable_cores(),
-        "memory_bytes": int(psutil.virtual_memory().total),
-        "gpus": count_gpus(),
-        "system": platform.platform(),
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

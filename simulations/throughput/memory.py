@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from simulations.machine import peak, pss
 from simulations.throughput.results import Process
 
 _LOWER, _UPPER, _REST = "Lower", "Upper", "Flower"
@@ -58,26 +58,3 @@ def role_of(command: Sequence[str]) -> str:
     if words.startswith("ray::ClientAppActor"):
         return _UPPER
     return _LOWER if "flwr-simulation" in words else _REST
-
-
-def peak(pid: int | str = "self") -> int:
-    """Return the high-water mark of a process's resident memory in bytes; 0 where it is not known."""
-    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") or 0
-
-
-def anonymous(pid: int | str = "self") -> int:
-    """Return a process's resident memory without mapped files, in bytes, now; 0 where it is not known."""
-    return _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:") or 0
-
-
-def pss(pid: int | str = "self") -> int | None:
-    """Return a process's proportional share of memory in bytes; None where it is not known."""
-    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
-
-
-def _kilobytes(path: Path, key: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in path.read_text("ascii", "replace").splitlines():
-            if line.startswith(key):
-                return int(line.split()[1]) * 1024
-    return None

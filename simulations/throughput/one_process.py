@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from psl_flower.errors import PslError, RunError, TrainingError
-from psl_flower.launch.superlink import environment
-from simulations.throughput.memory import peak, pss
+from psl_flower.launch.superlink import environment, last_line
+from simulations.machine import peak, pss
 from simulations.throughput.results import ONE_PROCESS, Measurement, Process, rate
 
 _STOP_TIMEOUT_S = 10.0
@@ -116,8 +116,7 @@ def _listen(process: subprocess.Popen[str], job: Job, timeout_s: float, show: Ca
         process.kill()
         for reader in readers:
             reader.join(_STOP_TIMEOUT_S)
-    words = [text.strip() for text in errors if text.strip()]
-    raise RunError(f"the one process failed: {words[-1][:500] if words else 'it said nothing'}")
+    raise RunError(f"the one process failed: {last_line(''.join(errors))}")
 
 
 def _read(stream: Any, put: Callable[[str], None]) -> None:

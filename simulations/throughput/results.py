@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Protocol, TypeVar
 
 import msgspec
 
-from psl_flower.errors import RunError
-from psl_flower.files import write_atomically
+from simulations import reports
+from simulations.reports import Spread, Values
 
 VERSION = 1
 ONE_PROCESS = "one-process"
@@ -18,13 +16,11 @@ FEDERATED = ("stream", "flower")
 PARTS = ("upper", "lower", "wire")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is trained, and how it is timed.
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to measure.
 
     Attributes
     ----------
-    config : dict
-        Settings of the runs by their kebab-case keys, without those that differ between the trials.
     transports : tuple of str
         Federated modes: "stream", "flower".
     steps, warmup : int
@@ -33,21 +29,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         How often every mode is tried; the modes take turns.
     threads : int
         Threads of the one process and of the Lower.
-    upper_threads, nodes : int
-        Threads of a simulated node, and their number.
     round_at_cut : bool
         Whether the one process rounds at the cut as the wire does.
     """
 
-    config: dict[str, str | int | float | bool]
     transports: tuple[str, ...]
     steps: int
     warmup: int
     repetitions: int
     threads: int
+    round_at_cut: bool = False
+
+
+class Settings(Options, frozen=True, kw_only=True):
+    """What is trained, and how it is timed.
+
+    Attributes
+    ----------
+    config : dict
+        Settings of the runs by their kebab-case keys, without those that differ between the trials.
+    upper_threads, nodes : int
+        Threads of a simulated node, and their number.
+    """
+
+    config: Values
     upper_threads: int
     nodes: int
-    round_at_cut: bool
 
     @property
     def total_steps(self) -> int:
@@ -132,20 +139,6 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         return max(known, default=None)
 
 
-class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Median and range over the repetitions."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Return that of one or more values."""
-        known = sorted(values)
-        return cls(median=statistics.median(known), low=known[0], high=known[-1])
-
-
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a mode's trials amount to; each number a `Spread` over the repetitions.
 
@@ -179,19 +172,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     pss_bytes: dict[str, int]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(reports.Report, frozen=True, kw_only=True):
     """A result file.
 
     Attributes
     ----------
-    benchmark, version : str, int
-        Which benchmark this is of, and its format.
-    date : str
-        When it began, UTC.
-    machine : dict
-        CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
-    versions : dict
-        Of Python and the packages that matter.
     settings : Settings
         What was measured.
     measurements : tuple of Measurement
@@ -202,73 +187,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     benchmark: str = "throughput"
     version: int = VERSION
-    date: str
-    machine: dict[str, str | int | float]
-    versions: dict[str, str]
     settings: Settings
     measurements: tuple[Measurement, ...]
     summaries: tuple[Summary, ...]
-
-
-class Headed(Protocol):
-    """A report of any benchmark: it says which one, and the version of its format."""
-
-    benchmark: str
-    version: int
-
-
-Kind = TypeVar("Kind", bound=Headed)
-
-
-def encode(report: object) -> bytes:
-    """Return a report as JSON, indented."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=1)
-
-
-def save(path: Path, report: object) -> None:
-    """Write a result file.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
-    try:
-        write_atomically(path, encode(report) + b"\n")
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-def load(path: Path, kind: type[Kind]) -> Kind | None:
-    """Read a result file; None if it is another benchmark's.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : type
-        The benchmark's report.
-
-    Raises
-    ------
-    RunError
-        If it cannot be read, is damaged, or of another version.
-    """
-    expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
-    try:
-        content = path.read_bytes()
-        head = msgspec.json.decode(content)
-        if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
-            return None
-        if head.get("version") != expected["version"]:
-            raise RunError(
-                f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
-            )
-        return msgspec.json.decode(content, type=kind)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error
 
 
 def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int) -> float:

@@ -1,43 +1,27 @@
-"""The report as tables on a terminal."""
+"""The report in words."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
-from rich.console import Console
-from rich.table import Table
-
-from simulations.throughput.results import PARTS, Report, Spread, Summary
-
-# A pipe has no width of its own.
-WIDTH = 120
-Row = tuple[str, ...]
+from simulations.tables import Cells, Presentation, Row, again, machine, spread
+from simulations.throughput.results import PARTS, Report, Summary
 
 
-def show(report: Report) -> None:
-    """Print the report on standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(title(report))
-    for head, rows in (rates(report), step_times(report), memory(report), startup(report)):
-        if rows:
-            table = Table(*head[:1])
-            for name in head[1:]:
-                table.add_column(name, justify="right")
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
-    console.print(notes(report))
+def present(report: Report) -> Presentation:
+    """Return the report in words."""
+    return Presentation(
+        title=title(report),
+        tables=(rates(report), step_times(report), memory(report), startup(report)),
+        notes=notes(report),
+        command=command(report),
+    )
 
 
 def title(report: Report) -> str:
     """Return one line: what was trained, and where."""
-    config, machine = report.settings.config, report.machine
-    gigabytes = float(machine["memory_bytes"]) / 2**30
+    config = report.settings.config
     return (
         f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, "
-        f"wire {_wire(report)}{', bfloat16 autocast' if config['autocast'] else ''}; "
-        f"{machine['cpu']}, {machine['cores']} cores, {gigabytes:.0f} GiB"
+        f"wire {_wire(report)}{', bfloat16 autocast' if config['autocast'] else ''}; {machine(report)}"
     )
 
 
@@ -55,7 +39,7 @@ def notes(report: Report) -> str:
     )
 
 
-def rates(report: Report) -> tuple[Row, list[Row]]:
+def rates(report: Report) -> Cells:
     """Return names and cells of the table of throughput."""
     head = ("mode", "images/s", "ratio to one process", "up, kB/image", "down, kB/image")
     return head, [
@@ -70,7 +54,7 @@ def rates(report: Report) -> tuple[Row, list[Row]]:
     ]
 
 
-def step_times(report: Report) -> tuple[Row, list[Row]]:
+def step_times(report: Report) -> Cells:
     """Return names and cells of the table of a step's time."""
     head = ("mode", "step, s", *(f"{part}, s" for part in PARTS))
     return head, [
@@ -83,7 +67,7 @@ def step_times(report: Report) -> tuple[Row, list[Row]]:
     ]
 
 
-def memory(report: Report) -> tuple[Row, list[Row]]:
+def memory(report: Report) -> Cells:
     """Return names and cells of the table of memory."""
     head = ("mode", "process", "peak, MB", "own share, MB")
     return head, [
@@ -98,7 +82,7 @@ def memory(report: Report) -> tuple[Row, list[Row]]:
     ]
 
 
-def startup(report: Report) -> tuple[Row, list[Row]]:
+def startup(report: Report) -> Cells:
     """Return names and cells of the table of start-up: the phases as means over the repetitions."""
     rows: list[Row] = []
     for summary in report.summaries:
@@ -110,13 +94,15 @@ def startup(report: Report) -> tuple[Row, list[Row]]:
     return ("mode", "command to first step, s", "phases, s"), rows
 
 
-def spread(values: Spread | None, text: Callable[[float], str]) -> str:
-    """Return "median (low to high)", or the one value there is; a dash where there is nothing."""
-    if values is None:
-        return "-"
-    if values.low == values.high:
-        return text(values.median)
-    return f"{text(values.median)} ({text(values.low)} to {text(values.high)})"
+def command(report: Report) -> str:
+    """Return the command line that measures the same again."""
+    settings = report.settings
+    options = [
+        "--steps", str(settings.steps), "--warmup", str(settings.warmup), "--repetitions", str(settings.repetitions),
+        "--transports", ",".join(settings.transports), "--threads", str(settings.threads),
+        *["--round-at-cut"] * settings.round_at_cut,
+    ]  # fmt: skip
+    return again("throughput", options, settings.config)
 
 
 def _process(summary: Summary, role: str) -> str:

@@ -1,18 +1,16 @@
-"""A short storm of kills; `python -m simulations.chaos --kills 50` is a long one."""
+"""A short storm of kills as a user calls it; `python -m simulations.chaos --kills 50` is a long one."""
 
-import pytest
+import json
 
-from simulations.chaos import main, storm
-
-
-def test_kills_leave_the_weights_as_they_would_be(tmp_path):
-    outcome = storm(tmp_path, kills=2, seed=3, steps=12)
-    assert sum(outcome.kills.values()) == 2
-    assert outcome.seconds_lost > 0
-    assert outcome.equal
+from simulations.chaos.command import main
 
 
-def test_a_storm_needs_a_kill():
-    with pytest.raises(SystemExit) as caught:
-        main(["--kills", "0"])
-    assert caught.value.code == 2
+def test_kills_leave_the_weights_as_they_would_be(tmp_path, capsys):
+    out = tmp_path / "chaos.json"
+    assert main(["--kills", "2", "--seed", "3", "--steps", "12", "--json", "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(out.read_text("utf-8"))
+    assert told["equal"]
+    assert sum(told["kills"].values()) == len(told["measurements"]) == 2
+    assert told["seconds_lost"] > 0
+    assert {"cpu", "cores"} <= told["machine"].keys()

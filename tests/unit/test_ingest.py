@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psl_flower.data import ingest, sources
+from psl_flower.data import ingest, sources, store_set
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
 from tests.paths import DATA, ROOT
@@ -63,7 +63,7 @@ def test_reuse_decodes_nothing(tmp_path, pictures, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("opened the dataset again")
 
-    monkeypatch.setattr(ingest, "open_dataset", forbidden)
+    monkeypatch.setattr(store_set, "open_dataset", forbidden)
     again = ensure_stores(tmp_path / "root", request_for(pictures))
     assert not again.created
     assert (again.folder, again.manifest) == (first.folder, first.manifest)

@@ -48,6 +48,28 @@ def test_imports_stay_within_their_layer(path):
     assert imports(path) & WATCHED <= ALLOWED[folder]
 
 
+def test_benchmarks_share_modules_and_do_not_import_one_another():
+    benchmarks = {path.parent.name for path in (ROOT / "simulations").glob("*/__main__.py")}
+    assert benchmarks >= {"throughput", "sealed_cost", "chaos"}
+    for path in (ROOT / "simulations").rglob("*.py"):
+        own = path.relative_to(ROOT / "simulations").parts[0]
+        # Only the page tells of all of them.
+        if own != "page.py":
+            assert own in benchmarks or own.endswith(".py")
+            assert benchmarks & parts_of_simulations(path) <= {own}, path
+
+
+def parts_of_simulations(path):
+    """Return the modules and packages of simulations that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+        if isinstance(node, ast.ImportFrom) and node.module == "simulations":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("simulations."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
 def test_flower_is_not_loaded_by_the_core():
     code = "import sys, psl_flower.engine.build, psl_flower.engine.streams, psl_flower.engine.rounds; "
     code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'flwr', 'ray', 'strategies', 'server'}))"

@@ -6,14 +6,16 @@ import pytest
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
+from simulations import page, reports
+from simulations.reports import Spread
 from simulations.sealed_cost import table
+from simulations.sealed_cost.bench import DECIDED
 from simulations.sealed_cost.command import main, make_parser, read_config
-from simulations.sealed_cost.defaults import DECIDED
 from simulations.sealed_cost.results import Ingest, Reading, Report, Restoring, Settings, Trial, slow, summarise
 from simulations.sealed_cost.work import IngestJob, ask
-from simulations.throughput import page, results
-from simulations.throughput.defaults import DEFAULTS
-from simulations.throughput.results import Spread
+from simulations.settings import DEFAULTS
+from simulations.tables import show
+from simulations.throughput import results as throughput
 
 
 def settings(**config):
@@ -89,13 +91,13 @@ def test_the_page_has_a_section_of_its_own():
         "| 400 | 260 | 60 | 121 | 21 |",
     ):
         assert row in text
-    for head, rows in table.tables(report()):
+    for head, rows in table.present(report()).tables:
         assert rows
         assert {len(row) for row in rows} == {len(head)}
 
 
 def test_the_report_on_a_terminal(capsys):
-    table.show(report())
+    show(table.present(report()))
     shown = capsys.readouterr().out
     for expected in ("batch 128, resnet18", "2.00 %", "2 repetitions", "images a minute"):
         assert expected in " ".join(shown.replace("\n", " ").split())
@@ -116,13 +118,13 @@ def test_the_page_names_the_command_that_measures_again():
 
 def test_a_report_survives_its_file(tmp_path):
     path, written = tmp_path / "sealed-cost.json", report()
-    results.save(path, written)
-    assert results.load(path, Report) == written
-    assert results.load(path, results.Report) is None
+    reports.save(path, written)
+    assert reports.load(path, Report) == written
+    assert reports.load(path, throughput.Report) is None
     told = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**told, "version": 99}), "utf-8")
     with pytest.raises(RunError, match="expected version 1"):
-        results.load(path, Report)
+        reports.load(path, Report)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def test_a_report_survives_its_file(tmp_path):
         (["colour=red"], "unknown setting colour"),
         (["max-train=5"], "see --images"),
         (["stores=plain"], "the benchmark decides it"),
+        (["device=cuda"], "the benchmark decides it"),
         (["--dataset", "digits", "dataset=digits"], "given twice"),
     ],
 )
@@ -174,7 +177,7 @@ def test_all_of_it_on_a_few_digits(tmp_path, capsys):
         "1",
     ]
     assert main([*few, "--threads", "1", "--out", str(out), "batch-size=8"]) == 0
-    found = results.load(out, Report)
+    found = reports.load(out, Report)
     assert found is not None
     (measured,) = found.measurements
     assert [i.images for i in measured.ingests] == [42, 162]

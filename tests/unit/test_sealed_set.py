@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from psl_flower.config import RunConfig
-from psl_flower.data import sealed_set
+from psl_flower.data import store_set
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
@@ -55,7 +55,7 @@ def test_a_second_call_decodes_and_draws_nothing(tmp_path, pictures, monkeypatch
     def forbidden(*_, **__):
         raise AssertionError("opened the dataset again")
 
-    monkeypatch.setattr(sealed_set, "open_dataset", forbidden)
+    monkeypatch.setattr(store_set, "open_dataset", forbidden)
     again = make_sealed(tmp_path, request_for(pictures))
     assert not again.created
     assert (again.folder, again.manifest, again.owner) == (first.folder, first.manifest, first.owner)

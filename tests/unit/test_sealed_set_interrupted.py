@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from psl_flower.config import RunConfig
-from psl_flower.data import sealed_set
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import store_request
@@ -111,9 +110,8 @@ def test_two_processes_at_once_make_one_set(tmp_path, pictures):
 def unwritable(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     config = RunConfig(max_train=20, max_test=5, workspace=str(tmp_path / "workspace"))
-    wanted = store_request(config)
-    lock = f".{wanted.folder_name(wanted.fingerprint(sealed_set.local_fingerprint('digits', wanted.source_options())))}"
-    (tmp_path / "locked" / "stores" / f"{lock}.lock").mkdir(parents=True)
+    folder, _, _ = store_request(config).locate(tmp_path / "locked" / "stores")
+    folder.with_name(f".{folder.name}.lock").mkdir(parents=True)
     return {
         "workspace is in a file": config.replace(workspace=str(tmp_path / "file" / "deeper")),
         "nobody may write": config.replace(workspace="/proc/nowhere"),

@@ -8,12 +8,17 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.engine.local import LocalExchange
 from psl_flower.errors import ConfigError, RunError
-from simulations.throughput import page, results, table
+from simulations import page, reports
+from simulations.machine import peak
+from simulations.reports import Spread
+from simulations.settings import DEFAULTS
+from simulations.tables import show
+from simulations.throughput import table
+from simulations.throughput.bench import DECIDED
 from simulations.throughput.command import main, make_parser, read_config
-from simulations.throughput.defaults import DECIDED, DEFAULTS
 from simulations.throughput.federated import evaluation_bytes, phases
-from simulations.throughput.memory import MemoryWatch, peak, role_of
-from simulations.throughput.results import Measurement, Process, Report, Settings, Spread, rate, summarise
+from simulations.throughput.memory import MemoryWatch, role_of
+from simulations.throughput.results import Measurement, Process, Report, Settings, rate, summarise
 from tests.engines import Federation
 from tests.paths import ROOT
 
@@ -118,10 +123,10 @@ def test_a_stamp_noticed_too_late_makes_no_negative_phase():
 def test_a_report_survives_its_file(tmp_path):
     path = tmp_path / "throughput.json"
     written = report()
-    results.save(path, written)
-    assert results.load(path, Report) == written
+    reports.save(path, written)
+    assert reports.load(path, Report) == written
     with pytest.raises(RunError, match="cannot write"):
-        results.save(tmp_path / "absent" / "throughput.json", written)
+        reports.save(tmp_path / "absent" / "throughput.json", written)
 
 
 @pytest.mark.parametrize(
@@ -137,15 +142,15 @@ def test_a_file_that_is_not_a_result(tmp_path, content, message):
     path = tmp_path / "result.json"
     path.write_bytes(content.encode("latin1"))
     with pytest.raises(RunError, match=message):
-        results.load(path, Report)
+        reports.load(path, Report)
 
 
 def test_other_benchmarks_are_passed_over(tmp_path):
     path = tmp_path / "compare.json"
     path.write_text('{"benchmark": "compare"}')
-    assert results.load(path, Report) is None
+    assert reports.load(path, Report) is None
     with pytest.raises(RunError, match="cannot be read"):
-        results.load(tmp_path / "absent.json", Report)
+        reports.load(tmp_path / "absent.json", Report)
 
 
 def test_tables_have_a_cell_for_every_column():
@@ -164,7 +169,7 @@ def test_tables_have_a_cell_for_every_column():
 
 
 def test_the_report_on_a_terminal(capsys):
-    table.show(report())
+    show(table.present(report()))
     shown = capsys.readouterr().out
     for expected in ("digits, resnet18, batch 128, wire bfloat16", "0.960 (0.950 to 0.970)", "2 repetitions"):
         assert expected in shown
@@ -175,7 +180,7 @@ def test_the_page_names_the_command_that_measures_again():
     text = page.render({"throughput-b.json": report(), "throughput-a.json": asked})
     assert text.index("## throughput-a") < text.index("## throughput-b")
     assert "| stream | 71.8 (48.5 to 95.0) | 0.960 (0.950 to 0.970) | 1.0 | 1.1 |" in text
-    line = page.command(asked)
+    line = table.command(asked)
     assert line in text
     given = make_parser().parse_args(line.split()[3:])
     told = read_config(given).to_mapping()
@@ -212,6 +217,7 @@ def test_a_pattern_that_fits_nothing_is_no_result_yet(tmp_path, capsys):
         (["batch-size"], "expected KEY=VALUE"),
         (["rounds=2"], "see --steps"),
         (["resume=x"], "the benchmark decides it"),
+        (["restore=x"], "the benchmark decides it"),
         (["--batch-size", "8", "batch-size=8"], "given twice"),
         (["--page", "--json"], "--page takes"),
     ],

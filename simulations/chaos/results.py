@@ -1,0 +1,68 @@
+"""What is found and written: every kill, and what became of the run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from simulations import reports
+from simulations.reports import Values
+
+VERSION = 1
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    """One process killed.
+
+    Attributes
+    ----------
+    role : str
+        "node", "server" or "SuperLink".
+    step, committed : int
+        Training step that the run had reached, and the one that it went on from.
+    lost_s : float
+        From the kill to the first step after it.
+    """
+
+    role: str
+    step: int
+    committed: int
+    lost_s: float
+
+    @property
+    def steps_repeated(self) -> int:
+        """Steps done again."""
+        return max(0, self.step - self.committed)
+
+
+class Report(reports.Report, frozen=True, kw_only=True):
+    """A result file.
+
+    Attributes
+    ----------
+    settings : dict
+        Settings of the run by their kebab-case keys.
+    seed : int
+        Of roles and moments.
+    measurements : tuple of Kill
+        Every kill, in the order in which they came.
+    kills : dict
+        Kills by role.
+    steps, steps_repeated : int
+        Training steps of the run, and how many were done again.
+    seconds, seconds_lost : float
+        Wall time of the run, and of it from each kill to the first step after it.
+    equal : bool
+        Whether the weights are bit for bit those of the undisturbed run.
+    """
+
+    benchmark: str = "chaos"
+    version: int = VERSION
+    settings: Values
+    seed: int
+    measurements: tuple[Kill, ...]
+    kills: dict[str, int]
+    steps: int
+    steps_repeated: int
+    seconds: float
+    seconds_lost: float
+    equal: bool

@@ -1,0 +1,53 @@
+"""The report in words."""
+
+from __future__ import annotations
+
+from simulations.chaos.results import Report
+from simulations.reports import Spread
+from simulations.tables import Cells, Presentation, again, machine, spread
+
+
+def present(report: Report) -> Presentation:
+    """Return the report in words."""
+    return Presentation(title=title(report), tables=(kills(report),), notes=notes(report), command=command(report))
+
+
+def title(report: Report) -> str:
+    """Return one line: what became of which run, and where."""
+    settings, count = report.settings, len(report.measurements)
+    return (
+        f"{count} kill{'s' * (count > 1)} survived, weights "
+        f"{'bit-equal to' if report.equal else 'DIFFERENT from'} those of the undisturbed run; {settings['dataset']}, "
+        f"batch {settings['batch-size']}, {report.steps} steps; {machine(report)}"
+    )
+
+
+def kills(report: Report) -> Cells:
+    """Return names and cells of the table of kills, by what was killed."""
+    rows = []
+    for role in report.kills:
+        found = [kill for kill in report.measurements if kill.role == role]
+        lost = Spread.of(kill.lost_s for kill in found)
+        rows.append((role, str(len(found)), str(sum(kill.steps_repeated for kill in found)), spread(lost, _seconds)))
+    return ("killed", "times", "steps repeated", "lost by a kill, s"), rows
+
+
+def notes(report: Report) -> str:
+    """Return how to read the table."""
+    return (
+        "A run in Flower's simulation on this machine with a checkpoint after every step; one process at a time was "
+        f"killed (SIGKILL), and `psl train --retries` recovered. {report.steps_repeated} of {report.steps} steps were "
+        f"done again; {report.seconds:.0f} s in all, of which {report.seconds_lost:.0f} s were lost by kills: from a "
+        "kill to the first step after it, median (lowest to highest). The undisturbed run is the same network trained "
+        f"in one process on the same batches. Load of the machine before: {report.machine['load_before']}."
+    )
+
+
+def command(report: Report) -> str:
+    """Return the command line that does the same again."""
+    options = ["--kills", str(len(report.measurements)), "--seed", str(report.seed), "--steps", str(report.steps)]
+    return again("chaos", options, {})
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}"

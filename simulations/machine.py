@@ -1,0 +1,86 @@
+"""What a measurement depends on: this machine, the versions installed, the memory of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+
+from psl_flower.machine import count_gpus, usable_cores
+
+_PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
+
+
+class Circumstances(TypedDict):
+    """Fields of every `simulations.reports.Report`."""
+
+    date: str
+    machine: dict[str, str | int | float]
+    versions: dict[str, str]
+
+
+def circumstances() -> Circumstances:
+    """Return when and where something is measured; to be asked before it, for the load of the machine."""
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Circumstances(date=date, machine=_describe_machine(), versions=_versions())
+
+
+def peak(pid: int | str = "self") -> int:
+    """Return the high-water mark of a process's resident memory in bytes; 0 where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") or 0
+
+
+def anonymous(pid: int | str = "self") -> int:
+    """Return a process's resident memory without mapped files, in bytes, now; 0 where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:") or 0
+
+
+def pss(pid: int | str = "self") -> int | None:
+    """Return a process's proportional share of memory in bytes; None where it is not known."""
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+
+
+def _describe_machine() -> dict[str, str | int | float]:
+    """Return what the numbers depend on: processor, cores, memory, system, and how busy it was."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "gpus": count_gpus(),
+        "system": platform.platform(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _kilobytes(path: Path, key: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in path.read_text("ascii", "replace").splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    return None

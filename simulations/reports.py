@@ -1,0 +1,111 @@
+"""Result files: what all benchmarks' reports have in common, and how they are written and read."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from psl_flower.errors import RunError
+from psl_flower.files import write_atomically
+
+# Settings of a run by their kebab-case keys.
+Values = dict[str, str | int | float | bool]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A result file; a benchmark's own report adds what it measured, and gives the first two their defaults.
+
+    Attributes
+    ----------
+    benchmark, version : str, int
+        Which benchmark this is of, and its format.
+    date : str
+        When it began, UTC.
+    machine : dict
+        CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
+    versions : dict
+        Of Python and the packages that matter.
+    """
+
+    benchmark: str
+    version: int
+    date: str
+    machine: dict[str, str | int | float]
+    versions: dict[str, str]
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Median and range over the repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Return that of one or more values."""
+        known = sorted(values)
+        return cls(median=statistics.median(known), low=known[0], high=known[-1])
+
+
+Kind = TypeVar("Kind", bound=Report)
+
+
+def encode(report: Report) -> bytes:
+    """Return a report as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=1)
+
+
+def save(path: Path, report: Report) -> None:
+    """Write a result file.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    write(path, encode(report) + b"\n")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises RunError if the disk refuses."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def load(path: Path, kind: type[Kind]) -> Kind | None:
+    """Read a result file; None if it is another benchmark's.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : type
+        The benchmark's report.
+
+    Raises
+    ------
+    RunError
+        If it cannot be read, is damaged, or of another version.
+    """
+    expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content)
+        if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
+            return None
+        if head.get("version") != expected["version"]:
+            raise RunError(
+                f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
+            )
+        return msgspec.json.decode(content, type=kind)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error

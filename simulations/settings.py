@@ -1,0 +1,62 @@
+"""Settings of the benchmarks' runs: what they choose unless asked, what they decide themselves, what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from psl_flower.cli.train import parse_settings
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
+from simulations.reports import Values
+
+# Throughput does not depend on the schedule; a gentle one keeps the loss of a short run finite. The run through the
+# test split at the end is not measured, so two images do.
+DEFAULTS: dict[str, object] = {
+    "dataset": "digits", "batch-size": 128, "wire-activations": "bfloat16", "wire-gradients": "bfloat16",
+    "lr": 0.01, "schedule": "constant", "max-test": 2, "progress-every-s": 0.0,
+}  # fmt: skip
+
+# Keys that every benchmark decides, each with the option that asks for it; empty where there is none.
+DECIDED = {
+    "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", "resume": "", "restore": "",
+    "evaluate-every": "", "checkpoint-every": "", "collect-model": "",
+}  # fmt: skip
+
+
+def merge(options: Mapping[str, object], texts: list[str], decided: Mapping[str, str]) -> RunConfig:
+    """Return a run's settings of a command's options (None: not given) and KEY=VALUE arguments.
+
+    Parameters
+    ----------
+    options : mapping
+        By the settings' keys.
+    texts : list of str
+        The arguments.
+    decided : mapping
+        Keys that the benchmark decides, each with the option that asks for it, or an empty text.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, mistyped, contradictory, given twice, or the benchmark's own to decide.
+    """
+    asked = {key: value for key, value in options.items() if value is not None}
+    settings = parse_settings(texts)
+    for key in settings:
+        if key in decided:
+            option = decided[key]
+            raise ConfigError(f"{key}: the benchmark decides it{f'; see {option}' if option else ''}")
+        if key in asked:
+            raise ConfigError(f"{key} is given twice, as an option and as KEY=VALUE")
+    return RunConfig.from_mapping({**DEFAULTS, **asked, **settings})
+
+
+def without(config: RunConfig, decided: Collection[str]) -> Values:
+    """Return the settings that a report tells: all but those that the benchmark decides."""
+    return {key: value for key, value in config.to_mapping().items() if key not in decided}
+
+
+def differing(config: Values) -> Values:
+    """Return those of a report's settings that were asked for: other than the defaults."""
+    usual = RunConfig.from_mapping(DEFAULTS).to_mapping()
+    return {key: value for key, value in config.items() if value != usual.get(key)}
