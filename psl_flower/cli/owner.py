@@ -104,15 +104,19 @@ def ingest(
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.data.sources import open_dataset
     from psl_flower.sealed import manifest as manifests
-    from psl_flower.sealed.folders import shown
     from psl_flower.sealed.ingest import Ingested, Plan, Resized, half_of
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.sealing import is_complete
+    from psl_flower.sealed.url_folder import shown
 
     forbid_core_dumps()
     folders, places = numbered(out)
     if len(folders) != 1:
         raise ConfigError("--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path")
+    if "://" in folders[0]:
+        raise ConfigError(
+            "--out: the owner's folder, with manifest and labels, is local; UPPER=URL puts a store elsewhere"
+        )
     nodes = tuple(keyfile.load_public(text, Role.NODE) for text in node_key or ())
     if not append and (not nodes or uppers not in (0, len(nodes))):
         raise ConfigError(f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}")

@@ -10,6 +10,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.doctor.finding import Finding, failed, ok
 from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner
 from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.url_folder import shown
 from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import open_store
 
@@ -43,7 +44,7 @@ def check_store(
         # Some from all over: reading checks every record of a sealed store.
         store.read(np.unique(np.linspace(0, count - 1, min(count, _READ)).astype(np.int64)))
         meta = store.meta
-        said = f"{place}: Upper {meta.upper}, positions {', '.join(map(str, meta.positions))}, {count} images"
+        said = f"{shown(place)}: Upper {meta.upper}, positions {', '.join(map(str, meta.positions))}, {count} images"
         return [ok(what, said), *([] if manifest is None else _belongs(store, manifest))]
     except PslError as error:
         return [failed(what, str(error), "get the store from the owner again; `psl verify` names every damaged record")]

@@ -6,16 +6,15 @@ request per record would make a remote store useless.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from psl_flower.errors import StoreNotFound, StoreUnreachable, TruncatedFile
 from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
 
-_BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
 
 
 class Draft(Protocol):
@@ -43,7 +42,7 @@ class Folder(Protocol):
         ...
 
     def list(self) -> list[str]:
-        """Names of the files, in order; none where the folder does not exist."""
+        """Names of the files, in order; none where the folder does not exist, or a web server does not list it."""
         ...
 
     def size(self, name: str) -> int:
@@ -78,6 +77,9 @@ class Folder(Protocol):
 def open_folder(place: str | Path, disk: Disk = DISK) -> Folder:
     """Open a local folder, or the folder at a URL (anything with ``://``)."""
     if isinstance(place, str) and "://" in place and not place.startswith("file://"):
+        # Imported here: most stores are local, and the far ones build on what this module defines.
+        from psl_flower.sealed.url_folder import UrlFolder
+
         return UrlFolder(place)
     return LocalFolder(Path(str(place).removeprefix("file://")), disk)
 
@@ -162,7 +164,7 @@ class _LocalDraft:
 
     def write(self, data: bytes) -> None:
         self._buffer += data
-        if len(self._buffer) >= _BUFFER_BYTES:
+        if len(self._buffer) >= BUFFER_BYTES:
             self._flush()
 
     def commit(self) -> None:
@@ -185,133 +187,3 @@ class _LocalDraft:
         if self._buffer:
             self._disk.write(self._descriptor, bytes(self._buffer), self._temporary)
             self._buffer.clear()
-
-
-class UrlFolder:
-    """A folder at a URL, through fsspec, which also knows the credentials; messages show none.
-
-    A file is written under a temporary name and then moved, so that a broken transfer leaves none under its
-    own; what the far side makes durable, and when, is its own affair.
-    """
-
-    def __init__(self, url: str) -> None:
-        import fsspec  # type: ignore[import-untyped,unused-ignore]
-
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError, OSError) as error:
-            raise StoreUnreachable(f"cannot open {shown(url)}: {type(error).__name__}: {error}") from None
-        self._name = shown(url)
-
-    @property
-    def name(self) -> str:
-        """The URL, without user or password."""
-        return self._name
-
-    def list(self) -> list[str]:
-        """See Folder."""
-        with self._translated(""):
-            self._fs.invalidate_cache()
-            if not self._fs.isdir(self._root):
-                return []
-            entries: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
-
-    def size(self, name: str) -> int:
-        """See Folder."""
-        with self._translated(name):
-            self._fs.invalidate_cache()
-            return int(self._fs.size(self._path(name)))
-
-    def read(self, name: str, limit: int) -> bytes:
-        """See Folder."""
-        with self._translated(name):
-            if self.size(name) > limit:
-                raise StoreUnreachable(f"{self._name}/{name} is larger than {limit} bytes: not a file of this kind")
-            return bytes(self._fs.cat_file(self._path(name)))
-
-    def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
-        """See Folder."""
-        path = self._path(name)
-        with self._translated(name):
-            parts = self._fs.cat_ranges([path] * len(starts), list(starts), [start + length for start in starts])
-        if any(len(part) != length for part in parts):
-            raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
-        return [bytes(part) for part in parts]
-
-    def draft(self, name: str) -> Draft:
-        """See Folder."""
-        with self._translated(name):
-            self._fs.makedirs(self._root, exist_ok=True)
-            return _UrlDraft(self, self._path(f".{name}.tmp"), self._path(name))
-
-    def write(self, name: str, data: bytes) -> None:
-        """See Folder."""
-        draft = self.draft(name)
-        try:
-            draft.write(data)
-            draft.commit()
-        except BaseException:
-            draft.abort()
-            raise
-
-    def remove(self, name: str) -> None:
-        """See Folder."""
-        with self._translated(name), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
-
-    def close(self) -> None:
-        """See Folder."""
-
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
-
-    @contextlib.contextmanager
-    def _translated(self, name: str) -> Any:
-        """Turn the file system's errors into ours; remote ones raise about anything."""
-        try:
-            yield
-        except (StoreNotFound, StoreUnreachable):
-            raise
-        except FileNotFoundError as error:
-            # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                raise StoreUnreachable(f"{self._name}/{name}: {type(error.__cause__).__name__}") from None
-            raise StoreNotFound(f"{self._name}/{name} does not exist") from None
-        except Exception as error:
-            raise StoreUnreachable(f"{self._name}/{name}: {type(error).__name__}") from None
-
-
-class _UrlDraft:
-    def __init__(self, folder: UrlFolder, temporary: str, final: str) -> None:
-        self._folder, self._temporary, self._final = folder, temporary, final
-        self._file: Any = folder._fs.open(temporary, "wb")
-        self._done = False
-
-    def write(self, data: bytes) -> None:
-        with self._folder._translated(self._final.rsplit("/", 1)[-1]):
-            self._file.write(data)
-
-    def commit(self) -> None:
-        with self._folder._translated(self._final.rsplit("/", 1)[-1]):
-            self._file.close()
-            self._folder._fs.mv(self._temporary, self._final)
-        self._done = True
-
-    def abort(self) -> None:
-        if self._done:
-            return
-        self._done = True
-        with contextlib.suppress(Exception):
-            self._file.close()
-        with contextlib.suppress(Exception):
-            self._folder._fs.rm_file(self._temporary)
-
-
-def shown(url: str) -> str:
-    """Return a place as it may be shown: a URL without user, password or query; a path as it is."""
-    if "://" not in url:
-        return url
-    scheme, rest = url.split("://", 1)
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rsplit('@', 1)[-1]}{slash}{path}".split("?", 1)[0]

@@ -176,10 +176,7 @@ def ingest(
         else:
             draft, keys = _first_generation(source, first_HWC, owner, plan)
         before = current.manifest.num_samples if current is not None else 0
-        folders = [
-            open_folder((places or {}).get(store.upper, str(store_folder(out, store.upper))), disk)
-            for store in draft.manifest.stores
-        ]
+        folders = _folders(out, draft.manifest, places or {}, disk)
         _check_places(folders, draft.manifest)
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
@@ -187,6 +184,16 @@ def ingest(
             _fill(sealing, source, draft.manifest, resumed, progress)
             signed = sealing.commit()
         return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
+
+
+def _folders(out: Path, manifest: Manifest, places: Mapping[int, str], disk: Disk) -> list[Folder]:
+    uppers = [store.upper for store in manifest.stores]
+    unknown = [upper for upper in places if upper not in uppers]
+    if unknown:
+        raise ConfigError(
+            f"--out {unknown[0]}=PLACE: there is no Upper {unknown[0]}; there are {len(uppers)}, from 0 on"
+        )
+    return [open_folder(places.get(upper, str(store_folder(out, upper))), disk) for upper in uppers]
 
 
 def _check_places(folders: list[Folder], manifest: Manifest) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from psl_flower.errors import StoreExists, StoreNotFound
+from psl_flower.errors import StoreError, StoreExists, StoreNotFound
 from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
@@ -71,9 +72,9 @@ def place_of(folder: Path, manifest: Manifest, upper: int) -> Path:
 def _name(folder: Folder, manifest: Manifest) -> bytes | None:
     """Return the store's name by most of its segments, so that one exchanged segment does not mislead."""
     names: Counter[bytes] = Counter()
-    present = set(folder.list())
     for segment in range(max((len(entry.segments) for entry in manifest.stores), default=0)):
         file = segment_file(manifest.epoch, segment)
-        if file in present and folder.size(file) >= _STORE_AT.stop:
+        # Asked for by name: a web server may list nothing. What is wrong here is told by whoever reads the store.
+        with contextlib.suppress(StoreError):
             names[folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT]] += 1
     return names.most_common(1)[0][0] if names else None

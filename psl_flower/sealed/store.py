@@ -5,12 +5,13 @@ Shape suffixes: B batch, K positions of this Upper, C channels, h and w pixels o
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.errors import StoreError, WrongNodeKey
+from psl_flower.errors import StoreError, StoreNotFound, WrongNodeKey
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
 from psl_flower.sealed.folders import Folder, open_folder
@@ -183,8 +184,9 @@ def _entry_for(folder: Folder, signed: SignedManifest, node: PublicIdentity) -> 
     if not mine:
         raise WrongNodeKey(f"{folder.name}: this store was not made for node {node.fingerprint}")
     file = segment_file(signed.manifest.epoch, 0)
-    if len(mine) > 1 and file in folder.list():
+    if len(mine) > 1:
         # It only chooses among entries; the header that it comes from is checked afterwards.
-        header = folder.ranges(file, [0], min(folder.size(file), 48))[0]
-        mine = [entry for entry in mine if entry.store == header[32:48]] or mine
+        with contextlib.suppress(StoreNotFound):
+            header = folder.ranges(file, [0], min(folder.size(file), 48))[0]
+            mine = [entry for entry in mine if entry.store == header[32:48]] or mine
     return mine[0]

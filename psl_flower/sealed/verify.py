@@ -138,7 +138,11 @@ def _verify_store(
             problems.append(error)
         if progress is not None:
             progress(f"Upper {entry.upper}", records, manifest.num_samples)
-    names = set(folder.list())
+    names: set[str] = set()
+    try:
+        names.update(folder.list())
+    except StoreError as error:
+        problems.append(error)
     old = {file for remains in manifest.remains for file in remains.files}
     known = {manifests.FILE, *(segment_file(manifest.epoch, part.segment) for part in entry.segments)}
     folder.close()

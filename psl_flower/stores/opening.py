@@ -15,6 +15,7 @@ from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.store import SealedStore
+from psl_flower.sealed.url_folder import shown
 from psl_flower.stores.base import PatchStore, store_folder
 from psl_flower.stores.plain import PATCHES_FILE, PlainStore
 
@@ -85,7 +86,7 @@ def open_sealed(
 ) -> Opened:
     """Open a sealed store as its node; parameters and errors are those of `open_store`."""
     if keys is None:
-        raise ConfigError(f"{place}: is sealed; name the node's private key (key= in --node-config)")
+        raise ConfigError(f"{shown(str(place))}: is sealed; name the node's private key (key= in --node-config)")
     trusted = keyfile.load_public(owner, Role.OWNER) if owner else None
     folder = open_folder(place)
     signed = manifests.load_copy(folder, trusted)

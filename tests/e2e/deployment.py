@@ -1,4 +1,7 @@
-"""A SuperLink with TLS and node authentication and four SuperNodes, each on a host of its own (`network.Host`)."""
+"""A SuperLink with TLS and node authentication and four SuperNodes, each on a host of its own (`network.Host`).
+
+The last node has no store on its disk: it reads it from a patch server, a sixth host.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from tests.e2e.conftest import BIN, wait_until
 from tests.e2e.network import Host, Network
 from tests.paths import DATA, ROOT
 
-FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT = 9092, 9444, 5000
+FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT, WEB_PORT = 9092, 9444, 5000, 80
 CIFAR10 = DATA / "cifar10"
 DATASET = str(CIFAR10) if CIFAR10.is_dir() else "digits"
 INGEST = ("--max-train", "128", "--max-test", "32")
@@ -36,8 +39,9 @@ SETTINGS = (
     "batch-size=32", "rounds=2", "steps-per-round=2", "lr=0.02", "flip=true", "evaluate-every=0", "upper-threads=1",
     "lower-threads=1",
 )  # fmt: skip
-# What a node's configuration names in the host's folder.
-_NODE_CONFIG = {"store": "store", "key": "node.key", "owner": "owner.key.pub", "state": "state"}
+RESTORERS = ("alice", "bob")
+# What a node's configuration names in the host's folder, its store apart.
+_NODE_CONFIG = {"key": "node.key", "owner": "owner.key.pub", "state": "state"}
 # Notes every 32 random bytes that the server's processes draw: the only way to know a run's tokens.
 _TAP = """
 import os, secrets
@@ -65,6 +69,8 @@ class Deployment:
         Further arguments of `psl ingest`.
     settings : sequence of str
         KEY=VALUE, of every run that is not resumed.
+    restorers : sequence of str
+        Names of those who may restore, all together; their keys lie in `restorers`, a place of theirs.
     """
 
     def __init__(
@@ -73,16 +79,18 @@ class Deployment:
         dataset: str = DATASET,
         ingest: Sequence[str] = INGEST,
         settings: Sequence[str] = SETTINGS,
+        restorers: Sequence[str] = RESTORERS,
     ) -> None:
         self.network = network
         self.server, self.nodes = network.server, network.nodes
         self.node_ids: list[str] = []
         self.tokens = self.server.folder / "tokens"
+        self.restorers = self.server.folder.parent / "restorers"
         self._workspace = Path(self.server.environment["PSL_WORKSPACE"])
-        self._dataset = self.server.folder / "dataset"
-        self._settings = [*settings, f"dataset={self._dataset}", f"keys={self.server.folder / 'lower.key'}"]
+        self.dataset = self.server.folder / "dataset"
+        self._settings = [*settings, f"dataset={self.dataset}", f"keys={self.server.folder / 'lower.key'}"]
         self._certificates()
-        self._ingest(dataset, ingest)
+        self._ingest(dataset, ingest, restorers)
 
     def _certificates(self) -> None:
         made = self.server.folder / "certificates"
@@ -92,7 +100,7 @@ class Deployment:
         for node in self.nodes:
             _call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", node.folder / "auth")
 
-    def _ingest(self, dataset: str, arguments: Sequence[str]) -> None:
+    def _ingest(self, dataset: str, arguments: Sequence[str], restorers: Sequence[str]) -> None:
         """Let the owner seal one store to each node, and give each place what it may have."""
         owner = self.server.folder.parent / "owner"
         keygen = (BIN / "psl", "keygen")
@@ -102,14 +110,28 @@ class Deployment:
             _call(*keygen, "node", "--out", node.folder / "node.key")
         keys = [argument for node in self.nodes for argument in ("--node-key", node.folder / "node.key.pub")]
         lower = ("--lower-key", self.server.folder / "lower.key.pub")
+        people: list[str | Path] = ["--threshold", str(len(restorers))]
+        for name in restorers:
+            _call(*keygen, "restorer", "--out", self.restorers / f"{name}.key")
+            people += ["--restorer", f"{name}={self.restorers / name}.key.pub"]
         place = ("--out", owner / "sealed", "--owner-key", owner / "owner.key")
-        _call(BIN / "psl", "ingest", dataset, *place, *keys, *lower, *arguments, PSL_STATE=str(owner))
-        for m, node in enumerate(self.nodes):
-            shutil.move(store_folder(owner / "sealed", m), node.folder / "store")
+        _call(BIN / "psl", "ingest", dataset, *place, *keys, *lower, *people, *arguments, PSL_STATE=str(owner))
+        for m in range(len(self.nodes)):
+            shutil.move(store_folder(owner / "sealed", m), self._store(m))
         # What is left: the signed manifest, and the labels, which only the Lower can read.
-        shutil.move(owner / "sealed", self._dataset)
+        shutil.move(owner / "sealed", self.dataset)
         for host in (self.server, *self.nodes):
             shutil.copy(owner / "owner.key.pub", host.folder)
+
+    def _store(self, n: int) -> Path:
+        """Return the folder of a node's store: on the node's own host, of the last one on the patch server's."""
+        host = self.network.patch_server if n == len(self.nodes) - 1 else self.nodes[n]
+        return host.folder / "store"
+
+    def start_patch_server(self) -> None:
+        host = self.network.patch_server
+        script = ROOT / "tests" / "web_server.py"
+        host.start([sys.executable, "-u", "-S", script, host.address, str(WEB_PORT), host.folder], "web.log")
 
     def start_superlink(self) -> None:
         tap = self.server.folder / "tap"
@@ -142,19 +164,23 @@ class Deployment:
             self.node_ids.append(str(json.loads(done.stdout)["node-id"]))
 
     def start_node(self, n: int) -> None:
-        node = self.nodes[n]
+        node, patches = self.nodes[n], self.network.patch_server
+        far = patches.folder in self._store(n).parents
+        places = {name: str(node.folder / file) for name, file in _NODE_CONFIG.items()}
+        places["store"] = f"http://{patches.address}:{WEB_PORT}/store" if far else str(self._store(n))
         node.start(
             [
                 BIN / "flower-supernode", "--root-certificates", node.folder / "ca.crt",
                 "--superlink", f"{self.server.address}:{FLEET_PORT}",
                 "--auth-supernode-private-key", node.folder / "auth",
-                "--node-config", " ".join(f"{name}='{node.folder / file}'" for name, file in _NODE_CONFIG.items()),
+                "--node-config", " ".join(f"{name}='{place}'" for name, place in places.items()),
             ],
             "supernode.log",
         )  # fmt: skip
 
     def start(self) -> None:
         """Start everything and wait until all nodes are registered and online."""
+        self.start_patch_server()
         self.start_superlink()
         self.register()
         for n in range(len(self.nodes)):
@@ -168,6 +194,11 @@ class Deployment:
         listed = self.flwr("supernode", "list", "lower", "--format", "json")
         nodes = json.loads(listed.stdout).get("nodes", []) if listed.returncode == 0 else []
         return sum(node["status"] == "online" for node in nodes)
+
+    def as_restorers(self, *arguments: str | Path) -> str:
+        """Call `psl` on the restorers' machine, which has the manifest and the labels; return what it prints."""
+        command = (BIN / "psl", arguments[0], "--manifest", self.dataset, *arguments[1:])
+        return _call(*command, PSL_STATE=str(self.restorers / "state"))
 
     def flwr(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Call `flwr` as the operator does, on the server's host."""
@@ -215,7 +246,7 @@ class Deployment:
         return Monolith(config, stores.manifest, stores.labels, [self.open_store(n) for n in range(4)])
 
     def open_store(self, n: int) -> PatchStore:
-        return open_store(self.nodes[n].folder / "store", KeyRing(self.nodes[n].folder / "node.key"))
+        return open_store(self._store(n), KeyRing(self.nodes[n].folder / "node.key"))
 
     def labels(self) -> NDArray[np.int64]:
         given = parse_settings([*self._settings, f"workspace={self._workspace}"])
@@ -223,15 +254,17 @@ class Deployment:
 
     def logs(self) -> str:
         """Return the ends of all logs, for the message of a failed test."""
-        logs = [*self.server.folder.glob("*.log"), *(node.folder / "supernode.log" for node in self.nodes)]
+        nodes = (node.folder / "supernode.log" for node in self.nodes)
+        logs = [*self.server.folder.glob("*.log"), self.network.patch_server.folder / "web.log", *nodes]
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs if log.exists())
 
 
-def _call(*arguments: str | Path, **environment: str) -> None:
+def _call(*arguments: str | Path, **environment: str) -> str:
     done = subprocess.run(
         list(map(str, arguments)), env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Hosts of their own on one machine: network namespaces joined by a switch, with the firewalls of a careful operator.
 
-The switch is a bridge in a namespace of its own whose ports for nodes are isolated, so nodes reach the server and no
+The switch is a bridge in a namespace of its own whose ports for nodes are isolated, so nodes reach the servers and no
 other node. Every node drops connections that others open to it, by a filter on its interface (`tc`, classic BPF:
 part of iproute2 like all that is used here, where nft and iptables may be missing).
 """
@@ -91,7 +91,7 @@ class NotAllowed(Exception):
 
 
 class Network:
-    """A server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind.
+    """A server, a patch server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind.
 
     Raises
     ------
@@ -108,6 +108,7 @@ class Network:
             _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
             _ip("-n", self.switch, "link", "set", "br0", "up", "promisc", "on")
             self.server = self._host("server", f"{SUBNET}.1", folder, environment)
+            self.patch_server = self._host("patches", f"{SUBNET}.2", folder, environment)
             self.nodes = [self._host(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
             for n, node in enumerate(self.nodes):
                 _ip("-n", self.switch, "link", "set", f"node{n}", "type", "bridge_slave", "isolated", "on")

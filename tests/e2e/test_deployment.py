@@ -1,17 +1,21 @@
 """Separate hosts: SuperLink and server on one, four SuperNodes on one each; TLS, node authentication and firewalls.
 
-The hosts are network namespaces (`network`), the programs real ones, started as docs/deploy.md says (`deployment`).
+The last node's store is on a sixth host, a web server. The hosts are network namespaces (`network`), the programs real
+ones, started as docs/deploy.md says (`deployment`).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from psl_flower.data.sources import open_dataset
 from tests.e2e.conftest import differing, model
-from tests.e2e.deployment import PLAIN_PORT, Deployment, sniffing
+from tests.e2e.deployment import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing
 from tests.e2e.network import Host
 
 RUN_BYTES = 64
@@ -43,22 +47,25 @@ def _exchange_plaintext(sender: Host, receiver: Host, data: bytes) -> bytes | No
 
 def _secrets(deployed: Deployment) -> dict[str, list[bytes]]:
     """Return what must not be seen on the wire: runs of 64 bytes of patches and of labels, and the tokens drawn."""
-    draw = np.random.default_rng(0)
-    patches = []
-    for n in range(4):
-        store = deployed.open_store(n)
-        for record in store.read(draw.choice(len(store), 6, replace=False)):
-            pixels = record.tobytes()
-            # Not of one colour: such a run could be seen by chance.
-            start = next(s for s in range(0, len(pixels), 8) if len(set(pixels[s : s + RUN_BYTES])) > 16)
-            patches.append(pixels[start : start + RUN_BYTES])
+    samples = np.random.default_rng(0).choice(len(deployed.open_store(0)), 6, replace=False)
     labels_N = deployed.labels()
     drawn = deployed.tokens.read_bytes()
     return {
-        "patch": patches,
+        "patch": [run for n in range(4) for run in _runs(deployed.open_store(n).read(samples))],
         "label": [labels_N.astype(kind).tobytes()[:RUN_BYTES] for kind in ("<i8", "u1")],
         "token": [drawn[start : start + TOKEN_BYTES] for start in range(0, len(drawn), TOKEN_BYTES)],
     }
+
+
+def _runs(records: np.ndarray) -> list[bytes]:
+    """Return 64 bytes of each record (B, ...), not of one colour: such a run could be seen by chance."""
+    runs = []
+    for record in records:
+        pixels = record.tobytes()
+        parts = [pixels[start : start + RUN_BYTES] for start in range(0, len(pixels) - RUN_BYTES + 1, 8)]
+        runs += [part for part in parts if len(set(part)) > 16][:1]
+    assert len(runs) > len(records) / 2
+    return runs
 
 
 def _seen(capture: Path, secrets: dict[str, list[bytes]]) -> dict[str, int]:
@@ -101,6 +108,11 @@ def test_stream_trains_exactly_and_shows_nothing(deployed: Deployment, tmp_path:
     assert "4 nodes host 4 Uppers, stream transport" in (run.path / "log.txt").read_text()
     assert differing(model(run), deployed.oracle("stream", 4)) == []
     assert differing(model(run), deployed.oracle("stream", 3)) != []
+    # The last node read every record of its batches from the patch server, in two rounds.
+    served = (deployed.network.patch_server.folder / "web.log").read_text().splitlines()
+    records = [line for line in served if line.startswith(deployed.nodes[3].address) and '.psl HTTP/1.1" 206' in line]
+    assert len(records) >= 4 * 32
+    assert not (deployed.nodes[3].folder / "store").exists()
 
     secrets = _secrets(deployed)
     exchanged = run.read_metrics()[-1]
@@ -133,3 +145,39 @@ def test_flower_transport(deployed: Deployment) -> None:
     run = deployed.run("flower")
     assert "4 nodes host 4 Uppers, flower transport" in (run.path / "log.txt").read_text()
     assert differing(model(run), deployed.oracle("flower", 1)) == []
+
+
+def test_images_are_restored_from_afar(deployed: Deployment, tmp_path: Path) -> None:
+    """Restorers sign, a run carries their authorisation to the nodes and the answers back; the server reads nothing."""
+    asked = deployed.server.folder / "asked.psl"
+    alice, bob = (("--identity", deployed.restorers / f"{name}.key") for name in RESTORERS)
+    deployed.as_restorers(
+        "authorise", *alice, *bob, "--image", "train:5,test:3", "--why", "complaint 4711", "--out", asked
+    )
+    done = deployed.train("run-name=restored", f"restore={asked}")
+    status = deployed.status("restored")
+    assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()
+    answers = deployed.run("restored").path / "answers"
+    assert len(list(answers.glob("*.psl"))) == 4
+
+    out = tmp_path / "restored"
+    deployed.as_restorers("restore", *alice, "--request", asked, "--answers", answers, "--out", out)
+    source = open_dataset(DATASET, max_train=128, max_test=32)
+    for name, split, number in (("test-000003", "test", 3), ("train-000005", "train", 5)):
+        original = next(image for image, _ in source.samples(split, number))
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{name}.png")), original.squeeze())
+
+    for n, node in enumerate(deployed.nodes):
+        (log,) = (node.folder / "state" / "restorations").glob("*.log")
+        (entry,) = json.loads(deployed.as_restorers("audit-log", log, "--json"))["entries"]
+        assert (entry["action"], sorted(entry["images"]), entry["why"]) == ("answer", [5, 131], "complaint 4711"), n
+
+    patches = [deployed.open_store(n).read(np.array([5, 131])) for n in range(4)]
+    runs = [run for records in patches for run in _runs(records)]
+    control = tmp_path / "control"
+    control.write_bytes(b"".join(records.tobytes() for records in patches))
+    assert _seen(control, {"patch": runs}) == {"patch": len(runs)}
+    # Everything that the SuperLink and the server wrote: databases, logs, bundles, the run, the answers.
+    files = [path for path in deployed.server.folder.rglob("*") if path.is_file()]
+    assert {"superlink.db", "superlink.log"} <= {path.name for path in files}
+    assert [path for path in files if _seen(path, {"patch": runs})["patch"]] == []

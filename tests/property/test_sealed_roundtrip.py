@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from psl_flower.errors import DataError
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.folders import shown
 from psl_flower.sealed.header import header_bytes
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
@@ -24,6 +23,7 @@ from psl_flower.sealed.records import SampleIds
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.store import SealedStore
+from psl_flower.sealed.url_folder import shown
 from psl_flower.sealed.verify import verify
 from psl_flower.stores.base import PatchStore
 from tests.vectors.sealed_support import ArraySource, World

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import io
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,28 +15,9 @@ from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import RecordDamaged, StoreNotFound, StoreUnreachable, WrongNodeKey
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
+from tests.web_server import server
 
 SAMPLES = np.array([5, 39, 0, 17, 58])
-
-
-class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, parts of files too, as any web server does."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def send_head(self) -> io.BytesIO | io.BufferedReader | None:
-        path = Path(self.translate_path(self.path))
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if asked is None or not path.is_file():
-            return super().send_head()
-        first, last = int(asked[1]), min(int(asked[2]), path.stat().st_size - 1)
-        data = path.read_bytes()[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        return io.BytesIO(data)
 
 
 @pytest.fixture
@@ -51,12 +28,11 @@ def stores(tmp_path: Path) -> StoreSet:
 
 @pytest.fixture
 def url(stores: StoreSet) -> Iterator[str]:
-    handler = functools.partial(Ranges, directory=str(stores.folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    with server("127.0.0.1", 0, str(stores.folder)) as web:
+        thread = threading.Thread(target=web.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        yield f"http://127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
         thread.join()
 
 

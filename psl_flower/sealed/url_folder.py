@@ -1,0 +1,228 @@
+"""The files of a store behind a URL: SSH, buckets, web servers, and whatever else fsspec knows.
+
+Credentials come from where the protocol's users keep them (~/.ssh, AWS_* variables, ...). Messages show a place by
+`shown` and an error by its kind: the far side's own words may repeat a password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from psl_flower.errors import StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
+from psl_flower.sealed.folders import BUFFER_BYTES, Draft
+
+_SSH = ("ssh", "sftp")
+_WEB = ("http", "https")
+# Their "folders" are parts of names; makedirs would create a mistyped bucket.
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
+# Hosts are known by ~/.ssh/known_hosts, as with ssh (sshfs alone would take anyone's word); a silent peer is given up
+# after three unanswered messages; a connection that broke must not come back from fsspec's cache.
+_SSH_OPTIONS = {"known_hosts": (), "connect_timeout": 30, "keepalive_interval": 15, "skip_instance_cache": True}
+_ADVICE = {
+    "HostKeyNotVerifiable": "its host key is not in ~/.ssh/known_hosts; compare and add it (ssh-keyscan)",
+    "NoCredentialsError": "no credentials were found",
+    "EndpointConnectionError": "no connection",
+    "ClientConnectorError": "no connection",
+}
+
+
+class UrlFolder:
+    """A folder at a URL, through fsspec.
+
+    A file is written under a temporary name and then moved, so that a broken transfer leaves none under its
+    own; what the far side makes durable, and when, is its own affair.
+
+    Raises
+    ------
+    StoreUnreachable
+        If fsspec knows no such protocol, lacks a package for it, or cannot connect.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self._name = shown(url)
+        self._scheme = url.partition("://")[0].lower()
+        if self._scheme in _SSH and importlib.util.find_spec("sshfs") is None:
+            raise StoreUnreachable(f"{self._name}: needs the package sshfs (pip install 'psl-flower[ssh]')")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url, **_SSH_OPTIONS if self._scheme in _SSH else {})
+        except Exception as error:  # of any library behind fsspec
+            raise StoreUnreachable(f"cannot open {self._name}: {_reason(error)}") from None
+        # Either has no ranges of its own: sshfs would fetch the whole file for each, others open it anew for each.
+        self._by_handle = self._scheme in _SSH or not self._fs.async_impl
+        self._open: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The URL, without user or password."""
+        return self._name
+
+    def list(self) -> list[str]:
+        """See Folder."""
+        with self._translated():
+            self._fs.invalidate_cache()
+            try:
+                entries: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
+            except FileNotFoundError:
+                return []
+            except Exception:
+                if self._scheme in _WEB:
+                    return []
+                raise
+            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+    def size(self, name: str) -> int:
+        """See Folder."""
+        with self._translated(name):
+            self._fs.invalidate_cache()
+            return int(self._fs.size(self._path(name)))
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See Folder."""
+        with self._translated(name):
+            if self.size(name) > limit:
+                raise StoreUnreachable(f"{self._name}/{name} is larger than {limit} bytes: not a file of this kind")
+            return bytes(self._fs.cat_file(self._path(name)))
+
+    def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
+        """See Folder."""
+        with self._translated(name):
+            parts = self._by_seeking(name, starts, length) if self._by_handle else self._at_once(name, starts, length)
+        if any(len(part) != length for part in parts):
+            raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
+        return parts
+
+    def draft(self, name: str) -> Draft:
+        """See Folder."""
+        with self._translated():
+            if self._scheme not in _BUCKETS:
+                self._fs.makedirs(self._root, exist_ok=True)
+            return _UrlDraft(self, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """See Folder."""
+        draft = self.draft(name)
+        try:
+            draft.write(data)
+            draft.commit()
+        except BaseException:
+            draft.abort()
+            raise
+
+    def remove(self, name: str) -> None:
+        """See Folder."""
+        with self._translated(name), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def close(self) -> None:
+        """See Folder."""
+        while self._open:
+            with contextlib.suppress(Exception):
+                self._open.popitem()[1].close()
+
+    def _by_seeking(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
+        if name not in self._open:
+            self._open[name] = self._fs.open(self._path(name), "rb")
+        file, parts = self._open[name], []
+        for start in starts:
+            file.seek(start)
+            parts.append(bytes(file.read(length)))
+        return parts
+
+    def _at_once(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
+        ends = [start + length for start in starts]
+        parts = self._fs.cat_ranges([self._path(name)] * len(ends), list(starts), ends)
+        # cat_ranges returns what was raised for a range in its place.
+        failed = next((part for part in parts if isinstance(part, Exception)), None)
+        if failed is not None:
+            # Many servers refuse a range beyond the end.
+            if not isinstance(failed, FileNotFoundError) and self.size(name) < max(ends):
+                raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
+            raise failed
+        return [bytes(part) for part in parts]
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _translated(self, name: str = "") -> Iterator[None]:
+        """Turn the file system's errors into ours; remote ones raise about anything."""
+        where = f"{self._name}/{name}".rstrip("/")
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise StoreUnreachable(f"{where}: {_reason(error.__cause__)}") from None
+            raise StoreNotFound(f"{where} does not exist") from None
+        except Exception as error:
+            raise StoreUnreachable(f"{where}: {_reason(error)}") from None
+
+
+class _UrlDraft:
+    def __init__(self, folder: UrlFolder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._temporary = folder._path(f".{name}.tmp")
+        self._file: Any = folder._fs.open(self._temporary, "wb")
+        self._buffer = bytearray()
+        self._done = False
+
+    def write(self, data: bytes) -> None:
+        # A write can be a round trip.
+        self._buffer += data
+        if len(self._buffer) >= BUFFER_BYTES:
+            self._flush()
+
+    def commit(self) -> None:
+        self._flush()
+        with self._folder._translated():
+            self._file.close()
+            self._folder._fs.mv(self._temporary, self._folder._path(self._name))
+        self._done = True
+
+    def abort(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        with contextlib.suppress(Exception):
+            self._file.close()
+        with contextlib.suppress(Exception):
+            self._folder._fs.rm_file(self._temporary)
+
+    def _flush(self) -> None:
+        with self._folder._translated():
+            self._file.write(bytes(self._buffer))
+        self._buffer.clear()
+
+
+def shown(url: str) -> str:
+    """Return a place as it may be shown: a URL without user, password or query; a path as it is."""
+    if "://" not in url:
+        return url
+    # Also of URLs within a chain such as simplecache::ssh://...
+    text = re.sub(r"://[^/?#]*@", "://", url)
+    # A password with an unescaped / ? or # ends wherever the last @ is.
+    text = re.sub(r"://[^/?#@]*:.*@", "://", text)
+    return text.split("?", 1)[0]
+
+
+def _reason(error: BaseException) -> str:
+    """Say why, in words of our own."""
+    if isinstance(error, ImportError):
+        return str(error)  # which package to install
+    kind = type(error).__name__
+    if isinstance(error, PermissionError) or kind == "SFTPPermissionDenied":
+        return "access denied; check the credentials and what they permit"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return f"{kind}: {_ADVICE[kind]}" if kind in _ADVICE else kind
