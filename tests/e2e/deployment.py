@@ -221,7 +221,7 @@ class Deployment:
         exchange = (f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}")
         # A resumed run has its settings.
         begun = any(setting.startswith("resume=") for setting in settings)
-        given = parse_settings([*([] if begun else self._settings), *exchange, *settings])
+        given = {**parse_settings([] if begun else self._settings), **parse_settings([*exchange, *settings])}
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
         return [BIN / "flwr", "run", ROOT, "lower", "--stream", "--run-config", pairs]
 
