@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,17 @@ def signalled(host: Host, program: str, number: signal.Signals) -> int:
     for process in found:
         process.send_signal(number)
     return len(found)
+
+
+def restart(deployed: Deployment, n: int) -> None:
+    """Kill a node's programs and start them again, as often as the SuperLink turns them away."""
+    deployed.nodes[n].kill_all()
+    deadline = time.monotonic() + 150
+    while not deployed.nodes[n].processes() or deployed.online() < len(deployed.nodes):
+        assert time.monotonic() < deadline, deployed.logs()
+        if not deployed.nodes[n].processes():
+            deployed.start_node(n)
+        time.sleep(5)
 
 
 def train_disturbed(deployed: Deployment, name: str, disturb: Callable[[RunFolder], None]) -> RunFolder:
@@ -112,6 +124,62 @@ def test_server_app_dies(deployed: Deployment) -> None:
     run = train_disturbed(deployed, "server-dies", disturb)
     assert run.checkpoints.steps()[-1] < STEPS
     deployed.train(f"resume={run.name}")
+    ends_exactly(deployed, run)
+
+
+@pytest.mark.slow
+def test_disk_of_a_node_is_full(deployed: Deployment) -> None:
+    """One error that names node and file; with more room `resume` goes on."""
+    state = deployed.nodes[0].folder / "state"
+    state.mkdir(exist_ok=True)
+    # Room for the states of two steps.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "psl-test", state], check=True)
+    try:
+        restart(deployed, 0)
+        run = train_disturbed(deployed, "disk-full", lambda run: None)
+        assert deployed.status(run.name).state == "failed"
+        message = deployed.status(run.name).message
+        assert deployed.node_ids[0] in message
+        assert "No space left on device; free some space" in message
+        assert 0 < run.checkpoints.steps()[-1] < STEPS
+        subprocess.run(["mount", "-o", "remount,size=100m", state], check=True)
+        deployed.train(f"resume={run.name}")
+        ends_exactly(deployed, run)
+    finally:
+        deployed.nodes[0].kill_all()
+        subprocess.run(["umount", "-l", state], check=True)
+        restart(deployed, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["an older state", "no state"])
+def test_node_comes_back_without_its_state(deployed: Deployment, left: str) -> None:
+    """It cannot go on; the run ends and says so, and goes on when the state is there again."""
+    states = deployed.nodes[2].folder / "state"
+    taken = deployed.nodes[2].folder / "taken"
+
+    def disturb(run: RunFolder) -> None:
+        deployed.nodes[2].kill_all()
+        committed = run.checkpoints.steps()[-1]
+        for path in states.rglob("step-*.pt"):
+            if run.name in str(path) and (left == "no state" or int(path.stem.removeprefix("step-")) >= committed):
+                path.rename(taken / path.name)
+        gone_back(run)
+        deployed.start_node(2)
+
+    taken.mkdir()
+    name = "without-" + left.replace(" ", "-")
+    run = train_disturbed(deployed, name, disturb)
+    status = deployed.status(name)
+    assert status.state == "failed"
+    assert deployed.node_ids[2] in status.message
+    assert "no checkpoint of step" in status.message
+    folder = next(path for path in states.rglob("upper-002") if name in str(path))
+    for path in taken.iterdir():
+        path.rename(folder / path.name)
+    taken.rmdir()
+    deployed.wait_for_nodes(4)
+    deployed.train(f"resume={name}")
     ends_exactly(deployed, run)
 
 
