@@ -24,6 +24,9 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         if asked is None or not path.is_file():
             return super().send_head()
         first, last = int(asked[1]), min(int(asked[2]), path.stat().st_size - 1)
+        if last < first:
+            self.send_error(416)
+            return None
         with path.open("rb") as file:
             file.seek(first)
             data = file.read(last + 1 - first)

@@ -200,7 +200,7 @@ def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
 def receive(
     bundle: Annotated[Path, typer.Argument(help="Sealed bundle.")],
     node_key: Annotated[Path, typer.Option(help="This node's private key file.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the store.")],
+    out: Annotated[str, typer.Option("--out", help="New folder for the store.")],
     owner_key: _OwnerPublic = "",
     state: _State = None,
     passphrase_file: _PassphraseFile = None,
@@ -210,12 +210,14 @@ def receive(
     from psl_flower.sealed.bundle import receive as do_receive
 
     forbid_core_dumps()
+    if "://" in out:
+        raise ConfigError("--out: a bundle is unpacked to a folder of this machine; psl ingest writes stores to URLs")
     owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
     node = load_identity(node_key, Role.NODE, passphrase_file)
-    signed = do_receive(bundle, node, out, owner=owner, seen=SeenBook(state))
+    signed = do_receive(bundle, node, Path(out), owner=owner, seen=SeenBook(state))
     manifest = signed.manifest
     if as_json:
-        report = {"store": str(out), "generation": manifest.generation, "images": manifest.num_samples}
+        report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
         typer.echo(json.dumps({**report, "owner": signed.owner.fingerprint}))
         return
     typer.echo(

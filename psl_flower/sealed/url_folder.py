@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ class UrlFolder:
         # Either has no ranges of its own: sshfs would fetch the whole file for each, others open it anew for each.
         self._by_handle = self._scheme in _SSH or not self._fs.async_impl
         self._open: dict[str, Any] = {}
+        # At the latest at the process's end: sshfs waits for ever for a file closed after fsspec's thread is gone.
+        weakref.finalize(self, _shut_all, self._open)
 
     @property
     def name(self) -> str:
@@ -122,11 +125,9 @@ class UrlFolder:
 
     def close(self) -> None:
         """See Folder."""
-        while self._open:
-            with contextlib.suppress(Exception):
-                self._open.popitem()[1].close()
+        _shut_all(self._open)
 
-    def _by_seeking(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
+    def _by_seeking(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
         if name not in self._open:
             self._open[name] = self._fs.open(self._path(name), "rb")
         file, parts = self._open[name], []
@@ -135,7 +136,7 @@ class UrlFolder:
             parts.append(bytes(file.read(length)))
         return parts
 
-    def _at_once(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
+    def _at_once(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
         ends = [start + length for start in starts]
         parts = self._fs.cat_ranges([self._path(name)] * len(ends), list(starts), ends)
         # cat_ranges returns what was raised for a range in its place.
@@ -172,6 +173,7 @@ class _UrlDraft:
         self._folder, self._name = folder, name
         self._temporary = folder._path(f".{name}.tmp")
         self._file: Any = folder._fs.open(self._temporary, "wb")
+        weakref.finalize(self, _shut, self._file)  # as with the files that are read
         self._buffer = bytearray()
         self._done = False
 
@@ -192,8 +194,7 @@ class _UrlDraft:
         if self._done:
             return
         self._done = True
-        with contextlib.suppress(Exception):
-            self._file.close()
+        _shut(self._file)
         with contextlib.suppress(Exception):
             self._folder._fs.rm_file(self._temporary)
 
@@ -201,6 +202,20 @@ class _UrlDraft:
         with self._folder._translated():
             self._file.write(bytes(self._buffer))
         self._buffer.clear()
+
+
+def _shut_all(files: dict[str, Any]) -> None:
+    while files:
+        _shut(files.popitem()[1])
+
+
+def _shut(file: Any) -> None:
+    """Close a file; one whose connection broke is not closed again by its finaliser, which could wait for ever."""
+    try:
+        file.close()
+    except Exception:
+        with contextlib.suppress(AttributeError):
+            file.close = lambda: None
 
 
 def shown(url: str) -> str:

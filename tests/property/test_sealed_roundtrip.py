@@ -245,6 +245,9 @@ def test_a_store_at_a_url(tmp_path: Path) -> None:
     [
         ("s3://key:secret@bucket/store?token=abc", "s3://bucket/store"),
         ("sftp://me@host:22/x/y", "sftp://host:22/x/y"),
+        ("ftp://me:pass/w?o#rd@host/x", "ftp://host/x"),
+        ("simplecache::ftp://me:pass@host/x", "simplecache::ftp://host/x"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
         ("/a/b@c", "/a/b@c"),
     ],
 )

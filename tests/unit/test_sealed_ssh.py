@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from psl_flower.cli.main import main
 from psl_flower.data.sources import open_dataset
-from psl_flower.errors import StoreNotFound, StoreUnreachable
+from psl_flower.errors import CorruptImage, StoreNotFound, StoreUnreachable
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.store import SealedStore
@@ -111,6 +113,17 @@ def test_a_broken_connection_while_writing(host: SshHost, tmp_path: Path, monkey
     store.close()
 
 
+def test_images_that_fail_leave_no_half_segment(host: SshHost, tmp_path: Path) -> None:
+    class Failing(ArraySource):
+        def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+            yield from super().samples(split, start)
+            raise CorruptImage("the last one")
+
+    with pytest.raises(CorruptImage):
+        World(tmp_path / "out").seal(Failing(300, 0), places={0: host.url("store")})
+    assert list((host.folder / "store").iterdir()) == []
+
+
 def test_a_host_that_goes_while_the_node_reads(host: SshHost, tmp_path: Path) -> None:
     world, url = World(tmp_path / "out"), host.url("store")
     world.seal(ArraySource(20, 2), places={0: url})
@@ -122,6 +135,16 @@ def test_a_host_that_goes_while_the_node_reads(host: SshHost, tmp_path: Path) ->
     store.close()
     host.start()
     assert len(SealedStore.open(url, world.nodes[0]).read(np.array([2]))) == 1
+
+
+def test_a_process_that_leaves_files_open_ends(host: SshHost, tmp_path: Path) -> None:
+    open_folder(host.url("store")).write("segment", bytes(100))
+    script = (
+        "import sys; from psl_flower.sealed.folders import open_folder; folder = open_folder(sys.argv[1]);"
+        "print(len(folder.ranges('segment', [10], 50)[0])); draft = folder.draft('more'); raise SystemExit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, host.url("store")], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("50\n", 3)
 
 
 def test_refusals_say_what_to_do_and_no_password(host: SshHost, tmp_path: Path) -> None:
@@ -145,3 +168,28 @@ def test_refusals_say_what_to_do_and_no_password(host: SshHost, tmp_path: Path) 
     host.stop()
     assert "Connection refused" in refusal(host.url("store", "me:s3cret@"))
     host.start()
+
+
+def test_places_that_cannot_be_urls_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would become folders called ssh: here."""
+    key = tmp_path / "owner.key"
+    url = ("--out", "ssh://me:s3cret@host/x", "--owner-key", str(key))
+    psl(capsys, "keygen", "owner", "--out", key)
+    psl(capsys, "keygen", "node", "--out", tmp_path / "node.key")
+    for command in (
+        ("ingest", "digits", *url, "--node-key", f"{tmp_path / 'node.key'}.pub"),
+        ("receive", str(tmp_path / "bundle"), *url, "--node-key", str(tmp_path / "node.key")),
+    ):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: --out: ") and "s3cret" not in said
+    elsewhere = (
+        "--out",
+        str(tmp_path / "out"),
+        "--out",
+        "7=ssh://host/x",
+        "--node-key",
+        f"{tmp_path / 'node.key'}.pub",
+    )
+    assert main(["ingest", "digits", "--owner-key", str(key), *elsewhere]) == 1
+    assert "there is no Upper 7" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
-from psl_flower.errors import RecordDamaged, StoreNotFound, StoreUnreachable, WrongNodeKey
+from psl_flower.errors import RecordDamaged, StoreNotFound, StoreUnreachable, TruncatedFile, WrongNodeKey
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
 from tests.web_server import server
@@ -56,6 +57,17 @@ def test_a_record_changed_on_the_far_side_is_noticed(stores: StoreSet, url: str,
     segment.write_bytes(data)
     with pytest.raises(RecordDamaged):
         far.read(np.arange(len(far)))
+
+
+def test_a_file_cut_or_removed_on_the_far_side_is_noticed(stores: StoreSet, url: str, tmp_path: Path) -> None:
+    far = open_store(f"{url}/store-000", KeyRing(tmp_path / "keys" / "node-000.key"))
+    (segment,) = stores.store_path(0).glob("epoch-*-segment-*.psl")
+    os.truncate(segment, 1000)
+    with pytest.raises(TruncatedFile):
+        far.read(np.arange(len(far)))
+    segment.unlink()
+    with pytest.raises(StoreNotFound):
+        far.read(SAMPLES)
 
 
 def test_a_server_that_is_gone_is_one_error(stores: StoreSet, tmp_path: Path) -> None:
