@@ -52,8 +52,10 @@ class TransportOptions:
         Address that the exchange endpoint binds; port 0 takes a free one.
     advertise : str
         Host that nodes are told; empty for `host`.
-    identity : Identity or None
-        For TLS; None is refused outside loopback.
+    identity : callable
+        Called at the start of every round: what the endpoint proves itself with from then on; None for plaintext.
+    allow_plaintext : bool
+        Permit plaintext outside loopback.
     node_timeout_s : float
         Longest wait for nodes to come up and to connect, in seconds.
     step_timeout_s : float
@@ -64,7 +66,8 @@ class TransportOptions:
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""
-    identity: Identity | None = None
+    identity: Callable[[], Identity | None] = lambda: None
+    allow_plaintext: bool = False
     node_timeout_s: float = 60.0
     step_timeout_s: float = 600.0
 
@@ -263,14 +266,19 @@ class PatchSplit(Strategy):
             options.host,
             options.port,
             run=self._task.run,
-            tls=options.identity,
+            tls=options.identity(),
             advertise=options.advertise or None,
+            allow_plaintext=options.allow_plaintext,
         )
         self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
 
     def _start_stream_round(self) -> list[Message]:
         """Start the thread that runs the round, and return the message for each node that opens its streams."""
         stop_step, evaluate = self._goal
+        assert self._endpoint is not None
+        identity = self._options.identity()
+        if identity is not None:
+            self._endpoint.renew(identity)
         tickets = self._tickets(self._driver.lower.step)
         self._round = _RoundThread(lambda: self._stream_round(stop_step, evaluate))
         self._round.start()

@@ -134,12 +134,13 @@ class Watch:
         return status if status is not None and status.updated >= self._started else None
 
 
+_PATHS = ("dataset", "keys", "owner", "restore", "exchange-cert", "exchange-key", "exchange-client-ca")
+
+
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
     named = {} if config.resume else {"run-name": run.name}
     # Each of them may be something else than a path of this machine.
-    paths = {
-        key: Path(str(given[key])).expanduser() for key in ("dataset", "keys", "owner", "restore") if given.get(key)
-    }
+    paths = {key: Path(str(given[key])).expanduser() for key in _PATHS if given.get(key)}
     local = {key: str(path.absolute()) for key, path in paths.items() if path.exists()}
     return {**given, **named, **local, "workspace": str(config.workspace_path())}

@@ -1,8 +1,6 @@
 """psl doctor: what it says of things that are right, and of each that is wrong; all inputs are real."""
 
-import datetime
 import email.utils
-import ipaddress
 import json
 import shutil
 import socket
@@ -15,59 +13,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from psl_flower.cli.main import main
 from psl_flower.config import RunConfig
 from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import store_request
 from psl_flower.doctor import certificates, machine, network, stores, versions
+from tests.authority import DAY, NOW, Authority
 
+SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 ROOT = Path(__file__).resolve().parents[2]
-NOW = datetime.datetime.now(datetime.UTC)
-DAY = datetime.timedelta(days=1)
-
-
-class Authority:
-    """Makes certificates as an operator's authority does, good ones and others."""
-
-    def __init__(self, folder, name="authority"):
-        self.folder, self.key = folder, ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.path = folder / f"{name}.crt"
-        self.certificate = self._sign(self.name, self.key, NOW - DAY, NOW + 365 * DAY, (), ca=True)
-        self.path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
-
-    def issue(self, name, start=NOW - DAY, end=NOW + 365 * DAY, hosts=("127.0.0.1", "lower.example")):
-        """Return the paths of a new certificate and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, start, end, hosts)
-        paths = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-        paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        paths[1].chmod(0o600)
-        return paths
-
-    def _sign(self, subject, key, start, end, hosts, ca=False):
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name)
-        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(start).not_valid_after(end)
-        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_general(host) for host in hosts]), False)
-        return builder.sign(self.key, hashes.SHA256())
-
-
-def _general(host):
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +380,21 @@ def test_command(authority, plain, closed_port, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
     assert set(report["findings"][0]) == {"level", "what", "found", "do"}
+
+
+def test_command_about_streams(authority, tmp_path, capsys):
+    server, node = authority.issue("server", usage=SERVER_AUTH), authority.issue("node", usage=CLIENT_AUTH)
+    for (cert, key), place in ((server, ["--address", "127.0.0.1"]), (node, [])):
+        given = ["doctor", "--exchange-cert", str(cert), "--exchange-key", str(key), "--device", "cpu"]
+        right = ["--exchange-ca", str(authority.path), "--exchange-client-ca", str(authority.path)]
+        assert main([*given, *place, *right]) == 0
+        assert capsys.readouterr().out.count("ok       exchange-") == 4 + len(place) // 2
+        other = [] if place else ["--address", "127.0.0.1"]
+        assert main([*given, *other, "--exchange-ca", str(tmp_path / "none.crt")]) == 1
+        out = capsys.readouterr().out
+        assert "failed   exchange-ca: " in out
+        assert f"is not for a {'node' if place else 'server'}: its extendedKeyUsage lacks" in out
+    assert main(["doctor", "--exchange-cert", str(server[0])]) == 2
 
 
 def test_command_in_a_process_of_its_own():
