@@ -29,7 +29,12 @@ from tests.e2e.network import Host, Network
 
 FLEET_PORT, EXCHANGE_PORT, PLAIN_PORT = 9092, 9444, 5000
 # What a node's configuration names in the host's folder.
-_NODE_CONFIG = {"store": "store", "key": "node.key", "owner": "owner.key.pub", "state": "state"}
+_NODE_CONFIG = {
+    "store": "store", "key": "node.key", "owner": "owner.key.pub", "state": "state", "exchange-cert": "exchange.pem",
+    "exchange-key": "exchange.key",
+}  # fmt: skip
+# Nodes that are given the operator's authority for the streams; the others trust what the run announces.
+_WITH_AUTHORITY = (0, 1)
 # Notes every 32 random bytes that the server's processes draw: the only way to know a run's tokens.
 _TAP = """
 import os, secrets
@@ -72,10 +77,14 @@ class Deployment:
 
     def _certificates(self) -> None:
         made = self.server.folder / "certificates"
-        _call(ROOT / "deploy" / "make-certificates.sh", made, self.server.address)
+        script = ROOT / "deploy" / "make-certificates.sh"
+        _call(script, made, self.server.address)
         for host in (self.server, *self.nodes):
             shutil.copy(made / "ca.crt", host.folder)
-        for node in self.nodes:
+        for n, node in enumerate(self.nodes):
+            _call(script, made, "--node", f"node{n}")
+            for suffix in (".pem", ".key"):
+                shutil.move(made / f"node{n}{suffix}", node.folder / f"exchange{suffix}")
             _call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", node.folder / "auth")
 
     def _ingest(self, dataset: str, arguments: Sequence[str]) -> None:
@@ -129,12 +138,13 @@ class Deployment:
 
     def start_node(self, n: int) -> None:
         node = self.nodes[n]
+        named = _NODE_CONFIG | ({"exchange-ca": "ca.crt"} if n in _WITH_AUTHORITY else {})
         node.start(
             [
                 BIN / "flower-supernode", "--root-certificates", node.folder / "ca.crt",
                 "--superlink", f"{self.server.address}:{FLEET_PORT}",
                 "--auth-supernode-private-key", node.folder / "auth",
-                "--node-config", " ".join(f"{name}='{node.folder / file}'" for name, file in _NODE_CONFIG.items()),
+                "--node-config", " ".join(f"{name}='{node.folder / file}'" for name, file in named.items()),
             ],
             "supernode.log",
         )  # fmt: skip
@@ -165,7 +175,12 @@ class Deployment:
             process.kill()
 
     def _run_command(self, settings: Sequence[str]) -> list[str | Path]:
-        exchange = (f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}")
+        made = self.server.folder / "certificates"
+        exchange = (
+            f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}",
+            f"exchange-cert={made / 'server.pem'}", f"exchange-key={made / 'server.key'}",
+            f"exchange-client-ca={made / 'ca.crt'}",
+        )  # fmt: skip
         given = {**parse_settings(self._settings), **parse_settings([*exchange, *settings])}
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
         return [BIN / "flwr", "run", ROOT, "lower", "--stream", "--run-config", pairs]
