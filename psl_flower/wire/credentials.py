@@ -67,7 +67,7 @@ def node_tls(*, ca: str = "", cert: str = "", key: str = "", allow_plaintext: bo
         )
     return NodeTls(
         authority_pem=_authority("exchange-ca", ca) if ca else "",
-        authority=f"exchange-ca {ca}",
+        authority=f"exchange-ca {ca}".strip(),
         identity=_identity(cert, key, "node") if cert else None,
         allow_plaintext=allow_plaintext,
     )

@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from flwr.app import Context, RecordDict
 
+from clients.host import own_tls
 from psl_flower.config import RunConfig
 from psl_flower.errors import AuthenticationError, ConfigError
 from psl_flower.wire.credentials import endpoint_identity, node_tls
@@ -246,6 +248,27 @@ def test_files_of_a_node(authority, other, tmp_path):
         node_tls(cert="a.pem")
     with pytest.raises(ConfigError, match="contradict each other"):
         node_tls(ca=str(authority.path), allow_plaintext=True)
+
+
+def test_node_config(authority):
+    cert, key = map(str, authority.issue("node0", usage=ExtendedKeyUsageOID.CLIENT_AUTH))
+
+    def of(**values):
+        config = {name.replace("_", "-"): value for name, value in values.items()}
+        return own_tls(Context(run_id=1, node_id=2, node_config=config, state=RecordDict(), run_config={}))
+
+    given = of(store="s", exchange_ca=str(authority.path), exchange_cert=cert, exchange_key=key)
+    assert given == node_tls(ca=str(authority.path), cert=cert, key=key)
+    assert given.identity is not None and not given.allow_plaintext
+    assert of(store="s") == NodeTls()
+    assert of(store="s", exchange_plaintext_on_untrusted_network=True).allow_plaintext
+    assert of(partition_id=0, num_partitions=4).allow_plaintext  # simulated: on the Lower's own machine
+    with pytest.raises(
+        ConfigError, match="^node-config exchange-plaintext-on-untrusted-network: expected true or false"
+    ):
+        of(store="s", exchange_plaintext_on_untrusted_network="true")
+    with pytest.raises(ConfigError, match="^node-config exchange-ca: expected a text"):
+        of(store="s", exchange_ca=True)
 
 
 def test_a_certificate_that_will_expire_soon_is_mentioned(authority, caplog):
