@@ -61,7 +61,7 @@ class ExchangeEndpoint:
     handshake_timeout_s : float
         Longest time, in seconds, from a connection to its complete `Hello`.
     max_pending : int
-        Most connections that have not said a valid `Hello`; the oldest silent one makes room.
+        Most connections that have not said a valid `Hello`; the oldest silent one of the busiest host makes room.
     allow_plaintext : bool
         Permit plaintext outside loopback.
 

@@ -1,8 +1,8 @@
 """The gate of the exchange endpoint: takes strangers' connections, lets in those with a valid ticket.
 
 One thread drives all connections that have not said a valid `Hello` yet, none of them ever blocking it: a
-silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until
-newer ones crowd it out. No tensor is read here.
+silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until newer
+ones crowd it out, those of the same host first. No tensor is read here.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class _Guest:
     turned_away: bool = False
 
 
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
 @dataclass(slots=True)
 class RefusalLog:
     """Counts refusals by error class and logs each with its reason, as long as they are few.
@@ -73,7 +77,7 @@ class RefusalLog:
         self.settle()
         if self.minute_end is None:
             self.minute_end = time.monotonic() + _MINUTE_S
-        alike = address.rpartition(":")[0], kind
+        alike = _host(address), kind
         if self._logged[alike] >= _ALIKE_PER_MINUTE or self._logged.total() >= _LOGGED_PER_MINUTE:
             self._kept_back[kind] += 1
             return
@@ -108,7 +112,7 @@ class Gate:
     handshake_timeout_s : float
         Longest time from accepting a connection to its complete `Hello`, in seconds.
     max_pending : int
-        Most connections that have not said `Hello`; beyond it the oldest silent one is dropped.
+        Most connections that have not said `Hello`; beyond it the oldest silent one of the busiest host is dropped.
     """
 
     def __init__(
@@ -237,9 +241,12 @@ class Gate:
             self._selector.modify(guest.connection.sock, events, guest)
 
     def _make_room(self) -> None:
-        """Drop the oldest guest that is silent or already turned away, else the oldest."""
-        idle = (guest for guest in self._guests if guest.turned_away or not guest.connection.heard)
-        victim = next(idle, None) or next(iter(self._guests), None)
+        """Drop a guest of the host that has most: the oldest silent or already turned away one, else the oldest."""
+        num_of_host = Counter(_host(guest.address) for guest in self._guests)
+        most = max(num_of_host.values(), default=0)
+        crowd = [guest for guest in self._guests if num_of_host[_host(guest.address)] == most]
+        idle = (guest for guest in crowd if guest.turned_away or not guest.connection.heard)
+        victim = next(idle, None) or next(iter(crowd), None)
         if victim is not None:
             self._drop(victim, PeerLost("crowded out by newer connections before it said Hello"))
 

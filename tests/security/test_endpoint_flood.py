@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -127,6 +128,23 @@ def test_1000_connections_at_once_and_every_kind_of_attack(
     assert accounted(caplog) == endpoint.refused
     assert len(caplog.records) <= 5 * len(kinds) + 1
     assert {record.getMessage().split(": ")[1] for record in caplog.records[:-1]} == kinds
+
+
+def test_one_host_crowds_out_no_other(endpoint: ExchangeEndpoint) -> None:
+    """A node with a slow line has connected and not said anything when the flood comes, from another address."""
+    with socket.create_connection((endpoint.host, endpoint.port)) as slow, ExitStack() as stack:
+        for _ in range(200):
+            stranger = socket.create_connection((endpoint.host, endpoint.port), source_address=("127.0.0.2", 0))
+            stack.enter_context(stranger)
+            stranger.sendall(b"\x16\x03")  # not silent either
+        deadline = time.monotonic() + 5
+        while endpoint.refused.get("PeerLost", 0) < 200 - 63 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        context = ssl.create_default_context(cadata=endpoint.cert_pem)
+        with context.wrap_socket(slow, server_hostname=endpoint.host) as encrypted:
+            encrypted.sendall(joined(hello_for(endpoint, 0)))
+            endpoint.wait_for([0], timeout_s=5)
+        assert set(endpoint.refused) == {"PeerLost"}
 
 
 def test_no_file_descriptor_is_left(caplog: pytest.LogCaptureFixture) -> None:
