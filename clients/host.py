@@ -22,9 +22,13 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
+from psl_flower.wire.credentials import node_tls
+from psl_flower.wire.tls import NodeTls
 
 # Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
 _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
+
+_PLAINTEXT = "exchange-plaintext-on-untrusted-network"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
 Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
@@ -175,6 +179,26 @@ def own_sealed_stores(context: Context) -> Iterator[Opened]:
 def own_state(context: Context) -> Path:
     """Return the folder where a real node keeps its Uppers' states: `state`, or ~/.psl-flower/state."""
     return Path(_setting(context, "state") or "~/.psl-flower/state").expanduser()
+
+
+def own_tls(context: Context) -> NodeTls:
+    """Return what a node's configuration lays down about its streams; a simulated node does as the run says.
+
+    `exchange-ca` is a file with the authorities that the endpoint's certificate must come from; `exchange-cert` and
+    `exchange-key` are the node's own, for mutual TLS; `exchange-plaintext-on-untrusted-network` permits plaintext.
+
+    Raises
+    ------
+    ConfigError
+        If one of the files cannot be used, or the configuration contradicts itself.
+    """
+    if is_simulated(context):
+        return NodeTls(allow_plaintext=True)
+    allow = context.node_config.get(_PLAINTEXT, False)
+    if not isinstance(allow, bool):
+        raise ConfigError(f"node-config {_PLAINTEXT}: expected true or false, got {allow!r}")
+    ca, cert, key = (_setting(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
+    return node_tls(ca=ca, cert=cert, key=key, allow_plaintext=allow)
 
 
 def _own_places(context: Context) -> list[str | Path]:

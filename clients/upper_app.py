@@ -8,7 +8,7 @@ from contextlib import closing
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.host import Build, Host, build_engine, claim_of, is_simulated, own_stores, simulation_slots
+from clients.host import Build, Host, build_engine, claim_of, is_simulated, own_stores, own_tls, simulation_slots
 from psl_flower.engine.exchange import WireFormat, down_of
 from psl_flower.engine.forgetful import ForgetfulUpper
 from psl_flower.engine.streams import serve
@@ -71,6 +71,7 @@ def _inventory(message: Message, context: Context) -> RecordDict:
         return _content(
             {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
         )
+    own_tls(context)  # what is wrong with certificates is said at the start of the run
     claims = []
     for store in own_stores(context):
         claims.append(claim_of(store))
@@ -172,7 +173,8 @@ def _connect(host: Host, ticket: StreamTicket, engine: UpperEngine) -> UpperStre
         dataset=meta.dataset,
         token=ticket.tokens[meta.upper],
     )
-    return connect(ticket.host, ticket.port, hello, cafile_pem=ticket.cert_pem, timeout_s=host.task.timeout_s)
+    timeout_s, own = host.task.timeout_s, own_tls(host.context)
+    return connect(ticket.host, ticket.port, hello, cafile_pem=ticket.cert_pem, timeout_s=timeout_s, own=own)
 
 
 def _report(host: Host, ticket: StreamTicket, engine: UpperEngine, error: Exception) -> None:

@@ -2,18 +2,28 @@
 # Makes what the SuperLink needs for TLS: a certificate authority of your own, and the server's certificate and key.
 #
 #     make-certificates.sh FOLDER NAME_OR_ADDRESS...
+#     make-certificates.sh FOLDER --node NAME
 #
-# Nodes and whoever calls `flwr` get FOLDER/ca.crt; the server also server.pem and server.key. FOLDER/ca.key stays
-# with whoever runs this, off the server. Call it again to renew the server's certificate: the authority is kept, so
-# nodes need nothing new. PSL_CA_DAYS and PSL_SERVER_DAYS set how long they are valid (3650 and 365 days).
+# Nodes and whoever calls `flwr` get FOLDER/ca.crt; the server also server.pem and server.key. The second form makes
+# NAME.pem and NAME.key, by which a node proves itself on the exchange port where that is asked for (mutual TLS).
+# FOLDER/ca.key stays with whoever runs this, off the server. Call it again to renew a certificate: the authority is
+# kept. PSL_CA_DAYS, PSL_SERVER_DAYS and PSL_NODE_DAYS set how long they are valid (3650, 365 and 365 days).
 set -euo pipefail
 
-if [ $# -lt 2 ]; then
+if [ $# -lt 2 ] || { [ "$2" = --node ] && [ $# -ne 3 ]; }; then
     echo "usage: $0 FOLDER NAME_OR_ADDRESS...   (what nodes connect to, such as lower.example or 192.0.2.7)" >&2
+    echo "       $0 FOLDER --node NAME          (a node's own, for mutual TLS on the exchange port)" >&2
     exit 2
 fi
 folder=$1
 shift
+if [ "$1" = --node ]; then
+    [[ $2 =~ ^[A-Za-z0-9._-]+$ && ! $2 =~ ^(ca|server)$ ]] || { echo "$0: $2 cannot be a node's name" >&2; exit 2; }
+    own=$2 usage=clientAuth days=${PSL_NODE_DAYS:-365}
+    set -- "$2"
+else
+    own=server usage=serverAuth days=${PSL_SERVER_DAYS:-365}
+fi
 mkdir -p "$folder"
 cd "$folder"
 umask 077
@@ -39,16 +49,16 @@ keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash") -extensions ca -out ca.crt
 fi
 
-new_key server.key
-openssl req -new -key server.key -subj "/CN=$1" -config <(printf '[req]\ndistinguished_name = name\n[name]\n') |
+new_key "$own.key"
+openssl req -new -key "$own.key" -subj "/CN=$1" -config <(printf '[req]\ndistinguished_name = name\n[name]\n') |
     openssl x509 -req -CA ca.crt -CAkey ca.key -set_serial "0x$(openssl rand -hex 16)" -sha256 \
-        -days "${PSL_SERVER_DAYS:-365}" -out server.pem -extfile <(echo "basicConstraints = critical, CA:FALSE
+        -days "$days" -out "$own.pem" -extfile <(echo "basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
+extendedKeyUsage = $usage
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 subjectAltName = $names") 2> /dev/null
-chmod 644 ca.crt server.pem
-openssl verify -CAfile ca.crt server.pem > /dev/null
-until=$(openssl x509 -in server.pem -noout -enddate)
-echo "$PWD: ca.crt, server.pem and server.key for $names, valid until ${until#*=}"
+chmod 644 ca.crt "$own.pem"
+openssl verify -CAfile ca.crt "$own.pem" > /dev/null
+until=$(openssl x509 -in "$own.pem" -noout -enddate)
+echo "$PWD: ca.crt, $own.pem and $own.key for $names, valid until ${until#*=}"

@@ -88,6 +88,10 @@ class RunConfig:
     exchange_host: str = "127.0.0.1"
     exchange_port: int = 0
     exchange_advertise: str = ""
+    exchange_cert: str = ""
+    exchange_key: str = ""
+    exchange_client_ca: str = ""
+    exchange_plaintext_on_untrusted_network: bool = False
     node_timeout_s: float = 180.0
     step_timeout_s: float = 600.0
     on_missing_node: str = "wait"
@@ -202,6 +206,13 @@ class RunConfig:
             raise ConfigError("resume and run-name contradict each other: a resumed run keeps its name")
         if self.restore and self.resume:
             raise ConfigError("restore and resume contradict each other: a run trains, or it restores images")
+        if bool(self.exchange_cert) != bool(self.exchange_key):
+            raise ConfigError("exchange-cert and exchange-key belong together: give both files, or neither")
+        if self.exchange_plaintext_on_untrusted_network and (self.exchange_cert or self.exchange_client_ca):
+            raise ConfigError(
+                "exchange-plaintext-on-untrusted-network contradicts exchange-cert and exchange-client-ca: "
+                "streams are in plaintext or they are not"
+            )
         if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
             raise ConfigError(
                 f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "

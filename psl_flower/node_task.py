@@ -101,7 +101,7 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host, port : str, int
         The Lower's exchange endpoint.
     cert_pem : str or None
-        Its certificate, which alone is trusted; None for plaintext on loopback.
+        Its certificate, trusted alone by nodes that were given no authority (`tls.NodeTls`); None for plaintext.
     node : int
         The node's id.
     tokens : dict[int, bytes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import time
@@ -25,7 +24,8 @@ from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_core
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
-from psl_flower.wire.tls import Identity, ephemeral_identity
+from psl_flower.wire.credentials import endpoint_identity
+from psl_flower.wire.tls import Identity, is_loopback
 from server.reporting import Reporter, duration
 from server.restoring import restore
 from strategies import PatchSplit
@@ -54,6 +54,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
     reporter.say("preparing", f"run {run.name}: settings, metrics and checkpoints are in {run.path}")
     torch.set_num_threads(config.lower_threads or usable_cores())
     device = choose_device(config.device)
+    _identity(config)  # what is wrong with certificates is said now, not when the nodes have started
     stores = _stores(config, run, reporter)
     run.write_manifest(stores.manifest)
     node_task = _node_task(config, run, stores)
@@ -170,7 +171,8 @@ def _transport_options(config: RunConfig) -> TransportOptions:
         host=config.exchange_host,
         port=config.exchange_port,
         advertise=config.exchange_advertise,
-        identity=_identity(config),
+        identity=lambda: _identity(config),
+        allow_plaintext=config.exchange_plaintext_on_untrusted_network,
         node_timeout_s=config.node_timeout_s,
         step_timeout_s=config.step_timeout_s,
         on_missing_node=config.on_missing_node,
@@ -178,14 +180,20 @@ def _transport_options(config: RunConfig) -> TransportOptions:
 
 
 def _identity(config: RunConfig) -> Identity | None:
-    """Return a TLS identity for this run; None on loopback, where nothing leaves the machine."""
-    try:
-        if ipaddress.ip_address(config.exchange_host).is_loopback:
-            return None
-    except ValueError:
-        if config.exchange_host == "localhost":
-            return None
-    return ephemeral_identity([config.exchange_advertise or config.exchange_host])
+    """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
+
+    Raises
+    ------
+    ConfigError
+        If one of the operator's files cannot be used.
+    """
+    advertised = config.exchange_advertise or config.exchange_host
+    files = (config.exchange_cert, config.exchange_key, config.exchange_client_ca)
+    near = is_loopback(config.exchange_host) and is_loopback(advertised)
+    if config.exchange_plaintext_on_untrusted_network or (near and not any(files)):
+        return None
+    cert, key, client_ca = files
+    return endpoint_identity(advertised, cert=cert, key=key, client_ca=client_ca)
 
 
 def _about(stores: StoreSet, config: RunConfig) -> str:

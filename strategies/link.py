@@ -43,8 +43,10 @@ class TransportOptions:
         Address that the exchange endpoint binds; port 0 takes a free one.
     advertise : str
         Host that nodes are told; empty for `host`.
-    identity : Identity or None
-        For TLS; None is refused outside loopback.
+    identity : callable
+        Called at the start of every round: what the endpoint proves itself with from then on; None for plaintext.
+    allow_plaintext : bool
+        Permit plaintext outside loopback.
     node_timeout_s : float
         Longest wait for nodes to come up and to connect, in seconds.
     step_timeout_s : float
@@ -57,7 +59,8 @@ class TransportOptions:
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""
-    identity: Identity | None = None
+    identity: Callable[[], Identity | None] = lambda: None
+    allow_plaintext: bool = False
     node_timeout_s: float = 60.0
     step_timeout_s: float = 600.0
     on_missing_node: str = "wait"
@@ -196,6 +199,10 @@ class NodeLink:
         saved : mapping
             The step of the state that each Upper is to start from.
         """
+        assert self._endpoint is not None
+        identity = self._options.identity()
+        if identity is not None:
+            self._endpoint.renew(identity)
         self._asked = [
             Message(
                 content(
@@ -261,8 +268,9 @@ class NodeLink:
             options.host,
             options.port,
             run=self._task.run,
-            tls=options.identity,
+            tls=options.identity(),
             advertise=options.advertise or None,
+            allow_plaintext=options.allow_plaintext,
         )
         self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
 

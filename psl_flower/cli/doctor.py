@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,14 +38,21 @@ def doctor(
         typer.Option(help="On the server: name or address that nodes connect to; repeatable."),
     ] = None,
     exchange_listen: Annotated[str, typer.Option(help="On the server: exchange-host:exchange-port.")] = "",
+    exchange_ca: Annotated[Path | None, typer.Option(help="Authority of the streams: a node's exchange-ca.")] = None,
+    exchange_client_ca: Annotated[Path | None, typer.Option(help="On the server: the setting of that name.")] = None,
+    exchange_cert: Annotated[Path | None, typer.Option(help="The setting, or the node's, of that name.")] = None,
+    exchange_key: Annotated[Path | None, typer.Option(help="Private key of --exchange-cert.")] = None,
     workspace: Annotated[Path | None, typer.Option(help="On the server: folder of stores and runs.")] = None,
     device: Annotated[str, typer.Option(help='The setting device: "auto", "cpu", "cuda", "cuda:N".')] = "auto",
     as_json: Json = False,
 ) -> None:
     """Check a node or a server before a run; changes nothing. Exit status 1 if a run would fail.
 
-    What is not named is not looked at. Versions, memory and device always are.
+    What is not named is not looked at. Versions, memory and device always are. With --address the certificates are
+    those of the server.
     """
+    if (exchange_cert is None) != (exchange_key is None):
+        raise typer.BadParameter("--exchange-cert and --exchange-key belong together; give both")
     from psl_flower.doctor import certificates, machine, network, stores, versions
 
     def checks() -> Iterator[list[Finding]]:
@@ -57,6 +64,12 @@ def doctor(
             yield certificates.check_server_certificate(certificate, certificate_key, address or (), root_certificates)
         if auth_key is not None:
             yield certificates.check_node_key(auth_key)
+        for what, authority in (("exchange-ca", exchange_ca), ("exchange-client-ca", exchange_client_ca)):
+            if authority is not None:
+                yield certificates.check_authority(authority, what)
+        if exchange_cert is not None and exchange_key is not None:
+            role: Literal["server", "node"] = "server" if address else "node"
+            yield certificates.check_exchange_certificate(exchange_cert, exchange_key, role, address or ())
         if superlink:
             yield network.check_superlink(superlink, root_certificates)
         if exchange:

@@ -10,26 +10,33 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from psl_flower.doctor.finding import Finding, failed, ok, warning
 
 SOON = datetime.timedelta(days=30)
 _RENEW = "make a new one (deploy/make-certificates.sh) and restart the SuperLink"
+_RENEW_STREAMS = "make a new one (deploy/make-certificates.sh); it is read at every round, and by resume"
+_RENEW_AUTHORITY = "make a new authority, and certificates of it for all (deploy/make-certificates.sh in a new folder)"
+_USAGES = {
+    "server": (ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
+    "node": (ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
+}
 
 
-def check_authority(path: Path) -> list[Finding]:
-    """Return findings about the certificates that a node trusts, a PEM file."""
-    what = "authority"
+def check_authority(path: Path, what: str = "authority") -> list[Finding]:
+    """Return findings about the certificates that are trusted here, a PEM file."""
     loaded = _load_certificates(path, what)
     if isinstance(loaded, Finding):
         return [loaded]
-    return [finding for certificate in loaded for finding in _dates(what, path, certificate)]
+    return [finding for certificate in loaded for finding in _dates(what, path, certificate, _RENEW_AUTHORITY)]
 
 
 def check_server_certificate(
@@ -51,14 +58,39 @@ def check_server_certificate(
     if isinstance(loaded, Finding):
         return [loaded]
     certificate = loaded[0]
-    findings = _dates(what, path, certificate)
-    findings += [_names(path, certificate, address) for address in addresses]
+    findings = _dates(what, path, certificate, _RENEW)
+    findings += [_names(what, path, certificate, address, _RENEW) for address in addresses]
     if authority is not None:
         trusted = _load_certificates(authority, "authority")
         findings.append(trusted if isinstance(trusted, Finding) else _issuer(path, certificate, authority, trusted))
     if key is not None:
-        findings.append(_key_of(key, certificate))
+        findings.append(_key_of("certificate key", key, certificate, _RENEW))
     return findings
+
+
+def check_exchange_certificate(
+    path: Path, key: Path, role: Literal["server", "node"], addresses: Sequence[str] = ()
+) -> list[Finding]:
+    """Return findings about a certificate for the streams, by the names of the settings that give it.
+
+    Parameters
+    ----------
+    path, key : Path
+        PEM files: the certificate, then those between it and its authority, if any; and its private key.
+    role : {"server", "node"}
+        Whose it is: the exchange endpoint's, or a node's for mutual TLS.
+    addresses : sequence of str
+        Names and addresses that nodes connect to; each must be in the endpoint's certificate.
+    """
+    what = "exchange-cert"
+    loaded = _load_certificates(path, what)
+    if isinstance(loaded, Finding):
+        return [loaded]
+    certificate = loaded[0]
+    findings = _dates(what, path, certificate, _RENEW_STREAMS)
+    findings += [_names(what, path, certificate, address, _RENEW_STREAMS) for address in addresses]
+    findings += _usage(what, path, certificate, role)
+    return [*findings, _key_of("exchange-key", key, certificate, _RENEW_STREAMS)]
 
 
 def check_node_key(path: Path) -> list[Finding]:
@@ -85,24 +117,36 @@ def check_node_key(path: Path) -> list[Finding]:
     return findings or [ok(what, f"{path}: SHA256:{shown} (ssh-keygen -lf of the registered FILE.pub shows the same)")]
 
 
-def _dates(what: str, path: Path, certificate: x509.Certificate) -> list[Finding]:
+def _dates(what: str, path: Path, certificate: x509.Certificate, renew: str) -> list[Finding]:
     now = datetime.datetime.now(datetime.UTC)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < start:
-        return [failed(what, f"{path}: is valid from {start:%Y-%m-%d %H:%M} UTC on", "set this machine's clock")]
+        do = f"set this machine's clock ({now:%Y-%m-%d %H:%M} UTC), or wait"
+        return [failed(what, f"{path}: is valid from {start:%Y-%m-%d %H:%M} UTC on", do)]
     if now > end:
-        return [failed(what, f"{path}: expired on {end:%Y-%m-%d %H:%M} UTC", _RENEW)]
+        return [failed(what, f"{path}: expired on {end:%Y-%m-%d %H:%M} UTC", renew)]
     if end - now < SOON:
-        return [warning(what, f"{path}: expires on {end:%Y-%m-%d %H:%M} UTC", _RENEW)]
+        return [warning(what, f"{path}: expires on {end:%Y-%m-%d %H:%M} UTC", renew)]
     return [ok(what, f"{path}: valid until {end:%Y-%m-%d}")]
 
 
-def _names(path: Path, certificate: x509.Certificate, address: str) -> Finding:
-    what = "certificate"
+def _usage(what: str, path: Path, certificate: x509.Certificate, role: Literal["server", "node"]) -> list[Finding]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except x509.ExtensionNotFound:
+        return []  # good for anything
+    wanted, name = _USAGES[role]
+    if wanted in extension.value or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in extension.value:
+        return []
+    do = f"give one whose extendedKeyUsage has {name} (deploy/make-certificates.sh makes them for both)"
+    return [failed(what, f"{path}: is not for a {role}: its extendedKeyUsage lacks {name}", do)]
+
+
+def _names(what: str, path: Path, certificate: x509.Certificate, address: str, renew: str) -> Finding:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
-        return failed(what, f"{path}: has no subjectAltName, so no client accepts it", _RENEW)
+        return failed(what, f"{path}: has no subjectAltName, so no client accepts it", renew)
     names = [name.lower() for name in extension.value.get_values_for_type(x509.DNSName)]
     addresses = extension.value.get_values_for_type(x509.IPAddress)
     try:
@@ -113,7 +157,7 @@ def _names(path: Path, certificate: x509.Certificate, address: str) -> Finding:
     if fits:
         return ok(what, f"{path}: is for {address}")
     held = ", ".join([*names, *map(str, addresses)])
-    return failed(what, f"{path}: is for {held}, not for {address}", f"{_RENEW}; or let nodes connect to {held}")
+    return failed(what, f"{path}: is for {held}, not for {address}", f"{renew}; or let nodes connect to {held}")
 
 
 def _issuer(path: Path, certificate: x509.Certificate, authority: Path, trusted: list[x509.Certificate]) -> Finding:
@@ -127,15 +171,14 @@ def _issuer(path: Path, certificate: x509.Certificate, authority: Path, trusted:
     return failed("certificate", f"{path}: was not signed by {authority}", do)
 
 
-def _key_of(path: Path, certificate: x509.Certificate) -> Finding:
-    what = "certificate key"
+def _key_of(what: str, path: Path, certificate: x509.Certificate, renew: str) -> Finding:
     content = _read(path, what)
     if isinstance(content, Finding):
         return content
     try:
         public = serialization.load_pem_private_key(content, None).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        return failed(what, f"{path}: is not a private key without passphrase", _RENEW)
+        return failed(what, f"{path}: is not a private key without passphrase", renew)
     own, other = (
         k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for k in (public, certificate.public_key())
     )

@@ -134,6 +134,9 @@ class Watch:
         return status if status is not None and status.updated >= self._started else None
 
 
+_PATHS = ("dataset", "keys", "owner", "restore", "exchange-cert", "exchange-key", "exchange-client-ca")
+
+
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
     named = {} if config.resume else {"run-name": run.name}
@@ -142,7 +145,5 @@ def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) 
 
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path."""
-    paths = {
-        key: Path(str(given[key])).expanduser() for key in ("dataset", "keys", "owner", "restore") if given.get(key)
-    }
+    paths = {key: Path(str(given[key])).expanduser() for key in _PATHS if given.get(key)}
     return {key: str(path.absolute()) for key, path in paths.items() if path.exists()}

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from psl_flower.errors import AuthenticationError, PeerLost, ProtocolError
+from psl_flower.wire import tls
 from psl_flower.wire.frames import (
     HEADER_BYTES,
     Expectation,
@@ -53,6 +54,8 @@ class Connection:
         The peer's name in errors; may be set anew.
     limits : Limits
         Most bytes a received frame may declare.
+    trusted : str
+        What the peer's certificate must come from, in an error's words.
 
     Attributes
     ----------
@@ -62,7 +65,7 @@ class Connection:
         Whether the peer has sent anything yet.
     """
 
-    def __init__(self, sock: socket.socket, peer: str, limits: Limits) -> None:
+    def __init__(self, sock: socket.socket, peer: str, limits: Limits, trusted: str = "") -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -72,6 +75,7 @@ class Connection:
         self.sock = sock
         self.peer = peer
         self.limits = limits
+        self.trusted = trusted
         self.bytes_sent = 0
         self.bytes_received = 0
         self.heard = False
@@ -185,7 +189,7 @@ class Connection:
         Interrupted
             The wake-up descriptor became readable.
         """
-        with translated(self.peer, doing):
+        with translated(self.peer, doing, self.trusted):
             while True:
                 try:
                     wanted = next(steps)
@@ -236,18 +240,15 @@ class Connection:
 
 
 @contextmanager
-def translated(peer: str, doing: str) -> Iterator[None]:
+def translated(peer: str, doing: str, trusted: str = "") -> Iterator[None]:
     """Turn what the operating system and OpenSSL raise into this project's errors."""
     try:
         yield
-    except ssl.SSLCertVerificationError as error:
-        raise AuthenticationError(
-            f"{peer}: its certificate is not the one this run announced ({error.verify_message}): "
-            "something else answers at that address"
-        ) from error
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
         raise PeerLost(f"{peer} closed the connection while {doing}") from error
     except ssl.SSLError as error:
+        if complaint := tls.complaint(error, trusted):
+            raise AuthenticationError(f"{peer}: {complaint}") from error
         raise ProtocolError(f"{peer}: TLS failed while {doing}: {error.reason or error}") from error
     except TimeoutError as error:
         raise PeerLost(f"{peer}: the deadline passed while {doing}") from error

@@ -52,7 +52,8 @@ class ExchangeEndpoint:
     run : str
         Name of the run, which every `Hello` must give.
     tls : Identity or None
-        Identity to serve TLS with; None for plaintext, which is refused outside loopback.
+        Identity to serve TLS with, and whom nodes must prove themselves by (`Identity.peers_pem`); None for plaintext,
+        which is refused outside loopback.
     advertise : str, optional
         Host name or address that nodes are told; `host` if not given.
     limits : Limits, optional
@@ -60,14 +61,15 @@ class ExchangeEndpoint:
     handshake_timeout_s : float
         Longest time, in seconds, from a connection to its complete `Hello`.
     max_pending : int
-        Most connections that have not said a valid `Hello`; the oldest silent one makes room.
+        Most connections that have not said a valid `Hello`; the oldest silent one of the busiest host makes room.
     allow_plaintext : bool
         Permit plaintext outside loopback.
 
     Raises
     ------
     ConfigError
-        The address cannot be bound, would be of no use to nodes, or would send smashed data in the clear.
+        The address cannot be bound, would be of no use to nodes, or would send smashed data in the clear; or the
+        identity cannot be used.
     """
 
     def __init__(
@@ -100,6 +102,17 @@ class ExchangeEndpoint:
         listener = _listen(host, port)
         self.port: int = listener.getsockname()[1]
         self._gate = Gate(listener, context, self._tickets, self._let_in, handshake_timeout_s, max_pending)
+
+    def renew(self, tls: Identity) -> None:
+        """Serve connections from now on with another identity; open ones go on. Announce it before they come.
+
+        Raises
+        ------
+        ConfigError
+            The identity cannot be used; the former stays.
+        """
+        self._gate.context = tls_module.server_context(tls)
+        self.cert_pem = tls.cert_pem
 
     def issue_ticket(
         self, upper: int, node: int, positions: Sequence[int], num_samples: int | None, dataset: str

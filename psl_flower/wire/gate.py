@@ -1,8 +1,8 @@
 """The gate of the exchange endpoint: takes strangers' connections, lets in those with a valid ticket.
 
 One thread drives all connections that have not said a valid `Hello` yet, none of them ever blocking it: a
-silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until
-newer ones crowd it out. No tensor is read here.
+silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until newer
+ones crowd it out, those of the same host first. No tensor is read here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 _HELLO_LIMITS = Limits(metadata_bytes=64 * 2**10, payload_bytes=0)
 _ACCEPTS_PER_TURN = 16
 _DRAIN_S = 1.0
-_LOGGED_PER_MINUTE = 20
+_MINUTE_S = 60.0
+_ALIKE_PER_MINUTE = 5
+_LOGGED_PER_MINUTE = 60
 
 # The same words whatever was wrong with the credentials: a stranger must not learn which guess was right.
 _REFUSAL = (
@@ -51,25 +53,47 @@ class _Guest:
     turned_away: bool = False
 
 
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
 @dataclass(slots=True)
 class RefusalLog:
-    """Counts refusals by error class and logs them, at most 20 a minute: strangers must not fill the disk."""
+    """Counts refusals by error class and logs each with its reason, as long as they are few.
+
+    Strangers must not fill the disk, nor hide others' refusals behind theirs: within a minute at most 5 of the same
+    host and class have a line of their own, and 60 of all. The rest is counted in one line when the minute is over.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
-    _window_end: float = 0.0
-    _num_logged: int = 0
+    minute_end: float | None = None  # on the clock of `time.monotonic`; None: nobody was refused lately
+    _logged: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _kept_back: Counter[str] = field(default_factory=Counter)
 
     def note(self, address: str, error: PslError) -> None:
-        """Count and perhaps log one refusal."""
-        self.counts[type(error).__name__] += 1
-        now = time.monotonic()
-        if now >= self._window_end:
-            if self._num_logged > _LOGGED_PER_MINUTE:
-                log.warning("%d more connections were refused", self._num_logged - _LOGGED_PER_MINUTE)
-            self._window_end, self._num_logged = now + 60, 0
-        self._num_logged += 1
-        if self._num_logged <= _LOGGED_PER_MINUTE:
-            log.warning("refused a connection from %s: %s: %s", address, type(error).__name__, error)
+        """Count and perhaps log one refusal; `address` is host:port."""
+        kind = type(error).__name__
+        self.counts[kind] += 1
+        self.settle()
+        if self.minute_end is None:
+            self.minute_end = time.monotonic() + _MINUTE_S
+        alike = _host(address), kind
+        if self._logged[alike] >= _ALIKE_PER_MINUTE or self._logged.total() >= _LOGGED_PER_MINUTE:
+            self._kept_back[kind] += 1
+            return
+        self._logged[alike] += 1
+        log.warning("refused a connection from %s: %s: %s", address, kind, error)
+
+    def settle(self, *, closing: bool = False) -> None:
+        """Log what was kept back, if the minute is over or the gate is closing."""
+        if self.minute_end is None or (time.monotonic() < self.minute_end and not closing):
+            return
+        if self._kept_back:
+            listed = ", ".join(f"{count} {kind}" for kind, count in self._kept_back.most_common())
+            log.warning("refused %d more connections within a minute: %s", self._kept_back.total(), listed)
+        self.minute_end = None
+        self._logged.clear()
+        self._kept_back.clear()
 
 
 class Gate:
@@ -80,7 +104,7 @@ class Gate:
     listener : socket.socket
         Listening; owned from now on.
     context : ssl.SSLContext or None
-        The Lower's TLS context; None for plaintext.
+        The Lower's TLS context; None for plaintext. May be set anew: connections from then on use it.
     tickets : TicketBook
         What a `Hello` is checked against.
     let_in : callable
@@ -88,7 +112,7 @@ class Gate:
     handshake_timeout_s : float
         Longest time from accepting a connection to its complete `Hello`, in seconds.
     max_pending : int
-        Most connections that have not said `Hello`; beyond it the oldest silent one is dropped.
+        Most connections that have not said `Hello`; beyond it the oldest silent one of the busiest host is dropped.
     """
 
     def __init__(
@@ -102,7 +126,7 @@ class Gate:
     ) -> None:
         self.refusals = RefusalLog()
         self._listener = listener
-        self._context = context
+        self.context = context
         self._tickets = tickets
         self._let_in = let_in
         self._handshake_timeout_s = handshake_timeout_s
@@ -128,8 +152,10 @@ class Gate:
 
     def _serve(self) -> None:
         while not self._closing:
-            next_deadline = min((guest.deadline for guest in self._guests), default=None)
-            timeout = None if next_deadline is None else max(0.0, next_deadline - time.monotonic())
+            times = [guest.deadline for guest in self._guests]
+            if self.refusals.minute_end is not None:
+                times.append(self.refusals.minute_end)
+            timeout = max(0.0, min(times) - time.monotonic()) if times else None
             ready = self._selector.select(timeout)
             for key, _ in ready:
                 if isinstance(key.data, _Guest) and key.data in self._guests:
@@ -139,6 +165,8 @@ class Gate:
             now = time.monotonic()
             for guest in [guest for guest in self._guests if guest.deadline <= now]:
                 self._drop(guest, PeerLost(f"no valid Hello within {self._handshake_timeout_s:g} s"))
+            self.refusals.settle()
+        self.refusals.settle(closing=True)
         for guest in list(self._guests):
             self._drop(guest, None)
         self._selector.close()
@@ -151,16 +179,16 @@ class Gate:
             except BlockingIOError:
                 return
             except OSError as error:  # a connection that is gone already, or no file descriptor left
-                log.warning("cannot accept a connection: %s", error.strerror or error)
+                self.refusals.note("unknown:0", PeerLost(f"cannot be accepted: {error.strerror or error}"))
                 self._make_room()
                 time.sleep(0.01)  # the listener stays readable: do not spin
                 return
             address = f"{peer[0]}:{peer[1]}"
             try:
-                if self._context is not None:
+                if self.context is not None:
                     sock.setblocking(False)
-                    sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                connection = Connection(sock, f"peer at {address}", _HELLO_LIMITS)
+                    sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                connection = Connection(sock, f"peer at {address}", _HELLO_LIMITS, trusted="exchange-client-ca")
             except (OSError, ValueError):  # reset before we looked at it
                 sock.close()
                 continue
@@ -176,7 +204,7 @@ class Gate:
         """Return the valid `Hello`, or None after the guest has been turned away."""
         connection = guest.connection
         try:
-            with translated(connection.peer, "its handshake"):
+            with translated(connection.peer, "its handshake", connection.trusted):
                 yield from connection.handshake()
                 frame = yield from connection.receiving(Expectation(Hello))
             if not isinstance(frame.message, Hello):
@@ -189,7 +217,8 @@ class Gate:
             guest.deadline = min(guest.deadline, time.monotonic() + _DRAIN_S)
             reason = _REFUSAL if isinstance(error, AuthenticationError) else f"refused: {error}"
             with suppress(OSError, PslError):
-                yield from connection.sending(Frame(Abort(reason)))
+                yield from connection.sending(Frame(Abort(reason)))  # not where TLS failed: its alert is the reason
+            with suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)
                 # Closing with unread bytes would reset the connection, and the peer might never read the
                 # reason.
@@ -212,9 +241,12 @@ class Gate:
             self._selector.modify(guest.connection.sock, events, guest)
 
     def _make_room(self) -> None:
-        """Drop the oldest guest that is silent or already turned away, else the oldest."""
-        idle = (guest for guest in self._guests if guest.turned_away or not guest.connection.heard)
-        victim = next(idle, None) or next(iter(self._guests), None)
+        """Drop a guest of the host that has most: the oldest silent or already turned away one, else the oldest."""
+        num_of_host = Counter(_host(guest.address) for guest in self._guests)
+        most = max(num_of_host.values(), default=0)
+        crowd = [guest for guest in self._guests if num_of_host[_host(guest.address)] == most]
+        idle = (guest for guest in crowd if guest.turned_away or not guest.connection.heard)
+        victim = next(idle, None) or next(iter(crowd), None)
         if victim is not None:
             self._drop(victim, PeerLost("crowded out by newer connections before it said Hello"))
 

@@ -15,11 +15,12 @@ from types import TracebackType
 
 from torch import Tensor
 
-from psl_flower.errors import AuthenticationError, PeerLost
+from psl_flower.errors import AuthenticationError, ConfigError, PeerLost
 from psl_flower.wire import tls
 from psl_flower.wire.connection import Connection, translated
 from psl_flower.wire.frames import Expectation, Frame, Limits, raise_ending
 from psl_flower.wire.messages import Abort, Failed, Hello, Message, Welcome
+from psl_flower.wire.tls import NodeTls
 
 # The endpoint drops the oldest silent connection when strangers crowd it; an honest node then knocks again.
 _ATTEMPTS = 5
@@ -122,7 +123,7 @@ def connect(
     cafile_pem: str | None,
     timeout_s: float,
     limits: Limits | None = None,
-    allow_plaintext: bool = False,
+    own: NodeTls | None = None,
 ) -> UpperStream:
     """Open a stream to the Lower and be accepted.
 
@@ -133,32 +134,38 @@ def connect(
     hello : Hello
         Who we are, with the one-time token.
     cafile_pem : str or None
-        The endpoint's certificate, PEM; nothing else is trusted. None: plaintext, on loopback only.
+        The endpoint's certificate as the run announced it, PEM; nothing else is trusted, unless `own` names
+        authorities. None: plaintext.
     timeout_s : float
         Longest wait, in seconds, for all attempts together.
     limits : Limits, optional
         Most bytes that a frame from the Lower may declare.
-    allow_plaintext : bool
-        Permit plaintext outside loopback.
+    own : NodeTls, optional
+        What this node's operator has laid down; by default nothing.
 
     Raises
     ------
     ConfigError
-        Plaintext outside loopback, or an unreadable certificate.
+        Plaintext that `own` does not permit, or an unreadable certificate.
     AuthenticationError
-        The Lower refused us, or its certificate is not `cafile_pem`.
+        The Lower refused us, or its certificate is refused here.
     PeerLost
         Nothing answers, or the time is over.
     ProtocolError, WireError
         What answers does not speak this protocol.
     """
-    tls.check_plaintext(host, encrypted=cafile_pem is not None, allow_plaintext=allow_plaintext)
-    context = tls.client_context(cafile_pem) if cafile_pem is not None else None
+    own = own or NodeTls()
+    tls.check_plaintext(host, encrypted=cafile_pem is not None, allow_plaintext=own.allow_plaintext)
+    if own.authority_pem and cafile_pem is None:
+        raise ConfigError(f"the run streams in plaintext to {host}, but this node has {own.authority}: drop one")
+    context = tls.client_context(cafile_pem, own) if cafile_pem is not None else None
+    announced = f"the run announced one that is {tls.dates(cafile_pem)}" if cafile_pem is not None else ""
+    trusted = own.authority if own.authority_pem else "the one that this run announced"
     deadline = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _connect_once(host, port, hello, context, deadline, limits or Limits())
+            return _connect_once(host, port, hello, context, trusted, announced, deadline, limits or Limits())
         except PeerLost:
             if attempt == _ATTEMPTS or time.monotonic() + pause_s >= deadline:
                 raise
@@ -168,7 +175,14 @@ def connect(
 
 
 def _connect_once(
-    host: str, port: int, hello: Hello, context: ssl.SSLContext | None, deadline: float, limits: Limits
+    host: str,
+    port: int,
+    hello: Hello,
+    context: ssl.SSLContext | None,
+    trusted: str,
+    announced: str,
+    deadline: float,
+    limits: Limits,
 ) -> UpperStream:
     peer = f"Lower at {host}:{port}"
     with translated(peer, "connecting"):
@@ -177,12 +191,15 @@ def _connect_once(
             if context is not None:
                 sock.setblocking(False)
                 sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-            connection = Connection(sock, peer, limits)
+            connection = Connection(sock, peer, limits, trusted)
         except BaseException:
             sock.close()
             raise
     try:
-        connection.run(connection.handshake(), deadline, "the TLS handshake")
+        try:
+            connection.run(connection.handshake(), deadline, "the TLS handshake")
+        except AuthenticationError as error:
+            raise AuthenticationError(f"{error} ({announced})") from error
         connection.send(Frame(hello), deadline)
         answer = connection.receive(Expectation(Welcome), deadline)
         if isinstance(answer.message, Abort):

@@ -1,8 +1,8 @@
-"""TLS for the stream: a throw-away identity for the Lower, pinned by the Upper nodes.
+"""TLS for the stream: who the Lower and the nodes are, and whom they trust; TLS 1.3 only.
 
-The Lower makes a key and a self-signed certificate for one run. The certificate (not the key) reaches the
-nodes inside Flower messages; a node accepts that certificate and no other, for the address it was told, over
-TLS 1.3 only.
+The Lower's certificate (not its key) reaches the nodes inside Flower messages; a node accepts that certificate and no
+other, for the address it was told. A node whose operator gave it an authority (`NodeTls.authority_pem`) goes by that
+instead. The certificate is either the operator's (`psl_flower.wire.credentials`) or made for the occasion, self-signed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,62 @@ VALID_DAYS = 7
 _CLOCK_SKEW = datetime.timedelta(days=1)
 
 
+# Alerts by which a peer says what it thinks of our certificate (TLS 1.3 has no answer but these).
+_ALERTS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown",
+    "TLSV1_ALERT_UNKNOWN_CA": "it is not from an authority that is trusted there",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, or a clock is wrong",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid for this, or not yet",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it was not accepted",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is of the wrong kind: for servers or for nodes, not for both",
+}
+# OpenSSL's x509_vfy.h.
+_NOT_YET_VALID, _EXPIRED, _WRONG_PURPOSE = 9, 10, 26
+_NOT_TRUSTED, _OTHER_NAME = (18, 19, 20, 21), (62, 64)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A certificate and its private key, both PEM; the key is hidden from `repr` and lives in memory only."""
+    """What one end of a stream proves itself with; keys are hidden from `repr` and live in memory only.
+
+    Attributes
+    ----------
+    cert_pem : str
+        Its certificate.
+    key : bytes
+        The private key, PEM without passphrase.
+    chain_pem : str
+        Certificates between this one and its authority, if any.
+    peers_pem : str
+        Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
+    """
 
     cert_pem: str
     key: bytes = field(repr=False)
+    chain_pem: str = ""
+    peers_pem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTls:
+    """What a node's own operator has laid down about its streams.
+
+    Attributes
+    ----------
+    authority_pem : str
+        The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
+    authority : str
+        What they are called in errors.
+    identity : Identity or None
+        The node's own, for mutual TLS.
+    allow_plaintext : bool
+        Permit plaintext outside loopback, if the run asks for it.
+    """
+
+    authority_pem: str = ""
+    authority: str = "exchange-ca"
+    identity: Identity | None = None
+    allow_plaintext: bool = False
 
 
 def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Identity:
@@ -78,30 +128,79 @@ def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Id
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
-    """Return the Lower's TLS context."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # no resumption: every connection proves itself anew
-    with _as_file(identity.cert_pem.encode() + identity.key) as path:
-        context.load_cert_chain(path)
-    return context
-
-
-def client_context(cert_pem: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts `cert_pem` and nothing else, and checks the host name.
+    """Return the Lower's TLS context; nodes must show a certificate if `identity.peers_pem` names authorities.
 
     Raises
     ------
     ConfigError
-        `cert_pem` is not a certificate.
+        OpenSSL does not accept one of the parts.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # no resumption: every connection proves itself anew
+    _prove(context, identity)
+    if identity.peers_pem:
+        context.verify_mode = ssl.CERT_REQUIRED
+        _trust(context, identity.peers_pem, "exchange-client-ca")
+    return context
+
+
+def client_context(announced_pem: str, own: NodeTls) -> ssl.SSLContext:
+    """Return a node's TLS context, which checks the host name.
+
+    It trusts `own.authority_pem`; without that, the certificate `announced_pem` and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        OpenSSL does not accept one of the parts.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_verify_locations(cadata=cert_pem)
-    except (ssl.SSLError, ValueError) as error:
-        raise ConfigError(f"the exchange endpoint's certificate is not readable: {error}") from None
+    if own.authority_pem:
+        _trust(context, own.authority_pem, own.authority)
+    else:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the very certificate, whoever has signed it
+        _trust(context, announced_pem, "the exchange endpoint's certificate")
+    if own.identity is not None:
+        _prove(context, own.identity)
     return context
+
+
+def complaint(error: ssl.SSLError, trusted: str) -> str:
+    """Return what is wrong with whose certificate, if that is why TLS failed; else an empty text.
+
+    Parameters
+    ----------
+    error : ssl.SSLError
+        As a handshake, or the first words after it, raised it.
+    trusted : str
+        What the peer's certificate had to come from, in an error's words.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {_refusal(error, trusted)}"
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return f"it shows no certificate, which must come from {trusted}: set exchange-cert and exchange-key there"
+    if error.reason in _ALERTS:
+        return f"it refuses this end's certificate: {_ALERTS[error.reason]}; see exchange-cert and exchange-key here"
+    return ""
+
+
+def dates(cert_pem: str) -> str:
+    """Return in words when a certificate is valid, and what time it is on this machine.
+
+    Raises
+    ------
+    ConfigError
+        `cert_pem` is no certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(cert_pem.encode())
+    except ValueError as error:
+        raise ConfigError(f"the exchange endpoint's certificate: is not readable as certificate: {error}") from None
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = datetime.datetime.now(datetime.UTC)
+    return f"valid from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, it is {now:%Y-%m-%d %H:%M} here"
 
 
 def is_loopback(host: str) -> bool:
@@ -123,8 +222,39 @@ def check_plaintext(host: str, *, encrypted: bool, allow_plaintext: bool) -> Non
     if not (encrypted or allow_plaintext or is_loopback(host)):
         raise ConfigError(
             f"smashed data would travel unencrypted to or from {host}: use TLS (the default outside "
-            "loopback), or allow plaintext explicitly on a network that nobody else can read"
+            "loopback), or set exchange-plaintext-on-untrusted-network=true for the run and in every node's node-config"
         )
+
+
+def _refusal(error: ssl.SSLCertVerificationError, trusted: str) -> str:
+    code = error.verify_code
+    if code == _EXPIRED:
+        return "it has expired: renew it where it is served, and check both machines' clocks"
+    if code == _NOT_YET_VALID:
+        return "it is not valid yet: set both machines' clocks"
+    if code in _OTHER_NAME:
+        return f"{error.verify_message}: exchange-advertise must be a name or address that it holds"
+    if code in _NOT_TRUSTED:
+        return f"it is not from {trusted}: something else is there, or the two were not made for each other"
+    if code == _WRONG_PURPOSE:
+        return "it is of the wrong kind: its extendedKeyUsage must have serverAuth at the server, clientAuth at a node"
+    return error.verify_message
+
+
+def _prove(context: ssl.SSLContext, identity: Identity) -> None:
+    """Let a context show `identity`'s certificate."""
+    try:
+        with _as_file(f"{identity.cert_pem}\n{identity.chain_pem}\n".encode() + identity.key) as path:
+            context.load_cert_chain(path, password=lambda: b"")  # no passphrase: or OpenSSL would ask at the terminal
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"exchange-cert, exchange-key: OpenSSL does not take them: {error}") from None
+
+
+def _trust(context: ssl.SSLContext, authorities_pem: str, name: str) -> None:
+    try:
+        context.load_verify_locations(cadata=authorities_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"{name}: is not readable as certificate: {error}") from None
 
 
 def _general_name(host: str) -> x509.GeneralName:

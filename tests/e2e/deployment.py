@@ -41,7 +41,12 @@ SETTINGS = (
 )  # fmt: skip
 RESTORERS = ("alice", "bob")
 # What a node's configuration names in the host's folder, its store apart.
-_NODE_CONFIG = {"key": "node.key", "owner": "owner.key.pub", "state": "state"}
+_NODE_CONFIG = {
+    "key": "node.key", "owner": "owner.key.pub", "state": "state", "exchange-cert": "exchange.pem",
+    "exchange-key": "exchange.key",
+}  # fmt: skip
+# Nodes that are given the operator's authority for the streams; the others trust what the run announces.
+_WITH_AUTHORITY = (0, 1)
 # Notes every 32 random bytes that the server's processes draw: the only way to know a run's tokens.
 _TAP = """
 import os, secrets
@@ -94,10 +99,14 @@ class Deployment:
 
     def _certificates(self) -> None:
         made = self.server.folder / "certificates"
-        _call(ROOT / "deploy" / "make-certificates.sh", made, self.server.address)
+        script = ROOT / "deploy" / "make-certificates.sh"
+        _call(script, made, self.server.address)
         for host in (self.server, *self.nodes):
             shutil.copy(made / "ca.crt", host.folder)
-        for node in self.nodes:
+        for n, node in enumerate(self.nodes):
+            _call(script, made, "--node", f"node{n}")
+            for suffix in (".pem", ".key"):
+                shutil.move(made / f"node{n}{suffix}", node.folder / f"exchange{suffix}")
             _call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", node.folder / "auth")
 
     def _ingest(self, dataset: str, arguments: Sequence[str], restorers: Sequence[str]) -> None:
@@ -166,7 +175,8 @@ class Deployment:
     def start_node(self, n: int) -> None:
         node, patches = self.nodes[n], self.network.patch_server
         far = patches.folder in self._store(n).parents
-        places = {name: str(node.folder / file) for name, file in _NODE_CONFIG.items()}
+        named = _NODE_CONFIG | ({"exchange-ca": "ca.crt"} if n in _WITH_AUTHORITY else {})
+        places = {name: str(node.folder / file) for name, file in named.items()}
         places["store"] = f"http://{patches.address}:{WEB_PORT}/store" if far else str(self._store(n))
         node.start(
             [
@@ -218,7 +228,12 @@ class Deployment:
             process.kill()
 
     def _run_command(self, settings: Sequence[str]) -> list[str | Path]:
-        exchange = (f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}")
+        made = self.server.folder / "certificates"
+        exchange = (
+            f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}",
+            f"exchange-cert={made / 'server.pem'}", f"exchange-key={made / 'server.key'}",
+            f"exchange-client-ca={made / 'ca.crt'}",
+        )  # fmt: skip
         # A resumed run has its settings.
         begun = any(setting.startswith("resume=") for setting in settings)
         given = {**parse_settings([] if begun else self._settings), **parse_settings([*exchange, *settings])}

@@ -1,4 +1,4 @@
-"""Separate hosts: SuperLink and server on one, four SuperNodes on one each; TLS, node authentication and firewalls.
+"""Separate hosts: SuperLink and server on one, four SuperNodes on one each; mutual TLS, node keys and firewalls.
 
 The last node's store is on a sixth host, a web server. The hosts are network namespaces (`network`), the programs real
 ones, started as docs/deploy.md says (`deployment`).

@@ -8,7 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import msgspec
 import numpy as np
@@ -236,6 +236,59 @@ def test_a_declared_tensor_is_not_allocated_before_it_is_checked(endpoint: Excha
             assert tracemalloc.get_traced_memory()[1] < 2**20
         finally:
             tracemalloc.stop()
+    honest_exchange(endpoint)
+
+
+def test_a_frame_sent_twice_is_refused(endpoint: ExchangeEndpoint) -> None:
+    """A replay within the connection itself: the second answer is for a step that is over."""
+    tensor = torch.ones(2, 3)
+    with dial(endpoint) as sock:
+        sock.sendall(joined(hello_for(endpoint)) + 2 * joined(Smashed(ID), tensor))
+        endpoint.wait_for([0], timeout_s=5)
+        assert torch.equal(endpoint.exchange({}, {0: EXPECT}, timeout_s=5)[0].tensor, tensor)
+        following = Expectation(Smashed, "float32", (2, 3), StepId(0, 1))
+        with pytest.raises(ProtocolError, match=r"Upper 0 \(node 7\): Smashed frame: expected .*step=1"):
+            endpoint.exchange({}, {0: following}, timeout_s=5)
+    honest_exchange(endpoint)
+
+
+def test_a_conversation_replayed_on_a_new_connection_is_refused(endpoint: ExchangeEndpoint) -> None:
+    conversation = joined(hello_for(endpoint)) + joined(Smashed(ID), torch.ones(2, 3))
+    with dial(endpoint) as first, dial(endpoint) as second:
+        first.sendall(conversation)
+        endpoint.wait_for([0], timeout_s=5)
+        second.sendall(conversation)
+        assert b"no valid ticket" in read_all(second)
+        refused_as(endpoint, "AuthenticationError")
+        endpoint.exchange({}, {0: EXPECT}, timeout_s=5)
+    honest_exchange(endpoint)
+
+
+def test_an_upper_that_drips_its_answer_is_lost_at_the_deadline(endpoint: ExchangeEndpoint) -> None:
+    data = joined(Smashed(ID), torch.ones(2, 3))
+    with dial(endpoint) as sock, join(endpoint, hello_for(endpoint, 1)) as honest:
+        sock.sendall(joined(hello_for(endpoint)))
+        endpoint.wait_for([0, 1], timeout_s=5)
+        over = threading.Event()
+
+        def drip() -> None:
+            with suppress(OSError):
+                for byte in data:
+                    sock.sendall(bytes([byte]))
+                    if over.wait(0.05):
+                        return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        honest.send(Smashed(ID), [torch.ones(2, 3)], timeout_s=5)
+        began = time.monotonic()
+        with pytest.raises(PeerLost, match=r"Upper 0 \(node 7\): the deadline passed"):
+            endpoint.exchange({}, {0: EXPECT, 1: EXPECT}, timeout_s=1)
+        assert time.monotonic() - began < 3
+        over.set()
+        dripping.join()
+        honest.send(Saved(1), timeout_s=5)
+        assert endpoint.exchange({}, {1: Expectation(Saved)}, timeout_s=5)[1].message == Saved(1)
     honest_exchange(endpoint)
 
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from psl_flower.config import RunConfig
-from tests.unit.doctor_support import Authority
+from tests.authority import Authority
 from tests.unit.tiny_pictures import make_pictures
 
 

@@ -125,6 +125,12 @@ CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
     ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
+    ({"exchange-cert": "a.pem"}, "exchange-cert and exchange-key belong together"),
+    ({"exchange-key": "a.key"}, "exchange-cert and exchange-key belong together"),
+    (
+        {"exchange-plaintext-on-untrusted-network": True, "exchange-client-ca": "ca.crt"},
+        "exchange-plaintext-on-untrusted-network contradicts",
+    ),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
 
@@ -140,6 +146,7 @@ def test_wrong_settings_are_refused(values, message):
 def test_every_bounded_setting_is_tried_above():
     tried = {key for values, _ in OUT_OF_RANGE for key in values}
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
+    free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore"}
     assert set(RunConfig().to_mapping()) == tried | free
 

@@ -6,11 +6,14 @@ import sys
 import tomllib
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from psl_flower.cli.main import main
 from psl_flower.doctor import machine, versions
 from tests.paths import ROOT
 from tests.unit.doctor_support import levels, only_failed
+
+SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 # Versions
 
@@ -86,6 +89,21 @@ def test_command(authority, plain, closed_port, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
     assert set(report["findings"][0]) == {"level", "what", "found", "do"}
+
+
+def test_command_about_streams(authority, tmp_path, capsys):
+    server, node = authority.issue("server", usage=SERVER_AUTH), authority.issue("node", usage=CLIENT_AUTH)
+    for (cert, key), place in ((server, ["--address", "127.0.0.1"]), (node, [])):
+        given = ["doctor", "--exchange-cert", str(cert), "--exchange-key", str(key), "--device", "cpu"]
+        right = ["--exchange-ca", str(authority.path), "--exchange-client-ca", str(authority.path)]
+        assert main([*given, *place, *right]) == 0
+        assert capsys.readouterr().out.count("ok       exchange-") == 4 + len(place) // 2
+        other = [] if place else ["--address", "127.0.0.1"]
+        assert main([*given, *other, "--exchange-ca", str(tmp_path / "none.crt")]) == 1
+        out = capsys.readouterr().out
+        assert "failed   exchange-ca: " in out
+        assert f"is not for a {'node' if place else 'server'}: its extendedKeyUsage lacks" in out
+    assert main(["doctor", "--exchange-cert", str(server[0])]) == 2
 
 
 def test_command_in_a_process_of_its_own():

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from psl_flower.doctor import certificates
-from tests.unit.doctor_support import DAY, NOW, Authority, levels, only_failed
+from tests.authority import DAY, NOW, Authority
+from tests.unit.doctor_support import levels, only_failed
 
 
 def test_good_certificate(authority):

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from psl_flower.doctor import network
-from tests.unit.doctor_support import DAY, NOW, Authority, levels, only_failed
+from tests.authority import DAY, NOW, Authority
+from tests.unit.doctor_support import levels, only_failed
 
 
 @pytest.fixture
