@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulations.chaos.results import Report
 from simulations.reports import Spread
-from simulations.tables import Cells, Presentation, again, machine, spread
+from simulations.tables import Cells, Presentation, Row, again, machine, spread
 
 
 def present(report: Report) -> Presentation:
@@ -24,7 +24,7 @@ def title(report: Report) -> str:
 
 def kills(report: Report) -> Cells:
     """Return names and cells of the table of kills, by what was killed."""
-    rows = []
+    rows: list[Row] = []
     for role in report.kills:
         found = [kill for kill in report.measurements if kill.role == role]
         lost = Spread.of(kill.lost_s for kill in found)
