@@ -5,7 +5,7 @@ Records travel as MessagePack bytes, decoded strictly: missing, unknown or misty
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -155,7 +155,9 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
         raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {str(error)[:200]}") from None
 
 
-def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int]) -> None:
+def check_positions(
+    claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int], absent: Collection[int] = ()
+) -> None:
     """Check that every grid position is held once, by the Upper that it is assigned to.
 
     Parameters
@@ -164,6 +166,8 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
         What each node, by its name, holds.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
+    absent : collection of int
+        Uppers that nobody need host.
 
     Raises
     ------
@@ -185,7 +189,14 @@ def check_positions(claims: Mapping[str, Sequence[Claim]], assignment: Sequence[
                         f"{node} holds position {p} for Upper {claim.upper}; it is assigned to Upper {assignment[p]}"
                     )
                 holder[p] = node
-    missing = sorted(set(range(len(assignment))) - set(holder))
+    missing = [p for p, upper in enumerate(assignment) if p not in holder and upper not in absent]
     if missing:
         nodes = ", ".join(claims) or "no node"
-        raise PositionMissing(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
+        raise PositionMissing(
+            f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
+            f"(asked: {nodes})"
+        )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

@@ -62,8 +62,12 @@ def ask(
     timeout_s: float,
     names: Mapping[int, str],
     meanwhile: Callable[[], None] = lambda: None,
+    *,
+    silent_allowed: bool = False,
 ) -> dict[int, Message]:
     """Send one message to each of several nodes, do `meanwhile`, and return the replies by node id.
+
+    With `silent_allowed`, nodes that are gone or do not answer in time are left out instead of an error.
 
     Raises
     ------
@@ -76,18 +80,24 @@ def ask(
     node_of = dict(zip(grid.push_messages(sent), (message.metadata.dst_node_id for message in sent), strict=True))
     meanwhile()
     replies: dict[int, Message] = {}
+    gone: set[int] = set()
     pause_s = _PULL_INTERVAL_S if hasattr(grid, "pull_interval") else _DEPLOYED_PULL_INTERVAL_S
     deadline = time.monotonic() + timeout_s
-    while len(replies) < len(node_of):
+    while len(replies) + len(gone) < len(node_of):
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
-        for reply in grid.pull_messages([m for m, node in node_of.items() if node not in replies]):
+        for reply in grid.pull_messages([m for m, node in node_of.items() if node not in replies and node not in gone]):
             node = node_of[reply.metadata.reply_to_message_id]
             failure = failure_of(reply, names.get(node, f"node {node}"))
+            if silent_allowed and isinstance(failure, NodeLost):
+                gone.add(node)
+                continue
             if failure is not None:
                 raise failure
             replies[node] = reply
-        if len(replies) < len(node_of):
+        if len(replies) + len(gone) < len(node_of):
             if time.monotonic() > deadline:
+                if silent_allowed:
+                    return replies
                 silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in replies)
                 raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
             time.sleep(pause_s)

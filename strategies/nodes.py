@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, PeerLost, StoreError
+from psl_flower.errors import ConfigError, PeerLost, PositionMissing, StoreError
 from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
 from strategies.messages import ask, content, decoded
 
@@ -28,6 +28,8 @@ class Placement:
         What to call a node in a message for people.
     claims : dict[int, Claim]
         What each Upper's store holds.
+    absent : tuple[int, ...]
+        Uppers that no node hosts, or that are to be done without.
     transport : {"stream", "flower"}
         As chosen.
     simulated : bool
@@ -41,11 +43,26 @@ class Placement:
     claims: dict[int, Claim]
     transport: str
     simulated: bool
+    absent: tuple[int, ...] = ()
     note: str = ""
 
+    @property
+    def uppers(self) -> tuple[int, ...]:
+        """The Uppers that take part."""
+        return tuple(sorted(m for hosted in self.hosts.values() for m in hosted))
 
-def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask, timeout_s: float) -> Placement:
-    """Ask all nodes what they hold and place every Upper.
+
+def place(
+    grid: Grid,
+    assignment: Sequence[int],
+    transport: str,
+    task: NodeTask,
+    timeout_s: float,
+    *,
+    without: Collection[int] = (),
+    absent_allowed: bool = False,
+) -> Placement:
+    """Ask all nodes what they hold and place every Upper, or those that can be.
 
     Parameters
     ----------
@@ -59,6 +76,10 @@ def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask,
         The run's; its `uppers` do not matter here.
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
+    without : collection of int
+        Uppers to do without, wherever they are.
+    absent_allowed : bool
+        Whether to place the others where nodes do not answer, or positions are held by nobody.
 
     Raises
     ------
@@ -69,25 +90,27 @@ def place(grid: Grid, assignment: Sequence[int], transport: str, task: NodeTask,
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories = _inventories(grid, timeout_s)
+    inventories = _inventories(grid, timeout_s, silent_allowed=absent_allowed)
     if any(inventory.claims for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport)
+        return _place_deployed(inventories, assignment, transport, without, absent_allowed)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
-    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s)
+    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without)
 
 
-def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
+def _inventories(grid: Grid, timeout_s: float, *, silent_allowed: bool) -> dict[int, Inventory]:
     deadline = time.monotonic() + timeout_s
     found: dict[int, Inventory] = {}
+    silent: set[int] = set()
     while True:
-        new = [node for node in grid.get_node_ids() if node not in found]
+        new = [node for node in grid.get_node_ids() if node not in found and node not in silent]
         names = {node: f"node {node}" for node in new}
         question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in new]
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        for node, reply in ask(grid, question, timeout_s, names).items():
+        for node, reply in ask(grid, question, timeout_s, names, silent_allowed=silent_allowed).items():
             found[node] = decoded(reply, "inventory", Inventory, names[node])
+        silent |= set(new) - set(found)
         if found and len(found) >= max(inventory.num_partitions for inventory in found.values()) and not new:
             return found
         if time.monotonic() > deadline:
@@ -95,17 +118,33 @@ def _inventories(grid: Grid, timeout_s: float) -> dict[int, Inventory]:
         time.sleep(_POLL_S if not new else 0)
 
 
-def _place_deployed(inventories: dict[int, Inventory], assignment: Sequence[int], transport: str) -> Placement:
+def _place_deployed(
+    inventories: dict[int, Inventory],
+    assignment: Sequence[int],
+    transport: str,
+    without: Collection[int],
+    absent_allowed: bool,
+) -> Placement:
     names = {node: f"node {node}" for node in inventories}
-    hosts = {
-        node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims
+    claims = {
+        claim.upper: claim
+        for inventory in inventories.values()
+        for claim in inventory.claims
+        if claim.upper not in without
     }
-    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment)
-    claims = {claim.upper: claim for inventory in inventories.values() for claim in inventory.claims}
+    absent = set(assignment) - set(claims) if absent_allowed else set(without)
+    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment, absent)
+    hosts = {
+        node: tuple(claim.upper for claim in inventory.claims if claim.upper in claims)
+        for node, inventory in inventories.items()
+    }
+    if not claims:
+        raise PositionMissing("no node holds a position of this run's grid")
     return Placement(
-        hosts=hosts,
+        hosts={node: hosted for node, hosted in hosts.items() if hosted},
         names=names,
         claims=claims,
+        absent=tuple(sorted(absent)),
         transport="stream" if transport == "auto" else transport,
         simulated=False,
     )
@@ -118,9 +157,10 @@ def _place_simulated(
     transport: str,
     task: NodeTask,
     timeout_s: float,
+    without: Collection[int],
 ) -> Placement:
-    num_uppers = max(assignment) + 1
-    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[:num_uppers]
+    uppers = [m for m in sorted(set(assignment)) if m not in without]
+    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: len(uppers)]
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
@@ -131,13 +171,21 @@ def _place_simulated(
                 "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
     elif transport == "stream" and slots < len(nodes):
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {num_uppers} Uppers"
+        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {len(uppers)} Uppers"
         nodes = nodes[:slots]
-    hosts = {node: tuple(range(i, num_uppers, len(nodes))) for i, node in enumerate(nodes)}
+    hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
-    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment)
-    return Placement(hosts=hosts, names=names, claims=claims, transport=transport, simulated=True, note=note)
+    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment, without)
+    return Placement(
+        hosts=hosts,
+        names=names,
+        claims=claims,
+        transport=transport,
+        simulated=True,
+        absent=tuple(sorted(without)),
+        note=note,
+    )
 
 
 def _ask_claims(

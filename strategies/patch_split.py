@@ -58,6 +58,10 @@ class TransportOptions:
         Longest wait for nodes to come up and to connect, in seconds.
     step_timeout_s : float
         Longest time of one exchange, in seconds.
+    without : frozenset[int]
+        Uppers to do without; a run that only evaluates can.
+    absent_allowed : bool
+        Whether such a run goes on without Uppers that have not come up, or back, within `node_timeout_s`.
     """
 
     transport: str = "auto"
@@ -67,6 +71,8 @@ class TransportOptions:
     identity: Identity | None = None
     node_timeout_s: float = 60.0
     step_timeout_s: float = 600.0
+    without: frozenset[int] = frozenset()
+    absent_allowed: bool = False
 
 
 class PatchSplit(Strategy):
@@ -244,16 +250,19 @@ class PatchSplit(Strategy):
         if self._endpoint is not None:
             self._endpoint.close()
 
-    def _place(self, grid: Grid) -> Placement:
+    def _place(self, grid: Grid, *, absent_allowed: bool = False) -> Placement:
         options = self._options
-        placement = place(grid, self._driver.lower.assignment, options.transport, self._task, options.node_timeout_s)
+        placement = place(
+            grid, self._driver.lower.assignment, options.transport, self._task, options.node_timeout_s,
+            without=options.without, absent_allowed=absent_allowed,
+        )  # fmt: skip
         self._placement = placement
         self._on_placed(placement)
         return placement
 
-    def _open(self, grid: Grid) -> None:
+    def _open(self, grid: Grid, *, absent_allowed: bool = False) -> None:
         options = self._options
-        placement = self._place(grid)
+        placement = self._place(grid, absent_allowed=absent_allowed)
         if not placement.simulated:
             self._driver.commit_start()
         if placement.transport == "flower":
@@ -290,7 +299,7 @@ class PatchSplit(Strategy):
         while True:
             assert self._exchange is not None and self._grid is not None
             try:
-                return self._driver.run(self._exchange, stop_step, evaluate=evaluate)
+                return self._driver.run(self._exchange, stop_step, evaluate=evaluate, absent=self.placement.absent)
             except (PeerLost, NodeLost) as error:
                 self._recover(self._grid, error)
 
@@ -328,7 +337,10 @@ class PatchSplit(Strategy):
                 return
             except (PeerLost, NodeLost, PositionMissing) as error:
                 if time.monotonic() >= deadline:
-                    raise error from lost
+                    if not self._options.absent_allowed:
+                        raise error from lost
+                    self._open(grid, absent_allowed=True)
+                    return
                 if str(error) != said:
                     said = str(error)
                     log.warning("%s; waiting for it", said)
@@ -364,9 +376,9 @@ class PatchSplit(Strategy):
     def _stream_round(self, stop_step: int, evaluate: bool) -> RoundReport:
         assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
         try:
-            self._endpoint.wait_for(self._driver.lower.positions, self._options.node_timeout_s)
-            report = self._driver.run(self._exchange, stop_step, evaluate=evaluate)
-            self._exchange.finish(self._driver.lower.positions)
+            self._endpoint.wait_for(self.placement.uppers, self._options.node_timeout_s)
+            report = self._driver.run(self._exchange, stop_step, evaluate=evaluate, absent=self.placement.absent)
+            self._exchange.finish(self.placement.uppers)
         except BaseException as error:
             # All nodes must end their handlers, or Flower would wait for their replies.
             self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)

@@ -156,7 +156,7 @@ class LowerEngine:
 
     @torch.no_grad()
     def logits(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Return float32 logits (B, classes) on the CPU, in evaluation mode."""
+        """Return float32 logits (B, classes) on the CPU, in evaluation mode; an Upper not in `smashed` is absent."""
         self.lower.eval()
         with autocast(self.device, self._autocast):
             logits_BK: torch.Tensor = self.lower(self._join(smashed), None)
@@ -200,12 +200,12 @@ class LowerEngine:
         self.restore(checkpoints.load(step, self.device))
 
     def _join(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory."""
+        """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory; zeros for absent Uppers."""
         first = next(iter(smashed.values()))
         B, _, h, w, C = first.shape
         all_BPhwC = torch.empty(B, len(self.assignment), h, w, C, dtype=self.dtype, device=self.device)
         for m, positions in self._positions.items():
-            all_BPhwC[:, positions] = smashed[m].to(self.device, self.dtype)
+            all_BPhwC[:, positions] = smashed[m].to(self.device, self.dtype) if m in smashed else 0
         return all_BPhwC.permute(0, 1, 4, 2, 3)
 
     def _part(self, gradient_BPChw: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -6,7 +6,7 @@ One exchange carries the gradients of step t and the plan of step t+1, so a step
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,6 +160,8 @@ class RoundDriver:
         Steps between checkpoints besides that at the end of a round; 0 for none.
     on_step : callable
         Called with every StepReport.
+    on_evaluated : callable
+        Called with (images done, images in all) after every batch of a run through the test split.
     stop_requested : callable
         Asked before every step; true ends the round early with a checkpoint.
     """
@@ -173,6 +175,7 @@ class RoundDriver:
         *,
         checkpoint_every: int = 0,
         on_step: Callable[[StepReport], None] = lambda report: None,
+        on_evaluated: Callable[[int, int], None] = lambda done, total: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.lower = lower
@@ -181,6 +184,7 @@ class RoundDriver:
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
         self._on_step = on_step
+        self._on_evaluated = on_evaluated
         self._stop_requested = stop_requested
 
     def commit_start(self) -> None:
@@ -200,8 +204,11 @@ class RoundDriver:
         self.lower.go_to(step, self._checkpoints)
         return step
 
-    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool) -> RoundReport:
+    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+
+        Without the Uppers in `absent` the test split can be run through (zeros stand for their smashed data), but
+        nothing can be trained.
 
         Raises
         ------
@@ -214,10 +221,11 @@ class RoundDriver:
         """
         report, started = RoundReport(), time.perf_counter()
         if self.lower.step < stop_step:
+            assert not absent, "training needs every Upper"
             self._train(exchange, stop_step, report)
         report.train_s = time.perf_counter() - started
         if evaluate:
-            report.predictions = self._evaluate(exchange)
+            report.predictions = self._evaluate(exchange, absent)
         report.seconds = time.perf_counter() - started
         return report
 
@@ -257,13 +265,16 @@ class RoundDriver:
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
 
-    def _evaluate(self, exchange: Exchange) -> Predictions:
+    def _evaluate(self, exchange: Exchange, absent: Collection[int]) -> Predictions:
         logits: list[torch.Tensor] = []
+        done = 0
         for plan in self.task.evaluation_plans(self.lower.step):
-            down = {m: Down(Step(plan=plan)) for m in self._shapes}
+            down = {m: Down(Step(plan=plan)) for m in self._shapes if m not in absent}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             logits.append(self.lower.logits(smashed))
+            done += plan.num_samples
+            self._on_evaluated(done, len(self.task.test))
         return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
