@@ -35,8 +35,9 @@ class InProcessGrid(Grid):
 
     Attributes
     ----------
-    gone : set of int
-        Nodes that are no longer there: not listed, and messages to them are answered as Flower does for a lost node.
+    gone, unreachable, silent : set of int
+        Nodes that are no longer there, which Flower knows and does not list; that it still lists, but answers for as it
+        does for a lost node; and that it lists and that never answer, as a node that is stopped.
     on_message : callable
         Called with every message before its node gets it.
     """
@@ -45,6 +46,8 @@ class InProcessGrid(Grid):
         self.state = {100 + m: state / f"node-{m}" for m in range(num_nodes)}
         self._stores = {100 + m: store_folder(stores, m) for m in range(num_nodes)}
         self.gone: set[int] = set()
+        self.unreachable: set[int] = set()
+        self.silent: set[int] = set()
         self.on_message: Callable[[Message], None] = lambda message: None
         self._replies: dict[str, Message] = {}
         self._threads: list[threading.Thread] = []
@@ -66,7 +69,9 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
             pushed.append(message.metadata.message_id)
             self.on_message(message)
-            if message.metadata.dst_node_id in self.gone:
+            if message.metadata.dst_node_id in self.silent:
+                continue
+            if message.metadata.dst_node_id in self.gone | self.unreachable:
                 error = Error(ErrorCode.NODE_UNAVAILABLE, "the node is gone")
                 self._replies[pushed[-1]] = Message(error, reply_to=message)
                 continue
