@@ -96,7 +96,7 @@ def run_to_end(
             superlink.wait()
             watch = Watch(superlink, run)
             run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
-            status = _follow(watch, run, follower)
+            status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             completed = status.state == "completed" and verdict.endswith("completed")
             if not completed:
@@ -147,8 +147,8 @@ def _value(text: str, default: object) -> object:
         return text
 
 
-def _follow(watch: Watch, run: RunFolder, follower: Follower) -> Status:
-    """Show the run's status until it ends; return the last one."""
+def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:
+    """Show the run's status until it ends; return the last one. Ctrl-C lets it end after the current `unit`."""
     interrupted = False
     while True:
         try:
@@ -163,7 +163,7 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower) -> Status:
                 raise
             interrupted = True
             run.request_stop()
-            follower.say("stopping after this step, with a checkpoint; Ctrl-C again ends the run at once")
+            follower.say(f"stopping after this {unit}; Ctrl-C again ends the run at once")
 
 
 def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
