@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from psl_flower.errors import RunError, TrainingError
+from psl_flower.errors import NoCheckpoint, RunError, TrainingError
 from psl_flower.files import write_atomically
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -64,12 +64,14 @@ class Checkpoints:
 
         Raises
         ------
+        NoCheckpoint
+            If there is none.
         RunError
-            If there is none, or it is damaged.
+            If it is damaged.
         """
         if step not in self.steps():
             found = ", ".join(str(s) for s in self.steps()) or "none"
-            raise RunError(f"{self.folder}: no checkpoint of step {step} (there: {found}); resume from another run")
+            raise NoCheckpoint(f"{self.folder}: no checkpoint of step {step} (there: {found}); use another run")
         return load_state(self._path(step), device)
 
     def steps(self) -> list[int]:

@@ -100,6 +100,10 @@ class RunConfig:
     run_name: str = ""
     resume: str = ""
     restore: str = ""
+    predict: str = ""
+    predict_split: str = "test"
+    predict_images: str = ""
+    predict_without: str = ""
     checkpoint_every: int = 0
     collect_model: bool = True
     progress_every_s: float = 2.0
@@ -154,6 +158,10 @@ class RunConfig:
         """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
         return Path(self.keys).expanduser().absolute() if self.keys else self.workspace_path() / "keys"
 
+    def uppers_left_out(self) -> frozenset[int]:
+        """Return the Uppers that a prediction is to do without."""
+        return frozenset(int(text) for text in self.predict_without.split(",") if text)
+
     def _check_choices(self) -> None:
         _choice("stores", self.stores, STORES)
         _choice("fit", self.fit, ("exact", "pad"))
@@ -170,7 +178,12 @@ class RunConfig:
             raise ConfigError(f'device: expected "auto", "cpu", "cuda" or "cuda:N", got {self.device!r}')
         if not self.dataset:
             raise ConfigError('dataset: expected "digits", a hub name or a folder, got an empty text')
-        for key, name in (("run-name", self.run_name), ("resume", self.resume)):
+        _choice("predict-split", self.predict_split, ("test", "train"))
+        if not re.fullmatch(r"(\d{1,6}(,\d{1,6})*)?", self.predict_without):
+            raise ConfigError(
+                f'predict-without: expected numbers of Uppers, such as "0,3", got {self.predict_without!r}'
+            )
+        for key, name in (("run-name", self.run_name), ("resume", self.resume), ("predict", self.predict)):
             if name and not _RUN_NAME.fullmatch(name):
                 raise ConfigError(f"{key}: expected letters, digits, '.', '_' and '-', 100 at most, got {name!r}")
 
@@ -213,11 +226,23 @@ class RunConfig:
                 "exchange-plaintext-on-untrusted-network contradicts exchange-cert and exchange-client-ca: "
                 "streams are in plaintext or they are not"
             )
+        self._check_prediction()
         if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
             raise ConfigError(
                 f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "
                 f"choose 0 to {min(self.patch_size) - 1}"
             )
+
+    def _check_prediction(self) -> None:
+        if self.predict:
+            for key, given in (("resume", self.resume), ("restore", self.restore)):
+                if given:
+                    raise ConfigError(f"predict and {key} contradict each other: a run does one of them")
+            return
+        default = {name: field.default for name, field in type(self).__dataclass_fields__.items()}
+        for name in ("predict_split", "predict_images", "predict_without"):
+            if getattr(self, name) != default[name]:
+                raise ConfigError(f"{name.replace('_', '-')}: is set, but predict is not; name the run with predict")
 
 
 def default_workspace(setting: str = "") -> Path:

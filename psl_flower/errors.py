@@ -64,7 +64,10 @@
     ├── PositionError          a grid position is missing, held twice or unknown
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
+    ├── PredictionStopped      the user asked to stop a prediction; nothing was written
     └── RunError               a run folder, checkpoint or model is missing, damaged or of another run
+        ├── NoCheckpoint       a run, or a node, keeps no weights of that step
+        └── OtherDataset       the dataset is not the one that the run was trained on
 
 A message says what, where, and what to do; never a tensor value, a label, a token or a key.
 """
@@ -152,8 +155,20 @@ class TrainingStopped(TrainingError):
     """The user asked to stop; a checkpoint was written."""
 
 
+class PredictionStopped(PslError):
+    """The user asked to stop a prediction; nothing was written."""
+
+
 class RunError(PslError):
     """A run folder, checkpoint or model is missing, damaged or of another run."""
+
+
+class NoCheckpoint(RunError):
+    """A run, or a node, keeps no weights of that step."""
+
+
+class OtherDataset(RunError):
+    """The dataset is not the one that the run was trained on."""
 
 
 class StoreNotFound(StoreError):

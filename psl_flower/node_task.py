@@ -5,7 +5,7 @@ Records travel as MessagePack bytes, decoded strictly: missing, unknown or misty
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -159,9 +159,9 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
 
 
 def check_positions(
-    claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int], *, incomplete: bool = False
-) -> list[int]:
-    """Check that every grid position is held once, by the Upper that it is assigned to; return those nobody holds.
+    claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int], absent: Collection[int] = ()
+) -> None:
+    """Check that every grid position is held once, by the Upper that it is assigned to.
 
     Parameters
     ----------
@@ -169,8 +169,8 @@ def check_positions(
         What each node, by its name, holds.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
-    incomplete : bool
-        Whether positions may be missing, but not all.
+    absent : collection of int
+        Uppers that nobody need host.
 
     Raises
     ------
@@ -192,8 +192,14 @@ def check_positions(
                         f"{node} holds position {p} for Upper {claim.upper}; it is assigned to Upper {assignment[p]}"
                     )
                 holder[p] = node
-    missing = sorted(set(range(len(assignment))) - set(holder))
-    if missing and not (incomplete and holder):
+    missing = [p for p, upper in enumerate(assignment) if p not in holder and upper not in absent]
+    if missing:
         nodes = ", ".join(claims) or "no node"
-        raise PositionMissing(f"no node holds position {', '.join(map(str, missing))} (asked: {nodes})")
-    return missing
+        raise PositionMissing(
+            f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
+            f"(asked: {nodes})"
+        )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

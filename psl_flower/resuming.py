@@ -47,18 +47,42 @@ def resumed_config(run: RunFolder, config: RunConfig) -> RunConfig:
     ConfigError
         If a setting is given that would make it another run.
     """
+    return settings_of(run, config, "resume").replace(run_name="", resume="")
+
+
+def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
+    """Return the settings of an old run, with those of the settings given that cannot change what comes out of it.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The old run.
+    config : RunConfig
+        The settings given.
+    doing : str
+        The setting that names the old run, for the error's text.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is given that would make it another run.
+    """
     began = run.read_config()
     default = RunConfig()
     changes: dict[str, object] = {}
-    for name in (field for field in default.__dataclass_fields__ if field not in ("resume", "run_name", "workspace")):
+    for name in (field for field in default.__dataclass_fields__ if not _about_the_call(field)):
         given = getattr(config, name)
         if given in (getattr(default, name), getattr(began, name)):
             continue
         if name not in _OPERATIONAL:
             key = name.replace("_", "-")
             raise ConfigError(
-                f"{key}: run {run.name} began with {getattr(began, name)!r}, resume was given {given!r}; "
+                f"{key}: run {run.name} began with {getattr(began, name)!r}, {doing} was given {given!r}; "
                 f"leave {key} out, or start a new run"
             )
         changes[name] = given
-    return began.replace(workspace=str(config.workspace_path()), run_name="", resume="", **changes)
+    return began.replace(workspace=str(config.workspace_path()), **changes)
+
+
+def _about_the_call(field: str) -> bool:
+    return field in ("resume", "run_name", "workspace") or field.startswith("predict")

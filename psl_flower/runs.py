@@ -12,6 +12,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - checkpoints/: the Lower's; the newest is the committed one
 - nodes/: in a simulation, the Uppers' checkpoints
 - predictions.npz: the last evaluation: sample, label, predicted, confidence, split
+- predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.predicting`
 - model/: the assembled network, if the owner asked for it
 - stop: made by whoever wants the run to end after the current step
 """
@@ -23,7 +24,7 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +48,20 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     state : str
-        "preparing" (stores), "starting" (nodes), "training", "evaluating", "collecting" (the model), and at the end
-        "completed", "stopped" or "failed".
+        "preparing" (stores), "starting" (nodes), "training", "evaluating", "collecting" (the model), or "predicting"
+        instead of the last three, and at the end "completed", "stopped" or "failed".
     message : str
         One line for a person: what happens, or why it ended and what to do.
     round, rounds, step, total_steps : int
         Where it is; steps applied.
+    images, total_images : int
+        How far a prediction is; 0 in training.
     loss : float or None
         Full loss, mean over the steps since the last report.
     accuracy : float or None
         Of the last evaluation, 0..1.
     images_per_s : float or None
-        Training rate of this round.
+        Rate of training in this round, or of prediction.
     eta_s : float or None
         Seconds left, estimated.
     run_id : str
@@ -73,6 +76,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 0
     step: int = 0
     total_steps: int = 0
+    images: int = 0
+    total_images: int = 0
     loss: float | None = None
     accuracy: float | None = None
     images_per_s: float | None = None
@@ -217,8 +222,21 @@ class RunFolder:
         kept = [metrics for metrics in self.read_metrics() if metrics["step"] <= step]
         self._write("metrics.jsonl", b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
 
-    def write_predictions(self, predictions: Predictions, split: str = "test") -> None:
-        """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays."""
+    def write_predictions(self, predictions: Predictions, split: str | Sequence[str] = "test") -> None:
+        """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays.
+
+        Parameters
+        ----------
+        predictions : Predictions
+            To write.
+        split : str or sequence of str
+            The split of all images, or of each.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
         path = self.path / "predictions.npz"
         try:
             np.savez(
@@ -227,7 +245,7 @@ class RunFolder:
                 label=predictions.label,
                 predicted=predictions.predicted,
                 confidence=predictions.confidence,
-                split=np.full(len(predictions.sample), split),
+                split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
             )
         except OSError as error:
             raise RunError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from psl_flower import predicting
 from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
@@ -19,13 +20,14 @@ from psl_flower.engine.build import encode_settings, make_lower_engine, make_tas
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
-from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
+from psl_flower.errors import NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
 from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.tls import Identity, is_loopback
+from server.predicting import predict
 from server.reporting import Reporter, duration
 from server.restoring import restore
 from strategies import PatchSplit
@@ -38,26 +40,36 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, as the run's configuration says."""
+    """Train, predict or restore, as the run's configuration says."""
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
-    config, run = continue_or_create(RunConfig.from_mapping(context.run_config))
-    reporter = Reporter(run, run_id=str(context.run_id), every_s=config.progress_every_s)
+    given = RunConfig.from_mapping(context.run_config)
+    if given.predict:
+        config, run, folder = predicting.begin(given)
+    else:
+        config, run = continue_or_create(given)
+        folder = run
+    reporter = Reporter(folder, run_id=str(context.run_id), every_s=config.progress_every_s)
     try:
-        _run(grid, config, run, reporter)
+        _run(grid, config, run, folder, reporter)
     except BaseException as error:
         reporter.fail(error)
         raise
 
 
-def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
-    reporter.say("preparing", f"run {run.name}: settings, metrics and checkpoints are in {run.path}")
+def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, reporter: Reporter) -> None:
+    """Do what the settings ask for with a run; what a prediction brings goes to `folder`."""
+    kept = "predictions are to be" if config.predict else "settings, metrics and checkpoints are"
+    reporter.say("preparing", f"run {run.name}: {kept} in {folder.path}")
     torch.set_num_threads(config.lower_threads or usable_cores())
     device = choose_device(config.device)
     _identity(config)  # what is wrong with certificates is said now, not when the nodes have started
     stores = _stores(config, run, reporter)
-    run.write_manifest(stores.manifest)
     node_task = _node_task(config, run, stores)
+    if config.predict:
+        predict(grid, config, run, folder, stores, node_task, _transport_options(config), reporter)
+        return
+    run.write_manifest(stores.manifest)
     if config.restore:
         restore(grid, config, run, stores, node_task, reporter)
         return
@@ -126,7 +138,7 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     version = began.labels_version if began is not None else None
     stores = prepare_stores(config, reporter.ingesting, labels_version=version)
     if began is not None and began.source != stores.manifest.source:
-        raise RunError(f"{config.dataset}: has changed since run {run.name} began; start a new run")
+        raise OtherDataset(f"{config.dataset}: has changed since run {run.name} began; start a new run")
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.manifest.num_samples, stores.manifest.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import RoundReport, StepReport
-from psl_flower.errors import PslError, TrainingStopped
+from psl_flower.errors import PredictionStopped, PslError, TrainingStopped
 from psl_flower.runs import RunFolder, Status
 from strategies.nodes import Placement
 
@@ -43,12 +43,13 @@ class Reporter:
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id)
-        self._writer = SummaryWriter(str(run.tensorboard))
+        self._writer: SummaryWriter | None = None
         self._about = ""
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
         self._evaluation_s = 0.0
+        self._began = time.monotonic()
 
     def say(self, state: str, message: str) -> None:
         """Enter a state, with one line for the user."""
@@ -65,12 +66,13 @@ class Reporter:
     def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int) -> None:
         """Note how long the run is, and how many of its steps are done already."""
         self._steps_per_round = steps_per_round
+        self._writer = SummaryWriter(str(self._run.tensorboard))
         self._set(rounds=rounds, total_steps=total_steps, step=done)
         if done:
             log.info("continuing after step %d of %d", done, total_steps)
 
-    def placed(self, placement: Placement, about: str) -> None:
-        """Note which nodes take part."""
+    def placed(self, placement: Placement, about: str, state: str = "training") -> None:
+        """Note which nodes take part, and enter the state in which they work."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         kind = "simulated nodes" if placement.simulated else "nodes"
         if not placement.simulated:
@@ -80,10 +82,17 @@ class Reporter:
             log.info("%s", about)
         if placement.note:
             log.warning("%s", placement.note)
-        self.say("training", f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport")
+        absent = ", ".join(map(str, placement.absent))
+        self._began = time.monotonic()
+        self.say(
+            state,
+            f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport"
+            + (f"; zeros stand for Upper {absent}" if absent else ""),
+        )
 
     def step(self, report: StepReport) -> None:
-        """Note a training step."""
+        """Note a training step, after `plan`."""
+        assert self._writer is not None
         self._recent.append(report)
         self._writer.add_scalar("train/loss", report.loss.full, report.step)
         now = time.monotonic()
@@ -101,6 +110,7 @@ class Reporter:
         steps = report.steps
         if not steps:
             return
+        assert self._writer is not None
         images = sum(step.num_samples for step in steps)
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
@@ -147,15 +157,33 @@ class Reporter:
             size(bytes_up), size(bytes_down),
         )  # fmt: skip
 
+    def predicted(self, done: int, total: int) -> None:
+        """Note how far a prediction is."""
+        now = time.monotonic()
+        rate = done / max(1e-9, now - self._began)
+        if now - self._written >= _STATUS_EVERY_S or done == total:
+            self._written = now
+            self._set(images=done, total_images=total, images_per_s=rate, eta_s=(total - done) / rate)
+        if self._every_s > 0 and (now - self._logged >= self._every_s or done == total):
+            self._logged = now
+            log.info("%d of %d images, %.0f images/s, %s left", done, total, rate, duration((total - done) / rate))
+
+    def note_accuracy(self, accuracy: float) -> None:
+        """Note the accuracy of a prediction."""
+        self._set(accuracy=accuracy)
+
     def end(self, state: str, message: str) -> None:
         """Note how the run ended."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         (log.info if state == "completed" else log.error)("%s", message)
         self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
 
     def fail(self, error: BaseException) -> None:
         """Note why the run ended early, and what to do."""
-        if isinstance(error, TrainingStopped):
+        if isinstance(error, PredictionStopped):
+            self.end("stopped", str(error))
+        elif isinstance(error, TrainingStopped):
             self.end("stopped", f"{error}; continue with: {self.again}")
         elif isinstance(error, PslError):
             again = f"; continue with: {self.again}" if self._run.checkpoints.steps() else ""

@@ -53,6 +53,8 @@ class TransportOptions:
         Longest time of one exchange, in seconds.
     on_missing_node : {"wait", "continue"}
         What to do when that wait was in vain: give up, or go on with the Uppers that are there.
+    without : frozenset[int]
+        Uppers to do without, wherever they are.
     """
 
     transport: str = "auto"
@@ -64,6 +66,7 @@ class TransportOptions:
     node_timeout_s: float = 60.0
     step_timeout_s: float = 600.0
     on_missing_node: str = "wait"
+    without: frozenset[int] = frozenset()
 
 
 class NodeLink:
@@ -124,12 +127,13 @@ class NodeLink:
         """The exchange over Flower messages, if that is the transport and it is open."""
         return self._exchange if isinstance(self._exchange, FlowerExchange) else None
 
-    def place(self, grid: Grid, *, incomplete: bool = False) -> Placement:
+    def place(self, grid: Grid, *, absent_allowed: bool = False) -> Placement:
         """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`."""
         options = self._options
         self._placement = place(
-            grid, self._assignment, options.transport, self._task, options.node_timeout_s, incomplete=incomplete
-        )
+            grid, self._assignment, options.transport, self._task, options.node_timeout_s,
+            without=options.without, absent_allowed=absent_allowed,
+        )  # fmt: skip
         self._on_placed(self._placement)
         return self._placement
 
@@ -160,7 +164,7 @@ class NodeLink:
                 if time.monotonic() >= deadline:
                     if self._options.on_missing_node != "continue":
                         raise error from lost
-                    self._open(self.place(grid, incomplete=True), grid, saved)
+                    self._open(self.place(grid, absent_allowed=True), grid, saved)
                     log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
                     return
                 if str(error) != said:
@@ -170,7 +174,7 @@ class NodeLink:
 
     def has_returned(self, grid: Grid) -> bool:
         """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
-        absent = set(self.placement.absent)
+        absent = set(self.placement.absent) - self._options.without
         return bool(absent and absent & holders_of(grid, self.placement.hosts, self._options.node_timeout_s))
 
     def close(self) -> None:
@@ -229,7 +233,7 @@ class NodeLink:
             Whatever the work raises.
         """
         assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
-        uppers = sorted(self.placement.claims)
+        uppers = self.placement.uppers
         try:
             self._endpoint.wait_for(uppers, self._options.node_timeout_s)
             result = work(self._exchange)

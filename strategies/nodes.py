@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, PeerLost, StoreError
+from psl_flower.errors import ConfigError, PeerLost, PositionMissing, StoreError
 from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
 from strategies.messages import ask, content, decoded
 
@@ -28,14 +28,14 @@ class Placement:
         What to call a node in a message for people.
     claims : dict[int, Claim]
         What each Upper's store holds.
+    absent : tuple[int, ...]
+        Uppers that no node hosts, or that are to be done without.
     transport : {"stream", "flower"}
         As chosen.
     simulated : bool
         Whether these are simulated nodes.
     note : str
         One line for the user about the choice; may be empty.
-    absent : tuple[int, ...]
-        Uppers that no node holds; the run goes on without their patches.
     """
 
     hosts: dict[int, tuple[int, ...]]
@@ -43,8 +43,13 @@ class Placement:
     claims: dict[int, Claim]
     transport: str
     simulated: bool
-    note: str = ""
     absent: tuple[int, ...] = ()
+    note: str = ""
+
+    @property
+    def uppers(self) -> tuple[int, ...]:
+        """The Uppers that take part."""
+        return tuple(sorted(m for hosted in self.hosts.values() for m in hosted))
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Say which Uppers are absent, and which positions with them; empty if none are."""
@@ -61,9 +66,10 @@ def place(
     task: NodeTask,
     timeout_s: float,
     *,
-    incomplete: bool = False,
+    without: Collection[int] = (),
+    absent_allowed: bool = False,
 ) -> Placement:
-    """Ask all nodes what they hold and place every Upper.
+    """Ask all nodes what they hold and place every Upper, or those that can be.
 
     Parameters
     ----------
@@ -77,38 +83,37 @@ def place(
         The run's; its `uppers` do not matter here.
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
-    incomplete : bool
-        Whether nodes that are gone or silent are left out, and positions may be missing, but not all. Never so in a
-        simulation, whose nodes are all there or lost for good.
+    without : collection of int
+        Uppers to do without, wherever they are.
+    absent_allowed : bool
+        Whether to place the others where nodes do not answer, or positions are held by nobody.
 
     Raises
     ------
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
-    PositionMissing
-        Naming the positions that nobody holds.
     PeerLost, NodeError
         If nodes are missing or fail.
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories = _inventories(grid, timeout_s, incomplete)
+    inventories = _inventories(grid, timeout_s, absent_allowed)
     if any(inventory.claims for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport, incomplete)
+        return _place_deployed(inventories, assignment, transport, without, absent_allowed)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
-    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s)
+    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without)
 
 
 def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
     """Return the Uppers that nodes other than the known ones hold, of those nodes that answer."""
     others = [node for node in grid.get_node_ids() if node not in known]
-    found = _ask_inventories(grid, others, timeout_s, lost_too=True)
+    found = _ask_inventories(grid, others, timeout_s, leave_out_lost=True)
     return {claim.upper for inventory in found.values() for claim in inventory.claims}
 
 
-def _inventories(grid: Grid, timeout_s: float, incomplete: bool) -> dict[int, Inventory]:
+def _inventories(grid: Grid, timeout_s: float, absent_allowed: bool) -> dict[int, Inventory]:
     deadline = time.monotonic() + timeout_s
     found: dict[int, Inventory] = {}
     asked: set[int] = set()
@@ -116,38 +121,54 @@ def _inventories(grid: Grid, timeout_s: float, incomplete: bool) -> dict[int, In
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked.update(new)
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        found |= _ask_inventories(grid, new, timeout_s, lost_too=incomplete)
+        found |= _ask_inventories(grid, new, timeout_s, leave_out_lost=absent_allowed)
         if found and len(found) >= max(inventory.num_partitions for inventory in found.values()) and not new:
             return found
         if time.monotonic() > deadline:
+            if found and absent_allowed:
+                return found
             raise PeerLost(f"no node has come up within {timeout_s:g} s; start SuperNodes, or raise node-timeout-s")
         time.sleep(_POLL_S if not new else 0)
 
 
-def _ask_inventories(grid: Grid, nodes: Sequence[int], timeout_s: float, *, lost_too: bool) -> dict[int, Inventory]:
+def _ask_inventories(
+    grid: Grid, nodes: Sequence[int], timeout_s: float, *, leave_out_lost: bool
+) -> dict[int, Inventory]:
     names = {node: f"node {node}" for node in nodes}
     question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in nodes]
-    replies = ask(grid, question, timeout_s, names, leave_out_lost=lost_too)
+    replies = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost)
     return {node: decoded(reply, "inventory", Inventory, names[node]) for node, reply in replies.items()}
 
 
 def _place_deployed(
-    inventories: dict[int, Inventory], assignment: Sequence[int], transport: str, incomplete: bool
+    inventories: dict[int, Inventory],
+    assignment: Sequence[int],
+    transport: str,
+    without: Collection[int],
+    absent_allowed: bool,
 ) -> Placement:
     names = {node: f"node {node}" for node in inventories}
-    hosts = {
-        node: tuple(c.upper for c in inventory.claims) for node, inventory in inventories.items() if inventory.claims
+    claims = {
+        claim.upper: claim
+        for inventory in inventories.values()
+        for claim in inventory.claims
+        if claim.upper not in without
     }
-    held = {names[node]: inventory.claims for node, inventory in inventories.items()}
-    missing = check_positions(held, assignment, incomplete=incomplete)
-    claims = {claim.upper: claim for inventory in inventories.values() for claim in inventory.claims}
+    absent = set(assignment) - set(claims) if absent_allowed else set(without)
+    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment, absent)
+    hosts = {
+        node: tuple(claim.upper for claim in inventory.claims if claim.upper in claims)
+        for node, inventory in inventories.items()
+    }
+    if not claims:
+        raise PositionMissing("no node holds a position of this run's grid")
     return Placement(
-        hosts=hosts,
+        hosts={node: hosted for node, hosted in hosts.items() if hosted},
         names=names,
         claims=claims,
+        absent=tuple(sorted(absent)),
         transport="stream" if transport == "auto" else transport,
         simulated=False,
-        absent=tuple(sorted({assignment[p] for p in missing})),
     )
 
 
@@ -158,9 +179,10 @@ def _place_simulated(
     transport: str,
     task: NodeTask,
     timeout_s: float,
+    without: Collection[int],
 ) -> Placement:
-    num_uppers = max(assignment) + 1
-    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[:num_uppers]
+    uppers = [m for m in sorted(set(assignment)) if m not in without]
+    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: len(uppers)]
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
@@ -171,13 +193,21 @@ def _place_simulated(
                 "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
     elif transport == "stream" and slots < len(nodes):
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {num_uppers} Uppers"
+        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {len(uppers)} Uppers"
         nodes = nodes[:slots]
-    hosts = {node: tuple(range(i, num_uppers, len(nodes))) for i, node in enumerate(nodes)}
+    hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
-    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment)
-    return Placement(hosts=hosts, names=names, claims=claims, transport=transport, simulated=True, note=note)
+    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment, without)
+    return Placement(
+        hosts=hosts,
+        names=names,
+        claims=claims,
+        transport=transport,
+        simulated=True,
+        absent=tuple(sorted(without)),
+        note=note,
+    )
 
 
 def _ask_claims(

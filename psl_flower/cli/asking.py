@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import ConfigError
+from psl_flower.image_ids import parse_images
 from psl_flower.sealed.export import Caption
 from psl_flower.sealed.keys import Identity
 from psl_flower.sealed.labels import FOLDER, LabelBook
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.terminal import parse_images
 from psl_flower.sealed.wrong import Mistake, mistakes
 
 

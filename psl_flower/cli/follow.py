@@ -74,6 +74,7 @@ class Follower:
             self._copy_log(run.path / "log.txt")
             return
         parts = [f"step {status.step}/{status.total_steps}"] if status.total_steps else []
+        parts += [f"image {status.images}/{status.total_images}"] if status.total_images else []
         if status.loss is not None:
             parts.append(f"loss {status.loss:.3f}")
         if status.accuracy is not None:
@@ -88,8 +89,8 @@ class Follower:
         self._progress.update(
             self._task,
             description=title[:100],
-            completed=status.step,
-            total=status.total_steps or None,
+            completed=status.images or status.step,
+            total=status.total_images or status.total_steps or None,
             details=", ".join(parts),
         )
 

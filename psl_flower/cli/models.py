@@ -1,4 +1,4 @@
-"""Commands for trained models: predict, evaluate, export."""
+"""Commands for trained models: predict, evaluate, export. A prediction in place is `psl_flower.cli.in_place`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,46 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Images, and folders of images.")] = None,
     run: RunName = "",
     workspace: Workspace = "",
     top: Annotated[int, typer.Option(min=1, help="Show so many classes of each image.")] = 3,
+    in_place: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="Instead of files: the dataset's images, by the model of this run where it lies; each node keeps its "
+            "weights and patches.",
+        ),
+    ] = "",
+    split: Annotated[str, typer.Option(help="With --in-place: the images of the test or of the train split.")] = "test",
+    image: Annotated[
+        list[str] | None, typer.Option(help="With --in-place: image, as 17 or test:17, or a file of them; repeatable.")
+    ] = None,
+    without: Annotated[str, typer.Option(help="With --in-place: Uppers to do without, such as 0,3.")] = "",
+    nodes: Annotated[int, typer.Option(min=0, help="With --in-place: simulated nodes; 0: what fits.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what images show. An image that cannot be read is an error at the end; the others are done."""
+    """Say what images show. An image that cannot be read is an error at the end; the others are done.
+
+    With --in-place nothing is assembled: a Flower run, in a simulation on this machine, asks the nodes.
+    """
+    if in_place:
+        if files or run:
+            raise typer.BadParameter("--in-place names the run, and predicts images of its dataset; leave files out")
+        from psl_flower.cli.in_place import predict_in_place
+
+        asked: dict[str, object] = {
+            "predict-split": split,
+            "predict-images": ",".join(image or ()),
+            "predict-without": without,
+        }
+        predict_in_place(in_place, workspace, asked, nodes, as_json)
+        return
+    if not files:
+        raise typer.BadParameter("name images or folders of images, or a run with --in-place")
+    if image or without or nodes or split != "test":
+        raise typer.BadParameter("--split, --image, --without and --nodes go with --in-place")
     from psl_flower.errors import PslError
     from psl_flower.sealed.terminal import progress_bar
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from psl_flower.cli.asking import captions, class_name, images_asked, labels_of
 from psl_flower.errors import ConfigError, StoreNotFound
+from psl_flower.image_ids import parse_images
 from psl_flower.machine import forbid_core_dumps
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
@@ -25,7 +26,6 @@ from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.terminal import (
     load_trusted,
-    parse_images,
     passphrase_source,
     stores_beside,
 )

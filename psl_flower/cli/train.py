@@ -47,17 +47,45 @@ def train(
 
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once.
     """
-    from psl_flower.cli.follow import Follower
     from psl_flower.config import RunConfig
-    from psl_flower.launch.running import Watch, app_folder, prepare, start
-    from psl_flower.launch.superlink import LocalSuperLink
-    from psl_flower.machine import forbid_core_dumps
 
     try:
         given = parse_settings(settings or [])
         config = RunConfig.from_mapping(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+    run, status, verdict = run_to_end(given, config, nodes=nodes, retries=retries, app=app)
+    _report(run, status, verdict, as_json)
+
+
+def run_to_end(
+    given: dict[str, object], config: RunConfig, *, nodes: int = 0, retries: int = 0, app: str = ""
+) -> tuple[RunFolder, Status, str]:
+    """Start Flower and a run, and show how it goes; return its folder, its last status, and how Flower ended it.
+
+    Parameters
+    ----------
+    given : dict
+        The settings to pass on, by their kebab-case keys.
+    config : RunConfig
+        The same settings, parsed.
+    nodes : int
+        Simulated nodes; 0 for what fits.
+    retries : int
+        So often go on from the last checkpoint if the run fails.
+    app : str
+        Folder of the Flower app; empty for this installation's.
+
+    Raises
+    ------
+    PslError
+        If it cannot be started.
+    """
+    from psl_flower.cli.follow import Follower
+    from psl_flower.launch.running import Watch, app_folder, prepare, start
+    from psl_flower.launch.superlink import LocalSuperLink
+    from psl_flower.machine import forbid_core_dumps
+
     folder = app_folder(app)
     forbid_core_dumps()  # stores are sealed here
     while True:
@@ -68,17 +96,16 @@ def train(
             superlink.wait()
             watch = Watch(superlink, run)
             run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
-            status = _follow(watch, run, follower)
+            status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             completed = status.state == "completed" and verdict.endswith("completed")
             if not completed:
                 _keep_log(superlink, run)
             if completed or status.state == "stopped" or retries == 0 or not run.checkpoints.steps():
-                break
+                return run, status, verdict
             retries -= 1
             follower.say(f"{status.message}; going on by itself, {retries} retries left")
         given, config = _resuming(given, config, run)
-    _report(run, status, verdict, as_json)
 
 
 def _resuming(given: dict[str, object], config: RunConfig, run: RunFolder) -> tuple[dict[str, object], RunConfig]:
@@ -120,8 +147,8 @@ def _value(text: str, default: object) -> object:
         return text
 
 
-def _follow(watch: Watch, run: RunFolder, follower: Follower) -> Status:
-    """Show the run's status until it ends; return the last one."""
+def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:
+    """Show the run's status until it ends; return the last one. Ctrl-C lets it end after the current `unit`."""
     interrupted = False
     while True:
         try:
@@ -136,7 +163,7 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower) -> Status:
                 raise
             interrupted = True
             run.request_stop()
-            follower.say("stopping after this step, with a checkpoint; Ctrl-C again ends the run at once")
+            follower.say(f"stopping after this {unit}; Ctrl-C again ends the run at once")
 
 
 def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
@@ -145,7 +172,8 @@ def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
 
 
 def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None:
-    completed = status.state == "completed" and verdict.endswith("completed")
+    problem = failure(run, status, verdict)
+    completed = problem is None
     if as_json:
         typer.echo(
             json.dumps(
@@ -162,8 +190,15 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
         )
     elif completed:
         typer.echo(status.message)
-    if not completed:
-        message = status.message.removeprefix("error: ")
-        if status.state == "completed":
-            message = f"the run's work is done, but Flower reports {verdict}"
-        raise RunError(f"{message}" + (f" (Flower's log: {run.path / 'flower.log'})" if run.path.is_dir() else ""))
+    if problem is not None:
+        raise problem
+
+
+def failure(run: RunFolder, status: Status, verdict: str) -> RunError | None:
+    """Return why a run has not completed; None if it has."""
+    message = status.message.removeprefix("error: ")
+    if status.state == "completed":
+        if verdict.endswith("completed"):
+            return None
+        message = f"the run's work is done, but Flower reports {verdict}"
+    return RunError(message + (f" (Flower's log: {run.path / 'flower.log'})" if run.path.is_dir() else ""))

@@ -85,6 +85,37 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return the global indices (N,) of the samples of "train" or "test", in order."""
         return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in self.splits[split]])
 
+    def split_of(self, sample: int) -> tuple[str, int]:
+        """Return a sample's split and its number within it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such sample.
+        """
+        for split, ranges in self.splits.items():
+            before = 0
+            for start, stop in ranges:
+                if start <= sample < stop:
+                    return split, before + sample - start
+                before += stop - start
+        raise ConfigError(f"there is no image {sample}; the dataset has images 0 to {self.num_samples - 1}")
+
+    def sample_of(self, split: str, number: int) -> int:
+        """Return the global index of an image of a split.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such split or image.
+        """
+        left = number
+        for start, stop in self.splits.get(split, ()):
+            if 0 <= left < stop - start:
+                return start + left
+            left -= stop - start
+        raise ConfigError(f"there is no image {split}:{number}; there are {', '.join(self.splits)} images, from 0 on")
+
     def grid(self) -> PatchGrid:
         """Return the patch grid.
 

@@ -213,7 +213,7 @@ class LowerEngine:
         self.restore(checkpoints.load(step, self.device))
 
     def _join(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory."""
+        """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory; zeros for absent Uppers."""
         first = next(iter(smashed.values()))
         B, _, h, w, C = first.shape
         all_BPhwC = torch.empty(B, len(self.assignment), h, w, C, dtype=self.dtype, device=self.device)

@@ -161,6 +161,8 @@ class RoundDriver:
         Steps between checkpoints besides that at the end of a round; 0 for none.
     on_step : callable
         Called with every StepReport.
+    on_evaluated : callable
+        Called with (images done, images in all) after every batch of a run through the test split.
     stop_requested : callable
         Asked before every step; true ends the round early with a checkpoint.
     """
@@ -174,6 +176,7 @@ class RoundDriver:
         *,
         checkpoint_every: int = 0,
         on_step: Callable[[StepReport], None] = lambda report: None,
+        on_evaluated: Callable[[int, int], None] = lambda done, total: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.lower = lower
@@ -183,6 +186,7 @@ class RoundDriver:
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
         self._on_step = on_step
+        self._on_evaluated = on_evaluated
         self._stop_requested = stop_requested
 
     def commit_start(self) -> None:
@@ -265,11 +269,14 @@ class RoundDriver:
 
     def _evaluate(self, exchange: Exchange) -> Predictions:
         logits: list[torch.Tensor] = []
+        done = 0
         for plan in self.task.evaluation_plans(self.lower.step):
             down = {m: Down(Step(plan=plan)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             logits.append(self.lower.logits(smashed))
+            done += plan.num_samples
+            self._on_evaluated(done, len(self.task.test))
         return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:

@@ -11,10 +11,13 @@ from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.predicting import check, free_folder, prediction_of
 from psl_flower.resuming import resumed_config
 from psl_flower.runs import RunFolder, Status, free_name, open_run
 
 _START_TIMEOUT_S = 180.0
+# Settings that may be paths of this machine.
+_PATHS = ("dataset", "keys", "owner", "restore", "predict-images")
 
 
 def app_folder(given: str = "") -> Path:
@@ -39,7 +42,8 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     Returns
     -------
     tuple[int, RunFolder]
-        The number of Uppers, and the folder, not yet made unless the run is resumed.
+        The number of Uppers, and the folder, that of a prediction's results if it is one; not yet made unless the run
+        is resumed.
 
     Raises
     ------
@@ -49,6 +53,11 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     from psl_flower.data.preparing import prepare_stores
 
     workspace = config.workspace_path()
+    if config.predict:
+        asked, trained = prediction_of(config)
+        stores = prepare_stores(asked, progress)
+        check(asked, trained, stores.manifest)
+        return stores.manifest.num_uppers, free_folder(trained, config)
     if config.resume:
         run = open_run(workspace, config.resume)
         config = resumed_config(run, config)

@@ -13,7 +13,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import read_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 
@@ -99,27 +99,6 @@ def parse_size(text: str, name: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"{name}: expected HEIGHTxWIDTH such as 16x16, got {text!r}")
     return int(parts[0]), int(parts[-1])
-
-
-def parse_images(texts: Sequence[str], manifest: Manifest) -> list[int]:
-    """Read image ids: a global number, or SPLIT:NUMBER.
-
-    Raises
-    ------
-    ConfigError
-        If one is neither.
-    ManifestError
-        If an image is not in the dataset.
-    """
-    images = []
-    for text in (part.strip() for item in texts for part in item.split(",") if part.strip()):
-        split, colon, number = text.rpartition(":")
-        if not number.isdecimal():
-            raise ConfigError(f"image {text!r}: expected a number such as 17, or SPLIT:NUMBER such as test:17")
-        image = manifest.sample_of(split, int(number)) if colon else int(number)
-        manifest.split_of(image)
-        images.append(image)
-    return list(dict.fromkeys(images))
 
 
 def load_trusted(path: Path, owner_key: str, seen: SeenBook | None) -> tuple[SignedManifest, bool]:

@@ -1,18 +1,26 @@
-"""Which images a run got wrong, worst first. Reads ``<run>/predictions.npz``."""
+"""Which images a run got wrong, worst first.
+
+Reads ``<run>/predictions.npz``, which the run wrote, and ``<run>/predictions/*/predictions.npz``, which later
+predictions with its model did (`psl_flower.predicting`); the newest of each split count.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import RunError
+from psl_flower.predicting import predictions_of
 
 FILE = "predictions.npz"
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
+
+_Columns = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +50,55 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     Raises
     ------
     RunError
-        If there are no predictions, or they are damaged.
+        If there are no predictions of the split asked for, or they are damaged.
     """
-    path = run / FILE if run.is_dir() else run
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            sample, label, predicted, confidence, splits = (file[name] for name in _FIELDS)
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist: evaluate the run first") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise RunError(f"{path} is damaged: evaluate the run again") from None
-    columns = (sample, label, predicted, confidence, splits)
-    if any(column.ndim != 1 or len(column) != len(sample) for column in columns) or sample.dtype.kind not in "iu":
-        raise RunError(f"{path} is damaged: its columns do not fit each other")
+    sample, label, predicted, confidence, _ = _columns(run, split)
     wrong = label != predicted
-    if split:
-        wrong &= splits == split
     if labels_N is not None:
         if len(sample) and not 0 <= int(sample.min()) <= int(sample.max()) < len(labels_N):
-            raise RunError(f"{path}: its images are not those of this dataset")
+            raise RunError(f"{run}: its images are not those of this dataset")
         wrong &= labels_N[sample] != predicted
     rows = np.flatnonzero(wrong)
     rows = rows[np.argsort(-confidence[rows].astype(np.float64), kind="stable")][: limit or None]
     return [Mistake(int(sample[k]), int(label[k]), int(predicted[k]), float(confidence[k])) for k in rows]
+
+
+def _columns(run: Path, split: str) -> _Columns:
+    """Return the columns of a run's newest predictions of a split, or of each split."""
+    files = [run]
+    if run.is_dir():
+        candidates = [folder / FILE for folder in (run, *predictions_of(run))]
+        files = sorted((path for path in candidates if path.exists()), key=_written, reverse=True)
+    found: dict[str, _Columns] = {}
+    for path in files:
+        columns = _read(path)
+        for name in sorted(set(columns[-1].tolist()) - set(found)):
+            found[name] = tuple(column[columns[-1] == name] for column in columns)
+    if not files:
+        raise RunError(f"{run / FILE} does not exist: evaluate the run first, as `psl predict --in-place` does")
+    if split and split not in found:
+        held = " and ".join(sorted(found)) or "no"
+        raise RunError(
+            f"{run}: holds predictions of {held} images; for those of the {split} split: "
+            f"psl predict --in-place {run.name} --split {split}"
+        )
+    wanted = [found[split]] if split else list(found.values()) or [_read(files[0])]
+    return tuple(np.concatenate(parts) for parts in zip(*wanted, strict=True))
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read(path: Path) -> _Columns:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = tuple(file[name] for name in _FIELDS)
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: evaluate the run first, as `psl predict --in-place` does") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise RunError(f"{path} is damaged: evaluate the run again") from None
+    sample = columns[0]
+    if any(column.ndim != 1 or len(column) != len(sample) for column in columns) or sample.dtype.kind not in "iu":
+        raise RunError(f"{path} is damaged: its columns do not fit each other")
+    return columns

@@ -206,3 +206,30 @@ def test_a_reader_that_has_gone():
     ended = start("-m", "psl_flower.cli.main", "--version", stdout=write)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+IN_PLACE = [
+    (["predict"], "name images or folders of images, or a run with --in-place"),
+    (["predict", "a.png", "--without", "1"], "go with --in-place"),
+    (["predict", "a.png", "--in-place", "tiny"], "leave files out"),
+    (["predict", "--in-place", "tiny", "--run", "tiny"], "leave files out"),
+    (["predict", "--in-place", "tiny", "--split", "all"], "predict-split: expected one of test, train"),
+    (["predict", "--in-place", "tiny", "--without", "x"], "predict-without: expected numbers of Uppers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), IN_PLACE)
+def test_what_does_not_go_together_is_a_usage_error(psl, arguments, words):
+    assert IN_PLACE
+    status, out, err = psl(*arguments)
+    assert (status, out) == (2, "")
+    assert words in " ".join(err.split())
+
+
+def test_a_prediction_in_place_that_cannot_be_is_refused_before_flower_starts(psl):
+    status, _, err = psl("predict", "--in-place", "never")
+    assert status == 1
+    assert "no such run (there: tiny" in err
+    status, _, err = psl("predict", "--in-place", "tiny")
+    assert status == 1
+    assert "runs/tiny: the run has no checkpoint of a step yet, so there is no model to predict with" in err

@@ -120,6 +120,9 @@ OUT_OF_RANGE = [
     ({"dataset": ""}, "dataset: expected"),
     ({"run-name": "../x"}, "run-name: expected letters"),
     ({"resume": ".hidden"}, "resume: expected letters"),
+    ({"predict": "../x"}, "predict: expected letters"),
+    ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
+    ({"predict": "a", "predict-without": "one"}, "predict-without: expected numbers of Uppers"),
 ]
 CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
@@ -131,6 +134,11 @@ CONTRADICTORY = [
         {"exchange-plaintext-on-untrusted-network": True, "exchange-client-ca": "ca.crt"},
         "exchange-plaintext-on-untrusted-network contradicts",
     ),
+    ({"predict": "a", "resume": "b"}, "predict and resume contradict each other"),
+    ({"predict": "a", "restore": "asked.psl"}, "predict and restore contradict each other"),
+    ({"predict-split": "train"}, "predict-split: is set, but predict is not"),
+    ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
+    ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
 
@@ -147,7 +155,7 @@ def test_every_bounded_setting_is_tried_above():
     tried = {key for values, _ in OUT_OF_RANGE for key in values}
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
-    free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore"}
+    free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore", "predict-images"}
     assert set(RunConfig().to_mapping()) == tried | free
 
 

@@ -49,6 +49,12 @@ def test_maps_are_joined_by_position():
     assert not logits.requires_grad
 
 
+def test_zeros_stand_for_an_absent_upper():
+    made = smashed()
+    by_hand = torch.tensor([[0.0, 0, 0, 3], [10.0, 0, 0, 13]]) @ Weighted().weight.detach().T
+    assert torch.allclose(engine().logits({0: made[0]}), by_hand)
+
+
 def test_gradients_are_parted_by_position():
     made = engine()
     loss, gradients = made.train_step(smashed(), Y, None, lr=0.1)

@@ -45,6 +45,26 @@ def test_samples_of_a_split_that_grew():
     assert grown.samples_of("train").tolist() == [0, 1, 2, 5, 6]
     assert grown.samples_of("test").tolist() == [3, 4, 7]
     assert grown.num_samples == 8
+    names = [
+        ("train", 0),
+        ("train", 1),
+        ("train", 2),
+        ("test", 0),
+        ("test", 1),
+        ("train", 3),
+        ("train", 4),
+        ("test", 2),
+    ]
+    assert [grown.split_of(k) for k in range(8)] == names
+    assert [grown.sample_of(*name) for name in names] == list(range(8))
+
+
+@pytest.mark.parametrize("name", [("train", 8), ("test", -1), ("validation", 0)])
+def test_there_is_no_such_image(name):
+    with pytest.raises(ConfigError, match=f"there is no image {name[0]}:{name[1]}; there are train, test images"):
+        MANIFEST.sample_of(*name)
+    with pytest.raises(ConfigError, match="there is no image 10; the dataset has images 0 to 9"):
+        MANIFEST.split_of(10)
 
 
 @pytest.mark.parametrize("upper", [-1, 2])

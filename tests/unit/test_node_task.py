@@ -85,9 +85,12 @@ def test_every_position_once(claims):
 
 
 INCOMPLETE = [
-    ({"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 1)]}, r"^no node holds position 2 \(asked: node 1, node 2\)$"),
-    ({"node 1": [claim(0, 3)]}, r"^no node holds position 0, 1, 2 \(asked: node 1\)$"),
-    ({}, r"^no node holds position 0, 1, 2, 3 \(asked: no node\)$"),
+    (
+        {"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 1)]},
+        r"^no node holds position 2 of Upper 1 \(asked: node 1, node 2\)$",
+    ),
+    ({"node 1": [claim(0, 3)]}, r"^no node holds position 0, 1, 2 of Upper 0, 1 \(asked: node 1\)$"),
+    ({}, r"^no node holds position 0, 1, 2, 3 of Upper 0, 1 \(asked: no node\)$"),
     (
         {"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 1, 2)], "node 3": [claim(0, 3)]},
         "^node 3 holds position 3, which node 1 holds already$",
@@ -105,3 +108,11 @@ def test_anything_else_is_refused(claims, message):
     assert INCOMPLETE
     with pytest.raises(PositionError, match=message):
         check_positions(claims, ASSIGNMENT)
+
+
+def test_the_positions_of_absent_uppers_may_be_missing():
+    check_positions({"node 1": [claim(0, 0, 3)]}, ASSIGNMENT, absent={1})
+    with pytest.raises(PositionError, match="no node holds position 3 of Upper 0"):
+        check_positions({"node 1": [claim(0, 0)]}, ASSIGNMENT, absent={1})
+    with pytest.raises(PositionError, match="node 2 holds position 0, which node 1 holds already"):
+        check_positions({"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 0)]}, ASSIGNMENT, absent={1})

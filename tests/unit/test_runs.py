@@ -130,6 +130,9 @@ def test_predictions(run):
         assert found["sample"].tolist() == [4, 5]
         assert found["predicted"].tolist() == [1, 1]
         assert found["split"].tolist() == ["test", "test"]
+    run.write_predictions(predictions, ["train", "test"])
+    with np.load(run.path / "predictions.npz") as found:
+        assert found["split"].tolist() == ["train", "test"]
 
 
 def test_manifest(run, stores_for):

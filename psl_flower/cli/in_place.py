@@ -1,0 +1,76 @@
+"""`psl predict --in-place`: a Flower run that predicts with a trained run's model where it lies."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+
+from psl_flower.cli.output import percent
+
+if TYPE_CHECKING:
+    from psl_flower.predicting import Result
+    from psl_flower.runs import RunFolder
+
+
+def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: int, as_json: bool) -> None:
+    """Predict in a simulation on this machine, show how it goes, and say what came out.
+
+    Parameters
+    ----------
+    run : str
+        Whose model.
+    workspace : str
+        Folder of runs; empty for the default.
+    asked : dict
+        Further settings by their kebab-case keys, as `flwr run` takes them.
+    nodes : int
+        Simulated nodes; 0 for what fits.
+    as_json : bool
+        Whether to print one JSON object.
+
+    Raises
+    ------
+    PslError
+        If it cannot be done; see `server.predicting`.
+    """
+    from psl_flower.cli.train import failure, run_to_end
+    from psl_flower.config import RunConfig
+    from psl_flower.errors import ConfigError, PredictionStopped, RunError
+    from psl_flower.predicting import load_result
+
+    given = {**asked, "predict": run, **({"workspace": workspace} if workspace else {})}
+    try:
+        config = RunConfig.from_mapping(given)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    folder, status, verdict = run_to_end(given, config, nodes=nodes)
+    if status.state == "stopped":
+        raise PredictionStopped(status.message)
+    problem = failure(folder, status, verdict)
+    if problem is not None:
+        raise problem
+    result = load_result(folder.path)
+    if result is None:
+        raise RunError(f"{folder.path}: the prediction ended without a result")
+    _print(folder, result, as_json)
+
+
+def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
+    predictions = folder.path / "predictions.npz"
+    if as_json:
+        report = {**msgspec.to_builtins(result), "folder": str(folder.path), "predictions": str(predictions)}
+        typer.echo(json.dumps(report))
+        return
+    what = f"{result.split} images" if result.split else "images"
+    typer.echo(
+        f"{result.run} after {result.step} steps: {result.images} {what}, accuracy {percent(result.accuracy)}, "
+        f"loss {result.loss:.4f}"
+    )
+    for part in result.absent:
+        typer.echo(f"without Upper {part.upper} (position {', '.join(map(str, part.positions))}): zeros in its place")
+    typer.echo(f"predictions: {predictions}")
+    if result.accuracy < 1:
+        typer.echo(f"wrong images: psl restore --manifest ... --wrong-only {folder.path}")
