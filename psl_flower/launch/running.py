@@ -17,7 +17,9 @@ from psl_flower.runs import RunFolder, Status, free_name, open_run
 
 _START_TIMEOUT_S = 180.0
 # Settings that may be paths of this machine.
-_PATHS = ("dataset", "keys", "owner", "restore", "predict-images")
+_PATHS = (
+    "dataset", "keys", "owner", "restore", "predict-images", "exchange-cert", "exchange-key", "exchange-client-ca",
+)  # fmt: skip
 
 
 def app_folder(given: str = "") -> Path:
@@ -141,9 +143,6 @@ class Watch:
     def _status(self) -> Status | None:
         status = self._run.read_status()
         return status if status is not None and status.updated >= self._started else None
-
-
-_PATHS = ("dataset", "keys", "owner", "restore", "exchange-cert", "exchange-key", "exchange-client-ca")
 
 
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
