@@ -20,13 +20,13 @@ from psl_flower.engine.build import encode_settings, make_lower_engine, make_tas
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
-from psl_flower.errors import NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
+from psl_flower.errors import ConfigError, NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
 from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
 from psl_flower.wire.credentials import endpoint_identity
-from psl_flower.wire.tls import Identity, is_loopback
+from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 from server.predicting import predict
 from server.reporting import Reporter, duration
 from server.restoring import restore
@@ -63,7 +63,8 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     reporter.say("preparing", f"run {run.name}: {kept} in {folder.path}")
     torch.set_num_threads(config.lower_threads or usable_cores())
     device = choose_device(config.device)
-    _identity(config)  # what is wrong with certificates is said now, not when the nodes have started
+    if config.transport != "flower" and not config.restore:
+        _identity(config)  # what is wrong with certificates is said now, not when the nodes have started
     stores = _stores(config, run, reporter)
     node_task = _node_task(config, run, stores)
     if config.predict:
@@ -197,9 +198,11 @@ def _identity(config: RunConfig) -> Identity | None:
     Raises
     ------
     ConfigError
-        If one of the operator's files cannot be used.
+        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
     """
     advertised = config.exchange_advertise or config.exchange_host
+    if is_wildcard(advertised):
+        raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
     files = (config.exchange_cert, config.exchange_key, config.exchange_client_ca)
     near = is_loopback(config.exchange_host) and is_loopback(advertised)
     if config.exchange_plaintext_on_untrusted_network or (near and not any(files)):

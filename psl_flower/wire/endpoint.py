@@ -9,7 +9,6 @@ with ExchangeEndpoint("0.0.0.0", run=run, tls=identity, advertise="lower.example
 
 from __future__ import annotations
 
-import ipaddress
 import queue
 import socket
 import threading
@@ -86,7 +85,7 @@ class ExchangeEndpoint:
         allow_plaintext: bool = False,
     ) -> None:
         tls_module.check_plaintext(host, encrypted=tls is not None, allow_plaintext=allow_plaintext)
-        if advertise is None and _is_wildcard(host):
+        if advertise is None and tls_module.is_wildcard(host):
             raise ConfigError(f"the exchange endpoint listens on {host}: say which address nodes should connect to")
         self.host = advertise or host
         self.cert_pem = tls.cert_pem if tls is not None else None
@@ -322,13 +321,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise ConfigError(f"the exchange endpoint cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host or "0.0.0.0").is_unspecified
-    except ValueError:
-        return False
 
 
 def _listed(uppers: Sequence[int]) -> str:

@@ -211,6 +211,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_wildcard(host: str) -> bool:
+    """Return whether `host` stands for all addresses of a machine."""
+    try:
+        return ipaddress.ip_address(host or "0.0.0.0").is_unspecified
+    except ValueError:
+        return False
+
+
 def check_plaintext(host: str, *, encrypted: bool, allow_plaintext: bool) -> None:
     """Refuse to leave this machine without TLS.
 

@@ -214,7 +214,7 @@ class Deployment:
         """Call `flwr` as the operator does, on the server's host."""
         return self.server.call([BIN / "flwr", *arguments], timeout)
 
-    def train(self, *settings: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def train(self, *settings: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Call `flwr run` and return when the run is over; its status is in the run's folder."""
         return self.server.call(self._run_command(settings), timeout)
 

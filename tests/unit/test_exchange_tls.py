@@ -287,7 +287,7 @@ def test_when_streams_are_encrypted(authority):
     plain = [
         {},
         {"exchange_host": "localhost"},
-        {"exchange_host": "0.0.0.0", "exchange_plaintext_on_untrusted_network": True},
+        {"exchange_host": "0.0.0.0", "exchange_advertise": "h", "exchange_plaintext_on_untrusted_network": True},
     ]
     encrypted = [
         {"exchange_host": "0.0.0.0", "exchange_advertise": HOST},
@@ -301,6 +301,12 @@ def test_when_streams_are_encrypted(authority):
         assert identity is not None
         assert bool(identity.peers_pem) == ("exchange_client_ca" in settings)
         assert (identity.cert_pem == Path(cert).read_text()) == ("exchange_cert" in settings)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_nodes_must_be_told_an_address(host):
+    with pytest.raises(ConfigError, match="^exchange-advertise: .* is every address; set the one"):
+        _identity(RunConfig(exchange_host=host))
 
 
 def test_both_ends_must_ask_for_plaintext(authority):
