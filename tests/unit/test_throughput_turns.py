@@ -103,14 +103,12 @@ def test_the_opponent_is_held_and_goes_on(job):
     with Opponent(job, 60.0, shown.append) as opponent:
         opponent.wait_for(1)
         opponent.hold()
-        known = opponent.steps
         time.sleep(HELD_S)
         measured = opponent.finish(3, 1, (4,) * job.steps)
         # Over: nothing to wait for, and nothing to hold.
         opponent.wait_for(job.steps + 1)
         opponent.hold()
         opponent.go()
-    assert known < job.steps
     assert shown == list(range(1, job.steps + 1))
     assert (measured.repetition, measured.mode, len(measured.step_s)) == (3, "one-process", job.steps)
     longest = max(range(job.steps), key=measured.step_s.__getitem__)
@@ -147,7 +145,7 @@ def test_while_the_opponent_has_its_turn_what_computes_is_stopped(job, busy, mon
         del seen[:]
         turns.take(3, lambda: family)
         # With the warm-up's: two whole ones, and the one that was cut.
-        assert opponent.steps in (4, 5)
+        assert opponent.steps == 4
         assert seen
         assert all(told[1:] == (True, True, False) for told in seen)
         assert len(turns.spans) == 1
