@@ -8,7 +8,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - status.json: where the run is, rewritten as it goes; see `Status`
 - metrics.jsonl: one object per round
 - log.txt: what the user was told
-- tensorboard/: the metrics as event files, and the loss of every step
+- tensorboard/: the metrics as event files, and loss and times of every step
 - checkpoints/: the Lower's; the newest is the committed one
 - nodes/: in a simulation, the Uppers' checkpoints
 - predictions.npz: the last evaluation: sample, label, predicted, confidence, split

@@ -94,7 +94,9 @@ class Reporter:
         """Note a training step, after `plan`."""
         assert self._writer is not None
         self._recent.append(report)
-        self._writer.add_scalar("train/loss", report.loss.full, report.step)
+        told = {"loss": report.loss.full, "upper_s": report.upper_s, "lower_s": report.lower_s, "wire_s": report.wire_s}
+        for name, value in told.items():
+            self._writer.add_scalar(f"train/{name}", value, report.step)
         now = time.monotonic()
         ends_round = report.step % self._steps_per_round == 0 or report.step == self._status.total_steps
         if now - self._written >= _STATUS_EVERY_S or ends_round:

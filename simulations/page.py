@@ -24,7 +24,8 @@ Made from the result files in `docs/results` by
     python -m simulations.throughput --page docs/results/*.json --out docs/benchmarks.md
 
 Do not edit: a test makes it again and compares. In the throughput tables "one process" is the same network on the same
-batches, trained by one process alone on the machine: the price of patch split learning is what the ratio lacks to 1.
+batches, trained by one process in turns with the federated run, so that a machine whose speed drifts does not change
+their ratio: the price of patch split learning is what the ratio lacks to 1.
 """
 _NONE = """
 There is no result file yet. Measure, with nothing else running:

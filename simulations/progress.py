@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._live: Status | None = None
-        self._trial, self._seen, self._rate = "", (0, 0.0), 0.0
+        self._trial, self._steps = "", dict[str, str]()
         self._said_at = 0.0
 
     def __enter__(self) -> Progress:
@@ -47,19 +47,13 @@ class Progress:
 
     def trial(self, name: str) -> None:
         """Begin a trial."""
-        self._trial, self._seen, self._rate = name, (0, 0.0), 0.0
+        self._trial, self._steps = name, {}
         self._say(f"{name}: starting", now=True)
 
-    def step(self, done: int, total: int, images: int) -> None:
-        """Show the steps done of a trial and its rate since the first of them; `images` to a step."""
-        moment = time.monotonic()
-        first, since = self._seen
-        if done and not first:
-            self._seen = (done, moment)
-        elif done > first:
-            self._rate = (done - first) * images / max(moment - since, 1e-9)
-        rate = f", {self._rate:.0f} images/s" if self._rate else ""
-        self._say(f"{self._trial}: step {done} of {total}{rate}")
+    def step(self, who: str, done: int, total: int) -> None:
+        """Show the steps that one of a trial's parties has done."""
+        self._steps[who] = f"{who} step {done} of {total}"
+        self._say(f"{self._trial}: {', '.join(self._steps.values())}")
 
     def result(self, text: str) -> None:
         """Say what a trial came to."""

@@ -1,8 +1,7 @@
-"""The trials: one process and each transport in turn, again and again, so that drift of the machine hits all alike."""
+"""The sessions: one process and a transport, which take turns on the machine, so that its drift hits both alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,10 @@ from psl_flower.launch.running import federation, local_paths
 from simulations import settings as common
 from simulations.machine import circumstances
 from simulations.progress import Progress
-from simulations.throughput import federated, one_process
+from simulations.throughput import federated
+from simulations.throughput.one_process import Job, Opponent
 from simulations.throughput.results import ONE_PROCESS, Measurement, Options, Report, Settings, summarise
+from simulations.throughput.turns import Turns
 
 # Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
 DECIDED = {
@@ -31,7 +32,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     Parameters
     ----------
     config : RunConfig
-        What all trials share.
+        What all sessions share.
     options : Options
         How to measure.
     workspace : Path
@@ -44,13 +45,13 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     Raises
     ------
     PslError
-        If the dataset cannot be used, or a trial fails.
+        If the dataset cannot be used, or a session fails.
     """
     began = circumstances()
-    total_steps = options.warmup + options.steps
+    options = msgspec.structs.replace(options, turns=min(options.turns, options.steps))
     shared = config.replace(
         **local_paths(config.to_mapping()),
-        workspace=str(workspace), rounds=1, steps_per_round=total_steps, evaluate_every=0, collect_model=False,
+        workspace=str(workspace), rounds=1, steps_per_round=options.total_steps, evaluate_every=0, collect_model=False,
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
     nodes = int(federation(stores.manifest.num_uppers)["num-supernodes"])
@@ -60,18 +61,12 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         upper_threads=max(1, options.threads // nodes),
         nodes=nodes,
     )
-    trials = _Trials(shared, settings, stores, keep)
+    sessions = _Sessions(shared, settings, stores, progress, keep)
     measurements = []
     for repetition in range(1, options.repetitions + 1):
-        for mode in settings.modes:
-            progress.trial(f"repetition {repetition} of {options.repetitions}, {mode}")
-            measurement = trials.measure(
-                mode, repetition, lambda done: progress.step(done, total_steps, config.batch_size)
-            )
-            measurements.append(measurement)
-            progress.result(
-                f"{measurement.images_per_s:.1f} images/s, first step after {measurement.total_startup_s:.1f} s"
-            )
+        for mode in options.transports:
+            progress.trial(f"repetition {repetition} of {options.repetitions}, {mode} and one process")
+            measurements += sessions.measure(mode, f"{mode}-{repetition}")
     return Report(
         **began,
         settings=settings,
@@ -80,31 +75,60 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     )
 
 
-class _Trials:
-    """All that a single trial needs."""
+class _Sessions:
+    """All that a session needs, and how many there were."""
 
-    def __init__(self, config: RunConfig, settings: Settings, stores: StoreSet, keep: bool) -> None:
+    def __init__(self, config: RunConfig, settings: Settings, stores: StoreSet, progress: Progress, keep: bool) -> None:
         self._config, self._settings, self._stores, self._keep = config, settings, stores, keep
+        self._progress, self._number = progress, 0
         order = make_task(config, stores.manifest, stores.labels).order
         self._batch_sizes = tuple(len(order.samples(step)) for step in range(settings.total_steps))
 
-    def measure(self, mode: str, repetition: int, show: Callable[[int], None]) -> Measurement:
-        """Run one trial."""
-        settings, warmup = self._settings, self._settings.warmup
-        if mode == ONE_PROCESS:
-            # A single process has no wire; codecs here would only round what crosses the cut.
-            codecs = {} if settings.round_at_cut else {"wire_activations": "float32", "wire_gradients": "float32"}
-            job = one_process.Job(
-                config=self._config.replace(**codecs).to_mapping(),
-                threads=settings.threads,
-                steps=settings.total_steps,
+    def measure(self, mode: str, name: str) -> list[Measurement]:
+        """Measure the one process and a transport, whose run gets this name, in turns."""
+        settings, progress = self._settings, self._progress
+        self._number += 1
+        total = settings.total_steps
+        with Opponent(
+            self._job(), self._config.step_timeout_s, lambda done: progress.step(ONE_PROCESS, done, total)
+        ) as opponent:
+            opponent.wait_for(settings.warmup)
+            opponent.hold()
+            federated_ = federated.measure(
+                self._federated(mode, name),
+                self._stores,
+                self._number,
+                settings.warmup,
+                self._batch_sizes,
+                lambda done: progress.step(mode, done, total),
+                Turns(settings, opponent),
+                keep=self._keep,
             )
-            timeout_s = self._config.step_timeout_s
-            return one_process.measure(job, repetition, warmup, self._batch_sizes, timeout_s, show)
-        config = self._config.replace(
+            alone = opponent.finish(self._number, settings.warmup, self._batch_sizes)
+        progress.result(
+            f"{federated_.images_per_s:.1f} and {alone.images_per_s:.1f} images/s, "
+            f"ratio {federated_.images_per_s / alone.images_per_s:.3f}; "
+            f"first step after {federated_.total_startup_s:.1f} and {alone.total_startup_s:.1f} s"
+        )
+        return [alone, federated_]
+
+    def _job(self) -> Job:
+        # A single process has no wire; codecs here would only round what crosses the cut.
+        codecs = {} if self._settings.round_at_cut else {"wire_activations": "float32", "wire_gradients": "float32"}
+        return Job(
+            config=self._config.replace(**codecs).to_mapping(),
+            threads=self._settings.threads,
+            steps=self._settings.total_steps,
+        )
+
+    def _federated(self, mode: str, name: str) -> RunConfig:
+        settings = self._settings
+        # A deadline goes on while the run is held: for a turn of steps, each of which may take as long.
+        turn = settings.steps // settings.turns + 2
+        return self._config.replace(
             transport=mode,
             lower_threads=settings.threads,
             upper_threads=settings.upper_threads,
-            run_name=f"{mode}-{repetition}",
+            run_name=name,
+            step_timeout_s=self._config.step_timeout_s * (turn + 1),
         )
-        return federated.measure(config, self._stores, repetition, warmup, self._batch_sizes, show, keep=self._keep)

@@ -44,14 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = new_benchmark_parser(
-        "throughput", "Measure the same training through Flower and in one process, side by side, on this machine."
+        "throughput",
+        "Measure the same training through Flower and in one process, in turns, on this machine: while one computes, "
+        "the other is stopped, so that a machine whose speed drifts does not change their ratio.",
     )
     add = parser.add_argument
     add("--patch-size", help="HEIGHTxWIDTH in pixels [half the image each way: 2x2 patches]")
     add("--batch-size", type=int, help="images in a mini-batch [128]")
     add("--steps", type=count, default=20, help="timed training steps of a trial [20]")
+    add("--turns", type=count, default=4, help="turns they are spread over, at most one to a step [4]")
     add("--warmup", type=count, default=3, help="steps before them, not timed, at least 1 [3]")
-    add("--repetitions", type=count, default=3, help="trials of each mode, taking turns [3]")
+    add("--repetitions", type=count, default=3, help="trials of each transport, each in turns with one process [3]")
     add("--wire", choices=CODECS, help="codec of smashed data and gradients [bfloat16]")
     add("--autocast", action="store_true", default=None, help="bfloat16 autocast, in all modes")
     add("--transports", type=_transports, default=FEDERATED, metavar="LIST", help="which to try [stream,flower]")

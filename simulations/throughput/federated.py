@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 from psl_flower.config import RunConfig
@@ -17,8 +20,10 @@ from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs import RunFolder, Status
 from psl_flower.wire.frames import frame_nbytes
 from psl_flower.wire.messages import Smashed, Step
+from simulations.throughput.holding import Span, cut_steps
 from simulations.throughput.memory import MemoryWatch
-from simulations.throughput.results import PARTS, Measurement, rate
+from simulations.throughput.results import PARTS, Measurement, rate, timed
+from simulations.throughput.turns import Turns
 
 # Looking costs processor time that the run needs: seldom while it trains.
 _STARTING_POLL_S, _TRAINING_POLL_S = 0.1, 1.0
@@ -32,6 +37,7 @@ def measure(
     warmup: int,
     batch_sizes: tuple[int, ...],
     show: Callable[[int], None],
+    turns: Turns,
     *,
     keep: bool = False,
 ) -> Measurement:
@@ -49,13 +55,15 @@ def measure(
         Images of every step.
     show : callable
         Called with the number of steps done.
+    turns : Turns
+        Those of the one process, which hold the run.
     keep : bool
         Whether the run's folder stays.
 
     Raises
     ------
     RunError
-        If the run fails; with its own last words.
+        If the run or the one process fails, with its own last words; or if the turns left no step whole.
     """
     memory = MemoryWatch()
     stamps = {"begin": time.time()}
@@ -66,17 +74,17 @@ def measure(
         watch = Watch(superlink, run)
         start(superlink, app_folder(), config.to_mapping(), config, run, num_uppers)
         stamps["flwr run"] = time.time()
-        stamps["nodes"], status = _follow(watch, superlink, memory, show)
+        stamps["nodes"], status = _follow(watch, superlink, memory, show, turns)
         if status.state != "completed":
             raise RunError(f"the federated run failed: {_why(status, superlink, run, keep)}")
-    measurement = _read(config, stores, run, repetition, warmup, batch_sizes, memory, stamps)
+    measurement = _read(config, stores, run, repetition, warmup, batch_sizes, memory, stamps, turns.spans)
     if not keep:
         shutil.rmtree(run.path, ignore_errors=True)
     return measurement
 
 
 def _follow(
-    watch: Watch, superlink: LocalSuperLink, memory: MemoryWatch, show: Callable[[int], None]
+    watch: Watch, superlink: LocalSuperLink, memory: MemoryWatch, show: Callable[[int], None], turns: Turns
 ) -> tuple[float, Status]:
     """Look after the run until it ends; return when its nodes were placed, and its last status."""
     placed_at, looked_at, finished = 0.0, 0.0, False
@@ -92,6 +100,7 @@ def _follow(
             if (last and not finished) or time.monotonic() - looked_at >= _MEMORY_EVERY_S:
                 memory.look(superlink.processes(), shares=last)
                 looked_at, finished = time.monotonic(), last
+            turns.take(status.step, superlink.processes)
         time.sleep(_TRAINING_POLL_S if placed_at and not finished else _STARTING_POLL_S)
 
 
@@ -115,27 +124,31 @@ def _read(
     batch_sizes: tuple[int, ...],
     memory: MemoryWatch,
     stamps: dict[str, float],
+    holds: list[Span],
 ) -> Measurement:
     """Read what the run has written."""
     (metrics,) = run.read_metrics()
-    ends = step_ends(run)
-    if len(ends) != len(batch_sizes):
-        raise RunError(f"{run.tensorboard}: expected {len(batch_sizes)} steps, found {len(ends)}")
-    step_s = [after - before for before, after in pairwise(ends)]
-    # The round's mean covers all steps; only the first one's beginning is not in the event file.
-    first_s = max(0.0, metrics["step_s"] * len(ends) - sum(step_s))
-    step_s.insert(0, first_s)
+    steps = read_steps(run)
+    if len(steps) != len(batch_sizes):
+        raise RunError(f"{run.tensorboard}: expected {len(batch_sizes)} steps, found {len(steps)}")
+    # When the first step began is not in the event file, but its parts are.
+    began = steps[0].end - sum(steps[0].parts_s.values())
+    ends = [step.end for step in steps]
+    step_s = [after - before for before, after in pairwise([began, *ends])]
+    cut = cut_steps(began, ends, holds)
+    whole = timed(len(steps), warmup, cut)
     up, down = evaluation_bytes(config, stores)
     stamps["ServerApp"] = (run.path / "config.toml").stat().st_mtime
-    stamps["first step"] = ends[0] - first_s
+    stamps["first step"] = began
     order = ("begin", "SuperLink", "flwr run", "ServerApp", "nodes", "first step")
     return Measurement(
         repetition=repetition,
         mode=config.transport,
-        images_per_s=rate(step_s, batch_sizes, warmup),
+        images_per_s=rate(step_s, batch_sizes, warmup, cut),
         step_s=tuple(step_s),
+        cut=cut,
         batch_sizes=batch_sizes,
-        parts_s={part: metrics[f"{part}_s"] for part in PARTS},
+        parts_s={part: statistics.mean(steps[i].parts_s[part] for i in whole) for part in PARTS},
         bytes_up=metrics["bytes_up"] - up,
         bytes_down=metrics["bytes_down"] - down,
         processes=memory.processes(),
@@ -151,26 +164,40 @@ def phases(stamps: list[tuple[str, float]]) -> dict[str, float]:
     return {name: after - before for (name, _), (before, after) in zip(stamps[1:], pairwise(ordered), strict=True)}
 
 
-def step_ends(run: RunFolder) -> list[float]:
-    """Return when each training step ended, in Unix time, from the run's event files.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """When a training step ended, in Unix time, and the seconds of its parts."""
+
+    end: float
+    parts_s: dict[str, float]
+
+
+def read_steps(run: RunFolder) -> list[StepTimes]:
+    """Return the times of each training step from the run's event files.
 
     Raises
     ------
     RunError
-        If there is none.
+        If there is no event file, or a step is not complete.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     files = sorted(Path(run.tensorboard).glob("events.out.tfevents.*"))
     if not files:
         raise RunError(f"{run.tensorboard}: no event file")
-    ends = {
-        event.step: event.wall_time
-        for file in files
-        for event in EventFileLoader(str(file)).Load()
-        if any(value.tag == "train/loss" for value in event.summary.value)
-    }
-    return [ends[step] for step in sorted(ends)]
+    ends: dict[int, float] = {}
+    parts_s: dict[int, dict[str, float]] = defaultdict(dict)
+    for event in chain.from_iterable(EventFileLoader(str(file)).Load() for file in files):
+        for value in event.summary.value:
+            if value.tag == "train/loss":
+                ends[event.step] = event.wall_time
+            for part in PARTS:
+                if value.tag == f"train/{part}_s":
+                    # Of one number; the loader has brought all scalars into this form.
+                    parts_s[event.step][part] = value.tensor.float_val[0]
+    if any(parts_s[step].keys() != set(PARTS) for step in ends):
+        raise RunError(f"{run.tensorboard}: a step without the times of its parts")
+    return [StepTimes(end=ends[step], parts_s=parts_s[step]) for step in sorted(ends)]
 
 
 def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import psutil
 from simulations.machine import peak, pss
 from simulations.throughput.results import Process
 
-_LOWER, _UPPER, _REST = "Lower", "Upper", "Flower"
+LOWER, UPPER, _REST = "Lower", "Upper", "Flower"
 
 
 class MemoryWatch:
@@ -44,7 +44,7 @@ class MemoryWatch:
         """Return the Lower, the Uppers, and the rest as one."""
         seen = list(self._seen.values())
         rest = [process for process in seen if process.role == _REST]
-        found = [process for role in (_LOWER, _UPPER) for process in seen if process.role == role]
+        found = [process for role in (LOWER, UPPER) for process in seen if process.role == role]
         if rest:
             shares = [process.pss_bytes for process in rest if process.pss_bytes is not None]
             together = sum(process.peak_bytes for process in rest)
@@ -56,5 +56,5 @@ def role_of(command: Sequence[str]) -> str:
     """Return a process's role by its command line: Flower's simulation runs the ServerApp, Ray's actors the Uppers."""
     words = " ".join(command[:2])
     if words.startswith("ray::ClientAppActor"):
-        return _UPPER
-    return _LOWER if "flwr-simulation" in words else _REST
+        return UPPER
+    return LOWER if "flwr-simulation" in words else _REST

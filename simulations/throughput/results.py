@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from psl_flower.errors import RunError
 from simulations import reports
 from simulations.reports import Spread, Values
 
-VERSION = 1
+VERSION = 2
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")
 PARTS = ("upper", "lower", "wire")
@@ -24,9 +25,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     transports : tuple of str
         Federated modes: "stream", "flower".
     steps, warmup : int
-        Training steps that are timed, and those before them that are not.
+        Training steps to be timed, and those before them that are not.
+    turns : int
+        How many turns the timed steps are spread over; no more than there are steps.
     repetitions : int
-        How often every mode is tried; the modes take turns.
+        How often every federated mode is tried, each time in turns with the one process.
     threads : int
         Threads of the one process and of the Lower.
     round_at_cut : bool
@@ -36,9 +39,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     transports: tuple[str, ...]
     steps: int
     warmup: int
+    turns: int
     repetitions: int
     threads: int
     round_at_cut: bool = False
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of one trial: for each turn one more, which a stop may cut."""
+        return self.warmup + self.steps + self.turns
 
 
 class Settings(Options, frozen=True, kw_only=True):
@@ -57,13 +66,8 @@ class Settings(Options, frozen=True, kw_only=True):
     nodes: int
 
     @property
-    def total_steps(self) -> int:
-        """Steps of one trial."""
-        return self.warmup + self.steps
-
-    @property
     def modes(self) -> tuple[str, ...]:
-        """All modes, in the order of their turns."""
+        """All modes."""
         return (ONE_PROCESS, *self.transports)
 
 
@@ -91,17 +95,19 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     repetition : int
-        From 1.
+        The session, from 1: one trial of a federated mode and one of the one process, which took turns.
     mode : str
         "one-process", "stream" or "flower".
     images_per_s : float
-        Median over the timed steps.
+        Median over the timed steps: those after the warm-up that are not cut.
     step_s : tuple of float
         Seconds of every step, those of the warm-up first.
+    cut : tuple of int
+        Indices of the steps during which the mode's processes were stopped for the other's turn.
     batch_sizes : tuple of int
         Images of every step.
     parts_s : dict
-        Seconds of a step by part: mean over all steps, those of the warm-up too. Empty for one process.
+        Seconds of a step by part: mean over the timed steps. Empty for one process.
     bytes_up, bytes_down : int
         Of the frames of all training steps, headers included.
     processes : tuple of Process
@@ -116,6 +122,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     images_per_s: float
     step_s: tuple[float, ...]
+    cut: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     parts_s: dict[str, float]
     bytes_up: int
@@ -192,14 +199,27 @@ class Report(reports.Report, frozen=True, kw_only=True):
     summaries: tuple[Summary, ...]
 
 
-def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int) -> float:
-    """Return images per second: the median over the steps after the warm-up."""
-    timed = list(zip(step_s, batch_sizes, strict=True))[warmup:]
-    return statistics.median(images / max(seconds, 1e-9) for seconds, images in timed)
+def timed(num_steps: int, warmup: int, cut: Collection[int]) -> list[int]:
+    """Return the indices of the steps that count: after the warm-up, and not cut.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    whole = [index for index in range(warmup, num_steps) if index not in cut]
+    if not whole:
+        raise RunError("no timed step was left whole by the turns; ask for more --steps, or fewer --turns")
+    return whole
+
+
+def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int, cut: Collection[int]) -> float:
+    """Return images per second: the median over the timed steps; raises RunError as `timed`."""
+    return statistics.median(batch_sizes[i] / max(step_s[i], 1e-9) for i in timed(len(step_s), warmup, cut))
 
 
 def summarise(settings: Settings, measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by mode, in the order of their turns; modes without a trial are left out."""
+    """Return what the trials amount to, by mode; modes without a trial are left out."""
     alone = {m.repetition: m.images_per_s for m in measurements if m.mode == ONE_PROCESS}
     by_mode = {mode: [m for m in measurements if m.mode == mode] for mode in settings.modes}
     return tuple(_summary(settings, mode, trials, alone) for mode, trials in by_mode.items() if trials)
@@ -218,12 +238,16 @@ def _summary(settings: Settings, mode: str, trials: list[Measurement], alone: di
         ratio=Spread.of(ratios) if federated and ratios else None,
         bytes_up_per_image=sum(trial.bytes_up for trial in trials) / images if federated else None,
         bytes_down_per_image=sum(trial.bytes_down for trial in trials) / images if federated else None,
-        step_s=Spread.of(statistics.median(trial.step_s[settings.warmup :]) for trial in trials),
+        step_s=Spread.of(statistics.median(_timed_s(trial, settings.warmup)) for trial in trials),
         parts_s={part: Spread.of(trial.parts_s[part] for trial in trials) for part in trials[0].parts_s},
         startup_s=Spread.of(trial.total_startup_s for trial in trials),
         peak_bytes={role: max(known) for role, values in peaks.items() if (known := _known(values))},
         pss_bytes={role: max(known) for role, values in shares.items() if (known := _known(values))},
     )
+
+
+def _timed_s(trial: Measurement, warmup: int) -> list[float]:
+    return [trial.step_s[index] for index in timed(len(trial.step_s), warmup, trial.cut)]
 
 
 def _known(values: Iterable[int | None]) -> list[int]:

@@ -30,12 +30,13 @@ def notes(report: Report) -> str:
     settings = report.settings
     rounding = "rounding at the cut as the wire does" if settings.round_at_cut else "without rounding at the cut"
     return (
-        f"Median (lowest to highest) of {settings.repetitions} repetition{'s' * (settings.repetitions > 1)} of "
-        f"{settings.steps} timed steps after "
-        f"{settings.warmup} of warm-up; ratio within a repetition. Threads: one process {settings.threads}, "
-        f"Lower {settings.threads}, each of {settings.nodes} nodes {settings.upper_threads}. The one process works "
-        f"{rounding}. Parts are means over all steps: the slowest Upper, the Lower, the rest (moving bytes, waiting). "
-        f"Load of the machine before: {report.machine['load_before']}."
+        f"Median (lowest to highest) of {_several(settings.repetitions, 'repetition')} of {settings.steps} timed steps "
+        f"(at least) after {settings.warmup} of warm-up. In each, the federated run and one process take "
+        f"{_several(settings.turns, 'turn')}: while one computes, the other is stopped. Steps that a stop cut are not "
+        f"timed; the ratio is that of the two. Threads: one process {settings.threads}, Lower {settings.threads}, each "
+        f"of {settings.nodes} nodes {settings.upper_threads}. The one process works {rounding}. Parts are means over "
+        f"the timed steps: the slowest Upper, the Lower, the rest (moving bytes, waiting). Load of the machine before: "
+        f"{report.machine['load_before']}."
     )
 
 
@@ -98,11 +99,16 @@ def command(report: Report) -> str:
     """Return the command line that measures the same again."""
     settings = report.settings
     options = [
-        "--steps", str(settings.steps), "--warmup", str(settings.warmup), "--repetitions", str(settings.repetitions),
+        "--steps", str(settings.steps), "--turns", str(settings.turns), "--warmup", str(settings.warmup),
+        "--repetitions", str(settings.repetitions),
         "--transports", ",".join(settings.transports), "--threads", str(settings.threads),
         *["--round-at-cut"] * settings.round_at_cut,
     ]  # fmt: skip
     return again("throughput", options, settings.config)
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _process(summary: Summary, role: str) -> str:

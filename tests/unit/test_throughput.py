@@ -18,7 +18,7 @@ from simulations.throughput.bench import DECIDED
 from simulations.throughput.command import main, make_parser, read_config
 from simulations.throughput.federated import evaluation_bytes, phases
 from simulations.throughput.memory import MemoryWatch, role_of
-from simulations.throughput.results import Measurement, Process, Report, Settings, rate, summarise
+from simulations.throughput.results import Measurement, Process, Report, Settings, rate, summarise, timed
 from tests.engines import Federation
 from tests.paths import ROOT
 
@@ -31,6 +31,7 @@ def settings(**changes):
         "transports": ("stream", "flower"),
         "steps": 2,
         "warmup": 1,
+        "turns": 1,
         "repetitions": 2,
         "threads": 2,
         "upper_threads": 1,
@@ -48,11 +49,13 @@ def measurement(repetition, mode, images_per_s):
         repetition=repetition,
         mode=mode,
         images_per_s=images_per_s,
-        step_s=(9.0, 8 / images_per_s, 8 / images_per_s),
-        batch_sizes=(8, 8, 8),
+        # Warm-up, two that are timed, one that a stop cut.
+        step_s=(9.0, 8 / images_per_s, 8 / images_per_s, 70.0),
+        cut=(3,),
+        batch_sizes=(8, 8, 8, 8),
         parts_s={"upper": 0.3, "lower": 0.5, "wire": 0.2} if federated else {},
-        bytes_up=24_000 if federated else 0,
-        bytes_down=26_400 if federated else 0,
+        bytes_up=32_000 if federated else 0,
+        bytes_down=35_200 if federated else 0,
         processes=(
             (
                 Process(role="Lower", peak_bytes=3_000_000 * repetition, pss_bytes=2_000_000),
@@ -68,10 +71,12 @@ def measurement(repetition, mode, images_per_s):
 
 
 def trials():
-    # The second repetition found the machine half as fast: the ratios do not show it.
+    # Each session found the machine half as fast as the one before: the ratios do not show it.
     return [
-        measurement(1, "one-process", 100.0), measurement(1, "stream", 95.0), measurement(1, "flower", 40.0),
-        measurement(2, "one-process", 50.0), measurement(2, "stream", 48.5), measurement(2, "flower", 20.0),
+        measurement(1, "one-process", 400.0), measurement(1, "stream", 380.0),
+        measurement(2, "one-process", 200.0), measurement(2, "flower", 80.0),
+        measurement(3, "one-process", 100.0), measurement(3, "stream", 97.0),
+        measurement(4, "one-process", 50.0), measurement(4, "flower", 20.0),
     ]  # fmt: skip
 
 
@@ -89,8 +94,16 @@ def report(**changes):
 
 def test_rate_is_the_median_after_the_warmup():
     # 8/2, 8/1, 4/1 images/s; the first step is warm-up.
-    assert rate([100.0, 2.0, 1.0, 1.0], [8, 8, 8, 4], 1) == 4.0
-    assert rate([100.0, 2.0, 1.0], [8, 8, 8], 1) == 6.0
+    assert rate([100.0, 2.0, 1.0, 1.0], [8, 8, 8, 4], 1, ()) == 4.0
+    assert rate([100.0, 2.0, 1.0], [8, 8, 8], 1, ()) == 6.0
+
+
+def test_steps_that_a_stop_cut_are_not_timed():
+    assert rate([100.0, 2.0, 60.0, 1.0], [8, 8, 8, 8], 1, (2,)) == 6.0
+    # One of the warm-up may be cut, too.
+    assert timed(4, 1, (0, 2)) == [1, 3]
+    with pytest.raises(RunError, match="fewer --turns"):
+        timed(2, 1, (1,))
 
 
 def test_spread():
@@ -102,14 +115,15 @@ def test_summary_compares_within_a_repetition():
     assert [summary.mode for summary in (alone, stream, flower)] == ["one-process", "stream", "flower"]
     assert alone.ratio is None
     assert alone.bytes_up_per_image is None
-    assert alone.images_per_s == Spread(median=75.0, low=50.0, high=100.0)
+    assert alone.images_per_s == Spread(median=150.0, low=50.0, high=400.0)
+    assert alone.step_s.high == pytest.approx(8 / 50)
     assert stream.ratio == Spread(median=0.96, low=0.95, high=0.97)
     assert flower.ratio == Spread(median=0.4, low=0.4, high=0.4)
     assert (stream.bytes_up_per_image, stream.bytes_down_per_image) == (1000.0, 1100.0)
-    assert stream.step_s.high == pytest.approx(8 / 48.5)
-    assert stream.peak_bytes == {"Lower": 6_000_000, "Upper": 1_500_000}
+    assert stream.step_s.high == pytest.approx(8 / 97)
+    assert stream.peak_bytes == {"Lower": 9_000_000, "Upper": 1_500_000}
     assert stream.pss_bytes == {"Lower": 2_000_000}
-    assert stream.startup_s == Spread(median=6.5, low=6.0, high=7.0)
+    assert stream.startup_s == Spread(median=7.0, low=6.0, high=8.0)
 
 
 def test_modes_not_tried_are_left_out():
@@ -133,8 +147,8 @@ def test_a_report_survives_its_file(tmp_path):
     ("content", "message"),
     [
         ("", "no result file"),
-        ('{"benchmark": "throughput", "version": 1}', "no result file"),
-        ('{"benchmark": "throughput", "version": 99}', "expected version 1"),
+        ('{"benchmark": "throughput", "version": 2}', "no result file"),
+        ('{"benchmark": "throughput", "version": 99}', "expected version 2"),
         ("\xff", "no result file"),
     ],
 )
@@ -159,19 +173,24 @@ def test_tables_have_a_cell_for_every_column():
         assert rows
         assert {len(row) for row in rows} == {len(head)}
     (_, rates), (_, times), (_, memory), (_, startup) = made
-    assert rates[0] == ("one-process", "75.0 (50.0 to 100.0)", "-", "-", "-")
-    assert rates[1] == ("stream", "71.8 (48.5 to 95.0)", "0.960 (0.950 to 0.970)", "1.0", "1.1")
+    assert rates[0] == ("one-process", "150.0 (50.0 to 400.0)", "-", "-", "-")
+    assert rates[1] == ("stream", "238.5 (97.0 to 380.0)", "0.960 (0.950 to 0.970)", "1.0", "1.1")
     assert rates[2][2] == "0.400"
     assert times[1][2:] == ("0.300", "0.500", "0.200")
-    assert ("stream", "Lower", "6", "2") in memory
+    assert ("stream", "Lower", "9", "2") in memory
     assert ("stream", "largest Upper process", "2", "-") in memory
-    assert startup[1] == ("stream", "6.5 (6.0 to 7.0)", "SuperLink 2.0, nodes 4.5")
+    assert startup[1] == ("stream", "7.0 (6.0 to 8.0)", "SuperLink 2.0, nodes 5.0")
 
 
 def test_the_report_on_a_terminal(capsys):
     show(table.present(report()))
     shown = capsys.readouterr().out
-    for expected in ("digits, resnet18, batch 128, wire bfloat16", "0.960 (0.950 to 0.970)", "2 repetitions"):
+    for expected in (
+        "digits, resnet18, batch 128, wire bfloat16",
+        "0.960 (0.950 to 0.970)",
+        "2 repetitions",
+        "1 turn:",
+    ):
         assert expected in shown
 
 
@@ -179,13 +198,13 @@ def test_the_page_names_the_command_that_measures_again():
     asked = report(config={"dataset": "../data/cifar10", "uppers": 2, "autocast": True}, round_at_cut=True)
     text = page.render({"throughput-b.json": report(), "throughput-a.json": asked})
     assert text.index("## throughput-a") < text.index("## throughput-b")
-    assert "| stream | 71.8 (48.5 to 95.0) | 0.960 (0.950 to 0.970) | 1.0 | 1.1 |" in text
+    assert "| stream | 238.5 (97.0 to 380.0) | 0.960 (0.950 to 0.970) | 1.0 | 1.1 |" in text
     line = table.command(asked)
     assert line in text
     given = make_parser().parse_args(line.split()[3:])
     told = read_config(given).to_mapping()
     assert {key: told[key] for key in asked.settings.config} == asked.settings.config
-    assert (given.steps, given.warmup, given.repetitions, given.threads) == (2, 1, 2, 2)
+    assert (given.steps, given.turns, given.warmup, given.repetitions, given.threads) == (2, 1, 1, 2, 2)
     assert given.round_at_cut
     assert given.transports == ("stream", "flower")
 
@@ -207,6 +226,7 @@ def test_a_pattern_that_fits_nothing_is_no_result_yet(tmp_path, capsys):
     [
         (["--steps", "0"], "at least 1"),
         (["--warmup", "0"], "at least 1"),
+        (["--turns", "0"], "at least 1"),
         (["--repetitions", "x"], "whole number"),
         (["--transports", "pigeon"], "expected stream,flower"),
         (["--transports", "stream,stream"], "expected stream,flower"),

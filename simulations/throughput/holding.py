@@ -1,0 +1,82 @@
+"""Stops processes for a while, and tells which training steps that cut."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import psutil
+
+# From when to when processes were stopped, Unix time in seconds.
+Span = tuple[float, float]
+# A step's end is stamped a moment after its clock was read; a stop in between falls into both steps.
+_MARGIN_S = 0.02
+
+
+class Brake:
+    """Stops a group of processes and lets it go on.
+
+    Attributes
+    ----------
+    spans : list of Span
+        Of all holds that are over.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._held: list[psutil.Process] = []
+        self._since = 0.0
+
+    def hold(self, processes: Iterable[psutil.Process]) -> None:
+        """Stop processes, in addition to those that are stopped already; those that have ended do no harm."""
+        if not self._held:
+            self._since = time.time()
+        for process in processes:
+            # First the list, then the signal: whatever happens between the two, `go` reaches it.
+            self._held.append(process)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def go(self) -> None:
+        """Let all that are stopped go on; safe to call when nothing is."""
+        if not self._held:
+            return
+        for process in self._held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._held = []
+        self.spans.append((self._since, time.time()))
+
+
+def breathe(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Let processes that are stopped go on for some seconds."""
+    family = list(processes)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    time.sleep(seconds)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def cut_steps(began: float, ends: Sequence[float], spans: Iterable[Span]) -> tuple[int, ...]:
+    """Return the indices of the steps during which their processes were stopped.
+
+    Parameters
+    ----------
+    began : float
+        When the first step began, Unix time in seconds.
+    ends : sequence of float
+        When each step ended; the next one begins there.
+    spans : iterable of Span
+        When the processes were stopped.
+    """
+    held = list(spans)
+    return tuple(
+        index
+        for index, (first, last) in enumerate(pairwise([began, *ends]))
+        if any(since - _MARGIN_S < last and first < until + _MARGIN_S for since, until in held)
+    )
