@@ -115,6 +115,7 @@ def test_cable_is_cut(deployed: Deployment) -> None:
     ends_exactly(deployed, train_disturbed(deployed, "cable-cut", disturb))
 
 
+@pytest.mark.slow
 def test_server_app_dies(deployed: Deployment) -> None:
     """The run is over; `resume` brings it to the same weights."""
 
