@@ -11,7 +11,8 @@ import psutil
 
 # From when to when processes were stopped, Unix time in seconds.
 Span = tuple[float, float]
-# A step's end is stamped a moment after its clock was read; a stop in between falls into both steps.
+# A step's end is stamped a moment after its clock was read. A stop in between is over before the stamp, and falls into
+# the next step as well.
 _MARGIN_S = 0.02
 
 
@@ -78,5 +79,5 @@ def cut_steps(began: float, ends: Sequence[float], spans: Iterable[Span]) -> tup
     return tuple(
         index
         for index, (first, last) in enumerate(pairwise([began, *ends]))
-        if any(since - _MARGIN_S < last and first < until + _MARGIN_S for since, until in held)
+        if any(since < last and first < until + _MARGIN_S for since, until in held)
     )

@@ -64,8 +64,9 @@ def computes(process):
         ([(1.5, 3.5)], (1, 2, 3)),
         # Before the first step, and after the last one.
         ([(-5.0, -1.0), (4.5, 9.0)], ()),
-        # A stop between a step's end and its stamp, or just after: of both steps.
-        ([(1.99, 7.0)], (1, 2, 3)),
+        # As soon as a step is known to have ended: that one is whole.
+        ([(2.0, 2.6)], (2,)),
+        # Between a step's end and its stamp, which comes when the stop is over: of both steps.
         ([(0.5, 0.99)], (0, 1)),
     ],
 )
