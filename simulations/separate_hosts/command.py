@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warmup", type=count, default=1, help="steps before them, not timed, at least 1 [1]")
     add("--repetitions", type=count, default=1, help="trials of each delay, taking turns [1]")
     add("--threads", type=count, default=usable_cores(), help="threads of the one process and the Lower [all cores]")
+    add("--keep", action="store_true", help="keep the hosts' folders (logs, stores, runs), and say where")
     return parser
 
 
@@ -69,7 +70,7 @@ def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     config = checked(read_config, given, parser)
     check_out(given.out)
     options = msgspec.convert(given, Options, from_attributes=True)
-    with temporary_workspace("psl-hosts-") as workspace, Progress(sys.stderr) as progress:
+    with temporary_workspace("psl-hosts-", keep=given.keep) as workspace, Progress(sys.stderr) as progress:
         report = bench.run(config, options, workspace, progress)
     deliver(given, report, present(report))
 
