@@ -11,11 +11,13 @@ from simulations.chaos import table as chaos_table
 from simulations.reports import load
 from simulations.sealed_cost import results as sealed_cost
 from simulations.sealed_cost import table as sealed_cost_table
+from simulations.separate_hosts import results as separate_hosts
+from simulations.separate_hosts import table as separate_hosts_table
 from simulations.tables import Presentation
 from simulations.throughput import results as throughput
 from simulations.throughput import table as throughput_table
 
-AnyReport = throughput.Report | sealed_cost.Report | chaos.Report
+AnyReport = throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report
 _HEAD = """\
 # Benchmarks
 
@@ -32,6 +34,7 @@ There is no result file yet. Measure, with nothing else running:
 
     python -m simulations.throughput --dataset ../shared/data/cifar10 --out docs/results/throughput-cifar10.json
     python -m simulations.sealed_cost --dataset ../shared/data/cifar10 --out docs/results/sealed-cost.json
+    python -m simulations.separate_hosts --dataset ../shared/data/cifar10 --out docs/results/separate-hosts.json
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
 """
 
@@ -48,7 +51,12 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
     for name in names:
         # A shell leaves a pattern that fits nothing as it is: no result file yet.
         for path in map(Path, sorted(glob.glob(name)) if glob.has_magic(name) else [name]):
-            report = load(path, throughput.Report) or load(path, sealed_cost.Report) or load(path, chaos.Report)
+            report = (
+                load(path, throughput.Report)
+                or load(path, sealed_cost.Report)
+                or load(path, separate_hosts.Report)
+                or load(path, chaos.Report)
+            )
             if report is not None:
                 found[path.name] = report
     return found
@@ -68,6 +76,8 @@ def present(report: AnyReport) -> Presentation:
             return throughput_table.present(report)
         case sealed_cost.Report():
             return sealed_cost_table.present(report)
+        case separate_hosts.Report():
+            return separate_hosts_table.present(report)
         case chaos.Report():
             return chaos_table.present(report)
 

@@ -112,9 +112,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Return a `deployment.Deployment` in operation, one for all tests: to start it takes a minute."""
-    from tests.e2e.deployment import Deployment  # which itself takes the tools below
-    from tests.e2e.network import Network, NotAllowed, why_not
+    """Return a `watched.Deployment` in operation, one for all tests: to start it takes a minute."""
+    from simulations.separate_hosts.network import Network, NotAllowed, why_not
+    from tests.e2e.watched import Deployment  # which itself takes the tools below
 
     reason = why_not()
     if reason:

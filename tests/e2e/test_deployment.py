@@ -1,7 +1,7 @@
 """Separate hosts: SuperLink and server on one, four SuperNodes on one each; mutual TLS, node keys and firewalls.
 
-The last node's store is on a sixth host, a web server. The hosts are network namespaces (`network`), the programs real
-ones, started as docs/deploy.md says (`deployment`).
+The last node's store is on a sixth host, a web server. The hosts are network namespaces, the programs real ones, started
+as docs/deploy.md says (`simulations.separate_hosts`, `watched`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from psl_flower.data.sources import open_dataset
+from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model
-from tests.e2e.deployment import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing
-from tests.e2e.network import Host
+from tests.e2e.watched import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing
 
 RUN_BYTES = 64
 TOKEN_BYTES = 32

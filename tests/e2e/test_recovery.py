@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from psl_flower.runs import RunFolder
+from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model, wait_until
-from tests.e2e.deployment import Deployment
-from tests.e2e.network import Host
+from tests.e2e.watched import Deployment
 
 STEPS = 4
 SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")

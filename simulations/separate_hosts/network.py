@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from psl_flower.errors import RunError
+
 SUBNET = "10.77.0"
 # Pass what is not IPv4 (ARP) and TCP other than a first SYN; drop SYN without ACK, and any IPv4 that is not TCP.
 _ONLY_OUTGOING = (
@@ -52,6 +54,7 @@ class Host:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def command(self, arguments: Sequence[str | Path]) -> list[str]:
+        """Return the command line that runs a program on this host."""
         return ["ip", "netns", "exec", self.namespace, *map(str, arguments)]
 
     def start(self, arguments: Sequence[str | Path], log: str) -> subprocess.Popen[bytes]:
@@ -65,13 +68,15 @@ class Host:
         return process
 
     def call(self, arguments: Sequence[str | Path], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end, for so many seconds at most."""
         return subprocess.run(
             self.command(arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True,
             timeout=timeout, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 
     def processes(self) -> list[psutil.Process]:
-        listed = _ip("netns", "pids", self.namespace, check=False).split()
+        """Return all processes on this host."""
+        listed = ip("netns", "pids", self.namespace, check=False).split()
         found = []
         for pid in listed:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -79,6 +84,7 @@ class Host:
         return found
 
     def kill_all(self) -> None:
+        """Kill all processes on this host."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -86,7 +92,7 @@ class Host:
             self.started.pop().wait()
 
 
-class NotAllowed(Exception):
+class NotAllowed(RunError):
     """The machine refuses what such hosts need."""
 
 
@@ -105,15 +111,15 @@ class Network:
         self._hosts: list[Host] = []
         try:
             self._add(Host(self.switch, "", folder))
-            _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
-            _ip("-n", self.switch, "link", "set", "br0", "up", "promisc", "on")
+            ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
+            ip("-n", self.switch, "link", "set", "br0", "up", "promisc", "on")
             self.server = self._host("server", f"{SUBNET}.1", folder, environment)
             self.patch_server = self._host("patches", f"{SUBNET}.2", folder, environment)
             self.nodes = [self._host(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
             for n, node in enumerate(self.nodes):
-                _ip("-n", self.switch, "link", "set", f"node{n}", "type", "bridge_slave", "isolated", "on")
-                _run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")
-                _run(
+                plug(self.switch, f"node{n}")
+                run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")
+                run(
                     "ip", "netns", "exec", node.namespace, "tc", "filter", "add", "dev", "eth0", "ingress",
                     "bpf", "direct-action", "bytecode", _ONLY_OUTGOING,
                 )  # fmt: skip
@@ -123,26 +129,27 @@ class Network:
 
     def cut(self, node: int) -> None:
         """Pull a node's cable."""
-        _ip("-n", self.switch, "link", "set", f"node{node}", "down")
+        ip("-n", self.switch, "link", "set", f"node{node}", "down")
 
     def mend(self, node: int) -> None:
         """Plug it in again."""
-        _ip("-n", self.switch, "link", "set", f"node{node}", "up")
+        ip("-n", self.switch, "link", "set", f"node{node}", "up")
 
     def close(self) -> None:
+        """End all processes and drop all hosts."""
         for host in self._hosts:
             deadline = time.monotonic() + 10
             while host.processes() and time.monotonic() < deadline:
                 host.kill_all()
                 time.sleep(0.1)
-            _ip("netns", "del", host.namespace, check=False)
+            ip("netns", "del", host.namespace, check=False)
         self._hosts.clear()
 
     def _add(self, host: Host) -> None:
-        _ip("netns", "add", host.namespace)
+        ip("netns", "add", host.namespace)
         self._hosts.append(host)
-        _run("ip", "netns", "exec", host.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
-        _ip("-n", host.namespace, "link", "set", "lo", "up")
+        run("ip", "netns", "exec", host.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
+        ip("-n", host.namespace, "link", "set", "lo", "up")
 
     def _host(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
         own = folder / name
@@ -151,18 +158,26 @@ class Network:
         host = Host(f"{self._stem}-{name}", address, own, own_environment)
         self._add(host)
         peer = ("peer", "name", "eth0", "netns", host.namespace)
-        _ip("link", "add", name, "netns", self.switch, "type", "veth", *peer)
-        _ip("-n", self.switch, "link", "set", name, "master", "br0", "up")
-        _ip("-n", host.namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        _ip("-n", host.namespace, "link", "set", "eth0", "up")
+        ip("link", "add", name, "netns", self.switch, "type", "veth", *peer)
+        ip("-n", self.switch, "link", "set", name, "master", "br0", "up")
+        ip("-n", host.namespace, "address", "add", f"{address}/24", "dev", "eth0")
+        ip("-n", host.namespace, "link", "set", "eth0", "up")
         return host
 
 
-def _ip(*arguments: str, check: bool = True) -> str:
-    return _run("ip", *arguments, check=check)
+def plug(switch: str, port: str) -> None:
+    """Make an interface of a switch's namespace one of its ports for nodes: isolated from the others of these."""
+    ip("-n", switch, "link", "set", port, "master", "br0", "up")
+    ip("-n", switch, "link", "set", port, "type", "bridge_slave", "isolated", "on")
 
 
-def _run(*arguments: str, check: bool = True) -> str:
+def ip(*arguments: str, check: bool = True) -> str:
+    """Call `ip`, as `run`."""
+    return run("ip", *arguments, check=check)
+
+
+def run(*arguments: str, check: bool = True) -> str:
+    """Run a program that sets up the network; return what it prints. NotAllowed if it fails, unless not checked."""
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise NotAllowed(f"{' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")

@@ -1,0 +1,236 @@
+"""A SuperLink with TLS and node authentication and SuperNodes, each on a host of its own (`network.Host`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from psl_flower.cli.train import parse_settings
+from psl_flower.errors import RunError
+from psl_flower.launch.running import app_folder
+from psl_flower.launch.superlink import last_line
+from psl_flower.runs import RunFolder, Status
+from psl_flower.stores.base import store_folder
+from simulations.separate_hosts.network import Network
+
+BIN = Path(sys.executable).parent
+FLEET_PORT, EXCHANGE_PORT = 9092, 9444
+# What a node's configuration names in the host's folder, its store apart.
+_NODE_CONFIG = {
+    "key": "node.key", "owner": "owner.key.pub", "state": "state", "exchange-ca": "ca.crt",
+    "exchange-cert": "exchange.pem", "exchange-key": "exchange.key",
+}  # fmt: skip
+
+
+class Deployment:
+    """Everything that an owner and an operator set up, as docs/deploy.md says it.
+
+    Parameters
+    ----------
+    network : Network
+        The hosts.
+    dataset : str
+        What the owner cuts into as many stores as there are nodes.
+    ingest : sequence of str
+        Further arguments of `psl ingest`.
+    settings : sequence of str
+        KEY=VALUE, of every run that is not resumed.
+
+    Raises
+    ------
+    RunError
+        If one of their programs fails, with its last words; so do the methods.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        dataset: str,
+        ingest: Sequence[str] = (),
+        settings: Sequence[str] = (),
+    ) -> None:
+        self.network = network
+        self.server, self.nodes = network.server, network.nodes
+        self.node_ids: list[str] = []
+        self._workspace = Path(self.server.environment["PSL_WORKSPACE"])
+        self.dataset = self.server.folder / "dataset"
+        self._settings = [*settings, f"dataset={self.dataset}", f"keys={self.server.folder / 'lower.key'}"]
+        self._certificates()
+        self._ingest(dataset, ingest)
+
+    def _certificates(self) -> None:
+        made = self.server.folder / "certificates"
+        script = app_folder() / "deploy" / "make-certificates.sh"
+        call(script, made, self.server.address)
+        for host in (self.server, *self.nodes):
+            shutil.copy(made / "ca.crt", host.folder)
+        for n, node in enumerate(self.nodes):
+            call(script, made, "--node", f"node{n}")
+            for suffix in (".pem", ".key"):
+                shutil.move(made / f"node{n}{suffix}", node.folder / f"exchange{suffix}")
+            call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", node.folder / "auth")
+
+    def _ingest(self, dataset: str, arguments: Sequence[str]) -> None:
+        """Let the owner seal one store to each node, and give each place what it may have."""
+        owner = self.server.folder.parent / "owner"
+        keygen = (BIN / "psl", "keygen")
+        call(*keygen, "owner", "--out", owner / "owner.key")
+        call(*keygen, "lower", "--out", self.server.folder / "lower.key")
+        for node in self.nodes:
+            call(*keygen, "node", "--out", node.folder / "node.key")
+        keys = [argument for node in self.nodes for argument in ("--node-key", node.folder / "node.key.pub")]
+        lower = ("--lower-key", self.server.folder / "lower.key.pub")
+        place = ("--out", owner / "sealed", "--owner-key", owner / "owner.key")
+        call(BIN / "psl", "ingest", dataset, *place, *keys, *lower, *arguments, PSL_STATE=str(owner))
+        for m in range(len(self.nodes)):
+            shutil.move(store_folder(owner / "sealed", m), self.store(m))
+        # What is left: the signed manifest, and the labels, which only the Lower can read.
+        shutil.move(owner / "sealed", self.dataset)
+        for host in (self.server, *self.nodes):
+            shutil.copy(owner / "owner.key.pub", host.folder)
+
+    def store(self, n: int) -> Path:
+        """Return the folder of a node's store."""
+        return self.nodes[n].folder / "store"
+
+    def node_config(self, n: int) -> dict[str, str]:
+        """Return a node's configuration: places on its host."""
+        places = {name: str(self.nodes[n].folder / file) for name, file in _NODE_CONFIG.items()}
+        return {**places, "store": str(self.store(n))}
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it answers."""
+        made = self.server.folder / "certificates"
+        self.server.start(
+            [
+                BIN / "flower-superlink", "--host", self.server.address, "--port", str(FLEET_PORT),
+                "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
+                "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
+                "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",
+            ],
+            "superlink.log",
+        )  # fmt: skip
+        home = Path(self.server.environment["FLWR_HOME"])
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "lower"\n\n[superlink.lower]\naddress = "{self.server.address}:{FLEET_PORT}"\n'
+            f'root-certificates = "{self.server.folder / "ca.crt"}"\n'
+        )
+        _wait_until(lambda: self.flwr("list", "lower").returncode == 0, 60, "the SuperLink")
+
+    def register(self) -> None:
+        """Register all nodes' keys, by the operator."""
+        for n, node in enumerate(self.nodes):
+            key = str(node.folder / "auth.pub")
+            done = self.flwr("supernode", "register", key, "lower", "--name", f"patch-{n}", "--format", "json")
+            if done.returncode != 0:
+                raise RunError(f"node {n} could not be registered: {last_line(done.stdout + done.stderr)}")
+            self.node_ids.append(str(json.loads(done.stdout)["node-id"]))
+
+    def start_node(self, n: int) -> None:
+        """Start a node's SuperNode."""
+        node = self.nodes[n]
+        node.start(
+            [
+                BIN / "flower-supernode", "--root-certificates", node.folder / "ca.crt",
+                "--superlink", f"{self.server.address}:{FLEET_PORT}",
+                "--auth-supernode-private-key", node.folder / "auth",
+                "--node-config", " ".join(f"{name}='{place}'" for name, place in self.node_config(n).items()),
+            ],
+            "supernode.log",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are registered and online."""
+        self.start_superlink()
+        self.register()
+        for n in range(len(self.nodes)):
+            self.start_node(n)
+        self.wait_for_nodes(len(self.nodes))
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until so many nodes are online."""
+        _wait_until(lambda: self.online() == count, 90, f"{count} nodes online")
+
+    def online(self) -> int:
+        """Return how many nodes the SuperLink takes for online."""
+        listed = self.flwr("supernode", "list", "lower", "--format", "json")
+        nodes = json.loads(listed.stdout).get("nodes", []) if listed.returncode == 0 else []
+        return sum(node["status"] == "online" for node in nodes)
+
+    def flwr(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Call `flwr` as the operator does, on the server's host."""
+        return self.server.call([BIN / "flwr", *arguments], timeout)
+
+    def train(self, *settings: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Call `flwr run` and return when the run is over; its status is in the run's folder."""
+        return self.server.call(self._run_command(settings), timeout)
+
+    @contextlib.contextmanager
+    def training(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Start `flwr run`, to do something while it goes on."""
+        process = self.server.start(self._run_command(settings), "run.log")
+        try:
+            yield process
+        finally:
+            process.kill()
+
+    def _run_command(self, settings: Sequence[str]) -> list[str | Path]:
+        made = self.server.folder / "certificates"
+        exchange = (
+            f"exchange-host={self.server.address}", f"exchange-port={EXCHANGE_PORT}",
+            f"exchange-cert={made / 'server.pem'}", f"exchange-key={made / 'server.key'}",
+            f"exchange-client-ca={made / 'ca.crt'}",
+        )  # fmt: skip
+        # A resumed run has its settings.
+        begun = any(setting.startswith("resume=") for setting in settings)
+        given = {**parse_settings([] if begun else self._settings), **parse_settings([*exchange, *settings])}
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
+        return [BIN / "flwr", "run", app_folder(), "lower", "--stream", "--run-config", pairs]
+
+    def run(self, name: str) -> RunFolder:
+        """Return the folder of a run, on the server."""
+        return RunFolder(self._workspace / "runs" / name)
+
+    def status(self, name: str) -> Status:
+        """Return how a run stands."""
+        status = self.run(name).read_status()
+        if status is None:
+            raise RunError(f"run {name} has not begun: {self.logs()}")
+        return status
+
+    def logs(self) -> str:
+        """Return the ends of all logs, for the message of a failure."""
+        hosts = (self.server, self.network.patch_server, *self.nodes)
+        logs = [log for host in hosts for log in sorted(host.folder.glob("*.log"))]
+        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+
+def call(*arguments: str | Path, **environment: str) -> str:
+    """Run a program to its end; return what it prints.
+
+    Raises
+    ------
+    RunError
+        If it fails, with its last words.
+    """
+    words = list(map(str, arguments))
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"{' '.join(words[:3])}: {last_line(done.stdout + done.stderr)}")
+    return done.stdout
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RunError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.1)
