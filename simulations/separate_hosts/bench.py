@@ -149,7 +149,7 @@ class _Trials:
             config=config.to_mapping(), threads=self._options.threads, steps=self._options.total_steps
         )
         warmup, sizes = self._options.warmup, (config.batch_size,) * self._options.total_steps
-        with one_process.Opponent(job, config.step_timeout_s, self._show) as opponent:
+        with one_process.Opponent(job, config.step_timeout_s, lambda done: self._show("one process", done)) as opponent:
             return opponent.finish(0, warmup, sizes).step_s[warmup:]
 
     def _train(self, name: str, delay_s: float) -> tuple[float, RunFolder]:
@@ -174,7 +174,7 @@ class _Trials:
             status = run.read_status()
             if status is not None and status.updated != seen:
                 seen, deadline = status.updated, time.monotonic() + longest_s
-                self._show(status.step)
+                self._show("run", status.step)
             if time.monotonic() > deadline:
                 raise RunError(f"run {run.name} has not given a sign of life for {longest_s:g} s")
             time.sleep(_POLL_S)
@@ -212,5 +212,5 @@ class _Trials:
         self._progress.result(f"{measured.images_per_s:.1f} images/s, one process {measured.one_process:.1f}")
         return measured
 
-    def _show(self, done: int) -> None:
-        self._progress.step(done, self._options.total_steps, self._config.batch_size)
+    def _show(self, who: str, done: int) -> None:
+        self._progress.step(who, done, self._options.total_steps)
