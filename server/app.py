@@ -105,7 +105,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, reporter: Reporter) -> N
 def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
     return NodeTask(
         run=run.identity,
-        uppers=(),
+        parties=(),
         settings=encode_settings(config, stores.manifest),
         activations=config.wire_activations,
         gradients=config.wire_gradients,

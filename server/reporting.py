@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from psl_flower.engine.rounds import RoundReport, StepReport
 from psl_flower.errors import PslError, TrainingStopped
 from psl_flower.runs import RunFolder, Status
+from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
@@ -72,6 +73,7 @@ class Reporter:
     def placed(self, placement: Placement, about: str) -> None:
         """Note which nodes take part."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
+        adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
         kind = "simulated nodes" if placement.simulated else "nodes"
         if not placement.simulated:
             self.again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
@@ -80,7 +82,10 @@ class Reporter:
             log.info("%s", about)
         if placement.note:
             log.warning("%s", placement.note)
-        self.say("training", f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport")
+        self.say(
+            "training",
+            f"{len(placement.parties)} {kind} host {uppers} Uppers{adaptation}, {placement.transport} transport",
+        )
 
     def step(self, report: StepReport) -> None:
         """Note a training step."""
@@ -119,8 +124,10 @@ class Reporter:
             "images_per_s": images / report.train_s,
             "bytes_up": bytes_up,
             "bytes_down": bytes_down,
-            "bytes_up_by_upper": {str(m): total for m, total in up.items()},
-            "bytes_down_by_upper": {str(m): total for m, total in down.items()},
+            "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
+            "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
+            "bytes_up_adaptation": up.get(ADAPTATION, 0),
+            "bytes_down_adaptation": down.get(ADAPTATION, 0),
             "seconds": report.seconds,
             "train_s": report.train_s,
             "step_s": _mean([step.seconds for step in steps]),

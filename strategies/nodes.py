@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, PeerLost, StoreError
+from psl_flower.errors import ConfigError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
+from psl_flower.wire.messages import ADAPTATION
 from strategies.messages import ask, content, decoded
 
 _POLL_S = 0.2
@@ -36,6 +37,8 @@ class Placement:
         One line for the user about the choice; may be empty.
     absent : tuple[int, ...]
         Uppers that no node holds; the run goes on without their patches.
+    adaptation : int or None
+        Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
     """
 
     hosts: dict[int, tuple[int, ...]]
@@ -45,6 +48,12 @@ class Placement:
     simulated: bool
     note: str = ""
     absent: tuple[int, ...] = ()
+    adaptation: int | None = None
+
+    @property
+    def parties(self) -> dict[int, tuple[int, ...]]:
+        """Uppers, and the Adaptation Net as `ADAPTATION`, by node id."""
+        return self.hosts | ({} if self.adaptation is None else {self.adaptation: (ADAPTATION,)})
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Say which Uppers are absent, and which positions with them; empty if none are."""
@@ -61,6 +70,7 @@ def place(
     task: NodeTask,
     timeout_s: float,
     *,
+    adaptation: bool = False,
     incomplete: bool = False,
 ) -> Placement:
     """Ask all nodes what they hold and place every Upper.
@@ -74,9 +84,11 @@ def place(
     transport : {"auto", "stream", "flower"}
         "auto" is stream where all nodes can run at once, which in a simulation depends on its slots.
     task : NodeTask
-        The run's; its `uppers` do not matter here.
+        The run's; its `parties` do not matter here.
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
+    adaptation : bool
+        Whether a node is to host the Adaptation Net.
     incomplete : bool
         Whether nodes that are gone or silent are left out, and positions may be missing, but not all. Never so in a
         simulation, whose nodes are all there or lost for good.
@@ -86,7 +98,7 @@ def place(
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
     PositionMissing
-        Naming the positions that nobody holds.
+        Naming the positions that nobody holds, or the role that no node has.
     PeerLost, NodeError
         If nodes are missing or fail.
     ConfigError
@@ -94,11 +106,11 @@ def place(
     """
     inventories = _inventories(grid, timeout_s, incomplete)
     if any(inventory.claims for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport, incomplete)
+        return _place_deployed(inventories, assignment, transport, adaptation, incomplete)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
-    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s)
+    return _place_simulated(grid, inventories, assignment, transport, task, adaptation, timeout_s)
 
 
 def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
@@ -132,7 +144,11 @@ def _ask_inventories(grid: Grid, nodes: Sequence[int], timeout_s: float, *, lost
 
 
 def _place_deployed(
-    inventories: dict[int, Inventory], assignment: Sequence[int], transport: str, incomplete: bool
+    inventories: dict[int, Inventory],
+    assignment: Sequence[int],
+    transport: str,
+    adaptation: bool,
+    incomplete: bool,
 ) -> Placement:
     names = {node: f"node {node}" for node in inventories}
     hosts = {
@@ -148,7 +164,21 @@ def _place_deployed(
         transport="stream" if transport == "auto" else transport,
         simulated=False,
         absent=tuple(sorted({assignment[p] for p in missing})),
+        adaptation=_adaptation_server(inventories, names) if adaptation else None,
     )
+
+
+def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str]) -> int:
+    """Return the one node that its operator has given the role."""
+    found = [node for node, inventory in inventories.items() if inventory.adaptation]
+    if not found:
+        raise PositionMissing(
+            "no node has the role of the Adaptation Net's server; start a SuperNode with "
+            "--node-config \"role='adaptation'\", or train without adaptation-server"
+        )
+    if len(found) > 1:
+        raise PositionError(f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one")
+    return found[0]
 
 
 def _place_simulated(
@@ -157,10 +187,13 @@ def _place_simulated(
     assignment: Sequence[int],
     transport: str,
     task: NodeTask,
+    adaptation: bool,
     timeout_s: float,
 ) -> Placement:
     num_uppers = max(assignment) + 1
-    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[:num_uppers]
+    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: num_uppers + adaptation]
+    if adaptation and len(nodes) < 2:
+        raise ConfigError("adaptation-server: needs a simulated node of its own, and there is 1; set num-supernodes")
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
@@ -171,13 +204,21 @@ def _place_simulated(
                 "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
     elif transport == "stream" and slots < len(nodes):
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {num_uppers} Uppers"
+        if slots <= adaptation:
+            raise ConfigError(
+                "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
+                "use transport=flower, or `psl train`, which asks for enough slots"
+            )
+        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots - adaptation} host all {num_uppers} Uppers"
         nodes = nodes[:slots]
+    own = nodes.pop() if adaptation else None
     hosts = {node: tuple(range(i, num_uppers, len(nodes))) for i, node in enumerate(nodes)}
-    names = {node: f"node {inventories[node].partition}" for node in nodes}
+    names = {node: f"node {inventories[node].partition}" for node in (*nodes, *([own] if own is not None else []))}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
     check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment)
-    return Placement(hosts=hosts, names=names, claims=claims, transport=transport, simulated=True, note=note)
+    return Placement(
+        hosts=hosts, names=names, claims=claims, transport=transport, simulated=True, note=note, adaptation=own
+    )
 
 
 def _ask_claims(
@@ -198,6 +239,6 @@ def _ask_claims(
 
 
 def task_for(task: NodeTask, hosted: tuple[int, ...]) -> NodeTask:
-    """Return the task of a node that hosts the given Uppers."""
+    """Return the task of a node that hosts the given parties."""
     fields = {name: getattr(task, name) for name in task.__struct_fields__}
-    return NodeTask(**{**fields, "uppers": hosted})
+    return NodeTask(**{**fields, "parties": hosted})

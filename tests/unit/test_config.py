@@ -119,12 +119,14 @@ OUT_OF_RANGE = [
     ({"device": "gpu"}, 'device: expected "auto", "cpu", "cuda" or "cuda:N", got \'gpu\''),
     ({"dataset": ""}, "dataset: expected"),
     ({"run-name": "../x"}, "run-name: expected letters"),
+    ({"adaptation-server": "yes"}, "adaptation-server: expected true or false"),
     ({"resume": ".hidden"}, "resume: expected letters"),
 ]
 CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
     ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
+    ({"adaptation-server": True, "alpha": 0.0}, "adaptation-server: there is no Adaptation Net with alpha = 0"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
 
