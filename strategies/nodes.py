@@ -105,7 +105,7 @@ def place(
         If the transport asked for cannot work here.
     """
     inventories = _inventories(grid, timeout_s, incomplete)
-    if any(inventory.claims for inventory in inventories.values()):
+    if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         return _place_deployed(inventories, assignment, transport, adaptation, incomplete)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
