@@ -38,11 +38,7 @@ class ForgetfulUpper:
         self._plan: Plan | None = None
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
-        """Go to the state after `step` steps, as `expected_shape` does, and return what may come now."""
-        return wire.expect_down(self.expected_shape(step, saved))
-
-    def expected_shape(self, step: int, saved: int | None = None) -> tuple[int, ...] | None:
-        """Go to the state after `step` steps and return the shape that a gradient must have now; None if none may come.
+        """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
         With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
 
@@ -58,20 +54,19 @@ class ForgetfulUpper:
         else:
             self._engine.go_to(step, saved)
             self._plan = None
-        return self._engine.smashed_shape(self._plan) if self._plan else None
+        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Answer the frame of a turn with that of its outcome; see `handle`."""
-        return wire.up_frame(self.handle(down_of(frame)))
-
-    def handle(self, down: Down) -> Up:
-        """Do what `UpperEngine.handle` does, after `expected_shape`.
+        """Do what `UpperEngine.reply` does, after `expects`.
 
         Raises
         ------
         ProtocolError
             If a gradient comes and no plan is pending.
         """
+        return wire.up_frame(self._handle(down_of(frame)))
+
+    def _handle(self, down: Down) -> Up:
         started = time.perf_counter()
         trained, plan = down.step.gradient_of, down.step.plan
         if trained is not None:
