@@ -1,4 +1,4 @@
-"""What a node hosts: its Uppers' engines, built from the Lower's task and the node's own stores."""
+"""What a node hosts: its Uppers, built from the Lower's task and the node's own stores; or the Adaptation Net."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from flwr.app import Context
 
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.devices import choose_device
-from psl_flower.engine.build import decode_settings, make_upper, upper_options
+from psl_flower.engine.adaptation import AdaptationNode
+from psl_flower.engine.build import decode_settings, make_adaptation_node, make_upper, upper_options
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
 from psl_flower.machine import keep_freed_memory, usable_cores
-from psl_flower.node_task import Claim, NodeTask
+from psl_flower.node_task import ADAPTATION_CLAIM, Claim, NodeTask
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.wire.credentials import node_tls
+from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.tls import NodeTls
 
 # Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
@@ -109,14 +111,14 @@ class Host:
             return
         folder = Path(self.task.stores)
         keys = KeyRing(Path(self.task.keys)) if self.task.keys else None
-        for m in self.task.uppers:
+        for m in self.task.parties:
             opened = open_sealed_of_set(folder, m, keys, owner=self.task.owner)
             yield opened, folder / "restorations" / f"node-{m:03d}.log"
 
-    def checkpoints(self, upper: int) -> Checkpoints:
-        """Return where an Upper's states are kept: a real node chooses that itself (node_config "state")."""
+    def checkpoints(self, m: int) -> Checkpoints:
+        """Return where a party's states are kept: a real node chooses that itself (node_config "state")."""
         root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
-        return Checkpoints(root / f"upper-{upper:03d}")
+        return Checkpoints(root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}"))
 
     def prepare_process(self) -> None:
         """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
@@ -126,28 +128,49 @@ class Host:
         elif self.simulated:
             torch.set_num_threads(max(1, usable_cores() // simulation_slots()))
 
-    def engines(self, build: Build) -> dict[int, UpperEngine]:
-        """Return the engines of all Uppers that this node hosts.
+    def engine(self, m: int, build: Build) -> UpperEngine | AdaptationNode:
+        """Return the engine of a party that this node hosts; its own operator must have given it the role.
 
         Raises
         ------
         PslError
-            As `open_store` and `build`.
+            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
         """
-        return {m: build(self.task.settings, m, self.open_store(m), self.checkpoints(m)) for m in self.task.uppers}
+        if m != ADAPTATION:
+            return build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
+        if not self.simulated and not serves_adaptation(self.context):
+            raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
+        config, manifest = decode_settings(self.task.settings)
+        return make_adaptation_node(config, manifest, choose_device(config.device), self.checkpoints(m))
 
 
 def is_simulated(context: Context) -> bool:
     """Return whether Flower simulates this node."""
-    return "partition-id" in context.node_config and "store" not in context.node_config
+    return "partition-id" in context.node_config and not {"store", "role"} & set(context.node_config)
+
+
+def serves_adaptation(context: Context) -> bool:
+    """Return whether a real node's own configuration makes it the Adaptation Net's server.
+
+    Raises
+    ------
+    ConfigError
+        If it names another role, or a store too: that node would see patches and labels.
+    """
+    role = _setting(context, "role")
+    if role not in ("", "adaptation"):
+        raise ConfigError(f"node-config role: expected 'adaptation', got {role!r}; leave it out on an Upper node")
+    if role and _setting(context, "store"):
+        raise ConfigError("node-config: a node with role='adaptation' sees labels, so it must have no store; drop one")
+    return bool(role)
 
 
 def simulation_slots() -> int:
     """Return how many simulated nodes can run at once: the actors of Flower's pool, at most as many as its threads."""
     import ray  # only where Flower simulates
 
-    taken = ray.get_runtime_context().get_assigned_resources()
-    total = ray.cluster_resources()
+    taken: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    total: dict[str, float] = ray.cluster_resources()
     actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
     return max(1, min([*actors, _POOL_SIZE]))
 
@@ -228,3 +251,8 @@ def claim_of(store: PatchStore) -> Claim:
     """Return what a store holds, as the node tells the Lower."""
     meta = store.meta
     return Claim(upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset)
+
+
+def claim_of_party(party: UpperEngine | AdaptationNode) -> Claim:
+    """Return what a party says of itself when it opens its stream."""
+    return claim_of(party.store) if isinstance(party, UpperEngine) else ADAPTATION_CLAIM

@@ -1,16 +1,32 @@
-"""The Upper node's ClientApp: says what it holds, trains over streams or single messages, gives its model if asked."""
+"""The Upper node's ClientApp: says what it holds, trains over streams or single messages, gives its model if asked.
+
+A node with the role of the Adaptation Net's server runs the same app, and hosts that net in place of Uppers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.host import Build, Host, build_engine, claim_of, is_simulated, own_stores, own_tls, simulation_slots
-from psl_flower.engine.exchange import WireFormat, down_of
-from psl_flower.engine.forgetful import ForgetfulUpper
+from clients.host import (
+    Build,
+    Host,
+    build_engine,
+    claim_of,
+    claim_of_party,
+    is_simulated,
+    own_stores,
+    own_tls,
+    serves_adaptation,
+    simulation_slots,
+)
+from psl_flower.engine.adaptation import AdaptationNode
+from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.forgetful import forgetful
 from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
@@ -19,7 +35,7 @@ from psl_flower.node_task import Claim, Failure, Inventory, NodeTask, StreamTick
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import Hello
+from psl_flower.wire.messages import Hello, party_names
 from psl_flower.wire.stream import UpperStream, connect
 
 _RECORD = "psl"
@@ -48,15 +64,15 @@ def upper_app(build: Build = build_engine) -> ClientApp:
 
     @app.train("stream")
     def stream(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda *given: _stream(*given, build))
+        return _answer(message, context, partial(_stream, build=build))
 
     @app.query("step")
     def step(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda *given: _step(*given, build))
+        return _answer(message, context, partial(_step, build=build))
 
     @app.query("collect")
     def collect(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda *given: _collect(*given, build))
+        return _answer(message, context, partial(_collect, build=build))
 
     @app.query("restore")
     def restore(message: Message, context: Context) -> Message:
@@ -72,6 +88,8 @@ def _inventory(message: Message, context: Context) -> RecordDict:
             {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
         )
     own_tls(context)  # what is wrong with certificates is said at the start of the run
+    if serves_adaptation(context):
+        return _content({"inventory": encode(Inventory(adaptation=True))})
     claims = []
     for store in own_stores(context):
         claims.append(claim_of(store))
@@ -82,7 +100,7 @@ def _inventory(message: Message, context: Context) -> RecordDict:
 def _claim(message: Message, context: Context) -> RecordDict:
     host = _host(message, context)
     claims: list[Claim] = []
-    for m in host.task.uppers:
+    for m in host.task.parties:
         store = host.open_store(m)
         claims.append(claim_of(store))
         store.close()
@@ -90,46 +108,45 @@ def _claim(message: Message, context: Context) -> RecordDict:
 
 
 def _stream(message: Message, context: Context, build: Build) -> RecordDict:
-    """Open one stream for each Upper hosted here and serve them until the round is over."""
+    """Open one stream for each party hosted here and serve them until the round is over."""
     host = _host(message, context)
     ticket = decode(_values(message).get("ticket"), StreamTicket, _LOWER)
     host.prepare_process()
-    uppers: dict[int, tuple[UpperEngine, UpperStream]] = {}
+    parties: dict[int, tuple[UpperEngine | AdaptationNode, UpperStream]] = {}
     try:
-        for m in host.task.uppers:
-            engine = build(host.task.settings, m, host.open_store(m), host.checkpoints(m))
+        for m in host.task.parties:
+            party = host.engine(m, build)
             try:
-                engine.go_to(ticket.step, ticket.saved.get(m))
+                party.go_to(ticket.step, ticket.saved.get(m))
             except Exception as error:
-                _report(host, ticket, engine, error)
+                _report(host, ticket, party, error)
                 raise
-            uppers[m] = (engine, _connect(host, ticket, engine))
-        wire = _wire(host.task, next(iter(uppers.values()))[0])
-        serve(uppers, wire, host.task.timeout_s)
+            parties[m] = (party, _connect(host, ticket, party))
+        wire = _wire(host.task, next(iter(parties.values()))[0])
+        serve(parties, wire, host.task.timeout_s)
     finally:
-        for engine, stream in uppers.values():
+        for party, stream in parties.values():
             stream.close()
-            engine.store.close()
+            party.close()
     return _content({})
 
 
 def _step(message: Message, context: Context, build: Build) -> RecordDict:
-    """Do one step of every Upper hosted here, from its state on disk."""
+    """Do one step of every party hosted here that a frame came for, from its state on disk."""
     host = _host(message, context)
     host.prepare_process()
     received = _values(message)
     step = _steps(received.get("step"))
     answers: dict[str, bytes] = {}
-    for m, engine in host.engines(build).items():
-        frame = received.get(f"upper-{m}")
+    for m in host.task.parties:
+        frame = received.get(f"party-{m}")
         if not isinstance(frame, bytes):
-            raise FrameMismatch(f"{_LOWER}: expected a frame for Upper {m}, received none")
-        upper = ForgetfulUpper(engine, host.checkpoints(m).folder / "live.pt")
-        wire = _wire(host.task, engine)
-        saved = _steps(received.get(f"saved-{m}")) if f"saved-{m}" in received else None
-        down = decode_frame(bytearray(frame), wire.expect_down(upper.expected_shape(step, saved)), peer=_LOWER)
-        answers[f"upper-{m}"] = frame_bytes(wire.up_frame(upper.handle(down_of(down))))
-        engine.store.close()
+            raise FrameMismatch(f"{_LOWER}: expected a frame for {party_names([m])}, received none")
+        with closing(host.engine(m, build)) as engine:
+            party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
+            saved = _steps(received.get(f"saved-{m}")) if f"saved-{m}" in received else None
+            down = decode_frame(bytearray(frame), party.expects(wire, step, saved), peer=_LOWER)
+            answers[f"party-{m}"] = frame_bytes(party.reply(down, wire))
     return _content(answers)
 
 
@@ -137,11 +154,14 @@ def _collect(message: Message, context: Context, build: Build) -> RecordDict:
     host = _host(message, context)
     received = _values(message)
     records: dict[str, ArrayRecord] = {}
-    for m, engine in host.engines(build).items():
-        engine.go_to(_steps(received.get(f"saved-{m}")))
-        records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in engine.model.state_dict().items()})
-        engine.store.close()
-    return RecordDict(records)
+    for m in host.task.parties:
+        with closing(host.engine(m, build)) as engine:
+            if not isinstance(engine, UpperEngine):
+                raise FrameMismatch(f"{_LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
+            engine.go_to(_steps(received.get(f"saved-{m}")))
+            weights = engine.model.state_dict()
+        records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in weights.items()})
+    return RecordDict({**records})
 
 
 def _steps(value: object) -> int:
@@ -162,24 +182,24 @@ def _restore(message: Message, context: Context) -> RecordDict:
     return _content(answers)
 
 
-def _connect(host: Host, ticket: StreamTicket, engine: UpperEngine) -> UpperStream:
-    meta = engine.store.meta
+def _connect(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNode) -> UpperStream:
+    claim = claim_of_party(party)
     hello = Hello(
         run=host.task.run,
         node=ticket.node,
-        upper=meta.upper,
-        positions=meta.positions,
-        num_samples=len(engine.store),
-        dataset=meta.dataset,
-        token=ticket.tokens[meta.upper],
+        upper=claim.upper,
+        positions=claim.positions,
+        num_samples=claim.num_samples,
+        dataset=claim.dataset,
+        token=ticket.tokens[claim.upper],
     )
     timeout_s, own = host.task.timeout_s, own_tls(host.context)
     return connect(ticket.host, ticket.port, hello, cafile_pem=ticket.cert_pem, timeout_s=timeout_s, own=own)
 
 
-def _report(host: Host, ticket: StreamTicket, engine: UpperEngine, error: Exception) -> None:
-    """Tell the Lower at once why this Upper does not take part, so that it need not wait for it."""
-    with _connect(host, ticket, engine) as stream:
+def _report(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNode, error: Exception) -> None:
+    """Tell the Lower at once why this party does not take part, so that it need not wait for it."""
+    with _connect(host, ticket, party) as stream:
         failure = Failure.of(error)
         stream.fail(failure.kind, failure.message)
 
@@ -198,8 +218,8 @@ def _host(message: Message, context: Context) -> Host:
     return Host(context, decode(_values(message).get("task"), NodeTask, _LOWER))
 
 
-def _wire(task: NodeTask, engine: UpperEngine) -> WireFormat:
-    return WireFormat(activations=task.activations, gradients=task.gradients, dtype=engine.dtype)
+def _wire(task: NodeTask, party: UpperEngine | AdaptationNode) -> WireFormat:
+    return WireFormat(activations=task.activations, gradients=task.gradients, dtype=party.dtype)
 
 
 def _values(message: Message) -> dict[str, object]:

@@ -55,6 +55,10 @@ class BatchOrder:
         permutation = order.permutation(len(self.pool))
         return self.pool[permutation[index * self.batch_size : (index + 1) * self.batch_size]]
 
+    def num_samples(self, step: int) -> int:
+        """Return the number of samples B of step `step`."""
+        return min(self.batch_size, len(self.pool) - step % self.steps_per_epoch * self.batch_size)
+
     def augment_seed(self, step: int) -> int:
         """Seed of (run seed, epoch) from which every party draws a sample's transform."""
         return derive(self.seed, "augment", self.epoch_of(step))

@@ -63,6 +63,7 @@ class RunConfig:
     stem: str = "auto"
     protection: str = "none"
     alpha: float = 1.0
+    adaptation_server: bool = False
     # Training
     rounds: int = 3
     steps_per_round: int = 0
@@ -215,6 +216,10 @@ class RunConfig:
     def _check_contradictions(self) -> None:
         if self.stride != (0, 0) and self.patch_size == (0, 0):
             raise ConfigError("stride: is set, but patch-size is not; set patch-size too")
+        if self.adaptation_server and self.alpha == 0:
+            raise ConfigError(
+                "adaptation-server: there is no Adaptation Net with alpha = 0; set alpha, or leave it out"
+            )
         if self.resume and self.run_name:
             raise ConfigError("resume and run-name contradict each other: a resumed run keeps its name")
         if self.restore and self.resume:

@@ -63,9 +63,22 @@ def loss_parts(
     ConfigError
         If the number of patches is not that of the assignment.
     """
-    lower = F.cross_entropy(_at_least_float32(logits_BK), y_B)
+    lower = lower_loss(logits_BK, y_B)
     if upper_logits_BPK is None:
         return LossParts(lower, lower, torch.zeros_like(lower))
+    uppers = uppers_loss(upper_logits_BPK, y_B, assignment, num_absent=num_absent)
+    return LossParts(lower + alpha * uppers, lower, uppers)
+
+
+def lower_loss(logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """Return the Lower's own loss, `LossParts.lower`."""
+    return F.cross_entropy(_at_least_float32(logits_BK), y_B)
+
+
+def uppers_loss(
+    upper_logits_BPK: torch.Tensor, y_B: torch.Tensor, assignment: Sequence[int], *, num_absent: int = 0
+) -> torch.Tensor:
+    """Return the Uppers' own losses together, `LossParts.uppers`; parameters and errors as of `loss_parts`."""
     P, M = len(assignment), len(set(assignment))
     present = P - num_absent
     if upper_logits_BPK.shape[1] != present:
@@ -76,8 +89,7 @@ def loss_parts(
     logits_NK = _at_least_float32(upper_logits_BPK).flatten(0, 1)
     # The same weight P/M for every Upper, so the sums over Uppers and over their patches are one sum over patches.
     per_patch = F.cross_entropy(logits_NK, y_B.repeat_interleave(present)) * present
-    uppers = per_patch / (P / M)
-    return LossParts(lower + alpha * uppers, lower, uppers)
+    return per_patch / (P / M)
 
 
 def full_loss(

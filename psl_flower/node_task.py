@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from psl_flower.errors import FrameMismatch, PositionError, PositionMissing, PslError
+from psl_flower.wire.messages import ADAPTATION
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -36,6 +37,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dataset: str
 
 
+# What goes into the ticket of the Adaptation Net's server, which holds no store.
+ADAPTATION_CLAIM = Claim(upper=ADAPTATION, positions=(), num_samples=0, dataset="")
+
+
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A node's answer to the first question.
 
@@ -49,12 +54,15 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         How many simulated nodes can run at once here; 0 on a real one, which never waits for another.
     claims : tuple[Claim, ...]
         Stores that the node's own configuration names; none in a simulation, where the Lower allots them.
+    adaptation : bool
+        Whether the node's own configuration gives it the role of the Adaptation Net's server.
     """
 
     partition: int = -1
     num_partitions: int = 0
     slots: int = 0
     claims: tuple[Claim, ...] = ()
+    adaptation: bool = False
 
 
 class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,8 +72,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ----------
     run : str
         Name of the run.
-    uppers : tuple[int, ...]
-        Uppers that this node hosts.
+    parties : tuple[int, ...]
+        Uppers that this node hosts, or `ADAPTATION` alone.
     settings : bytes
         What the node builds its models from; passed on from whoever made the strategy to whoever made the ClientApp.
     activations, gradients : str
@@ -81,7 +89,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     run: str
-    uppers: tuple[int, ...]
+    parties: tuple[int, ...]
     settings: bytes
     activations: str
     gradients: str
@@ -105,11 +113,11 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     node : int
         The node's id.
     tokens : dict[int, bytes]
-        One-time token for each Upper.
+        One-time token for each party.
     step : int
         Steps that the Lower has applied when the round starts.
     saved : dict[int, int]
-        Steps in the state that each Upper starts from; fewer than `step` where it was absent since.
+        Steps in the state that each party starts from; fewer than `step` where it was absent since.
     """
 
     host: str

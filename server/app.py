@@ -119,7 +119,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
 def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
     return NodeTask(
         run=run.identity,
-        uppers=(),
+        parties=(),
         settings=encode_settings(config, stores.manifest),
         activations=config.wire_activations,
         gradients=config.wire_gradients,

@@ -69,11 +69,10 @@ def predict(
     manifest = stores.manifest
     predicting.check(config, run, manifest)
     samples_N, splits = predicting.samples_asked(config, manifest)
-    options = dataclasses.replace(
-        options,
-        without=config.uppers_left_out(),
-    )
-    lower = make_lower_engine(config, manifest, choose_device(config.device))
+    options = dataclasses.replace(options, without=config.uppers_left_out())
+    # The Adaptation Net has no part in predictions.
+    own = config.replace(alpha=0.0, adaptation_server=False)
+    lower = make_lower_engine(own, manifest, choose_device(config.device))
     lower.go_to(max(run.checkpoints.steps()), run.checkpoints)
     driver = RoundDriver(
         lower,

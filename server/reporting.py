@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from psl_flower.engine.rounds import RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, TrainingStopped
 from psl_flower.runs import RunFolder, Status
+from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
@@ -74,6 +75,7 @@ class Reporter:
     def placed(self, placement: Placement, about: str, state: str = "training") -> None:
         """Note which nodes take part, and enter the state in which they work."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
+        adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
         kind = "simulated nodes" if placement.simulated else "nodes"
         if not placement.simulated:
             self.again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
@@ -86,7 +88,7 @@ class Reporter:
         self._began = time.monotonic()
         self.say(
             state,
-            f"{len(placement.hosts)} {kind} host {uppers} Uppers, {placement.transport} transport"
+            f"{len(placement.parties)} {kind} host {uppers} Uppers{adaptation}, {placement.transport} transport"
             + (f"; zeros stand for Upper {absent}" if absent else ""),
         )
 
@@ -131,8 +133,10 @@ class Reporter:
             "images_per_s": images / report.train_s,
             "bytes_up": bytes_up,
             "bytes_down": bytes_down,
-            "bytes_up_by_upper": {str(m): total for m, total in up.items()},
-            "bytes_down_by_upper": {str(m): total for m, total in down.items()},
+            "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
+            "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
+            "bytes_up_adaptation": up.get(ADAPTATION, 0),
+            "bytes_down_adaptation": down.get(ADAPTATION, 0),
             "seconds": report.seconds,
             "train_s": report.train_s,
             "step_s": _mean([step.seconds for step in steps]),
@@ -228,7 +232,7 @@ class Reporter:
 
     def _set(self, **changes: object) -> None:
         fields = {name: getattr(self._status, name) for name in self._status.__struct_fields__}
-        self._status = Status(**{**fields, **changes})  # type: ignore[arg-type]
+        self._status = Status(**{**fields, **changes})
         self._run.write_status(self._status)
 
 

@@ -15,8 +15,9 @@ from flwr.serverapp import Grid
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
-from psl_flower.node_task import NodeTask, StreamTicket, encode
+from psl_flower.node_task import ADAPTATION_CLAIM, NodeTask, StreamTicket, encode
 from psl_flower.wire.endpoint import ExchangeEndpoint
+from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.tls import Identity
 from strategies.collection import gather_weights
 from strategies.flower_exchange import FlowerExchange
@@ -75,9 +76,11 @@ class NodeLink:
     Parameters
     ----------
     task : NodeTask
-        What nodes are told; its `uppers` are filled in for each node.
+        What nodes are told; its `parties` are filled in for each node.
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
+    adaptation : bool
+        Whether a node hosts the Adaptation Net.
     wire : WireFormat
         Codecs, and the dtype that the Lower computes in.
     options : TransportOptions
@@ -90,17 +93,19 @@ class NodeLink:
         self,
         task: NodeTask,
         assignment: tuple[int, ...],
+        adaptation: bool,
         wire: WireFormat,
         options: TransportOptions,
         on_placed: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
         self._task, self._assignment, self._wire, self._options = task, assignment, wire, options
+        self._adaptation = adaptation
         self._on_placed = on_placed
         self._placement: Placement | None = None
         self._endpoint: ExchangeEndpoint | None = None
         self._exchange: StreamExchange | FlowerExchange | None = None
         self._asked: list[Message] = []
-        # Bytes by Upper over exchanges that have been closed.
+        # Bytes by party over exchanges that have been closed.
         self._up: dict[int, int] = {}
         self._down: dict[int, int] = {}
 
@@ -132,7 +137,7 @@ class NodeLink:
         options = self._options
         self._placement = place(
             grid, self._assignment, options.transport, self._task, options.node_timeout_s,
-            without=options.without, absent_allowed=absent_allowed,
+            without=options.without, absent_allowed=absent_allowed, adaptation=self._adaptation,
         )  # fmt: skip
         self._on_placed(self._placement)
         return self._placement
@@ -145,7 +150,7 @@ class NodeLink:
         grid : Grid
             Flower's.
         saved : mapping
-            The step of the state that each Upper is to start from; for the flower transport, which tells them so.
+            The step of the state that each party is to start from; for the flower transport, which tells them so.
         lost : PslError or None
             The cause, where nodes are looked for because one was lost.
 
@@ -175,7 +180,7 @@ class NodeLink:
     def has_returned(self, grid: Grid) -> bool:
         """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
         absent = set(self.placement.absent) - self._options.without
-        return bool(absent and absent & holders_of(grid, self.placement.hosts, self._options.node_timeout_s))
+        return bool(absent and absent & holders_of(grid, self.placement.parties, self._options.node_timeout_s))
 
     def close(self) -> None:
         """Part from all nodes; what they sent and received still counts. Safe to call again."""
@@ -186,11 +191,11 @@ class NodeLink:
             self._endpoint.close()
 
     def bytes_up(self) -> dict[int, int]:
-        """Return bytes of frames from each Upper so far."""
+        """Return bytes of frames from each party so far."""
         return _sum(self._up, self._exchange.bytes_up() if self._exchange is not None else {})
 
     def bytes_down(self) -> dict[int, int]:
-        """Return bytes of frames to each Upper so far."""
+        """Return bytes of frames to each party so far."""
         return _sum(self._down, self._exchange.bytes_down() if self._exchange is not None else {})
 
     def stream_messages(self, step: int, saved: Mapping[int, int]) -> list[Message]:
@@ -201,7 +206,7 @@ class NodeLink:
         step : int
             Steps that the Lower has applied.
         saved : mapping
-            The step of the state that each Upper is to start from.
+            The step of the state that each party is to start from.
         """
         assert self._endpoint is not None
         identity = self._options.identity()
@@ -218,7 +223,7 @@ class NodeLink:
                 node,
                 f"{MessageType.TRAIN}.stream",
             )
-            for node, hosted in self.placement.hosts.items()
+            for node, hosted in self.placement.parties.items()
         ]
         return self._asked
 
@@ -233,11 +238,11 @@ class NodeLink:
             Whatever the work raises.
         """
         assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
-        uppers = self.placement.uppers
+        parties = [m for hosted in self.placement.parties.values() for m in hosted]
         try:
-            self._endpoint.wait_for(uppers, self._options.node_timeout_s)
+            self._endpoint.wait_for(parties, self._options.node_timeout_s)
             result = work(self._exchange)
-            self._exchange.finish(uppers)
+            self._exchange.finish(self.placement.claims)  # the Adaptation Net's part was over before
         except BaseException as error:
             # All nodes must end their handlers, or Flower would wait for their replies.
             self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
@@ -280,7 +285,7 @@ class NodeLink:
 
     def _ticket(self, node: int, hosted: tuple[int, ...], step: int, saved: Mapping[int, int]) -> StreamTicket:
         assert self._endpoint is not None
-        claims = [self.placement.claims[m] for m in hosted]
+        claims = [ADAPTATION_CLAIM if m == ADAPTATION else self.placement.claims[m] for m in hosted]
         tokens = {
             c.upper: self._endpoint.issue_ticket(c.upper, node, c.positions, c.num_samples, c.dataset) for c in claims
         }

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, PeerLost, PositionMissing, StoreError
+from psl_flower.errors import ConfigError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
+from psl_flower.wire.messages import ADAPTATION
 from strategies.messages import ask, content, decoded
 
 _POLL_S = 0.2
@@ -36,6 +37,8 @@ class Placement:
         Whether these are simulated nodes.
     note : str
         One line for the user about the choice; may be empty.
+    adaptation : int or None
+        Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
     """
 
     hosts: dict[int, tuple[int, ...]]
@@ -44,12 +47,18 @@ class Placement:
     transport: str
     simulated: bool
     absent: tuple[int, ...] = ()
+    adaptation: int | None = None
     note: str = ""
 
     @property
     def uppers(self) -> tuple[int, ...]:
         """The Uppers that take part."""
         return tuple(sorted(m for hosted in self.hosts.values() for m in hosted))
+
+    @property
+    def parties(self) -> dict[int, tuple[int, ...]]:
+        """Uppers, and the Adaptation Net as `ADAPTATION`, by node id."""
+        return self.hosts | ({} if self.adaptation is None else {self.adaptation: (ADAPTATION,)})
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Say which Uppers are absent, and which positions with them; empty if none are."""
@@ -68,6 +77,7 @@ def place(
     *,
     without: Collection[int] = (),
     absent_allowed: bool = False,
+    adaptation: bool = False,
 ) -> Placement:
     """Ask all nodes what they hold and place every Upper, or those that can be.
 
@@ -80,30 +90,34 @@ def place(
     transport : {"auto", "stream", "flower"}
         "auto" is stream where all nodes can run at once, which in a simulation depends on its slots.
     task : NodeTask
-        The run's; its `uppers` do not matter here.
+        The run's; its `parties` do not matter here.
     timeout_s : float
         Longest wait for nodes and for their answers, in seconds.
     without : collection of int
         Uppers to do without, wherever they are.
     absent_allowed : bool
         Whether to place the others where nodes do not answer, or positions are held by nobody.
+    adaptation : bool
+        Whether a node is to host the Adaptation Net; it is never done without.
 
     Raises
     ------
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
+    PositionMissing
+        Naming the positions that nobody holds, or the role that no node has.
     PeerLost, NodeError
         If nodes are missing or fail.
     ConfigError
         If the transport asked for cannot work here.
     """
     inventories = _inventories(grid, timeout_s, absent_allowed)
-    if any(inventory.claims for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport, without, absent_allowed)
+    if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
+        return _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
-    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without)
+    return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without, adaptation)
 
 
 def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
@@ -146,6 +160,7 @@ def _place_deployed(
     transport: str,
     without: Collection[int],
     absent_allowed: bool,
+    adaptation: bool,
 ) -> Placement:
     names = {node: f"node {node}" for node in inventories}
     claims = {
@@ -169,7 +184,21 @@ def _place_deployed(
         absent=tuple(sorted(absent)),
         transport="stream" if transport == "auto" else transport,
         simulated=False,
+        adaptation=_adaptation_server(inventories, names) if adaptation else None,
     )
+
+
+def _adaptation_server(inventories: dict[int, Inventory], names: dict[int, str]) -> int:
+    """Return the one node that its operator has given the role."""
+    found = [node for node, inventory in inventories.items() if inventory.adaptation]
+    if not found:
+        raise PositionMissing(
+            "no node has the role of the Adaptation Net's server; start a SuperNode with "
+            "--node-config \"role='adaptation'\", or train without adaptation-server"
+        )
+    if len(found) > 1:
+        raise PositionError(f"{' and '.join(names[node] for node in found)} both have the role 'adaptation'; stop one")
+    return found[0]
 
 
 def _place_simulated(
@@ -180,9 +209,12 @@ def _place_simulated(
     task: NodeTask,
     timeout_s: float,
     without: Collection[int],
+    adaptation: bool,
 ) -> Placement:
     uppers = [m for m in sorted(set(assignment)) if m not in without]
-    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: len(uppers)]
+    nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: len(uppers) + adaptation]
+    if adaptation and len(nodes) < 2:
+        raise ConfigError("adaptation-server: needs a simulated node of its own, and there is 1; set num-supernodes")
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
@@ -193,10 +225,16 @@ def _place_simulated(
                 "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
     elif transport == "stream" and slots < len(nodes):
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots} of them host all {len(uppers)} Uppers"
+        if slots <= adaptation:
+            raise ConfigError(
+                "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
+                "use transport=flower, or `psl train`, which asks for enough slots"
+            )
+        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots - adaptation} host all {len(uppers)} Uppers"
         nodes = nodes[:slots]
-    hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
     names = {node: f"node {inventories[node].partition}" for node in nodes}
+    own = nodes.pop() if adaptation else None
+    hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
     check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment, without)
     return Placement(
@@ -206,6 +244,7 @@ def _place_simulated(
         transport=transport,
         simulated=True,
         absent=tuple(sorted(without)),
+        adaptation=own,
         note=note,
     )
 
@@ -228,6 +267,6 @@ def _ask_claims(
 
 
 def task_for(task: NodeTask, hosted: tuple[int, ...]) -> NodeTask:
-    """Return the task of a node that hosts the given Uppers."""
+    """Return the task of a node that hosts the given parties."""
     fields = {name: getattr(task, name) for name in task.__struct_fields__}
-    return NodeTask(**{**fields, "uppers": hosted})
+    return NodeTask(**{**fields, "parties": hosted})

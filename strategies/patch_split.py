@@ -44,7 +44,7 @@ class PatchSplit(Strategy):
     driver : RoundDriver
         The Lower's engine, the task and the checkpoints.
     task : NodeTask
-        What nodes are told; its `uppers` are filled in for each node.
+        What nodes are told; its `parties` are filled in for each node.
     wire : WireFormat
         Codecs, and the dtype that the Lower computes in.
     steps_per_round, total_steps : int
@@ -55,7 +55,7 @@ class PatchSplit(Strategy):
         Rounds between runs through the test split; 0 for none but after the last step.
     on_placed, on_round : callable
         Called with the Placement before the first round and whenever it changes, and with (round, RoundReport,
-        bytes up, bytes down by Upper so far) after every round.
+        bytes up, bytes down by party so far) after every round.
     """
 
     def __init__(
@@ -73,7 +73,9 @@ class PatchSplit(Strategy):
     ) -> None:
         self._driver = driver
         self._options = options or TransportOptions()
-        self._link = NodeLink(task, driver.lower.assignment, wire, self._options, on_placed)
+        self._link = NodeLink(
+            task, driver.lower.assignment, driver.lower.adaptation_elsewhere, wire, self._options, on_placed
+        )
         self._steps_per_round, self._total_steps = steps_per_round, total_steps
         self._evaluate_every, self._on_round = evaluate_every, on_round
         self._round: _RoundThread | None = None

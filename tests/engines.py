@@ -12,9 +12,18 @@ from torch import nn
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
-from psl_flower.engine.build import make_lower_engine, make_task, make_upper, optimizer, smashed_shapes, upper_options
-from psl_flower.engine.exchange import Exchange, WireFormat, down_of, up_of
-from psl_flower.engine.forgetful import ForgetfulUpper
+from psl_flower.engine.adaptation import AdaptationNode
+from psl_flower.engine.build import (
+    make_adaptation_node,
+    make_lower_engine,
+    make_task,
+    make_upper,
+    optimizer,
+    smashed_shapes,
+    upper_options,
+)
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.forgetful import forgetful
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.monolith import Monolith
@@ -24,6 +33,7 @@ from psl_flower.errors import PeerLost
 from psl_flower.models import reset_parameters
 from psl_flower.patches import PatchGrid
 from psl_flower.wire.frames import decode_frame, frame_bytes
+from psl_flower.wire.messages import ADAPTATION, Step, steps_applied
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -93,6 +103,7 @@ class Federation:
                 make_optimizer=lambda parameters: optimizer(config, parameters),
             )
         self.uppers = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
+        self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
         self.wire = WireFormat(
             activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
@@ -116,17 +127,26 @@ class Federation:
             Checkpoints(self.folder / f"upper-{m}"),
         )
 
+    def adaptation_node(self) -> AdaptationNode:
+        """Return a fresh Adaptation Net for a node of its own."""
+        return make_adaptation_node(self.config, self.manifest, CPU, Checkpoints(self.folder / "adaptation"))
+
+    @property
+    def parties(self) -> dict[int, UpperEngine | AdaptationNode]:
+        """All but the Lower, by their numbers."""
+        return self.uppers | ({ADAPTATION: self.adaptation} if self.adaptation else {})
+
     def resume(self) -> int:
         """Go to the last checkpoint that the Lower committed, and return its step."""
         step = self.checkpoints.steps()[-1]
         self.lower.go_to(step, self.checkpoints)
-        for engine in self.uppers.values():
-            engine.go_to(step)
+        for party in self.parties.values():
+            party.go_to(step)
         return step
 
     def run(self, exchange: Exchange | None = None, stop_step: int = STEPS) -> Predictions:
         """Train up to `stop_step` and run through the test split."""
-        report = self.driver.run(exchange or LocalExchange(self.uppers, self.wire), stop_step, evaluate=True)
+        report = self.driver.run(exchange or LocalExchange(self.parties, self.wire), stop_step, evaluate=True)
         assert report.predictions is not None
         return report.predictions
 
@@ -139,11 +159,14 @@ class Federation:
                 engine.state()["optimizer"], prefixed(f"uppers.{m}", dict(engine.model.named_parameters()))
             )
         parameters = prefixed("lower", dict(self.lower.lower.named_parameters()))
-        taken |= prefixed("lower", self.lower.lower.state_dict())
-        if self.lower.adaptation is not None:
-            parameters |= prefixed("adaptation", dict(self.lower.adaptation.named_parameters()))
-            taken |= prefixed("adaptation", self.lower.adaptation.state_dict())
-        return copied(taken | momentum(self.lower.state()["optimizer"], parameters))
+        taken |= prefixed("lower", self.lower.lower.state_dict()) | momentum(
+            self.lower.state()["optimizer"], parameters
+        )
+        adaptation = self.adaptation.engine if self.adaptation else self.lower.adaptation
+        if adaptation is not None:
+            state, parameters = adaptation.state(), prefixed("adaptation", dict(adaptation.net.named_parameters()))
+            taken |= prefixed("adaptation", state["net"]) | momentum(state["optimizer"], parameters)
+        return copied(taken)
 
 
 class ForgetfulExchange(LocalExchange):
@@ -154,24 +177,21 @@ class ForgetfulExchange(LocalExchange):
     """
 
     def __init__(self, parts: Federation, fail_at: int = -1, saved: Mapping[int, int] | None = None) -> None:
-        super().__init__(parts.uppers, parts.wire)
+        super().__init__(parts.parties, parts.wire)
         self._parts, self._fail_at, self._saved = parts, fail_at, dict(saved or {})
 
-    def exchange(self, down, shapes, meanwhile):
+    def carry(self, frames, expected, meanwhile):
         meanwhile()
         answers = {}
-        wire = self._parts.wire
-        for m, part in down.items():
-            trained, plan = part.step.gradient_of, part.step.plan
+        for m, frame in frames.items():
+            plan = frame.message.plan if isinstance(frame.message, Step) else None
             if plan is not None and plan.id.step == self._fail_at and m == 1:
                 raise PeerLost("node 1 vanished")
-            upper = ForgetfulUpper(self._parts.upper(m), self._parts.folder / f"live-{m}.pt")
-            shape = upper.expected_shape(trained.step if trained else plan.id.step, self._saved.pop(m, None))
-            assert shape is not None or trained is None
-            frame = decode_frame(bytearray(frame_bytes(wire.down_frame(part))), wire.expect_down(shape))
-            reply = frame_bytes(wire.up_frame(upper.handle(down_of(frame))))
-            wanted = wire.expect_up(part.step, shapes[m] if shapes else None)
-            answers[m] = up_of(decode_frame(bytearray(reply), wanted))
+            fresh = self._parts.adaptation_node() if m == ADAPTATION else self._parts.upper(m)
+            party = forgetful(fresh, self._parts.folder / f"live-{m}.pt")
+            wanted = party.expects(self.wire, steps_applied(frame.message), self._saved.pop(m, None))
+            reply = frame_bytes(party.reply(decode_frame(bytearray(frame_bytes(frame)), wanted), self.wire))
+            answers[m] = decode_frame(bytearray(reply), expected[m])
         return answers
 
 

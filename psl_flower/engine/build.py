@@ -12,12 +12,14 @@ from torch import nn
 
 from psl_flower.augment import Augmentation
 from psl_flower.batches import BatchOrder
+from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
+from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Task
 from psl_flower.engine.upper import UpperOptions
-from psl_flower.errors import FrameMismatch
+from psl_flower.errors import ConfigError, FrameMismatch
 from psl_flower.models import (
     AdaptationNet,
     Lower,
@@ -119,12 +121,50 @@ def make_lower_engine(config: RunConfig, manifest: Manifest, device: torch.devic
     """Return the Lower's side of a run."""
     return LowerEngine(
         make_lower(config, manifest),
-        make_adaptation(config, manifest),
+        None if config.adaptation_server else make_adaptation_engine(config, manifest, device),
         manifest.assignment,
         alpha=config.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
         use_autocast=config.autocast,
         device=device,
+        adaptation_elsewhere=config.adaptation_server,
+    )
+
+
+def make_adaptation_engine(config: RunConfig, manifest: Manifest, device: torch.device) -> AdaptationEngine | None:
+    """Return the Adaptation Net's side of a run; None where alpha is 0."""
+    net = make_adaptation(config, manifest)
+    if net is None:
+        return None
+    return AdaptationEngine(
+        net,
+        manifest.assignment,
+        alpha=config.alpha,
+        make_optimizer=lambda parameters: optimizer(config, parameters),
+        use_autocast=config.autocast,
+        device=device,
+    )
+
+
+def make_adaptation_node(
+    config: RunConfig, manifest: Manifest, device: torch.device, checkpoints: Checkpoints
+) -> AdaptationNode:
+    """Return the Adaptation Net as a party of a run, on a node of its own.
+
+    Raises
+    ------
+    ConfigError
+        If the run has none, or too few training images.
+    """
+    engine = make_adaptation_engine(config, manifest, device)
+    if engine is None:
+        raise ConfigError("adaptation-server: with alpha = 0 there is no Adaptation Net")
+    return AdaptationNode(
+        engine,
+        smashed_shape=smashed_shapes(config, manifest)[0][1:],
+        num_classes=manifest.num_classes,
+        num_samples=batch_order(config, manifest).num_samples,
+        checkpoints=checkpoints,
     )
 
 
@@ -148,7 +188,7 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
     ConfigError
         If there are too few training images.
     """
-    order = BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
+    order = batch_order(config, manifest)
     total_steps = config.rounds * steps_per_round(config, order)
     return Task(
         order=order,
@@ -158,6 +198,11 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
         test=manifest.samples_of("test"),
         evaluate_batch_size=config.evaluate_batch_size,
     )
+
+
+def batch_order(config: RunConfig, manifest: Manifest) -> BatchOrder:
+    """Return which samples make up a step; raises ConfigError if there are too few training images."""
+    return BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
 
 
 def steps_per_round(config: RunConfig, order: BatchOrder) -> int:

@@ -1,18 +1,19 @@
-"""The interface that both transports offer the Lower: one exchange with every Upper.
+"""The interface that both transports offer the Lower, and how parties put what they exchange into frames.
 
-Shape suffixes: B batch, K positions of one Upper, h, w and C of a patch's smashed data.
+Shape suffixes: B batch, P positions, K positions of one Upper, h, w and C of a patch's smashed data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Finish, Saved, Smashed, Step
+from psl_flower.wire.messages import Adapt, Adapted, Finish, Keep, Saved, Smashed, Step, StepId
 
 
 class Down(NamedTuple):
@@ -82,6 +83,36 @@ class WireFormat:
             return Expectation(Saved)
         return Expectation(Smashed, codec=self.activations, shape=shape, step=step.plan.id, dtype=self.dtype)
 
+    @property
+    def lossless(self) -> str:
+        """Codec that carries numbers of `dtype` as they are."""
+        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+
+    @property
+    def again(self) -> str:
+        """Codec that carries smashed data, which crossed the wire once, a second time as they are.
+
+        Where int8 brought them they go on whole: their scales, one for each Upper and channel, are known no more.
+        """
+        brief = self.dtype == torch.float32 and self.activations in ("bfloat16", "float16")
+        return self.activations if brief else self.lossless
+
+    def adapt_frame(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> Frame:
+        """Return the frame of what goes to the Adaptation Net."""
+        return Frame(task, (smashed_BPhwC,), self.again)
+
+    def expect_adapt(self, shape: tuple[int, ...]) -> Expectation:
+        """Return what the Adaptation Net may receive: smashed data (B, P, h, w, C) of the given shape, or none."""
+        return Expectation((Adapt, Keep, Finish), codec=self.again, shape=shape, dtype=self.dtype)
+
+    def adapted_frame(self, answer: Adapted, gradient_BPhwC: torch.Tensor) -> Frame:
+        """Return the frame of the Adaptation Net's answer; its gradient is rounded once, with the Lower's own."""
+        return Frame(answer, (gradient_BPhwC,), self.lossless)
+
+    def expect_adapted(self, step: StepId, shape: tuple[int, ...]) -> Expectation:
+        """Return what the Adaptation Net may answer in a step with smashed data (B, P, h, w, C)."""
+        return Expectation(Adapted, codec=self.lossless, shape=shape, step=step, dtype=self.dtype)
+
 
 def down_of(frame: Frame) -> Down:
     """Return what a frame that holds a `Step` carries to an Upper."""
@@ -95,8 +126,29 @@ def up_of(frame: Frame) -> Up:
     return Up(frame.message, frame.tensor if frame.tensors else None)
 
 
-class Exchange(Protocol):
-    """A transport, as the Lower sees it."""
+class Party(Protocol):
+    """One that the Lower exchanges frames with: an Upper, or the Adaptation Net on a node of its own."""
+
+    def expects(self, wire: WireFormat) -> Expectation:
+        """Return what may come now."""
+        ...
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what a frame asks for and return the answer; errors as of `UpperEngine.handle`."""
+        ...
+
+
+class Exchange(ABC):
+    """A transport, as the Lower sees it.
+
+    Parameters
+    ----------
+    wire : WireFormat
+        Codecs and dtype.
+    """
+
+    def __init__(self, wire: WireFormat) -> None:
+        self.wire = wire
 
     def exchange(
         self,
@@ -119,14 +171,34 @@ class Exchange(Protocol):
         Raises
         ------
         PslError
-            NodeError, PeerLost, WireError or ProtocolError, naming the node, at the first Upper that fails.
+            As `carry`.
         """
-        ...
+        frames = {m: self.wire.down_frame(part) for m, part in down.items()}
+        expected = {m: self.wire.expect_up(part.step, shapes[m] if shapes else None) for m, part in down.items()}
+        return {m: up_of(frame) for m, frame in self.carry(frames, expected, meanwhile).items()}
 
+    @abstractmethod
+    def carry(
+        self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
+    ) -> dict[int, Frame]:
+        """Send frames to parties, by number, do `meanwhile` on this side, and return the answer of each.
+
+        It may be called again in `meanwhile`, for other parties.
+
+        Raises
+        ------
+        PslError
+            NodeError, PeerLost, WireError or ProtocolError, naming the node, at the first party that fails.
+        """
+
+    @abstractmethod
+    def finish(self, parties: Collection[int]) -> None:
+        """Tell parties that they are not needed any more in this round, where they would wait."""
+
+    @abstractmethod
     def bytes_up(self) -> dict[int, int]:
-        """Return bytes of whole frames received from each Upper so far."""
-        ...
+        """Return bytes of whole frames received from each party so far."""
 
+    @abstractmethod
     def bytes_down(self) -> dict[int, int]:
-        """Return bytes of whole frames sent to each Upper so far."""
-        ...
+        """Return bytes of whole frames sent to each party so far."""

@@ -1,7 +1,8 @@
-"""An Upper that forgets everything between two messages, as a node's process does in the flower transport.
+"""Parties that forget everything between two messages, as a node's process does in the flower transport.
 
-Before it answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
-message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice.
+Before an Upper answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
+Adaptation Net has nothing pending between messages.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 import msgspec
 
 from psl_flower.checkpoints import load_state, save_state
-from psl_flower.engine.exchange import Down, Up
+from psl_flower.engine.adaptation import AdaptationNode
+from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ProtocolError
+from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Plan
 
 
@@ -34,8 +37,8 @@ class ForgetfulUpper:
         self._engine, self._path = engine, path
         self._plan: Plan | None = None
 
-    def expected_shape(self, step: int, saved: int | None = None) -> tuple[int, ...] | None:
-        """Go to the state after `step` steps and return the shape that a gradient must have now; None if none may come.
+    def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
+        """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
         With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
 
@@ -51,16 +54,19 @@ class ForgetfulUpper:
         else:
             self._engine.go_to(step, saved)
             self._plan = None
-        return self._engine.smashed_shape(self._plan) if self._plan else None
+        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None)
 
-    def handle(self, down: Down) -> Up:
-        """Do what `UpperEngine.handle` does, after `expected_shape`.
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what `UpperEngine.reply` does, after `expects`.
 
         Raises
         ------
         ProtocolError
             If a gradient comes and no plan is pending.
         """
+        return wire.up_frame(self._handle(down_of(frame)))
+
+    def _handle(self, down: Down) -> Up:
         started = time.perf_counter()
         trained, plan = down.step.gradient_of, down.step.plan
         if trained is not None:
@@ -71,6 +77,47 @@ class ForgetfulUpper:
         if trained is not None or (plan is not None and plan.mode == "train"):
             save_state(self._path, _with_pending(self._engine.state(), plan), durable=False)
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
+
+
+class ForgetfulAdaptation:
+    """Handles single messages of the Adaptation Net, with its state on disk in between.
+
+    Parameters
+    ----------
+    node : AdaptationNode
+        The Adaptation Net; whatever state it is in is replaced.
+    path : Path
+        File of the state between messages.
+    """
+
+    def __init__(self, node: AdaptationNode, path: Path) -> None:
+        self._node, self._path = node, path
+
+    def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
+        """Go to the state after `step` steps and return what may come now; with `saved` to the checkpoint of it.
+
+        Raises
+        ------
+        RunError
+            If neither the state between messages nor a checkpoint is of that step.
+        """
+        state = load_state(self._path, self._node.engine.device) if saved is None and self._path.exists() else {}
+        if state.get("step") == step:
+            self._node.restore(state)
+        else:
+            self._node.go_to(step, saved)
+        return self._node.expects(wire)
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what `AdaptationNode.reply` does, after `expects`."""
+        answer = self._node.reply(frame, wire)
+        save_state(self._path, self._node.state(), durable=False)
+        return answer
+
+
+def forgetful(party: UpperEngine | AdaptationNode, path: Path) -> ForgetfulUpper | ForgetfulAdaptation:
+    """Return the party as one that handles single messages, with its state between them in a file."""
+    return ForgetfulUpper(party, path) if isinstance(party, UpperEngine) else ForgetfulAdaptation(party, path)
 
 
 def _pending_plan(state: dict[str, Any]) -> Plan | None:

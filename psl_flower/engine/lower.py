@@ -5,6 +5,7 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from torch import nn
 from psl_flower.assignment import absent_positions
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.devices import autocast, compute_dtype
+from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Lesson
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
-from psl_flower.losses import loss_parts
-from psl_flower.models import AdaptationNet
+from psl_flower.losses import lower_loss
 from psl_flower.optimizers import set_lr
+from psl_flower.wire.messages import ADAPTATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,58 +43,61 @@ class StepLoss:
 
 
 class LowerEngine:
-    """The Lower model, the Adaptation Net if there is one, and their optimiser.
+    """The Lower model with its optimiser, and the Adaptation Net, if there is one here.
 
     Parameters
     ----------
     lower : nn.Module
         Called with smashed data (B, P, C, h, w) and `flipped` (B,) bool or None; returns logits (B, classes).
-    adaptation : AdaptationNet or None
-        Head of the Uppers' own losses.
+    adaptation : AdaptationEngine or None
+        Head of the Uppers' own losses, where it is in this process.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
     alpha : float
         Weight of the Uppers' own losses.
     make_optimizer : callable
-        Makes the optimiser for all parameters.
+        Makes the optimiser for the Lower's parameters.
     use_autocast : bool
         Whether forward passes run under bfloat16 autocast.
     device : torch.device
         Where everything is computed.
+    adaptation_elsewhere : bool
+        Whether the Adaptation Net is a party on a node of its own, in place of `adaptation`.
 
     Attributes
     ----------
     step : int
         Steps applied so far.
     saved : dict[int, int]
-        The step of the last state that each Upper has saved and the Lower has committed; behind that of the others
-        where an Upper is absent.
+        The step of the last state that each party (Uppers, and the Adaptation Net where it is one) has saved and the
+        Lower has committed; behind that of the others where an Upper is absent.
     """
 
     def __init__(
         self,
         lower: nn.Module,
-        adaptation: AdaptationNet | None,
+        adaptation: AdaptationEngine | None,
         assignment: Sequence[int],
         *,
         alpha: float,
         make_optimizer: MakeOptimizer,
         use_autocast: bool = False,
         device: torch.device = torch.device("cpu"),
+        adaptation_elsewhere: bool = False,
     ) -> None:
         self.lower = lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.adaptation = adaptation.to(device) if adaptation is not None else None
+        self.adaptation = adaptation
+        self.adaptation_elsewhere = adaptation_elsewhere
         self.assignment = tuple(assignment)
         self.device = device
         self.step = 0
-        self.saved = dict.fromkeys(set(self.assignment), 0)
+        self.saved = dict.fromkeys([*sorted(set(self.assignment)), *([ADAPTATION] * adaptation_elsewhere)], 0)
         self._positions = {
             m: [p for p, owner in enumerate(self.assignment) if owner == m] for m in sorted(set(self.assignment))
         }
         self._alpha = alpha
         self._autocast = use_autocast
-        parameters = [*self.lower.parameters(), *(self.adaptation.parameters() if self.adaptation else ())]
-        self._optimizer = make_optimizer(parameters)
+        self._optimizer = make_optimizer(self.lower.parameters())
         self._update_due = False
 
     @property
@@ -106,7 +111,12 @@ class LowerEngine:
         return compute_dtype(self._autocast)
 
     def train_step(
-        self, smashed: Mapping[int, torch.Tensor], y_B: torch.Tensor, flipped_B: torch.Tensor | None, lr: float
+        self,
+        smashed: Mapping[int, torch.Tensor],
+        y_B: torch.Tensor,
+        flipped_B: torch.Tensor | None,
+        lr: float,
+        adaptation: Adaptation | None = None,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
@@ -120,6 +130,8 @@ class LowerEngine:
             Mirrored samples, bool.
         lr : float
             Learning rate of this step.
+        adaptation : Adaptation or None
+            The Adaptation Net, where it is elsewhere.
 
         Returns
         -------
@@ -128,40 +140,47 @@ class LowerEngine:
         Raises
         ------
         TrainingError
-            If the loss is not finite; nothing has been changed by then but BatchNorm's statistics.
+            If the loss is not finite; nothing has been changed here by then but BatchNorm's statistics.
+        PslError
+            Whatever an Adaptation Net elsewhere raises.
         """
         leaf_BPChw = self._join(smashed).requires_grad_()
-        absent = absent_positions(self.assignment, smashed)
         y_B = y_B.to(self.device)
-        self.lower.train()
-        with autocast(self.device, self._autocast):
-            logits_BK = self.lower(leaf_BPChw, flipped_B)
-            upper_logits_BPK = None
-            if self.adaptation is not None:
-                self.adaptation.train()
-                upper_logits_BPK = self.adaptation.for_all_patches(leaf_BPChw, absent)
-        loss = loss_parts(logits_BK, upper_logits_BPK, y_B, self.assignment, self._alpha, num_absent=len(absent))
-        full = float(loss.full.detach())
-        if not torch.isfinite(loss.full.detach()):
+        own: list[tuple[torch.Tensor, int]] = []
+        self._update_due = False
+
+        def learn() -> None:
+            own.append(self._learn(leaf_BPChw, y_B, flipped_B, lr))
+
+        adaptation = adaptation or self.adaptation
+        learnt = None
+        if adaptation is None:
+            learn()
+        else:
+            absent = absent_positions(self.assignment, smashed)
+            learnt = adaptation.learn(Lesson(leaf_BPChw.detach(), y_B, absent, lr), learn)
+        ((lower, correct),) = own
+        uppers = lower.new_tensor(learnt.loss if learnt else 0.0)
+        full = float(lower + self._alpha * uppers) if learnt else float(lower)
+        if not math.isfinite(full):
             raise TrainingError(
                 f"step {self.step}: the loss is {full}; the last checkpoint is kept. "
                 "Resume from it with a lower lr, or check the images"
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.full.backward()  # type: ignore[no-untyped-call]
-        set_lr(self._optimizer, lr)
         self._update_due = True
-        correct = int((logits_BK.detach().argmax(1) == y_B).sum())
-        report = StepLoss(
-            full=full, lower=float(loss.lower.detach()), uppers=float(loss.uppers.detach()), correct=correct
-        )
         assert leaf_BPChw.grad is not None
+        if learnt:
+            # Two terms, whose order does not matter: the sum that one backward pass through both losses makes.
+            leaf_BPChw.grad += learnt.gradient_BPChw
+        report = StepLoss(full=full, lower=float(lower), uppers=float(uppers), correct=correct)
         return report, self._part(leaf_BPChw.grad, smashed)
 
     def update(self) -> None:
         """Apply the update that the last `train_step` left open, if it did."""
         if self._update_due:
             self._optimizer.step()
+            if self.adaptation is not None:
+                self.adaptation.update()
             self._update_due = False
             self.step += 1
 
@@ -180,7 +199,7 @@ class LowerEngine:
             "saved": dict(self.saved),
             "assignment": list(self.assignment),
             "lower": self.lower.state_dict(),
-            "adaptation": self.adaptation.state_dict() if self.adaptation else {},
+            "adaptation": self.adaptation.state() if self.adaptation else {},
             "optimizer": self._optimizer.state_dict(),
         }
 
@@ -195,7 +214,7 @@ class LowerEngine:
         try:
             self.lower.load_state_dict(state["lower"])
             if self.adaptation:
-                self.adaptation.load_state_dict(state["adaptation"])
+                self.adaptation.restore(state["adaptation"])
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
@@ -211,6 +230,19 @@ class LowerEngine:
             If there is no such checkpoint or it is damaged.
         """
         self.restore(checkpoints.load(step, self.device))
+
+    def _learn(
+        self, leaf_BPChw: torch.Tensor, y_B: torch.Tensor, flipped_B: torch.Tensor | None, lr: float
+    ) -> tuple[torch.Tensor, int]:
+        """Forward and backward of the Lower alone; return its loss, and how many samples it classified rightly."""
+        self.lower.train()
+        with autocast(self.device, self._autocast):
+            logits_BK = self.lower(leaf_BPChw, flipped_B)
+        loss = lower_loss(logits_BK, y_B)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        set_lr(self._optimizer, lr)
+        return loss.detach(), int((logits_BK.detach().argmax(1) == y_B).sum())
 
     def _join(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory; zeros for absent Uppers."""

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from psl_flower.augment import Augmentation
 from psl_flower.batches import BatchOrder
 from psl_flower.checkpoints import Checkpoints
+from psl_flower.engine.adaptation import RemoteAdaptation, keep
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
 from psl_flower.errors import TrainingStopped
 from psl_flower.schedule import Schedule
-from psl_flower.wire.messages import Plan, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.messages import ADAPTATION, Plan, Smashed, Step, StepId, pack_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,8 @@ class StepReport:
     num_samples : int
         Samples in the batch.
     seconds, upper_s, lower_s, wire_s : float
-        Time of the step, of its slowest Upper, of the Lower, and of the rest: moving bytes and waiting.
+        Time of the step, of its slowest Upper, of the Lower (with what it waits for an Adaptation Net elsewhere), and
+        of the rest: moving bytes and waiting.
     """
 
     step: int
@@ -156,7 +158,7 @@ class RoundDriver:
     smashed_shapes : mapping
         (K, h, w, C) of each Upper's smashed data.
     checkpoints : Checkpoints
-        The Lower's; writing one commits it, since every Upper has then saved the same step.
+        The Lower's; writing one commits it, since every party has then saved the same step.
     checkpoint_every : int
         Steps between checkpoints besides that at the end of a round; 0 for none.
     on_step : callable
@@ -225,6 +227,8 @@ class RoundDriver:
         if self.lower.step < stop_step:
             self._train(exchange, stop_step, report)
         report.train_s = time.perf_counter() - started
+        if self.lower.adaptation_elsewhere:
+            exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
             report.predictions = self._evaluate(exchange)
         report.seconds = time.perf_counter() - started
@@ -241,7 +245,8 @@ class RoundDriver:
             y_B, flipped_B = self.task.targets(plan)
             computing = time.perf_counter()
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
-            loss, gradients = self.lower.train_step(smashed, y_B, flipped_B, plan.lr)
+            adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
+            loss, gradients = self.lower.train_step(smashed, y_B, flipped_B, plan.lr, adaptation)
             now = time.perf_counter()
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])
@@ -261,9 +266,17 @@ class RoundDriver:
         due = trained is not None and (plan is None or (every > 0 and (trained.id.step + 1) % every == 0))
         step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
         down = {m: Down(step, gradients.get(m)) for m in self._present}
-        answers = exchange.exchange(down, self._expected(plan), meanwhile=self.lower.update)
+        keeps = due and self.lower.adaptation_elsewhere
+
+        def meanwhile() -> None:
+            self.lower.update()
+            if keeps:
+                keep(exchange, self.lower.step)
+
+        answers = exchange.exchange(down, self._expected(plan), meanwhile)
         if due:
-            self.lower.saved |= dict.fromkeys(self._present, self.lower.step)
+            saved = [*self._present, *([ADAPTATION] * keeps)]
+            self.lower.saved |= dict.fromkeys(saved, self.lower.step)
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
 

@@ -17,12 +17,13 @@ from psl_flower.augment import Augmentation
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.cut import enter_gradient, from_wire, to_wire
 from psl_flower.devices import autocast, compute_dtype
-from psl_flower.engine.exchange import Down, Up
+from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models import smashed_size
 from psl_flower.optimizers import Optimizer, set_lr
 from psl_flower.pixels import normalise
 from psl_flower.stores.base import PatchStore
+from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Plan, Saved, Smashed
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -95,6 +96,14 @@ class UpperEngine:
         """Return the shape (B, K, h', w', C') of a plan's smashed data."""
         C, h, w = self._patch_smashed
         return (plan.num_samples, len(self.store.meta.positions), h, w, C)
+
+    def expects(self, wire: WireFormat) -> Expectation:
+        """Return what may come now: a turn, with a gradient exactly where one is due."""
+        return wire.expect_down(self.pending_shape)
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Answer the frame of a turn with that of its outcome; see `handle`."""
+        return wire.up_frame(self.handle(down_of(frame)))
 
     def handle(self, down: Down) -> Up:
         """Apply the gradient, if any; save, if asked; run the plan, if any, and answer.
@@ -176,6 +185,10 @@ class UpperEngine:
         if found != step:
             self._checkpoints.drop_after(found)
             self.step = step
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
 
     def _apply(self, down: Down) -> None:
         assert down.gradient_BKhwC is not None

@@ -9,7 +9,9 @@ _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 _FEWEST = 4
 
 
-def simulation(num_uppers: int, num_cores: int, num_gpus: int, num_nodes: int = 0) -> dict[str, int | float]:
+def simulation(
+    num_uppers: int, num_cores: int, num_gpus: int, num_nodes: int = 0, *, adaptation: bool = False
+) -> dict[str, int | float]:
     """Return the federation configuration of a simulation in which all nodes run at once.
 
     Parameters
@@ -20,9 +22,11 @@ def simulation(num_uppers: int, num_cores: int, num_gpus: int, num_nodes: int = 
         Of this machine.
     num_nodes : int
         Nodes wanted; 0 for one per Upper, up to the number of cores (at least four) and what Flower runs at once.
+    adaptation : bool
+        Whether the Adaptation Net needs a node more.
     """
-    most = min(num_uppers, _POOL_SIZE)
-    nodes = min(num_nodes or max(_FEWEST, num_cores), most)
+    most = min(num_uppers + adaptation, _POOL_SIZE)
+    nodes = min(num_nodes or max(_FEWEST, num_cores) + adaptation, most)
     config: dict[str, int | float] = {
         "num-supernodes": nodes,
         "client-resources-num-cpus": 1,

@@ -100,12 +100,14 @@ def start(
     RunError
         If Flower refuses it.
     """
-    return superlink.run(app, _run_config(given, config, run), federation(num_uppers, nodes))
+    began = resumed_config(run, config) if config.resume else config
+    fitting = federation(num_uppers, nodes, adaptation=began.adaptation_server)
+    return superlink.run(app, _run_config(given, config, run), fitting)
 
 
-def federation(num_uppers: int, nodes: int = 0) -> dict[str, int | float]:
+def federation(num_uppers: int, nodes: int = 0, *, adaptation: bool = False) -> dict[str, int | float]:
     """Return the federation configuration that fits the grid and this machine."""
-    return simulation(num_uppers, usable_cores(), count_gpus(), nodes)
+    return simulation(num_uppers, usable_cores(), count_gpus(), nodes, adaptation=adaptation)
 
 
 class Watch:

@@ -22,7 +22,7 @@ from psl_flower.wire import tls as tls_module
 from psl_flower.wire.connection import Connection
 from psl_flower.wire.frames import Expectation, Frame, Limits
 from psl_flower.wire.gate import Gate
-from psl_flower.wire.messages import Finish, Hello
+from psl_flower.wire.messages import Finish, Hello, party_names
 from psl_flower.wire.tickets import TicketBook
 from psl_flower.wire.tls import Identity
 from psl_flower.wire.worker import Job, Outcome, Worker
@@ -158,7 +158,7 @@ class ExchangeEndpoint:
                 if left_s <= 0:
                     missing = sorted(set(uppers) - self._workers.keys())
                     raise PeerLost(
-                        f"Upper {_listed(missing)} did not connect to {self.host}:{self.port} "
+                        f"{party_names(missing)} did not connect to {self.host}:{self.port} "
                         f"within {timeout_s:g} s; {len(set(uppers)) - len(missing)} others did"
                     )
                 self._changed.wait(left_s)
@@ -214,7 +214,7 @@ class ExchangeEndpoint:
             self._check_open()
             missing = [upper for upper in uppers if upper not in self._workers]
             if missing:
-                raise PeerLost(f"Upper {_listed(missing)} is not connected")
+                raise PeerLost(f"{party_names(missing)} is not connected")
             for upper in uppers:
                 self._workers[upper].submit(Job(down.get(upper), expect.get(upper), deadline, results))
         if meanwhile is not None:

@@ -35,6 +35,7 @@ from psl_flower.wire.messages import (
     MAX_RANK,
     UP,
     Abort,
+    Adapted,
     Envelope,
     Failed,
     Message,
@@ -124,8 +125,8 @@ class Expectation:
     codec, shape : str and tuple of int, or None
         What a tensor must be, exactly. None: no tensor is accepted.
     step : StepId or None
-        What `Smashed.id` or `Step.gradient_of` must be; None: not checked (without codec and shape a `Step`
-        cannot carry a gradient in any case).
+        What `Smashed.id`, `Adapted.id` or `Step.gradient_of` must be; None: not checked (without codec and
+        shape a `Step` cannot carry a gradient in any case).
     dtype : torch.dtype
         Floating dtype that a received tensor is decoded to.
     """
@@ -218,7 +219,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
     if not isinstance(message, (*types, ending)):
         raise ProtocolError(f"{peer}: expected {name_of(types)}, received {type(message).__name__}")
     step = _step_of(message)
-    if isinstance(message, Smashed | Step) and expect.step is not None and step != expect.step:
+    if isinstance(message, Smashed | Adapted | Step) and expect.step is not None and step != expect.step:
         raise ProtocolError(f"{name}: expected {expect.step}, received {step}")
     if len(envelope.tensors) != num_tensors(message):
         raise FrameMismatch(f"{name}: expected {num_tensors(message)} tensors, received {len(envelope.tensors)}")
@@ -275,7 +276,7 @@ def raise_ending(frame: Frame, peer: str) -> None:
     Raises
     ------
     NodeError
-        `Failed`: the Upper's own error, with its kind and message.
+        `Failed`: the node's own error, with its kind and message.
     ProtocolError
         `Abort`: the Lower's reason.
     """
@@ -302,7 +303,7 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
 
 
 def _step_of(message: Message) -> StepId | None:
-    if isinstance(message, Smashed):
+    if isinstance(message, Smashed | Adapted):
         return message.id
     return message.gradient_of if isinstance(message, Step) else None
 

@@ -1,15 +1,16 @@
 """The messages that Lower and Upper nodes send each other, as typed records.
 
 Down (Lower to Upper): `Welcome`, `Step`, `Abort`, `Finish`. Up (Upper to Lower): `Hello`, `Smashed`, `Saved`,
-`Failed`. They travel as MessagePack maps with a ``type`` key; a field that is missing, unknown, mistyped or
-out of range is refused. `Failed` and `Abort` may come at any moment of their direction; every other message
-only when it is expected.
+`Failed`. Where the Adaptation Net is on a node of its own, that node is one party more, of the number `ADAPTATION`,
+with `Adapt` and `Keep` in place of `Step` and `Adapted` in place of `Smashed`. Messages travel as MessagePack maps
+with a ``type`` key; a field that is missing, unknown, mistyped or out of range is refused. `Failed` and `Abort` may
+come at any moment of their direction; every other message only when it is expected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,9 +24,14 @@ MAX_TEXT = 2_000
 MAX_RANK = 6
 MAX_DIM = 2**32 - 1
 
+# Stands for the Adaptation Net where parties go by the numbers of Uppers.
+ADAPTATION = -1
+
+Party = Annotated[int, Meta(ge=ADAPTATION)]
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(max_length=256)]
+Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
 
 
@@ -67,8 +73,7 @@ class Plan(_Record, frozen=True):
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite or below 0, and a ragged list of samples."""
         _check_finite(lr=self.lr)
-        if len(self.samples) % 8 or len(self.samples) > 8 * MAX_SAMPLES:
-            raise ValueError(f"samples: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(self.samples)} bytes")
+        _check_packed(samples=self.samples)
 
     @property
     def num_samples(self) -> int:
@@ -85,7 +90,7 @@ class Plan(_Record, frozen=True):
 
 
 def pack_samples(indices: ArrayLike) -> bytes:
-    """Return sample indices (B,) as `Plan.samples` carries them."""
+    """Return sample indices or classes (B,) as `Plan.samples` and `Adapt.classes` carry them."""
     return np.asarray(indices, dtype="<i8").tobytes()
 
 
@@ -111,6 +116,46 @@ class Step(_Record, frozen=True, tag="step"):
     save: bool = False
 
 
+class Adapt(_Record, frozen=True, tag="adapt"):
+    """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
+
+    Attributes
+    ----------
+    id : StepId
+        The training step.
+    lr : float
+        Learning rate of its update, finite, at least 0.
+    classes : bytes
+        Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
+    absent : tuple[int, ...]
+        Positions that are left out.
+    """
+
+    id: StepId
+    lr: float
+    classes: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
+    absent: Positions = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a learning rate that is not finite or below 0, and a ragged list of classes."""
+        _check_finite(lr=self.lr)
+        _check_packed(classes=self.classes)
+
+    def class_indices(self) -> NDArray[np.int64]:
+        """Return the classes (B,) int64, read-only."""
+        return np.frombuffer(self.classes, dtype="<i8")
+
+    def __repr__(self) -> str:
+        """Return a short form without classes."""
+        return f"Adapt({self.id}, lr={self.lr:g}, {len(self.classes) // 8} classes, absent={self.absent})"
+
+
+class Keep(_Record, frozen=True, tag="keep"):
+    """The Adaptation Net is to write a checkpoint of its state after `step` steps; answered with `Saved`."""
+
+    step: Count
+
+
 class Abort(_Record, frozen=True, tag="abort"):
     """The Lower ends the exchange because of an error; `reason` is cut at 2,000 characters."""
 
@@ -130,8 +175,8 @@ class Hello(_Record, frozen=True, tag="hello"):
 
     run: Name
     node: int
-    upper: Count
-    positions: Annotated[tuple[Count, ...], Meta(max_length=65_536)]
+    upper: Party
+    positions: Positions
     num_samples: Count
     dataset: Name
     token: Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
@@ -158,8 +203,18 @@ class Smashed(_Record, frozen=True, tag="smashed"):
         _check_finite(read_s=self.read_s, forward_s=self.forward_s, backward_s=self.backward_s)
 
 
+class Adapted(_Record, frozen=True, tag="adapted"):
+    """Answer to `Adapt`: the frame's one tensor is the gradient of alpha times the loss at the smashed data.
+
+    `loss` is `psl_flower.losses.LossParts.uppers`, not finite where training diverges.
+    """
+
+    id: StepId
+    loss: float
+
+
 class Saved(_Record, frozen=True, tag="saved"):
-    """Answer to a `Step` without a plan; `step` counts the steps applied so far."""
+    """Answer to a `Step` without a plan, and to `Keep`; `step` counts the steps applied so far."""
 
     step: Count
 
@@ -176,8 +231,8 @@ class Failed(_Record, frozen=True, tag="failed"):
         _shorten(self, "message")
 
 
-Message = Welcome | Step | Abort | Finish | Hello | Smashed | Saved | Failed
-UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Saved, Failed))
+Message = Welcome | Step | Adapt | Keep | Abort | Finish | Hello | Smashed | Adapted | Saved | Failed
+UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Adapted, Saved, Failed))
 
 
 class TensorSpec(_Record, frozen=True):
@@ -195,8 +250,29 @@ class Envelope(_Record, frozen=True):
 
 
 def num_tensors(message: Message) -> int:
-    """Return how many tensors come with `message`: 1 for `Smashed` and for a `Step` with a gradient."""
-    return int(isinstance(message, Smashed) or (isinstance(message, Step) and message.gradient_of is not None))
+    """Return how many tensors come with `message`: 1 for `Smashed`, `Adapt`, `Adapted` and a `Step` with a gradient."""
+    if isinstance(message, Step):
+        return int(message.gradient_of is not None)
+    return int(isinstance(message, Smashed | Adapt | Adapted))
+
+
+def steps_applied(message: Message) -> int:
+    """Return the number of steps that a party must have applied when this turn of it comes."""
+    match message:
+        case Step(gradient_of=StepId(step=step)) | Step(plan=Plan(id=StepId(step=step))):
+            return step
+        case Adapt(id=StepId(step=step)) | Keep(step=step):
+            return step
+    return 0
+
+
+def party_names(parties: Iterable[int]) -> str:
+    """Return what to call Uppers, and the Adaptation Net, in a message for people: at most 20 by their numbers."""
+    numbers = sorted(set(parties))
+    uppers = [str(m) for m in numbers if m != ADAPTATION]
+    more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""
+    named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else []
+    return " and ".join([*named, *(["the Adaptation Net"] if ADAPTATION in numbers else [])])
 
 
 def name_of(kinds: Sequence[type[Any]]) -> str:
@@ -223,3 +299,9 @@ def _check_finite(**numbers: float) -> None:
     for name, number in numbers.items():
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{name}: expected a finite number, at least 0, got {number}")
+
+
+def _check_packed(**indices: bytes) -> None:
+    for name, packed in indices.items():
+        if len(packed) % 8 or len(packed) > 8 * MAX_SAMPLES:
+            raise ValueError(f"{name}: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(packed)} bytes")

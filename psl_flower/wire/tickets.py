@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psl_flower.errors import AuthenticationError
-from psl_flower.wire.messages import TOKEN_BYTES, Hello
+from psl_flower.wire.messages import TOKEN_BYTES, Hello, party_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class TicketBook:
             # by time.
             expected = ticket.token if ticket is not None else bytes(TOKEN_BYTES)
             if not hmac.compare_digest(expected, hello.token) or ticket is None:
-                raise AuthenticationError(f"Upper {hello.upper}: its token is not that of a valid ticket")
+                raise AuthenticationError(f"{party_names([hello.upper])}: its token is not that of a valid ticket")
             checks: list[tuple[str, object, object]] = [
                 ("run", self.run, hello.run),
                 ("node", ticket.node, hello.node),
@@ -70,7 +70,7 @@ class TicketBook:
             for what, wanted, got in checks:
                 if wanted != got:
                     raise AuthenticationError(
-                        f"Upper {hello.upper}: {what}: expected {_short(wanted)}, received {_short(got)}"
+                        f"{party_names([hello.upper])}: {what}: expected {_short(wanted)}, received {_short(got)}"
                     )
             del self._tickets[hello.upper]
 

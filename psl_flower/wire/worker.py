@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from psl_flower.errors import PeerLost, ProtocolError, PslError
 from psl_flower.wire.connection import Connection, Interrupted
 from psl_flower.wire.frames import Expectation, Frame, raise_ending
-from psl_flower.wire.messages import Abort, Failed, Hello, Saved, Smashed, Welcome
+from psl_flower.wire.messages import Abort, Failed, Hello, Saved, Smashed, Welcome, party_names
 
 Outcome = Frame | BaseException | None
 
@@ -55,7 +55,7 @@ class Worker(threading.Thread):
     ) -> None:
         super().__init__(name=f"psl-upper-{hello.upper}", daemon=True)
         self.upper = hello.upper
-        self.name_of_peer = connection.peer = f"Upper {hello.upper} (node {hello.node})"
+        self.name_of_peer = connection.peer = f"{party_names([hello.upper])} (node {hello.node})"
         self._connection = connection
         self._welcome_timeout_s = welcome_timeout_s
         self._count = count

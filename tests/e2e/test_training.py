@@ -73,6 +73,42 @@ def test_stream_asked_for_with_one_slot(place: Place) -> None:
     assert differing(model(run), oracle(run, 2)) == []
 
 
+def test_the_adaptation_net_on_a_node_of_its_own(place: Place) -> None:
+    done = place.psl("train", *TINY, "adaptation-server=true", "rounds=2", "steps-per-round=2", "run-name=five")
+    assert done.returncode == 0, done.stderr
+    run = place.run("five")
+    assert (
+        "5 simulated nodes host 4 Uppers and the Adaptation Net, stream transport" in (run.path / "log.txt").read_text()
+    )
+    assert differing(model(run), oracle(run, 4)) == []
+    assert differing(model(run), oracle(run, 3)) != []
+    # Two steps there and back in float32 for each round, nothing for the test split.
+    maps = 2 * 16 * 4 * 64 * 8 * 8 * 4
+    for n, metrics in enumerate(run.read_metrics(), 1):
+        for way in ("up", "down"):
+            assert 0 < metrics[f"bytes_{way}_adaptation"] - n * maps < 5000
+            assert set(metrics[f"bytes_{way}_by_upper"]) == {"0", "1", "2", "3"}
+
+    # It has no part in predictions.
+    done = place.psl("predict", "--in-place", "five", "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["accuracy"] == run.read_metrics()[-1]["accuracy"]
+
+
+def test_the_adaptation_net_where_flower_has_one_slot(place: Place) -> None:
+    """Over Flower messages it works; a stream, which needs two nodes at once, is refused and does not hang."""
+    config = " ".join([*TINY, "adaptation-server=true", "rounds=1", "steps-per-round=2"])
+    done = place.flwr("run", ".", "--stream", "--run-config", f"{config} run-name='two'")
+    run = place.run("two")
+    words = "2 simulated nodes host 4 Uppers and the Adaptation Net, flower transport"
+    assert words in (run.path / "log.txt").read_text(), done.stdout + done.stderr
+    assert differing(model(run), oracle(run, 2)) == []
+    place.flwr("run", ".", "--stream", "--run-config", f"{config} run-name='refused' transport='stream'", timeout=60)
+    status = place.run("refused").read_status()
+    assert status is not None
+    assert "Uppers and the Adaptation Net need 2 slots" in status.message
+
+
 def test_nine_overlapping_patches_on_few_nodes(place: Place) -> None:
     done = place.psl(
         "train", *TINY, "patch-size=8x8", "stride=4x4", "flip=true", "rounds=1", "steps-per-round=2", "run-name=nine",

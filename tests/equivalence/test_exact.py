@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from psl_flower.engine import lower as lower_module
+from psl_flower.engine import adaptation as adaptation_module
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.monolith import Monolith
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
-from psl_flower.losses import LossParts, loss_parts
+from psl_flower.losses import uppers_loss
 from psl_flower.models import AdaptationNet, PatchSplitNet, adaptation_seed, reset_parameters
 from psl_flower.wire.messages import Plan
 from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
@@ -152,7 +152,7 @@ class Vanishing(LocalExchange):
     """A node is gone when the plan of a step goes out; another has already run it."""
 
     def __init__(self, parts: Federation, fail_at: int) -> None:
-        super().__init__(parts.uppers, parts.wire)
+        super().__init__(parts.parties, parts.wire)
         self._parts, self._fail_at = parts, fail_at
 
     def exchange(self, down, shapes, meanwhile):
@@ -220,7 +220,7 @@ def stale_weight(stores, folder, monkeypatch):
 
 def dropped_gradient(stores, folder, monkeypatch):
     parts = Federation(settings(), stores, folder)
-    return parts, DroppedGradient(parts.uppers, parts.wire)
+    return parts, DroppedGradient(parts.parties, parts.wire)
 
 
 def batch_norm_twice(stores, folder, monkeypatch):
@@ -232,12 +232,10 @@ def wrong_alpha(stores, folder, monkeypatch):
 
 
 def mean_over_uppers(stores, folder, monkeypatch):
-    def averaged(logits, upper_logits, y, assignment, alpha, **absent):
-        parts = loss_parts(logits, upper_logits, y, assignment, alpha, **absent)
-        uppers = parts.uppers / len(set(assignment))
-        return LossParts(parts.lower + alpha * uppers, parts.lower, uppers)
+    def averaged(logits, y, assignment, **absent):
+        return uppers_loss(logits, y, assignment, **absent) / len(set(assignment))
 
-    monkeypatch.setattr(lower_module, "loss_parts", averaged)
+    monkeypatch.setattr(adaptation_module, "uppers_loss", averaged)
     return Federation(settings(), stores, folder), None
 
 

@@ -131,10 +131,10 @@ class Repeating(LocalExchange):
         trained = down[0].step.gradient_of
         if trained is not None and trained.step == 1:
             frame = decode_frame(
-                bytearray(frame_bytes(self._wire.down_frame(down[0]))),
-                self._wire.expect_down(tuple(down[0].gradient_BKhwC.shape)),
+                bytearray(frame_bytes(self.wire.down_frame(down[0]))),
+                self.wire.expect_down(tuple(down[0].gradient_BKhwC.shape)),
             )
-            self._uppers[0].handle(down_of(frame))
+            self._parties[0].handle(down_of(frame))
         return answers
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psl_flower.errors import FrameMismatch, FrameTooLarge, ProtocolError, WireError
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.frames import Expectation, Limits, decode_frame, encode_frame, frame_nbytes
-from psl_flower.wire.messages import Failed, Hello, Message, Plan, Saved, Smashed, Step, StepId
+from psl_flower.wire.messages import ADAPTATION, Failed, Hello, Keep, Message, Plan, Saved, Smashed, Step, StepId
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INTEGERS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
@@ -34,7 +34,7 @@ hellos = st.builds(
     Hello,
     run=st.text(max_size=20),
     node=st.integers(-(2**63), 2**64 - 1),
-    upper=counts,
+    upper=st.just(ADAPTATION) | counts,
     positions=st.lists(counts, max_size=5).map(tuple),
     num_samples=counts,
     dataset=st.text(max_size=20),
@@ -43,6 +43,7 @@ hellos = st.builds(
 messages = st.one_of(
     hellos,
     st.builds(Step, st.none(), st.none() | plans, st.booleans()),
+    st.builds(Keep, counts),
     st.builds(Saved, counts),
     st.builds(Failed, st.text(max_size=50), st.text(max_size=50)),
 )

@@ -119,6 +119,7 @@ OUT_OF_RANGE = [
     ({"device": "gpu"}, 'device: expected "auto", "cpu", "cuda" or "cuda:N", got \'gpu\''),
     ({"dataset": ""}, "dataset: expected"),
     ({"run-name": "../x"}, "run-name: expected letters"),
+    ({"adaptation-server": "yes"}, "adaptation-server: expected true or false"),
     ({"resume": ".hidden"}, "resume: expected letters"),
     ({"predict": "../x"}, "predict: expected letters"),
     ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
@@ -139,6 +140,7 @@ CONTRADICTORY = [
     ({"predict-split": "train"}, "predict-split: is set, but predict is not"),
     ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
     ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
+    ({"adaptation-server": True, "alpha": 0.0}, "adaptation-server: there is no Adaptation Net with alpha = 0"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
 

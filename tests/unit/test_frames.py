@@ -21,9 +21,12 @@ from psl_flower.wire.frames import (
 from psl_flower.wire.messages import (
     MAX_SAMPLES,
     Abort,
+    Adapt,
+    Adapted,
     Failed,
     Finish,
     Hello,
+    Keep,
     Message,
     Plan,
     Saved,
@@ -45,10 +48,13 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
     "welcome": (Welcome(), [], "float32"),
     "step": (Step(ID, PLAN, True), [ONE], "int8"),
     "step without gradient": (Step(None, None, True), [], "float32"),
+    "adapt": (Adapt(ID, 0.5, pack_samples([7, 8]), (1,)), [ONE], "float32"),
+    "keep": (Keep(9), [], "float32"),
     "abort": (Abort("why"), [], "float32"),
     "finish": (Finish(), [], "float32"),
     "hello": (HELLO, [], "float32"),
     "smashed": (Smashed(ID, 0.25, 0.5, 1.0), [ONE], "bfloat16"),
+    "adapted": (Adapted(ID, 0.25), [ONE], "float32"),
     "saved": (Saved(9), [], "float32"),
     "failed": (Failed("StoreError", "damaged"), [], "float32"),
 }
@@ -66,6 +72,15 @@ GOLDEN_HEX = {
     "step without gradient": (
         "50534c460100000036000000000000000000000082a76d65737361676584a474797065a473746570ab6772616469656e"
         "745f6f66c0a4706c616ec0a473617665c3a774656e736f727390"
+    ),
+    "adapt": (
+        "50534c46010000007f000000080000000000000082a76d65737361676585a474797065a56164617074a2696483a56570"
+        "6f636801a47374657002a7617474656d707403a26c72cb3fe0000000000000a7636c6173736573c41007000000000000"
+        "000800000000000000a6616273656e749101a774656e736f72739182a5636f646563a7666c6f61743332a57368617065"
+        "9201020000803f000000c0"
+    ),
+    "keep": (
+        "50534c460100000023000000000000000000000082a76d65737361676582a474797065a46b656570a47374657009a774656e736f727390"
     ),
     "abort": (
         "50534c460100000029000000000000000000000082a76d65737361676582a474797065a561626f7274a6726561736f6e"
@@ -85,6 +100,11 @@ GOLDEN_HEX = {
         "65706f636801a47374657002a7617474656d707403a6726561645f73cb3fd0000000000000a9666f72776172645f73cb"
         "3fe0000000000000aa6261636b776172645f73cb3ff0000000000000a774656e736f72739182a5636f646563a862666c"
         "6f61743136a57368617065920102803f00c0"
+    ),
+    "adapted": (
+        "50534c460100000060000000080000000000000082a76d65737361676583a474797065a761646170746564a2696483a5"
+        "65706f636801a47374657002a7617474656d707403a46c6f7373cb3fd0000000000000a774656e736f72739182a5636f"
+        "646563a7666c6f61743332a573686170659201020000803f000000c0"
     ),
     "saved": (
         "50534c460100000024000000000000000000000082a76d65737361676582a474797065a57361766564a47374657009a7"
@@ -222,12 +242,15 @@ def test_another_message_or_step_is_out_of_order() -> None:
         decode_frame(smashed(), Expectation((Saved, Hello)))
     with pytest.raises(ProtocolError, match="step=1"):
         decode_frame(smashed(), Expectation(Smashed, "float32", (1,), StepId(0, 1)))
+    adapted = joined(Adapted(ID, 0.5), [ONE[0, :1]])
+    with pytest.raises(ProtocolError, match="step=1"):
+        decode_frame(adapted, Expectation(Adapted, "float32", (1,), StepId(0, 1)))
     with pytest.raises(ProtocolError, match="received None"):
         decode_frame(joined(Step(), []), Expectation(Step, step=ID))
 
 
 @pytest.mark.parametrize(
-    ("message", "tensors"), [(Smashed(ID), []), (Saved(1), [ONE]), (Step(), [ONE]), (Step(ID), [])]
+    ("message", "tensors"), [(Smashed(ID), []), (Saved(1), [ONE]), (Step(), [ONE]), (Step(ID), []), (Keep(1), [ONE])]
 )
 def test_the_number_of_tensors_follows_from_the_message(message: Message, tensors: list[torch.Tensor]) -> None:
     with pytest.raises(ProtocolError, match="tensors"):
@@ -255,6 +278,21 @@ def test_a_tensor_in_the_wrong_message_is_refused_on_arrival() -> None:
         {"type": "smashed", "id": {"epoch": 0, "step": 0}, "read_s": math.nan},
         {"type": "failed", "kind": "x", "message": "y" * 2001},
         {"type": "step", "plan": {"id": 1}},
+        {"type": "keep", "step": -1},
+        {"type": "adapt", "id": {"epoch": 0, "step": 0}, "lr": 0.1, "classes": b"1234567"},
+        {"type": "adapt", "id": {"epoch": 0, "step": 0}, "lr": math.inf, "classes": b"12345678"},
+        {"type": "adapt", "id": {"epoch": 0, "step": 0}, "lr": 0.1, "classes": b"12345678", "absent": [-1]},
+        {"type": "adapted", "id": {"epoch": 0, "step": 0}},
+        {
+            "type": "hello",
+            "run": "r",
+            "node": 1,
+            "upper": -2,
+            "positions": [],
+            "num_samples": 1,
+            "dataset": "d",
+            "token": bytes(32),
+        },
         ["saved", 1],
         None,
     ],

@@ -14,7 +14,7 @@ def claim(upper, *positions):
 
 
 TASK = NodeTask(
-    run="r", uppers=(0, 2), settings=b"\x00\xff", activations="float32", gradients="int8", timeout_s=1.5, threads=2
+    run="r", parties=(0, 2), settings=b"\x00\xff", activations="float32", gradients="int8", timeout_s=1.5, threads=2
 )
 TICKET = StreamTicket(host="h", port=1, cert_pem=None, node=-(2**60), tokens={3: b"t" * 32}, step=7, saved={3: 7})
 RECORDS = [TASK, TICKET, claim(1, 1, 2), Inventory(claims=(claim(0, 0),)), Failure(kind="StoreError", message="gone")]

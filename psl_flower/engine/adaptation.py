@@ -1,0 +1,308 @@
+"""The Adaptation Net's side of a training step, in the Lower's process or on a node of its own.
+
+Shape suffixes: B batch, P positions, C channels, h and w of a patch's smashed data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.devices import autocast, compute_dtype
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.upper import MakeOptimizer
+from psl_flower.errors import ProtocolError, RunError
+from psl_flower.losses import uppers_loss
+from psl_flower.models import AdaptationNet
+from psl_flower.optimizers import set_lr
+from psl_flower.wire.frames import Expectation, Frame
+from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved, StepId, pack_samples
+
+
+class Lesson(NamedTuple):
+    """What the Adaptation Net learns from in a step.
+
+    Attributes
+    ----------
+    smashed_BPChw : torch.Tensor
+        Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
+    y_B : torch.Tensor
+        Classes, int64, on the same device.
+    absent : sequence of int
+        Positions to leave out.
+    lr : float
+        Learning rate.
+    """
+
+    smashed_BPChw: torch.Tensor
+    y_B: torch.Tensor
+    absent: Sequence[int]
+    lr: float
+
+
+class Learnt(NamedTuple):
+    """What comes of a lesson.
+
+    Attributes
+    ----------
+    loss : float
+        `psl_flower.losses.LossParts.uppers`.
+    gradient_BPChw : torch.Tensor
+        Gradient of alpha times the loss at the smashed data, in their dtype and memory order.
+    """
+
+    loss: float
+    gradient_BPChw: torch.Tensor
+
+
+class Adaptation(Protocol):
+    """The Adaptation Net, as the Lower sees it."""
+
+    def learn(self, lesson: Lesson, meanwhile: Callable[[], None]) -> Learnt:
+        """Compute loss and gradients, and do `meanwhile` once on this side, beside it where that is possible.
+
+        Raises
+        ------
+        PslError
+            Whatever a transport raises.
+        """
+        ...
+
+    def update(self) -> None:
+        """See that the update that belongs to the last lesson is done, or will be before the next."""
+        ...
+
+
+class AdaptationEngine:
+    """The Adaptation Net with its optimiser: implements `Adaptation` where it shares the Lower's process.
+
+    Parameters
+    ----------
+    net : AdaptationNet
+        Moved to the device.
+    assignment : sequence of int
+        assignment[p] is the Upper of position p.
+    alpha : float
+        Weight of the Uppers' own losses.
+    make_optimizer : callable
+        Makes the optimiser for the net's parameters.
+    use_autocast : bool
+        Whether forward passes run under bfloat16 autocast.
+    device : torch.device
+        Where everything is computed.
+    """
+
+    def __init__(
+        self,
+        net: AdaptationNet,
+        assignment: Sequence[int],
+        *,
+        alpha: float,
+        make_optimizer: MakeOptimizer,
+        use_autocast: bool = False,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        self.net = net.to(device)
+        self.assignment = tuple(assignment)
+        self.device = device
+        self.dtype = compute_dtype(use_autocast)
+        self._alpha, self._autocast = alpha, use_autocast
+        self._optimizer = make_optimizer(self.net.parameters())
+        self._update_due = False
+
+    def learn(self, lesson: Lesson, meanwhile: Callable[[], None] = lambda: None) -> Learnt:
+        """Do `meanwhile`, then forward, loss and backward; the own update waits for `update`."""
+        meanwhile()
+        leaf_BPChw = lesson.smashed_BPChw.detach().requires_grad_()
+        self.net.train()
+        with autocast(self.device, self._autocast):
+            logits_BPK = self.net.for_all_patches(leaf_BPChw, lesson.absent)
+        loss = uppers_loss(logits_BPK, lesson.y_B, self.assignment, num_absent=len(lesson.absent))
+        self._optimizer.zero_grad(set_to_none=True)
+        (self._alpha * loss).backward()  # type: ignore[no-untyped-call]
+        set_lr(self._optimizer, lesson.lr)
+        self._update_due = True
+        assert leaf_BPChw.grad is not None
+        return Learnt(float(loss.detach()), leaf_BPChw.grad)
+
+    def update(self) -> None:
+        """Apply the update that the last `learn` left open, if it did."""
+        if self._update_due:
+            self._optimizer.step()
+            self._update_due = False
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to go on."""
+        return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state; an open update is forgotten.
+
+        Raises
+        ------
+        RunError
+            If the state is of another network.
+        """
+        try:
+            self.net.load_state_dict(state["net"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        self._update_due = False
+
+
+class AdaptationNode:
+    """The Adaptation Net on a node of its own: answers the Lower's frames, and keeps checkpoints.
+
+    Parameters
+    ----------
+    engine : AdaptationEngine
+        The net.
+    smashed_shape : tuple[int, int, int]
+        (h, w, C) of one patch's smashed data.
+    num_classes : int
+        Classes.
+    num_samples : callable
+        Returns the samples in the mini-batch of a step.
+    checkpoints : Checkpoints
+        Where states are saved.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied so far.
+    """
+
+    def __init__(
+        self,
+        engine: AdaptationEngine,
+        *,
+        smashed_shape: tuple[int, int, int],
+        num_classes: int,
+        num_samples: Callable[[int], int],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.step = 0
+        self.engine = engine
+        self.dtype = engine.dtype
+        self._smashed_shape, self._num_classes, self._num_samples = smashed_shape, num_classes, num_samples
+        self._checkpoints = checkpoints
+
+    def expects(self, wire: WireFormat) -> Expectation:
+        """Return what may come now: smashed data of the next mini-batch, or no tensor."""
+        shape = (self._num_samples(self.step), len(self.engine.assignment), *self._smashed_shape)
+        return wire.expect_adapt(shape)
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Learn from smashed data and apply the update, or save, as the frame asks; return the answer.
+
+        Where the loss is not finite the update is left out: the Lower, which hears of it, stops the run.
+
+        Raises
+        ------
+        ProtocolError
+            If the frame is not of the next step, or its classes or positions are not those of the run.
+        RunError, TrainingError
+            As `Checkpoints.save`.
+        """
+        message = frame.message
+        if isinstance(message, Keep):
+            self._check_step(message.step)
+            self._checkpoints.save(self.step, self.state())
+            return Frame(Saved(self.step))
+        assert isinstance(message, Adapt)
+        learnt = self.engine.learn(self._lesson(message, frame.tensor))
+        if math.isfinite(learnt.loss):
+            self.engine.update()
+        self.step += 1
+        gradient_BPhwC = learnt.gradient_BPChw.permute(0, 1, 3, 4, 2).contiguous().cpu()
+        return wire.adapted_frame(Adapted(message.id, learnt.loss), gradient_BPhwC)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to go on after `step` steps."""
+        return {"step": self.step, **self.engine.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state; raises RunError if it is of another network."""
+        self.engine.restore(state)
+        self.step = int(state["step"])
+
+    def go_to(self, step: int, saved: int | None = None) -> None:
+        """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
+
+        `saved`, the step of the last state that the Lower committed, is always that step: no step is trained without
+        the Adaptation Net.
+
+        Raises
+        ------
+        RunError
+            If there is no such checkpoint or it is damaged.
+        """
+        assert saved in (None, step)
+        if not step == self.step == 0 or step in self._checkpoints.steps():
+            self.restore(self._checkpoints.load(step, self.engine.device))
+
+    def close(self) -> None:
+        """Release nothing: there is no store."""
+
+    def _lesson(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> Lesson:
+        self._check_step(task.id.step)
+        classes_B, P = task.class_indices(), len(self.engine.assignment)
+        if len(classes_B) != len(smashed_BPhwC):
+            raise ProtocolError(f"expected classes of {len(smashed_BPhwC)} samples, received {len(classes_B)}")
+        if not ((classes_B >= 0) & (classes_B < self._num_classes)).all():
+            raise ProtocolError(f"expected classes below {self._num_classes}, received others")
+        if not set(task.absent) < set(range(P)) or len(set(task.absent)) < len(task.absent):
+            raise ProtocolError(f"expected some of {P} positions as absent, received {task.absent[:20]}")
+        device = self.engine.device
+        y_B = torch.from_numpy(classes_B.copy()).to(device)
+        return Lesson(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), y_B, task.absent, task.lr)
+
+    def _check_step(self, step: int) -> None:
+        if step != self.step:
+            raise ProtocolError(f"the Adaptation Net has applied {self.step} steps, expected {step}")
+
+
+class RemoteAdaptation:
+    """The Adaptation Net behind an exchange, for one step: implements `Adaptation`.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        With the Adaptation Net as a party.
+    step : StepId
+        The step.
+    """
+
+    def __init__(self, exchange: Exchange, step: StepId) -> None:
+        self._exchange, self._step = exchange, step
+
+    def learn(self, lesson: Lesson, meanwhile: Callable[[], None]) -> Learnt:
+        """Let the node compute, and apply its update, while `meanwhile` is done here."""
+        wire = self._exchange.wire
+        smashed_BPhwC = lesson.smashed_BPChw.detach().permute(0, 1, 3, 4, 2)
+        task = Adapt(self._step, lesson.lr, pack_samples(lesson.y_B.cpu()), tuple(lesson.absent))
+        expected = wire.expect_adapted(self._step, tuple(smashed_BPhwC.shape))
+        frames = {ADAPTATION: wire.adapt_frame(task, smashed_BPhwC)}
+        answer = self._exchange.carry(frames, {ADAPTATION: expected}, meanwhile)[ADAPTATION]
+        assert isinstance(answer.message, Adapted)
+        gradient_BPhwC = answer.tensor.to(lesson.smashed_BPChw.device)
+        return Learnt(answer.message.loss, gradient_BPhwC.permute(0, 1, 4, 2, 3))
+
+    def update(self) -> None:
+        """Do nothing: the node has applied it."""
+
+
+def keep(exchange: Exchange, step: int) -> None:
+    """Let the Adaptation Net's node save its state after `step` steps; returns when it has.
+
+    Raises
+    ------
+    PslError
+        If it fails, or is lost.
+    """
+    exchange.carry({ADAPTATION: Frame(Keep(step))}, {ADAPTATION: Expectation(Saved)}, lambda: None)
