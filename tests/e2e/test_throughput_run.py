@@ -63,9 +63,9 @@ def test_all_modes_side_by_side(tmp_path, temporary, wire, element_bytes, thread
         expected = alone[trial["repetition"]]["loss"]
         assert trial["loss"] == pytest.approx(expected, rel=1e-12 if wire == "float32" else 2e-2)
     for trial in federated:
-        # Held while the federated run started, for seconds: only the step in which it was stopped shows it.
+        # Held while the federated run started, for many steps' time: only the step in which it was stopped shows it.
         opponent = alone[trial["repetition"]]
-        assert max(opponent["step_s"][i] for i in opponent["cut"]) > trial["startup_s"]["nodes"]
+        assert max(opponent["step_s"][i] for i in opponent["cut"]) > 5 * BATCH / opponent["images_per_s"]
         whole = [seconds for i, seconds in enumerate(trial["step_s"]) if i >= WARMUP and i not in trial["cut"]]
         assert sum(trial["parts_s"].values()) == pytest.approx(statistics.mean(whole), rel=0.1)
     # A run that is looked at once a second may be over before its turn comes, but hardly all of them.
