@@ -74,6 +74,9 @@ class RunConfig:
     schedule: str = "one-cycle"
     flip: bool = False
     shift: int = 1
+    cutout: int = 0
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
     seed: int = 0
     evaluate_every: int = 1
     evaluate_batch_size: int = 256
@@ -198,6 +201,10 @@ class RunConfig:
         _range("lr", self.lr, 0.0, open_ends=True)
         _range("momentum", self.momentum, 0.0, 1.0)
         _range("weight-decay", self.weight_decay, 0.0)
+        _range("mixup", self.mixup, 0.0)
+        _range("label-smoothing", self.label_smoothing, 0.0, 1.0)
+        if self.label_smoothing == 1:
+            raise ConfigError("label-smoothing: with 1 every class is as right as any other; choose less, such as 0.1")
         _range("rounds", self.rounds, 1)
         _range("batch-size", self.batch_size, 1, 65_536)
         if self.batch_size == 1:
@@ -208,7 +215,7 @@ class RunConfig:
         _range("step-timeout-s", self.step_timeout_s, 0.0, open_ends=True)
         _range("seed", self.seed, 0, 2**63 - 1)
         for name in (
-            "max_train", "max_test", "uppers", "steps_per_round", "shift", "evaluate_every", "lower_threads",
+            "max_train", "max_test", "uppers", "steps_per_round", "shift", "cutout", "evaluate_every", "lower_threads",
             "upper_threads", "checkpoint_every", "progress_every_s",
         ):  # fmt: skip
             _range(name.replace("_", "-"), getattr(self, name), 0)
