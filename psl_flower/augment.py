@@ -1,14 +1,14 @@
 """Coordinated augmentation: every party draws the same transform for a sample, from a shared seed.
 
 An Upper transforms its own patches only; for a flipped sample the Lower mirrors the grid (`PatchGrid.tile`). The order
-is flip, shift, cut-out, then mixing in pairs (`psl_flower.pixels.network_input`).
+is flip, shift, cut-out, then mixing in pairs (`psl_flower.pixels.network_input`); patch dropout is the Lower's alone.
 
 Shape suffixes: B batch, K patches of one Upper, C channels, h and w pixels of a patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ class Augmentation:
         Side, in pixels, of the square that is blanked in every image; 0 for none.
     mixup : float
         Samples are mixed in pairs by a weight of the distribution Beta(mixup, mixup), one for each step; 0: not at all.
+    patch_dropout : float
+        Probability, 0 to below 1, that an Upper's patches of a sample are left out by the Lower.
     """
 
     grid: PatchGrid
@@ -44,6 +46,7 @@ class Augmentation:
     shift: int = 0
     cutout: int = 0
     mixup: float = 0.0
+    patch_dropout: float = 0.0
 
     def flipped(self, seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return (B,) bool: which samples are mirrored."""
@@ -105,6 +108,21 @@ class Augmentation:
             places = np.flatnonzero(alike_B)
             partners_B[places] = places[np.argsort(draws_B[places], kind="stable")]
         return partners_B
+
+    def dropped(
+        self, seed: int, samples_B: NDArray[np.int64], num_uppers: int, absent: Collection[int] = ()
+    ) -> NDArray[np.bool_] | None:
+        """Return (B, M) bool: whose patches of which sample are left out by the Lower; None without patch dropout.
+
+        Of every sample the patches of one Upper that is not absent stay: those of the last to be left out.
+        """
+        if not self.patch_dropout:
+            return None
+        draws_BM = np.stack([uniform(seed, f"drop-{m}", samples_B) for m in range(num_uppers)], axis=1)
+        draws_BM[:, list(absent)] = -1.0
+        dropped_BM: NDArray[np.bool_] = draws_BM < self.patch_dropout
+        dropped_BM[np.arange(len(samples_B)), draws_BM.argmax(axis=1)] = False
+        return dropped_BM
 
     def _offsets(self, seed: int, purpose: str, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.floor(uniform(seed, purpose, samples_B) * (2 * self.shift + 1)).astype(np.int64) - self.shift

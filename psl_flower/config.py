@@ -76,6 +76,7 @@ class RunConfig:
     shift: int = 1
     cutout: int = 0
     mixup: float = 0.0
+    patch_dropout: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
     evaluate_every: int = 1
@@ -202,6 +203,9 @@ class RunConfig:
         _range("momentum", self.momentum, 0.0, 1.0)
         _range("weight-decay", self.weight_decay, 0.0)
         _range("mixup", self.mixup, 0.0)
+        _range("patch-dropout", self.patch_dropout, 0.0, 1.0)
+        if self.patch_dropout == 1:
+            raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
         _range("label-smoothing", self.label_smoothing, 0.0, 1.0)
         if self.label_smoothing == 1:
             raise ConfigError("label-smoothing: with 1 every class is as right as any other; choose less, such as 0.1")

@@ -232,7 +232,12 @@ def augmentation(config: RunConfig, manifest: Manifest) -> Augmentation:
             f"choose less, such as {min(manifest.image_size) // 2}"
         )
     return Augmentation(
-        grid=manifest.grid(), flip=config.flip, shift=config.shift, cutout=config.cutout, mixup=config.mixup
+        grid=manifest.grid(),
+        flip=config.flip,
+        shift=config.shift,
+        cutout=config.cutout,
+        mixup=config.mixup,
+        patch_dropout=config.patch_dropout,
     )
 
 

@@ -120,6 +120,8 @@ class LowerEngine:
         flipped_B: torch.Tensor | None,
         lr: float,
         adaptation: Adaptation | None = None,
+        *,
+        dropped_BM: torch.Tensor | None = None,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
@@ -135,6 +137,9 @@ class LowerEngine:
             Learning rate of this step.
         adaptation : Adaptation or None
             The Adaptation Net, where it is elsewhere.
+        dropped_BM : torch.Tensor or None
+            Bool: samples of which zeros stand for an Upper's smashed data in the Lower model; the Adaptation Net has
+            them.
 
         Returns
         -------
@@ -148,12 +153,15 @@ class LowerEngine:
             Whatever an Adaptation Net elsewhere raises.
         """
         leaf_BPChw = self._join(smashed).requires_grad_()
+        given_BPChw = leaf_BPChw
+        if dropped_BM is not None:
+            given_BPChw = without_dropped(leaf_BPChw, dropped_BM, self.assignment)
         targets = targets.to(self.device)
         own: list[tuple[torch.Tensor, int]] = []
         self._update_due = False
 
         def learn() -> None:
-            own.append(self._learn(leaf_BPChw, targets, flipped_B, lr))
+            own.append(self._learn(given_BPChw, targets, flipped_B, lr))
 
         adaptation = adaptation or self.adaptation
         learnt = None
@@ -235,12 +243,12 @@ class LowerEngine:
         self.restore(checkpoints.load(step, self.device))
 
     def _learn(
-        self, leaf_BPChw: torch.Tensor, targets: Targets, flipped_B: torch.Tensor | None, lr: float
+        self, given_BPChw: torch.Tensor, targets: Targets, flipped_B: torch.Tensor | None, lr: float
     ) -> tuple[torch.Tensor, int]:
         """Forward and backward of the Lower alone; return its loss, and how many samples it classified rightly."""
         self.lower.train()
         with autocast(self.device, self._autocast):
-            logits_BK = self.lower(leaf_BPChw, flipped_B)
+            logits_BK = self.lower(given_BPChw, flipped_B)
         loss = lower_loss(logits_BK, targets, label_smoothing=self._label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -259,3 +267,9 @@ class LowerEngine:
     def _part(self, gradient_BPChw: torch.Tensor, present: Collection[int]) -> dict[int, torch.Tensor]:
         gradient_BPhwC = gradient_BPChw.permute(0, 1, 3, 4, 2)
         return {m: gradient_BPhwC[:, self._positions[m]].contiguous().cpu() for m in present}
+
+
+def without_dropped(smashed_BPChw: torch.Tensor, dropped_BM: torch.Tensor, assignment: Sequence[int]) -> torch.Tensor:
+    """Return smashed data (B, P, C, h, w) with zeros for those of the Uppers that are dropped (B, M) from a sample."""
+    dropped_BP = dropped_BM[:, list(assignment)].to(smashed_BPChw.device)
+    return smashed_BPChw.masked_fill(dropped_BP[:, :, None, None, None], 0.0)

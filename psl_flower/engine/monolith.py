@@ -20,6 +20,7 @@ from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.devices import autocast
 from psl_flower.engine.build import make_adaptation, make_network, make_task, optimizer
+from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.losses import loss_parts
 from psl_flower.optimizers import set_lr
@@ -81,11 +82,15 @@ class Monolith:
             started = time.perf_counter()
             plan = self._task.train_plan(self.step)
             targets, flipped_B = self._task.targets(plan)
+            dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
             patches_BPChw = self._patches(plan)
             self.net.train()
             with autocast(self._device, self._config.autocast):
                 smashed_BPChw = self._smash(patches_BPChw, absent)
-                logits_BK = self.net.join(smashed_BPChw, flipped_B)
+                given_BPChw = smashed_BPChw
+                if dropped_BM is not None:
+                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._manifest.assignment)
+                logits_BK = self.net.join(given_BPChw, flipped_B)
                 upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
             loss = loss_parts(
                 logits_BK,

@@ -149,6 +149,11 @@ class Task:
         flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
         return targets, flipped_B
 
+    def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
+        """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
+        dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
+        return None if dropped_BM is None else torch.from_numpy(dropped_BM)
+
 
 class RoundDriver:
     """Runs rounds for the Lower.
@@ -250,7 +255,10 @@ class RoundDriver:
             computing = time.perf_counter()
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
-            loss, gradients = self.lower.train_step(smashed, targets, flipped_B, plan.lr, adaptation)
+            dropped_BM = self.task.dropped(plan, len(self._shapes), report.absent)
+            loss, gradients = self.lower.train_step(
+                smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM
+            )
             now = time.perf_counter()
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])

@@ -1,4 +1,4 @@
-"""Mixup, cut-out and label smoothing are bit-equal to one process, for both transports and wherever the losses are."""
+"""Mixup, cut-out, patch dropout and label smoothing are bit-equal to one process, for both transports and wherever the losses are."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from psl_flower.engine import adaptation as adaptation_module
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.losses import Targets, uppers_loss
-from tests.engines import Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
+from tests.engines import (
+    Federation,
+    ForgetfulExchange,
+    Oracle,
+    differences,
+    monolith_snapshot,
+    same_predictions,
+    settings,
+)
 
 STEPS = 4
-ALL = {"mixup": 1.0, "cutout": 5, "label_smoothing": 0.1}
+ALL = {"mixup": 1.0, "cutout": 5, "label_smoothing": 0.1, "patch_dropout": 0.4}
 SERVER = {"adaptation_server": True}
 CASES = {
     "label smoothing": {"label_smoothing": 0.1},
     "mixup": {"mixup": 1.0},
     "mixup without flips": {"mixup": 1.0, "flip": False, "shift": 0},
     "cut-out": {"cutout": 5},
+    "patch dropout": {"patch_dropout": 0.4},
     "all": ALL,
     "all, overlapping, two Uppers": ALL | {"stride": (4, 4), "uppers": 2},
     "all, Adaptation Net elsewhere": ALL | SERVER,
@@ -98,6 +107,16 @@ def labels_of_partners_left_out(monkeypatch):
     return UpperEngine, {}
 
 
+def drops_by_the_batch(monkeypatch):
+    draw = Augmentation.dropped
+
+    def alike(self, seed, samples_B, num_uppers, absent):
+        return np.repeat(draw(self, seed, samples_B[:1], num_uppers, absent), len(samples_B), axis=0)
+
+    monkeypatch.setattr(Augmentation, "dropped", alike)
+    return UpperEngine, {}
+
+
 def no_smoothing(monkeypatch):
     return UpperEngine, {"label_smoothing": 0.0}
 
@@ -113,6 +132,7 @@ FAULTS = {
     one_upper_blanks_less: "uppers.0.conv1.weight",
     partners_whatever_their_flip: "lower.fc.weight",
     labels_of_partners_left_out: "adaptation.layers.2.weight",
+    drops_by_the_batch: "lower.fc.weight",
     no_smoothing: "lower.fc.weight",
     the_same_weight_in_every_step: "lower.fc.weight",
 }
@@ -131,3 +151,16 @@ def test_the_comparison_notices(fault, oracle, stores_for, tmp_path, monkeypatch
 def test_each_changes_what_is_learnt(name, oracle, stores_for):
     without = Oracle(settings(**(ALL | {name: 0})), stores_for(settings()), at=(2,))
     assert "lower.fc.weight" in differences(oracle.after[2], without.after[2])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_patches_are_dropped_while_an_upper_is_absent(elsewhere, stores_for, tmp_path):
+    config = settings(uppers=3, patch_dropout=0.6, adaptation_server=elsewhere)
+    stores = stores_for(config)
+    whole = Oracle(config, stores, at=(1,))
+    whole.monolith.train(3, lambda _, loss, __: whole.losses.append(loss), absent={1})
+    parts = Federation(config, stores, tmp_path)
+    parts.driver.run(local(parts), 1, evaluate=False)
+    parts.driver.run(local(parts), 4, evaluate=False, absent={1})
+    assert differences(monolith_snapshot(whole.monolith), parts.snapshot()) == []
+    assert parts.losses == whole.losses

@@ -200,3 +200,23 @@ def test_the_weight_is_drawn_by_step_and_follows_the_distribution():
     assert weights.var() == pytest.approx(0.05, abs=0.01)
     assert augmentation(mixup=2.0).mix_weight(1, 0) != weights[0]
     assert augmentation(mixup=1e-3).mix_weight(0, 0) in (pytest.approx(0.0, abs=1e-3), pytest.approx(1.0, abs=1e-3))
+
+
+def test_patches_are_dropped_as_often_as_asked_and_never_all():
+    samples = np.arange(5000)
+    dropped = augmentation(patch_dropout=0.3).dropped(SEED, samples, 4)
+    assert dropped.shape == (5000, 4)
+    # Once in 0.3**4 all four would go; then one stays.
+    assert dropped.mean(axis=0) == pytest.approx([0.3 - 0.3**4 / 4] * 4, abs=0.02)
+    assert not dropped.all(axis=1).any()
+    assert dropped.any(axis=1).mean() == pytest.approx(1 - 0.7**4, abs=0.02)
+    # Each Upper's draws are its own: both of a pair go in 9 % of the samples.
+    assert (dropped[:, 0] & dropped[:, 1]).mean() == pytest.approx(0.09, abs=0.015)
+    assert augmentation().dropped(SEED, samples, 4) is None
+    some = samples[::7]
+    assert np.array_equal(augmentation(patch_dropout=0.3).dropped(SEED, some, 4), dropped[::7])
+
+
+def test_the_one_whose_patches_stay_is_not_absent():
+    dropped = augmentation(patch_dropout=0.99).dropped(SEED, SAMPLES, 3, absent={0, 2})
+    assert dropped.tolist() == [[True, False, True]] * len(SAMPLES)

@@ -99,6 +99,8 @@ OUT_OF_RANGE = [
     ({"cutout": -1}, "cutout: expected"),
     ({"mixup": -0.1}, "mixup: expected a number at least 0"),
     ({"mixup": float("inf")}, "mixup: expected a number at least 0"),
+    ({"patch-dropout": -0.1}, "patch-dropout: expected a number at least 0"),
+    ({"patch-dropout": 1.0}, "patch-dropout: with 1 a sample keeps one Upper's patches"),
     ({"label-smoothing": -0.1}, "label-smoothing: expected a number at least 0"),
     ({"label-smoothing": 1.0}, "label-smoothing: with 1 every class is as right as any other"),
     ({"evaluate-every": -1}, "evaluate-every: expected"),

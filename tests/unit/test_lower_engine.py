@@ -126,3 +126,15 @@ def test_a_state_of_another_network_is_refused():
 def test_autocast_computes_in_bfloat16():
     assert engine().dtype == torch.float32
     assert engine(use_autocast=True).dtype == torch.bfloat16
+
+
+def test_what_is_dropped_from_a_sample_is_zero_there_and_gets_no_gradient():
+    made, given = engine(), smashed()
+    dropped = torch.tensor([[False, True], [False, False]])
+    loss, gradients = made.train_step(given, Targets(Y), None, lr=0.1, dropped_BM=dropped)
+    given[1][0] = 0.0
+    by_hand, full = engine().train_step(given, Targets(Y), None, lr=0.1)
+    assert loss == by_hand
+    assert gradients[1][0].abs().sum() == 0
+    assert torch.equal(gradients[1][1], full[1][1])
+    assert torch.equal(gradients[0], full[0])
