@@ -14,17 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from psl_flower.architectures import BACKBONES, CUTS, STEMS
+from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
 STORES = ("sealed", "plain")
+GRIDS = ("", "auto")
 ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
-# Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
-_LARGE_IMAGE = 96
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = tuple[int, int]
@@ -52,6 +51,7 @@ class RunConfig:
     owner: str = ""
     image_size: Size = (0, 0)
     # Patches
+    grid: str = ""
     patch_size: Size = (0, 0)
     stride: Size = (0, 0)
     fit: str = "exact"
@@ -153,7 +153,7 @@ class RunConfig:
         """Return the stem: the one asked for, or by the size of the images."""
         if self.stem != "auto":
             return self.stem
-        return "imagenet" if max(image_size) >= _LARGE_IMAGE else "cifar"
+        return "imagenet" if max(image_size) >= LARGE_IMAGE else "cifar"
 
     def workspace_path(self) -> Path:
         """Return the absolute folder of stores and runs: the setting, else $PSL_WORKSPACE, else ~/psl-flower."""
@@ -169,6 +169,7 @@ class RunConfig:
 
     def _check_choices(self) -> None:
         _choice("stores", self.stores, STORES)
+        _choice("grid", self.grid, GRIDS)
         _choice("fit", self.fit, ("exact", "pad"))
         _choice("assignment", self.assignment, get_args(Method))
         _choice("backbone", self.backbone, BACKBONES)
@@ -225,6 +226,8 @@ class RunConfig:
             _range(name.replace("_", "-"), getattr(self, name), 0)
 
     def _check_contradictions(self) -> None:
+        if self.grid == "auto" and (self.patch_size, self.stride) != ((0, 0), (0, 0)):
+            raise ConfigError("grid: auto chooses patch-size and stride from the images; leave these two out")
         if self.stride != (0, 0) and self.patch_size == (0, 0):
             raise ConfigError("stride: is set, but patch-size is not; set patch-size too")
         if self.adaptation_server and self.alpha == 0:
@@ -311,7 +314,8 @@ def _typed(key: str, value: object, kind: Any) -> object:
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
+        named = (choice or "an empty text" for choice in choices)
+        raise ConfigError(f"{key}: expected one of {', '.join(named)}, got {value!r}")
 
 
 def _range(key: str, value: float, least: float, most: float = math.inf, *, open_ends: bool = False) -> None:

@@ -113,6 +113,7 @@ OUT_OF_RANGE = [
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
     ({"step-timeout-s": float("inf")}, "step-timeout-s: expected"),
     ({"stores": "open"}, "stores: expected one of sealed, plain, got 'open'"),
+    ({"grid": "2x2"}, "grid: expected one of an empty text, auto, got '2x2'"),
     ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
     ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
@@ -134,6 +135,7 @@ OUT_OF_RANGE = [
 ]
 CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
+    ({"grid": "auto", "patch-size": "8x8"}, "grid: auto chooses patch-size and stride"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
     ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
     ({"exchange-cert": "a.pem"}, "exchange-cert and exchange-key belong together"),
