@@ -163,6 +163,14 @@ class RunConfig:
         """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
         return Path(self.keys).expanduser().absolute() if self.keys else self.workspace_path() / "keys"
 
+    def check_shift(self, patch_size: Size) -> None:
+        """Raise ConfigError if the shift is too large for patches of (height, width) pixels."""
+        if self.shift >= min(patch_size):
+            raise ConfigError(
+                f"shift: {self.shift} pixels would empty patches of {size_text(patch_size)}; "
+                f"choose 0 to {min(patch_size) - 1}"
+            )
+
     def uppers_left_out(self) -> frozenset[int]:
         """Return the Uppers that a prediction is to do without."""
         return frozenset(int(text) for text in self.predict_without.split(",") if text)
@@ -246,11 +254,8 @@ class RunConfig:
                 "streams are in plaintext or they are not"
             )
         self._check_prediction()
-        if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
-            raise ConfigError(
-                f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "
-                f"choose 0 to {min(self.patch_size) - 1}"
-            )
+        if self.patch_size != (0, 0):
+            self.check_shift(self.patch_size)
 
     def _check_prediction(self) -> None:
         if self.predict:

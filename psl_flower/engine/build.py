@@ -224,8 +224,9 @@ def augmentation(config: RunConfig, manifest: Manifest) -> Augmentation:
     Raises
     ------
     ConfigError
-        If a cut-out would be as large as the images.
+        If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
     """
+    config.check_shift(manifest.patch_size)
     if config.cutout >= min(manifest.image_size):
         raise ConfigError(
             f"cutout: a square of {config.cutout} pixels may blank whole images of {size_text(manifest.image_size)}; "

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from psl_flower.augment import Augmentation
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import make_task
+from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
 from psl_flower.pixels import network_input
 from psl_flower.seeds import uniform
@@ -220,3 +223,15 @@ def test_patches_are_dropped_as_often_as_asked_and_never_all():
 def test_the_one_whose_patches_stay_is_not_absent():
     dropped = augmentation(patch_dropout=0.99).dropped(SEED, SAMPLES, 3, absent={0, 2})
     assert dropped.tolist() == [[True, False, True]] * len(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cutout": 16}, "cutout: a square of 16 pixels may blank whole images of 16x16; choose less, such as 8"),
+        ({"shift": 8}, "shift: 8 pixels would empty patches of 8x8; choose 0 to 7"),
+    ],
+)
+def test_what_leaves_nothing_of_the_images_is_refused(plain, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_task(RunConfig(**settings), plain.manifest, plain.labels)

@@ -178,9 +178,10 @@ def test_a_choice_is_made_once_and_remembered(tmp_path, monkeypatch):
         assert stores.manifest.num_uppers == stores.manifest.grid().num_patches == 49
         assert stores.grid_reason.startswith("grid: brightness turns ")
     assert first[0].grid_reason == first[1].grid_reason
-    other = ensure_stores(tmp_path / "plain", request_for(pictures, patch_size=(8, 8), stride=(4, 4)))
-    assert other.folder != first[1].folder
-    assert other.grid_reason == ""
+    for size, stride in (((8, 8), (4, 4)), ((0, 0), (0, 0))):
+        other = ensure_stores(tmp_path / "plain", request_for(pictures, patch_size=size, stride=stride))
+        assert other.folder != first[1].folder
+        assert other.grid_reason == ""
     with monkeypatch.context() as patch:
         patch.setattr(store_set, "open_dataset", None)
         again = both(tmp_path, request)
