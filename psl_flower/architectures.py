@@ -6,6 +6,8 @@ from psl_flower.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("cifar", "imagenet")
+# Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
+LARGE_IMAGE = 96
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 CUTS = ("stem", *_STAGES[:3])
 

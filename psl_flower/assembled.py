@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes, C channels, H and W pixels of an image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +81,24 @@ class Assembled:
         DataError
             If their dtype or shape is another.
         """
+        return self.join(self.smash(images_BCHW))
+
+    @torch.inference_mode()
+    def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the smashed data (B, P, C', h', w'), on `device`; parameters and errors as of `logits`."""
         expected = (self.manifest.channels, *self.manifest.image_size)
         if images_BCHW.dtype != torch.uint8 or tuple(images_BCHW.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
             raise DataError(f"expected uint8 (B, {shape}), got {images_BCHW.dtype} {tuple(images_BCHW.shape)}")
-        logits: torch.Tensor = self.net(normalise(images_BCHW, self.manifest.mean, self.manifest.std, self.device))
-        return logits.cpu()
+        return self.net.smash(normalise(images_BCHW, self.manifest.mean, self.manifest.std, self.device))
+
+    @torch.inference_mode()
+    def join(self, smashed_BPChw: torch.Tensor, absent: Collection[int] = ()) -> torch.Tensor:
+        """Return float32 logits (B, K), on the CPU, of smashed data; zeros stand for those of absent Uppers."""
+        if absent:
+            smashed_BPChw = smashed_BPChw.clone()
+            smashed_BPChw[:, [p for p, m in enumerate(self.net.assignment) if m in absent]] = 0.0
+        return self.net.join(smashed_BPChw).cpu()
 
     def predict(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classes (B,) int64 of images as `prepare` returns them, and their probabilities (B,) float32."""

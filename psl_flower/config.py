@@ -14,17 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from psl_flower.architectures import BACKBONES, CUTS, STEMS
+from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
 STORES = ("sealed", "plain")
+GRIDS = ("", "auto")
 ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
-# Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
-_LARGE_IMAGE = 96
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = tuple[int, int]
@@ -52,6 +51,7 @@ class RunConfig:
     owner: str = ""
     image_size: Size = (0, 0)
     # Patches
+    grid: str = ""
     patch_size: Size = (0, 0)
     stride: Size = (0, 0)
     fit: str = "exact"
@@ -74,6 +74,10 @@ class RunConfig:
     schedule: str = "one-cycle"
     flip: bool = False
     shift: int = 1
+    cutout: int = 0
+    mixup: float = 0.0
+    patch_dropout: float = 0.0
+    label_smoothing: float = 0.0
     seed: int = 0
     evaluate_every: int = 1
     evaluate_batch_size: int = 256
@@ -149,7 +153,7 @@ class RunConfig:
         """Return the stem: the one asked for, or by the size of the images."""
         if self.stem != "auto":
             return self.stem
-        return "imagenet" if max(image_size) >= _LARGE_IMAGE else "cifar"
+        return "imagenet" if max(image_size) >= LARGE_IMAGE else "cifar"
 
     def workspace_path(self) -> Path:
         """Return the absolute folder of stores and runs: the setting, else $PSL_WORKSPACE, else ~/psl-flower."""
@@ -159,12 +163,21 @@ class RunConfig:
         """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
         return Path(self.keys).expanduser().absolute() if self.keys else self.workspace_path() / "keys"
 
+    def check_shift(self, patch_size: Size) -> None:
+        """Raise ConfigError if the shift is too large for patches of (height, width) pixels."""
+        if self.shift >= min(patch_size):
+            raise ConfigError(
+                f"shift: {self.shift} pixels would empty patches of {size_text(patch_size)}; "
+                f"choose 0 to {min(patch_size) - 1}"
+            )
+
     def uppers_left_out(self) -> frozenset[int]:
         """Return the Uppers that a prediction is to do without."""
         return frozenset(int(text) for text in self.predict_without.split(",") if text)
 
     def _check_choices(self) -> None:
         _choice("stores", self.stores, STORES)
+        _choice("grid", self.grid, GRIDS)
         _choice("fit", self.fit, ("exact", "pad"))
         _choice("assignment", self.assignment, get_args(Method))
         _choice("backbone", self.backbone, BACKBONES)
@@ -198,6 +211,13 @@ class RunConfig:
         _range("lr", self.lr, 0.0, open_ends=True)
         _range("momentum", self.momentum, 0.0, 1.0)
         _range("weight-decay", self.weight_decay, 0.0)
+        _range("mixup", self.mixup, 0.0)
+        _range("patch-dropout", self.patch_dropout, 0.0, 1.0)
+        if self.patch_dropout == 1:
+            raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
+        _range("label-smoothing", self.label_smoothing, 0.0, 1.0)
+        if self.label_smoothing == 1:
+            raise ConfigError("label-smoothing: with 1 every class is as right as any other; choose less, such as 0.1")
         _range("rounds", self.rounds, 1)
         _range("batch-size", self.batch_size, 1, 65_536)
         if self.batch_size == 1:
@@ -208,12 +228,14 @@ class RunConfig:
         _range("step-timeout-s", self.step_timeout_s, 0.0, open_ends=True)
         _range("seed", self.seed, 0, 2**63 - 1)
         for name in (
-            "max_train", "max_test", "uppers", "steps_per_round", "shift", "evaluate_every", "lower_threads",
+            "max_train", "max_test", "uppers", "steps_per_round", "shift", "cutout", "evaluate_every", "lower_threads",
             "upper_threads", "checkpoint_every", "progress_every_s",
         ):  # fmt: skip
             _range(name.replace("_", "-"), getattr(self, name), 0)
 
     def _check_contradictions(self) -> None:
+        if self.grid == "auto" and (self.patch_size, self.stride) != ((0, 0), (0, 0)):
+            raise ConfigError("grid: auto chooses patch-size and stride from the images; leave these two out")
         if self.stride != (0, 0) and self.patch_size == (0, 0):
             raise ConfigError("stride: is set, but patch-size is not; set patch-size too")
         if self.adaptation_server and self.alpha == 0:
@@ -232,11 +254,8 @@ class RunConfig:
                 "streams are in plaintext or they are not"
             )
         self._check_prediction()
-        if self.patch_size != (0, 0) and self.shift >= min(self.patch_size):
-            raise ConfigError(
-                f"shift: {self.shift} pixels would empty patches of {size_text(self.patch_size)}; "
-                f"choose 0 to {min(self.patch_size) - 1}"
-            )
+        if self.patch_size != (0, 0):
+            self.check_shift(self.patch_size)
 
     def _check_prediction(self) -> None:
         if self.predict:
@@ -300,7 +319,8 @@ def _typed(key: str, value: object, kind: Any) -> object:
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
+        named = (choice or "an empty text" for choice in choices)
+        raise ConfigError(f"{key}: expected one of {', '.join(named)}, got {value!r}")
 
 
 def _range(key: str, value: float, least: float, most: float = math.inf, *, open_ends: bool = False) -> None:

@@ -11,6 +11,29 @@ from torch.nn import functional as F
 from psl_flower.errors import ConfigError
 
 
+class Targets(NamedTuple):
+    """What a network is to answer to the samples of a mini-batch.
+
+    Attributes
+    ----------
+    y_B : torch.Tensor
+        Classes (B,), int64.
+    other_B : torch.Tensor or None
+        Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of what is mixed into them.
+    weight : float
+        Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
+    """
+
+    y_B: torch.Tensor
+    other_B: torch.Tensor | None = None
+    weight: float = 1.0
+
+    def to(self, device: torch.device) -> Targets:
+        """Return the same on a device."""
+        other_B = None if self.other_B is None else self.other_B.to(device)
+        return Targets(self.y_B.to(device), other_B, self.weight)
+
+
 class LossParts(NamedTuple):
     """The full loss and what it is made of; scalars.
 
@@ -32,11 +55,12 @@ class LossParts(NamedTuple):
 def loss_parts(
     logits_BK: torch.Tensor,
     upper_logits_BPK: torch.Tensor | None,
-    y_B: torch.Tensor,
+    targets: Targets,
     assignment: Sequence[int],
     alpha: float,
     *,
     num_absent: int = 0,
+    label_smoothing: float = 0.0,
 ) -> LossParts:
     """Return the full loss with its parts (DESIGN.md section 3; Mabuchi and Ishikawa, WACV 2023).
 
@@ -49,34 +73,41 @@ def loss_parts(
         The Lower's logits (B, classes), any float dtype; the loss is computed in float32 or better.
     upper_logits_BPK : torch.Tensor or None
         The Adaptation Net's logits (B, P, classes), without those of absent patches; None without one.
-    y_B : torch.Tensor
-        Classes (B,), int64.
+    targets : Targets
+        What is right.
     assignment : sequence of int
         assignment[p] is the Upper of position p; P entries, Uppers 0..M-1.
     alpha : float
         Weight of the Uppers' losses, 0 or more.
     num_absent : int
         Patches that are absent from the whole batch; they add nothing, and the weight P/M stays.
+    label_smoothing : float
+        Share of a label, 0 to below 1, that is spread evenly over all classes, in all losses.
 
     Raises
     ------
     ConfigError
         If the number of patches is not that of the assignment.
     """
-    lower = lower_loss(logits_BK, y_B)
+    lower = lower_loss(logits_BK, targets, label_smoothing=label_smoothing)
     if upper_logits_BPK is None:
         return LossParts(lower, lower, torch.zeros_like(lower))
-    uppers = uppers_loss(upper_logits_BPK, y_B, assignment, num_absent=num_absent)
+    uppers = uppers_loss(upper_logits_BPK, targets, assignment, num_absent=num_absent, label_smoothing=label_smoothing)
     return LossParts(lower + alpha * uppers, lower, uppers)
 
 
-def lower_loss(logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-    """Return the Lower's own loss, `LossParts.lower`."""
-    return F.cross_entropy(_at_least_float32(logits_BK), y_B)
+def lower_loss(logits_BK: torch.Tensor, targets: Targets, *, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Return the Lower's own loss, `LossParts.lower`; parameters as of `loss_parts`."""
+    return _cross_entropy(logits_BK, targets, label_smoothing)
 
 
 def uppers_loss(
-    upper_logits_BPK: torch.Tensor, y_B: torch.Tensor, assignment: Sequence[int], *, num_absent: int = 0
+    upper_logits_BPK: torch.Tensor,
+    targets: Targets,
+    assignment: Sequence[int],
+    *,
+    num_absent: int = 0,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Return the Uppers' own losses together, `LossParts.uppers`; parameters and errors as of `loss_parts`."""
     P, M = len(assignment), len(set(assignment))
@@ -86,9 +117,14 @@ def uppers_loss(
             f"full_loss: the assignment has {P} patches{f', {num_absent} absent' if num_absent else ''}, "
             f"the Uppers' logits {upper_logits_BPK.shape[1]}"
         )
-    logits_NK = _at_least_float32(upper_logits_BPK).flatten(0, 1)
+    other_B = targets.other_B
+    of_patches = Targets(
+        targets.y_B.repeat_interleave(present),
+        None if other_B is None else other_B.repeat_interleave(present),
+        targets.weight,
+    )
     # The same weight P/M for every Upper, so the sums over Uppers and over their patches are one sum over patches.
-    per_patch = F.cross_entropy(logits_NK, y_B.repeat_interleave(present)) * present
+    per_patch = _cross_entropy(upper_logits_BPK.flatten(0, 1), of_patches, label_smoothing) * present
     return per_patch / (P / M)
 
 
@@ -99,8 +135,17 @@ def full_loss(
     assignment: Sequence[int],
     alpha: float,
 ) -> torch.Tensor:
-    """Return the scalar full loss; see `loss_parts`."""
-    return loss_parts(logits_BK, upper_logits_BPK, y_B, assignment, alpha).full
+    """Return the scalar full loss of samples of the classes `y_B` (B,), int64; see `loss_parts`."""
+    return loss_parts(logits_BK, upper_logits_BPK, Targets(y_B), assignment, alpha).full
+
+
+def _cross_entropy(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
+    logits_NK = _at_least_float32(logits_NK)
+    loss = F.cross_entropy(logits_NK, targets.y_B, label_smoothing=smoothing)
+    if targets.other_B is None:
+        return loss
+    other = F.cross_entropy(logits_NK, targets.other_B, label_smoothing=smoothing)
+    return targets.weight * loss + (1.0 - targets.weight) * other
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,7 @@ class PatchGrid:
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[2:]) != self.image_size:
             raise GridError(f"expected images (B, C, {_text(self.image_size, ', ')}), got {tuple(images_BCHW.shape)}")
         padded = self._pad(images_BCHW)
-        (h, w), corners = self.patch_size, self._corners()
+        (h, w), corners = self.patch_size, self.corners()
         patches = [padded[:, :, y : y + h, x : x + w] for y, x in corners]
         if isinstance(padded, np.ndarray):
             return np.stack(patches, axis=1)
@@ -135,7 +135,7 @@ class PatchGrid:
             images = np.empty(size, patches_BPChw.dtype)
         else:
             images = patches_BPChw.new_empty(size)
-        for p, (y, x) in enumerate(self._corners()):
+        for p, (y, x) in enumerate(self.corners()):
             images[:, :, y : y + h, x : x + w] = patches_BPChw[:, p]
         return images[:, :, top : top + self.image_size[0], left : left + self.image_size[1]]
 
@@ -167,12 +167,13 @@ class PatchGrid:
         joined_BHWC = grid_BRQChw.permute(0, 1, 4, 2, 5, 3).reshape(B, self.rows * h, self.cols * w, C)
         return joined_BHWC.permute(0, 3, 1, 2)
 
+    def corners(self) -> list[tuple[int, int]]:
+        """Return (row, column) of every patch's first pixel in the padded image."""
+        return [(r * self.stride[0], c * self.stride[1]) for r in range(self.rows) for c in range(self.cols)]
+
     def _count(self, axis: int) -> int:
         free = self.image_size[axis] - self.patch_size[axis]
         return -(-free // self.stride[axis]) + 1
-
-    def _corners(self) -> list[tuple[int, int]]:
-        return [(r * self.stride[0], c * self.stride[1]) for r in range(self.rows) for c in range(self.cols)]
 
     def _margins(self) -> tuple[int, int]:
         """Pixels added above and to the left."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from psl_flower.assembled import Assembled
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
+    from psl_flower.evaluation import LabelledImages, Progress
     from psl_flower.runs import RunFolder
 
 _BATCH = 64
@@ -106,9 +107,17 @@ def evaluate(
     workspace: Workspace = "",
     dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
     max_test: Annotated[int, typer.Option(min=0, help="At most so many test images; 0: all.")] = 0,
+    absent_curve: Annotated[
+        bool, typer.Option("--absent-curve", help="Instead: accuracy without one Upper, without two, and so on.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With --absent-curve: folder of absent.csv and .png [the run's].")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a trained model on the test split of its dataset, or of another."""
+    if out and not absent_curve:
+        raise typer.BadParameter("--out goes with --absent-curve")
     from psl_flower import evaluation
     from psl_flower.sealed.terminal import progress_bar
 
@@ -118,6 +127,9 @@ def evaluate(
             images = evaluation.other_test_images(assembled, dataset, max_test)
         else:
             images = evaluation.own_test_images(folder, assembled, max_test, progress)
+        if absent_curve:
+            _evaluate_absence(folder, assembled, images, out or folder.path, progress, as_json)
+            return
         answers = evaluation.evaluate(assembled, images, progress)
     report = {
         "run": folder.name,
@@ -238,6 +250,35 @@ def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]
         right = right_N[answers.label == k]
         report.append({"class": name, "images": len(right), "accuracy": float(right.mean()) if len(right) else None})
     return report
+
+
+def _evaluate_absence(
+    folder: RunFolder,
+    assembled: Assembled,
+    images: LabelledImages,
+    out: Path,
+    progress: Progress | None,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from psl_flower.absence import absence_curve, write_csv, write_png
+
+    points = absence_curve(assembled, images, progress)
+    files = [out / "absent.csv", out / "absent.png"]
+    write_csv(points, files[0])
+    write_png(points, files[1], f"{folder.name}, {images.num_images} images of {images.dataset}")
+    if as_json:
+        report = {"run": folder.name, "dataset": images.dataset, "images": images.num_images}
+        typer.echo(json.dumps(report | {"absent": [asdict(p) for p in points], "files": list(map(str, files))}))
+        return
+    typer.echo(f"{folder.name}: {images.num_images} test images of {images.dataset}")
+    rows = [
+        (str(p.absent), percent(p.accuracy), percent(p.lowest), percent(p.highest), f"{p.tried} of {p.possible}")
+        for p in points
+    ]
+    print_table([("absent Uppers", "accuracy", "lowest", "highest", "choices of them"), *rows])
+    typer.echo("\n".join(map(str, files)))
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:

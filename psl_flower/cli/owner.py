@@ -76,7 +76,9 @@ def ingest(
         typer.Option("--out", help="Folder for manifest, labels and stores; UPPER=URL puts one store elsewhere."),
     ],
     owner_key: _OwnerKey,
-    patch: Annotated[str, typer.Option(help="Patch height x width (default: half the image).")] = "",
+    patch: Annotated[
+        str, typer.Option(help="Patch height x width, or auto: by how busy the images are (default: half the image).")
+    ] = "",
     stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
     uppers: Annotated[int, typer.Option(help="Upper nodes; 0: one per node key.")] = 0,
     node_key: Annotated[
@@ -127,10 +129,21 @@ def ingest(
         dataset, image_column=image_column, label_column=label_column, max_train=max_train, max_test=max_test
     )
     source = Resized(opened, parse_size(image_size, "--image-size")) if image_size else opened
-    base, size = Path(folders[0]), parse_size(patch, "--patch") if patch else half_of(source)
+    base, chosen = Path(folders[0]), None
+    if fit not in ("exact", "pad"):
+        raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
+    if patch == "auto":
+        from psl_flower.data.grid_choice import choose_for
+
+        if stride:
+            raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
+        resized = parse_size(image_size, "--image-size") if image_size else (0, 0)
+        chosen = choose_for(opened, resized, "pad" if fit == "pad" else "exact", len(nodes))
+    size = chosen.grid.patch_size if chosen else parse_size(patch, "--patch") if patch else half_of(source)
+    step = chosen.grid.stride if chosen else parse_size(stride, "--stride") if stride else size
     plan = Plan(
         patch_size=size,
-        stride=parse_size(stride, "--stride") if stride else size,
+        stride=step,
         nodes=nodes,
         restorers=named_public(restorer or (), Role.RESTORER),
         threshold=threshold or len(restorer or ()) // 2 + 1,
@@ -138,8 +151,6 @@ def ingest(
         assignment=assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
-    if fit not in ("exact", "pad"):
-        raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
     start = time.monotonic()
     if spool is not None and not append and is_complete(base):
         signed = manifests.load(base, owner.public)
@@ -165,7 +176,7 @@ def ingest(
             "images_per_minute": rate,
             "stores": stores,
             "bundles": bundles,
-        }
+        } | ({"grid": chosen.reason} if chosen else {})
         typer.echo(json.dumps(report))
         return
     resumed = f", {done.resumed} were there from an interrupted run" if done.resumed else ""
@@ -174,6 +185,8 @@ def ingest(
         f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
         f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {base / 'manifest.psl'}"
     )
+    if chosen:
+        typer.echo(chosen.reason)
     for place in (*stores, *bundles):
         typer.echo(f"  {place}")
     if not manifest.lower:

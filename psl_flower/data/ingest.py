@@ -6,6 +6,8 @@ pixels of the image, C channels, h and w pixels of a patch.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from psl_flower.assignment import assign
+from psl_flower.data.grid_choice import grid_reason, request_grid
 from psl_flower.data.images import resize_image
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource
@@ -70,11 +73,11 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     folder, fingerprint, source = request.locate(root)
     with disk_errors(folder):
         if (folder / MANIFEST_FILE).exists():
-            return load_set(folder, fingerprint, created=False)
+            return _load(folder, fingerprint, request, created=False)
         root.mkdir(parents=True, exist_ok=True)
         with lock_set(folder):
             if (folder / MANIFEST_FILE).exists():
-                return load_set(folder, fingerprint, created=False)
+                return _load(folder, fingerprint, request, created=False)
             if folder.exists():
                 shutil.rmtree(folder)
             source = source or request.open_source()
@@ -83,16 +86,19 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            return load_set(folder, fingerprint, created=True)
+            return _load(folder, fingerprint, request, created=True)
+
+
+def _load(folder: Path, fingerprint: str, request: StoreRequest, *, created: bool) -> StoreSet:
+    stores = load_set(folder, fingerprint, created=created)
+    return dataclasses.replace(stores, grid_reason=grid_reason(folder, request))
 
 
 def _ingest(
     folder: Path, request: StoreRequest, source: ImageSource, fingerprint: str, progress: Progress | None
 ) -> None:
-    first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
-    channels = int(first_HWC.shape[2])
-    grid = request.grid((height, width))
+    channels = int(next(source.samples("train"))[0].shape[2])
+    grid = request_grid(folder, request, source)
     assignment = assign(grid, request.num_uppers or grid.num_patches, request.assignment)
     num_train, num_test = source.num_samples("train"), source.num_samples("test")
     positions = [tuple(p for p, owner in enumerate(assignment) if owner == m) for m in range(max(assignment) + 1)]
@@ -131,7 +137,7 @@ def _ingest(
             writer.abort()
     _save_labels(folder / LABELS_FILE, labels_N)
     sync_folder(folder)
-    mean, std = _statistics(sums_C, squares_C, num_train * height * width)
+    mean, std = _statistics(sums_C, squares_C, num_train * math.prod(grid.image_size))
     Manifest(
         dataset=request.dataset,
         fingerprint=fingerprint,

@@ -53,6 +53,8 @@ def _check_settings(config: RunConfig, stores: StoreSet) -> None:
     manifest = stores.manifest
     if config.stores == "plain":
         raise ConfigError(f"stores: plain is given, but {config.dataset} holds sealed stores")
+    if config.grid == "auto":
+        raise ConfigError(f"grid: auto is given, but {config.dataset} holds stores that are cut already; leave it out")
     cut: dict[str, tuple[object, object]] = {
         "image-size": (size_text(config.image_size), size_text(manifest.image_size)),
         "patch-size": (size_text(config.patch_size), size_text(manifest.patch_size)),

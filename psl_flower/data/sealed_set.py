@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from psl_flower.assignment import assign
+from psl_flower.data.grid_choice import grid_reason, request_grid
 from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource
@@ -78,7 +80,8 @@ def ensure_sealed(
         ) from error
     if labels_version is not None:
         labels = _read_labels(folder, signed, ring, labels_version)
-    return _as_set(folder, signed, ring, labels, request.dataset, fingerprint, created=created)
+    stores = _as_set(folder, signed, ring, labels, request.dataset, fingerprint, created=created)
+    return dataclasses.replace(stores, grid_reason=grid_reason(folder, request))
 
 
 def open_sealed_dataset(
@@ -124,9 +127,7 @@ def open_sealed_dataset(
 
 
 def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
-    first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
-    grid = request.grid((height, width))
+    grid = request_grid(folder, request, source)
     num_uppers = request.num_uppers or grid.num_patches
     assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
     demo = demo_keys(keys, num_uppers)

@@ -112,6 +112,12 @@ class ImageSource:
             self._check_channels(image_HWC.shape[2], f"image {row} of split {part.raw.name!r}")
             yield image_HWC, int(part.raw.labels_N[row])
 
+    def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield at most so many images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
+        part = self._part(split)
+        places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
+        yield from part.raw.images(part.rows_N[places])
+
     def _part(self, split: str) -> _Part:
         if split not in self._parts:
             raise DataError(f"{self.name}: no split {split!r}; there are {', '.join(self._parts)}")

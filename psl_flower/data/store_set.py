@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower import complexity
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
@@ -53,6 +54,8 @@ class StoreRequest:
         (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
     stride : tuple[int, int]
         (height, width) in pixels; (0, 0): the patch size, so that patches do not overlap.
+    pattern : {"", "auto"}
+        "auto": patch size and stride are chosen from the images (`psl_flower.data.grid_choice`) and (0, 0) here.
     fit : {"exact", "pad"}
         See `PatchGrid`.
     num_uppers : int
@@ -72,6 +75,7 @@ class StoreRequest:
     image_size: tuple[int, int] = (0, 0)
     patch_size: tuple[int, int] = (0, 0)
     stride: tuple[int, int] = (0, 0)
+    pattern: Literal["", "auto"] = ""
     fit: Literal["exact", "pad"] = "exact"
     num_uppers: int = 0
     assignment: Literal["scatter", "round-robin"] = "scatter"
@@ -139,7 +143,11 @@ class StoreRequest:
     def fingerprint(self, source_fingerprint: str) -> str:
         """Return the hex digits that stand for the stores made by this request from that source."""
         stride = self.patch_size if self.stride == (0, 0) else self.stride
-        cut = (self.image_size, self.patch_size, stride, self.fit, self.num_uppers, self.assignment)
+        cut: tuple[object, ...] = (
+            self.image_size, self.patch_size, stride, self.fit, self.num_uppers, self.assignment
+        )  # fmt: skip
+        if self.pattern:
+            cut = (*cut, self.pattern, complexity.VERSION)
         text = json.dumps((_LAYOUT_VERSION, source_fingerprint, cut))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -168,6 +176,8 @@ class StoreSet:
         Public key of who signed sealed stores.
     note : str
         One line for people on corrected labels; may be empty.
+    grid_reason : str
+        One line for people on why the grid was chosen; empty where it was not chosen here.
     """
 
     folder: Path
@@ -177,6 +187,7 @@ class StoreSet:
     keys: Path | None = None
     owner: str = ""
     note: str = ""
+    grid_reason: str = ""
 
     @property
     def sealed(self) -> bool:
@@ -207,7 +218,8 @@ def store_request(config: RunConfig) -> StoreRequest:
         image_size=config.image_size,
         patch_size=config.patch_size,
         stride=config.stride,
-        # RunConfig has checked both against the same choices.
+        # RunConfig has checked these against the same choices.
+        pattern=cast(Literal["", "auto"], config.grid),
         fit=cast(Literal["exact", "pad"], config.fit),
         num_uppers=config.uppers,
         assignment=cast(Literal["scatter", "round-robin"], config.assignment),

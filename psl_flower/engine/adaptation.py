@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.devices import autocast, compute_dtype
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import ProtocolError, RunError
-from psl_flower.losses import uppers_loss
+from psl_flower.losses import Targets, uppers_loss
 from psl_flower.models import AdaptationNet
 from psl_flower.optimizers import set_lr
 from psl_flower.wire.frames import Expectation, Frame
@@ -30,8 +32,8 @@ class Lesson(NamedTuple):
     ----------
     smashed_BPChw : torch.Tensor
         Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
-    y_B : torch.Tensor
-        Classes, int64, on the same device.
+    targets : Targets
+        What is right, on the same device.
     absent : sequence of int
         Positions to leave out.
     lr : float
@@ -39,7 +41,7 @@ class Lesson(NamedTuple):
     """
 
     smashed_BPChw: torch.Tensor
-    y_B: torch.Tensor
+    targets: Targets
     absent: Sequence[int]
     lr: float
 
@@ -94,6 +96,8 @@ class AdaptationEngine:
         Whether forward passes run under bfloat16 autocast.
     device : torch.device
         Where everything is computed.
+    label_smoothing : float
+        As in `psl_flower.losses.loss_parts`.
     """
 
     def __init__(
@@ -105,12 +109,13 @@ class AdaptationEngine:
         make_optimizer: MakeOptimizer,
         use_autocast: bool = False,
         device: torch.device = torch.device("cpu"),
+        label_smoothing: float = 0.0,
     ) -> None:
         self.net = net.to(device)
         self.assignment = tuple(assignment)
         self.device = device
         self.dtype = compute_dtype(use_autocast)
-        self._alpha, self._autocast = alpha, use_autocast
+        self._alpha, self._autocast, self._label_smoothing = alpha, use_autocast, label_smoothing
         self._optimizer = make_optimizer(self.net.parameters())
         self._update_due = False
 
@@ -121,7 +126,13 @@ class AdaptationEngine:
         self.net.train()
         with autocast(self.device, self._autocast):
             logits_BPK = self.net.for_all_patches(leaf_BPChw, lesson.absent)
-        loss = uppers_loss(logits_BPK, lesson.y_B, self.assignment, num_absent=len(lesson.absent))
+        loss = uppers_loss(
+            logits_BPK,
+            lesson.targets,
+            self.assignment,
+            num_absent=len(lesson.absent),
+            label_smoothing=self._label_smoothing,
+        )
         self._optimizer.zero_grad(set_to_none=True)
         (self._alpha * loss).backward()  # type: ignore[no-untyped-call]
         set_lr(self._optimizer, lesson.lr)
@@ -251,16 +262,21 @@ class AdaptationNode:
 
     def _lesson(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> Lesson:
         self._check_step(task.id.step)
-        classes_B, P = task.class_indices(), len(self.engine.assignment)
-        if len(classes_B) != len(smashed_BPhwC):
-            raise ProtocolError(f"expected classes of {len(smashed_BPhwC)} samples, received {len(classes_B)}")
-        if not ((classes_B >= 0) & (classes_B < self._num_classes)).all():
-            raise ProtocolError(f"expected classes below {self._num_classes}, received others")
+        P, others_B = len(self.engine.assignment), task.other_indices()
+        y_B = self._classes(task.class_indices(), len(smashed_BPhwC))
+        other_B = None if others_B is None else self._classes(others_B, len(smashed_BPhwC))
         if not set(task.absent) < set(range(P)) or len(set(task.absent)) < len(task.absent):
             raise ProtocolError(f"expected some of {P} positions as absent, received {task.absent[:20]}")
         device = self.engine.device
-        y_B = torch.from_numpy(classes_B.copy()).to(device)
-        return Lesson(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), y_B, task.absent, task.lr)
+        targets = Targets(y_B, other_B, task.weight).to(device)
+        return Lesson(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), targets, task.absent, task.lr)
+
+    def _classes(self, classes_B: NDArray[np.int64], num_samples: int) -> torch.Tensor:
+        if len(classes_B) != num_samples:
+            raise ProtocolError(f"expected classes of {num_samples} samples, received {len(classes_B)}")
+        if not ((classes_B >= 0) & (classes_B < self._num_classes)).all():
+            raise ProtocolError(f"expected classes below {self._num_classes}, received others")
+        return torch.from_numpy(classes_B.copy())
 
     def _check_step(self, step: int) -> None:
         if step != self.step:
@@ -285,7 +301,9 @@ class RemoteAdaptation:
         """Let the node compute, and apply its update, while `meanwhile` is done here."""
         wire = self._exchange.wire
         smashed_BPhwC = lesson.smashed_BPChw.detach().permute(0, 1, 3, 4, 2)
-        task = Adapt(self._step, lesson.lr, pack_samples(lesson.y_B.cpu()), tuple(lesson.absent))
+        y_B, other_B, weight = lesson.targets
+        others = b"" if other_B is None else pack_samples(other_B.cpu())
+        task = Adapt(self._step, lesson.lr, pack_samples(y_B.cpu()), tuple(lesson.absent), others, weight)
         expected = wire.expect_adapted(self._step, tuple(smashed_BPhwC.shape))
         frames = {ADAPTATION: wire.adapt_frame(task, smashed_BPhwC)}
         answer = self._exchange.carry(frames, {ADAPTATION: expected}, meanwhile)[ADAPTATION]

@@ -13,7 +13,7 @@ from torch import nn
 from psl_flower.augment import Augmentation
 from psl_flower.batches import BatchOrder
 from psl_flower.checkpoints import Checkpoints
-from psl_flower.config import RunConfig
+from psl_flower.config import RunConfig, size_text
 from psl_flower.data.manifest import Manifest
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.lower import LowerEngine
@@ -128,6 +128,7 @@ def make_lower_engine(config: RunConfig, manifest: Manifest, device: torch.devic
         use_autocast=config.autocast,
         device=device,
         adaptation_elsewhere=config.adaptation_server,
+        label_smoothing=config.label_smoothing,
     )
 
 
@@ -143,6 +144,7 @@ def make_adaptation_engine(config: RunConfig, manifest: Manifest, device: torch.
         make_optimizer=lambda parameters: optimizer(config, parameters),
         use_autocast=config.autocast,
         device=device,
+        label_smoothing=config.label_smoothing,
     )
 
 
@@ -174,7 +176,7 @@ def upper_options(config: RunConfig, manifest: Manifest, device: torch.device) -
         make_optimizer=lambda parameters: optimizer(config, parameters),
         mean=manifest.mean,
         std=manifest.std,
-        augmentation=augmentation(config),
+        augmentation=augmentation(config, manifest),
         autocast=config.autocast,
         device=device,
     )
@@ -186,7 +188,7 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
     Raises
     ------
     ConfigError
-        If there are too few training images.
+        If there are too few training images, or the augmentation does not fit them.
     """
     order = batch_order(config, manifest)
     total_steps = config.rounds * steps_per_round(config, order)
@@ -194,7 +196,7 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
         order=order,
         schedule=Schedule(kind=config.schedule, peak=config.lr, total_steps=total_steps),
         labels=labels,
-        augmentation=augmentation(config),
+        augmentation=augmentation(config, manifest),
         test=manifest.samples_of("test"),
         evaluate_batch_size=config.evaluate_batch_size,
     )
@@ -216,9 +218,28 @@ def smashed_shapes(config: RunConfig, manifest: Manifest) -> dict[int, tuple[int
     return {m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)}
 
 
-def augmentation(config: RunConfig) -> Augmentation:
-    """Return the transforms that the settings ask for."""
-    return Augmentation(flip=config.flip, shift=config.shift)
+def augmentation(config: RunConfig, manifest: Manifest) -> Augmentation:
+    """Return the transforms that the settings ask for.
+
+    Raises
+    ------
+    ConfigError
+        If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
+    """
+    config.check_shift(manifest.patch_size)
+    if config.cutout >= min(manifest.image_size):
+        raise ConfigError(
+            f"cutout: a square of {config.cutout} pixels may blank whole images of {size_text(manifest.image_size)}; "
+            f"choose less, such as {min(manifest.image_size) // 2}"
+        )
+    return Augmentation(
+        grid=manifest.grid(),
+        flip=config.flip,
+        shift=config.shift,
+        cutout=config.cutout,
+        mixup=config.mixup,
+        patch_dropout=config.patch_dropout,
+    )
 
 
 def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:

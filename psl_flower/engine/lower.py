@@ -19,7 +19,7 @@ from psl_flower.devices import autocast, compute_dtype
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Lesson
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
-from psl_flower.losses import lower_loss
+from psl_flower.losses import Targets, lower_loss
 from psl_flower.optimizers import set_lr
 from psl_flower.wire.messages import ADAPTATION
 
@@ -33,7 +33,7 @@ class StepLoss:
     full, lower, uppers : float
         As in `psl_flower.losses.LossParts`.
     correct : int
-        Samples that the Lower's logits classify rightly.
+        Samples that the Lower's logits classify rightly, by their own classes where samples are mixed.
     """
 
     full: float
@@ -63,6 +63,8 @@ class LowerEngine:
         Where everything is computed.
     adaptation_elsewhere : bool
         Whether the Adaptation Net is a party on a node of its own, in place of `adaptation`.
+    label_smoothing : float
+        As in `psl_flower.losses.loss_parts`.
 
     Attributes
     ----------
@@ -84,6 +86,7 @@ class LowerEngine:
         use_autocast: bool = False,
         device: torch.device = torch.device("cpu"),
         adaptation_elsewhere: bool = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.lower = lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.adaptation = adaptation
@@ -95,7 +98,7 @@ class LowerEngine:
         self._positions = {
             m: [p for p, owner in enumerate(self.assignment) if owner == m] for m in sorted(set(self.assignment))
         }
-        self._alpha = alpha
+        self._alpha, self._label_smoothing = alpha, label_smoothing
         self._autocast = use_autocast
         self._optimizer = make_optimizer(self.lower.parameters())
         self._update_due = False
@@ -113,10 +116,12 @@ class LowerEngine:
     def train_step(
         self,
         smashed: Mapping[int, torch.Tensor],
-        y_B: torch.Tensor,
+        targets: Targets,
         flipped_B: torch.Tensor | None,
         lr: float,
         adaptation: Adaptation | None = None,
+        *,
+        dropped_BM: torch.Tensor | None = None,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
@@ -124,14 +129,17 @@ class LowerEngine:
         ----------
         smashed : mapping
             Smashed data (B, K, h, w, C) of every Upper; those of absent ones count as zeros.
-        y_B : torch.Tensor
-            Classes, int64.
+        targets : Targets
+            What is right.
         flipped_B : torch.Tensor or None
             Mirrored samples, bool.
         lr : float
             Learning rate of this step.
         adaptation : Adaptation or None
             The Adaptation Net, where it is elsewhere.
+        dropped_BM : torch.Tensor or None
+            Bool: samples of which zeros stand for an Upper's smashed data in the Lower model; the Adaptation Net has
+            them.
 
         Returns
         -------
@@ -145,12 +153,15 @@ class LowerEngine:
             Whatever an Adaptation Net elsewhere raises.
         """
         leaf_BPChw = self._join(smashed).requires_grad_()
-        y_B = y_B.to(self.device)
+        given_BPChw = leaf_BPChw
+        if dropped_BM is not None:
+            given_BPChw = without_dropped(leaf_BPChw, dropped_BM, self.assignment)
+        targets = targets.to(self.device)
         own: list[tuple[torch.Tensor, int]] = []
         self._update_due = False
 
         def learn() -> None:
-            own.append(self._learn(leaf_BPChw, y_B, flipped_B, lr))
+            own.append(self._learn(given_BPChw, targets, flipped_B, lr))
 
         adaptation = adaptation or self.adaptation
         learnt = None
@@ -158,7 +169,7 @@ class LowerEngine:
             learn()
         else:
             absent = absent_positions(self.assignment, smashed)
-            learnt = adaptation.learn(Lesson(leaf_BPChw.detach(), y_B, absent, lr), learn)
+            learnt = adaptation.learn(Lesson(leaf_BPChw.detach(), targets, absent, lr), learn)
         ((lower, correct),) = own
         uppers = lower.new_tensor(learnt.loss if learnt else 0.0)
         full = float(lower + self._alpha * uppers) if learnt else float(lower)
@@ -232,17 +243,17 @@ class LowerEngine:
         self.restore(checkpoints.load(step, self.device))
 
     def _learn(
-        self, leaf_BPChw: torch.Tensor, y_B: torch.Tensor, flipped_B: torch.Tensor | None, lr: float
+        self, given_BPChw: torch.Tensor, targets: Targets, flipped_B: torch.Tensor | None, lr: float
     ) -> tuple[torch.Tensor, int]:
         """Forward and backward of the Lower alone; return its loss, and how many samples it classified rightly."""
         self.lower.train()
         with autocast(self.device, self._autocast):
-            logits_BK = self.lower(leaf_BPChw, flipped_B)
-        loss = lower_loss(logits_BK, y_B)
+            logits_BK = self.lower(given_BPChw, flipped_B)
+        loss = lower_loss(logits_BK, targets, label_smoothing=self._label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         set_lr(self._optimizer, lr)
-        return loss.detach(), int((logits_BK.detach().argmax(1) == y_B).sum())
+        return loss.detach(), int((logits_BK.detach().argmax(1) == targets.y_B).sum())
 
     def _join(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory; zeros for absent Uppers."""
@@ -256,3 +267,9 @@ class LowerEngine:
     def _part(self, gradient_BPChw: torch.Tensor, present: Collection[int]) -> dict[int, torch.Tensor]:
         gradient_BPhwC = gradient_BPChw.permute(0, 1, 3, 4, 2)
         return {m: gradient_BPhwC[:, self._positions[m]].contiguous().cpu() for m in present}
+
+
+def without_dropped(smashed_BPChw: torch.Tensor, dropped_BM: torch.Tensor, assignment: Sequence[int]) -> torch.Tensor:
+    """Return smashed data (B, P, C, h, w) with zeros for those of the Uppers that are dropped (B, M) from a sample."""
+    dropped_BP = dropped_BM[:, list(assignment)].to(smashed_BPChw.device)
+    return smashed_BPChw.masked_fill(dropped_BP[:, :, None, None, None], 0.0)

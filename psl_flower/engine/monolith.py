@@ -20,10 +20,11 @@ from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.devices import autocast
 from psl_flower.engine.build import make_adaptation, make_network, make_task, optimizer
+from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.losses import loss_parts
 from psl_flower.optimizers import set_lr
-from psl_flower.pixels import normalise
+from psl_flower.pixels import network_input
 from psl_flower.stores.base import PatchStore
 from psl_flower.wire.messages import Plan
 
@@ -80,16 +81,25 @@ class Monolith:
         for _ in range(num_steps):
             started = time.perf_counter()
             plan = self._task.train_plan(self.step)
-            y_B, flipped_B = self._task.targets(plan)
+            targets, flipped_B = self._task.targets(plan)
+            dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
             patches_BPChw = self._patches(plan)
             self.net.train()
             with autocast(self._device, self._config.autocast):
                 smashed_BPChw = self._smash(patches_BPChw, absent)
-                logits_BK = self.net.join(smashed_BPChw, flipped_B)
+                given_BPChw = smashed_BPChw
+                if dropped_BM is not None:
+                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._manifest.assignment)
+                logits_BK = self.net.join(given_BPChw, flipped_B)
                 upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
-            y_B = y_B.to(self._device)
             loss = loss_parts(
-                logits_BK, upper_logits, y_B, self._manifest.assignment, self._config.alpha, num_absent=len(missing)
+                logits_BK,
+                upper_logits,
+                targets.to(self._device),
+                self._manifest.assignment,
+                self._config.alpha,
+                num_absent=len(missing),
+                label_smoothing=self._config.label_smoothing,
             ).full
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -120,7 +130,8 @@ class Monolith:
         patches_BPChw = np.empty(shape, np.uint8)
         for store in self._stores:
             patches_BPChw[:, store.meta.positions] = store.read(samples_B)
-        if plan.mode == "train":
-            patches_BPChw = self._task.augmentation.apply(patches_BPChw, plan.augment_seed, samples_B)
-        flat_NChw = patches_BPChw.reshape(-1, *shape[2:])
-        return normalise(flat_NChw, self._manifest.mean, self._manifest.std, self._device).reshape(shape)
+        manifest, positions = self._manifest, range(shape[1])
+        patches_NChw = network_input(
+            patches_BPChw, positions, plan, self._task.augmentation, manifest.mean, manifest.std, self._device
+        )
+        return patches_NChw.reshape(shape)

@@ -21,6 +21,7 @@ from psl_flower.engine.adaptation import RemoteAdaptation, keep
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
 from psl_flower.errors import TrainingStopped
+from psl_flower.losses import Targets
 from psl_flower.schedule import Schedule
 from psl_flower.wire.messages import ADAPTATION, Plan, Smashed, Step, StepId, pack_samples
 
@@ -128,6 +129,7 @@ class Task:
             lr=self.schedule.lr(step),
             samples=pack_samples(self.order.samples(step)),
             augment_seed=self.order.augment_seed(step),
+            mix_weight=self.augmentation.mix_weight(self.order.seed, step),
         )
 
     def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
@@ -137,13 +139,20 @@ class Task:
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 
-    def targets(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the classes (B,) of a plan's samples and which of them are mirrored (B,), None if none can be."""
-        samples_B = plan.sample_indices()
-        y_B = torch.from_numpy(self.labels[samples_B])
-        if plan.mode == "evaluate" or not self.augmentation.flip:
-            return y_B, None
-        return y_B, torch.from_numpy(self.augmentation.flipped(plan.augment_seed, samples_B))
+    def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
+        """Return what is right for a training plan, and which samples are mirrored (B,), None if none can be."""
+        samples_B, seed = plan.sample_indices(), plan.augment_seed
+        targets = Targets(torch.from_numpy(self.labels[samples_B]))
+        if plan.mix_weight < 1.0:
+            partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
+            targets = Targets(targets.y_B, targets.y_B[partners_B], plan.mix_weight)
+        flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
+        return targets, flipped_B
+
+    def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
+        """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
+        dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
+        return None if dropped_BM is None else torch.from_numpy(dropped_BM)
 
 
 class RoundDriver:
@@ -242,11 +251,14 @@ class RoundDriver:
         stopping = False
         while plan is not None:
             answers = self._turn(exchange, trained, gradients, plan)
-            y_B, flipped_B = self.task.targets(plan)
+            targets, flipped_B = self.task.targets(plan)
             computing = time.perf_counter()
             smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
             adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
-            loss, gradients = self.lower.train_step(smashed, y_B, flipped_B, plan.lr, adaptation)
+            dropped_BM = self.task.dropped(plan, len(self._shapes), report.absent)
+            loss, gradients = self.lower.train_step(
+                smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM
+            )
             now = time.perf_counter()
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])

@@ -21,7 +21,7 @@ from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models import smashed_size
 from psl_flower.optimizers import Optimizer, set_lr
-from psl_flower.pixels import normalise
+from psl_flower.pixels import network_input
 from psl_flower.stores.base import PatchStore
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Plan, Saved, Smashed
@@ -205,9 +205,8 @@ class UpperEngine:
         self.step += 1
 
     def _read(self, plan: Plan) -> torch.Tensor:
-        samples_B = plan.sample_indices()
-        patches_BKChw = self.store.read(samples_B)
-        if plan.mode == "train":
-            patches_BKChw = self._options.augmentation.apply(patches_BKChw, plan.augment_seed, samples_B)
-        patches_NChw = patches_BKChw.reshape(-1, *patches_BKChw.shape[2:])
-        return normalise(patches_NChw, self._options.mean, self._options.std, self._options.device)
+        options, patches_BKChw = self._options, self.store.read(plan.sample_indices())
+        positions = self.store.meta.positions
+        return network_input(
+            patches_BKChw, positions, plan, options.augmentation, options.mean, options.std, options.device
+        )

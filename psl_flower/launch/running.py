@@ -38,8 +38,21 @@ def app_folder(given: str = "") -> Path:
     return folder
 
 
-def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None = None) -> tuple[int, RunFolder]:
+def prepare(
+    config: RunConfig,
+    progress: Callable[[str, int, int], None] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[int, RunFolder]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    progress : callable, optional
+        As in `psl_flower.data.preparing.prepare_stores`.
+    tell : callable
+        Called with a line for people, where the images decided something.
 
     Returns
     -------
@@ -66,6 +79,8 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     else:
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
     stores = prepare_stores(config, progress)
+    if stores.grid_reason:
+        tell(stores.grid_reason)
     return stores.manifest.num_uppers, run
 
 

@@ -29,6 +29,7 @@ ADAPTATION = -1
 
 Party = Annotated[int, Meta(ge=ADAPTATION)]
 Count = Annotated[int, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(max_length=256)]
 Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
@@ -47,7 +48,7 @@ class StepId(_Record, frozen=True, order=True):
     attempt: Count = 0
 
 
-class Plan(_Record, frozen=True):
+class Plan(_Record, frozen=True, omit_defaults=True):
     """What to run forward next.
 
     Attributes
@@ -62,6 +63,8 @@ class Plan(_Record, frozen=True):
         Sample indices, little-endian int64, at most 65,536; see `pack_samples`.
     augment_seed : int
         Seed of the epoch's coordinated augmentation, 0..2**64 - 1.
+    mix_weight : float
+        Weight, 0..1, of a sample's own pixels where samples are mixed in pairs (`Augmentation.partners`); 1 mixes none.
     """
 
     id: StepId
@@ -69,10 +72,11 @@ class Plan(_Record, frozen=True):
     lr: float
     samples: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
     augment_seed: Count
+    mix_weight: Weight = 1.0
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite or below 0, and a ragged list of samples."""
-        _check_finite(lr=self.lr)
+        _check_finite(lr=self.lr, mix_weight=self.mix_weight)
         _check_packed(samples=self.samples)
 
     @property
@@ -90,7 +94,7 @@ class Plan(_Record, frozen=True):
 
 
 def pack_samples(indices: ArrayLike) -> bytes:
-    """Return sample indices or classes (B,) as `Plan.samples` and `Adapt.classes` carry them."""
+    """Return sample indices or classes (B,) as `Plan.samples`, `Adapt.classes` and `Adapt.others` carry them."""
     return np.asarray(indices, dtype="<i8").tobytes()
 
 
@@ -116,7 +120,7 @@ class Step(_Record, frozen=True, tag="step"):
     save: bool = False
 
 
-class Adapt(_Record, frozen=True, tag="adapt"):
+class Adapt(_Record, frozen=True, tag="adapt", omit_defaults=True):
     """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
 
     Attributes
@@ -129,21 +133,31 @@ class Adapt(_Record, frozen=True, tag="adapt"):
         Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
     absent : tuple[int, ...]
         Positions that are left out.
+    others : bytes
+        Where samples are mixed in pairs: the classes of what is mixed into them, packed alike; else empty.
+    weight : float
+        Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
     """
 
     id: StepId
     lr: float
     classes: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
     absent: Positions = ()
+    others: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)] = b""
+    weight: Weight = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a learning rate that is not finite or below 0, and a ragged list of classes."""
-        _check_finite(lr=self.lr)
-        _check_packed(classes=self.classes)
+        """Refuse a learning rate that is not finite or below 0, and ragged lists of classes."""
+        _check_finite(lr=self.lr, weight=self.weight)
+        _check_packed(classes=self.classes, others=self.others)
 
     def class_indices(self) -> NDArray[np.int64]:
         """Return the classes (B,) int64, read-only."""
         return np.frombuffer(self.classes, dtype="<i8")
+
+    def other_indices(self) -> NDArray[np.int64] | None:
+        """Return the classes (B,) int64 of what is mixed in, read-only; None where nothing is."""
+        return np.frombuffer(self.others, dtype="<i8") if self.others else None
 
     def __repr__(self) -> str:
         """Return a short form without classes."""

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from psl_flower import errors
 from psl_flower.cli import owner, restorer
 from psl_flower.data.sources import open_dataset
-from psl_flower.errors import PslError
+from psl_flower.errors import ConfigError, PslError
 
 app = typer.Typer()
 owner.register(app)
@@ -67,6 +67,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def originals() -> np.ndarray:
     source = open_dataset("digits", max_train=60, max_test=20)
     return np.stack([image for split in ("train", "test") for image, _ in source.samples(split)])
+
+
+def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
+    arguments = sealing(folder)
+    arguments[arguments.index("8x8")] = "auto"
+    assert "grid: brightness turns 1." in psl(*arguments).stdout
+    report = json.loads(
+        psl(*[str(folder / "again") if a == str(folder / "sealed") else a for a in arguments], "--json").stdout
+    )
+    assert "so auto chose 2x2 patches of 8x8" in report["grid"]
+    assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
 
 
 def test_from_keys_to_a_corrected_label(folder: Path) -> None:

@@ -11,6 +11,7 @@ from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode, Lesson
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import FrameMismatch, ProtocolError, RunError
+from psl_flower.losses import Targets
 from psl_flower.models import AdaptationNet, reset_parameters
 from psl_flower.optimizers import Sgd
 from psl_flower.wire.codecs import wire_roundtrip
@@ -48,6 +49,10 @@ def task(step=0, classes=Y, absent=()):
     return Adapt(StepId(0, step), 0.1, pack_samples(classes), absent)
 
 
+def mixed(others):
+    return Adapt(StepId(0, 0), 0.1, pack_samples(Y), (), pack_samples(others), 0.75)
+
+
 def send(node, message, *tensors, wire=WIRE):
     """Let a node answer a frame as it comes off a wire."""
     frame = Frame(message, tensors, wire.again)
@@ -74,7 +79,7 @@ def test_loss_and_gradient_are_those_of_plain_autograd(node):
 def test_what_a_node_learns_is_what_the_lower_would_learn(node):
     here = engine()
     for step in range(2):
-        learnt = here.learn(Lesson(SMASHED.permute(0, 1, 4, 2, 3), Y, (), 0.1))
+        learnt = here.learn(Lesson(SMASHED.permute(0, 1, 4, 2, 3), Targets(Y), (), 0.1))
         here.update()
         answer = send(node, task(step), SMASHED)
         assert answer.message.loss == learnt.loss
@@ -102,6 +107,8 @@ REFUSED = {
     "too few classes": (task(classes=Y[:3]), ProtocolError, "expected classes of 4 samples, received 3"),
     "a class beyond the last": (task(classes=[0, 1, 2, 3]), ProtocolError, "expected classes below 3"),
     "a class below 0": (task(classes=[0, 1, 2, -1]), ProtocolError, "expected classes below 3"),
+    "too few classes mixed in": (mixed(Y[:3]), ProtocolError, "expected classes of 4 samples, received 3"),
+    "a class mixed in beyond the last": (mixed([0, 1, 2, 3]), ProtocolError, "expected classes below 3"),
     "an unknown position": (task(absent=(4,)), ProtocolError, "expected some of 4 positions as absent"),
     "a position twice": (task(absent=(1, 1)), ProtocolError, "expected some of 4 positions as absent"),
     "all positions": (task(absent=(0, 1, 2, 3)), ProtocolError, "expected some of 4 positions as absent"),

@@ -99,6 +99,22 @@ def test_evaluate(psl):
     assert len(err.splitlines()) == 1
 
 
+def test_evaluate_without_uppers(psl, workspace, tmp_path):
+    status, out, err = psl("evaluate", "--absent-curve", "--max-test", 9)
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["absent", "0", "1"]
+    assert out.splitlines()[-1] == str(workspace / "runs" / "tiny" / "absent.png")
+    status, out, _ = psl("evaluate", "--absent-curve", "--json", "--out", tmp_path / "curve")
+    report = json.loads(out)
+    assert (status, report["images"], len(report["absent"])) == (0, 20, 2)
+    assert report["absent"][0]["accuracy"] == json.loads(psl("evaluate", "--json")[1])["accuracy"]
+    assert report["files"] == [str(tmp_path / "curve" / name) for name in ("absent.csv", "absent.png")]
+    assert all(os.path.getsize(file) for file in report["files"])
+    status, _, err = psl("evaluate", "--out", tmp_path)
+    assert status == 2
+    assert "--out goes with --absent-curve" in err
+
+
 def test_export(psl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = psl("export", "--format", "torch")

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from psl_flower.errors import ConfigError
-from psl_flower.losses import full_loss, loss_parts
+from psl_flower.losses import Targets, full_loss, loss_parts
 
 # With logits (0, log 3) class 1 has probability 3/4: cross entropy log(4/3) for class 1, log 4 for class 0.
 LOGITS = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]])
 Y = torch.tensor([1, 0])
-LOWER = (math.log(4 / 3) + math.log(4)) / 2
+LOW, HIGH = math.log(4 / 3), math.log(4)
+LOWER = (LOW + HIGH) / 2
 EVEN = math.log(2.0)  # of two equal logits
 
 
@@ -21,7 +22,7 @@ def uppers(*per_patch):
 
 
 def test_lower_loss_alone():
-    parts = loss_parts(LOGITS, None, Y, (0, 1), 1.0)
+    parts = loss_parts(LOGITS, None, Targets(Y), (0, 1), 1.0)
     assert parts.lower.item() == pytest.approx(LOWER)
     assert parts.full.item() == parts.lower.item()
     assert parts.uppers.item() == 0.0
@@ -40,7 +41,7 @@ CASES = [
 @pytest.mark.parametrize(("sure", "assignment", "alpha", "expected"), CASES)
 def test_by_hand(sure, assignment, alpha, expected):
     assert CASES
-    parts = loss_parts(LOGITS, uppers(*sure), Y, assignment, alpha)
+    parts = loss_parts(LOGITS, uppers(*sure), Targets(Y), assignment, alpha)
     assert parts.uppers.item() == pytest.approx(expected, rel=1e-6)
     assert parts.full.item() == pytest.approx(LOWER + alpha * expected, rel=1e-6)
     assert full_loss(LOGITS, uppers(*sure), Y, assignment, alpha).item() == parts.full.item()
@@ -56,10 +57,27 @@ def test_gradient_reaches_every_patch_alike():
 
 @pytest.mark.parametrize(("given", "computed"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_precision(given, computed):
-    parts = loss_parts(LOGITS.to(given), uppers(True, False).to(given), Y, (0, 1), 1.0)
+    parts = loss_parts(LOGITS.to(given), uppers(True, False).to(given), Targets(Y), (0, 1), 1.0)
     assert parts.full.dtype == parts.uppers.dtype == computed
 
 
 def test_wrong_number_of_patches_is_refused():
     with pytest.raises(ConfigError, match="the assignment has 4 patches, the Uppers' logits 3"):
         full_loss(LOGITS, uppers(True, True, True), Y, (0, 1, 2, 3), 1.0)
+
+
+def test_smoothing_by_hand():
+    # A tenth of the label is shared by two classes: 0.95 and 0.05.
+    by_hand = sum(0.95 * right + 0.05 * wrong for right, wrong in [(LOW, HIGH), (HIGH, LOW)]) / 2
+    parts = loss_parts(LOGITS, uppers(True, False), Targets(Y), (0, 1), 1.0, label_smoothing=0.1)
+    assert parts.lower.item() == pytest.approx(by_hand)
+    assert parts.uppers.item() == pytest.approx(by_hand + EVEN)
+
+
+def test_mixed_labels_by_hand():
+    # Sample 0 is 3/4 of class 1 and 1/4 of class 0; sample 1 is of class 0 twice.
+    targets = Targets(Y, torch.tensor([0, 0]), 0.75)
+    by_hand = ((0.75 * LOW + 0.25 * HIGH) + HIGH) / 2
+    parts = loss_parts(LOGITS, uppers(True, False, True, True), targets, (0, 1, 1, 0), 1.0)
+    assert parts.lower.item() == pytest.approx(by_hand)
+    assert parts.uppers.item() == pytest.approx((3 * by_hand + EVEN) / 2)

@@ -7,6 +7,7 @@ import torch
 
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.errors import RunError, TrainingError
+from psl_flower.losses import Targets
 from psl_flower.optimizers import Sgd
 
 ASSIGNMENT = (0, 1, 1, 0)
@@ -57,7 +58,7 @@ def test_zeros_stand_for_an_absent_upper():
 
 def test_gradients_are_parted_by_position():
     made = engine()
-    loss, gradients = made.train_step(smashed(), Y, None, lr=0.1)
+    loss, gradients = made.train_step(smashed(), Targets(Y), None, lr=0.1)
     logits = made.logits(smashed())
     # d CE / d logit = (softmax - target) / batch, times the weight of class and position.
     slope = (logits.softmax(1) - torch.eye(2)) / 2
@@ -73,7 +74,7 @@ def test_gradients_are_parted_by_position():
 def test_the_update_waits_and_comes_once():
     made = engine()
     before = made.lower.weight.detach().clone()
-    made.train_step(smashed(), Y, None, lr=0.1)
+    made.train_step(smashed(), Targets(Y), None, lr=0.1)
     assert torch.equal(made.lower.weight, before)
     assert made.step == 0
     made.update()
@@ -92,7 +93,7 @@ def test_a_loss_that_is_not_finite_stops(value):
     spoilt = smashed()
     spoilt[1][0, 0] = value
     with pytest.raises(TrainingError, match=r"step 0: the loss is nan; the last checkpoint is kept\. Resume from it"):
-        made.train_step(spoilt, Y, None, lr=0.1)
+        made.train_step(spoilt, Targets(Y), None, lr=0.1)
     made.update()
     assert torch.equal(made.lower.weight, before)
     assert made.step == 0
@@ -101,15 +102,15 @@ def test_a_loss_that_is_not_finite_stops(value):
 def test_a_state_comes_back_with_its_momentum():
     made, other = engine(), engine()
     for _ in range(2):
-        made.train_step(smashed(), Y, None, lr=0.01)
+        made.train_step(smashed(), Targets(Y), None, lr=0.01)
         made.update()
-    other.train_step(smashed(), Y, None, lr=0.5)
+    other.train_step(smashed(), Targets(Y), None, lr=0.5)
     other.restore(copy.deepcopy(made.state()))
     # The update that was open belonged to the state before.
     other.update()
     assert other.step == 2
     for each in (made, other):
-        each.train_step(smashed(), Y, None, lr=0.01)
+        each.train_step(smashed(), Targets(Y), None, lr=0.01)
         each.update()
     assert torch.equal(made.lower.weight, other.lower.weight)
 
@@ -125,3 +126,15 @@ def test_a_state_of_another_network_is_refused():
 def test_autocast_computes_in_bfloat16():
     assert engine().dtype == torch.float32
     assert engine(use_autocast=True).dtype == torch.bfloat16
+
+
+def test_what_is_dropped_from_a_sample_is_zero_there_and_gets_no_gradient():
+    made, given = engine(), smashed()
+    dropped = torch.tensor([[False, True], [False, False]])
+    loss, gradients = made.train_step(given, Targets(Y), None, lr=0.1, dropped_BM=dropped)
+    given[1][0] = 0.0
+    by_hand, full = engine().train_step(given, Targets(Y), None, lr=0.1)
+    assert loss == by_hand
+    assert gradients[1][0].abs().sum() == 0
+    assert torch.equal(gradients[1][1], full[1][1])
+    assert torch.equal(gradients[0], full[0])
