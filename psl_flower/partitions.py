@@ -5,6 +5,8 @@ Shape suffixes: N training samples, n those of one client.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +72,10 @@ def divide(
         )
     partitioner.dataset = table
     try:
-        parts = [partitioner.load_partition(client)["sample"] for client in range(num_clients)]
+        with warnings.catch_warnings():
+            # At every draw that leaves a client with too little; what matters is whether one succeeds.
+            warnings.simplefilter("ignore", UserWarning)
+            parts = [partitioner.load_partition(client)["sample"] for client in range(num_clients)]
     except ValueError as error:
         # After ten draws in which some client got too little.
         raise ConfigError(f"partition: {str(error).splitlines()[0]}; choose a larger dirichlet-alpha") from None

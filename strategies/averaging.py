@@ -92,12 +92,11 @@ class Watched(FedAvg):
         self.traffic.loss = _number(metrics["loss"])
         # An adaptive server may only move weights: it would drive variances below zero. They are averaged.
         mean = aggregate_arrayrecords([reply.content for reply in answers], self.weighted_by_key)
-        received = next(iter(answers[0].content.array_records.values()))
         kept = {
-            name: (mean if name in self.statistics else arrays)[name].numpy().astype(received[name].numpy().dtype)
-            for name in arrays
+            name: _as((mean if name in self.statistics else arrays)[name], like)
+            for name, like in next(iter(answers[0].content.array_records.values())).items()
         }
-        return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in kept.items()}), metrics
+        return ArrayRecord(kept), metrics
 
 
 class _FedAvg(Watched, FedAvg):
@@ -139,6 +138,12 @@ def num_bytes(content: RecordDict) -> int:
     """Return the bytes of a message's records."""
     parts = (content.array_records, content.metric_records, content.config_records)
     return sum(record.count_bytes() for records in parts for record in records.values())
+
+
+def _as(averaged: Array, like: Array) -> Array:
+    """Return an average in the dtype of what was averaged; counts, such as BatchNorm's of batches, are rounded."""
+    values, dtype = averaged.numpy(), like.numpy().dtype
+    return Array(np.asarray((values if dtype.kind == "f" else np.rint(values)).astype(dtype)))
 
 
 def _number(value: object) -> float:

@@ -89,8 +89,11 @@ def _figures(plots: Sequence[Plot]) -> list[str]:
 
 
 def _inline(plot: Plot, number: int) -> str:
-    """Return the svg element with ids that no other plot on the page has, a name, and the size that the page gives."""
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>p{number}-", plot.svg)
+    """Return the svg element with ids that no other on the page has, a name, and the size that the page gives."""
+    used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', plot.svg))
+    names = {name for pair in used for name in pair}
+    svg = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in names else "", plot.svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>p{number}-", svg)
     name = escape(f"{plot.heading}. {plot.text}", quote=True)
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)

@@ -160,8 +160,8 @@ def test_a_file_that_is_not_a_result(tmp_path, content, message):
 
 
 def test_other_benchmarks_are_passed_over(tmp_path):
-    path = tmp_path / "compare.json"
-    path.write_text('{"benchmark": "compare"}')
+    path = tmp_path / "another.json"
+    path.write_text('{"benchmark": "another"}')
     assert reports.load(path, Report) is None
     with pytest.raises(RunError, match="cannot be read"):
         reports.load(tmp_path / "absent.json", Report)
