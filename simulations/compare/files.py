@@ -18,7 +18,7 @@ from simulations.compare.study import Holding
 
 _DPI = 160
 # Alike from run to run, and text as shapes: the page looks the same wherever it is opened.
-_STYLE = {"svg.hashsalt": "psl-flower", "svg.fonttype": "path", "font.size": 9.5}
+_STYLE = {"svg.hashsalt": "psl-flower", "svg.fonttype": "path", "font.size": 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,20 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
     ]
     found += [
         _Drawing(
-            "accuracy-by-epoch", "Accuracy by epoch", "The same passes over the same images.",
+            "accuracy-by-epoch", "Accuracy by epoch, time and bytes",
+            "By passes over the training images, alike for all methods.",
             plots.accuracy_by_epoch(report),
         ),
         _Drawing(
-            "accuracy-by-time", "Accuracy by training time",
-            "Seconds on this machine, whose cores all parties share; without evaluations and the start of processes.",
+            "accuracy-by-time", "Accuracy by epoch, time and bytes",
+            "By seconds of training on this machine, whose cores all parties share; evaluations are left out.",
             plots.accuracy_by_time(report),
         ),
     ]  # fmt: skip
     by_bytes = plots.accuracy_by_bytes(report)
     if by_bytes is not None:
-        text = "What all nodes sent and received; patch-split learning's evaluations are part of it."
-        found.append(_Drawing("accuracy-by-bytes", "Accuracy by bytes", text, by_bytes))
+        text = "By what all nodes sent and received, the evaluations of patch-split learning included."
+        found.append(_Drawing("accuracy-by-bytes", "Accuracy by epoch, time and bytes", text, by_bytes))
     for number, (group, figure) in enumerate(plots.adaptation(report)):
         text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed)."
         found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))

@@ -16,7 +16,7 @@ _SPLIT = ("#0072b2", "#009e73", "#56b4e9", "#004d40", "#5c6bc0", "#7cb342")
 _AVERAGED = ("#d55e00", "#cc79a7", "#e69f00", "#8c4a00", "#99004d", "#b38f00")
 _ALONE = {WHOLE: "#000000", MERGED: "#7f7f7f"}
 _INK, _FAINT = "#222222", "#dddddd"
-_WIDTH = 5.2
+_WIDTH = 4.7
 _MANY_CLASSES = 20
 
 Style = dict[str, object]
@@ -42,6 +42,7 @@ def accuracy_by_epoch(report: Report) -> Figure:
     """Return accuracy over passes: means of the seeds, and their range."""
     figure, axes = _new("epochs", "test accuracy, %")
     _curves(report, axes, lambda point: point.epoch)
+    axes.set_xlim(left=0)
     _mark_target(report, axes)
     return _finished(figure, axes)
 
@@ -147,13 +148,13 @@ def _mark_target(report: Report, axes: Axes) -> None:
     target = 100 * report.settings.target
     axes.axhline(target, color="#999999", linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"target {target:.1f} %", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-        fontsize=8, color="#666666", xytext=(-2, 1), textcoords="offset points",
+        f"target {target:.1f} %", (0, target), xycoords=("axes fraction", "data"), ha="left", va="bottom",
+        fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points",
     )  # fmt: skip
 
 
 def _new(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -167,6 +168,6 @@ def _finished(figure: Figure, axes: Axes) -> Figure:
     """Put the legend below the plot, one line for a method, so that long names fit a narrow page."""
     handles, labels = axes.get_legend_handles_labels()
     axes.set_ylim(bottom=0)
-    figure.set_figheight(3.4 + 0.19 * len(labels))
-    figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9, handlelength=2.6)
+    figure.set_figheight(3.2 + 0.2 * len(labels))
+    figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9.5, handlelength=2.6)
     return figure

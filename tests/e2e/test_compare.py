@@ -91,7 +91,7 @@ def test_federated_averaging_by_its_own_command(place: Place) -> None:
 def compare(place: Place, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "simulations.compare", "--out", str(out), *arguments],
-        cwd=ROOT, env={**os.environ, **place.environment}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env={**os.environ, **place.environment}, capture_output=True, text=True, timeout=600, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
