@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.fedavg import STRATEGIES
 from psl_flower.partitions import PARTITIONS
 from simulations import reports
 from simulations.command_line import checked, count, exit_status, new_benchmark_parser
@@ -86,14 +88,12 @@ def read_options(given: argparse.Namespace) -> study.Options:
 def _compare(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     config = checked(read_config, given, parser)
     options, folder = read_options(given), given.out.absolute()
+    _check_installed(options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"--out {given.out}: cannot make the folder: {error.strerror or error}") from error
-    try:
-        from simulations.compare.files import write_files  # now: what is missing is said before hours are spent
-    except ModuleNotFoundError as error:
-        raise RunError(f"{error.name} is not installed; install the extra: pip install 'psl-flower[compare]'") from None
+    from simulations.compare.files import write_files  # loads matplotlib
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -109,6 +109,19 @@ def _compare(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     else:
         show(table.present(report))
         print(f"\nReport, tables, plots and page: {page}")
+
+
+def _check_installed(options: study.Options) -> None:
+    """Refuse what could not be done before hours are spent; RunError says so."""
+    averaging = any(name in STRATEGIES for name in options.choice.methods)
+    flower = averaging or ("patch-split" in options.choice.methods and options.engine == "flwr")
+    needed = ["matplotlib", *["flwr_datasets"] * averaging, *["flwr", "ray"] * flower]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(
+            f"{', '.join(missing)}: not installed; install the extra: pip install 'psl-flower[compare]'. Without Flower: "
+            "--methods whole,patch-split --engine one-graph"
+        )
 
 
 def _told(given: argparse.Namespace) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The comparison without its trainings: arguments, methods, summaries, tables, CSV, plots and the page."""
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -343,6 +344,13 @@ def test_clients_take_turns_on_the_cores():
 def test_usage_errors_end_with_2(arguments, message, capsys, tmp_path):
     assert command.main(["--out", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_installed_is_said_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("flwr", "flwr_datasets") else name)
+    assert command.main(["--out", str(tmp_path / "out")]) == 1
+    assert "error: flwr_datasets, flwr: not installed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
