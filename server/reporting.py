@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from psl_flower.engine.rounds import RoundReport, StepReport
+from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, TrainingStopped
 from psl_flower.runs import RunFolder, Status
 from psl_flower.wire.messages import ADAPTATION
@@ -161,6 +162,24 @@ class Reporter:
             "round %d/%d done%s: loss %.4f%s, %.0f images/s, %s up, %s down",
             metrics["round"], self._status.rounds, absent, metrics["loss"], accuracy, metrics["images_per_s"],
             size(bytes_up), size(bytes_down),
+        )  # fmt: skip
+
+    def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
+        """Note the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""
+        assert self._writer is not None
+        self._run.append_metrics(metrics)
+        self._run.write_predictions(predictions)
+        for name in ("loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
+            self._writer.add_scalar(f"round/{name}", metrics[name], metrics["round"])
+        self._writer.flush()
+        number, rounds = metrics["round"], self._status.rounds
+        eta_s = (rounds - number) * (time.monotonic() - self._began) / number
+        told = {name: metrics[name] for name in ("round", "step", "loss", "accuracy", "images_per_s")}
+        self._set(state="training", message="", eta_s=eta_s, **told)
+        log.info(
+            "round %d/%d done: loss %.4f, test accuracy %.2f%%, %.0f images/s, %s up, %s down, %s left",
+            number, rounds, metrics["loss"], 100 * predictions.accuracy, metrics["images_per_s"],
+            size(metrics["bytes_up"]), size(metrics["bytes_down"]), duration(eta_s),
         )  # fmt: skip
 
     def predicted(self, done: int, total: int) -> None:

@@ -21,19 +21,27 @@ from simulations.tables import Presentation, show
 _FAILED, _INTERRUPTED = 1, 130
 
 
-def new_parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """Return a parser for `python -m simulations.<name>` with what all of these commands take."""
+def new_parser(name: str, description: str, epilog: str = "", *, folder: str = "") -> argparse.ArgumentParser:
+    """Return a parser for `python -m simulations.<name>` with what all of these commands take.
+
+    With `folder`, a default, the command writes a folder of files and not one report.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m simulations.{name}", description=description, epilog=epilog, allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report (JSON) to a file")
+    if folder:
+        text = f"write report, tables, plots and page there; what is there is not done again [{folder}]"
+        parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path(folder), help=text)
+    else:
+        parser.add_argument("--out", type=Path, metavar="FILE", help="write the report (JSON) to a file")
     return parser
 
 
-def new_benchmark_parser(name: str, description: str) -> argparse.ArgumentParser:
+def new_benchmark_parser(name: str, description: str, *, folder: str = "") -> argparse.ArgumentParser:
     """Return a parser as `new_parser` does, for a command that also takes a dataset and a run's settings."""
-    parser = new_parser(name, description, "With nothing else running: a busy machine makes every number meaningless.")
+    note = "With nothing else running: a busy machine makes every number meaningless."
+    parser = new_parser(name, description, note, folder=folder)
     add = parser.add_argument
     add("settings", nargs="*", metavar="KEY=VALUE", help="any other setting of a run, as `psl train` takes it")
     add("--dataset", help="digits, a hub name or a folder, such as ../shared/data/cifar10 [digits]")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from simulations.chaos import results as chaos
 from simulations.chaos import table as chaos_table
+from simulations.compare import results as compare
+from simulations.compare import table as compare_table
 from simulations.reports import load
 from simulations.sealed_cost import results as sealed_cost
 from simulations.sealed_cost import table as sealed_cost_table
@@ -17,7 +19,7 @@ from simulations.tables import Presentation
 from simulations.throughput import results as throughput
 from simulations.throughput import table as throughput_table
 
-AnyReport = throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report
+AnyReport = throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report
 _HEAD = """\
 # Benchmarks
 
@@ -36,6 +38,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.sealed_cost --dataset ../shared/data/cifar10 --out docs/results/sealed-cost.json
     python -m simulations.separate_hosts --dataset ../shared/data/cifar10 --out docs/results/separate-hosts.json
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
+    python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
 """
 
 
@@ -56,6 +59,7 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
                 or load(path, sealed_cost.Report)
                 or load(path, separate_hosts.Report)
                 or load(path, chaos.Report)
+                or load(path, compare.Report)
             )
             if report is not None:
                 found[path.name] = report
@@ -80,6 +84,8 @@ def present(report: AnyReport) -> Presentation:
             return separate_hosts_table.present(report)
         case chaos.Report():
             return chaos_table.present(report)
+        case compare.Report():
+            return compare_table.present(report)
 
 
 def _section(name: str, report: AnyReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TextIO
 
@@ -50,10 +51,11 @@ class Progress:
         self._trial, self._steps = name, {}
         self._say(f"{name}: starting", now=True)
 
-    def step(self, who: str, done: int, total: int) -> None:
-        """Show the steps that one of a trial's parties has done."""
+    def step(self, who: str, done: int, total: int, left_s: float | None = None) -> None:
+        """Show the steps that one of a trial's parties has done, and the seconds left for all trials if known."""
         self._steps[who] = f"{who} step {done} of {total}"
-        self._say(f"{self._trial}: {', '.join(self._steps.values())}")
+        left = "" if left_s is None else f", about {timedelta(seconds=round(left_s))} left in all"
+        self._say(f"{self._trial}: {', '.join(self._steps.values())}{left}")
 
     def result(self, text: str) -> None:
         """Say what a trial came to."""

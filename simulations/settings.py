@@ -23,7 +23,12 @@ DECIDED = {
 }  # fmt: skip
 
 
-def merge(options: Mapping[str, object], texts: list[str], decided: Mapping[str, str]) -> RunConfig:
+def merge(
+    options: Mapping[str, object],
+    texts: list[str],
+    decided: Mapping[str, str],
+    defaults: Mapping[str, object] = DEFAULTS,
+) -> RunConfig:
     """Return a run's settings of a command's options (None: not given) and KEY=VALUE arguments.
 
     Parameters
@@ -34,6 +39,8 @@ def merge(options: Mapping[str, object], texts: list[str], decided: Mapping[str,
         The arguments.
     decided : mapping
         Keys that the benchmark decides, each with the option that asks for it, or an empty text.
+    defaults : mapping
+        What the benchmark chooses unless asked.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def merge(options: Mapping[str, object], texts: list[str], decided: Mapping[str,
             raise ConfigError(f"{key}: the benchmark decides it{f'; see {option}' if option else ''}")
         if key in asked:
             raise ConfigError(f"{key} is given twice, as an option and as KEY=VALUE")
-    return RunConfig.from_mapping({**DEFAULTS, **asked, **settings})
+    return RunConfig.from_mapping({**defaults, **asked, **settings})
 
 
 def without(config: RunConfig, decided: Collection[str]) -> Values:
@@ -56,7 +63,7 @@ def without(config: RunConfig, decided: Collection[str]) -> Values:
     return {key: value for key, value in config.to_mapping().items() if key not in decided}
 
 
-def differing(config: Values) -> Values:
-    """Return those of a report's settings that were asked for: other than the defaults."""
-    usual = RunConfig.from_mapping(DEFAULTS).to_mapping()
+def differing(config: Values, defaults: Mapping[str, object] = DEFAULTS) -> Values:
+    """Return those of a report's settings that were asked for: other than the benchmark's defaults."""
+    usual = RunConfig.from_mapping(defaults).to_mapping()
     return {key: value for key, value in config.items() if value != usual.get(key)}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from simulations.reports import Report, Spread, Values
-from simulations.settings import differing
+from simulations.settings import DEFAULTS, differing
 
 # A pipe has no width of its own.
 _WIDTH = 120
@@ -72,9 +72,9 @@ def spread(values: Spread | None, text: Callable[[float], str]) -> str:
     return f"{text(values.median)} ({text(values.low)} to {text(values.high)})"
 
 
-def again(name: str, options: Sequence[str], config: Values) -> str:
+def again(name: str, options: Sequence[str], config: Values, defaults: Mapping[str, object] = DEFAULTS) -> str:
     """Return the command line that measures the same again; of the settings only those that were asked for."""
-    asked = (f"{key}={_text(value)}" for key, value in differing(config).items())
+    asked = (f"{key}={_text(value)}" for key, value in differing(config, defaults).items())
     return shlex.join(["python", "-m", f"simulations.{name}", *options, *asked])
 
 

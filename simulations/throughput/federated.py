@@ -20,8 +20,8 @@ from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs import RunFolder, Status
 from psl_flower.wire.frames import frame_nbytes
 from psl_flower.wire.messages import Smashed, Step
+from simulations.memory import MemoryWatch
 from simulations.throughput.holding import Span, cut_steps
-from simulations.throughput.memory import MemoryWatch
 from simulations.throughput.results import PARTS, Measurement, rate, timed
 from simulations.throughput.turns import Turns
 

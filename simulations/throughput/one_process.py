@@ -23,8 +23,9 @@ import psutil
 from psl_flower.errors import PslError, RunError, TrainingError
 from psl_flower.launch.superlink import environment, last_line
 from simulations.machine import peak, pss
+from simulations.memory import Process
 from simulations.throughput.holding import Brake, cut_steps
-from simulations.throughput.results import ONE_PROCESS, Measurement, Process, rate
+from simulations.throughput.results import ONE_PROCESS, Measurement, rate
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 1.0

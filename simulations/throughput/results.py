@@ -9,6 +9,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from simulations import reports
+from simulations.memory import Process
 from simulations.reports import Spread, Values
 
 VERSION = 2
@@ -69,24 +70,6 @@ class Settings(Options, frozen=True, kw_only=True):
     def modes(self) -> tuple[str, ...]:
         """All modes."""
         return (ONE_PROCESS, *self.transports)
-
-
-class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of a process.
-
-    Attributes
-    ----------
-    role : str
-        "one process", "Lower", "Upper", or "Flower" for all the rest together.
-    peak_bytes : int
-        High-water mark of its resident memory (VmHWM), shared libraries included.
-    pss_bytes : int or None
-        Its proportional share of memory after the last step; None where the system does not tell.
-    """
-
-    role: str
-    peak_bytes: int
-    pss_bytes: int | None = None
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

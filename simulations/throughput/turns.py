@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
+from simulations.memory import LOWER, UPPER, role_of
 from simulations.throughput.holding import Brake, Span, breathe
-from simulations.throughput.memory import LOWER, UPPER, role_of
 from simulations.throughput.one_process import Opponent
 from simulations.throughput.results import Settings
 

@@ -10,6 +10,7 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.errors import ConfigError, RunError
 from simulations import page, reports
 from simulations.machine import peak
+from simulations.memory import MemoryWatch, role_of
 from simulations.reports import Spread
 from simulations.settings import DEFAULTS
 from simulations.tables import show
@@ -17,7 +18,6 @@ from simulations.throughput import table
 from simulations.throughput.bench import DECIDED
 from simulations.throughput.command import main, make_parser, read_config
 from simulations.throughput.federated import evaluation_bytes, phases
-from simulations.throughput.memory import MemoryWatch, role_of
 from simulations.throughput.results import Measurement, Process, Report, Settings, rate, summarise, timed
 from tests.engines import Federation
 from tests.paths import ROOT
@@ -160,8 +160,8 @@ def test_a_file_that_is_not_a_result(tmp_path, content, message):
 
 
 def test_other_benchmarks_are_passed_over(tmp_path):
-    path = tmp_path / "compare.json"
-    path.write_text('{"benchmark": "compare"}')
+    path = tmp_path / "another.json"
+    path.write_text('{"benchmark": "another"}')
     assert reports.load(path, Report) is None
     with pytest.raises(RunError, match="cannot be read"):
         reports.load(tmp_path / "absent.json", Report)

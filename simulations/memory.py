@@ -6,12 +6,30 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import psutil
 
 from simulations.machine import peak, pss
-from simulations.throughput.results import Process
 
 LOWER, UPPER, _REST = "Lower", "Upper", "Flower"
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a process.
+
+    Attributes
+    ----------
+    role : str
+        "one process", "Lower", "Upper", or "Flower" for all the rest together.
+    peak_bytes : int
+        High-water mark of its resident memory (VmHWM), shared libraries included.
+    pss_bytes : int or None
+        Its proportional share of memory after the last step; None where the system does not tell.
+    """
+
+    role: str
+    peak_bytes: int
+    pss_bytes: int | None = None
 
 
 class MemoryWatch:

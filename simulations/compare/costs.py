@@ -1,0 +1,78 @@
+"""What methods cost whatever the machine: floating point operations, counted by torch, and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
+from psl_flower.data.store_set import StoreSet
+from psl_flower.engine.build import make_adaptation, make_lower, make_network, make_upper, smashed_shapes
+from psl_flower.partitions import divide
+from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
+
+# BatchNorm needs two.
+_BATCH = 2
+
+
+def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
+    """Return a method's cost; `config` and `stores` are those of its runs, of whole images but for patch-split."""
+    manifest = stores.manifest
+    samples_N = manifest.samples_of("train")
+    if method.kind == PATCHES:
+        return _split(config, manifest, len(samples_N))
+    net = make_network(config, manifest)
+    images = torch.zeros(_BATCH, manifest.channels, *manifest.image_size)
+    node_images = len(samples_N)
+    if method.kind == AVERAGING:
+        parts = divide(
+            samples_N,
+            stores.labels[samples_N],
+            num_clients=int(method.own["clients"]),
+            kind=str(method.own["partition"]),
+            alpha=float(method.own["dirichlet-alpha"]),
+            seed=config.seed,
+        )
+        node_images = max(map(len, parts))
+    weights = _weights(net)
+    return Cost(
+        node_flops=_flops(lambda: net(images)), server_flops=0.0, node_images=node_images, node_weights=weights,
+        weights=weights,
+    )  # fmt: skip
+
+
+def _split(config: RunConfig, manifest: Manifest, num_images: int) -> Cost:
+    shapes = smashed_shapes(config, manifest)
+    busiest = max(shapes, key=lambda m: shapes[m][0])
+    upper, lower, adaptation = make_upper(config, manifest, busiest), make_lower(config, manifest), None
+    adaptation = make_adaptation(config, manifest)
+    K, h, w, C = shapes[busiest]
+    patches = torch.zeros(_BATCH * K, manifest.channels, *manifest.patch_size)
+    smashed = torch.zeros(_BATCH, manifest.grid().num_patches, C, h, w, requires_grad=True)
+
+    def serve() -> torch.Tensor:
+        logits: torch.Tensor = lower(smashed)
+        return logits.sum() + adaptation.for_all_patches(smashed).sum() if adaptation else logits
+
+    return Cost(
+        node_flops=_flops(lambda: upper(patches)),
+        server_flops=_flops(serve),
+        node_images=num_images,
+        node_weights=_weights(upper),
+        weights=_weights(lower) + manifest.num_uppers * _weights(upper),
+    )
+
+
+def _flops(forward: Callable[[], torch.Tensor]) -> float:
+    """Return the operations of a forward and a backward pass, for one image."""
+    with FlopCounterMode(display=False) as counter:
+        forward().sum().backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops()) / _BATCH
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,179 @@
+"""Trials through `flwr run`: patch-split learning with this app, federated averaging with the one in fedavg/."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import tomllib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import RunError
+from psl_flower.launch.federation import simulation
+from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
+from psl_flower.launch.superlink import LocalSuperLink
+from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.runs import RunFolder, Status
+from simulations.compare.results import Point
+from simulations.compare.worker import Outcome
+from simulations.memory import LOWER, UPPER, MemoryWatch
+from simulations.reports import Values
+
+FEDAVG_APP = Path(__file__).parent / "fedavg"
+_POLL_S, _MEMORY_EVERY_S = 0.5, 5.0
+
+Show = Callable[[int], None]
+
+
+def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
+    """Train with patches, or go on where an earlier attempt was interrupted.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run, its name and workspace included.
+    steps_per_epoch : int
+        For the points' epochs.
+    show : callable
+        Called with the number of steps done.
+
+    Raises
+    ------
+    RunError
+        If the run fails, with its own last words.
+    """
+    run = RunFolder(config.workspace_path() / "runs" / config.run_name)
+    if (run.path / "checkpoints").is_dir() and run.checkpoints.steps():
+        config = config.replace(resume=run.name, run_name="")
+    else:
+        shutil.rmtree(run.path, ignore_errors=True)
+    memory = MemoryWatch()
+    with LocalSuperLink() as superlink:
+        num_uppers, run = prepare(config)
+        superlink.wait()
+        watch = Watch(superlink, run)
+        given = {key: value for key, value in config.to_mapping().items() if key != "run-name" or value}
+        start(superlink, app_folder(), given, config, run, num_uppers)
+        _follow(watch, superlink, run, memory, lambda status: show(status.step))
+    rows = run.read_metrics()
+    points = _points(rows, [row["step"] / steps_per_epoch for row in rows])
+    return _outcome(run, points, rows, "upper", memory)
+
+
+def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
+    """Train with federated averaging; an earlier attempt is forgotten.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What all methods share, with the number of rounds, the run's name and workspace.
+    own : dict
+        Settings that averaging alone has, by their kebab-case keys.
+    show : callable
+        Called with the number of rounds done.
+
+    Raises
+    ------
+    RunError
+        As `patch_split`.
+    """
+    run = RunFolder(config.workspace_path() / "runs" / config.run_name)
+    shutil.rmtree(run.path, ignore_errors=True)
+    settings = config.to_mapping() | local_paths(config.to_mapping()) | own
+    known = tomllib.loads((FEDAVG_APP / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
+    memory = MemoryWatch()
+    with LocalSuperLink() as superlink:
+        superlink.wait()
+        watch = Watch(superlink, run)
+        superlink.run(FEDAVG_APP, {key: settings[key] for key in known if key in settings}, federation(own))
+        _follow(watch, superlink, run, memory, lambda status: show(status.round))
+    rows = run.read_metrics()
+    return _outcome(run, _points(rows, [float(row["epochs"]) for row in rows]), rows, "client", memory)
+
+
+def federation(own: Values) -> dict[str, int | float]:
+    """Return the simulation's settings: a client waits for no other, so as many run at once as there are cores."""
+    clients, cores = int(own["clients"]), usable_cores()
+    config = simulation(clients, cores, count_gpus(), min(clients, cores))
+    return config | {"num-supernodes": clients}
+
+
+def _follow(
+    watch: Watch, superlink: LocalSuperLink, run: RunFolder, memory: MemoryWatch, show: Callable[[Status], None]
+) -> None:
+    """Look after a run until it ends; raises RunError unless it has completed."""
+    looked_at = 0.0
+    while True:
+        status, over = watch.look()
+        if over:
+            assert status is not None
+            if status.state != "completed":
+                raise RunError(_why(status, superlink, run))
+            return
+        if status is not None and status.state == "training":
+            show(status)
+        if time.monotonic() - looked_at >= _MEMORY_EVERY_S:
+            memory.look(superlink.processes())
+            looked_at = time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _why(status: Status, superlink: LocalSuperLink, run: RunFolder) -> str:
+    """Return what a run that failed says, and keep Flower's log."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(superlink.log, run.path / "flower.log")
+    told = status.message.removeprefix("error: ")
+    return f"run {run.name} {status.state}: {told} (Flower's log: {run.path / 'flower.log'})"
+
+
+def _points(rows: list[dict[str, Any]], epochs: list[float]) -> tuple[Point, ...]:
+    train_s = np.cumsum([row["train_s"] for row in rows])
+    up, down = (np.cumsum([row[key] for row in rows]) for key in ("bytes_up", "bytes_down"))
+    return tuple(
+        Point(
+            epoch=epochs[i],
+            accuracy=row["accuracy"],
+            test_loss=row["test_loss"],
+            train_s=float(train_s[i]),
+            bytes_up=int(up[i]),
+            bytes_down=int(down[i]),
+        )
+        for i, row in enumerate(rows)
+        if row["accuracy"] is not None
+    )
+
+
+def _outcome(
+    run: RunFolder, points: tuple[Point, ...], rows: list[dict[str, Any]], node: str, memory: MemoryWatch
+) -> Outcome:
+    with np.load(run.path / "predictions.npz") as found:
+        label, predicted = (tuple(found[name].tolist()) for name in ("label", "predicted"))
+    roles = {UPPER: "node", LOWER: "server"}
+    peaks: dict[str, int] = {}
+    for process in memory.processes():
+        role = roles.get(process.role)
+        if role:
+            peaks[role] = max(peaks.get(role, 0), process.peak_bytes)
+    return Outcome(
+        points=points,
+        label=label,
+        predicted=predicted,
+        up=total_by_node([row[f"bytes_up_by_{node}"] for row in rows]),
+        down=total_by_node([row[f"bytes_down_by_{node}"] for row in rows]),
+        peak_bytes=peaks,
+    )
+
+
+def total_by_node(rounds: list[dict[str, int]]) -> dict[str, int]:
+    """Return the bytes of every node; each round's are those so far, which begin again where a run was continued."""
+    total = dict(rounds[0])
+    for before, after in pairwise(rounds):
+        for node, count in after.items():
+            earlier = before.get(node, 0)
+            total[node] = total.get(node, 0) + (count - earlier if count >= earlier else count)
+    return total

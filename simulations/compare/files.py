@@ -1,0 +1,99 @@
+"""Writes all that is made of a report: JSON, CSV, plots as PNG, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from simulations import reports
+from simulations.compare import pictures, plots, table
+from simulations.compare.page import Plot, render
+from simulations.compare.results import Report
+from simulations.compare.study import Holding
+
+_DPI = 160
+# Alike from run to run, and text as shapes: the page looks the same wherever it is opened.
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "psl-flower", "svg.fonttype": "path", "font.size": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    name: str
+    heading: str
+    text: str
+    figure: Figure
+
+
+def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Path:
+    """Write everything to a folder that is there; return the page's path.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    reports.save(folder / "report.json", report)
+    reports.write(folder / "methods.csv", table.to_csv(report).encode())
+    reports.write(folder / "curves.csv", table.curves_csv(report).encode())
+    shown = []
+    with mpl.rc_context(_STYLE):
+        for drawing in _drawings(report, holdings):
+            reports.write(folder / f"{drawing.name}.png", _png(drawing.figure))
+            shown.append(Plot(heading=drawing.heading, text=drawing.text, svg=_svg(drawing.figure)))
+    page = folder / "index.html"
+    reports.write(page, render(table.present(report), report, shown).encode())
+    return page
+
+
+def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
+    found = [
+        _Drawing(
+            f"holdings-{number}",
+            "What each node holds",
+            pictures.caption(holding),
+            pictures.picture(holding),
+        )
+        for number, holding in enumerate(holdings)
+    ]
+    found += [
+        _Drawing(
+            "accuracy-by-epoch", "Accuracy by epoch, time and bytes",
+            "By passes over the training images, alike for all methods.",
+            plots.accuracy_by_epoch(report),
+        ),
+        _Drawing(
+            "accuracy-by-time", "Accuracy by epoch, time and bytes",
+            "By seconds of training on this machine, whose cores all parties share; evaluations are left out.",
+            plots.accuracy_by_time(report),
+        ),
+    ]  # fmt: skip
+    by_bytes = plots.accuracy_by_bytes(report)
+    if by_bytes is not None:
+        text = "By what all nodes sent and received, the evaluations of patch-split learning included."
+        found.append(_Drawing("accuracy-by-bytes", "Accuracy by epoch, time and bytes", text, by_bytes))
+    for number, (group, figure) in enumerate(plots.adaptation(report)):
+        text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed)."
+        found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))
+    for number, (name, figure) in enumerate(plots.confusion(report)):
+        text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
+        found.append(_Drawing(f"confusion-{number}", "Confusion matrix", text, figure))
+    return found
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,108 @@
+"""The page: one HTML file with tables and plots in it, readable without a network, on a desk and on a telephone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+
+from simulations.compare.results import Report
+from simulations.tables import Cells, Presentation
+
+_CSS = """
+:root { color-scheme: light; --ink: #222; --soft: #555; --line: #ddd; --paper: #fff; --shade: #f6f7f8; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 74rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p { max-width: 48rem; margin: .5rem 0; }
+.soft { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { background: var(--shade); font-weight: 600; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+td:first-child { min-width: 11rem; }
+.words td { min-width: 13rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: 1.25rem; }
+figure { margin: 0; }
+figure svg { display: block; width: 100%; height: auto; max-width: 38rem; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .25rem; }
+pre { background: var(--shade); padding: .75rem; overflow-x: auto; font-size: .85rem; }
+"""
+_HEADINGS = ("Accuracy and time", "What is sent", "What is computed and held", "Who sees what")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """One plot: neighbours with the same heading share it; `svg` is an svg element."""
+
+    heading: str
+    text: str
+    svg: str
+
+
+def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
+    """Return the page."""
+    accuracy, *others = [
+        f"<h2>{heading}</h2>\n{_table(cells, words=heading == _HEADINGS[-1])}"
+        for heading, cells in zip(_HEADINGS, said.tables, strict=True)
+    ]
+    versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
+    parts = [
+        "<!doctype html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        "<title>Patch-split learning compared</title>",
+        f"<style>{_CSS}</style>",
+        "</head>",
+        "<body>",
+        "<h1>Patch-split learning, the whole image, and federated averaging</h1>",
+        f"<p>{escape(said.title)}.</p>",
+        f'<p class="soft">{escape(report.date)}, {escape(str(report.machine["system"]))}; {escape(versions)}.</p>',
+        accuracy,
+        *_figures(plots),
+        *others,
+        f"<h2>How to read this</h2>\n<p>{escape(said.notes)}</p>",
+        f"<h2>Again</h2>\n<pre>{escape(said.command)}</pre>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _figures(plots: Sequence[Plot]) -> list[str]:
+    found = []
+    for heading, group in groupby(enumerate(plots), key=lambda numbered: numbered[1].heading):
+        figures = "\n".join(
+            f"<figure>{_inline(plot, number)}<figcaption>{escape(plot.text)}</figcaption></figure>"
+            for number, plot in group
+        )
+        found.append(f'<h2>{escape(heading)}</h2>\n<div class="plots">\n{figures}\n</div>')
+    return found
+
+
+def _inline(plot: Plot, number: int) -> str:
+    """Return the svg element with ids that no other on the page has, a name, and the size that the page gives."""
+    used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', plot.svg))
+    names = {name for pair in used for name in pair}
+    svg = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in names else "", plot.svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>p{number}-", svg)
+    name = escape(f"{plot.heading}. {plot.text}", quote=True)
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{name}">{rest}'
+
+
+def _table(cells: Cells, *, words: bool) -> str:
+    head, rows = cells
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    kind = ' class="words"' if words else ""
+    return f'<div class="scroll"><table{kind}>\n<tr>{names}</tr>\n{lines}\n</table></div>'

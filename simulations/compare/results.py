@@ -1,0 +1,288 @@
+"""What the study writes: one record per trial, and what a method's trials amount to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from simulations import reports
+from simulations.reports import Spread, Values
+
+VERSION = 1
+WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
+ENGINES = ("flwr", "in-process", "one-graph")
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to train.
+
+    Attributes
+    ----------
+    kind : str
+        "whole" (whole images in one process), "merged" (the same, augmented patch by patch), "patch-split" or
+        "averaging".
+    name : str
+        For people; no two methods share one.
+    group : str
+        Methods of one group differ in the Adaptation Net alone.
+    config : dict
+        Settings of the run by their kebab-case keys, without those that all methods share.
+    own : dict
+        Settings that federated averaging alone has.
+    """
+
+    kind: str
+    name: str
+    group: str
+    config: Values = {}
+    own: Values = {}
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trial had come to at one of its evaluations.
+
+    Attributes
+    ----------
+    epoch : float
+        Passes over the training images so far.
+    accuracy, test_loss : float
+        On the test images.
+    train_s : float
+        Seconds of training so far, without evaluations.
+    bytes_up, bytes_down : int
+        From and to all nodes so far, evaluations included; 0 where nothing was sent.
+    """
+
+    epoch: float
+    accuracy: float
+    test_loss: float
+    train_s: float
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One method, trained once.
+
+    Attributes
+    ----------
+    method : str
+        Its name.
+    seed : int
+        Of everything random.
+    engine : str
+        "flwr", "in-process", "one-graph", or "one process" for the whole image.
+    points : tuple of Point
+        The evaluations, in order.
+    confusion : tuple of tuple of int
+        Test images by class (row) and answer (column), at the end.
+    wall_s : float
+        From the command to the end, start of all processes included; of the last attempt where it was interrupted.
+    up, down : dict
+        Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
+    peak_bytes : dict
+        Highest resident memory of a process, by role: "node", "server" or "one process".
+    """
+
+    method: str
+    seed: int
+    engine: str
+    points: tuple[Point, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    wall_s: float
+    up: dict[str, int] = {}
+    down: dict[str, int] = {}
+    peak_bytes: dict[str, int] = {}
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy at the end."""
+        return self.points[-1].accuracy
+
+    def epochs_to(self, target: float) -> float | None:
+        """Return the passes after which an evaluation first found this accuracy; None if none did."""
+        return next((point.epoch for point in self.points if point.accuracy >= target), None)
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a method costs whatever the machine: floating point operations of forward and backward pass, and weights.
+
+    Attributes
+    ----------
+    node_flops, server_flops : float
+        For one training image on the node that has most to do, and on the server; one process counts as a node.
+    node_images : int
+        Images that this node sees in an epoch, or parts of them.
+    node_weights, weights : int
+        Parameters on that node, and in all, those of the Adaptation Net not counted.
+    """
+
+    node_flops: float
+    server_flops: float
+    node_images: int
+    node_weights: int
+    weights: int
+
+
+class Mean(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean and range over the seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """Return that of one or more values."""
+        known = list(values)
+        return cls(mean=statistics.fmean(known), low=min(known), high=max(known))
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a method's trials amount to.
+
+    Attributes
+    ----------
+    method : Method
+        Which.
+    trials : int
+        How many.
+    accuracy : Mean
+        At the end.
+    reached : int
+        Trials that reached the target.
+    epochs_to_target : Mean or None
+        Over those; None if there are none.
+    train_s, wall_s : Spread
+        Of a trial.
+    up, down : dict
+        "node": most bytes from or to one node; "all": from or to all of them; empty where nothing was counted.
+    peak_bytes : dict
+        By role: the highest of all trials.
+    cost : Cost
+        See there.
+    """
+
+    method: Method
+    trials: int
+    accuracy: Mean
+    reached: int
+    epochs_to_target: Mean | None
+    train_s: Spread
+    wall_s: Spread
+    up: dict[str, int]
+    down: dict[str, int]
+    peak_bytes: dict[str, int]
+    cost: Cost
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What was compared.
+
+    Attributes
+    ----------
+    config : dict
+        Settings that all methods share, by their kebab-case keys.
+    options : dict
+        The command's options, by their names.
+    engine : str
+        How patch-split learning ran.
+    epochs : int
+        Passes over the training images, alike for all methods.
+    train_images, test_images : int
+        Alike for all methods.
+    steps_per_epoch : int
+        Of all methods but federated averaging, whose clients count their own.
+    classes : tuple of str
+        Names.
+    target : float
+        Accuracy of which the epochs are counted.
+    """
+
+    config: Values
+    options: dict[str, str]
+    engine: str
+    epochs: int
+    train_images: int
+    test_images: int
+    steps_per_epoch: int
+    classes: tuple[str, ...]
+    target: float
+
+
+class Report(reports.Report, frozen=True, kw_only=True):
+    """A result file.
+
+    Attributes
+    ----------
+    settings : Settings
+        What was compared.
+    measurements : tuple of Trial
+        Every trial.
+    summaries : tuple of Summary
+        What they amount to, by method.
+    """
+
+    benchmark: str = "compare"
+    version: int = VERSION
+    settings: Settings
+    measurements: tuple[Trial, ...]
+    summaries: tuple[Summary, ...]
+
+    def trials_of(self, method: str) -> list[Trial]:
+        """Return a method's trials."""
+        return [trial for trial in self.measurements if trial.method == method]
+
+
+def summarise(
+    methods: Sequence[Method], costs: dict[str, Cost], trials: Sequence[Trial], target: float
+) -> tuple[Summary, ...]:
+    """Return what the trials amount to, by method; methods without a trial are left out."""
+    by_method = {method.name: [trial for trial in trials if trial.method == method.name] for method in methods}
+    return tuple(
+        _summary(method, costs[method.name], by_method[method.name], target)
+        for method in methods
+        if by_method[method.name]
+    )
+
+
+def target_accuracy(trials: Sequence[Trial], methods: Sequence[Method], asked: float | None) -> float:
+    """Return the accuracy asked for, or nine tenths of the mean that the whole image came to, or else the best."""
+    if asked is not None:
+        return asked
+    for kind in (MERGED, WHOLE, PATCHES, AVERAGING):
+        names = {method.name for method in methods if method.kind == kind}
+        found = [trial.accuracy for trial in trials if trial.method in names]
+        if found:
+            return round(0.9 * statistics.fmean(found), 3)
+    return 0.0
+
+
+def _summary(method: Method, cost: Cost, trials: Sequence[Trial], target: float) -> Summary:
+    epochs = [found for trial in trials if (found := trial.epochs_to(target)) is not None]
+    roles = {role: None for trial in trials for role in trial.peak_bytes}
+    return Summary(
+        method=method,
+        trials=len(trials),
+        accuracy=Mean.of(trial.accuracy for trial in trials),
+        reached=len(epochs),
+        epochs_to_target=Mean.of(epochs) if epochs else None,
+        train_s=Spread.of(trial.points[-1].train_s for trial in trials),
+        wall_s=Spread.of(trial.wall_s for trial in trials),
+        up=_traffic([trial.up for trial in trials]),
+        down=_traffic([trial.down for trial in trials]),
+        peak_bytes={role: max(trial.peak_bytes.get(role, 0) for trial in trials) for role in roles},
+        cost=cost,
+    )
+
+
+def _traffic(by_node: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Return the bytes of a trial: of the node with most, and of all nodes; the highest over the trials."""
+    if not any(by_node):
+        return {}
+    return {
+        "node": max(max(nodes.values()) for nodes in by_node if nodes),
+        "all": max(sum(nodes.values()) for nodes in by_node),
+    }

@@ -1,0 +1,324 @@
+"""Runs every method with every seed, one after the other; what is there already is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.batches import BatchOrder
+from psl_flower.config import RunConfig
+from psl_flower.data.preparing import prepare_stores
+from psl_flower.data.store_set import StoreSet
+from psl_flower.errors import RunError
+from psl_flower.launch.running import local_paths
+from psl_flower.machine import usable_cores
+from psl_flower.patches import PatchGrid
+from psl_flower.whole_image import whole_image_config
+from simulations import settings as common
+from simulations.compare import federated, worker
+from simulations.compare.methods import Choice, plan
+from simulations.compare.results import (
+    AVERAGING,
+    MERGED,
+    PATCHES,
+    WHOLE,
+    Cost,
+    Method,
+    Report,
+    Settings,
+    Trial,
+    summarise,
+    target_accuracy,
+)
+from simulations.machine import circumstances
+from simulations.progress import Progress
+from simulations.reports import write
+
+# Where the recipe is not that of a run's defaults (DESIGN.md section 3).
+DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
+# Training images shown.
+_PICTURED = 5
+# Keys that the study decides, each with the option that asks for it; empty where there is none.
+DECIDED = {
+    **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
+    "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",
+    "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
+    "workspace": "--out", "stores": "",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to compare.
+
+    Attributes
+    ----------
+    choice : Choice
+        Which methods.
+    seeds : tuple of int
+        Every method is trained once with each.
+    epochs : int
+        Passes over the training images.
+    evaluations : int
+        In an epoch, at most: the largest divisor of an epoch's steps that is not above it.
+    engine : str
+        How patch-split learning runs: "flwr", "in-process" or "one-graph".
+    target : float or None
+        Accuracy of which the epochs are counted; None: nine tenths of the whole image's.
+    told : dict
+        The command's options in words.
+    """
+
+    choice: Choice
+    seeds: tuple[int, ...]
+    epochs: int
+    evaluations: int
+    engine: str
+    target: float | None
+    told: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Images (B, C, H, W), uint8, of which nodes hold patches: of this grid, by this assignment; else whole ones."""
+
+    name: str
+    images_BCHW: NDArray[np.uint8]
+    grid: PatchGrid | None = None
+    assignment: tuple[int, ...] = ()
+
+
+class Study:
+    """All that is compared.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What all methods share.
+    options : Options
+        How to compare.
+    folder : Path
+        For results of trials, stores and runs.
+    progress : Progress
+        Told how it goes.
+
+    Raises
+    ------
+    PslError
+        If the dataset cannot be used, or a grid does not fit its images.
+    """
+
+    def __init__(self, config: RunConfig, options: Options, folder: Path, progress: Progress) -> None:
+        self._options, self._folder, self._progress, self._config_given = options, folder, progress, config
+        workspace = folder / "workspace"
+        self._shared = config.replace(
+            **local_paths(config.to_mapping()), workspace=str(workspace), seed=options.seeds[0], collect_model=False
+        )
+        self._whole_config = whole_image_config(self._shared)
+        self.whole = prepare_stores(self._whole_config, progress.ingesting)
+        self.methods = plan(self._shared, options.choice, self.whole.manifest.image_size)
+        self.steps_per_epoch = _steps_per_epoch(config, self.whole)
+        # Rounds end with an epoch, so a round is a whole part of one.
+        wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
+        self._evaluations = next(number for number in wanted if self.steps_per_epoch % number == 0)
+
+    def run(self) -> Report:
+        """Do all trials that have no result yet, and return the report.
+
+        Raises
+        ------
+        PslError
+            If a trial fails; the results of those before it stay.
+        """
+        began, options = circumstances(), self._options
+        trials, costs = self._trials(), self._costs()
+        target = target_accuracy(trials, self.methods, options.target)
+        manifest = self.whole.manifest
+        settings = Settings(
+            config=common.without(self._config_given, DECIDED),
+            options=options.told,
+            engine=options.engine,
+            epochs=options.epochs,
+            train_images=len(manifest.samples_of("train")),
+            test_images=len(manifest.samples_of("test")),
+            steps_per_epoch=self.steps_per_epoch,
+            classes=manifest.class_names,
+            target=target,
+        )
+        summaries = summarise(self.methods, costs, trials, target)
+        return Report(**began, settings=settings, measurements=tuple(trials), summaries=summaries)
+
+    def holdings(self) -> list[Holding]:
+        """Return, with pictures, what the nodes of every distributed method hold."""
+        samples_N = self.whole.manifest.samples_of("train")[:_PICTURED]
+        with closing(self.whole.open(0)) as store:
+            images_BCHW = store.read(samples_N)[:, 0]
+        found: dict[str, Holding] = {}
+        for method in self.methods:
+            if method.kind == PATCHES and method.group not in found:
+                manifest = self._stores(method).manifest
+                found[method.group] = Holding(method.group, images_BCHW, manifest.grid(), manifest.assignment)
+            elif method.kind == AVERAGING:
+                found.setdefault("federated averaging", Holding("federated averaging", images_BCHW))
+        return list(found.values())
+
+    def _trials(self) -> list[Trial]:
+        """Do or read all trials, seed by seed."""
+        options, found = self._options, list[Trial]()
+        pending = [(method, seed) for seed in options.seeds for method in self.methods]
+        clock = _Clock(len(pending))
+        for number, (method, seed) in enumerate(pending, start=1):
+            engine = self._engine(method)
+            name = trial_name(method, seed, engine, self._config(method, seed))
+            path = self._folder / "trials" / f"{name}.json"
+            if path.exists():
+                found.append(read_trial(path))
+                clock.skip(method.name, found[-1].wall_s)
+                continue
+            self._progress.trial(f"trial {number} of {len(pending)}, {method.name}, seed {seed}")
+            clock.begin(method.name)
+            outcome, wall_s = self._do(method, seed, engine, name, clock)
+            trial = Trial(
+                method=method.name, seed=seed, engine=engine, points=outcome.points, wall_s=wall_s,
+                confusion=confusion(outcome.label, outcome.predicted, len(self.whole.manifest.class_names)),
+                up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes,
+            )  # fmt: skip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
+            clock.end(wall_s)
+            self._progress.result(f"accuracy {trial.accuracy:.2%} after {wall_s:.0f} s")
+            found.append(trial)
+        return found
+
+    def _costs(self) -> dict[str, Cost]:
+        """Return every method's cost."""
+        from simulations.compare.costs import cost
+
+        found = {}
+        for method in self.methods:
+            if method.kind == PATCHES:
+                config = self._config(method, self._options.seeds[0])
+                found[method.name] = cost(method, config, self._stores(method))
+            else:
+                found[method.name] = cost(method, self._whole_config, self.whole)
+        return found
+
+    def _stores(self, method: Method) -> StoreSet:
+        return prepare_stores(self._config(method, self._options.seeds[0]), self._progress.ingesting)
+
+    def _engine(self, method: Method) -> str:
+        if method.kind == PATCHES:
+            return self._options.engine
+        return "flwr" if method.kind == AVERAGING else "one process"
+
+    def _config(self, method: Method, seed: int) -> RunConfig:
+        """Return the settings of a trial but for its name."""
+        epochs, per_epoch = self._options.epochs, self._evaluations
+        rounds = {"rounds": epochs * per_epoch, "steps_per_round": self.steps_per_epoch // per_epoch}
+        if method.kind == AVERAGING:
+            # A round of averaging is its clients' local passes.
+            rounds = {"rounds": epochs // self._options.choice.local_epochs, "steps_per_round": 0}
+        base = self._whole_config if method.kind == WHOLE else self._shared
+        values = base.replace(seed=seed, **rounds).to_mapping() | method.config
+        return RunConfig.from_mapping(values)
+
+    def _do(self, method: Method, seed: int, engine: str, name: str, clock: _Clock) -> tuple[worker.Outcome, float]:
+        config = self._config(method, seed).replace(run_name=name)
+        total = config.rounds * (config.steps_per_round or 1)
+
+        def show(done: int) -> None:
+            what = "averaging" if method.kind == AVERAGING else "training"
+            self._progress.step(what, done, total, clock.left(done / total))
+
+        began = time.monotonic()
+        if method.kind == AVERAGING:
+            outcome = federated.averaging(config, method.own, show)
+        elif engine == "flwr":
+            outcome = federated.patch_split(config, self.steps_per_epoch, show)
+        else:
+            kind = method.kind if method.kind in (WHOLE, MERGED) else engine
+            threads = config.lower_threads or usable_cores()
+            # The one process makes its stores itself, unless they are there.
+            scratch = str(self._folder / "workspace" / "runs" / name)
+            job = worker.Job(kind=kind, config=config.to_mapping(), threads=threads, folder=scratch)
+            outcome = worker.run(job, show)
+        return outcome, time.monotonic() - began
+
+
+class _Clock:
+    """Estimates what is left from what the trials before took."""
+
+    def __init__(self, trials: int) -> None:
+        self._left, self._took, self._method, self._began = trials, dict[str, float](), "", 0.0
+
+    def skip(self, method: str, wall_s: float) -> None:
+        """Note a trial that was there already."""
+        self._left -= 1
+        self._took[method] = wall_s
+
+    def begin(self, method: str) -> None:
+        """Note that a trial begins."""
+        self._method, self._began = method, time.monotonic()
+
+    def end(self, wall_s: float) -> None:
+        """Note that it has ended."""
+        self._left -= 1
+        self._took[self._method] = wall_s
+
+    def left(self, share: float) -> float | None:
+        """Return the seconds left, where a share 0..1 of this trial is done; None while nothing is known."""
+        spent = time.monotonic() - self._began
+        known = self._took.get(self._method, spent / share if share > 0 else None)
+        if known is None:
+            return None
+        usual = sum(self._took.values()) / len(self._took) if self._took else known
+        return max(0.0, known - spent) + (self._left - 1) * usual
+
+
+def trial_name(method: Method, seed: int, engine: str, config: RunConfig) -> str:
+    """Return a trial's name: readable, and another one wherever anything that decides its result is another."""
+    decisive = {
+        key: value
+        for key, value in config.to_mapping().items()
+        if key not in ("workspace", "run-name", "progress-every-s", "lower-threads", "upper-threads")
+    }
+    digest = hashlib.sha256(msgspec.json.encode((method.kind, method.own, engine, decisive), order="sorted"))
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-")[:60]
+    return f"{slug}-seed{seed}-{digest.hexdigest()[:8]}"
+
+
+def read_trial(path: Path) -> Trial:
+    """Read the result of a trial.
+
+    Raises
+    ------
+    RunError
+        If it is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Trial)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunError(
+            f"{path}: is no result of a trial: {str(error)[:200]}; delete it to have it done again"
+        ) from error
+
+
+def confusion(label: Sequence[int], predicted: Sequence[int], num_classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return how often images of each class (row) were taken for each (column)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (np.asarray(label, np.int64), np.asarray(predicted, np.int64)), 1)
+    return tuple(tuple(row) for row in counts.tolist())
+
+
+def _steps_per_epoch(config: RunConfig, stores: StoreSet) -> int:
+    pool = stores.manifest.samples_of("train")
+    return BatchOrder(pool=pool, batch_size=config.batch_size, seed=config.seed).steps_per_epoch

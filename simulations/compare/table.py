@@ -1,0 +1,210 @@
+"""The report in words: tables of accuracy, of what is sent and computed, and of what each party gets to see."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from simulations.compare.results import AVERAGING, MERGED, PATCHES, Mean, Method, Report, Summary
+from simulations.compare.study import DEFAULTS
+from simulations.tables import Cells, Presentation, again, machine, spread
+
+_ENGINES = {
+    "flwr": "through `flwr run` in Flower's simulation",
+    "in-process": "by the same engine in one process, without Flower and Ray, frames encoded and counted as on a wire",
+    "one-graph": "as one graph in one process, without Flower, whose weights are those of the federated run; "
+    "it sends nothing, so no bytes are counted",
+}
+
+
+def present(report: Report) -> Presentation:
+    """Return the report in words."""
+    return Presentation(
+        title=title(report),
+        tables=(accuracy(report), traffic(report), work(report), seen(report)),
+        notes=notes(report),
+        command=command(report),
+    )
+
+
+def title(report: Report) -> str:
+    """Return one line: what was trained on what, and where."""
+    settings = report.settings
+    seeds = len({trial.seed for trial in report.measurements})
+    return (
+        f"{settings.config['dataset']}, {settings.config['backbone']}, {settings.train_images} training and "
+        f"{settings.test_images} test images, {settings.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}; "
+        f"{machine(report)}"
+    )
+
+
+def accuracy(report: Report) -> Cells:
+    """Return names and cells of the table of accuracy and time."""
+    head = ("method", "accuracy, %", f"epochs to {report.settings.target:.1%}", "training, s", "start to end, s")
+    return head, [
+        (
+            summary.method.name,
+            _mean(summary.accuracy, 100),
+            _epochs(summary),
+            spread(summary.train_s, _whole),
+            spread(summary.wall_s, _whole),
+        )
+        for summary in report.summaries
+    ]
+
+
+def traffic(report: Report) -> Cells:
+    """Return names and cells of the table of what is sent."""
+    head = ("method", "up from a node, MB", "down to a node, MB", "up in all, MB", "down in all, MB")
+    return head, [
+        (
+            summary.method.name,
+            *(_megabytes(of.get(which)) for which in ("node", "all") for of in (summary.up, summary.down)),
+        )
+        for summary in report.summaries
+    ]
+
+
+def work(report: Report) -> Cells:
+    """Return names and cells of the table of what a node computes and holds."""
+    head = (
+        "method",
+        "node, GFLOP/epoch",
+        "server, GFLOP/epoch",
+        "node, peak MB",
+        "server, peak MB",
+        "node, 1000 weights",
+    )
+    return head, [
+        (
+            summary.method.name,
+            _gigaflops(summary.cost.node_flops * summary.cost.node_images),
+            _gigaflops(summary.cost.server_flops * report.settings.train_images),
+            _megabytes(summary.peak_bytes.get("node", summary.peak_bytes.get("one process"))),
+            _megabytes(summary.peak_bytes.get("server")),
+            f"{summary.cost.node_weights / 1000:,.0f}",
+        )
+        for summary in report.summaries
+    ]
+
+
+def seen(report: Report) -> Cells:
+    """Return names and cells of the table of what each party gets to see."""
+    return ("method", "a node sees", "the server sees"), [
+        (summary.method.name, *sees(summary.method)) for summary in report.summaries
+    ]
+
+
+def sees(method: Method) -> tuple[str, str]:
+    """Return what a node and the server get to see."""
+    if method.kind == PATCHES:
+        return (
+            "its own patch positions of every image; no labels, no other node's patches",
+            "labels; smashed data, which can be inverted at the usual cut (docs/threat-model.md); no image",
+        )
+    if method.kind == AVERAGING:
+        return (
+            f"whole images and labels, its own (1 of {method.own['clients']} parts); the whole model",
+            "no training image; every client's weights after each round, from which images can leak; the whole model",
+        )
+    return "everything: all whole images and labels, the whole model", "-"
+
+
+def notes(report: Report) -> str:
+    """Return how to read the tables, and where the comparison is not even."""
+    settings = report.settings
+    kinds = {summary.method.kind for summary in report.summaries}
+    parts = [
+        "Accuracy: mean over the seeds (lowest to highest) on the same test images after the last step; the seed also "
+        "draws which images are used where not all are. Same backbone, images, batch size, schedule and number of "
+        "passes for all methods. Times: median (lowest to highest); training leaves evaluations and the start of "
+        "processes out. Parties share this machine's cores.",
+    ]
+    if PATCHES in kinds:
+        parts.append(f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations.")
+    if MERGED in kinds:
+        parts.append(
+            "The whole image augmented by patches is the network in one process on images put together from patches "
+            "that were shifted one by one, as separate stores must; the whole image without that is the upper line."
+        )
+    if AVERAGING in kinds:
+        parts.append(
+            "Federated averaging is Flower's own strategy through `flwr run`. Uneven: its clients start every round "
+            "with fresh momentum and make fewer, equally large steps in a pass (each over its own part alone); the "
+            "server evaluates on the test images itself, so evaluation costs no bytes; learning rate and batch size "
+            "were not tuned for it. Its first round includes the start of the clients' processes."
+        )
+    parts.append(
+        "FLOP: forward and backward pass, counted by torch.utils.flop_counter, on the node that has most to do. Peak: "
+        f"resident memory of a process, torch included. Load of the machine before: {report.machine['load_before']}."
+    )
+    return " ".join(parts)
+
+
+def command(report: Report) -> str:
+    """Return the command line that measures the same again."""
+    options = [word for name, value in report.settings.options.items() for word in (f"--{name}", value)]
+    return again("compare", options, report.settings.config, DEFAULTS)
+
+
+def to_csv(report: Report) -> str:
+    """Return the tables' numbers as CSV, one line for a method."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            "method", "kind", "trials", "accuracy_mean", "accuracy_low", "accuracy_high", "epochs_to_target",
+            "trials_at_target", "train_s", "wall_s", "up_bytes_node", "down_bytes_node", "up_bytes_all",
+            "down_bytes_all", "node_flop_per_image", "server_flop_per_image", "node_images_per_epoch",
+            "node_peak_bytes", "server_peak_bytes", "node_weights", "weights", "node_sees", "server_sees",
+        ]
+    )  # fmt: skip
+    for summary in report.summaries:
+        known, found = summary.accuracy, summary.cost
+        writer.writerow(
+            [
+                summary.method.name, summary.method.kind, summary.trials, known.mean, known.low, known.high,
+                summary.epochs_to_target.mean if summary.epochs_to_target else "", summary.reached,
+                summary.train_s.median, summary.wall_s.median, summary.up.get("node", ""), summary.down.get("node", ""),
+                summary.up.get("all", ""), summary.down.get("all", ""), found.node_flops, found.server_flops,
+                found.node_images, summary.peak_bytes.get("node", summary.peak_bytes.get("one process", "")),
+                summary.peak_bytes.get("server", ""), found.node_weights, found.weights, *sees(summary.method),
+            ]
+        )  # fmt: skip
+    return file.getvalue()
+
+
+def curves_csv(report: Report) -> str:
+    """Return all evaluations as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    names = ("epoch", "accuracy", "test_loss", "train_s", "bytes_up", "bytes_down")
+    writer.writerow(["method", "seed", "engine", *names])
+    for trial in report.measurements:
+        for point in trial.points:
+            writer.writerow([trial.method, trial.seed, trial.engine, *(getattr(point, name) for name in names)])
+    return file.getvalue()
+
+
+def _epochs(summary: Summary) -> str:
+    if summary.epochs_to_target is None:
+        return "not reached"
+    missing = "" if summary.reached == summary.trials else f", {summary.reached} of {summary.trials} trials"
+    return _mean(summary.epochs_to_target, 1) + missing
+
+
+def _mean(values: Mean, factor: float) -> str:
+    mean, low, high = (f"{factor * value:.1f}" for value in (values.mean, values.low, values.high))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:,.0f}" if count >= 1e7 else f"{count / 1e6:.2f}"
+
+
+def _gigaflops(flops: float) -> str:
+    return "-" if flops == 0 else f"{flops / 1e9:,.0f}"

@@ -1,0 +1,225 @@
+"""Trials without Flower, each in a process of its own: the whole image, and patch-split learning where asked for.
+
+"in-process" is the engine of the federated run with every party in one process (`psl_flower.engine.local`): frames are
+encoded, counted and decoded as on a wire. "one-graph" is the same network as one graph (`psl_flower.engine.monolith`),
+whose weights are those of the federated run; it sends nothing, so it counts no bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import PslError, RunError
+from simulations.compare.results import MERGED, Point
+from simulations.reports import Values
+
+if TYPE_CHECKING:
+    import torch
+
+    from psl_flower.data.store_set import StoreSet
+    from psl_flower.stores.base import PatchStore
+
+_POLL_S = 1.0
+
+Tell = Callable[[int], None]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is to do.
+
+    Attributes
+    ----------
+    kind : str
+        "whole", "merged", "one-graph" or "in-process".
+    config : dict
+        Settings of a run, by their kebab-case keys; it is evaluated after every round.
+    threads : int
+        Of torch.
+    folder : str
+        For checkpoints.
+    """
+
+    kind: str
+    config: Values
+    threads: int
+    folder: str
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What it came to; see `simulations.compare.results.Trial`."""
+
+    points: tuple[Point, ...]
+    label: tuple[int, ...]
+    predicted: tuple[int, ...]
+    up: dict[str, int] = {}
+    down: dict[str, int] = {}
+    peak_bytes: dict[str, int] = {}
+
+
+def run(job: Job, show: Tell) -> Outcome:
+    """Do a job in a fresh process; `show` is called with the number of steps done.
+
+    Raises
+    ------
+    RunError
+        If it fails, with its own words.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(msgspec.json.encode(job), theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while True:
+            if not ours.poll(_POLL_S):
+                continue
+            try:
+                said = ours.recv()
+            except EOFError:
+                process.join()
+                raise RunError(f"the trial's process ended with status {process.exitcode}") from None
+            if isinstance(said, int):
+                show(said)
+            elif isinstance(said, str):
+                raise RunError(said)
+            else:
+                return msgspec.json.decode(said, type=Outcome)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(encoded: bytes, connection: Connection) -> None:
+    job = msgspec.json.decode(encoded, type=Job)
+    try:
+        connection.send(msgspec.json.encode(work(job, connection.send)))
+    except PslError as error:
+        connection.send(f"{' '.join(str(error).split())}")
+
+
+def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
+    """Do a job in this process.
+
+    Raises
+    ------
+    PslError
+        If the data cannot be used, or training fails.
+    """
+    import torch
+
+    from psl_flower.data.preparing import prepare_stores
+    from psl_flower.devices import choose_device
+    from psl_flower.machine import keep_freed_memory
+    from simulations.machine import peak
+
+    keep_freed_memory()
+    torch.set_num_threads(job.threads)
+    config = RunConfig.from_mapping(job.config)
+    device = choose_device(config.device)
+    stores = prepare_stores(config)
+    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
+    train = _exchange if job.kind == "in-process" else _alone
+    outcome = train(job, config, stores, opened, device, tell)
+    peaks = {"one process": peak()}
+    if device.type == "cuda":
+        peaks["GPU"] = torch.cuda.max_memory_allocated(device)
+    return msgspec.structs.replace(outcome, peak_bytes=peaks)
+
+
+def _alone(
+    job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
+) -> Outcome:
+    """Train in one graph."""
+    from psl_flower.engine.monolith import Monolith
+    from psl_flower.whole_image import MergedPatches
+
+    make = MergedPatches if job.kind == MERGED else Monolith
+    trainer = make(config, stores.manifest, stores.labels, opened, device)
+    steps_per_epoch = _steps_per_epoch(config, stores)
+    points: list[Point] = []
+    train_s = 0.0
+    for _ in range(config.rounds):
+        began = time.perf_counter()
+        trainer.train(config.steps_per_round, lambda step, loss, seconds: tell(step))
+        train_s += time.perf_counter() - began
+        found = trainer.evaluate()
+        points.append(
+            Point(epoch=trainer.step / steps_per_epoch, accuracy=found.accuracy, test_loss=found.loss, train_s=train_s)
+        )
+    return Outcome(points=tuple(points), label=_ints(found.label), predicted=_ints(found.predicted))
+
+
+def _exchange(
+    job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
+) -> Outcome:
+    """Train with all parties of the federated engine."""
+    from psl_flower.checkpoints import Checkpoints
+    from psl_flower.engine.build import make_lower_engine, make_task, make_upper, smashed_shapes, upper_options
+    from psl_flower.engine.exchange import WireFormat
+    from psl_flower.engine.local import LocalExchange
+    from psl_flower.engine.rounds import RoundDriver
+    from psl_flower.engine.upper import UpperEngine
+
+    manifest, folder = stores.manifest, Path(job.folder)
+    lower = make_lower_engine(config, manifest, device)
+    options = upper_options(config, manifest, device)
+    uppers = {
+        m: UpperEngine(make_upper(config, manifest, m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
+        for m, store in enumerate(opened)
+    }
+    wire = WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype)
+    exchange = LocalExchange(uppers, wire)
+    driver = RoundDriver(
+        lower,
+        make_task(config, manifest, stores.labels),
+        smashed_shapes(config, manifest),
+        Checkpoints(folder / "lower"),
+        on_step=lambda report: tell(report.step),
+    )
+    steps_per_epoch = _steps_per_epoch(config, stores)
+    points: list[Point] = []
+    train_s = 0.0
+    for _ in range(config.rounds):
+        report = driver.run(exchange, lower.step + config.steps_per_round, evaluate=True)
+        found = report.predictions
+        assert found is not None
+        train_s += report.train_s
+        points.append(
+            Point(
+                epoch=lower.step / steps_per_epoch,
+                accuracy=found.accuracy,
+                test_loss=found.loss,
+                train_s=train_s,
+                bytes_up=sum(exchange.bytes_up().values()),
+                bytes_down=sum(exchange.bytes_down().values()),
+            )
+        )
+    assert found is not None
+    return Outcome(
+        points=tuple(points),
+        label=_ints(found.label),
+        predicted=_ints(found.predicted),
+        up={str(m): count for m, count in exchange.bytes_up().items()},
+        down={str(m): count for m, count in exchange.bytes_down().items()},
+    )
+
+
+def _steps_per_epoch(config: RunConfig, stores: StoreSet) -> int:
+    from psl_flower.batches import BatchOrder
+
+    pool = stores.manifest.samples_of("train")
+    return BatchOrder(pool=pool, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
+
+
+def _ints(values: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(values.tolist())

@@ -1,0 +1,82 @@
+"""Trials without Flower: every engine trains the same, and costs are counted."""
+
+import pytest
+import torch
+
+from psl_flower.errors import RunError
+from psl_flower.whole_image import whole_image_config
+from simulations.compare import worker
+from simulations.compare.costs import cost
+from simulations.compare.methods import Choice, plan
+from tests.engines import settings
+
+TINY = {"max_train": 16, "max_test": 6, "batch_size": 4, "rounds": 2, "steps_per_round": 2, "alpha": 1.0}
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def job(tmp_path, kind, config):
+    workspaced = config.replace(workspace=str(tmp_path / "workspace"))
+    return worker.Job(kind=kind, config=workspaced.to_mapping(), threads=1, folder=str(tmp_path / kind))
+
+
+def test_one_graph_and_all_parties_in_one_process_answer_alike(tmp_path, one_thread):
+    config = settings(**TINY)
+    told = []
+    parties = worker.work(job(tmp_path, "in-process", config), told.append)
+    graph = worker.work(job(tmp_path, "one-graph", config))
+    assert told == [1, 2, 3, 4]
+    assert (parties.predicted, parties.label) == (graph.predicted, graph.label)
+    assert [(p.epoch, p.accuracy, p.test_loss) for p in parties.points] == [
+        (p.epoch, p.accuracy, p.test_loss) for p in graph.points
+    ]
+    assert [p.epoch for p in graph.points] == [0.5, 1.0]
+    assert 0 < graph.points[0].train_s < graph.points[1].train_s
+    # Two steps of four images a round and the six test images, 64 maps of 8x8 float32 each, of four Uppers.
+    maps = 64 * 8 * 8 * 4
+    assert 0 < parties.points[0].bytes_up - 4 * maps * (8 + 6) < 4000
+    assert parties.points[1].bytes_up == sum(parties.up.values())
+    assert (graph.up, graph.points[1].bytes_up) == ({}, 0)
+    assert graph.peak_bytes["one process"] > 50e6
+
+
+def test_whole_images_in_a_process_of_their_own(tmp_path):
+    config = whole_image_config(settings(**TINY))
+    told = []
+    found = worker.run(job(tmp_path, "whole", config), told.append)
+    assert told == [1, 2, 3, 4]
+    assert len(found.label) == 6
+    with pytest.raises(RunError, match="no such folder"):
+        worker.run(job(tmp_path, "whole", config.replace(dataset=str(tmp_path / "absent"))), told.append)
+
+
+def test_costs(stores_for):
+    choice = Choice(
+        methods=("whole", "patch-split"), grids=(((8, 8), (8, 8)), ((8, 8), (4, 4))), alphas=(0.0, 1.0), partitions=(),
+        dirichlet_alpha=0.5, clients=0, local_epochs=1,
+    )  # fmt: skip
+    config = settings(max_train=16, max_test=6)
+    whole, merged, split, adapted, overlapping, _ = methods = plan(config, choice, (16, 16))
+    given = whole_image_config(config)
+    costs = {whole.name: cost(whole, given, stores_for(given)), merged.name: cost(merged, given, stores_for(given))}
+    for method in methods[2:]:
+        stride = (4, 4) if "stride" in method.name else (8, 8)
+        cut = settings(max_train=16, max_test=6, stride=stride, alpha=method.config["alpha"])
+        costs[method.name] = cost(method, cut, stores_for(cut))
+    alone, parties = costs[whole.name], costs[split.name]
+    assert costs[merged.name] == alone
+    # ResNet18 on 32x32 takes 0.56 GMAC forward; 16x16 a quarter, and the backward pass twice as much again.
+    assert alone.node_flops == pytest.approx(2 * 0.556e9 / 4 * 3, rel=0.02)
+    assert alone.weights == alone.node_weights == pytest.approx(11.17e6, rel=1e-3)
+    # Four Uppers and the Lower do what the whole network does, but for the gradient at the cut.
+    assert 4 * parties.node_flops + parties.server_flops == pytest.approx(alone.node_flops, rel=0.02)
+    assert parties.weights - alone.weights == 3 * parties.node_weights
+    assert costs[adapted.name].server_flops > parties.server_flops
+    assert costs[adapted.name].weights == parties.weights
+    assert costs[overlapping.name].server_flops == pytest.approx(9 / 4 * parties.server_flops, rel=0.05)
+    assert (alone.node_images, parties.node_images) == (16, 16)
