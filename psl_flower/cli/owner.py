@@ -132,6 +132,8 @@ def ingest(
     base, chosen = Path(folders[0]), None
     if fit not in ("exact", "pad"):
         raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
+    if patch == "auto" and append:
+        patch = ""  # as any other: images are appended in the grid that is there
     if patch == "auto":
         from psl_flower.data.grid_choice import choose_for
 

@@ -77,6 +77,9 @@ def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
         psl(*[str(folder / "again") if a == str(folder / "sealed") else a for a in arguments], "--json").stdout
     )
     assert "so auto chose 2x2 patches of 8x8" in report["grid"]
+    appended = psl(*arguments, "--append").stdout
+    assert "grid:" not in appended
+    assert "generation 2: 160 images in 2 stores, 8x8 patches" in appended
     assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
 
 
