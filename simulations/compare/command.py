@@ -119,8 +119,8 @@ def _check_installed(options: study.Options) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise RunError(
-            f"{', '.join(missing)}: not installed; install the extra: pip install 'psl-flower[compare]'. Without Flower: "
-            "--methods whole,patch-split --engine one-graph"
+            f"{', '.join(missing)}: not installed; install the extra: pip install 'psl-flower[compare]'. "
+            "Without Flower: --methods whole,patch-split --engine one-graph"
         )
 
 
