@@ -33,7 +33,7 @@ from psl_flower.stores.base import PatchStore
 
 
 def whole_image_config(config: RunConfig) -> RunConfig:
-    """Return the settings with the whole image as the one patch, in a plain store, and no Adaptation Net.
+    """Return the settings with the whole image as the one patch, in a plain store, without Adaptation Net and wire.
 
     Raises
     ------
@@ -44,7 +44,10 @@ def whole_image_config(config: RunConfig) -> RunConfig:
     if size == (0, 0):
         image_HWC, _ = next(store_request(config).open_source().samples("train"))
         size = (image_HWC.shape[0], image_HWC.shape[1])
-    return config.replace(patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain")
+    return config.replace(
+        patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
+        wire_activations="float32", wire_gradients="float32",
+    )  # fmt: skip
 
 
 class LocalTraining(Monolith):

@@ -1,0 +1,40 @@
+"""The comparison's page in a real browser: from file://, at desktop and telephone width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.browser import CHROMIUM, Browser
+from tests.unit.test_compare import holdings, report
+
+pytest.importorskip("matplotlib", reason="extra compare is not installed")
+pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
+
+MEASURE = """({
+  beyond: document.documentElement.scrollWidth - innerWidth,
+  plots: [...document.querySelectorAll("figure svg")].map(plot => plot.getBoundingClientRect().width),
+  drawn: [...document.querySelectorAll("figure svg")].every(plot => plot.querySelectorAll("path, image").length > 5),
+})"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set PSL_CHROMIUM")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    from simulations.compare.files import write_files
+
+    page = write_files(tmp_path, report(), holdings())
+    with Browser(tmp_path / "profile") as browser:
+        for width in (1280, 390):
+            browser.open(page, width)
+            found = browser.evaluate(MEASURE)
+            # Nothing sticks out: tables scroll within themselves.
+            assert found["beyond"] <= 0
+            assert len(found["plots"]) == 10
+            assert found["drawn"]
+            # Over the whole telephone; at a desk two beside each other.
+            least, most = (400, 0.6 * width) if width > 500 else (0.85 * width, width)
+            assert all(least < plot <= most for plot in found["plots"])
+            assert browser.told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded") == []
+            urls = [request["request"]["url"] for request in browser.told("Network.requestWillBeSent")]
+            assert [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
