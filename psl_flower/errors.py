@@ -64,6 +64,8 @@
     ├── PositionError          a grid position is missing, held twice or unknown
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
+    ├── LighteningError        a network cannot be lightened, as where the runtime does not support an operator
+    │   └── LighteningImpossible  no degree of lightening meets the conditions; the best one is shown
     ├── PredictionStopped      the user asked to stop a prediction; nothing was written
     └── RunError               a run folder, checkpoint or model is missing, damaged or of another run
         ├── NoCheckpoint       a run, or a node, keeps no weights of that step
@@ -153,6 +155,14 @@ class TrainingError(PslError):
 
 class TrainingStopped(TrainingError):
     """The user asked to stop; a checkpoint was written."""
+
+
+class LighteningError(PslError):
+    """A network cannot be lightened, as where the runtime does not support an operator."""
+
+
+class LighteningImpossible(LighteningError):
+    """No degree of lightening meets the conditions."""
 
 
 class PredictionStopped(PslError):

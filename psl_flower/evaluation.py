@@ -69,6 +69,22 @@ def own_test_images(
         Whatever `prepare_stores` raises.
     """
     _check_max(max_test)
+    config, stores = assembled.config, stores_of(run, assembled, progress)
+    samples_N = stores.manifest.samples_of("test")
+    if 0 < max_test < len(samples_N):
+        samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
+    batches = images_in(stores, samples_N, config.evaluate_batch_size)
+    return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
+
+
+def stores_of(run: RunFolder, assembled: Assembled, progress: Progress | None = None) -> StoreSet:
+    """Return the patch stores of the run's dataset, which are made if they are not there.
+
+    Raises
+    ------
+    DataError, PslError
+        As `own_test_images`.
+    """
     config = assembled.config
     stores = prepare_stores(config.replace(workspace=str(run.path.parents[1])), progress)
     if stores.manifest.source != assembled.manifest.source:
@@ -76,11 +92,7 @@ def own_test_images(
             f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
             "those that it learnt; name a dataset with --dataset"
         )
-    samples_N = stores.manifest.samples_of("test")
-    if 0 < max_test < len(samples_N):
-        samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
-    batches = _from_stores(stores, samples_N, config.evaluate_batch_size)
-    return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
+    return stores
 
 
 def other_test_images(assembled: Assembled, dataset: str, max_test: int = 0) -> LabelledImages:
@@ -129,7 +141,8 @@ def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | 
     return predictions(torch.cat(logits), np.arange(done), np.concatenate(labels))
 
 
-def _from_stores(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+    """Yield the images of these samples (N,), put together from their patches, with their classes."""
     manifest = stores.manifest
     grid = manifest.grid()
     opened = [stores.open(m) for m in range(manifest.num_uppers)]

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 
 from psl_flower.assembled import Assembled, Deployable
+from psl_flower.data.manifest import Manifest
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.files import write_atomically
 
@@ -67,7 +68,7 @@ def export_torch(assembled: Assembled, path: Path) -> Exported:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     buffer = BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata(assembled))})
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(assembled.manifest))})
     encoded = buffer.getvalue()
     loaded = torch.export.load(BytesIO(encoded)).module()
     return _write(path, encoded, *_compare(assembled, network, lambda images_BCHW: loaded(images_BCHW)))
@@ -107,7 +108,7 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # names files of this machine
-    for key, value in metadata(assembled).items():
+    for key, value in metadata_of(assembled.manifest).items():
         model.metadata_props.add(key=key, value=value)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise RunError(f"{path}: the network is too large for one ONNX file (2 GB); export it for torch")
@@ -128,9 +129,8 @@ EXPORTERS: dict[str, tuple[str, Callable[[Assembled, Path], Exported]]] = {
 }
 
 
-def metadata(assembled: Assembled) -> dict[str, str]:
+def metadata_of(manifest: Manifest) -> dict[str, str]:
     """Return what is inside every exported file: JSON texts by name."""
-    manifest = assembled.manifest
     return {
         "class_names": json.dumps(manifest.class_names),
         "image_size": json.dumps(manifest.image_size),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
-from psl_flower.architectures import last_stage, smashed_channels
+from psl_flower.architectures import BackboneSize, last_stage, smashed_channels
 from psl_flower.assignment import assign
 from psl_flower.cut import boundary, cut_pair
 from psl_flower.errors import ConfigError
@@ -37,6 +37,8 @@ class Upper(nn.Module):
         Channels of the images.
     protection : str
         Name of the pair of modules at the cut (`psl_flower.cut`).
+    size : BackboneSize, optional
+        Depth and width; torchvision's by default.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class Upper(nn.Module):
         stem: str = "cifar",
         in_channels: int = 3,
         protection: str = "none",
+        size: BackboneSize | None = None,
     ) -> None:
         super().__init__()
-        parts = stages(backbone, stem, in_channels, num_classes=1)
+        parts = stages(backbone, stem, in_channels, num_classes=1, size=size)
         names = list(parts)
         for name in names[: names.index(last_stage(cut)) + 1]:
             self.add_module(name, parts[name]())
-        pair = cut_pair(protection, smashed_channels(backbone, cut))
+        pair = cut_pair(protection, smashed_channels(backbone, cut, size))
         self.protection = pair.upper
         self.smashed_channels = pair.wire_channels
         reset_parameters(self)
@@ -82,11 +85,12 @@ class Lower(nn.Module):
         cut: str = "layer1",
         stem: str = "cifar",
         protection: str = "none",
+        size: BackboneSize | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.protection = cut_pair(protection, smashed_channels(backbone, cut)).lower
-        parts = stages(backbone, stem, 3, num_classes)
+        self.protection = cut_pair(protection, smashed_channels(backbone, cut, size)).lower
+        parts = stages(backbone, stem, 3, num_classes, size)
         names = list(parts)
         self._stage_names = names[names.index(last_stage(cut)) + 1 :]
         for name in self._stage_names:
@@ -163,7 +167,7 @@ class PatchSplitNet(nn.Module):
         How images are cut.
     num_uppers : int
         M, 1 to P.
-    num_classes, in_channels, backbone, cut, stem, protection
+    num_classes, in_channels, backbone, cut, stem, protection, size
         As in `Upper` and `Lower`.
     assignment : {"scatter", "round-robin"} or sequence of int
         Which Upper takes which positions, where M < P: a method (`psl_flower.assignment`), or each position's Upper.
@@ -197,6 +201,7 @@ class PatchSplitNet(nn.Module):
         stem: str = "cifar",
         assignment: str | Sequence[int] = "scatter",
         protection: str = "none",
+        size: BackboneSize | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -210,11 +215,11 @@ class PatchSplitNet(nn.Module):
             )
         self.assignment = tuple(assignment)
         self.uppers = nn.ModuleList(
-            Upper(backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection)
+            Upper(backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection, size=size)
             for _ in range(num_uppers)
         )
         self.lower = Lower(
-            grid=grid, num_classes=num_classes, backbone=backbone, cut=cut, stem=stem, protection=protection
+            grid=grid, num_classes=num_classes, backbone=backbone, cut=cut, stem=stem, protection=protection, size=size
         )
         if seed is not None:
             for m, upper in enumerate(self.uppers):

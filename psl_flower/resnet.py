@@ -12,10 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from psl_flower.architectures import check_architecture
-
-_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-_WIDTHS = (64, 128, 256, 512)
+from psl_flower.architectures import BackboneSize, backbone_size, check_architecture
 
 
 class BasicBlock(nn.Module):
@@ -67,8 +64,12 @@ class Bottleneck(nn.Module):
         return result
 
 
-def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> dict[str, Callable[[], nn.Module]]:
+def stages(
+    backbone: str, stem: str, in_channels: int, num_classes: int, size: BackboneSize | None = None
+) -> dict[str, Callable[[], nn.Module]]:
     """Return what makes the backbone's stages, by torchvision's names, in order; a party makes only its own.
+
+    `size` is torchvision's by default.
 
     Raises
     ------
@@ -78,14 +79,15 @@ def stages(backbone: str, stem: str, in_channels: int, num_classes: int) -> dict
     check_architecture(backbone, stem)
     block = Bottleneck if backbone == "resnet50" else BasicBlock
     small = stem == "cifar"
+    size = size or backbone_size(backbone)
+    channels = size.widths[0]
     parts: dict[str, Callable[[], nn.Module]] = {
-        "conv1": partial(_conv, in_channels, 64, 3) if small else partial(_conv, in_channels, 64, 7, 2),
-        "bn1": partial(nn.BatchNorm2d, 64),
+        "conv1": partial(_conv, in_channels, channels, 3) if small else partial(_conv, in_channels, channels, 7, 2),
+        "bn1": partial(nn.BatchNorm2d, channels),
         "relu": partial(nn.ReLU, inplace=True),
         "maxpool": nn.Identity if small else partial(nn.MaxPool2d, kernel_size=3, stride=2, padding=1),
     }
-    channels = 64
-    for number, (depth, width) in enumerate(zip(_DEPTHS[backbone], _WIDTHS, strict=True), start=1):
+    for number, (depth, width) in enumerate(zip(size.depths, size.widths, strict=True), start=1):
         parts[f"layer{number}"] = partial(_layer, block, depth, channels, width, stride=1 if number == 1 else 2)
         channels = width * block.expansion
     parts["avgpool"] = partial(nn.AdaptiveAvgPool2d, (1, 1))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from psl_flower.architectures import BackboneSize
 from psl_flower.augment import Augmentation
 from psl_flower.batches import BatchOrder
 from psl_flower.checkpoints import Checkpoints
@@ -62,21 +63,22 @@ def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
     return RunConfig.from_mapping(told.config), told.manifest
 
 
-def make_upper(config: RunConfig, manifest: Manifest, upper: int) -> Upper:
-    """Return the Upper model of index `upper` with its initial weights."""
+def make_upper(config: RunConfig, manifest: Manifest, upper: int, size: BackboneSize | None = None) -> Upper:
+    """Return the Upper model of index `upper` with its initial weights; `size` as in `make_network`."""
     model = Upper(
         backbone=config.backbone,
         cut=config.cut,
         stem=config.stem_for(manifest.image_size),
         in_channels=manifest.channels,
         protection=config.protection,
+        size=size,
     )
     reset_parameters(model, upper_seed(config.seed, upper))
     return model
 
 
-def make_lower(config: RunConfig, manifest: Manifest) -> Lower:
-    """Return the Lower model with its initial weights."""
+def make_lower(config: RunConfig, manifest: Manifest, size: BackboneSize | None = None) -> Lower:
+    """Return the Lower model with its initial weights; `size` as in `make_network`."""
     model = Lower(
         grid=manifest.grid(),
         num_classes=manifest.num_classes,
@@ -84,13 +86,14 @@ def make_lower(config: RunConfig, manifest: Manifest) -> Lower:
         cut=config.cut,
         stem=config.stem_for(manifest.image_size),
         protection=config.protection,
+        size=size,
     )
     reset_parameters(model, lower_seed(config.seed))
     return model
 
 
-def make_network(config: RunConfig, manifest: Manifest) -> PatchSplitNet:
-    """Return the whole network with the initial weights of all parties."""
+def make_network(config: RunConfig, manifest: Manifest, size: BackboneSize | None = None) -> PatchSplitNet:
+    """Return the whole network with the initial weights of all parties; `size` is the backbone's own by default."""
     net = PatchSplitNet(
         grid=manifest.grid(),
         num_uppers=manifest.num_uppers,
@@ -102,6 +105,7 @@ def make_network(config: RunConfig, manifest: Manifest) -> PatchSplitNet:
         # The manifest's, not the setting's: an owner's rotation may have moved positions.
         assignment=manifest.assignment,
         protection=config.protection,
+        size=size,
         seed=config.seed,
     )
     return net

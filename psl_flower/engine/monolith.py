@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from psl_flower.assignment import absent_positions
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.devices import autocast
+from psl_flower.distillation import Teacher
 from psl_flower.engine.build import make_adaptation, make_network, make_task, optimizer
 from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.losses import loss_parts
+from psl_flower.models import PatchSplitNet
 from psl_flower.optimizers import set_lr
 from psl_flower.pixels import network_input
 from psl_flower.stores.base import PatchStore
@@ -45,6 +48,10 @@ class Monolith:
         One for each Upper.
     device : torch.device
         Where everything is computed.
+    net : PatchSplitNet, optional
+        The network to train, in place; by default a new one with the run's initial weights.
+    teacher : Teacher, optional
+        Whose answers are learnt beside the labels.
 
     Attributes
     ----------
@@ -61,8 +68,13 @@ class Monolith:
         labels: NDArray[np.int64],
         stores: Sequence[PatchStore],
         device: torch.device = torch.device("cpu"),
+        *,
+        net: PatchSplitNet | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.net = make_network(config, manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made = net or make_network(config, manifest)
+        self.net = made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._teacher = teacher
         self.adaptation = make_adaptation(config, manifest)
         self.step = 0
         self._config, self._manifest, self._stores, self._device = config, manifest, stores, device
@@ -101,12 +113,27 @@ class Monolith:
                 num_absent=len(missing),
                 label_smoothing=self._config.label_smoothing,
             ).full
+            if self._teacher is not None:
+                loss = self._teacher.loss(loss, logits_BK, patches_BPChw, flipped_B)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
             self.step += 1
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+        state = {"step": self.step, "net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return state | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to such a state."""
+        self.step = state["step"]
+        self.net.load_state_dict(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.adaptation:
+            self.adaptation.load_state_dict(state["adaptation"])
 
     @torch.no_grad()
     def evaluate(self, absent: Collection[int] = ()) -> Predictions:

@@ -249,3 +249,23 @@ def test_a_prediction_in_place_that_cannot_be_is_refused_before_flower_starts(ps
     status, _, err = psl("predict", "--in-place", "tiny")
     assert status == 1
     assert "runs/tiny: the run has no checkpoint of a step yet, so there is no model to predict with" in err
+
+
+LIGHTEN = [
+    (["tiny"], 2, "give --local"),
+    (["tiny", "--local"], 2, "one condition of accuracy"),
+    (["tiny", "--local", "--min-accuracy", "0.9"], 2, "one condition of speed"),
+    (["tiny", "--local", "--min-accuracy", "1.5", "--min-speed", "9"], 2, "min-accuracy: expected a share"),
+    (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--max-latency-ms", "9"], 2, "one condition of speed"),
+    (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--weight-bits", "4"], 2, "weight-bits: expected 7 or 8"),
+    (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--teacher", "nobody"], 2, "'nobody' is not one of"),
+    (["never", "--local", "--max-drop", "0.1", "--min-speed", "9"], 1, "no such run (there: tiny"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), LIGHTEN)
+def test_lightening_that_cannot_be(psl, arguments, status, words):
+    assert LIGHTEN
+    found, out, err = psl("lighten", *arguments)
+    assert (found, out) == (status, "")
+    assert words in " ".join(err.replace("│", " ").split())

@@ -1,0 +1,366 @@
+"""The files that are shipped: every Upper and the Lower as ONNX, in int8, and the whole network put together from them.
+
+    upper-000.onnx ...   float32 patches (N, C, h, w), pixels in 0..1 -> float32 smashed data (N, C', h', w')
+    lower.onnx           float32 smashed data (B, P, C', h', w') -> float32 logits (B, K)
+    model.onnx           float32 images (B, C, H, W), pixels in 0..1 -> float32 logits (B, K)
+
+torch.onnx exports, onnxruntime's static quantisation makes int8 of it (weights for each output channel, activations
+calibrated on training images), and `onnx.compose` joins the parts, so the whole answers exactly as its parts do. Uppers
+are alike but for their weights, so one of them is exported and given the others' weights.
+
+Shape suffixes: B batch, N patches of one Upper (B*K), P patches, C channels, H and W pixels of an image, h and w of a
+patch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from psl_flower.data.manifest import Manifest
+from psl_flower.errors import ConfigError, LighteningError, RunError
+from psl_flower.export import INPUT, OUTPUT, TOLERANCE, metadata_of
+from psl_flower.files import write_atomically
+from psl_flower.lightening.judging import open_session, runtime_errors
+from psl_flower.models import Lower, PatchSplitNet, Upper
+from psl_flower.pixels import channel_column
+
+if TYPE_CHECKING:
+    import onnx
+
+WHOLE_FILE, LOWER_FILE = "model.onnx", "lower.onnx"
+_PATCHES, _SMASHED = "patches", "smashed"
+_CALIBRATION_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefacts:
+    """A network as ONNX models.
+
+    Attributes
+    ----------
+    uppers : tuple of onnx.ModelProto
+        By Upper.
+    lower : onnx.ModelProto
+        The Lower.
+    cut, join : onnx.ModelProto
+        What is before the Uppers and between them and the Lower; without weights.
+    whole : onnx.ModelProto
+        All of it.
+    """
+
+    uppers: tuple[onnx.ModelProto, ...]
+    lower: onnx.ModelProto
+    cut: onnx.ModelProto
+    join: onnx.ModelProto
+    whole: onnx.ModelProto
+
+    def save(self, folder: Path) -> Path:
+        """Write all files, the whole network last; makes the folder and returns the whole network's path.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        files = {upper_file(m): model for m, model in enumerate(self.uppers)}
+        files |= {LOWER_FILE: self.lower, WHOLE_FILE: self.whole}
+        for name, model in files.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / name, model.SerializeToString())
+            except OSError as error:
+                raise RunError(f"{folder / name}: cannot write: {error.strerror or error}") from error
+        return folder / WHOLE_FILE
+
+
+def upper_file(upper: int) -> str:
+    """Return the name of an Upper's file."""
+    return f"upper-{upper:03d}.onnx"
+
+
+def check_packages() -> None:
+    """Raise ConfigError unless the packages that lightening needs are installed."""
+    try:
+        import matplotlib  # noqa: F401
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"lightening needs {error.name}, which is not installed: pip install 'psl-flower[lighten]'"
+        ) from error
+
+
+def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
+    """Return a folded network (`quantising.folded`) as ONNX in float32, checked against the network.
+
+    Raises
+    ------
+    LighteningError
+        If the answers of onnxruntime differ.
+    """
+    net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
+    C, (h, w) = manifest.channels, manifest.patch_size
+    first: Upper = net.uppers[0]  # type: ignore[assignment]
+    patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
+    smashed_NChw = first(patches_NChw)
+    template = _export(_OfPatches(first, manifest), (patches_NChw,), [_PATCHES], [_SMASHED])
+    P = len(net.assignment)
+    smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
+    tail = _export(_Tail(net.lower), (smashed_BPChw,), [_SMASHED], [OUTPUT])
+    uppers = tuple(
+        _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
+        for upper in net.uppers
+    )
+    made = _assembled(manifest, uppers, tail, *_cut_and_join(net, manifest, smashed_NChw.shape[1:]))
+    _check(net, manifest, made.whole)
+    return made
+
+
+def make_int8(
+    net: PatchSplitNet, manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bits: int
+) -> Artefacts:
+    """Return the same network in int8.
+
+    Parameters
+    ----------
+    net : PatchSplitNet
+        Folded; computes the smashed data that the Lower is calibrated on.
+    manifest : Manifest
+        Of its images.
+    made : Artefacts
+        The network in float32.
+    images_BCHW : torch.Tensor
+        Training images to calibrate on, uint8.
+    bits : {7, 8}
+        Of weights; see `settings.LARGEST_WEIGHT`.
+
+    Raises
+    ------
+    LighteningError
+        If the runtime cannot quantise or load an operator.
+    """
+    pixels_BCHW = images_BCHW.float() / 255
+    patches_BPChw = net.grid.split(pixels_BCHW)
+    with torch.no_grad():
+        normalised = _normalised(pixels_BCHW, manifest)
+        smashed_BPChw = net.cpu().smash(normalised)
+    uppers = []
+    for m, upper in enumerate(made.uppers):
+        positions = list(manifest.positions_of(m))
+        uppers.append(_quantised(upper, _PATCHES, patches_BPChw[:, positions].flatten(0, 1), bits))
+    lower = _quantised(made.lower, _SMASHED, smashed_BPChw, bits)
+    return _assembled(manifest, tuple(uppers), lower, made.cut, made.join)
+
+
+class _OfPatches(nn.Module):
+    """An Upper with its normalisation inside."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, upper: Upper, manifest: Manifest) -> None:
+        super().__init__()
+        self.upper = upper
+        self.register_buffer("mean", channel_column(manifest.mean))
+        self.register_buffer("std", channel_column([s or 1.0 for s in manifest.std]))
+
+    def forward(self, patches_NChw: torch.Tensor) -> torch.Tensor:
+        smashed: torch.Tensor = self.upper((patches_NChw - self.mean) / self.std)
+        return smashed
+
+
+class _Tail(nn.Module):
+    """The Lower without the choice of mirrored samples."""
+
+    def __init__(self, lower: Lower) -> None:
+        super().__init__()
+        self.lower = lower
+
+    def forward(self, smashed_BPChw: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lower(smashed_BPChw)
+        return logits
+
+
+class _Cut(nn.Module):
+    """Images to the patches of every Upper (B*K, C, h, w)."""
+
+    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
+        super().__init__()
+        self._grid = net.grid
+        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
+
+    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        patches_BPChw = self._grid.split(images_BCHW)
+        return tuple(
+            torch.stack([patches_BPChw[:, p] for p in positions], 1).flatten(0, 1) for positions in self._positions
+        )
+
+
+class _Join(nn.Module):
+    """The smashed data of every Upper (B*K, C', h', w') to those of all positions (B, P, C', h', w')."""
+
+    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
+        super().__init__()
+        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
+        self._num_patches = len(net.assignment)
+
+    def forward(self, *smashed: torch.Tensor) -> torch.Tensor:
+        by_position: dict[int, torch.Tensor] = {}
+        for maps_NChw, positions in zip(smashed, self._positions, strict=True):
+            maps_BKChw = maps_NChw.reshape(-1, len(positions), *maps_NChw.shape[1:])
+            by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
+        return torch.stack([by_position[p] for p in range(self._num_patches)], 1)
+
+
+def _cut_and_join(
+    net: PatchSplitNet, manifest: Manifest, smashed_shape: Sequence[int]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    counts = [len(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
+    images_BCHW = torch.rand(2, manifest.channels, *manifest.image_size)
+    cut = _export(_Cut(net, manifest), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
+    maps = tuple(torch.rand(2 * count, *smashed_shape) for count in counts)
+    names = [f"map_{m}" for m in range(len(counts))]
+    return cut, _export(_Join(net, manifest), maps, names, ["joined"], batches=counts)
+
+
+def _assembled(
+    manifest: Manifest,
+    uppers: tuple[onnx.ModelProto, ...],
+    lower: onnx.ModelProto,
+    cut: onnx.ModelProto,
+    join: onnx.ModelProto,
+) -> Artefacts:
+    """Join the parts: images -> cut -> Uppers -> join -> Lower -> logits."""
+    from onnx import compose
+
+    whole = cut
+    for m, upper in enumerate(uppers):
+        part = compose.add_prefix(upper, f"upper_{m}/")
+        whole = _merged(whole, part, {f"cut_{m}": f"upper_{m}/{_PATCHES}"})
+    joined = compose.add_prefix(join, "join/")
+    whole = _merged(whole, joined, {f"upper_{m}/{_SMASHED}": f"join/map_{m}" for m in range(len(uppers))})
+    last = compose.add_prefix(lower, "lower/", rename_outputs=False)
+    whole = _merged(whole, last, {"join/joined": f"lower/{_SMASHED}"})
+    # The parts call different numbers of rows "batch"; the runtime finds the shapes between them itself.
+    del whole.graph.value_info[:]
+    del whole.metadata_props[:]
+    for key, value in metadata_of(manifest).items():
+        whole.metadata_props.add(key=key, value=value)
+    return Artefacts(uppers=uppers, lower=lower, cut=cut, join=join, whole=whole)
+
+
+def _merged(first: onnx.ModelProto, second: onnx.ModelProto, io_map: dict[str, str]) -> onnx.ModelProto:
+    from onnx import compose
+
+    for model in (first, second):
+        model.ir_version = min(first.ir_version, second.ir_version)
+    return compose.merge_models(first, second, io_map=list(io_map.items()))
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    batches: Sequence[int] | None = None,
+) -> onnx.ModelProto:
+    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, where inputs differ."""
+    batch = torch.export.Dim("batch", min=1)
+    dims = [{0: count * batch if count > 1 else batch} for count in batches or [1] * len(inputs)]
+    shapes: Any = (tuple(dims),) if batches else tuple(dims)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module.eval(), inputs, dynamo=True, dynamic_shapes=shapes, input_names=input_names,
+            output_names=output_names, verbose=False, optimize=True,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # names files of this machine
+    return model
+
+
+def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """Return a copy of a model with other weights, by their names."""
+    import onnx
+    from onnx import numpy_helper
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    placed = set()
+    for tensor in result.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].contiguous().numpy(), tensor.name))
+            placed.add(tensor.name)
+    missing = weights.keys() - placed
+    assert not missing, f"the exporter has renamed weights: {sorted(missing)[:3]}"
+    return result
+
+
+def _quantised(model: onnx.ModelProto, name: str, values: torch.Tensor, bits: int) -> onnx.ModelProto:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches: Iterator[torch.Tensor] = iter(torch.split(values, _CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {name: batch.contiguous().numpy()}
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "int8.onnx"
+        with runtime_errors("onnxruntime cannot quantise this network"):
+            quantize_static(
+                copied, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=bits == 7,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        return onnx.load(path)
+
+
+@torch.no_grad()
+def _check(net: PatchSplitNet, manifest: Manifest, model: onnx.ModelProto) -> None:
+    """Raise LighteningError unless the exported network answers as the network does."""
+    images_BCHW = torch.rand(3, manifest.channels, *manifest.image_size, generator=torch.Generator().manual_seed(1))
+    expected_BK = net(_normalised(images_BCHW, manifest))
+    (found_BK,) = open_session(model.SerializeToString(), 1).run([OUTPUT], {INPUT: images_BCHW.numpy()})
+    difference = float((torch.from_numpy(found_BK) - expected_BK).abs().max() / expected_BK.abs().max())
+    # Written this way round, an answer that is not a number is refused too.
+    if not difference <= TOLERANCE:
+        raise LighteningError(
+            f"the exported network's logits differ by {difference:.1e} of the largest from the trained one's; "
+            f"allowed is {TOLERANCE:g}"
+        )
+
+
+def _normalised(pixels_BCHW: torch.Tensor, manifest: Manifest) -> torch.Tensor:
+    return (pixels_BCHW - channel_column(manifest.mean)) / channel_column([s or 1.0 for s in manifest.std])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' advice to their developers off the screen."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,190 @@
+"""The folder of a lightening: <run>/light/<id>/, where <id> stands for the settings, the model and the machine.
+
+- settings.json: what the id stands for
+- log.jsonl: one object for everything that was judged, `Entry`, in time order
+- first/, first-int8/, second/, degree-NNN/: checkpoints of training, and the ONNX files of `artefacts`
+- third/: the light model that was found
+- report.md, pareto.png, pareto.svg: see `psl_flower.lightening.report`
+
+Thresholds are not part of the id: what was measured is used again under others. What was judged under other settings,
+or on another machine, is in another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from psl_flower.assembled import MODEL_FILE
+from psl_flower.errors import RunError
+from psl_flower.files import write_atomically
+from psl_flower.lightening.artefacts import WHOLE_FILE
+from psl_flower.lightening.loop import Attempt, Conditions, Judged
+from psl_flower.lightening.settings import LighteningSettings
+from psl_flower.runs import RunFolder
+
+FOLDER = "light"
+_LOG, _SETTINGS = "log.jsonl", "settings.json"
+# Change it with anything that changes what the same settings give.
+_VERSION = 1
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was judged.
+
+    Attributes
+    ----------
+    what : str
+        "first", "first-int8", "second", "first-distilled" or "degree-NNN".
+    judged : Judged
+        What was measured.
+    degree : int or None
+        Of lightening; None for what the loop is compared with.
+    verdict, conditions : str
+        What followed, and under which conditions; empty for what is only compared.
+    threads, batch : int
+        As speed was measured.
+    seconds : float
+        That training and judging took.
+    at : float
+        Unix time.
+    """
+
+    what: str
+    judged: Judged
+    degree: int | None = None
+    verdict: str = ""
+    conditions: str = ""
+    threads: int
+    batch: int
+    seconds: float = 0.0
+    at: float = 0.0
+
+
+class LighteningFolder:
+    """The files of one lightening; made if it is not there.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run that is lightened.
+    settings : LighteningSettings
+        How.
+
+    Raises
+    ------
+    RunError
+        If the run has no model, the disk refuses or the log is damaged.
+    """
+
+    def __init__(self, run: RunFolder, settings: LighteningSettings) -> None:
+        self._settings = settings
+        told = {
+            "version": _VERSION,
+            "settings": asdict(settings),
+            "model": _digest(run.model / MODEL_FILE),
+            "machine": f"{platform.node()} {platform.machine()} {_processor()}",
+        }
+        encoded = msgspec.json.encode(told, order="sorted")
+        self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / _SETTINGS, msgspec.json.format(encoded))
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be made: {error.strerror or error}") from error
+        self.entries = self._read()
+
+    def place(self, what: str) -> Path:
+        """Return the folder of one model."""
+        return self.path / what
+
+    def judged(self, what: str) -> Judged | None:
+        """Return what was measured of a model earlier, None where it was not, or its file has gone."""
+        if not (self.place(what) / WHOLE_FILE).is_file():
+            return None
+        found = [entry.judged for entry in self.entries if entry.what == what]
+        return found[-1] if found else None
+
+    def note(self, what: str, judged: Judged, seconds: float) -> None:
+        """Log something that the loop is compared with."""
+        self._append(self._entry(what, judged, seconds))
+
+    def note_attempt(self, attempt: Attempt, conditions: Conditions, seconds: float) -> None:
+        """Log an attempt; one that was judged before is logged again only if the verdict is another one."""
+        entry = msgspec.structs.replace(
+            self._entry(degree_name(attempt.degree), attempt.judged, seconds),
+            degree=attempt.degree,
+            verdict=str(attempt.verdict),
+            conditions=conditions.text(),
+        )
+        same = ("what", "judged", "verdict", "conditions")
+        if not any(all(getattr(old, name) == getattr(entry, name) for name in same) for old in self.entries):
+            self._append(entry)
+
+    def keep_third(self, attempt: Attempt) -> Path:
+        """Copy the files of an attempt to third/ and return that folder."""
+        source, target = self.place(degree_name(attempt.degree)), self.place("third")
+        try:
+            if target.exists():
+                shutil.rmtree(target)
+            target.mkdir()
+            for path in sorted(source.glob("*.onnx")):
+                shutil.copy2(path, target)
+        except OSError as error:
+            raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
+        return target
+
+    def _entry(self, what: str, judged: Judged, seconds: float) -> Entry:
+        threads, batch = self._settings.threads, self._settings.batch
+        return Entry(what=what, judged=judged, threads=threads, batch=batch, seconds=seconds)
+
+    def _append(self, entry: Entry) -> None:
+        entry = msgspec.structs.replace(entry, at=time.time())
+        path = self.path / _LOG
+        try:
+            with path.open("ab") as file:
+                file.write(msgspec.json.encode(entry) + b"\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        self.entries.append(entry)
+
+    def _read(self) -> list[Entry]:
+        path = self.path / _LOG
+        if not path.exists():
+            return []
+        try:
+            content = path.read_bytes()
+            whole = content.rpartition(b"\n")[0]
+            if len(whole) + 1 < len(content):
+                # A crash left an unfinished line, to which the next one must not be joined.
+                write_atomically(path, whole + b"\n" if whole else b"")
+            return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
+
+
+def degree_name(degree: int) -> str:
+    """Return the name of a degree's folder and log entries."""
+    return f"degree-{degree:03d}"
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

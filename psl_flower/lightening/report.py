@@ -1,0 +1,158 @@
+"""What came out of a lightening, for people: a table and a plot of accuracy against speed and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from psl_flower.errors import RunError
+from psl_flower.files import write_atomically
+from psl_flower.lightening.folder import Entry
+from psl_flower.lightening.local import Lightened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+REPORT_FILE = "report.md"
+PLOT_FILES = ("pareto.png", "pareto.svg")
+COLUMNS = ("model", "accuracy", "images/s", "ms", "MB", "M multiply-adds", "verdict")
+_NAMES = {
+    "first": "first (the run's), float32",
+    "first-int8": "first, directly in int8",
+    "first-distilled": "first, taught by the second, float32",
+    "second": "second, float32",
+}
+
+
+def newest(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the newest entry of everything that was judged: what is compared with first, then degrees ascending."""
+    latest = {entry.what: entry for entry in entries}
+    return sorted(latest.values(), key=lambda entry: (entry.degree is not None, entry.degree or 0, entry.at))
+
+
+def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """Return the table's rows, without `COLUMNS`."""
+    return [
+        (
+            name_of(entry),
+            f"{entry.judged.accuracy:.2%}",
+            f"{entry.judged.images_per_s:.0f}",
+            f"{entry.judged.latency_ms:.2f}",
+            f"{entry.judged.num_bytes / 1e6:.2f}",
+            f"{entry.judged.multiply_adds / 1e6:.1f}",
+            entry.verdict,
+        )
+        for entry in newest(entries)
+    ]
+
+
+def name_of(entry: Entry) -> str:
+    """Return what a judged model is called."""
+    return _NAMES.get(entry.what) or f"third, degree {entry.degree}, int8"
+
+
+def as_json(result: Lightened) -> dict[str, Any]:
+    """Return the result as plain values."""
+    outcome = result.outcome
+    return {
+        "end": str(outcome.end),
+        "reason": outcome.reason,
+        "conditions": result.conditions.text(),
+        "best_degree": outcome.best.degree,
+        "third": str(result.third) if result.third else None,
+        "folder": str(result.folder.path),
+        "judged": [msgspec.to_builtins(entry) for entry in newest(result.folder.entries)],
+    }
+
+
+def write_report(result: Lightened) -> Path:
+    """Write report.md and the plots; return the report's path.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    folder, outcome = result.folder, result.outcome
+    table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries)]
+    first = folder.entries[0]
+    lines = [
+        "# Lightening",
+        "",
+        f"Asked for: {result.conditions.text()}.",
+        "",
+        f"Result: **{outcome.end}** ({outcome.reason}). Best: degree {outcome.best.degree}.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in table),
+        "",
+        "Accuracy is that of the file itself in onnxruntime on the run's test images, by which the loop chooses. Speed "
+        f"is measured on the file: {first.threads} threads, medians after warm-up, images/s in batches of "
+        f"{first.batch}, ms for one image alone. MB is the file on disk.",
+        "",
+        f"![Accuracy against speed and size]({PLOT_FILES[0]})",
+        "",
+    ]
+    path = folder.path / REPORT_FILE
+    try:
+        write_atomically(path, "\n".join(lines).encode())
+        for name in PLOT_FILES:
+            _plot(result, folder.path / name)
+    except OSError as error:
+        raise RunError(f"{folder.path}: cannot write the report: {error.strerror or error}") from error
+    return path
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which points (benefit, accuracy) no other one beats in both, by ascending benefit."""
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front[::-1]
+
+
+def _plot(result: Lightened, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries, conditions = newest(result.folder.entries), result.conditions
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_speed, by_size = figure.subplots(1, 2, sharey=True)
+    if conditions.min_speed is not None:
+        _scatter(by_speed, entries, [e.judged.images_per_s for e in entries], more_is_better=True)
+        by_speed.set_xlabel("images/s")
+        by_speed.axvline(conditions.min_speed, color="grey", linestyle=":")
+    else:
+        assert conditions.max_latency_ms is not None
+        _scatter(by_speed, entries, [e.judged.latency_ms for e in entries], more_is_better=False)
+        by_speed.set_xlabel("ms for one image")
+        by_speed.axvline(conditions.max_latency_ms, color="grey", linestyle=":")
+    _scatter(by_size, entries, [e.judged.num_bytes / 1e6 for e in entries], more_is_better=False)
+    by_size.set_xlabel("MB on disk")
+    by_speed.set_ylabel("accuracy")
+    for axes in (by_speed, by_size):
+        axes.axhline(conditions.min_accuracy, color="grey", linestyle=":")
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    # Without a date and random ids the same result gives the same file.
+    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, more_is_better: bool) -> None:
+    accuracy = [entry.judged.accuracy for entry in entries]
+    for entry, value in zip(entries, values, strict=True):
+        satisfied = entry.verdict == "satisfied"
+        colour = "tab:blue" if entry.degree is None else "tab:green" if satisfied else "tab:orange"
+        axes.plot(value, entry.judged.accuracy, "s" if entry.degree is None else "o", color=colour)
+        label = entry.what if entry.degree is None else str(entry.degree)
+        axes.annotate(label, (value, entry.judged.accuracy), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    sign = 1 if more_is_better else -1
+    front = pareto([(sign * value, a) for value, a in zip(values, accuracy, strict=True)])
+    axes.plot([values[i] for i in front], [accuracy[i] for i in front], color="grey", linewidth=1, zorder=0)

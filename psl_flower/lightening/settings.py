@@ -1,0 +1,158 @@
+"""What a lightening is asked to do; loads no torch, so that bad input is refused at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from psl_flower.errors import ConfigError
+from psl_flower.lightening.loop import Conditions
+
+# The largest whole number of a weight, by bits, as onnxruntime has it. Of 7 bits, sums of two products of weights and
+# activations fit into 16 bits, and processors without VNNI add up so.
+LARGEST_WEIGHT = {7: 64, 8: 127}
+SECOND_RATIOS = (1.1, 16.0)
+
+
+class Lesson(StrEnum):
+    """What the third model learns from: labels alone, or also the answers of the first or second."""
+
+    LABELS = "labels"
+    FIRST = "first"
+    SECOND = "second"
+
+
+class Against(StrEnum):
+    """What accuracy is: agreement with the labels, or with the first model's answers."""
+
+    LABELS = "labels"
+    FIRST = "first"
+
+
+class Growth(StrEnum):
+    """How the second model is larger than the first; "both" makes both grow."""
+
+    WIDTH = "width"
+    DEPTH = "depth"
+    BOTH = "both"
+
+
+class Measure(StrEnum):
+    """The cost by which the second model's size is chosen."""
+
+    MULTIPLY_ADDS = "multiply-adds"
+    PARAMETERS = "parameters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The conditions as a user gives them; see `psl_flower.lightening.loop.Conditions`.
+
+    Attributes
+    ----------
+    min_accuracy, max_drop : float or None
+        Exactly one of them; `max_drop` is allowed below the first model's accuracy, 0..1.
+    min_speed, max_latency_ms : float or None
+        Exactly one of them.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or they are not exactly two.
+    """
+
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+    min_speed: float | None = None
+    max_latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.min_accuracy is None) == (self.max_drop is None):
+            raise ConfigError("give one condition of accuracy: either min-accuracy or max-drop")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise ConfigError(f"max-drop: expected a share of 0 to 1, got {self.max_drop:g}")
+        self.conditions(1.0)  # refuses the others before any work
+
+    def conditions(self, first_accuracy: float) -> Conditions:
+        """Return them as the loop takes them."""
+        least = self.min_accuracy
+        if least is None:
+            assert self.max_drop is not None
+            # Above the threshold is required, and a drop of exactly max_drop is allowed.
+            least = max(0.0, math.nextafter(first_accuracy - self.max_drop, 0.0))
+        return Conditions(min_accuracy=least, min_speed=self.min_speed, max_latency_ms=self.max_latency_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LighteningSettings:
+    """How the second and third model are made and judged.
+
+    Attributes
+    ----------
+    second_ratio, measure, growth
+        As in `psl_flower.lightening.sizing.choose_second`.
+    max_pruned, degrees
+        As in `psl_flower.lightening.pruning.ladder`.
+    weight_bits : {7, 8}
+        Of the int8 weights, those used: 7 are right on every processor, 8 need one with VNNI (or ARM's dot products).
+    epochs : int
+        Epochs that the second and every third model is trained for; 0: as many as the run.
+    rounding_epochs : int
+        Epochs of the third after these, under quantisation; 0: a quarter of them, at least one.
+    teacher : Lesson
+        What the third learns from.
+    distil_share : float
+        Weight of a teacher's answers in the loss, 0..1; the rest is the labels'.
+    distil_first : bool
+        First train the first model on the second's answers; as a teacher it is then that one.
+    against : Against
+        What accuracy is.
+    threads : int
+        Of onnxruntime, when speed is measured; 1 or more.
+    batch : int
+        Images at a time, when images per second are measured.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    second_ratio: float = 2.0
+    measure: Measure = Measure.MULTIPLY_ADDS
+    growth: Growth = Growth.WIDTH
+    max_pruned: float = 0.875
+    degrees: int = 12
+    weight_bits: int = 7
+    epochs: int = 0
+    rounding_epochs: int = 0
+    teacher: Lesson = Lesson.SECOND
+    distil_share: float = 0.7
+    distil_first: bool = False
+    against: Against = Against.LABELS
+    threads: int = 1
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in LARGEST_WEIGHT:
+            raise ConfigError(f"weight-bits: expected 7 or 8, got {self.weight_bits}")
+        least, most = SECOND_RATIOS
+        if not least <= self.second_ratio <= most:
+            raise ConfigError(
+                f"second-ratio: expected {least:g} to {most:g}, got {self.second_ratio:g}: below, there is nothing to "
+                "lighten; above, most of the network would be trained to be cut away"
+            )
+        if not 0 < self.max_pruned < 1:
+            raise ConfigError(f"max-pruned: expected a share above 0 and below 1, got {self.max_pruned:g}")
+        if not 0 < self.distil_share <= 1:
+            raise ConfigError(f"distil-share: expected a share above 0, at most 1, got {self.distil_share:g}")
+        for key, value, lowest in (
+            ("degrees", self.degrees, 1),
+            ("epochs", self.epochs, 0),
+            ("rounding-epochs", self.rounding_epochs, 0),
+            ("threads", self.threads, 1),
+            ("batch", self.batch, 1),
+        ):
+            if value < lowest:
+                raise ConfigError(f"{key}: expected {lowest} or more, got {value}")

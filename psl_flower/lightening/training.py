@@ -1,0 +1,115 @@
+"""Training of the second and third model in one process, resumable after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psl_flower.checkpoints import load_state, save_state
+from psl_flower.config import RunConfig
+from psl_flower.data.store_set import StoreSet
+from psl_flower.distillation import Teacher
+from psl_flower.engine.build import batch_order, steps_per_round
+from psl_flower.engine.monolith import Monolith
+from psl_flower.errors import TrainingError
+from psl_flower.models import PatchSplitNet
+from psl_flower.stores.base import PatchStore
+
+# Of the run's own peak learning rate: rounding moves weights a little, and there is no BatchNorm to hold them.
+_ROUNDING_LR_SHARE = 0.02
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class School:
+    """Where networks are trained: the run's images, settings and device.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The run's.
+    stores : StoreSet
+        The run's images, with labels.
+    opened : sequence of PatchStore
+        The same, open, one for each Upper.
+    device : torch.device
+        Where it computes.
+    progress : callable
+        Called as progress(what, steps done, steps in all).
+    """
+
+    config: RunConfig
+    stores: StoreSet
+    opened: Sequence[PatchStore]
+    device: torch.device
+    progress: Progress
+
+    def epochs_of_run(self) -> int:
+        """Return the epochs that the run was trained for, rounded up."""
+        order = batch_order(self.config, self.stores.manifest)
+        steps = self.config.rounds * steps_per_round(self.config, order)
+        return -(-steps // order.steps_per_epoch)
+
+    def train(
+        self,
+        what: str,
+        net: PatchSplitNet,
+        epochs: int,
+        checkpoint: Path,
+        teacher: Teacher | None = None,
+        *,
+        rounding: bool = False,
+    ) -> PatchSplitNet:
+        """Train a network in place for some epochs of the run's training images; returns it in eval mode.
+
+        Batches, augmentation and learning rate are the run's own, without the Uppers' own losses. An interrupted
+        training goes on from its last epoch.
+
+        Parameters
+        ----------
+        what : str
+            For `progress`.
+        net : PatchSplitNet
+            Changed in place, and moved to the device.
+        epochs : int
+            1 or more.
+        checkpoint : Path
+            File of its state; kept, so that a finished training is not repeated.
+        teacher : Teacher, optional
+            Whose answers it learns too.
+        rounding : bool
+            Whether it trains under rounding (`quantising.with_rounding`): with a lower learning rate.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite any more.
+        RunError
+            If the disk refuses, or the checkpoint is damaged.
+        """
+        changes: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "rounds": epochs, "steps_per_round": 0}
+        if rounding:
+            # Rounding computes in float32.
+            changes |= {"lr": self.config.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
+        config = self.config.replace(**changes)
+        stores = self.stores
+        monolith = Monolith(config, stores.manifest, stores.labels, self.opened, self.device, net=net, teacher=teacher)
+        if checkpoint.exists():
+            monolith.load_state_dict(load_state(checkpoint, self.device))
+        per_epoch = batch_order(config, stores.manifest).steps_per_epoch
+        total = epochs * per_epoch
+
+        def on_step(step: int, loss: float, _: float) -> None:
+            if loss != loss or abs(loss) == float("inf"):
+                raise TrainingError(f"{what}: the loss is not finite at step {step}; train the run with a lower lr")
+            self.progress(what, step, total)
+
+        while monolith.step < total:
+            monolith.train(min(per_epoch, total - monolith.step), on_step)
+            save_state(checkpoint, monolith.state_dict())
+        return monolith.net.eval()  # type: ignore[no-any-return]

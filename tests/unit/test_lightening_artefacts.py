@@ -1,0 +1,252 @@
+"""The ONNX files of a light model: what they answer, that the whole is its parts, how they are measured and kept."""
+
+import json
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from psl_flower.architectures import BackboneSize
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import make_network
+from psl_flower.errors import LighteningError, RunError
+from psl_flower.evaluation import images_in
+from psl_flower.lightening import artefacts
+from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
+from psl_flower.lightening.folder import LighteningFolder, degree_name
+from psl_flower.lightening.judging import answers, measure_speed, open_session
+from psl_flower.lightening.loop import Attempt, Conditions, Verdict
+from psl_flower.lightening.quantising import folded
+from psl_flower.lightening.report import newest, pareto, rows
+from psl_flower.lightening.settings import LighteningSettings
+from psl_flower.pixels import normalise
+from psl_flower.runs import RunFolder
+from tests.unit.test_lightening_loop import judged
+
+SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
+
+
+@pytest.fixture(scope="module")
+def made(stores_for, tmp_path_factory):
+    """Return a small network, its images, and its files in float32 and int8; three Uppers share four patches."""
+    config = RunConfig(max_train=64, max_test=20, uppers=3)
+    stores = stores_for(config)
+    manifest = stores.manifest
+    net = make_network(config, manifest, SIZE)
+    train = torch.cat([images for images, _ in images_in(stores, manifest.samples_of("train"), 64)])
+    test = torch.cat([images for images, _ in images_in(stores, manifest.samples_of("test"), 64)])
+    with torch.no_grad():
+        for _ in range(20):
+            net.train()(normalise(train, manifest.mean, manifest.std))
+    plain = folded(net.eval().requires_grad_(False))
+    made_float = make_float(plain, manifest)
+    int8 = make_int8(plain, manifest, made_float, train, 7)
+    folder = tmp_path_factory.mktemp("light")
+    return SimpleNamespace(
+        net=net, manifest=manifest, test=test, float32=made_float.save(folder / "float32"),
+        int8=int8.save(folder / "int8"),
+    )  # fmt: skip
+
+
+def logits(path, images):
+    return open_session(path, 1).run(["logits"], {"images": (images.float() / 255).numpy()})[0]
+
+
+def test_float_files_answer_as_the_network(made):
+    expected = made.net(normalise(made.test, made.manifest.mean, made.manifest.std)).numpy()
+    np.testing.assert_allclose(logits(made.float32, made.test), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_int8_files_answer_nearly_as_the_network(made):
+    exact, light = logits(made.float32, made.test), logits(made.int8, made.test)
+    scale = np.abs(exact - exact.mean(0)).max()
+    assert 0 < np.abs(light - exact).max() < 0.3 * scale
+
+
+def test_the_whole_answers_exactly_as_its_parts(made):
+    """Uppers on their own patches, then the Lower: bit for bit the assembled file's answer, for any batch."""
+    grid = made.manifest.grid()
+    for number in (1, 7):
+        patches = grid.split((made.test[:number].float() / 255).numpy())
+        smashed = {}
+        for m in range(3):
+            session = open_session(made.int8.parent / upper_file(m), 1)
+            positions = made.manifest.positions_of(m)
+            flat = np.ascontiguousarray(patches[:, positions]).reshape(-1, *patches.shape[2:])
+            maps = session.run(["smashed"], {"patches": flat})[0]
+            maps = maps.reshape(number, len(positions), *maps.shape[1:])
+            smashed |= {p: maps[:, k] for k, p in enumerate(positions)}
+        joined = np.stack([smashed[p] for p in range(grid.num_patches)], 1)
+        found = open_session(made.int8.parent / LOWER_FILE, 1).run(["logits"], {"smashed": joined})[0]
+        assert np.array_equal(found, logits(made.int8, made.test[:number]))
+
+
+def test_weights_are_kept_in_int8(made):
+    for name in (WHOLE_FILE, LOWER_FILE, upper_file(2)):
+        model = onnx.load(made.int8.parent / name)
+        onnx.checker.check_model(model)
+        large = [t for t in model.graph.initializer if len(t.dims) == 4 and t.data_type != TensorProto.INT64]
+        assert {tensor.data_type for tensor in large} == {TensorProto.INT8}
+    weights = [
+        t for t in onnx.load(made.int8).graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4
+    ]
+    assert max(np.abs(onnx.numpy_helper.to_array(w).astype(int)).max() for w in weights) == 64
+    entries = {entry.key: entry.value for entry in onnx.load(made.int8).metadata_props}
+    assert json.loads(entries["image_size"]) == [16, 16]
+
+
+def test_answers_are_the_files_own(made):
+    found = answers(open_session(made.int8, 1), made.test.split(6))
+    assert np.array_equal(found, logits(made.int8, made.test).argmax(1))
+
+
+def test_speed_is_the_median_of_warm_runs(made):
+    """By a clock of the test's own: three warm-ups are not counted, and one slow run of many changes nothing."""
+    runs, now = [], [0.0]
+
+    class Session:
+        def run(self, _, inputs):
+            number = len(inputs["images"])
+            runs.append(number)
+            slow = len(runs) in (1, 2, 3, 10)
+            now[0] += 60.0 if slow else 0.01 * number
+
+    speed = measure_speed(Session(), made.test[:8], clock=lambda: now[0])
+    assert speed.images_per_s == pytest.approx(100.0)
+    assert speed.latency_ms == pytest.approx(10.0)
+    assert runs.count(8) >= 3 + 15
+    assert runs.count(1) >= 3 + 100  # a second at least
+
+
+def test_a_wrong_export_is_refused(made, monkeypatch):
+    plain = folded(made.net)
+    monkeypatch.setattr(artefacts, "_normalised", lambda pixels, manifest: pixels * 0.5)
+    with pytest.raises(LighteningError, match="logits differ by"):
+        artefacts._check(plain, made.manifest, onnx.load(made.float32))
+
+
+def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Levitate", ["images"], ["logits"])],
+        "strange",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])],
+    )
+    path = tmp_path / "strange.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LighteningError, match=r"strange\.onnx: onnxruntime cannot run this model: .*Levitate"):
+        open_session(path, 1)
+    path.write_bytes(b"no model at all")
+    with pytest.raises(LighteningError, match="cannot run this model"):
+        open_session(path, 1)
+    with pytest.raises(RunError, match="there is no such file"):
+        open_session(tmp_path / "absent.onnx", 1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "r")
+    folder.model.mkdir(parents=True)
+    (folder.model / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+SETTINGS = LighteningSettings(threads=3, batch=16)
+ASKED = Conditions(min_accuracy=0.8, min_speed=500.0)
+
+
+def attempt(degree, verdict=Verdict.SATISFIED):
+    return Attempt(degree=degree, judged=judged(), verdict=verdict)
+
+
+def write_model(folder, what):
+    folder.place(what).mkdir(exist_ok=True)
+    (folder.place(what) / WHOLE_FILE).write_bytes(what.encode())
+
+
+def test_the_log_says_all_of_an_attempt_and_is_read_again(run):
+    folder = LighteningFolder(run, SETTINGS)
+    write_model(folder, "degree-004")
+    folder.note("first", judged(), 0.0)
+    folder.note_attempt(attempt(4, Verdict.LIGHTEN_LESS), ASKED, 12.5)
+    line = json.loads((folder.path / "log.jsonl").read_text().splitlines()[1])
+    assert {key: line[key] for key in ("what", "degree", "verdict", "threads", "batch", "seconds")} == {
+        "what": "degree-004", "degree": 4, "verdict": "lighten less", "threads": 3, "batch": 16, "seconds": 12.5,
+    }  # fmt: skip
+    assert line["judged"] == msgspec.to_builtins(judged())
+    assert line["conditions"] == "accuracy above 0.8, more than 500 images/s"
+    again = LighteningFolder(run, SETTINGS)
+    assert again.entries == folder.entries
+    assert again.judged("degree-004") == judged()
+    assert again.judged("degree-005") is None
+    # What is known already is not logged twice; under other conditions it is.
+    again.note_attempt(attempt(4, Verdict.LIGHTEN_LESS), ASKED, 0.0)
+    assert len(again.entries) == 2
+    again.note_attempt(attempt(4), Conditions(min_accuracy=0.1, min_speed=500.0), 0.0)
+    assert len(LighteningFolder(run, SETTINGS).entries) == 3
+
+
+def test_a_judgement_whose_file_has_gone_is_made_again(run):
+    folder = LighteningFolder(run, SETTINGS)
+    folder.note_attempt(attempt(4), ASKED, 0.0)
+    assert folder.judged("degree-004") is None
+
+
+def test_other_settings_and_another_model_have_another_folder(run):
+    path = LighteningFolder(run, SETTINGS).path
+    assert LighteningFolder(run, LighteningSettings(threads=3, batch=16)).path == path
+    assert LighteningFolder(run, LighteningSettings(threads=2, batch=16)).path != path
+    (run.model / "model.safetensors").write_bytes(b"others")
+    assert LighteningFolder(run, SETTINGS).path != path
+    assert json.loads((path / "settings.json").read_text())["settings"]["batch"] == 16
+
+
+def test_a_line_that_a_crash_cut_is_dropped_and_the_next_is_whole(run):
+    folder = LighteningFolder(run, SETTINGS)
+    folder.note("first", judged(), 0.0)
+    log = folder.path / "log.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"what": "seco')
+    again = LighteningFolder(run, SETTINGS)
+    again.note("second", judged(), 0.0)
+    assert [entry.what for entry in LighteningFolder(run, SETTINGS).entries] == ["first", "second"]
+    log.write_bytes(b"not a log\n")
+    with pytest.raises(RunError, match=r"log\.jsonl: cannot be read: .* to begin anew"):
+        LighteningFolder(run, SETTINGS)
+
+
+def test_the_third_replaces_an_earlier_one(run):
+    folder = LighteningFolder(run, SETTINGS)
+    for degree in (2, 5):
+        write_model(folder, degree_name(degree))
+    (folder.place("degree-002") / "upper-000.onnx").write_bytes(b"2")
+    folder.keep_third(attempt(2))
+    third = folder.keep_third(attempt(5))
+    assert [path.name for path in third.iterdir()] == [WHOLE_FILE]
+    assert (third / WHOLE_FILE).read_bytes() == b"degree-005"
+
+
+def test_a_run_without_a_model(tmp_path):
+    with pytest.raises(RunError, match=r"model\.safetensors: cannot be read"):
+        LighteningFolder(RunFolder(tmp_path), SETTINGS)
+
+
+def test_the_table_has_the_newest_of_everything_in_order(run):
+    folder = LighteningFolder(run, SETTINGS)
+    folder.note_attempt(attempt(7), ASKED, 0.0)
+    folder.note_attempt(attempt(3, Verdict.LIGHTEN_MORE), ASKED, 0.0)
+    folder.note("first", judged(accuracy=0.5), 0.0)
+    folder.note("first", judged(accuracy=0.91234), 0.0)
+    assert [entry.what for entry in newest(folder.entries)] == ["first", "degree-003", "degree-007"]
+    assert rows(folder.entries)[0][:3] == ("first (the run's), float32", "91.23%", "1000")
+    assert rows(folder.entries)[1][-1] == "lighten more"
+
+
+def test_the_pareto_front():
+    points = [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7), (3.0, 0.8), (0.5, 0.9)]
+    assert pareto(points) == [0, 3]
+    assert pareto([]) == []
