@@ -45,8 +45,8 @@ def whole_image_config(config: RunConfig) -> RunConfig:
         image_HWC, _ = next(store_request(config).open_source().samples("train"))
         size = (image_HWC.shape[0], image_HWC.shape[1])
     return config.replace(
-        patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
-        wire_activations="float32", wire_gradients="float32",
+        grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
+        adaptation_server=False, wire_activations="float32", wire_gradients="float32",
     )  # fmt: skip
 
 
