@@ -20,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: setup       ## Train the embedded digits: 4 Upper nodes, one Lower, ResNet18
-	$(BIN)/psl train
+	@$(BIN)/psl train
+	@echo "psl is $(BIN)/psl: call it so, or activate it once with: . $(BIN)/activate"
 
 test: setup      ## Run the default tests (some minutes)
 	$(BIN)/python -m pytest

@@ -7,6 +7,7 @@ holds the two together.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -131,9 +132,7 @@ class RunConfig:
         fields = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise ConfigError(
-                f"unknown setting{'s' * (len(unknown) > 1)} {', '.join(unknown)}; known: {', '.join(fields)}"
-            )
+            raise ConfigError("; ".join(_unknown(key, list(fields)) for key in unknown))
         typed: dict[str, Any] = {fields[key]: _typed(key, value, hints[fields[key]]) for key, value in values.items()}
         return cls(**typed)
 
@@ -304,6 +303,11 @@ def _positive(key: str, size: Size) -> Size:
 def size_text(size: Size) -> str:
     """Return "16x24" of (16, 24); an empty text of (0, 0)."""
     return "" if size == (0, 0) else f"{size[0]}x{size[1]}"
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    alike = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+    return f"unknown setting {key}; " + (f"did you mean {alike[0]}?" if alike else "psl settings lists all")
 
 
 def _typed(key: str, value: object, kind: Any) -> object:

@@ -20,8 +20,10 @@ Everything of a run is in <workspace>/runs/<name>/:
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import secrets
+import socket
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import psutil
 import tomli_w
 
 from psl_flower.config import RunConfig
@@ -66,6 +69,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         Seconds left, estimated.
     run_id : str
         Flower's id of the run.
+    process : str
+        What writes this, as "HOST:PID"; empty if unknown.
     updated : float
         Unix time.
     """
@@ -83,12 +88,31 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float | None = None
     eta_s: float | None = None
     run_id: str = ""
+    process: str = ""
     updated: float = 0.0
 
     @property
     def ended(self) -> bool:
         """Whether the run is over."""
         return self.state in ("completed", "stopped", "failed")
+
+    @property
+    def died(self) -> bool:
+        """Whether the process that wrote this is gone, and did not say that the run is over; only known on its host."""
+        host, _, pid = self.process.rpartition(":")
+        if self.ended or host != socket.gethostname():
+            return False
+        try:
+            return psutil.Process(int(pid)).create_time() > self.updated  # another one of this number
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+def this_process() -> str:
+    """Return this process as `Status.process` names it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class RunFolder:

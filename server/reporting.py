@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, TrainingStopped
-from psl_flower.runs import RunFolder, Status
+from psl_flower.runs import RunFolder, Status, this_process
 from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 
@@ -44,7 +44,7 @@ class Reporter:
         self.again = f"psl train resume={run.name}"
         _set_up_log(run.path)
         self._steps_per_round = 1
-        self._status = Status(state="preparing", run_id=run_id)
+        self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: SummaryWriter | None = None
         self._about = ""
         self._bytes = (0, 0)
@@ -201,8 +201,9 @@ class Reporter:
         """Note how the run ended."""
         if self._writer is not None:
             self._writer.close()
-        (log.info if state == "completed" else log.error)("%s", message)
+        # In this order: who copies the log can tell that its last line is the message of the status.
         self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
+        (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
         """Note why the run ended early, and what to do."""

@@ -112,9 +112,11 @@ class PatchSplit(Strategy):
             self._link.close()
         if not self._link.is_open:
             self._open(grid, self._lost)
-        stop_step = min(self._driver.lower.step + self._steps_per_round, self._total_steps)
+        # Flower counts rounds from where a resumed run goes on, perhaps in the midst of one; ours end where they would.
+        number = self._driver.lower.step // self._steps_per_round + 1
+        stop_step = min(number * self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
-        evaluate = last or (self._evaluate_every > 0 and server_round % self._evaluate_every == 0)
+        evaluate = last or (self._evaluate_every > 0 and number % self._evaluate_every == 0)
         self._goal = (stop_step, evaluate)
         if self._link.flower_exchange is not None:
             self._report = self._flower_round()

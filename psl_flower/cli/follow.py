@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from psl_flower.runs import RunFolder, Status
 
 _LINE_EVERY_S = 5.0
+_LOG = "log.txt"
 
 
 class Follower:
@@ -38,6 +39,7 @@ class Follower:
         self._task = self._progress.add_task("preparing", total=None, details="")
         self._said, self._said_at = "", 0.0
         self._log_at = 0
+        self._notice = ""
 
     def __enter__(self) -> Follower:
         """Show it."""
@@ -63,6 +65,17 @@ class Follower:
         if self._console.is_terminal:
             self._console.print(message)
 
+    def notice(self, message: str) -> None:
+        """Show one line that stays: what the user has asked for is being done."""
+        self._notice = message.partition(";")[0]
+        self._console.print(message)
+        self._progress.update(self._task, description=self._notice)
+
+    def skip_log(self, run: RunFolder) -> None:
+        """Show nothing of what an earlier attempt has left in the run's log."""
+        with contextlib.suppress(OSError):
+            self._log_at = (run.path / _LOG).stat().st_size
+
     def ingesting(self, stage: str, done: int, total: int) -> None:
         """Show how far the making of the patch stores is."""
         self._progress.update(self._task, completed=done, total=total, details=f"{done} of {total} {stage} images")
@@ -76,7 +89,7 @@ class Follower:
     def show(self, status: Status, run: RunFolder) -> None:
         """Show a status."""
         if not self._console.is_terminal:
-            self._copy_log(run.path / "log.txt")
+            self._copy_log(run)
             return
         parts = [f"step {status.step}/{status.total_steps}"] if status.total_steps else []
         parts += [f"image {status.images}/{status.total_images}"] if status.total_images else []
@@ -93,22 +106,28 @@ class Follower:
         )
         self._progress.update(
             self._task,
-            description=title[:100],
+            description=self._notice or title[:100],
             completed=status.images or status.step,
             total=status.total_images or status.total_steps or None,
             details=", ".join(parts),
         )
 
-    def _copy_log(self, log: Path) -> None:
-        """Print what the run has added to its log."""
-        if not log.exists():
+    def _copy_log(self, run: RunFolder) -> None:
+        """Print what the run has added to its log, but for its last words, which the caller has to say."""
+        try:
+            with (run.path / _LOG).open("rb") as file:
+                file.seek(self._log_at)
+                added = file.read()
+        except OSError:
             return
-        with log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(self._log_at)
-            for line in file:
-                if line.endswith("\n"):
-                    self._log_at += len(line.encode())
-                    self._console.print(line.split(" ", 3)[-1].rstrip())
+        whole = added[: added.rfind(b"\n") + 1]
+        self._log_at += len(whole)
+        status = run.read_status()  # after the log: the run writes its end there first
+        last_words = status.message if status is not None and status.ended else None
+        for line in whole.decode("utf-8", "replace").splitlines():
+            words = line.split(" ", 3)[-1].rstrip()
+            if words != last_words:
+                self._console.print(words)
 
 
 def _duration(seconds: float) -> str:

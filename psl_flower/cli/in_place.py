@@ -36,9 +36,9 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
     PslError
         If it cannot be done; see `server.predicting`.
     """
-    from psl_flower.cli.train import failure, run_to_end
+    from psl_flower.cli.train import end_stopped, failure, run_to_end
     from psl_flower.config import RunConfig
-    from psl_flower.errors import ConfigError, PredictionStopped, RunError
+    from psl_flower.errors import ConfigError, RunError
     from psl_flower.predicting import load_result
 
     given = {**asked, "predict": run, **({"workspace": workspace} if workspace else {})}
@@ -48,7 +48,7 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
         raise typer.BadParameter(str(error)) from None
     folder, status, verdict = run_to_end(given, config, nodes=nodes)
     if status.state == "stopped":
-        raise PredictionStopped(status.message)
+        end_stopped(status)
     problem = failure(folder, status, verdict)
     if problem is not None:
         raise problem

@@ -26,14 +26,14 @@ class _Command(TyperCommand):
 
 def make_app() -> typer.Typer:
     """Return the program with all its commands."""
-    from psl_flower.cli import doctor, lighten, models, owner, restorer, runs, train
+    from psl_flower.cli import doctor, lighten, models, owner, restorer, runs, settings, train
 
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
         name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     app.callback()(_program)
-    for commands in (train, models, lighten, runs, owner, restorer, doctor):
+    for commands in (train, settings, models, lighten, runs, owner, restorer, doctor):
         commands.register(app)
     for info in app.registered_commands:
         info.cls = _Command
@@ -41,7 +41,7 @@ def make_app() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted).
+    """Run the program and return its exit status: 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Parameters
     ----------

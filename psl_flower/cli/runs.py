@@ -48,7 +48,8 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
     status = folder.read_status()
     return {
         "run": folder.name,
-        "state": status.state if status else "unknown",
+        # One whose process is gone would else train for ever.
+        "state": "unknown" if status is None else "died" if status.died else status.state,
         "message": status.message if status else "",
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,

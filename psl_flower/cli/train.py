@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
 import sys
 import time
 import tomllib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from psl_flower.cli.output import Json
+from psl_flower.cli.output import Json, Workspace
 from psl_flower.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psl_flower.cli.follow import Follower
     from psl_flower.config import RunConfig
     from psl_flower.launch.running import Watch
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
     from psl_flower.runs import RunFolder, Status
 
 _POLL_S = 0.3
+_SIGNALLED = 128  # and the signal's number: the exit status of what a signal has ended
+# Batch systems ask with SIGTERM and kill what is still there after 10 s (docker), 30 s (Slurm, Kubernetes) or 90 s
+# (systemd). So the step has this long to end with a checkpoint; then the run ends at once, from its last checkpoint a
+# later one goes on. What is left of the 10 s is for Flower's processes, of which none stays behind.
+_GRACE_S = 4.0
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +42,7 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="KEY=VALUE, as in pyproject.toml: dataset=digits rounds=5 patch-size=8x8", metavar="KEY=VALUE"
+            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.", metavar="KEY=VALUE"
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
@@ -41,16 +50,20 @@ def train(
         int, typer.Option(min=0, help="So often go on by itself from the last checkpoint if the run fails.")
     ] = 0,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
+    workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
     """Train in a simulation on this machine: makes the patch stores, starts Flower, shows how it goes.
 
-    Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once.
+    `psl settings` lists what KEY=VALUE can be, with defaults: dataset=digits, rounds=5, patch-size=8x8, ...
+
+    Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
+    the same, but end it at once if that step takes longer than a few seconds.
     """
     from psl_flower.config import RunConfig
 
     try:
-        given = parse_settings(settings or [])
+        given = parse_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
         config = RunConfig.from_mapping(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
@@ -81,31 +94,68 @@ def run_to_end(
     PslError
         If it cannot be started.
     """
-    from psl_flower.cli.follow import Follower
-    from psl_flower.launch.running import Watch, app_folder, prepare, start
-    from psl_flower.launch.superlink import LocalSuperLink
+    from psl_flower.launch.running import app_folder
+    from psl_flower.launch.signals import Terminated
     from psl_flower.machine import forbid_core_dumps
 
     folder = app_folder(app)
     forbid_core_dumps()  # stores are sealed here
     while True:
-        # A SuperLink for every attempt: what made the last one fail may be a part of it.
+        attempt = _Attempt(given, config)
+        try:
+            status, verdict = attempt.run(folder, nodes)
+        except KeyboardInterrupt as error:
+            # Its processes have gone, so that nobody else writes the status.
+            name = str(error) if isinstance(error, Terminated) else "Ctrl-C"
+            if attempt.watch is not None:
+                typer.echo(attempt.watch.note_end("stopped", f"ended at once by {name}").message, err=True)
+            raise typer.Exit(_SIGNALLED + getattr(error, "number", signal.SIGINT)) from None
+        run = attempt.folder
+        assert run is not None  # it has ended
+        completed = status.state == "completed" and verdict.endswith("completed")
+        if completed or status.state == "stopped" or retries == 0 or not run.checkpoints.steps():
+            return run, status, verdict
+        retries -= 1
+        typer.echo(f"{status.message}; going on by itself, {retries} retries left", err=True)
+        given, config = _resuming(given, config, run)
+
+
+class _Attempt:
+    """A SuperLink of its own and one run: what made the last attempt fail may be a part of the SuperLink.
+
+    Attributes
+    ----------
+    folder : RunFolder or None
+        The run's, once it is chosen.
+    watch : Watch or None
+        Looks after the run, once it is about to start.
+    """
+
+    def __init__(self, given: dict[str, object], config: RunConfig) -> None:
+        self._given, self._config = given, config
+        self.folder: RunFolder | None = None
+        self.watch: Watch | None = None
+
+    def run(self, app: Path, nodes: int) -> tuple[Status, str]:
+        """Start it and show how it goes; return its last status, and how Flower ended it."""
+        from psl_flower.cli.follow import Follower
+        from psl_flower.launch.running import Watch, prepare, start
+        from psl_flower.launch.superlink import LocalSuperLink
+
+        config = self._config
         with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
             num_uppers, run = prepare(config, follower.ingesting, follower.note)
+            self.folder = run
+            follower.skip_log(run)
             follower.say("starting Flower")
             superlink.wait()
-            watch = Watch(superlink, run)
-            run_id = start(superlink, folder, given, config, run, num_uppers, nodes)
+            watch = self.watch = Watch(superlink, run)
+            run_id = start(superlink, app, self._given, config, run, num_uppers, nodes)
             status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""
-            completed = status.state == "completed" and verdict.endswith("completed")
-            if not completed:
+            if not (status.state == "completed" and verdict.endswith("completed")):
                 _keep_log(superlink, run)
-            if completed or status.state == "stopped" or retries == 0 or not run.checkpoints.steps():
-                return run, status, verdict
-            retries -= 1
-            follower.say(f"{status.message}; going on by itself, {retries} retries left")
-        given, config = _resuming(given, config, run)
+            return status, verdict
 
 
 def _resuming(given: dict[str, object], config: RunConfig, run: RunFolder) -> tuple[dict[str, object], RunConfig]:
@@ -148,22 +198,35 @@ def _value(text: str, default: object) -> object:
 
 
 def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:
-    """Show the run's status until it ends; return the last one. Ctrl-C lets it end after the current `unit`."""
-    interrupted = False
+    """Show the run's status until it ends; return the last one.
+
+    Ctrl-C lets it end after the current `unit`, a second one at once; SIGTERM and SIGHUP wait only so long for it.
+    """
+    from psl_flower.launch.signals import Terminated
+
+    asked: KeyboardInterrupt | None = None
+    deadline = math.inf
     while True:
         try:
             status, over = watch.look()
             if status is not None:
                 follower.show(status, run)
-                if over:
+                # Nothing is lost with processes that have yet to end, and whoever sent SIGTERM does not wait for them.
+                if over or (status.ended and isinstance(asked, Terminated)):
                     return status
             time.sleep(_POLL_S)
-        except KeyboardInterrupt:
-            if interrupted or not run.path.exists():
+        except KeyboardInterrupt as interrupt:
+            if asked is not None or not run.path.exists():
                 raise
-            interrupted = True
+            asked = interrupt
             run.request_stop()
-            follower.say(f"stopping after this {unit}; Ctrl-C again ends the run at once")
+            if isinstance(interrupt, Terminated):
+                deadline = time.monotonic() + _GRACE_S
+                follower.notice(f"{interrupt}: stopping after this {unit}; at once in {_GRACE_S:g} s")
+            else:
+                follower.notice(f"stopping after this {unit}; Ctrl-C again ends the run at once")
+        if asked is not None and time.monotonic() > deadline:
+            raise asked
 
 
 def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
@@ -190,8 +253,17 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
         )
     elif completed:
         typer.echo(status.message)
+    if status.state == "stopped":
+        end_stopped(status, quiet=as_json)
     if problem is not None:
         raise problem
+
+
+def end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
+    """Say that a run has stopped as the user asked, which is no error, and leave; the work is not done, so with 1."""
+    if not quiet:
+        typer.echo(status.message, err=True)
+    raise typer.Exit(1)
 
 
 def failure(run: RunFolder, status: Status, verdict: str) -> RunError | None:

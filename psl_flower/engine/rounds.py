@@ -175,7 +175,7 @@ class RoundDriver:
     on_evaluated : callable
         Called with (images done, images in all) after every batch of a run through the test split.
     stop_requested : callable
-        Asked before every step; true ends the round early with a checkpoint.
+        Asked after every step, and in evaluation; true ends the run there with a checkpoint, unless it is done.
     """
 
     def __init__(
@@ -233,9 +233,11 @@ class RoundDriver:
         """
         self._present = [m for m in self._shapes if m not in absent]
         report, started = RoundReport(absent=tuple(sorted(absent))), time.perf_counter()
+        self._end_if_asked()
         if self.lower.step < stop_step:
             self._train(exchange, stop_step, report)
         report.train_s = time.perf_counter() - started
+        self._end_if_asked()
         if self.lower.adaptation_elsewhere:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
@@ -248,7 +250,6 @@ class RoundDriver:
         trained: Plan | None = None
         gradients: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
-        stopping = False
         while plan is not None:
             answers = self._turn(exchange, trained, gradients, plan)
             targets, flipped_B = self.task.targets(plan)
@@ -263,12 +264,16 @@ class RoundDriver:
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])
             began = now
-            stopping = self._stop_requested()
             next_step = plan.id.step + 1
-            trained, plan = plan, self.task.train_plan(next_step) if next_step < stop_step and not stopping else None
+            more = next_step < stop_step and not self._stop_requested()
+            trained, plan = plan, self.task.train_plan(next_step) if more else None
         self._turn(exchange, trained, gradients, None)
-        if stopping and self.lower.step < stop_step:
-            raise TrainingStopped(f"stopped after step {self.lower.step}, as asked; a checkpoint of it is written")
+
+    def _end_if_asked(self) -> None:
+        """End a run where it stands, if that is asked for; not one without a checkpoint of it, nor one that is done."""
+        step = self.lower.step
+        if self._stop_requested() and step < self.task.schedule.total_steps and step in self._checkpoints.steps():
+            raise TrainingStopped(f"stopped after step {step}, as asked; a checkpoint of it is written")
 
     def _turn(
         self, exchange: Exchange, trained: Plan | None, gradients: dict[int, torch.Tensor], plan: Plan | None
@@ -302,6 +307,7 @@ class RoundDriver:
             logits.append(self.lower.logits(smashed))
             done += plan.num_samples
             self._on_evaluated(done, len(self.task.test))
+            self._end_if_asked()
         return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
+
 from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
@@ -153,9 +155,30 @@ class Watch:
         if status is not None and status.ended:
             return status, True
         if self._seen_running or time.monotonic() > self._deadline:
-            words = self._superlink.last_words()
-            return Status(state="failed", message=f"error: the run's process ended: {words}"), True
+            return self.note_end("failed", f"error: the run's process ended: {self._superlink.last_words()}"), True
         return status, False
+
+    def note_end(self, state: str, why: str) -> Status:
+        """Note how the run ended, in its folder too, after its processes have gone; return its last status.
+
+        Parameters
+        ----------
+        state : str
+            "stopped" or "failed", unless the run itself has said how it ended.
+        why : str
+            One line; how to go on is added.
+        """
+        last = self._status()
+        if last is not None and last.ended:
+            return last
+        last = last or self._run.read_status() or Status(state=state)
+        # Not asked of `checkpoints`, which loads torch: whoever sent SIGTERM does not wait.
+        kept = any((self._run.path / "checkpoints").glob("*"))
+        again = f"; continue with: psl train resume={self._run.name}" if kept else ""
+        ended = msgspec.structs.replace(last, state=state, message=f"{why}{again}", eta_s=None)
+        if self._run.path.is_dir():
+            self._run.write_status(ended)
+        return ended
 
     def _status(self) -> Status | None:
         status = self._run.read_status()

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,11 +22,17 @@ import psutil
 import tomli_w
 
 from psl_flower.errors import RunError
+from psl_flower.launch import signals
 
 _START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 10.0
+# With the grace that `psl train` gives a step after SIGTERM it must fit into the 10 s after which `docker stop` kills.
+_STOP_TIMEOUT_S = 3.0
 _CALL_TIMEOUT_S = 120.0
 _CONNECTION = "psl"
+# In Flower's log: "INFO :   text", and of its web server "2026-11-22T10:29:24.229Z INFO [uvicorn.access] text".
+_NOISE = re.compile(r"(\S+Z )?\s*(DEBUG|INFO|WARNING)\b")
+# In Ray's: "[date C 20952 20952] (raylet) file.cc:3362:  text", where C is for fatal; a failed check's words come last.
+_RAY_FATAL = re.compile(r"^\[[^\]]* C \d+ \d+\] \(raylet\) \S+\s+(?:.*Check failed: \S+ )?(.*)$", re.MULTILINE)
 
 # Quiet and offline; and no `uv sync` of our dependencies, gigabytes of them, into a fresh environment for every run.
 _ENVIRONMENT = {
@@ -55,8 +62,35 @@ def last_line(output: str) -> str:
     return lines[-1].strip()[:500] if lines else "it said nothing"
 
 
+def telling(log: str) -> str:
+    """Return the lines of Flower's log that may say why something ended: no requests served, progress or advice."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    return "\n".join(line for line in plain.splitlines() if not _NOISE.match(line))
+
+
+def ray_failure(drivers: Collection[int]) -> str:
+    """Return why Ray's raylet gave up, from its own log; empty if it did not.
+
+    Parameters
+    ----------
+    drivers : collection of int
+        Ids of the processes that started Ray, by which its sessions are named.
+    """
+    # As Ray itself chooses the folder.
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    for driver in drivers:
+        # Where ids come round, the newest is ours.
+        for log in sorted(folder.glob(f"session_*_{driver}/logs/raylet.out"))[-1:]:
+            fatal = _RAY_FATAL.findall(_read(log))
+            if fatal:
+                return f"Ray failed: {last_line(fatal[-1])} (Ray's log: {log}); is the machine too busy? Try again"
+    return ""
+
+
 class LocalSuperLink:
     """Starts `flower-superlink --simulation` on free ports, with a FLWR_HOME of its own; use as a context manager.
+
+    While it is there, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
 
     Raises
     ------
@@ -69,9 +103,32 @@ class LocalSuperLink:
         self.log = self.home / "superlink.log"
         self._environment = {**environment(), "FLWR_HOME": str(self.home)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._signals = contextlib.ExitStack()
+        self._run_id = ""
+        self._simulated: set[int] = set()  # ids of the processes that simulate, as they were seen
 
     def __enter__(self) -> LocalSuperLink:
         """Start it; it comes up while the caller goes on (`wait`)."""
+        self._signals.enter_context(signals.raising())
+        try:
+            self._launch()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it and whatever it started; drop its folder."""
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        with self._signals, signals.ignoring():
+            self.stop()
+            shutil.rmtree(self.home, ignore_errors=True)
+
+    def _launch(self) -> None:
         port, control = _free_port(), _free_port()
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
@@ -86,14 +143,6 @@ class LocalSuperLink:
             self._process = subprocess.Popen(
                 command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it and whatever it started; drop its folder."""
-        self.stop()
-        shutil.rmtree(self.home, ignore_errors=True)
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -154,11 +203,14 @@ class LocalSuperLink:
         path.write_text(tomli_w.dumps(dict(run_config)), "utf-8")
         federation = " ".join(f"{key}={value}" for key, value in federation_config.items())
         arguments = ["run", str(app), _CONNECTION, "--run-config", str(path), "--federation-config", federation]
-        return str(self.flwr(arguments)["run-id"])
+        self._run_id = str(self.flwr(arguments)["run-id"])
+        return self._run_id
 
     def is_running(self) -> bool:
         """Return whether a process that simulates is there."""
-        return any("simulation" in " ".join(_command_line(child)[:6]) for child in self.processes())
+        simulating = [child for child in self.processes() if "simulation" in " ".join(_command_line(child)[:6])]
+        self._simulated |= {child.pid for child in simulating}
+        return bool(simulating)
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that it has started, and theirs."""
@@ -174,10 +226,18 @@ class LocalSuperLink:
         return str(runs[0].get("status")) if isinstance(runs, list) and runs else "unknown"
 
     def last_words(self) -> str:
-        """Return the last line of the log that says something."""
-        with contextlib.suppress(OSError):
-            return last_line(self.log.read_text("utf-8", "replace"))
-        return last_line("")
+        """Return why its run ended: Ray's fatal error, Flower's word on the run, or else its log's last line."""
+        return ray_failure(self._simulated) or self._details() or last_line(telling(_read(self.log)))
+
+    def _details(self) -> str:
+        """Return what Flower has noted about why the run ended; empty if it has noted nothing, or is gone."""
+        if not self._run_id or self._process is None or self._process.poll() is not None:
+            return ""
+        with contextlib.suppress(RunError):
+            runs = self.flwr(["list", "--run-id", self._run_id]).get("runs")
+            details = str(runs[0].get("status-details") or "") if isinstance(runs, list) and runs else ""
+            return last_line(details) if details not in ("", "N/A") else ""
+        return ""
 
     def stop(self) -> None:
         """End it and all processes that it started: asked first, then killed; safe to call again."""
@@ -190,7 +250,7 @@ class LocalSuperLink:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
-        for process in alive:
+        for process in [*alive, *self._orphans()]:  # the latter were started while the others ended
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
@@ -204,6 +264,12 @@ class LocalSuperLink:
                 if process.environ().get("FLWR_HOME") == str(self.home):
                     found.append(process)
         return found
+
+
+def _read(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        return log.read_text("utf-8", "replace")
+    return ""
 
 
 def _command_line(process: psutil.Process) -> list[str]:

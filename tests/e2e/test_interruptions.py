@@ -27,7 +27,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(place: Place) -> None:
     output, _ = process.communicate(timeout=120)
     status = run.read_status()
     assert status is not None and status.state == "stopped", output
-    assert "resume=stopped" in output
+    assert "stopping after this step, with a checkpoint" in output
+    assert output.count("resume=stopped") == 1
+    assert "error:" not in output
     assert process.returncode == 1
     committed = run.checkpoints.steps()
     assert committed and committed[-1] == status.step < 10
@@ -36,6 +38,19 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(place: Place) -> None:
     assert done.returncode == 0, done.stderr
     assert [m["step"] for m in run.read_metrics()][-1] == 10
     assert differing(model(run), oracle(run, 10)) == []
+
+
+def test_sigterm_ends_a_run_soon_and_leaves_nothing(place: Place) -> None:
+    settings = [*TINY, "rounds=1", "steps-per-round=200", "run-name=termed"]
+    process = place.start_psl("train", *settings)
+    run = place.run("termed")
+    wait_until(lambda: _steps(run) >= 1, START_S, "the first step")
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    status = run.read_status()
+    assert status is not None and status.state == "stopped", output
+    assert process.returncode in (1, 128 + signal.SIGTERM)
+    assert place.processes() == []
 
 
 def test_kill_of_all_processes_and_resume(place: Place) -> None:

@@ -70,6 +70,17 @@ class Tampering(LocalExchange):
         return answers
 
 
+class Blind(LocalExchange):
+    """Must not be asked for an evaluation."""
+
+    def __init__(self, parts) -> None:
+        super().__init__(parts.uppers, parts.wire)
+
+    def exchange(self, down, shapes, meanwhile):
+        assert all(each.step.plan is None or each.step.plan.mode == "train" for each in down.values())
+        return super().exchange(down, shapes, meanwhile)
+
+
 def with_nan(up: Up) -> Up:
     up.smashed_BKhwC[0, 0, 0, 0, 0] = float("nan")
     return up
@@ -167,10 +178,20 @@ def test_a_stop_leaves_a_checkpoint(make, oracle):
     assert resumes(make, oracle)
 
 
-def test_a_stop_at_the_last_step_is_a_complete_round(make):
+def test_a_stop_at_the_end_of_a_round_is_one_without_evaluation(make, oracle):
     parts = make(stop_requested=lambda: len(parts.losses) == 2)
-    parts.run(stop_step=2)
+    with pytest.raises(TrainingStopped, match="stopped after step 2"):
+        parts.run(stop_step=2, exchange=Blind(parts))
     assert parts.checkpoints.steps() == [2]
+    with pytest.raises(TrainingStopped, match="stopped after step 2"):
+        parts.run(stop_step=4)  # nor is another step begun
+    assert resumes(make, oracle)
+
+
+def test_a_stop_at_the_last_step_is_a_complete_run(make):
+    parts = make(stop_requested=lambda: len(parts.losses) == 4)
+    parts.run(stop_step=4)
+    assert parts.checkpoints.steps()[-1] == 4
 
 
 PARTIES = {"lower": "lower", "upper": "upper-1"}

@@ -188,6 +188,28 @@ def test_help_of_every_command(psl):
     assert psl("--version")[0] == 0
 
 
+def test_settings_are_listed_and_found_from_train(psl):
+    status, out, _ = psl("settings")
+    listed = [line.partition(" = ")[0] for line in out.splitlines() if " = " in line]
+    assert (status, listed) == (0, list(RunConfig().to_mapping()))
+    assert all("# " in line for line in out.splitlines() if " = " in line)
+    assert psl("settings", "checkpoint-every")[1].count("\n") == 1
+    assert psl("settings", "no such thing")[0] == 1
+    assert "psl settings" in psl("train", "--help")[1]
+
+
+def test_train_refuses_before_it_starts_anything(psl, tmp_path):
+    status, _, err = psl("train", "rouns=3")
+    assert status == 2
+    assert "did you mean rounds?" in err
+    status, _, err = psl("train", "resume=missing", "--workspace", tmp_path)
+    assert status == 1
+    assert f"{tmp_path}/runs/missing: no such run" in err
+    status, _, err = psl("train", "workspace=here", "--workspace", tmp_path)
+    assert status == 2
+    assert "workspace is given twice" in err
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "says"),
     [(PslError("two\nlines"), 1, "error: two lines\n"), (KeyboardInterrupt(), 130, "")],

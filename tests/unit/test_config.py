@@ -67,9 +67,9 @@ MISTYPED = [
     ({"patch-size": "8x8x8"}, 'patch-size: expected a size such as "16x16"'),
 ]
 UNKNOWN = [
-    ({"batchsize": 32}, "unknown setting batchsize; known: dataset, image-column"),
-    ({"batch_size": 32}, "unknown setting batch_size; known:"),
-    ({"a": 1, "b": 2}, "unknown settings a, b; known:"),
+    ({"batchsize": 32}, "unknown setting batchsize; did you mean batch-size?"),
+    ({"batch_size": 32}, "unknown setting batch_size; did you mean batch-size?"),
+    ({"a": 1, "rouns": 2}, "unknown setting a; psl settings lists all; unknown setting rouns; did you mean rounds?"),
 ]
 OUT_OF_RANGE = [
     ({"patch-size": "0x8"}, "patch-size: both sizes must be 1 or more, got 0x8"),

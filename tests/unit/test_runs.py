@@ -1,6 +1,7 @@
 """A run's folder: names, settings, status, metrics; damage and crashes read as what they are."""
 
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import RunError, StoreError
-from psl_flower.runs import RunFolder, Status, create_run, list_runs, open_run
+from psl_flower.runs import RunFolder, Status, create_run, list_runs, open_run, this_process
 
 
 @pytest.fixture
@@ -80,6 +81,21 @@ def test_status(run):
     assert all(Status(state=state).ended for state in ("completed", "stopped", "failed"))
     (run.path / "status.json").write_bytes(b"{")
     assert run.read_status() is None
+
+
+def test_a_run_whose_process_is_gone(run):
+    run.write_status(Status(state="starting", process=this_process()))
+    assert not run.read_status().died
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = this_process().partition(":")[0]
+    run.write_status(Status(state="starting", process=f"{host}:{gone.pid}"))
+    assert run.read_status().died
+    for other in (Status(state="starting", process=f"not-{host}:{gone.pid}"), Status(state="starting")):
+        run.write_status(other)
+        assert not run.read_status().died, "that cannot be known here"
+    run.write_status(Status(state="completed", process=f"{host}:{gone.pid}"))
+    assert not run.read_status().died
 
 
 def test_a_loss_that_is_not_a_number_leaves_a_readable_status(run):

@@ -1,4 +1,4 @@
-"""The start of a SuperLink: whatever answers in its place is one error."""
+"""A SuperLink: whatever answers in its place at its start is one error; its last words say why a run ended."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from psl_flower.errors import RunError
-from psl_flower.launch.superlink import LocalSuperLink
+from psl_flower.launch.superlink import LocalSuperLink, ray_failure, telling
 
 
 class Process:
@@ -45,3 +45,41 @@ def test_a_stranger_on_the_port_is_one_error(answer):
         finally:
             stranger.join()
             link.home.rmdir()
+
+
+NOISE = (
+    "\x1b[92mINFO \x1b[0m:      Finished task 5039867259061610883 of run 8340978101408986867\n"
+    '2026-11-22T10:38:06.022Z INFO [uvicorn.access] 127.0.0.1:36972 - "POST /v1/runtime/push-task-output HTTP/1.1" 200\n'
+)
+
+
+def test_last_words_are_not_those_of_the_access_log():
+    link = LocalSuperLink()
+    try:
+        link.log.write_text(NOISE)
+        assert link.last_words() == "it said nothing"
+        link.log.write_text("\x1b[91mERROR \x1b[0m:     no space left\n" + NOISE)
+        assert link.last_words() == "ERROR :     no space left"
+        assert telling("MemoryError: INFO\n" + NOISE) == "MemoryError: INFO"
+    finally:
+        link.log.unlink()
+        link.home.rmdir()
+
+
+# As Ray 2.55 writes it, shortened.
+RAYLET = (
+    "[2026-11-22 10:37:20,938 I 20952 20952] (raylet) store_runner.cc:53: Starting object store with directory /tmp\n"
+    "[2026-11-22 10:37:50,939 C 20952 20952] (raylet) node_manager.cc:3362:  An unexpected system state has occurred. "
+    "Please report this issue. Check failed: statussetor3362.has_value() Timed out waiting for file metrics_agent_port_54d\n"
+    "*** StackTrace Information ***\n/lib/libc.so.6(+0x2724a)\n"
+)
+
+
+def test_what_killed_ray_is_quoted_from_the_session_of_this_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    for pid, text in ((77, RAYLET), (78, RAYLET.splitlines()[0] + "\n")):
+        logs = tmp_path / "ray" / f"session_2026-11-22_10-37-12_163730_{pid}" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "raylet.out").write_text(text)
+    assert ray_failure({77}).startswith("Ray failed: Timed out waiting for file metrics_agent_port_54d (Ray's log: ")
+    assert ray_failure({78, 79, 7}) == ""
