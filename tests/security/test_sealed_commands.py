@@ -19,8 +19,11 @@ from typer.testing import CliRunner
 
 from psl_flower import errors
 from psl_flower.cli import owner, restorer
+from psl_flower.config import RunConfig
+from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import PslError
+from psl_flower.runs import RunFolder, create_run
 
 app = typer.Typer()
 owner.register(app)
@@ -155,10 +158,17 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     refused(errors.AuditLogTruncated, "audit-log", "--manifest", out)
 
 
+def run_on(folder: Path, dataset: str) -> RunFolder:
+    """Return the folder of a run on a dataset that was sealed in `folder`, as far as its stores."""
+    config = RunConfig(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
+    run = create_run(config.workspace_path(), "", config.dataset)
+    run.write_manifest(prepare_stores(config).manifest)
+    return run
+
+
 def test_only_what_a_run_got_wrong(folder: Path) -> None:
     psl(*sealing(folder))
-    run = folder / "run"
-    run.mkdir()
+    run = run_on(folder, "sealed").path
     np.savez(
         run / "predictions.npz",
         sample=np.array([2, 61, 70, 5]),
@@ -178,7 +188,18 @@ def test_only_what_a_run_got_wrong(folder: Path) -> None:
         "sheet-0001.png",
         "train-000005.png",
     ]
+    # The same images sealed once more are another dataset, whose restorers know nothing of this run.
+    psl(*sealing(folder, "second"))
+    log = (folder / "sealed" / "audit.log").read_bytes()
+    other = run_on(folder, "second").path
+    (other / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes())
+    arguments[4] = other
+    assert "a run on other stores" in refused(errors.OtherDataset, *arguments, "--out", folder / "none")
+    authorising: list[str | Path] = ["authorise", *arguments[1:], "--out", folder / "asked.psl"]
+    refused(errors.OtherDataset, *authorising)
+    assert (folder / "sealed" / "audit.log").read_bytes() == log
     (run / "predictions.npz").write_bytes(b"no")
+    arguments[4] = run
     refused(errors.RunError, *arguments, "--out", folder / "none")
 
 
