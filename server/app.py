@@ -143,6 +143,8 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.manifest.num_samples, stores.manifest.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
+    if stores.keys_note:
+        reporter.say("preparing", stores.keys_note)
     if stores.note:
         reporter.say("preparing", stores.note)
     return stores

@@ -58,6 +58,10 @@ class Follower:
             self._console.print(message)
         self._said = message
 
+    def note(self, message: str) -> None:
+        """Show one line that stays, also on a terminal."""
+        self._console.print(message)
+
     def ingesting(self, stage: str, done: int, total: int) -> None:
         """Show how far the making of the patch stores is."""
         self._progress.update(self._task, completed=done, total=total, details=f"{done} of {total} {stage} images")

@@ -91,7 +91,7 @@ def run_to_end(
     while True:
         # A SuperLink for every attempt: what made the last one fail may be a part of it.
         with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
-            num_uppers, run = prepare(config, follower.ingesting)
+            num_uppers, run = prepare(config, follower.ingesting, follower.note)
             follower.say("starting Flower")
             superlink.wait()
             watch = Watch(superlink, run)

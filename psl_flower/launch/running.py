@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from psl_flower.batches import batch_order
 from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
@@ -38,8 +40,21 @@ def app_folder(given: str = "") -> Path:
     return folder
 
 
-def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None = None) -> tuple[int, RunFolder]:
+def prepare(
+    config: RunConfig,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[int, RunFolder]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's, or the prediction's.
+    progress : callable, optional
+        As `psl_flower.data.preparing.prepare_stores` takes it.
+    say : callable, optional
+        Called with lines for people: on keys that were made, on a batch that is larger than the dataset.
 
     Returns
     -------
@@ -50,7 +65,8 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     Raises
     ------
     PslError
-        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing.
+        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing;
+        ConfigError if the key of a node is not here, or there are too few images to train on.
     """
     from psl_flower.data.preparing import prepare_stores
 
@@ -58,6 +74,7 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     if config.predict:
         asked, trained = prediction_of(config)
         stores = prepare_stores(asked, progress)
+        stores.check_node_keys()
         check(asked, trained, stores.manifest)
         return stores.manifest.num_uppers, free_folder(trained, config)
     if config.resume:
@@ -66,7 +83,20 @@ def prepare(config: RunConfig, progress: Callable[[str, int, int], None] | None 
     else:
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
     stores = prepare_stores(config, progress)
+    stores.check_node_keys()
+    notes = [stores.keys_note, "" if config.restore else _batches_note(config, stores.manifest)]
+    for note in notes:
+        if note and say is not None:
+            say(note)
     return stores.manifest.num_uppers, run
+
+
+def _batches_note(config: RunConfig, manifest: Manifest) -> str:
+    """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
+    count = len(batch_order(config, manifest).pool)
+    if config.batch_size <= count or config.batch_size == RunConfig().batch_size:
+        return ""
+    return f"batch-size: {config.batch_size} is more than the {count} training images: every step takes all of them"
 
 
 def start(
