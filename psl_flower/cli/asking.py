@@ -43,6 +43,14 @@ def images_asked(
     return {found.image: found for found in mistakes(wrong_only, split=split, limit=limit, labels_N=labels_N)}
 
 
+def image_name(manifest: Manifest, image: int) -> str:
+    """Return an image's name by split, such as "test:17"; its number if it was added after this manifest."""
+    if image >= manifest.num_samples:
+        return str(image)
+    split, within = manifest.split_of(image)
+    return f"{split}:{within}"
+
+
 def captions(
     manifest: Manifest, images: Mapping[int, Mistake | None], labels_N: NDArray[np.int64] | None
 ) -> list[Caption]:

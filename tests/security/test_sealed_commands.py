@@ -99,7 +99,13 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         "--out",
         folder / "no",
     )
+    # What cannot be written is not logged as restored.
+    log = (out / "audit.log").read_bytes()
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
+    in_the_way = out / "manifest.psl" / "under" / "a-file"
+    refused(errors.StoreUnreachable, "restore", "--manifest", out, *both, *images, "--out", in_the_way)
+    assert (out / "audit.log").read_bytes() == log
+    assert "3 images: train:3 (3), test:7 (67), test:8 (68)" in psl("audit-log", "--manifest", out).stdout
     refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")
     assert not (folder / "no").exists()
 
@@ -153,6 +159,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     assert not list(out.rglob("epoch-0001*"))
     entries = json.loads(psl("audit-log", "--manifest", out, "--json").stdout)["entries"]
     assert next((e["action"], e["images"], e["why"]) for e in entries) == ("restore", [3, 67, 68], "a look")
+    assert entries[0]["names"] == ["train:3", "test:7", "test:8"]
     log = out / "audit.log"
     log.write_text("")
     refused(errors.AuditLogTruncated, "audit-log", "--manifest", out)
