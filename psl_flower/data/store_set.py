@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.data.manifest import Manifest
+from psl_flower.data.sizes import explain_sizes
 from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
@@ -137,6 +138,20 @@ class StoreRequest:
         patch_size = half if self.patch_size == (0, 0) else self.patch_size
         stride = patch_size if self.stride == (0, 0) else self.stride
         return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit)
+
+    def grid_of(self, source: ImageSource) -> PatchGrid:
+        """Return the grid on a source's images, by the first of them where no size is stated.
+
+        Raises
+        ------
+        GridError
+            If it does not fit them; DataError if that is because their sizes differ.
+        """
+        if self.image_size != (0, 0):
+            return self.grid(self.image_size)
+        first_HWC, _ = next(source.samples("train"))
+        with explain_sizes(source):
+            return self.grid((first_HWC.shape[0], first_HWC.shape[1]))
 
     def fingerprint(self, source_fingerprint: str) -> str:
         """Return the hex digits that stand for the stores made by this request from that source."""
