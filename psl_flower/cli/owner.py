@@ -76,7 +76,9 @@ def ingest(
         typer.Option("--out", help="Folder for manifest, labels and stores; UPPER=URL puts one store elsewhere."),
     ],
     owner_key: _OwnerKey,
-    patch: Annotated[str, typer.Option(help="Patch height x width (default: half the image).")] = "",
+    patch: Annotated[
+        str, typer.Option("--patch", "--patch-size", help="Patch height x width (default: half the image).")
+    ] = "",
     stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
     uppers: Annotated[int, typer.Option(help="Upper nodes; 0: one per node key.")] = 0,
     node_key: Annotated[
