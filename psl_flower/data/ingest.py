@@ -29,7 +29,7 @@ from psl_flower.data.store_set import (
     load_set,
 )
 from psl_flower.errors import DataError, StoreError
-from psl_flower.files import sync_folder, write_atomically
+from psl_flower.files import make_ignored_folder, sync_folder, write_atomically
 from psl_flower.stores.base import StoreMeta, store_folder
 from psl_flower.stores.plain import PlainStoreWriter
 
@@ -71,7 +71,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     with disk_errors(folder):
         if (folder / MANIFEST_FILE).exists():
             return load_set(folder, fingerprint, created=False)
-        root.mkdir(parents=True, exist_ok=True)
+        make_ignored_folder(root)
         with lock_set(folder):
             if (folder / MANIFEST_FILE).exists():
                 return load_set(folder, fingerprint, created=False)
@@ -89,10 +89,9 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
 def _ingest(
     folder: Path, request: StoreRequest, source: ImageSource, fingerprint: str, progress: Progress | None
 ) -> None:
+    grid = request.grid_of(source)
     first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
-    channels = int(first_HWC.shape[2])
-    grid = request.grid((height, width))
+    (height, width), channels = grid.image_size, int(first_HWC.shape[2])
     assignment = assign(grid, request.num_uppers or grid.num_patches, request.assignment)
     num_train, num_test = source.num_samples("train"), source.num_samples("test")
     positions = [tuple(p for p, owner in enumerate(assignment) if owner == m) for m in range(max(assignment) + 1)]

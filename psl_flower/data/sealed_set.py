@@ -15,6 +15,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest, StoreSet
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
+from psl_flower.files import make_ignored_folder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, Resized, ingest
@@ -62,7 +63,7 @@ def ensure_sealed(
     """
     folder, fingerprint, source = request.locate(root)
     with disk_errors(folder):
-        root.mkdir(parents=True, exist_ok=True)
+        make_ignored_folder(root)
         with lock_set(folder):
             created = not is_complete(folder)
             if created:
@@ -124,9 +125,7 @@ def open_sealed_dataset(
 
 
 def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
-    first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
-    grid = request.grid((height, width))
+    grid = request.grid_of(source)
     num_uppers = request.num_uppers or grid.num_patches
     assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
     demo = demo_keys(keys, num_uppers)

@@ -1,5 +1,7 @@
 """What `psl train` refuses, and says, before anything of Flower is started."""
 
+import subprocess
+
 import pytest
 
 from psl_flower.config import RunConfig
@@ -21,6 +23,15 @@ def test_keys_that_are_made_are_announced_once(tmp_path, config):
     assert f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}" in line
     prepare(config, say=said.append)
     assert len(said) == 1
+
+
+def test_git_passes_by_what_a_run_makes(config, tmp_path):
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    prepare(config)
+    prepare(config.replace(stores="plain"))
+    listed = [*git, "ls-files", "--others", "--exclude-standard", "--", "workspace"]
+    assert subprocess.run(listed, check=True, capture_output=True, text=True).stdout == ""
 
 
 def test_keys_that_are_named_must_be_there(tmp_path, config):
