@@ -49,7 +49,7 @@ def refused(error: type[PslError], *arguments: str | Path) -> str:
 
 def sealing(folder: Path, out: str = "sealed", *more: str) -> list[str]:
     """Return the arguments that seal 60 training and 20 test images of the digits for two nodes."""
-    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch", "8x8", "--uppers", "2"]
+    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch-size", "8x8", "--uppers", "2"]
     arguments += ["--owner-key", str(folder / "owner.key"), "--max-train", "60", "--max-test", "20"]
     for m in range(2):
         arguments += ["--node-key", str(folder / f"node{m}.key.pub")]
@@ -88,7 +88,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     for name, index in (("train-000003", 3), ("test-000007", 67), ("test-000008", 68)):
         assert (np.asarray(Image.open(restored / f"{name}.png")) == expected[index, :, :, 0]).all()
     assert (restored / "sheet-0001.png").exists()
-    refused(
+    too_few = refused(
         errors.TooFewShares,
         "restore",
         "--manifest",
@@ -99,6 +99,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         "--out",
         folder / "no",
     )
+    assert "2 restorers are needed, 1 is here; add the keys of others with --identity" in too_few
     # What cannot be written is not logged as restored.
     log = (out / "audit.log").read_bytes()
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
