@@ -102,12 +102,14 @@ def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
     StoreError
         If the disk refuses.
     """
-    if not folder.exists():
+    made = not folder.exists()
+    if made:
         # Not the permissions of a folder that somebody else made and named: its key files are private anyway.
         DISK.make_folder(folder)
         folder.chmod(0o700)
-        write_file(folder / ".gitignore", b"*\n")
     with locked(folder / LOCK_FILE):
+        if made:
+            write_file(folder / ".gitignore", b"*\n")
         return DemoKeys(
             owner=_made(folder, Role.OWNER, "owner"),
             lower=_made(folder, Role.LOWER, "lower"),
