@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
 from psl_flower.errors import ConfigError
 from psl_flower.seeds import derive
 
@@ -62,3 +64,8 @@ class BatchOrder:
     def augment_seed(self, step: int) -> int:
         """Seed of (run seed, epoch) from which every party draws a sample's transform."""
         return derive(self.seed, "augment", self.epoch_of(step))
+
+
+def batch_order(config: RunConfig, manifest: Manifest) -> BatchOrder:
+    """Return which samples make up a run's steps; raises ConfigError if there are too few training images."""
+    return BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)

@@ -241,6 +241,9 @@ class RunConfig:
             raise ConfigError(
                 "adaptation-server: there is no Adaptation Net with alpha = 0; set alpha, or leave it out"
             )
+        if self.stores == "plain" and (self.keys or self.owner):
+            key = "keys" if self.keys else "owner"
+            raise ConfigError(f"{key} and stores=plain contradict each other: plain stores need no key; leave one out")
         if self.resume and self.run_name:
             raise ConfigError("resume and run-name contradict each other: a resumed run keeps its name")
         if self.restore and self.resume:

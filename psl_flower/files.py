@@ -41,6 +41,20 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         sync_folder(path.parent)
 
 
+def make_ignored_folder(folder: Path) -> None:
+    """Make a folder, and its parents, that git passes by: a workspace may lie in somebody's repository.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        write_atomically(ignore, b"*\n")
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

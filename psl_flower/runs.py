@@ -103,7 +103,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         if self.ended or host != socket.gethostname():
             return False
         try:
-            return psutil.Process(int(pid)).create_time() > self.updated  # another one of this number
+            return bool(psutil.Process(int(pid)).create_time() > self.updated)  # another one of this number
         except psutil.NoSuchProcess:
             return True
         except psutil.Error:

@@ -143,10 +143,9 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.manifest.num_samples, stores.manifest.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
-    if stores.grid_reason:
-        reporter.say("preparing", stores.grid_reason)
-    if stores.note:
-        reporter.say("preparing", stores.note)
+    for note in (stores.keys_note, stores.grid_reason, stores.note):
+        if note:
+            reporter.say("preparing", note)
     return stores
 
 

@@ -15,7 +15,7 @@ from psl_flower.sealed.keys import Identity
 from psl_flower.sealed.labels import FOLDER, LabelBook
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.wrong import Mistake, mistakes
+from psl_flower.sealed.wrong import Mistake, check_dataset, mistakes
 
 
 def images_asked(
@@ -32,12 +32,23 @@ def images_asked(
     ------
     ConfigError
         If both are given, or none.
+    OtherDataset, RunError
+        If the run was on another dataset, or its predictions cannot be used.
     """
     if bool(image) == (wrong_only is not None):
         raise ConfigError("name the images with --image, or a run with --wrong-only; one of the two")
     if wrong_only is None:
         return dict.fromkeys(parse_images(image, manifest))
+    check_dataset(wrong_only, manifest)
     return {found.image: found for found in mistakes(wrong_only, split=split, limit=limit, labels_N=labels_N)}
+
+
+def image_name(manifest: Manifest, image: int) -> str:
+    """Return an image's name by split, such as "test:17"; its number if it was added after this manifest."""
+    if image >= manifest.num_samples:
+        return str(image)
+    split, within = manifest.split_of(image)
+    return f"{split}:{within}"
 
 
 def captions(

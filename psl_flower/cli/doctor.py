@@ -29,7 +29,9 @@ def doctor(
     key: Annotated[Path | None, typer.Option(help="On a node: private key of sealed stores.")] = None,
     passphrase_file: Annotated[Path | None, typer.Option(help="File whose first line is the key's passphrase.")] = None,
     owner: Annotated[str, typer.Option(help="On a node: public key of the owner to trust (or file).")] = "",
-    manifest: Annotated[Path | None, typer.Option(help="manifest.json that the stores should belong to.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Of the stores: manifest.psl, or the run's manifest.json.")
+    ] = None,
     state: Annotated[Path | None, typer.Option(help="On a node: folder of its states.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="On the server: server.pem of the SuperLink.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="On the server: server.key.")] = None,

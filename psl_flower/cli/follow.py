@@ -40,6 +40,7 @@ class Follower:
         self._said, self._said_at = "", 0.0
         self._log_at = 0
         self._notice = ""
+        self._noted = set[str]()
 
     def __enter__(self) -> Follower:
         """Show it."""
@@ -61,9 +62,9 @@ class Follower:
         self._said = message
 
     def note(self, message: str) -> None:
-        """Leave a line above the bar; without a terminal the run's log, which is copied, has it."""
-        if self._console.is_terminal:
-            self._console.print(message)
+        """Show one line that stays, also on a terminal; the run's log may say it again."""
+        self._noted.add(message)
+        self._console.print(message)
 
     def notice(self, message: str) -> None:
         """Show one line that stays: what the user has asked for is being done."""
@@ -126,7 +127,7 @@ class Follower:
         last_words = status.message if status is not None and status.ended else None
         for line in whole.decode("utf-8", "replace").splitlines():
             words = line.split(" ", 3)[-1].rstrip()
-            if words != last_words:
+            if words != last_words and words not in self._noted:
                 self._console.print(words)
 
 

@@ -151,15 +151,20 @@ def export(
     run: RunName = "",
     workspace: Workspace = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [RUN.pt2 or RUN.onnx].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a trained model as one file for other programs, and check that it answers alike."""
+    from psl_flower.errors import ConfigError
     from psl_flower.export import EXPORTERS
 
     folder, assembled = _load(run, workspace)
     ending, write = EXPORTERS[to]
+    target = out or Path(f"{folder.name}{ending}")
+    if target.is_file() and not force:
+        raise ConfigError(f"{target} exists already; name a new file with --out, or replace it with --force")
     with spinner(f"exporting for {to}"):
-        exported = write(assembled, out or Path(f"{folder.name}{ending}"))
+        exported = write(assembled, target)
     if as_json:
         report = {"run": folder.name, "format": to, "file": str(exported.path), "bytes": exported.num_bytes}
         differences = {"difference": exported.difference, "relative_difference": exported.relative_difference}

@@ -77,7 +77,12 @@ def ingest(
     ],
     owner_key: _OwnerKey,
     patch: Annotated[
-        str, typer.Option(help="Patch height x width, or auto: by how busy the images are (default: half the image).")
+        str,
+        typer.Option(
+            "--patch",
+            "--patch-size",
+            help="Patch height x width, or auto: by how busy the images are (default: half the image).",
+        ),
     ] = "",
     stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
     uppers: Annotated[int, typer.Option(help="Upper nodes; 0: one per node key.")] = 0,

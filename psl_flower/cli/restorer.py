@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from psl_flower.cli.asking import captions, class_name, images_asked, labels_of
+from psl_flower.cli.asking import captions, class_name, image_name, images_asked, labels_of
 from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.image_ids import parse_images
 from psl_flower.machine import forbid_core_dumps
@@ -94,8 +94,12 @@ def restore(
     if request is not None or answers is not None:
         if request is None or answers is None or image or wrong_only or store:
             raise ConfigError("--request and --answers go together, and name images and stores by themselves")
-        asked, batches = _answered(request, answers, signed, restorers[0])
+        asked, answered = _answered(request, answers, signed, restorers[0])
         logged = "the nodes' audit logs"
+
+        def release() -> Iterator[NDArray[np.uint8]]:
+            return answered
+
     else:
         asked = images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)
         if not asked:
@@ -103,10 +107,12 @@ def restore(
             return
         log = AuditLog(audit_log or folder / FILE)
         logged = str(log.path)
-        batches = do_restore(
-            signed, stores_beside(manifest, store or ()), restorers, list(asked), why=why, log=log, seen=seen
-        )
-    sheets = export(batches, captions(signed.manifest, asked, labels_N), out)
+        stores = stores_beside(manifest, store or ())
+
+        def release() -> Iterator[NDArray[np.uint8]]:
+            return do_restore(signed, stores, restorers, list(asked), why=why, log=log, seen=seen)
+
+    sheets = export(release, captions(signed.manifest, asked, labels_N), out)
     seconds = time.monotonic() - start
     if as_json:
         report = {
@@ -248,11 +254,16 @@ def audit_log(
         raise StoreNotFound(f"{log} does not exist")
     entries = AuditLog(log or folder / FILE).read(signed.manifest, seen)
     if as_json:
-        typer.echo(msgspec.json.encode({"ok": True, "entries": entries}).decode())
+        named = [
+            {**msgspec.to_builtins(entry), "names": [image_name(signed.manifest, k) for k in entry.images]}
+            for entry in entries
+        ]
+        typer.echo(json.dumps({"ok": True, "entries": named}))
         return
     for entry in entries:
-        images = ", ".join(map(str, entry.images[:8])) + (", ..." if len(entry.images) > 8 else "")
-        what = f"{len(entry.images)} images ({images})" if entry.images else ""
+        names = [f"{image_name(signed.manifest, image)} ({image})" for image in entry.images[:8]]
+        images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
+        what = f"{len(entry.images)} images: {images}" if entry.images else ""
         typer.echo(
             f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
         )
@@ -304,5 +315,5 @@ def _print_history(changes: Sequence[Change], manifest: Manifest, as_json: bool)
     for change in changes:
         typer.echo(f"{change.version}  {change.when}  {change.kind}  {change.who}  {change.why}".rstrip())
         for image, old, new in change.changes:
-            split, number = manifest.split_of(image)
-            typer.echo(f"     {image} ({split}:{number}): {class_name(manifest, old)} -> {class_name(manifest, new)}")
+            classes = f"{class_name(manifest, old)} -> {class_name(manifest, new)}"
+            typer.echo(f"     {image} ({image_name(manifest, image)}): {classes}")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from psl_flower.complexity import MAX_IMAGES, GridChoice, choose_grid
 from psl_flower.data.images import resize_image
+from psl_flower.data.sizes import explain_sizes
 from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest
 from psl_flower.errors import StoreError
@@ -38,10 +39,8 @@ def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> Pa
     CorruptImage, DataError
         If an image cannot be read.
     """
-    first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if request.image_size == (0, 0) else request.image_size
     if request.pattern != "auto":
-        return request.grid((height, width))
+        return request.grid_of(source)
     choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / REASON_FILE, choice.reason.encode())
@@ -57,7 +56,8 @@ def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_u
         for image_HWC in source.spread("train", MAX_IMAGES):
             yield image_HWC if image_size == (0, 0) else resize_image(image_HWC, image_size)
 
-    return choose_grid(images(), (height, width), fit, num_uppers)
+    with explain_sizes(source):
+        return choose_grid(images(), (height, width), fit, num_uppers)
 
 
 def grid_reason(folder: Path, request: StoreRequest) -> str:

@@ -104,7 +104,7 @@ def decode_image(encoded: bytes, where: str) -> NDArray[np.uint8]:
             return image_to_array(image, where)
     except _DECODER_ERRORS as error:
         raise CorruptImage(
-            f"{where}: cannot be decoded ({type(error).__name__}); replace the image or remove it from the dataset"
+            f"{where}: cannot be decoded ({type(error).__name__}); replace the image or leave it out"
         ) from error
 
 

@@ -32,7 +32,7 @@ from psl_flower.data.store_set import (
     load_set,
 )
 from psl_flower.errors import DataError, StoreError
-from psl_flower.files import sync_folder, write_atomically
+from psl_flower.files import make_ignored_folder, sync_folder, write_atomically
 from psl_flower.stores.base import StoreMeta, store_folder
 from psl_flower.stores.plain import PlainStoreWriter
 
@@ -74,7 +74,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     with disk_errors(folder):
         if (folder / MANIFEST_FILE).exists():
             return _load(folder, fingerprint, request, created=False)
-        root.mkdir(parents=True, exist_ok=True)
+        make_ignored_folder(root)
         with lock_set(folder):
             if (folder / MANIFEST_FILE).exists():
                 return _load(folder, fingerprint, request, created=False)

@@ -30,11 +30,14 @@ def prepare_stores(
     Raises
     ------
     ConfigError
-        If settings contradict an owner's dataset.
+        If settings contradict an owner's dataset, or the keys that they name are not there.
     PslError
         As `ensure_stores`, `ensure_sealed` and `open_sealed_dataset`.
     """
     workspace = config.workspace_path()
+    if config.keys and not config.keys_path().exists():
+        # A mistyped path must not become a new set of everybody's keys.
+        raise ConfigError(f"keys: {config.keys_path()}: no such folder, or key file; correct it, or leave keys out")
     if is_sealed_dataset(config.dataset):
         folder = Path(config.dataset).expanduser().absolute()
         stores = open_sealed_dataset(

@@ -17,6 +17,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest, StoreSet
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
+from psl_flower.files import make_ignored_folder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, Resized, ingest
@@ -64,7 +65,7 @@ def ensure_sealed(
     """
     folder, fingerprint, source = request.locate(root)
     with disk_errors(folder):
-        root.mkdir(parents=True, exist_ok=True)
+        make_ignored_folder(root)
         with lock_set(folder):
             created = not is_complete(folder)
             if created:

@@ -220,7 +220,8 @@ def _local_folder(name: str) -> Path | None:
     if path.exists():
         raise DatasetNotFound(f"{name!r}: is a file; give the folder that holds it")
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise DatasetNotFound(f"{name!r}: no such folder ({path.absolute()})")
+        place = "" if name == str(path.absolute()) else f" ({path.absolute()})"
+        raise DatasetNotFound(f"{name!r}: no such folder{place}")
     return None
 
 

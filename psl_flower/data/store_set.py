@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 
 from psl_flower import complexity
 from psl_flower.data.manifest import Manifest
+from psl_flower.data.sizes import explain_sizes
 from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
+from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.stores.base import PatchStore, StoreMeta, store_folder
 from psl_flower.stores.opening import open_of_set, open_store
 
@@ -140,6 +143,20 @@ class StoreRequest:
         stride = patch_size if self.stride == (0, 0) else self.stride
         return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit)
 
+    def grid_of(self, source: ImageSource) -> PatchGrid:
+        """Return the grid on a source's images, by the first of them where no size is stated.
+
+        Raises
+        ------
+        GridError
+            If it does not fit them; DataError if that is because their sizes differ.
+        """
+        if self.image_size != (0, 0):
+            return self.grid(self.image_size)
+        first_HWC, _ = next(source.samples("train"))
+        with explain_sizes(source):
+            return self.grid((first_HWC.shape[0], first_HWC.shape[1]))
+
     def fingerprint(self, source_fingerprint: str) -> str:
         """Return the hex digits that stand for the stores made by this request from that source."""
         stride = self.patch_size if self.stride == (0, 0) else self.stride
@@ -188,6 +205,36 @@ class StoreSet:
     owner: str = ""
     note: str = ""
     grid_reason: str = ""
+
+    @property
+    def keys_note(self) -> str:
+        """One line for people on the keys of stores that were sealed just now; else empty."""
+        if not self.created or not self.sealed:
+            return ""
+        return (
+            f"sealed with demonstration keys of all parties, in {self.keys}: "
+            "they protect nothing from whoever reads that folder"
+        )
+
+    def check_node_keys(self) -> None:
+        """Check that the keys of all sealed stores are on this machine, as a simulation needs them.
+
+        Raises
+        ------
+        ConfigError
+            If one is not.
+        """
+        if not self.sealed:
+            return
+        here = {public for public, _ in KeyRing(self.keys).public(Role.NODE)} if self.keys else set()
+        for entry in manifests.load(self.folder).manifest.stores:
+            public = PublicIdentity.parse(entry.node)
+            if public not in here:
+                raise ConfigError(
+                    f"{self.folder}: the store of Upper {entry.upper} is sealed to node {public.fingerprint}, whose "
+                    f"private key is not in {self.keys}; a simulation needs those of all nodes: name the folder that "
+                    "holds them with the setting keys"
+                )
 
     @property
     def sealed(self) -> bool:

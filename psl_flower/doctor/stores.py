@@ -8,7 +8,8 @@ import numpy as np
 
 from psl_flower.data.manifest import Manifest
 from psl_flower.doctor.finding import Finding, failed, ok
-from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner
+from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner, WrongStore
+from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.url_folder import shown
 from psl_flower.stores.base import PatchStore
@@ -31,12 +32,14 @@ def check_store(
     owner : str
         Public key of the owner to trust, or a file with it; may be empty.
     manifest : Path, optional
-        manifest.json of the run or set of stores that this one should belong to.
+        What this one should belong to: manifest.psl of a sealed dataset, or manifest.json of a run or of plain stores.
     """
     what = "store"
     try:
         keys = KeyRing(key, passphrase_file) if key is not None else None
         store = open_store(place, keys, owner=owner)
+    except WrongStore as error:
+        return [failed(what, f"{shown(place)}: key or store is another node's ({error})", _advice(error))]
     except PslError as error:
         return [failed(what, str(error), _advice(error))]
     try:
@@ -55,14 +58,17 @@ def check_store(
 def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     what = "manifest"
     try:
-        manifest = Manifest.load(path)
+        sealed = path.is_dir() or path.suffix == Path(manifests.FILE).suffix
+        manifest: Manifest | manifests.Manifest
+        manifest = manifests.load(path).manifest if sealed else Manifest.load(path)
     except PslError as error:
-        return [failed(what, str(error), "give the manifest.json of the run (runs/NAME/manifest.json on the server)")]
+        do = f"give the {manifests.FILE} of the owner, or the run's: runs/NAME/manifest.json on the server"
+        return [failed(what, str(error), do)]
     meta = store.meta
     if meta.dataset != manifest.fingerprint:
         found = f"{path}: is of dataset {manifest.fingerprint[:12]}, the store of {meta.dataset[:12]}"
         return [failed(what, found, "get the store that was made with the others of this set")]
-    if not 0 <= meta.upper < manifest.num_uppers or meta.positions != manifest.positions_of(meta.upper):
+    if meta.positions != tuple(p for p, upper in enumerate(manifest.assignment) if upper == meta.upper):
         found = f"{path}: assigns other positions to Upper {meta.upper} than the store holds"
         return [failed(what, found, "get the store that was made with the others of this set")]
     if len(store) != manifest.num_samples:

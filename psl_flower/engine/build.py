@@ -12,7 +12,7 @@ from torch import nn
 
 from psl_flower.architectures import BackboneSize
 from psl_flower.augment import Augmentation
-from psl_flower.batches import BatchOrder
+from psl_flower.batches import BatchOrder, batch_order
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig, size_text
 from psl_flower.data.manifest import Manifest
@@ -204,11 +204,6 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
         test=manifest.samples_of("test"),
         evaluate_batch_size=config.evaluate_batch_size,
     )
-
-
-def batch_order(config: RunConfig, manifest: Manifest) -> BatchOrder:
-    """Return which samples make up a step; raises ConfigError if there are too few training images."""
-    return BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
 
 
 def steps_per_round(config: RunConfig, order: BatchOrder) -> int:

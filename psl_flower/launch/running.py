@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from psl_flower.batches import batch_order
 from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
@@ -43,18 +45,18 @@ def app_folder(given: str = "") -> Path:
 def prepare(
     config: RunConfig,
     progress: Callable[[str, int, int], None] | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[int, RunFolder]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
 
     Parameters
     ----------
     config : RunConfig
-        The run's.
+        The run's, or the prediction's.
     progress : callable, optional
-        As in `psl_flower.data.preparing.prepare_stores`.
-    tell : callable
-        Called with a line for people, where the images decided something.
+        As `psl_flower.data.preparing.prepare_stores` takes it.
+    say : callable, optional
+        Called with lines for people: on keys that were made, a grid that was chosen, a batch larger than the dataset.
 
     Returns
     -------
@@ -65,7 +67,8 @@ def prepare(
     Raises
     ------
     PslError
-        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing.
+        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing;
+        ConfigError if the key of a node is not here, or there are too few images to train on.
     """
     from psl_flower.data.preparing import prepare_stores
 
@@ -73,6 +76,7 @@ def prepare(
     if config.predict:
         asked, trained = prediction_of(config)
         stores = prepare_stores(asked, progress)
+        stores.check_node_keys()
         check(asked, trained, stores.manifest)
         return stores.manifest.num_uppers, free_folder(trained, config)
     if config.resume:
@@ -81,9 +85,20 @@ def prepare(
     else:
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
     stores = prepare_stores(config, progress)
-    if stores.grid_reason:
-        tell(stores.grid_reason)
+    stores.check_node_keys()
+    notes = [stores.keys_note, stores.grid_reason, "" if config.restore else _batches_note(config, stores.manifest)]
+    for note in notes:
+        if note and say is not None:
+            say(note)
     return stores.manifest.num_uppers, run
+
+
+def _batches_note(config: RunConfig, manifest: Manifest) -> str:
+    """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
+    count = len(batch_order(config, manifest).pool)
+    if config.batch_size <= count or config.batch_size == RunConfig().batch_size:
+        return ""
+    return f"batch-size: {config.batch_size} is more than the {count} training images: every step takes all of them"
 
 
 def start(

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from psl_flower.batches import batch_order
 from psl_flower.checkpoints import load_state, save_state
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
 from psl_flower.distillation import Teacher
-from psl_flower.engine.build import batch_order, steps_per_round
+from psl_flower.engine.build import steps_per_round
 from psl_flower.engine.monolith import Monolith
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet

@@ -6,7 +6,7 @@ Shape suffixes: B images, C channels, H and W pixels.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,21 @@ class Caption:
         return f"{self.split}-{self.number:06d}.png"
 
 
-def export(images: Iterable[NDArray[np.uint8]], captions: Sequence[Caption], out: Path) -> list[Path]:
+def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequence[Caption], out: Path) -> list[Path]:
     """Write images (B, C, H, W) at a time, with their captions in order; returns the contact sheets.
 
     One and three channels become grey and RGB PNGs; of other numbers, the channels stand under each other in
     grey.
+
+    Parameters
+    ----------
+    release : callable
+        Gives the images. Called when the new folder is there to be written to: what cannot be kept is not to be
+        logged as restored.
+    captions : Sequence[Caption]
+        One for each image.
+    out : Path
+        The new folder.
 
     Raises
     ------
@@ -54,6 +64,7 @@ def export(images: Iterable[NDArray[np.uint8]], captions: Sequence[Caption], out
     """
     sheets: list[str] = []
     with NewFolder(out) as folder:
+        images = release()
         try:
             tiles: list[Image.Image] = []
             done = 0

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from psl_flower.assignment import assign
 from psl_flower.data.images import resize_image
+from psl_flower.data.sizes import explain_sizes
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import Fit, PatchGrid
 from psl_flower.sealed import epoch as epochs
@@ -282,7 +283,8 @@ def _first_generation(
     if first_HWC is None:
         raise DataError(f"{source.name}: there is no training image")
     height, width, channels = first_HWC.shape
-    cut = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
+    with explain_sizes(source):
+        cut = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
     assignment = assign(cut, len(plan.nodes), plan.assignment)
     grid = Grid(image=cut.image_size, patch=cut.patch_size, stride=cut.stride, fit=cut.fit, channels=channels)
     dataset, root = secrets.token_bytes(ID_BYTES), Secret.random()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from psl_flower.errors import ConfigError, IdentityError, PassphraseError
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.disk import DISK, locked, read_file
+from psl_flower.sealed.disk import DISK, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import LOCK_FILE
 
@@ -102,11 +102,14 @@ def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
     StoreError
         If the disk refuses.
     """
-    if not folder.exists():
+    made = not folder.exists()
+    if made:
         # Not the permissions of a folder that somebody else made and named: its key files are private anyway.
         DISK.make_folder(folder)
         folder.chmod(0o700)
     with locked(folder / LOCK_FILE):
+        if made:
+            write_file(folder / ".gitignore", b"*\n")
         return DemoKeys(
             owner=_made(folder, Role.OWNER, "owner"),
             lower=_made(folder, Role.LOWER, "lower"),

@@ -38,6 +38,11 @@ class Role(StrEnum):
     RESTORER = "restorer"
     LOWER = "lower"
 
+    @property
+    def with_article(self) -> str:
+        """For messages: "an owner", "a node"."""
+        return f"an {self}" if self is Role.OWNER else f"a {self}"
+
 
 @dataclass(frozen=True, slots=True)
 class PublicIdentity:
@@ -86,7 +91,7 @@ class PublicIdentity:
         """
         found = _parse(text.strip())
         if role is not None and found.role is not role:
-            raise WrongRole(f"expected the public key of a {role}, got that of a {found.role}")
+            raise WrongRole(f"expected the public key of {role.with_article}, got that of {found.role.with_article}")
         return found
 
     @property
@@ -152,7 +157,7 @@ class Identity:
             If it has another.
         """
         if self.role is not role:
-            raise WrongRole(f"expected the key of a {role}, got that of the {self.role} {self.name!r}")
+            raise WrongRole(f"expected the key of {role.with_article}, got that of the {self.role} {self.name!r}")
         return self
 
     def sign(self, purpose: Purpose, message: bytes) -> bytes:

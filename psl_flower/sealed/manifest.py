@@ -179,8 +179,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     @property
     def fingerprint(self) -> str:
         """Hex name of dataset, grid, assignment and number of samples; the same for all parties."""
-        parts = (self.dataset, self.grid, self.assignment, self.num_samples)
-        return digest(msgspec.json.encode(parts)).hex()[:32]
+        return fingerprint_of(self.dataset, self.grid, self.assignment, self.num_samples)
 
     def split_of(self, sample: int) -> tuple[str, int]:
         """Return a sample's split and its number within it."""
@@ -305,6 +304,11 @@ def load(path: Path, owner: PublicIdentity | None = None) -> SignedManifest:
 def load_copy(folder: Folder, owner: PublicIdentity | None = None) -> SignedManifest:
     """Read the copy of the manifest in a store; see `parse`."""
     return parse(folder.read(FILE, envelope.MAX_BYTES), f"{folder.name}/{FILE}", owner)
+
+
+def fingerprint_of(dataset: bytes, grid: Grid, assignment: tuple[int, ...], num_samples: int) -> str:
+    """Return the hex name of one state of a dataset; see `Manifest.fingerprint`."""
+    return digest(msgspec.json.encode((dataset, grid, assignment, num_samples))).hex()[:32]
 
 
 def segment_file(epoch: int, segment: int) -> str:

@@ -97,7 +97,10 @@ def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
     """
     members = {r.public: member_of(manifest, r.expect(Role.RESTORER).public, r.name) for r in restorers}
     if len(members) < manifest.threshold:
-        raise TooFewShares(f"{manifest.threshold} restorers are needed, {len(members)} are here")
+        here = "1 is here" if len(members) == 1 else f"{len(members)} are here"
+        raise TooFewShares(
+            f"{manifest.threshold} restorers are needed, {here}; add the keys of others with --identity, repeated"
+        )
     shares = [(members[r.public].index, _open(manifest, members[r.public], r)) for r in dict.fromkeys(restorers)]
     chosen = list(dict(shares).items())[: manifest.threshold]
     root = Secret(

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.errors import RunError
+from psl_flower.errors import OtherDataset, RunError
 from psl_flower.predicting import predictions_of
+from psl_flower.runs import RunFolder
+from psl_flower.sealed.manifest import Grid, Manifest, fingerprint_of
 
 FILE = "predictions.npz"
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
@@ -61,6 +63,49 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     rows = np.flatnonzero(wrong)
     rows = rows[np.argsort(-confidence[rows].astype(np.float64), kind="stable")][: limit or None]
     return [Mistake(int(sample[k]), int(label[k]), int(predicted[k]), float(confidence[k])) for k in rows]
+
+
+def check_dataset(run: Path, manifest: Manifest) -> None:
+    """Check that a run was on this dataset, in this or another of its generations.
+
+    The run's manifest.json holds the fingerprint of the state of the dataset that it was on, and all that goes into
+    it but the dataset's id, which appending, relabelling and rotating leave as it is.
+
+    Parameters
+    ----------
+    run : Path
+        As in `mistakes`.
+    manifest : Manifest
+        The dataset's.
+
+    Raises
+    ------
+    OtherDataset
+        If it was on another one.
+    RunError
+        If there is no manifest.json, so that this cannot be told.
+    StoreError
+        If it is damaged.
+    """
+    folder = run if run.is_dir() else run.parent
+    # The folder of a prediction has no manifest of its own: it lies in runs/NAME/predictions/.
+    holders = (RunFolder(place) for place in (folder, *folder.absolute().parents[:2]))
+    holder = next((holder for holder in holders if holder.has_manifest), None)
+    if holder is None:
+        raise RunError(f"{run}: no manifest.json says which dataset the run was on; name the folder of a run")
+    began = holder.read_manifest()
+    grid = Grid(
+        image=began.image_size,
+        patch=began.patch_size,
+        stride=began.stride,
+        fit=began.fit,
+        channels=began.channels,
+    )
+    if fingerprint_of(manifest.dataset, grid, began.assignment, began.num_samples) != began.fingerprint:
+        raise OtherDataset(
+            f"{run}: was a run on other stores, of {began.dataset}; the images that it got wrong are not those of "
+            f"{manifest.name}, dataset {manifest.dataset.hex()}: name the manifest of its stores, or a run on these"
+        )
 
 
 def _columns(run: Path, split: str) -> _Columns:

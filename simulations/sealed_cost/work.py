@@ -164,10 +164,12 @@ def restore(job: RestoreJob) -> Restoring:
     rng = np.random.default_rng(job.seed)
     images = rng.permutation(signed.manifest.num_samples)[: job.images].tolist()
     began = time.perf_counter()
-    batches = do_restore(
-        signed, stores_beside(folder / "set", ()), people, images, why="benchmark", log=AuditLog(folder / "set" / FILE)
+    stores, log = stores_beside(folder / "set", ()), AuditLog(folder / "set" / FILE)
+    export(
+        lambda: do_restore(signed, stores, people, images, why="benchmark", log=log),
+        captions(signed.manifest, dict.fromkeys(images), None),
+        folder / "restored",
     )
-    export(batches, captions(signed.manifest, dict.fromkeys(images), None), folder / "restored")
     return Restoring(images=len(images), seconds=time.perf_counter() - began)
 
 

@@ -19,8 +19,11 @@ from typer.testing import CliRunner
 
 from psl_flower import errors
 from psl_flower.cli import owner, restorer
+from psl_flower.config import RunConfig
+from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError, PslError
+from psl_flower.runs import RunFolder, create_run
 
 app = typer.Typer()
 owner.register(app)
@@ -46,7 +49,7 @@ def refused(error: type[PslError], *arguments: str | Path) -> str:
 
 def sealing(folder: Path, out: str = "sealed", *more: str) -> list[str]:
     """Return the arguments that seal 60 training and 20 test images of the digits for two nodes."""
-    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch", "8x8", "--uppers", "2"]
+    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch-size", "8x8", "--uppers", "2"]
     arguments += ["--owner-key", str(folder / "owner.key"), "--max-train", "60", "--max-test", "20"]
     for m in range(2):
         arguments += ["--node-key", str(folder / f"node{m}.key.pub")]
@@ -99,7 +102,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     for name, index in (("train-000003", 3), ("test-000007", 67), ("test-000008", 68)):
         assert (np.asarray(Image.open(restored / f"{name}.png")) == expected[index, :, :, 0]).all()
     assert (restored / "sheet-0001.png").exists()
-    refused(
+    too_few = refused(
         errors.TooFewShares,
         "restore",
         "--manifest",
@@ -110,7 +113,14 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         "--out",
         folder / "no",
     )
+    assert "2 restorers are needed, 1 is here; add the keys of others with --identity" in too_few
+    # What cannot be written is not logged as restored.
+    log = (out / "audit.log").read_bytes()
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
+    in_the_way = out / "manifest.psl" / "under" / "a-file"
+    refused(errors.StoreUnreachable, "restore", "--manifest", out, *both, *images, "--out", in_the_way)
+    assert (out / "audit.log").read_bytes() == log
+    assert "3 images: train:3 (3), test:7 (67), test:8 (68)" in psl("audit-log", "--manifest", out).stdout
     refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")
     assert not (folder / "no").exists()
 
@@ -164,15 +174,23 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     assert not list(out.rglob("epoch-0001*"))
     entries = json.loads(psl("audit-log", "--manifest", out, "--json").stdout)["entries"]
     assert next((e["action"], e["images"], e["why"]) for e in entries) == ("restore", [3, 67, 68], "a look")
+    assert entries[0]["names"] == ["train:3", "test:7", "test:8"]
     log = out / "audit.log"
     log.write_text("")
     refused(errors.AuditLogTruncated, "audit-log", "--manifest", out)
 
 
+def run_on(folder: Path, dataset: str) -> RunFolder:
+    """Return the folder of a run on a dataset that was sealed in `folder`, as far as its stores."""
+    config = RunConfig(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
+    run = create_run(config.workspace_path(), "", config.dataset)
+    run.write_manifest(prepare_stores(config).manifest)
+    return run
+
+
 def test_only_what_a_run_got_wrong(folder: Path) -> None:
     psl(*sealing(folder))
-    run = folder / "run"
-    run.mkdir()
+    run = run_on(folder, "sealed").path
     np.savez(
         run / "predictions.npz",
         sample=np.array([2, 61, 70, 5]),
@@ -192,7 +210,18 @@ def test_only_what_a_run_got_wrong(folder: Path) -> None:
         "sheet-0001.png",
         "train-000005.png",
     ]
+    # The same images sealed once more are another dataset, whose restorers know nothing of this run.
+    psl(*sealing(folder, "second"))
+    log = (folder / "sealed" / "audit.log").read_bytes()
+    other = run_on(folder, "second").path
+    (other / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes())
+    arguments[4] = other
+    assert "a run on other stores" in refused(errors.OtherDataset, *arguments, "--out", folder / "none")
+    authorising: list[str | Path] = ["authorise", *arguments[1:], "--out", folder / "asked.psl"]
+    refused(errors.OtherDataset, *authorising)
+    assert (folder / "sealed" / "audit.log").read_bytes() == log
     (run / "predictions.npz").write_bytes(b"no")
+    arguments[4] = run
     refused(errors.RunError, *arguments, "--out", folder / "none")
 
 

@@ -70,8 +70,10 @@ def test_shares(world: World) -> None:
             open_root(manifest, few)
     with pytest.raises(errors.UnknownRestorer):
         open_root(manifest, [alice, Identity.generate(Role.RESTORER, "eve")])
-    with pytest.raises(errors.WrongRole):
+    with pytest.raises(errors.WrongRole, match="expected the key of a restorer, "):
         open_root(manifest, [alice, world.owner])
+    with pytest.raises(errors.WrongRole, match="the public key of a node, got that of an owner"):
+        PublicIdentity.parse(str(world.owner.public), Role.NODE)
 
 
 def test_wrong_shares_are_named(world: World) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(psl, pictures
     for path, problem in ((absent, "No such file"), (empty, "no images"), (text, "decoded"), (broken, "decoded")):
         assert sum(str(path) in line and problem in line for line in errors) == 1
     assert len(errors) == 4
+    assert "dataset" not in err
     status, out, err = psl("predict", "--json", absent, pictures / "a.png")
     assert (status, err) == (1, "")
     assert ["error" in image for image in json.loads(out)["images"]] == [True, False]
@@ -122,12 +124,17 @@ def test_export(psl, tmp_path, monkeypatch):
     assert out.startswith("tiny.pt2: ")
     assert "differ by" in out
     assert torch.export.load("tiny.pt2").module()(torch.zeros(4, 1, 16, 16)).shape == (4, 10)
+    Path("tiny.pt2").write_bytes(b"somebody else's")
+    status, _, err = psl("export", "--format", "torch")
+    assert status == 1 and "tiny.pt2 exists already" in err and "--force" in err
+    assert Path("tiny.pt2").read_bytes() == b"somebody else's"
 
     def pretend(assembled, path):
         return Exported(path=path, num_bytes=7, difference=1e-7, relative_difference=1e-6)
 
     monkeypatch.setitem(EXPORTERS, "onnx", (".onnx", pretend))
-    status, out, _ = psl("export", "--format", "onnx", "--json", "--out", "it.onnx")
+    Path("it.onnx").write_bytes(b"old")
+    status, out, _ = psl("export", "--format", "onnx", "--json", "--out", "it.onnx", "--force")
     expected = {"bytes": 7, "difference": 1e-7, "relative_difference": 1e-6}
     assert (status, json.loads(out)) == (0, {"run": "tiny", "format": "onnx", "file": "it.onnx"} | expected)
 

@@ -144,6 +144,8 @@ CONTRADICTORY = [
         {"exchange-plaintext-on-untrusted-network": True, "exchange-client-ca": "ca.crt"},
         "exchange-plaintext-on-untrusted-network contradicts",
     ),
+    ({"stores": "plain", "keys": "."}, "keys and stores=plain contradict each other"),
+    ({"stores": "plain", "owner": "owner.pub"}, "owner and stores=plain contradict each other"),
     ({"predict": "a", "resume": "b"}, "predict and resume contradict each other"),
     ({"predict": "a", "restore": "asked.psl"}, "predict and restore contradict each other"),
     ({"predict-split": "train"}, "predict-split: is set, but predict is not"),

@@ -8,6 +8,7 @@ from psl_flower.data.ingest import ensure_stores
 from psl_flower.data.store_set import store_request
 from psl_flower.doctor import stores
 from tests.unit.doctor_support import levels, only_failed
+from tests.vectors.sealed_support import ArraySource, World
 
 
 def test_good_store(plain):
@@ -50,11 +51,22 @@ def sealed(tmp_path_factory):
 def test_sealed_store(sealed):
     store, key, owner = str(sealed / "out" / "store-000"), sealed / "node0.key", str(sealed / "owner.key.pub")
     assert levels(stores.check_store(store, key, None, owner, None)) == ["ok"]
+    for manifest in (sealed / "out", sealed / "out" / "manifest.psl"):
+        assert levels(stores.check_store(store, key, None, owner, manifest)) == ["ok", "ok"]
     assert "key=" in only_failed(stores.check_store(store, None, None, owner, None))
-    assert "of another store" in only_failed(stores.check_store(store, sealed / "node1.key", None, owner, None))
+    assert "key or store is another node's" in only_failed(
+        stores.check_store(store, sealed / "node1.key", None, owner, None)
+    )
     assert "no private key of" in only_failed(stores.check_store(store, sealed / "other.key", None, owner, None))
     only_failed(stores.check_store(store, key, None, str(sealed / "other.key.pub"), None))
     only_failed(stores.check_store(store, sealed / "missing.key", None, owner, None))
+
+
+def test_a_sealed_store_of_another_dataset(sealed, tmp_path):
+    world = World(tmp_path / "other")
+    world.seal(ArraySource())
+    found = stores.check_store(str(sealed / "out" / "store-000"), sealed / "node0.key", None, "", world.out)
+    assert "is of dataset" in only_failed(found)
 
 
 def test_sealed_record_that_was_changed(sealed, tmp_path):

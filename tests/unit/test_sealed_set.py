@@ -74,10 +74,15 @@ def grey(folder):
     Image.new("L", (8, 8)).save(folder / "train" / "b" / "3.png")
 
 
+def larger_first(pictures):
+    Image.new("RGB", (9, 9)).save(pictures / "train" / "a" / "0.png")
+
+
 BAD = {
     "corrupt": (broken, {}, "image 7 of split"),
     "first is corrupt": (lambda f: (f / "train/a/0.png").write_bytes(b""), {}, "image 0 of split"),
     "sizes": (uneven, {}, "set image-size"),
+    "sizes that no grid fits": (larger_first, {}, r"differ in size: 9x9 and 8x8, .* set image-size"),
     "channels": (grey, {}, "1 channel"),
     "one class": (lambda f: [shutil.rmtree(f / split / "b") for split in ("train", "test")], {}, "one class"),
     "uppers": (lambda f: None, {"num_uppers": 5}, "uppers: 5"),

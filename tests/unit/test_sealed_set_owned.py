@@ -51,15 +51,19 @@ def test_an_owners_dataset(tmp_path, owners):
 def test_an_owners_dataset_needs_the_lowers_key(tmp_path, owners):
     world, _ = owners
     fingerprint = world.lower.public.fingerprint
-    for keys in ("", str(tmp_path / "no-keys"), str(world.out)):
+    for keys in ("", str(world.out)):
         with pytest.raises(ConfigError, match=f"sealed to Lower {fingerprint}, .* the setting keys"):
             prepare_stores(owned(tmp_path, keys=keys))
+    with pytest.raises(ConfigError, match=r"no-keys: no such folder"):
+        prepare_stores(owned(tmp_path, keys=str(tmp_path / "no-keys")))
 
 
 def test_an_owners_dataset_with_labels_in_clear(tmp_path):
     world, source = World(tmp_path / "sealed"), ArraySource()
     world.seal(source, world.plan(lower=None))
     assert prepare_stores(owned(tmp_path, keys="")).labels.tolist() == source.all_labels
+    with pytest.raises(ConfigError, match="stores: plain is given"):
+        prepare_stores(owned(tmp_path, keys="", stores="plain"))
 
 
 def test_another_owner_is_refused(tmp_path, owners):

@@ -5,10 +5,17 @@ import os
 import numpy as np
 import pytest
 
-from psl_flower.errors import RunError
+from psl_flower.data.sealed_set import open_sealed_dataset
+from psl_flower.errors import OtherDataset, RunError
 from psl_flower.predicting import FOLDER, Absent, Result, save_result
 from psl_flower.runs import RunFolder
-from psl_flower.sealed.wrong import Mistake, mistakes
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.labels import LabelBook
+from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.sealed.seen import SeenBook
+from psl_flower.sealed.wrong import Mistake, check_dataset, mistakes
+from tests.vectors.sealed_support import ArraySource, World
 
 WRONG_TEST, WRONG_TRAIN = Mistake(24, 1, 2, 0.5), Mistake(3, 1, 2, 0.75)
 
@@ -101,3 +108,40 @@ def test_damage(run, name):
     (run / name).write_bytes(b"no")
     with pytest.raises(RunError, match=r"is damaged|cannot be read"):
         mistakes(run)
+
+
+def began_on(run, world):
+    """Note in a run's folder what its stores are, as a run does."""
+    keys = run.parent / "lower.key"
+    if not keys.exists():
+        keyfile.save(world.lower, keys)
+    stores = open_sealed_dataset(world.out, keys, "", SeenBook(run.parent / "seen"))
+    RunFolder(run).write_manifest(stores.manifest)
+
+
+def test_a_run_counts_for_every_generation_of_its_dataset(run, tmp_path):
+    world = World(tmp_path / "sealed", nodes=[Identity.generate(Role.NODE, f"node{m}") for m in range(4)])
+    world.seal(ArraySource(6, 3))
+    write(run / FOLDER / "later", "train", 3, 2, 0.75, split="train")
+    began_on(run, world)
+    first = world.signed.manifest
+    world.seal(ArraySource(4, 2, seed=1), append=True)
+    LabelBook(world.out).relabel(world.signed.manifest, world.restorers[0], [(0, 2)], "misread")
+    rotate(world.out, world.owner, world.places, Changes(drop_nodes=(1,)))
+    newest = world.signed.manifest
+    assert (newest.num_samples, newest.epoch) == (15, 2) and newest.assignment != first.assignment
+    for place in (run, run / "predictions.npz", run / FOLDER / "later", run / FOLDER / "later" / "predictions.npz"):
+        check_dataset(place, newest)
+    began_on(run, world)
+    check_dataset(run, newest)
+
+
+def test_a_run_on_another_dataset_is_refused(run, tmp_path):
+    world, other = World(tmp_path / "sealed"), World(tmp_path / "other")
+    with pytest.raises(RunError, match="no manifest.json says which dataset"):
+        check_dataset(run, other.seal(ArraySource(6, 3)).signed.manifest)
+    world.seal(ArraySource(6, 3))  # the same images
+    began_on(run, world)
+    for place in (run, run / "predictions.npz"):
+        with pytest.raises(OtherDataset, match="was a run on other stores"):
+            check_dataset(place, other.signed.manifest)

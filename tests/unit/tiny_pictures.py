@@ -71,5 +71,5 @@ def images_of(stores: StoreSet) -> np.ndarray:
 
 
 def listing(root: Path) -> list[str]:
-    """Return the names of the sets in a folder, without the locks beside them."""
-    return sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock"))
+    """Return the names of the sets in a folder, without the hidden files beside them."""
+    return sorted(p.name for p in root.iterdir() if not p.name.startswith("."))

@@ -1,0 +1,69 @@
+"""What `psl train` refuses, and says, before anything of Flower is started."""
+
+import subprocess
+
+import pytest
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
+from psl_flower.launch.running import prepare
+from psl_flower.sealed import keyfile
+from tests.vectors.sealed_support import ArraySource, World
+
+
+@pytest.fixture
+def config(tmp_path, pictures):
+    return RunConfig(dataset=str(pictures), image_size=(8, 8), uppers=2, workspace=str(tmp_path / "workspace"))
+
+
+def test_keys_that_are_made_are_announced_once(tmp_path, config):
+    said = []
+    assert prepare(config, say=said.append)[0] == 2
+    (line,) = said
+    assert f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}" in line
+    prepare(config, say=said.append)
+    assert len(said) == 1
+
+
+def test_git_passes_by_what_a_run_makes(config, tmp_path):
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    prepare(config)
+    prepare(config.replace(stores="plain"))
+    listed = [*git, "ls-files", "--others", "--exclude-standard", "--", "workspace"]
+    assert subprocess.run(listed, check=True, capture_output=True, text=True).stdout == ""
+
+
+def test_keys_that_are_named_must_be_there(tmp_path, config):
+    with pytest.raises(ConfigError, match=r"keys: .*mistyped: no such folder"):
+        prepare(config.replace(keys=str(tmp_path / "mistyped")))
+    assert not (tmp_path / "mistyped").exists() and not (tmp_path / "workspace" / "stores").exists()
+
+
+def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
+    world = World(tmp_path / "sealed")
+    world.seal(ArraySource())
+    keys = tmp_path / "keys"
+    config = RunConfig(dataset=str(world.out), keys=str(keys), workspace=str(tmp_path / "workspace"))
+    for identity in (world.lower, world.nodes[0]):
+        keyfile.save(identity, keys / f"{identity.name}.key")
+    with pytest.raises(ConfigError, match=f"Upper 1 is sealed to node {world.nodes[1].public.fingerprint}, .* keys"):
+        prepare(config)
+    keyfile.save(world.nodes[1], keys / "node1.key")
+    said = []
+    assert prepare(config, say=said.append)[0] == 2
+    assert said == []
+
+
+@pytest.mark.parametrize("stores", ["sealed", "plain"])
+def test_batches_that_the_images_do_not_make(config, stores):
+    config = config.replace(stores=stores)
+    with pytest.raises(ConfigError, match="training needs 2 or more images, the dataset has 1"):
+        prepare(config.replace(max_train=1))
+    prepare(config)
+    said = []
+    prepare(config.replace(batch_size=2), say=said.append)
+    assert said == []
+    prepare(config.replace(batch_size=2000), say=said.append)
+    (line,) = said
+    assert "batch-size: 2000 is more than the " in line and "every step takes all of them" in line
