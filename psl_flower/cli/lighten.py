@@ -87,7 +87,7 @@ def lighten(
     if as_json:
         typer.echo(json.dumps(plain(result)))
     else:
-        print_table([COLUMNS, *rows(result.folder.entries)])
+        print_table([COLUMNS, *rows(result.folder.entries, result.conditions)])
         typer.echo(f"asked for: {result.conditions.text()}")
         typer.echo(f"report: {report}")
     if result.third is None:

@@ -11,6 +11,7 @@ from psl_flower.errors import RunError
 from psl_flower.files import write_atomically
 from psl_flower.lightening.folder import Entry
 from psl_flower.lightening.local import Lightened
+from psl_flower.lightening.loop import Conditions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +29,21 @@ _NAMES = {
 }
 
 
-def newest(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the newest entry of everything that was judged: what is compared with first, then degrees ascending."""
-    latest = {entry.what: entry for entry in entries}
+def newest(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
+    """Return the newest entry of everything that was judged: what is compared with first, then degrees ascending.
+
+    Verdicts are those under the conditions given, whatever they were when the entry was made.
+    """
+    latest = {
+        entry.what: entry
+        if entry.degree is None
+        else msgspec.structs.replace(entry, verdict=str(conditions.verdict(entry.judged)), conditions=conditions.text())
+        for entry in entries
+    }
     return sorted(latest.values(), key=lambda entry: (entry.degree is not None, entry.degree or 0, entry.at))
 
 
-def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+def rows(entries: Sequence[Entry], conditions: Conditions) -> list[tuple[str, ...]]:
     """Return the table's rows, without `COLUMNS`."""
     return [
         (
@@ -46,7 +55,7 @@ def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
             f"{entry.judged.multiply_adds / 1e6:.1f}",
             entry.verdict,
         )
-        for entry in newest(entries)
+        for entry in newest(entries, conditions)
     ]
 
 
@@ -65,7 +74,7 @@ def as_json(result: Lightened) -> dict[str, Any]:
         "best_degree": outcome.best.degree,
         "third": str(result.third) if result.third else None,
         "folder": str(result.folder.path),
-        "judged": [msgspec.to_builtins(entry) for entry in newest(result.folder.entries)],
+        "judged": [msgspec.to_builtins(entry) for entry in newest(result.folder.entries, result.conditions)],
     }
 
 
@@ -78,7 +87,7 @@ def write_report(result: Lightened) -> Path:
         If the disk refuses.
     """
     folder, outcome = result.folder, result.outcome
-    table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries)]
+    table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries, result.conditions)]
     first = folder.entries[0]
     lines = [
         "# Lightening",
@@ -121,7 +130,8 @@ def _plot(result: Lightened, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    entries, conditions = newest(result.folder.entries), result.conditions
+    conditions = result.conditions
+    entries = newest(result.folder.entries, conditions)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     by_speed, by_size = figure.subplots(1, 2, sharey=True)

@@ -241,9 +241,12 @@ def test_the_table_has_the_newest_of_everything_in_order(run):
     folder.note_attempt(attempt(3, Verdict.LIGHTEN_MORE), ASKED, 0.0)
     folder.note("first", judged(accuracy=0.5), 0.0)
     folder.note("first", judged(accuracy=0.91234), 0.0)
-    assert [entry.what for entry in newest(folder.entries)] == ["first", "degree-003", "degree-007"]
-    assert rows(folder.entries)[0][:3] == ("first (the run's), float32", "91.23%", "1000")
-    assert rows(folder.entries)[1][-1] == "lighten more"
+    assert [entry.what for entry in newest(folder.entries, ASKED)] == ["first", "degree-003", "degree-007"]
+    assert rows(folder.entries, ASKED)[0][:3] == ("first (the run's), float32", "91.23%", "1000")
+    # Verdicts are those of the conditions asked for now, not those logged.
+    assert [row[-1] for row in rows(folder.entries, ASKED)] == ["", "satisfied", "satisfied"]
+    faster = Conditions(min_accuracy=0.8, min_speed=5000.0)
+    assert [row[-1] for row in rows(folder.entries, faster)] == ["", "lighten more", "lighten more"]
 
 
 def test_the_pareto_front():
