@@ -96,6 +96,7 @@ def compare(place: Place, out: Path, *arguments: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_comparison_and_what_is_not_done_again(place: Place, tmp_path: Path) -> None:
     arguments = (
         "--methods", "patch-split,fedavg", "--grids", "8x8", "--alphas", "1", "--partitions", "iid", "--clients", "2",
