@@ -25,7 +25,9 @@ def temporary():
         yield Path(name)
 
 
-@pytest.mark.parametrize(("wire", "element_bytes", "threads"), [("float32", 4, 1), pytest.param("bfloat16", 2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("wire", "element_bytes", "threads"), [("float32", 4, 1), pytest.param("bfloat16", 2, 2, marks=pytest.mark.slow)]
+)
 def test_all_modes_side_by_side(tmp_path, temporary, wire, element_bytes, threads):
     out = tmp_path / "throughput-digits.json"
     arguments = [
