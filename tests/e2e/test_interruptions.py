@@ -93,7 +93,7 @@ def _kill_in_step_two(place: Place, victim: str, *arguments: str) -> tuple[int, 
     return process.returncode, output, run
 
 
-@pytest.mark.parametrize("victim", ["ClientAppActor", "flwr-simulation"])
+@pytest.mark.parametrize("victim", ["ClientAppActor", pytest.param("flwr-simulation", marks=pytest.mark.slow)])
 def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: str) -> None:
     status, output, run = _kill_in_step_two(place, victim)
     assert status == 1
@@ -101,6 +101,7 @@ def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: 
     assert run.checkpoints.steps()[-1] < 20, "the run was over before its process was killed"
 
 
+@pytest.mark.slow  # the kill storm goes by retries, too
 def test_a_run_with_retries_goes_on_by_itself(place: Place) -> None:
     status, output, run = _kill_in_step_two(place, "ClientAppActor", "--retries", "1")
     assert status == 0, output

@@ -133,6 +133,7 @@ def rows_of(images: list[int]) -> list[bytes]:
     return rows
 
 
+@pytest.mark.slow  # make e2e has it between separate hosts
 def test_images_from_afar(place: Place, people: list[str], tmp_path: Path) -> None:
     config = RunConfig.from_mapping(parse_settings(list(SETTINGS))).replace(workspace=str(place.workspace))
     stores = prepare_stores(config)
