@@ -73,6 +73,7 @@ def test_stream_asked_for_with_one_slot(place: Place) -> None:
     assert differing(model(run), oracle(run, 2)) == []
 
 
+@pytest.mark.slow
 def test_the_adaptation_net_on_a_node_of_its_own(place: Place) -> None:
     done = place.psl("train", *TINY, "adaptation-server=true", "rounds=2", "steps-per-round=2", "run-name=five")
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def test_the_adaptation_net_on_a_node_of_its_own(place: Place) -> None:
     assert last_json(done.stdout)["accuracy"] == run.read_metrics()[-1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_adaptation_net_where_flower_has_one_slot(place: Place) -> None:
     """Over Flower messages it works; a stream, which needs two nodes at once, is refused and does not hang."""
     config = " ".join([*TINY, "adaptation-server=true", "rounds=1", "steps-per-round=2"])
