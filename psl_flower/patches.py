@@ -7,7 +7,7 @@ patch's feature map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ Images = TypeVar("Images", "torch.Tensor", NDArray[np.generic])
 Fit = Literal["exact", "pad"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PatchGrid:
     """A grid of equal patches over an image, numbered row-major.
 
@@ -44,7 +44,7 @@ class PatchGrid:
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
     stride: tuple[int, int]
-    fit: Fit = "exact"
+    fit: Fit = field(default="exact", kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "stride"):

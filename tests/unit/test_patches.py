@@ -27,6 +27,10 @@ COUNTS = [
 ]
 
 
+def test_sizes_by_position_are_those_by_name():
+    assert PatchGrid((4, 6), (2, 3), (2, 3)) == SIMPLE
+
+
 def test_lists_are_not_empty():
     assert COUNTS
     assert REFUSED
