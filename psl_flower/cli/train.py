@@ -104,6 +104,12 @@ def run_to_end(
         attempt = _Attempt(given, config)
         try:
             status, verdict = attempt.run(folder, nodes)
+        except RunError as error:
+            # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
+            run = attempt.folder
+            if retries == 0 or run is None or not run.checkpoints.steps():
+                raise
+            status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
             # Its processes have gone, so that nobody else writes the status.
             name = str(error) if isinstance(error, Terminated) else "Ctrl-C"
