@@ -97,6 +97,7 @@ def run_to_end(
     from psl_flower.launch.running import app_folder
     from psl_flower.launch.signals import Terminated
     from psl_flower.machine import forbid_core_dumps
+    from psl_flower.runs import Status
 
     folder = app_folder(app)
     forbid_core_dumps()  # stores are sealed here
