@@ -204,7 +204,9 @@ class Deployment:
         )  # fmt: skip
         # A resumed run has its settings.
         begun = any(setting.startswith("resume=") for setting in settings)
-        given = {**parse_settings([] if begun else self._settings), **parse_settings([*exchange, *settings])}
+        given: dict[str, object] = {}
+        for part in ([] if begun else self._settings, exchange, settings):
+            given |= parse_settings(list(part))
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
         return [BIN / "flwr", "run", app_folder(), "lower", "--stream", "--run-config", pairs]
 
