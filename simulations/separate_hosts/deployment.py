@@ -114,7 +114,7 @@ class Deployment:
         made = self.server.folder / "certificates"
         self.server.start(
             [
-                BIN / "flower-superlink", "--host", self.server.address, "--port", str(FLEET_PORT),
+                BIN / "flower-superlink", "--host", "0.0.0.0", "--port", str(FLEET_PORT),
                 "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
                 "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
                 "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",
