@@ -23,6 +23,8 @@ if [ "$1" = --node ]; then
     set -- "$2"
 else
     own=server usage=serverAuth days=${PSL_SERVER_DAYS:-365}
+    # A SuperLink that listens on all addresses is reached by its own helpers there, and starts no run without them.
+    [[ " $* " == *" 127.0.0.1 "* ]] || set -- "$@" 127.0.0.1
 fi
 mkdir -p "$folder"
 cd "$folder"

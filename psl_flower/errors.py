@@ -10,6 +10,7 @@
     │   ├── StoreNotFound      no store, segment or manifest at that place
     │   ├── StoreExists        something is already where a store or its output should go
     │   ├── StoreUnreachable   the disk or the remote file system refuses
+    │   │   └── PatchServerLost  the machine that a store's URL names does not answer; it may come back
     │   ├── UnknownFormat      not a file of this kind
     │   ├── UnknownVersion     a version or cipher suite that this program does not know
     │   ├── TruncatedFile      the file ends too early
@@ -61,6 +62,7 @@
     │   ├── AuthenticationError  wrong token, node, run or position
     │   └── PeerLost           the connection ended or its deadline passed
     ├── NodeError              a node reports a failure of its own
+    │   └── NodeLost           a node, its process or its patch server is gone; it may come back
     ├── PositionError          a grid position is missing, held twice or unknown
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
@@ -136,9 +138,14 @@ class PeerLost(ProtocolError):
 class NodeError(PslError):
     """A node reports a failure of its own."""
 
+    @staticmethod
+    def reported(kind: str, text: str) -> NodeError:
+        """Return the error for a failure of a class that a node names: NodeLost where what it needs may come back."""
+        return NodeLost(text) if kind == PatchServerLost.__name__ else NodeError(text)
+
 
 class NodeLost(NodeError):
-    """A node, or its process, is gone; it may come back."""
+    """A node, its process or its patch server is gone; it may come back."""
 
 
 class PositionError(PslError):
@@ -191,6 +198,10 @@ class StoreExists(StoreError):
 
 class StoreUnreachable(StoreError):
     """The disk or the remote file system refuses."""
+
+
+class PatchServerLost(StoreUnreachable):
+    """The machine that a store's URL names does not answer; it may come back."""
 
 
 class UnknownFormat(StoreError):

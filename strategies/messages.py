@@ -42,7 +42,7 @@ def values(message: Message) -> Mapping[str, object]:
 
 
 def failure_of(reply: Message, node: str) -> NodeError | None:
-    """Return the failure that a reply reports, Flower's (NodeLost: gone) or the node's own; None if there is none."""
+    """Return the failure that a reply reports, Flower's or the node's own, NodeLost if it may pass; None if none."""
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
         kind = NodeLost if reply.error.code in _GONE else NodeError
@@ -53,7 +53,7 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
     told = decode(failure, Failure, node)
     if told.kind in _CONSEQUENCES:
         return None
-    return NodeError(f"{node}: {told.message} ({told.kind})")
+    return NodeError.reported(told.kind, f"{node}: {told.message} ({told.kind})")
 
 
 def ask(
@@ -64,15 +64,17 @@ def ask(
     meanwhile: Callable[[], None] = lambda: None,
     *,
     leave_out_lost: bool = False,
+    failed: dict[int, NodeError] | None = None,
 ) -> dict[int, Message]:
     """Send one message to each of several nodes, do `meanwhile`, and return the replies by node id.
 
-    With `leave_out_lost`, nodes that are gone or silent are not in the result, and are no error.
+    With `leave_out_lost`, nodes that are gone or silent are not in the result, and are no error. With `failed`, the
+    failures that nodes report of themselves go there.
 
     Raises
     ------
     NodeError
-        At the first node that reports a failure.
+        At the first other node that reports a failure.
     PeerLost
         If a node has not answered after `timeout_s` seconds; the message names it.
     """
@@ -90,6 +92,9 @@ def ask(
             node = node_of[reply.metadata.reply_to_message_id]
             failure = failure_of(reply, names.get(node, f"node {node}"))
             if leave_out_lost and isinstance(failure, NodeLost):
+                lost.add(node)
+            elif failed is not None and failure is not None and not isinstance(failure, NodeLost):
+                failed[node] = failure
                 lost.add(node)
             elif failure is not None:
                 raise failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import ConfigError, PeerLost, PositionError, PositionMissing, StoreError
+from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
 from psl_flower.wire.messages import ADAPTATION
 from strategies.messages import ask, content, decoded
+
+log = logging.getLogger("psl_flower")
 
 _POLL_S = 0.2
 
@@ -107,13 +110,23 @@ def place(
     PositionMissing
         Naming the positions that nobody holds, or the role that no node has.
     PeerLost, NodeError
-        If nodes are missing or fail.
+        If nodes are missing, or fail and are needed; a failing node that is not needed is refused, and logged.
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories = _inventories(grid, timeout_s, absent_allowed)
+    inventories, refused = _inventories(grid, timeout_s, absent_allowed)
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
-        return _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
+        try:
+            placement = _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
+        except PositionMissing:
+            if refused:
+                raise next(iter(refused.values())) from None  # its position may be the one that is missing
+            raise
+        for failure in refused.values():
+            log.warning("%s; it takes no part, and is not needed", failure)
+        return placement
+    if refused:
+        raise next(iter(refused.values()))
     if all(inventory.partition < 0 for inventory in inventories.values()):
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
@@ -123,34 +136,39 @@ def place(
 def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
     """Return the Uppers that nodes other than the known ones hold, of those nodes that answer."""
     others = [node for node in grid.get_node_ids() if node not in known]
-    found = _ask_inventories(grid, others, timeout_s, leave_out_lost=True)
+    found = _ask_inventories(grid, others, timeout_s, {}, leave_out_lost=True)
     return {claim.upper for inventory in found.values() for claim in inventory.claims}
 
 
-def _inventories(grid: Grid, timeout_s: float, absent_allowed: bool) -> dict[int, Inventory]:
+def _inventories(
+    grid: Grid, timeout_s: float, absent_allowed: bool
+) -> tuple[dict[int, Inventory], dict[int, NodeError]]:
+    """Return what the nodes hold, and why others cannot take part: a wrong store, a wrong key, ..."""
     deadline = time.monotonic() + timeout_s
     found: dict[int, Inventory] = {}
+    refused: dict[int, NodeError] = {}
     asked: set[int] = set()
     while True:
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked.update(new)
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        found |= _ask_inventories(grid, new, timeout_s, leave_out_lost=absent_allowed)
-        if found and len(found) >= max(inventory.num_partitions for inventory in found.values()) and not new:
-            return found
+        found |= _ask_inventories(grid, new, timeout_s, refused, leave_out_lost=absent_allowed)
+        expected = max((inventory.num_partitions for inventory in found.values()), default=0)
+        if (found or refused) and len(found) >= expected and not new:
+            return found, refused
         if time.monotonic() > deadline:
             if found and absent_allowed:
-                return found
+                return found, refused
             raise PeerLost(f"no node has come up within {timeout_s:g} s; start SuperNodes, or raise node-timeout-s")
         time.sleep(_POLL_S if not new else 0)
 
 
 def _ask_inventories(
-    grid: Grid, nodes: Sequence[int], timeout_s: float, *, leave_out_lost: bool
+    grid: Grid, nodes: Sequence[int], timeout_s: float, refused: dict[int, NodeError], *, leave_out_lost: bool
 ) -> dict[int, Inventory]:
     names = {node: f"node {node}" for node in nodes}
     question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in nodes]
-    replies = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost)
+    replies = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
     return {node: decoded(reply, "inventory", Inventory, names[node]) for node, reply in replies.items()}
 
 

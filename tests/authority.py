@@ -6,7 +6,7 @@ import ipaddress
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -27,9 +27,21 @@ class Authority:
         self.certificate = signer._sign(self.name, self.key, NOW - DAY, NOW + 365 * DAY, (), ca=True)
         self.path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, name, start=NOW - DAY, end=NOW + 365 * DAY, hosts=("127.0.0.1", "lower.example"), usage=None):
-        """Return the paths of a new certificate and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    @classmethod
+    def made(cls, folder):
+        """Return the one that deploy/make-certificates.sh made in a folder."""
+        found = cls.__new__(cls)
+        found.folder, found.path = folder, folder / "ca.crt"
+        found.certificate = x509.load_pem_x509_certificate(found.path.read_bytes())
+        found.key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        found.name = found.certificate.subject
+        return found
+
+    def issue(
+        self, name, start=NOW - DAY, end=NOW + 365 * DAY, hosts=("127.0.0.1", "lower.example"), usage=None, key=None
+    ):
+        """Return the paths of a new certificate and its key, a new one too unless it is given."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._sign(subject, key, start, end, hosts, usage=usage)
         paths = self.folder / f"{name}.pem", self.folder / f"{name}.key"

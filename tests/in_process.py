@@ -9,16 +9,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients.host import Host
 from clients.upper_app import app as client_app
 from psl_flower.stores.base import store_folder
 from server.app import app as server_app
 
 _PAUSE_S = 0.005
+
+
+def engines_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nodes, which are processes otherwise, not draw initial weights from one generator at once."""
+    lock, make = threading.Lock(), Host.engine
+
+    def alone(host: Host, m: int, build: Any) -> Any:
+        with lock:
+            return make(host, m, build)
+
+    monkeypatch.setattr(Host, "engine", alone)
 
 
 class InProcessGrid(Grid):
@@ -35,6 +48,8 @@ class InProcessGrid(Grid):
 
     Attributes
     ----------
+    config : dict
+        The configuration of each node.
     gone, unreachable, silent : set of int
         Nodes that are no longer there, which Flower knows and does not list; that it still lists, but answers for as it
         does for a lost node; and that it lists and that never answer, as a node that is stopped.
@@ -44,7 +59,10 @@ class InProcessGrid(Grid):
 
     def __init__(self, stores: Path, state: Path, num_nodes: int) -> None:
         self.state = {100 + m: state / f"node-{m}" for m in range(num_nodes)}
-        self._stores = {100 + m: store_folder(stores, m) for m in range(num_nodes)}
+        self.config = {
+            node: {"store": str(store_folder(stores, node - 100)), "state": str(folder)}
+            for node, folder in self.state.items()
+        }
         self.gone: set[int] = set()
         self.unreachable: set[int] = set()
         self.silent: set[int] = set()
@@ -61,7 +79,7 @@ class InProcessGrid(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        return [node for node in self.state if node not in self.gone]
+        return [node for node in self.config if node not in self.gone]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         pushed = []
@@ -104,6 +122,5 @@ class InProcessGrid(Grid):
 
     def _handle(self, message: Message) -> None:
         node = message.metadata.dst_node_id
-        config = {"store": str(self._stores[node]), "state": str(self.state[node])}
-        reply = client_app(message, Context(1, node, config, RecordDict(), {}))
+        reply = client_app(message, Context(1, node, self.config[node], RecordDict(), {}))
         self._replies[message.metadata.message_id] = reply

@@ -97,6 +97,7 @@ def run_to_end(
     from psl_flower.launch.running import app_folder
     from psl_flower.launch.signals import Terminated
     from psl_flower.machine import forbid_core_dumps
+    from psl_flower.runs import Status
 
     folder = app_folder(app)
     forbid_core_dumps()  # stores are sealed here
@@ -104,6 +105,12 @@ def run_to_end(
         attempt = _Attempt(given, config)
         try:
             status, verdict = attempt.run(folder, nodes)
+        except RunError as error:
+            # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
+            run = attempt.folder
+            if retries == 0 or run is None or not run.checkpoints.steps():
+                raise
+            status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
             # Its processes have gone, so that nobody else writes the status.
             name = str(error) if isinstance(error, Terminated) else "Ctrl-C"

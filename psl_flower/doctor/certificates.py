@@ -23,6 +23,11 @@ from psl_flower.doctor.finding import Finding, failed, ok, warning
 
 SOON = datetime.timedelta(days=30)
 _RENEW = "make a new one (deploy/make-certificates.sh) and restart the SuperLink"
+_LOOPBACK = "127.0.0.1"
+_WITHOUT_LOOPBACK = (
+    "a SuperLink with --host 0.0.0.0 reaches itself there, and starts no run if it cannot: "
+    "make a new one (deploy/make-certificates.sh), or give --host one of the certificate's addresses"
+)
 _RENEW_STREAMS = "make a new one (deploy/make-certificates.sh); it is read at every round, and by resume"
 _RENEW_AUTHORITY = "make a new authority, and certificates of it for all (deploy/make-certificates.sh in a new folder)"
 _USAGES = {
@@ -60,6 +65,8 @@ def check_server_certificate(
     certificate = loaded[0]
     findings = _dates(what, path, certificate, _RENEW)
     findings += [_names(what, path, certificate, address, _RENEW) for address in addresses]
+    if _names(what, path, certificate, _LOOPBACK, _RENEW).level != "ok":
+        findings.append(warning(what, f"{path}: is not for {_LOOPBACK}", _WITHOUT_LOOPBACK))
     if authority is not None:
         trusted = _load_certificates(authority, "authority")
         findings.append(trusted if isinstance(trusted, Finding) else _issuer(path, certificate, authority, trusted))

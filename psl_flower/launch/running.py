@@ -169,7 +169,7 @@ class Watch:
         status = self._status()  # it may have ended between the two looks
         if status is not None and status.ended:
             return status, True
-        if self._seen_running or time.monotonic() > self._deadline:
+        if self._seen_running or not self._superlink.is_up() or time.monotonic() > self._deadline:
             return self.note_end("failed", f"error: the run's process ended: {self._superlink.last_words()}"), True
         return status, False
 

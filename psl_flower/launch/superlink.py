@@ -206,6 +206,10 @@ class LocalSuperLink:
         self._run_id = str(self.flwr(arguments)["run-id"])
         return self._run_id
 
+    def is_up(self) -> bool:
+        """Return whether the SuperLink's own process is there."""
+        return self._process is not None and self._process.poll() is None
+
     def is_running(self) -> bool:
         """Return whether a process that simulates is there."""
         simulating = [child for child in self.processes() if "simulation" in " ".join(_command_line(child)[:6])]
@@ -231,7 +235,7 @@ class LocalSuperLink:
 
     def _details(self) -> str:
         """Return what Flower has noted about why the run ended; empty if it has noted nothing, or is gone."""
-        if not self._run_id or self._process is None or self._process.poll() is not None:
+        if not self._run_id or not self.is_up():
             return ""
         with contextlib.suppress(RunError):
             runs = self.flwr(["list", "--run-id", self._run_id]).get("runs")

@@ -11,16 +11,18 @@ import importlib.util
 import os
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from psl_flower.errors import StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
+from psl_flower.errors import PatchServerLost, StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
 from psl_flower.sealed.folders import BUFFER_BYTES, Draft
 
 _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")
 # Their "folders" are parts of names; makedirs would create a mistyped bucket.
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
+# A web server that says nothing for so long is taken for lost.
+_SILENT_S = 30.0
 # Hosts are known by ~/.ssh/known_hosts, as with ssh (sshfs alone would take anyone's word); a silent peer is given up
 # after three unanswered messages; a connection that broke must not come back from fsspec's cache.
 _SSH_OPTIONS = {"known_hosts": (), "connect_timeout": 30, "keepalive_interval": 15, "skip_instance_cache": True}
@@ -30,6 +32,11 @@ _ADVICE = {
     "EndpointConnectionError": "no connection",
     "ClientConnectorError": "no connection",
 }
+# What libraries behind fsspec call a far side that does not answer, where it is no OSError.
+_LOST = (
+    "ServerDisconnectedError", "ClientPayloadError", "ConnectionLost", "SFTPConnectionLost", "SFTPNoConnection",
+    "EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
+)  # fmt: skip
 
 
 class UrlFolder:
@@ -52,9 +59,9 @@ class UrlFolder:
         if self._scheme in _SSH and importlib.util.find_spec("sshfs") is None:
             raise StoreUnreachable(f"{self._name}: needs the package sshfs (pip install 'psl-flower[ssh]')")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url, **_SSH_OPTIONS if self._scheme in _SSH else {})
+            self._fs, self._root = fsspec.core.url_to_fs(url, **_options(self._scheme))
         except Exception as error:  # of any library behind fsspec
-            raise StoreUnreachable(f"cannot open {self._name}: {_reason(error)}") from None
+            raise _unreachable(f"cannot open {self._name}", error) from None
         # Either has no ranges of its own: sshfs would fetch the whole file for each, others open it anew for each.
         self._by_handle = self._scheme in _SSH or not self._fs.async_impl
         self._open: dict[str, Any] = {}
@@ -161,11 +168,25 @@ class UrlFolder:
             raise
         except FileNotFoundError as error:
             # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                raise StoreUnreachable(f"{where}: {_reason(error.__cause__)}") from None
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, FileNotFoundError) and getattr(cause, "status", 0) != 404:
+                raise _unreachable(where, cause) from None
             raise StoreNotFound(f"{where} does not exist") from None
         except Exception as error:
-            raise StoreUnreachable(f"{where}: {_reason(error)}") from None
+            raise _unreachable(where, error) from None
+
+
+def _options(scheme: str) -> Mapping[str, object]:
+    """Return what fsspec is told besides a URL of this protocol."""
+    if scheme in _SSH:
+        return _SSH_OPTIONS
+    if scheme in _WEB and importlib.util.find_spec("aiohttp") is not None:  # else fsspec says what to install
+        import aiohttp
+
+        # Its own limit is five minutes for all of a request, however long that may rightly be.
+        silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
+        return {"client_kwargs": {"timeout": silent}}
+    return {}
 
 
 class _UrlDraft:
@@ -227,6 +248,13 @@ def shown(url: str) -> str:
     # A password with an unescaped / ? or # ends wherever the last @ is.
     text = re.sub(r"://[^/?#@]*:.*@", "://", text)
     return text.split("?", 1)[0]
+
+
+def _unreachable(what: str, error: BaseException) -> StoreUnreachable:
+    """Return our error for one of a library's, which tells whether the far side may come back."""
+    lost = isinstance(error, OSError) and not isinstance(error, PermissionError)
+    kind = PatchServerLost if lost or type(error).__name__ in _LOST else StoreUnreachable
+    return kind(f"{what}: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:

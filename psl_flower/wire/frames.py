@@ -276,12 +276,13 @@ def raise_ending(frame: Frame, peer: str) -> None:
     Raises
     ------
     NodeError
-        `Failed`: the node's own error, with its kind and message.
+        `Failed`: the node's own error, with its kind and message; NodeLost for one that may pass.
     ProtocolError
         `Abort`: the Lower's reason.
     """
     if isinstance(frame.message, Failed):
-        raise NodeError(f"{peer} failed: {printable(frame.message.kind)}: {printable(frame.message.message, 2000)}")
+        kind = printable(frame.message.kind)
+        raise NodeError.reported(kind, f"{peer} failed: {kind}: {printable(frame.message.message, 2000)}")
     if isinstance(frame.message, Abort):
         raise ProtocolError(f"{peer} ended the exchange: {printable(frame.message.reason, 2000)}")
 

@@ -7,7 +7,10 @@ import msgspec
 from simulations import reports
 from simulations.reports import Values
 
-VERSION = 1
+VERSION = 2
+
+# When a kill comes: in a step, or while the run is beginning anew after the kill before it.
+TRAINING, STARTING = "training", "starting"
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,13 +20,16 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     role : str
         "node", "server" or "SuperLink".
+    moment : {"training", "starting"}
+        Whether it came in a step, or while the run was beginning anew.
     step, committed : int
-        Training step that the run had reached, and the one that it went on from.
+        Training step that the run had reached, 0 if it had not begun to train, and the one that it went on from.
     lost_s : float
-        From the kill to the first step after it.
+        From the kill to the first step after it, or to the next kill if that came before.
     """
 
     role: str
+    moment: str
     step: int
     committed: int
     lost_s: float
@@ -47,10 +53,12 @@ class Report(reports.Report, frozen=True, kw_only=True):
         Every kill, in the order in which they came.
     kills : dict
         Kills by role.
+    restarts : int
+        So often the run began anew; more than there were kills if something else went wrong, too.
     steps, steps_repeated : int
         Training steps of the run, and how many were done again.
     seconds, seconds_lost : float
-        Wall time of the run, and of it from each kill to the first step after it.
+        Wall time of the run, and what of it the kills cost.
     equal : bool
         Whether the weights are bit for bit those of the undisturbed run.
     """
@@ -61,6 +69,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     seed: int
     measurements: tuple[Kill, ...]
     kills: dict[str, int]
+    restarts: int
     steps: int
     steps_repeated: int
     seconds: float

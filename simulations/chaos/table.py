@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulations.chaos.results import Report
+from simulations.chaos.results import STARTING, Report
 from simulations.reports import Spread
 from simulations.tables import Cells, Presentation, Row, again, machine, spread
 
@@ -34,12 +34,15 @@ def kills(report: Report) -> Cells:
 
 def notes(report: Report) -> str:
     """Return how to read the table."""
+    starting = sum(kill.moment == STARTING for kill in report.measurements)
     return (
-        "A run in Flower's simulation on this machine with a checkpoint after every step; one process at a time was "
-        f"killed (SIGKILL), and `psl train --retries` recovered. {report.steps_repeated} of {report.steps} steps were "
-        f"done again; {report.seconds:.0f} s in all, of which {report.seconds_lost:.0f} s were lost by kills: from a "
-        "kill to the first step after it, median (lowest to highest). The undisturbed run is the same network trained "
-        f"in one process on the same batches. Load of the machine before: {report.machine['load_before']}."
+        f"A run in Flower's simulation on this machine with a checkpoint every {report.settings['checkpoint-every']} "
+        f"steps; one process at a time was killed (SIGKILL), {starting} of them while the run was beginning anew after "
+        f"the kill before, and `psl train --retries` recovered ({report.restarts} times). {report.steps_repeated} of "
+        f"{report.steps} steps were done again; {report.seconds:.0f} s in all, of which {report.seconds_lost:.0f} s "
+        "were lost by kills: from a kill to the first step after it or to the next kill, median (lowest to highest). "
+        "The undisturbed run is the same network trained in one process on the same batches. Load of the machine "
+        f"before: {report.machine['load_before']}."
     )
 
 

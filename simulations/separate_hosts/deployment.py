@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.cli.train import parse_settings
@@ -18,7 +18,7 @@ from psl_flower.launch.running import app_folder
 from psl_flower.launch.superlink import last_line
 from psl_flower.runs import RunFolder, Status
 from psl_flower.stores.base import store_folder
-from simulations.separate_hosts.network import Network
+from simulations.separate_hosts.network import Host, Network
 
 BIN = Path(sys.executable).parent
 FLEET_PORT, EXCHANGE_PORT = 9092, 9444
@@ -66,16 +66,20 @@ class Deployment:
         self._ingest(dataset, ingest)
 
     def _certificates(self) -> None:
-        made = self.server.folder / "certificates"
-        script = app_folder() / "deploy" / "make-certificates.sh"
-        call(script, made, self.server.address)
-        for host in (self.server, *self.nodes):
-            shutil.copy(made / "ca.crt", host.folder)
+        call(_certificates_script(), self.server.folder / "certificates", self.server.address)
+        shutil.copy(self.server.folder / "certificates" / "ca.crt", self.server.folder)
         for n, node in enumerate(self.nodes):
-            call(script, made, "--node", f"node{n}")
-            for suffix in (".pem", ".key"):
-                shutil.move(made / f"node{n}{suffix}", node.folder / f"exchange{suffix}")
-            call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", node.folder / "auth")
+            self.equip(node, f"node{n}")
+
+    def equip(self, host: Host, name: str) -> None:
+        """Give a node's host what it proves itself with: a certificate for streams, a key for the SuperLink."""
+        made = self.server.folder / "certificates"
+        call(_certificates_script(), made, "--node", name)
+        shutil.copy(made / "ca.crt", host.folder)
+        for suffix in (".pem", ".key"):
+            shutil.move(made / f"{name}{suffix}", host.folder / f"exchange{suffix}")
+        (host.folder / "auth").unlink(missing_ok=True)
+        call("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", host.folder / "auth")
 
     def _ingest(self, dataset: str, arguments: Sequence[str]) -> None:
         """Let the owner seal one store to each node, and give each place what it may have."""
@@ -110,7 +114,7 @@ class Deployment:
         made = self.server.folder / "certificates"
         self.server.start(
             [
-                BIN / "flower-superlink", "--host", self.server.address, "--port", str(FLEET_PORT),
+                BIN / "flower-superlink", "--host", "0.0.0.0", "--port", str(FLEET_PORT),
                 "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
                 "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
                 "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",
@@ -128,24 +132,33 @@ class Deployment:
     def register(self) -> None:
         """Register all nodes' keys, by the operator."""
         for n, node in enumerate(self.nodes):
-            key = str(node.folder / "auth.pub")
-            done = self.flwr("supernode", "register", key, "lower", "--name", f"patch-{n}", "--format", "json")
-            if done.returncode != 0:
-                raise RunError(f"node {n} could not be registered: {last_line(done.stdout + done.stderr)}")
-            self.node_ids.append(str(json.loads(done.stdout)["node-id"]))
+            self.node_ids.append(self.register_host(node, f"patch-{n}"))
+
+    def register_host(self, host: Host, name: str) -> str:
+        """Register the key of a node's host; return its id."""
+        done = self.flwr(
+            "supernode", "register", str(host.folder / "auth.pub"), "lower", "--name", name, "--format", "json"
+        )
+        if done.returncode != 0:
+            raise RunError(f"{name} could not be registered: {last_line(done.stdout + done.stderr)}")
+        return str(json.loads(done.stdout)["node-id"])
 
     def start_node(self, n: int) -> None:
         """Start a node's SuperNode."""
-        node = self.nodes[n]
-        node.start(
-            [
-                BIN / "flower-supernode", "--root-certificates", node.folder / "ca.crt",
-                "--superlink", f"{self.server.address}:{FLEET_PORT}",
-                "--auth-supernode-private-key", node.folder / "auth",
-                "--node-config", " ".join(f"{name}='{place}'" for name, place in self.node_config(n).items()),
-            ],
-            "supernode.log",
-        )  # fmt: skip
+        self.start_supernode(self.nodes[n], self.node_config(n))
+
+    def start_supernode(self, host: Host, node_config: Mapping[str, str]) -> None:
+        """Start a SuperNode on a host."""
+        host.start(self.supernode_command(host, node_config), "supernode.log")
+
+    def supernode_command(self, host: Host, node_config: Mapping[str, str]) -> list[str | Path]:
+        """Return the command that starts a SuperNode."""
+        return [
+            BIN / "flower-supernode", "--root-certificates", host.folder / "ca.crt",
+            "--superlink", f"{self.server.address}:{FLEET_PORT}",
+            "--auth-supernode-private-key", host.folder / "auth",
+            "--node-config", " ".join(f"{name}='{value}'" for name, value in node_config.items()),
+        ]  # fmt: skip
 
     def start(self) -> None:
         """Start everything and wait until all nodes are registered and online."""
@@ -191,7 +204,9 @@ class Deployment:
         )  # fmt: skip
         # A resumed run has its settings.
         begun = any(setting.startswith("resume=") for setting in settings)
-        given = {**parse_settings([] if begun else self._settings), **parse_settings([*exchange, *settings])}
+        given: dict[str, object] = {}
+        for part in ([] if begun else self._settings, exchange, settings):
+            given |= parse_settings(list(part))
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
         return [BIN / "flwr", "run", app_folder(), "lower", "--stream", "--run-config", pairs]
 
@@ -208,9 +223,13 @@ class Deployment:
 
     def logs(self) -> str:
         """Return the ends of all logs, for the message of a failure."""
-        hosts = (self.server, self.network.patch_server, *self.nodes)
+        hosts = (self.server, self.network.patch_server, *self.nodes, self.network.guest)
         logs = [log for host in hosts for log in sorted(host.folder.glob("*.log"))]
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+
+def _certificates_script() -> Path:
+    return app_folder() / "deploy" / "make-certificates.sh"
 
 
 def call(*arguments: str | Path, **environment: str) -> str:

@@ -97,7 +97,7 @@ class NotAllowed(RunError):
 
 
 class Network:
-    """A server, a patch server and nodes, each a `Host`; `close` ends all their processes and leaves nothing behind.
+    """A server, a patch server, nodes and a guest, each a `Host`; `close` ends their processes and drops them.
 
     Raises
     ------
@@ -115,14 +115,9 @@ class Network:
             ip("-n", self.switch, "link", "set", "br0", "up", "promisc", "on")
             self.server = self._host("server", f"{SUBNET}.1", folder, environment)
             self.patch_server = self._host("patches", f"{SUBNET}.2", folder, environment)
-            self.nodes = [self._host(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
-            for n, node in enumerate(self.nodes):
-                plug(self.switch, f"node{n}")
-                run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")
-                run(
-                    "ip", "netns", "exec", node.namespace, "tc", "filter", "add", "dev", "eth0", "ingress",
-                    "bpf", "direct-action", "bytecode", _ONLY_OUTGOING,
-                )  # fmt: skip
+            self.nodes = [self._node(f"node{n}", f"{SUBNET}.{n + 11}", folder, environment) for n in range(num_nodes)]
+            # One more host of that kind, for whatever it is wanted.
+            self.guest = self._node("guest", f"{SUBNET}.10", folder, environment)
         except BaseException:
             self.close()
             raise
@@ -150,6 +145,17 @@ class Network:
         self._hosts.append(host)
         run("ip", "netns", "exec", host.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
         ip("-n", host.namespace, "link", "set", "lo", "up")
+
+    def _node(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
+        """Add a host that reaches no other of its kind, and that nobody can open a connection to."""
+        node = self._host(name, address, folder, environment)
+        plug(self.switch, name)
+        run("ip", "netns", "exec", node.namespace, "tc", "qdisc", "add", "dev", "eth0", "ingress")
+        run(
+            "ip", "netns", "exec", node.namespace, "tc", "filter", "add", "dev", "eth0", "ingress",
+            "bpf", "direct-action", "bytecode", _ONLY_OUTGOING,
+        )  # fmt: skip
+        return node
 
     def _host(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
         own = folder / name

@@ -7,10 +7,12 @@ as docs/deploy.md says (`simulations.separate_hosts`, `watched`).
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from psl_flower.data.sources import open_dataset
@@ -135,6 +137,53 @@ def test_stream_trains_exactly_and_shows_nothing(deployed: Deployment, tmp_path:
         listener.kill()
         listener.wait()
     assert _seen(control, secrets) == {kind: len(values) for kind, values in secrets.items()}
+
+
+@pytest.mark.slow
+def test_the_adaptation_net_on_a_host_of_its_own(deployed: Deployment) -> None:
+    """A fifth host gets smashed data and labels, and no node reaches it; the weights are those of one process."""
+    with deployed.guest(role="adaptation") as node_id:
+        done = deployed.train("run-name=adapted", "adaptation-server=true", "rounds=1", "steps-per-round=2")
+    status = deployed.status("adapted")
+    assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()
+    run = deployed.run("adapted")
+    assert "5 nodes host 4 Uppers and the Adaptation Net, stream transport" in (run.path / "log.txt").read_text()
+    assert node_id not in deployed.node_ids
+    assert list(deployed.network.guest.folder.glob("state/adapted*/adaptation/step-00000002.pt"))
+    assert run.read_metrics()[-1]["bytes_up_adaptation"] > 0
+    assert differing(model(run), deployed.oracle("adapted", 2)) == []
+    assert differing(model(run), deployed.oracle("adapted", 1)) != []
+
+
+@pytest.mark.slow
+def test_strangers_are_refused_by_name(deployed: Deployment) -> None:
+    """Flower knows a stranger by its key, a node its store by its own key, the Lower a position by its holder."""
+    guest, first = deployed.network.guest, deployed.nodes[0]
+    deployed.equip(guest, "guest")
+    stranger = guest.start(deployed.supernode_command(guest, {"role": "adaptation"}), "stranger.log")
+    assert stranger.wait(timeout=120) != 0
+    guest.kill_all()
+    assert "ref-exit-codes/305" in (guest.folder / "stranger.log").read_text()
+    assert "Attempted to register SuperNode with public key" in (deployed.server.folder / "superlink.log").read_text()
+
+    shutil.copytree(deployed.store(0), guest.folder / "copied")
+    shutil.copy(deployed.nodes[1].folder / "node.key", guest.folder / "wrong.key")
+    shutil.copy(first.folder / "node.key", guest.folder / "stolen.key")
+    settings = ("rounds=1", "steps-per-round=1")
+    with deployed.guest(store=str(guest.folder / "copied"), key=str(guest.folder / "wrong.key")) as node_id:
+        deployed.train("run-name=wrong-key", *settings)
+    assert deployed.status("wrong-key").state == "completed", deployed.status("wrong-key").message
+    log = (deployed.run("wrong-key").path / "log.txt").read_text()
+    assert f"node {node_id}: " in log and "it takes no part" in log
+    assert differing(model(deployed.run("wrong-key")), deployed.oracle("wrong-key", 1)) == []
+
+    with deployed.guest(store=str(guest.folder / "copied"), key=str(guest.folder / "stolen.key")) as node_id:
+        deployed.train("run-name=claimed-twice", *settings)
+    status = deployed.status("claimed-twice")
+    assert status.state == "failed"
+    assert "holds position 0, which node" in status.message
+    assert node_id in status.message and deployed.node_ids[0] in status.message
+    assert status.message in (deployed.run("claimed-twice").path / "log.txt").read_text()
 
 
 def test_flower_transport(deployed: Deployment) -> None:

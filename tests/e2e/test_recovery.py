@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from psl_flower.runs import RunFolder
 from simulations.separate_hosts.network import Host
+from tests.authority import Authority
 from tests.e2e.conftest import differing, model, wait_until
 from tests.e2e.watched import Deployment
 
 STEPS = 4
+PATIENCE_S = 300.0  # on a machine that has much else to do
+SOON = datetime.timedelta(seconds=5)
 SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")
 
 
@@ -24,42 +29,37 @@ def log_of(run: RunFolder) -> str:
 
 def signalled(host: Host, program: str, number: signal.Signals) -> int:
     """Send a signal to all processes of a program on a host; return how many there were."""
-    found = [process for process in host.processes() if program in " ".join(process.cmdline())]
+    found = [process for process in host.processes() if program in " ".join(process.cmdline()[:2])]
     for process in found:
         process.send_signal(number)
     return len(found)
 
 
 def restart(deployed: Deployment, n: int) -> None:
-    """Kill a node's programs and start them again, as often as the SuperLink turns them away."""
+    """Kill a node's programs and start them again."""
     deployed.nodes[n].kill_all()
-    deadline = time.monotonic() + 150
-    while not deployed.nodes[n].processes() or deployed.online() < len(deployed.nodes):
-        assert time.monotonic() < deadline, deployed.logs()
-        if not deployed.nodes[n].processes():
-            deployed.start_node(n)
-        time.sleep(5)
+    deployed.start_node(n)
 
 
-def train_disturbed(deployed: Deployment, name: str, disturb: Callable[[RunFolder], None]) -> RunFolder:
+def train_disturbed(deployed: Deployment, name: str, disturb: Callable[[RunFolder], None], *settings: str) -> RunFolder:
     """Start a run, disturb it once a step is committed, and wait for its end."""
     deployed.wait_for_nodes(4)
     run = deployed.run(name)
-    with deployed.training(f"run-name={name}", *SHORT) as process:
-        wait_until(lambda: any(run.checkpoints.steps()), 180, "the checkpoint of a step")
+    with deployed.training(f"run-name={name}", *(settings or SHORT)) as process:
+        wait_until(lambda: any(run.checkpoints.steps()), PATIENCE_S, "the checkpoint of a step")
         disturb(run)
-        process.communicate(timeout=400)
+        process.communicate(timeout=2 * PATIENCE_S)
     return run
 
 
-def ends_exactly(deployed: Deployment, run: RunFolder) -> None:
+def ends_exactly(deployed: Deployment, run: RunFolder, steps: int = STEPS) -> None:
     status = deployed.status(run.name)
     assert status.state == "completed", status.message + deployed.logs()
-    assert differing(model(run), deployed.oracle(run.name, STEPS)) == []
+    assert differing(model(run), deployed.oracle(run.name, steps)) == []
 
 
 def gone_back(run: RunFolder) -> None:
-    wait_until(lambda: "go back to step" in log_of(run), 180, "the loss to be noticed")
+    wait_until(lambda: "go back to step" in log_of(run), PATIENCE_S, "the loss to be noticed")
 
 
 def test_host_dies_and_comes_back(deployed: Deployment) -> None:
@@ -84,6 +84,58 @@ def test_client_app_dies(deployed: Deployment) -> None:
         gone_back(run)
 
     ends_exactly(deployed, train_disturbed(deployed, "client-dies", disturb))
+
+
+@pytest.mark.slow
+def test_super_node_dies(deployed: Deployment) -> None:
+    """Its ClientApp trains on over its stream; the next round waits until Flower has let the node in again."""
+
+    def disturb(run: RunFolder) -> None:
+        assert signalled(deployed.nodes[1], "flower-supernode", signal.SIGKILL)
+
+    settings = ("rounds=2", f"steps-per-round={STEPS // 2}", *SHORT[2:])
+    run = train_disturbed(deployed, "supernode-dies", disturb, *settings)
+    ends_exactly(deployed, run)
+
+
+@pytest.mark.slow
+def test_patch_server_dies(deployed: Deployment) -> None:
+    """The node that reads its store there says so; the run goes back, waits for the store, and goes on."""
+
+    def disturb(run: RunFolder) -> None:
+        deployed.network.patch_server.kill_all()
+        try:
+            gone_back(run)
+            wait_until(lambda: "waiting for it" in log_of(run), PATIENCE_S, "the store to be waited for")
+        finally:
+            deployed.start_patch_server()
+
+    run = train_disturbed(deployed, "patch-server-dies", disturb)
+    assert "PatchServerLost" in log_of(run)
+    ends_exactly(deployed, run)
+
+
+@pytest.mark.slow
+def test_certificate_expires(deployed: Deployment) -> None:
+    """A round that begins with an expired certificate ends the run, which names it; renewed, `resume` goes on."""
+    authority = Authority.made(deployed.server.folder / "certificates")
+    key = ec.generate_private_key(ec.SECP256R1())
+    hosts, rounds = (deployed.server.address,), STEPS + 2
+    files = authority.issue("short", hosts=hosts, key=key)
+
+    def disturb(run: RunFolder) -> None:
+        authority.issue("short", hosts=hosts, key=key, end=datetime.datetime.now(datetime.UTC) + SOON)
+
+    settings = (f"rounds={rounds}", "steps-per-round=1", "step-timeout-s=20", "node-timeout-s=150")
+    own = (f"exchange-cert={files[0]}", f"exchange-key={files[1]}")
+    run = train_disturbed(deployed, "certificate-expires", disturb, *settings, *own)
+    status = deployed.status(run.name)
+    assert status.state == "failed"
+    assert f"exchange-cert: {files[0]}: expired on" in status.message
+    assert 0 < run.checkpoints.steps()[-1] < rounds
+    authority.issue("short", hosts=hosts, key=key)
+    deployed.train(f"resume={run.name}", *own)
+    ends_exactly(deployed, run, rounds)
 
 
 @pytest.mark.slow
@@ -207,7 +259,7 @@ def test_goes_on_without_a_node_and_takes_it_back(deployed: Deployment) -> None:
     run = deployed.run(name)
     settings = (f"rounds={longest}", "steps-per-round=1", "on-missing-node=continue", "node-timeout-s=60")
     with deployed.training(f"run-name={name}", "collect-model=false", *settings) as process:
-        wait_until(lambda: any(run.checkpoints.steps()), 180, "the checkpoint of a step")
+        wait_until(lambda: any(run.checkpoints.steps()), PATIENCE_S, "the checkpoint of a step")
         deployed.nodes[1].kill_all()
         wait_until(lambda: "going on without: Upper 1 (position 1)" in log_of(run), 400, "going on without the node")
         wait_until(lambda: [1] in absences(run), 240, "a round without the node")

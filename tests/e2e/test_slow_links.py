@@ -8,6 +8,7 @@ from tests.e2e.conftest import differing, model
 from tests.e2e.watched import Deployment
 
 STEPS = 2
+DELAY_S = 0.1  # one way
 
 
 def sent_again(host: Host) -> int:
@@ -21,10 +22,10 @@ def test_a_run_over_a_slow_link_that_loses_frames(deployed: Deployment) -> None:
     deployed.wait_for_nodes(4)
     usual_s, before = round_trip_s(deployed.network, slow), sent_again(deployed.nodes[slow])
     # Frames that wait for the slow link's program: this machine's own delay, when busy, comes on top.
-    with slowed(deployed.network, [slow], 0.02):
-        assert 0.04 <= round_trip_s(deployed.network, slow) - usual_s < 0.08
+    with slowed(deployed.network, [slow], DELAY_S):
+        assert 2 * DELAY_S <= round_trip_s(deployed.network, slow) - usual_s < 2 * DELAY_S + 0.04
         assert round_trip_s(deployed.network, other) < 0.03
-    with slowed(deployed.network, [slow], 0.02, loss=0.01):
+    with slowed(deployed.network, [slow], DELAY_S, loss=0.01):
         done = deployed.train("run-name=slow-link", "rounds=1", f"steps-per-round={STEPS}")
     status = deployed.status("slow-link")
     assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,27 @@ class Deployment(deployment.Deployment):
     def start(self) -> None:
         self.start_patch_server()
         super().start()
+
+    def start_supernode(self, host: Host, node_config: Mapping[str, str]) -> None:
+        """Start it again whenever it ends, as the systemd unit does: for a minute it may be turned away."""
+        looped = ["sh", "-c", 'while :; do "$@"; sleep 5; done', "sh", *self.supernode_command(host, node_config)]
+        host.start(looped, "supernode.log")
+
+    @contextlib.contextmanager
+    def guest(self, **node_config: str) -> Iterator[str]:
+        """Let one node more take part, with a key that is registered for it; yield its id."""
+        host = self.network.guest
+        self.equip(host, "guest")
+        places = {"exchange-cert": "exchange.pem", "exchange-key": "exchange.key", "state": "state"}
+        own = {name: str(host.folder / file) for name, file in places.items()}
+        node_id = self.register_host(host, "guest")
+        self.start_supernode(host, {**own, **node_config})
+        try:
+            self.wait_for_nodes(len(self.nodes) + 1)
+            yield node_id
+        finally:
+            host.kill_all()
+            self.flwr("supernode", "unregister", node_id, "lower")
 
     def start_patch_server(self) -> None:
         host = self.network.patch_server

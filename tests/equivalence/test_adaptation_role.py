@@ -6,7 +6,6 @@ Placement, tickets, transports and ClientApps are the real ones; of Flower only 
 from __future__ import annotations
 
 import dataclasses
-import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,7 +16,6 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.host import Host
 from clients.upper_app import app
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes
@@ -31,6 +29,7 @@ from strategies import PatchSplit
 from strategies.link import TransportOptions
 from strategies.nodes import Placement, _place_simulated, place
 from tests.engines import Oracle, prefixed, settings
+from tests.in_process import engines_one_by_one
 
 STEPS = 4
 
@@ -104,14 +103,7 @@ def of_a_run(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def one_after_the_other(monkeypatch):
-    """Let nodes, which are processes otherwise, not draw initial weights from one generator at once."""
-    lock, make = threading.Lock(), Host.engine
-
-    def alone(host, m, build):
-        with lock:
-            return make(host, m, build)
-
-    monkeypatch.setattr(Host, "engine", alone)
+    engines_one_by_one(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,19 @@ from simulations.throughput.command import main as throughput_main
 
 def report(*, equal=True):
     kills = (
-        Kill(role="node", step=7, committed=5, lost_s=20.0),
-        Kill(role="SuperLink", step=11, committed=11, lost_s=40.0),
-        Kill(role="node", step=0, committed=14, lost_s=30.0),
+        Kill(role="node", moment="training", step=7, committed=5, lost_s=20.0),
+        Kill(role="SuperLink", moment="training", step=11, committed=11, lost_s=40.0),
+        Kill(role="node", moment="starting", step=0, committed=14, lost_s=30.0),
     )
     return Report(
         date="2026-01-02T03:04:05Z",
         machine={"cpu": "A CPU", "cores": 2, "memory_bytes": 2**33, "gpus": 0, "system": "Linux", "load_before": 0.1},
         versions={"python": "3.11.7", "torch": "2.14"},
-        settings={"dataset": "digits", "batch-size": 16},
+        settings={"dataset": "digits", "batch-size": 16, "checkpoint-every": 3},
         seed=4,
         measurements=kills,
         kills={"node": 2, "SuperLink": 1},
+        restarts=3,
         steps=18,
         steps_repeated=2,
         seconds=150.0,
@@ -51,6 +52,7 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path, capsys):
     for expected in (
         "## chaos\n\n3 kills survived, weights bit-equal to those of the undisturbed run; digits, batch 16, 18 steps; A CPU",
         "| node | 2 | 2 | 25.0 (20.0 to 30.0) |\n| SuperLink | 1 | 0 | 40.0 |",
+        "1 of them while the run was beginning anew after the kill before, and `psl train --retries` recovered (3 times)",
         "2 of 18 steps were done again; 150 s in all, of which 90 s were lost by kills",
         f"    {command(written)}\n",
     ):

@@ -38,13 +38,20 @@ def test_wrong_name(authority, address):
 
 
 def test_wildcard_and_no_name(authority):
-    path, _ = authority.issue("wild", hosts=("*.example",))
+    path, _ = authority.issue("wild", hosts=("*.example", "127.0.0.1"))
     assert levels(certificates.check_server_certificate(path, None, ["lower.example"], None)) == ["ok", "ok"]
     assert "a.lower.example" in only_failed(
         certificates.check_server_certificate(path, None, ["a.lower.example"], None)
     )
     path, _ = authority.issue("nameless", hosts=())
     assert "subjectAltName" in only_failed(certificates.check_server_certificate(path, None, ["lower.example"], None))
+
+
+def test_a_superlink_that_does_not_reach_itself(authority):
+    path, _ = authority.issue("far", hosts=("lower.example",))
+    finding = certificates.check_server_certificate(path, None, ["lower.example"], None)[-1]
+    assert (finding.level, finding.found) == ("warning", f"{path}: is not for 127.0.0.1")
+    assert "--host 0.0.0.0" in finding.do
 
 
 def test_other_authority_and_other_key(authority, tmp_path):

@@ -1,0 +1,145 @@
+"""The run that is disturbed: its processes, how far it is, and how often it has begun anew."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from psl_flower.errors import RunError
+from psl_flower.launch.superlink import environment, last_line
+from psl_flower.runs import RunFolder
+from simulations.reports import Values
+
+# What is killed -> how its processes are recognised.
+ROLES = {"node": "ClientAppActor", "server": "flwr-simulation", "SuperLink": "flower-superlink"}
+_MARK = "PSL_CHAOS"
+_NAME = "chaos"
+# What `psl train` says when it begins anew.
+_GOING_ON = "; going on by itself, "
+_POLL_S = 0.2
+# To begin, to begin anew, to get as far as the next kill: on a machine that has much else to do.
+_LONGEST_WAIT_S = 600.0
+
+
+class Job:
+    """A run under `psl train --retries` in a workspace of its own; use as a context manager, which leaves no process.
+
+    Parameters
+    ----------
+    workspace : Path
+        Where it goes.
+    settings : dict
+        Of the run.
+    retries : int
+        So often it may begin anew.
+
+    Attributes
+    ----------
+    run : RunFolder
+        The run's.
+    restarts : int
+        So often it has begun anew.
+    """
+
+    def __init__(self, workspace: Path, settings: Values, retries: int) -> None:
+        self.run, self.restarts = RunFolder(workspace / "runs" / _NAME), 0
+        self._workspace = workspace
+        given = [f"{key}={value}" for key, value in {**settings, "run-name": _NAME}.items()]
+        command = [sys.executable, "-m", "psl_flower.cli.main", "train", *given, "--retries", str(retries)]
+        self._process = subprocess.Popen(
+            command, env={**environment(), "PSL_WORKSPACE": str(workspace), _MARK: str(workspace)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._said: deque[str] = deque(maxlen=20)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Job:
+        """Begin; it has begun already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Kill what is left of it."""
+        for left in [self._process, *self._processes()]:
+            left.kill()
+        self._process.wait()
+
+    def finish(self) -> None:
+        """Wait for its end; raises RunError if it has failed."""
+        self._process.wait()
+        self._reader.join()
+        if self._process.returncode != 0:
+            raise RunError(f"the run did not survive: {self._last_words()}")
+
+    def step(self) -> int:
+        """Return the training step that it has reached; 0 while it does not train."""
+        status = self.run.read_status()
+        return status.step if status is not None and status.state == "training" else 0
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until it has trained so far, and has a checkpoint to go on from."""
+        self._wait(lambda: self.step() >= step and bool(self.run.checkpoints.steps()), f"step {step}")
+
+    def wait_for_process(self, role: str) -> None:
+        """Wait until there is a process of a role."""
+        self._wait(lambda: bool(self._victims(role)), f"a process of the {role}")
+
+    def wait_for_restart(self, restarts: int) -> int:
+        """Wait until it has begun anew so often; return the step that it goes on from."""
+        self._wait(lambda: self.restarts >= restarts, f"{restarts} new beginnings")
+        return self.run.checkpoints.steps()[-1]
+
+    def kill(self, role: str, draw: random.Random) -> None:
+        """Kill one process of a role; raises RunError if there is none."""
+        victims = self._victims(role)
+        if not victims:
+            raise RunError(f"no {role} to kill at step {self.step()}")
+        draw.choice(victims).kill()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._said.append(line)
+            self.restarts += _GOING_ON in line
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while not condition():
+            if self._process.poll() is not None:
+                self._reader.join()
+                raise RunError(f"the run ended too early: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise RunError(f"waited {_LONGEST_WAIT_S:g} s for {what}: {self._last_words()}")
+            time.sleep(_POLL_S)
+
+    def _last_words(self) -> str:
+        return last_line("".join(self._said))
+
+    def _victims(self, role: str) -> list[psutil.Process]:
+        return sorted((p for p in self._processes() if ROLES[role] in _title(p)), key=lambda process: process.pid)
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == str(self._workspace) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return f"{process.name()} {' '.join(process.cmdline())}"
+    return ""

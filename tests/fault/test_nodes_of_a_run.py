@@ -1,0 +1,166 @@
+"""Nodes with a wrong store, and a patch server that goes and comes back: the real apps, in one process.
+
+Every Upper is on a node with a sealed store, a key and a state of its own, as in a deployment.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from psl_flower.config import RunConfig
+from psl_flower.data.preparing import prepare_stores
+from psl_flower.data.store_set import StoreSet
+from psl_flower.engine.monolith import Monolith
+from psl_flower.errors import NodeError, PositionError
+from psl_flower.runs import RunFolder
+from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.web_server import Ranges, server
+
+STEPS = 12
+TRAINING = {
+    "dataset": "digits", "max_train": 24, "max_test": 12, "patch_size": "8x8", "uppers": 2, "cut": "stem",
+    "batch_size": 8, "rounds": 2, "steps_per_round": STEPS // 2, "evaluate_every": 0, "lower_threads": 1,
+    "upper_threads": 1, "device": "cpu", "run_name": "run", "checkpoint_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines_one_by_one(monkeypatch)
+
+
+def config_in(workspace: Path) -> RunConfig:
+    given = {name.replace("_", "-"): value for name, value in TRAINING.items()}
+    return RunConfig.from_mapping({**given, "workspace": str(workspace)})
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> StoreSet:
+    return prepare_stores(config_in(tmp_path))
+
+
+@pytest.fixture
+def nodes(stores: StoreSet, tmp_path: Path) -> InProcessGrid:
+    """Return nodes 100 and 101, each with the key to its store."""
+    grid = InProcessGrid(stores.folder, tmp_path / "state", 2)
+    for m, config in enumerate(grid.config.values()):
+        config["key"] = str(tmp_path / "keys" / f"node-{m:03d}.key")
+    return grid
+
+
+def train(nodes: InProcessGrid, workspace: Path, **settings: Any) -> RunFolder:
+    nodes.serve(**(TRAINING | settings), workspace=str(workspace))
+    return RunFolder(workspace / "runs" / "run")
+
+
+def log_of(workspace: Path) -> str:
+    path = workspace / "runs" / "run" / "log.txt"
+    return path.read_text() if path.exists() else ""
+
+
+def exact(run: RunFolder, stores: StoreSet) -> bool:
+    """Return whether the model is that of one process."""
+    monolith = Monolith(run.read_config(), stores.manifest, stores.labels, [stores.open(m) for m in range(2)])
+    monolith.train(STEPS)
+    expected, found = monolith.net.state_dict(), load_file(run.model / "model.safetensors")
+    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def other(nodes: InProcessGrid, tmp_path: Path, **config: str) -> None:
+    """Let a node 102 come up that nobody needs; what is not given is as on node 100."""
+    nodes.config[102] = {**nodes.config[100], "state": str(tmp_path / "other"), **config}
+
+
+def test_a_node_that_cannot_open_its_store_is_refused_by_name_and_the_others_train(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    other(nodes, tmp_path, key=str(tmp_path / "keys" / "node-001.key"))
+    run = train(nodes, tmp_path)
+    (told,) = (line for line in log_of(tmp_path).splitlines() if "it takes no part" in line)
+    assert " node 102: " in told and "is a segment of another store (Upper 0, expected 1) (WrongStore)" in told
+    assert exact(run, stores)
+
+
+def test_a_node_that_is_needed_and_cannot_open_its_store_ends_the_run(nodes: InProcessGrid, tmp_path: Path) -> None:
+    nodes.config[101]["store"] = nodes.config[100]["store"]
+    with pytest.raises(NodeError, match=r"node 101: .*store-000/.* is a segment of another store .*\(WrongStore\)"):
+        train(nodes, tmp_path)
+    assert "error: node 101: " in log_of(tmp_path)
+
+
+def test_a_second_node_with_a_position_ends_the_run_and_both_are_named(nodes: InProcessGrid, tmp_path: Path) -> None:
+    other(nodes, tmp_path)
+    with pytest.raises(PositionError, match="node 102 holds position 0, which node 100 holds already"):
+        train(nodes, tmp_path)
+    assert "error: node 102 holds position 0, which node 100 holds already" in log_of(tmp_path)
+
+
+class _Going(Ranges):
+    """Answers so many requests, and then none until it is told."""
+
+    left = 0
+
+    def send_head(self) -> io.BytesIO | Any:
+        type(self).left -= 1
+        if self.left < 0:
+            self.close_connection = True
+            return None
+        return super().send_head()
+
+
+@pytest.fixture
+def patch_server(stores: StoreSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the URL of a copy of store 1 on a web server that goes after the first step's records."""
+    shutil.copytree(stores.store_path(1), tmp_path / "srv" / "store")
+    monkeypatch.setattr("tests.web_server.Ranges", _Going)
+    with server("127.0.0.1", 0, str(tmp_path / "srv")) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_address[1]}/store"
+        web.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_a_patch_server_that_goes_is_waited_for(
+    transport: str, patch_server: str, nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    nodes.config[101]["store"] = patch_server
+    _Going.left = 10_000
+    run = RunFolder(tmp_path / "runs" / "run")
+
+    def go_and_come_back() -> None:
+        while not any(run.checkpoints.steps()):
+            time.sleep(0.001)
+        _Going.left = 0
+        deadline = time.monotonic() + 60
+        while "waiting for it" not in log_of(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _Going.left = 10_000
+
+    disturbing = threading.Thread(target=go_and_come_back)
+    disturbing.start()
+    train(nodes, tmp_path, transport=transport)
+    disturbing.join()
+    assert "PatchServerLost" in log_of(tmp_path)
+    assert "go back to step" in log_of(tmp_path)
+    assert exact(run, stores)
+
+
+def test_a_patch_server_that_does_not_come_back_ends_the_run(
+    patch_server: str, nodes: InProcessGrid, tmp_path: Path
+) -> None:
+    nodes.config[101]["store"] = patch_server
+    _Going.left = 0
+    with pytest.raises(NodeError, match=r"node 101: http://127.0.0.1:\d+/store.* \(PatchServerLost\)"):
+        train(nodes, tmp_path, node_timeout_s=3.0)

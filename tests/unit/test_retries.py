@@ -1,0 +1,100 @@
+"""`psl train --retries`: which failed attempts are made again; and a SuperLink that goes before it has the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from psl_flower.cli import train
+from psl_flower.config import RunConfig
+from psl_flower.errors import RunError
+from psl_flower.launch.running import Watch
+from psl_flower.runs import RunFolder, Status, create_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    made = create_run(tmp_path, "tiny", "digits")
+    (made.path / "checkpoints").mkdir()
+    (made.path / "checkpoints" / "step-00000002.pt").touch()
+    return made
+
+
+@pytest.fixture
+def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return the outcomes of attempts to come: an error to be raised, or a last status; and what is given to each."""
+    outcomes: list[object] = []
+
+    class Attempt:
+        watch = None
+
+        def __init__(self, given: dict[str, object], config: RunConfig) -> None:
+            self.folder = run
+            self.given = given
+
+        def run(self, app: Path, nodes: int) -> tuple[Status, str]:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            assert isinstance(outcome, Status)
+            return outcome, f"finished:{outcome.state}"
+
+    monkeypatch.setattr(train, "_Attempt", Attempt)
+    return outcomes
+
+
+def end(retries: int) -> str:
+    return train.run_to_end({}, RunConfig(), retries=retries)[1].state
+
+
+def test_what_fails_is_tried_again_be_it_the_run_or_flower(
+    attempts: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts += [RunError("no SuperLink"), Status(state="failed", message="error: gone"), Status(state="completed")]
+    assert end(2) == "completed"
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no SuperLink; going on by itself, 1 retries left",
+        "error: gone; going on by itself, 0 retries left",
+    ]
+
+
+def test_not_more_often_than_was_asked_for(attempts: list[object]) -> None:
+    attempts += [RunError("no SuperLink"), RunError("no SuperLink either")]
+    with pytest.raises(RunError, match="either"):
+        end(1)
+
+
+def test_not_without_a_checkpoint(attempts: list[object], run: RunFolder) -> None:
+    (run.path / "checkpoints" / "step-00000002.pt").unlink()
+    attempts += [RunError("no SuperLink"), Status(state="completed")]
+    with pytest.raises(RunError, match="no SuperLink"):
+        end(1)
+
+
+def test_not_what_was_stopped(attempts: list[object]) -> None:
+    attempts += [Status(state="stopped"), Status(state="completed")]
+    assert end(1) == "stopped"
+
+
+class SuperLink:
+    """One that has not begun to simulate; it may be gone."""
+
+    def __init__(self, *, up: bool) -> None:
+        self._up = up
+
+    def is_up(self) -> bool:
+        return self._up
+
+    def is_running(self) -> bool:
+        return False
+
+    def last_words(self) -> str:
+        return "it said nothing"
+
+
+def test_a_superlink_that_goes_before_it_has_the_run_is_not_waited_for(run: RunFolder) -> None:
+    assert Watch(SuperLink(up=True), run).look() == (None, False)
+    status, over = Watch(SuperLink(up=False), run).look()
+    assert over and status is not None
+    assert status.state == "failed" and "the run's process ended: it said nothing" in status.message
