@@ -10,7 +10,7 @@ import msgspec
 from psl_flower.errors import RunError
 from psl_flower.files import write_atomically
 from psl_flower.lightening.folder import Entry
-from psl_flower.lightening.local import Lightened
+from psl_flower.lightening.bench import Lightened
 from psl_flower.lightening.loop import Conditions
 
 if TYPE_CHECKING:
