@@ -30,7 +30,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.errors import ConfigError, LighteningError, RunError
 from psl_flower.export import INPUT, OUTPUT, TOLERANCE, metadata_of
 from psl_flower.files import write_atomically
-from psl_flower.lightening.judging import open_session, runtime_errors
+from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtime_errors
 from psl_flower.models import Lower, PatchSplitNet, Upper
 from psl_flower.pixels import channel_column
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import onnx
 
 WHOLE_FILE, LOWER_FILE = "model.onnx", "lower.onnx"
-PATCHES, SMASHED = "patches", "smashed"
 _CALIBRATION_BATCH = 32
 
 
@@ -146,7 +145,7 @@ def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int
     """Return an Upper in int8, calibrated on its own patches, uint8; `bits` and errors as of `make_int8`."""
     pixels_NChw = patches_NChw.float() / 255
     session = open_session(upper.SerializeToString(), torch.get_num_threads())
-    maps = [session.run([SMASHED], {PATCHES: part.numpy()})[0] for part in pixels_NChw.split(_CALIBRATION_BATCH)]
+    maps = [session.run([SMASHED], {PATCHES: part.numpy()})[0] for part in torch.split(pixels_NChw, _CALIBRATION_BATCH)]
     smashed_NChw = torch.cat([torch.from_numpy(part) for part in maps])
     return QuantisedUpper(_quantised(upper, PATCHES, pixels_NChw, bits), smashed_NChw)
 
@@ -178,14 +177,12 @@ def make_int8(manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bi
     return with_quantised_uppers(manifest, made, parts, bits)
 
 
-def with_quantised_uppers(
-    manifest: Manifest, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int
-) -> Artefacts:
+def with_quantised_uppers(manifest: Manifest, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int) -> Artefacts:
     """Return the network in int8 from its Uppers in int8 and the Lower in float32; otherwise as `make_int8`."""
     by_position: dict[int, torch.Tensor] = {}
     for m, part in enumerate(parts):
         positions = manifest.positions_of(m)
-        maps_BKChw = part.smashed_NChw.unflatten(0, (-1, len(positions)))
+        maps_BKChw = part.smashed_NChw.reshape(-1, len(positions), *part.smashed_NChw.shape[1:])
         by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
     smashed_BPChw = torch.stack([by_position[p] for p in range(len(by_position))], 1)
     lower = _quantised(made.lower, SMASHED, smashed_BPChw, bits)

@@ -1,7 +1,7 @@
 """The bench where models are made and judged: the method of JP2025075101 over a workshop that trains and measures.
 
-The workshop is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay on
-their nodes (`server.lightening`). Both give the same weights from the same settings.
+The workshop is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay
+on their nodes (`server.lightening`). Both give the same weights from the same settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from psl_flower.architectures import BackboneSize
 from psl_flower.assembled import Assembled
 from psl_flower.distillation import Teacher
 from psl_flower.engine.build import make_network
-from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, make_float
+from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import Speed
 from psl_flower.lightening.loop import Attempt, Conditions, End, Judged, Outcome, search

@@ -64,7 +64,7 @@ def lighten(
 
 
 class LocalWorkshop:
-    """This machine with whole images: implements `psl_flower.lightening.bench.Workshop`.
+    """A machine that has whole images: implements `psl_flower.lightening.bench.Workshop`.
 
     Parameters
     ----------

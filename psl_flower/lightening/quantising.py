@@ -86,7 +86,7 @@ def folded(net: Part) -> Part:
 
 
 def with_rounding(net: Part, weight_bits: int) -> Part:
-    """Return a copy of a folded network, or part of one, that rounds weights and inputs of its layers; see the module."""
+    """Return a copy of a folded network, or part of one, that rounds its layers' weights and inputs; see the module."""
     # Folding makes biases that are not trained, as the convolutions had none.
     result = copy.deepcopy(net).requires_grad_(True)
     for layer in [module for module in result.modules() if isinstance(module, nn.Conv2d | nn.Linear)]:
