@@ -17,15 +17,13 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
-from torch import nn
 
 from psl_flower.assembled import load_assembled
 from psl_flower.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
 from psl_flower.devices import choose_device
-from psl_flower.distillation import LowerTeacher
-from psl_flower.engine.build import Phase, encode_settings, make_task, optimizer, smashed_shapes, steps_per_round
+from psl_flower.engine.build import Phase, encode_settings, make_task, steps_per_round
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
@@ -44,6 +42,7 @@ from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, measure_speed, open_session
 from psl_flower.lightening.loop import End
 from psl_flower.lightening.on_node import IN_PLACE
+from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.report import attempt_line, write_report, write_result
 from psl_flower.lightening.request import parse_request
 from psl_flower.lightening.settings import EDGE, LighteningSettings
@@ -176,7 +175,7 @@ class FederatedWorkshop:
         phase = Phase(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
         name = f"{training.place.name}-{training.stage}"
         task = self._part(name, encode_settings(config, self._manifest, phase))
-        lower = self._lower(config, training, net.lower)
+        lower = lower_engine(config, self._manifest, training, copy.deepcopy(net.lower), self._device)
         if checkpoints.steps():
             lower.go_to(checkpoints.steps()[-1], checkpoints)
         else:
@@ -235,24 +234,6 @@ class FederatedWorkshop:
         """Put the light Uppers in place on the nodes, to predict with."""
         self._nodes(IN_PLACE).keep(beginning.files_in(third, self._manifest.num_uppers))
 
-    def _lower(self, config: RunConfig, training: Training, lower: nn.Module) -> LowerEngine:
-        teacher = None
-        if training.teacher is not None and training.teacher_size is not None:
-            kept = training.teacher.net.lower.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            *_, C = smashed_shapes(config, self._manifest, training.teacher_size)[0]
-            teacher = LowerTeacher(lower=kept, share=training.teacher.share, channels=C)
-        return LowerEngine(
-            copy.deepcopy(lower),
-            None,
-            self._manifest.assignment,
-            alpha=config.alpha,
-            make_optimizer=lambda parameters: optimizer(config, parameters),
-            use_autocast=config.autocast,
-            device=self._device,
-            label_smoothing=config.label_smoothing,
-            teacher=teacher,
-        )
-
     def _place(self, task: NodeTask, net: PatchSplitNet, training: Training) -> None:
         weights = {m: upper.state_dict() for m, upper in enumerate(net.uppers)}
         uppers = training.teacher.net.uppers if training.teacher is not None else ()
@@ -275,7 +256,7 @@ class FederatedWorkshop:
         driver = RoundDriver(
             lower,
             work,
-            self._shapes(config, training),
+            shapes_up(config, self._manifest, training),
             checkpoints,
             checkpoint_every=config.checkpoint_every,
             on_step=self._reporter.step,
@@ -301,14 +282,6 @@ class FederatedWorkshop:
         finally:
             strategy.close()
         return [collected[m] for m in sorted(collected)]
-
-    def _shapes(self, config: RunConfig, training: Training) -> dict[int, tuple[int, int, int, int]]:
-        """Return the shapes of what comes up: smashed data of the student, and of the teacher behind them."""
-        shapes = smashed_shapes(config, self._manifest, training.size)
-        if training.teacher_size is None:
-            return shapes
-        taught = smashed_shapes(config, self._manifest, training.teacher_size)
-        return {m: (K, h, w, C + taught[m][3]) for m, (K, h, w, C) in shapes.items()}
 
     def _judged(self, done: int, total: int) -> None:
         self._reporter.predicted(done, total)
