@@ -211,8 +211,15 @@ class FederatedWorkshop:
         )
         part = shipped_part(self._config, self._manifest, self._task, light, Checkpoints(place / "judging"))
         task = make_task(self._config, self._manifest, self._labels)
-        self._reporter.say("judging", f"judging {name}: {len(task.test)} test images, by the nodes and the Lower")
-        predictions, _ = run_through(self._grid, part, task, self._options, on_evaluated=self._judged)
+        about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
+        predictions, _ = run_through(
+            self._grid,
+            part,
+            task,
+            self._options,
+            on_placed=lambda placement: self._reporter.placed(placement, about, "judging"),
+            on_evaluated=self._judged,
+        )
         return Answers(predictions.predicted, predictions.label)
 
     def speed(self, place: Path) -> Speed:
