@@ -23,6 +23,7 @@ from psl_flower.errors import ConfigError, NodeError, NodeLost, OtherDataset, Po
 from psl_flower.evaluation import images_in
 from psl_flower.lightening import on_node
 from psl_flower.lightening.beginning import begin
+from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import answers, open_session
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
@@ -85,9 +86,12 @@ def run_of(root: Path) -> RunFolder:
     return RunFolder(root / "workspace" / "runs" / "trained")
 
 
+def folder(root: Path, asked: str = WITH) -> LighteningFolder:
+    return begin(RunConfig(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))[2]
+
+
 def folder_of(root: Path, asked: str = WITH) -> Path:
-    _, _, folder = begin(RunConfig(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))
-    return folder.path
+    return folder(root, asked).path
 
 
 def serve(nodes: InProcessGrid, root: Path, asked: str = WITH, **settings: Any) -> None:
@@ -97,8 +101,7 @@ def serve(nodes: InProcessGrid, root: Path, asked: str = WITH, **settings: Any) 
 
 def lighten(nodes: InProcessGrid, root: Path, asked: str = WITH, **settings: Any) -> dict[str, Any]:
     serve(nodes, root, asked, **settings)
-    _, _, folder = begin(RunConfig(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))
-    return read_result(folder)
+    return read_result(folder(root, asked))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -130,8 +133,8 @@ def test_the_very_files_of_one_process(lightened: Path, tmp_path: Path) -> None:
     for name in ("first", "first-int8", "second", "degree-001"):
         assert files(federated / name) == files(local / name), name
     log = {entry.what: entry.judged.accuracy for entry in found.folder.entries}
-    _, _, folder = begin(RunConfig(lighten="trained", lighten_with=IMPOSSIBLE, workspace=str(run.path.parents[1])))
-    assert {entry.what: entry.judged.accuracy for entry in folder.entries} == log
+    federated_log = {entry.what: entry.judged.accuracy for entry in folder(tmp_path / "place", IMPOSSIBLE).entries}
+    assert federated_log == log
 
 
 def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tmp_path: Path) -> None:
@@ -140,19 +143,23 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
     predict = {"predict": "trained", "predict_light": True, "run_name": "light", "node_timeout_s": TIMEOUT_S}
     with pytest.raises(RunError, match="no light model is in place; find one with: psl lighten trained"):
         grid(root).serve(**predict | {"run_name": "early"}, workspace=str(root / "workspace"))
-    result = lighten(grid(root), root)
-    # What was judged is judged under other conditions, not made again.
+    # What was judged is judged under another condition, which it meets, and is not made again.
+    judged = read_result(folder(root, IMPOSSIBLE))["judged"][-1]["judged"]
+    nodes, sent = grid(root), set()
+    nodes.on_message = lambda message: sent.add(message.metadata.message_type)
+    result = lighten(nodes, root, IMPOSSIBLE.replace("1e12", str(0.99 * judged["images_per_s"])))
     assert result["folder"] == str(folder_of(root, IMPOSSIBLE))
+    assert sent == {"query.inventory", "query.lighten_keep"}
     third = Path(result["third"])
     assert (third / "model.onnx").read_bytes() == (third.parent / "degree-001" / "model.onnx").read_bytes()
 
     for transport in ("stream", "flower"):
         nodes = grid(root)
         nodes.serve(**predict | {"run_name": transport, "transport": transport}, workspace=str(root / "workspace"))
-        folder = run_of(root).path / FOLDER / transport
-        told = load_result(folder)
+        predictions = run_of(root).path / FOLDER / transport
+        told = load_result(predictions)
         assert told is not None and told.light and not told.whole
-        with np.load(folder / "predictions.npz") as file:
+        with np.load(predictions / "predictions.npz") as file:
             predicted = file["predicted"]
         stores = prepare_stores(run_of(root).read_config().replace(workspace=str(root / "workspace")))
         batches = [images for images, _ in images_in(stores, stores.manifest.samples_of("test"), 8)]
@@ -168,6 +175,7 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
         grid(root).serve(**predict | {"run_name": "gone"}, workspace=str(root / "workspace"))
 
 
+@pytest.mark.slow
 def test_patches_do_not_travel(place: Path) -> None:
     """What nodes send in messages are weights, models and, to calibrate the Lower on, smashed data."""
     nodes = grid(place)
@@ -213,7 +221,13 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+# One in every run of the tests, the others with `make slow`.
+OFTEN = "while the third trains"
+
+
+@pytest.mark.parametrize(
+    "moment", [OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in MOMENTS if name != OFTEN)]
+)
 def test_killed_and_called_again_it_ends_with_the_same_files(moment: str, place: Path, lightened: Path) -> None:
     kind, count = MOMENTS[moment]
 
@@ -228,26 +242,28 @@ def test_killed_and_called_again_it_ends_with_the_same_files(moment: str, place:
     sent: list[str] = []
     again.on_message = lambda message: sent.append(message.metadata.message_type)
     assert lighten(again, place, IMPOSSIBLE)["third"] is None
-    folder, undisturbed = folder_of(place, IMPOSSIBLE), folder_of(lightened, IMPOSSIBLE)
-    assert files(folder / "degree-001") == files(undisturbed / "degree-001")
-    assert same_weights(weights(folder, "degree-001/rounding.pt"), weights(undisturbed, "degree-001/rounding.pt"))
+    found, undisturbed = folder_of(place, IMPOSSIBLE), folder_of(lightened, IMPOSSIBLE)
+    assert files(found / "degree-001") == files(undisturbed / "degree-001")
+    assert same_weights(weights(found, "degree-001/rounding.pt"), weights(undisturbed, "degree-001/rounding.pt"))
     # It went on where it was.
     rounds_left = {"train.stream": 2 * (8 - count), "query.lighten_place": 12}.get(kind, 10)
     assert sent.count("train.stream") <= rounds_left
 
 
+@pytest.mark.slow
 def test_a_stop_as_asked(place: Path, lightened: Path) -> None:
-    nodes, folder = grid(place), folder_of(place, IMPOSSIBLE)
-    nodes.on_message = at("train.stream", 3, RunFolder(folder).request_stop)
+    nodes, light = grid(place), RunFolder(folder_of(place, IMPOSSIBLE))
+    nodes.on_message = at("train.stream", 3, light.request_stop)
     with pytest.raises(TrainingStopped):
         serve(nodes, place, IMPOSSIBLE)
-    status = RunFolder(folder).read_status()
+    status = light.read_status()
     assert status is not None and status.state == "stopped"
     assert status.message.endswith("continue with: the same command")
     lighten(grid(place), place, IMPOSSIBLE)
     assert files(folder / "degree-001") == files(folder_of(lightened, IMPOSSIBLE) / "degree-001")
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_back_in_time_changes_nothing(place: Path, lightened: Path) -> None:
     nodes = grid(place)
     watch = [
@@ -265,7 +281,7 @@ def test_a_node_that_comes_back_in_time_changes_nothing(place: Path, lightened: 
     assert files(folder_of(place, IMPOSSIBLE) / "degree-001") == files(folder_of(lightened, IMPOSSIBLE) / "degree-001")
 
 
-@pytest.mark.parametrize("kind", ["train.stream", "query.lighten_place", "query.lighten_quantise"])
+@pytest.mark.parametrize("kind", ["query.lighten_keep", pytest.param("train.stream", marks=pytest.mark.slow)])
 def test_a_node_that_is_gone_is_named(kind: str, place: Path) -> None:
     nodes = grid(place)
     nodes.on_message = at(kind, 1, lambda: nodes.gone.add(101))
@@ -273,10 +289,14 @@ def test_a_node_that_is_gone_is_named(kind: str, place: Path) -> None:
         serve(nodes, place, node_timeout_s=ABSENT_TIMEOUT_S, on_missing_node="continue")
 
 
-def test_the_speed_of_a_node(place: Path) -> None:
+def test_no_such_node(place: Path) -> None:
     with pytest.raises(NodeError, match=r"target: no node 'attic' \(there: node 100, node 101\)"):
         serve(grid(place), place, f"{WITH} target=attic")
     assert not (folder_of(place, f"{WITH} target=attic") / "first").exists()
+
+
+@pytest.mark.slow
+def test_the_speed_of_a_node(place: Path) -> None:
     nodes = grid(place)
     asked: list[int] = []
     nodes.on_message = lambda message: (
@@ -299,6 +319,7 @@ def test_a_node_without_the_runtime(place: Path, monkeypatch: pytest.MonkeyPatch
         serve(grid(place), place)
 
 
+@pytest.mark.slow
 def test_a_node_that_lost_its_weights_says_so(place: Path) -> None:
     nodes = grid(place)
     nodes.on_message = at("train.stream", 2, lambda: shutil.rmtree(next(nodes.state[101].glob("*/upper-001/light"))))
