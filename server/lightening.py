@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -187,6 +188,7 @@ class FederatedWorkshop:
             upper.load_state_dict(weights)
         net.lower.load_state_dict(lower.lower.state_dict())
         save_state(training.checkpoint, {"net": net.cpu().state_dict()})
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
         return net.eval()
 
     def quantise(self, made: Artefacts, samples_N: NDArray[np.int64], bits: int) -> Artefacts:

@@ -112,7 +112,10 @@ def training_engine(
         If those of the teacher are missing, damaged or of another network.
     """
     if not checkpoints.steps():
-        raise NoCheckpoint(f"{checkpoints.folder}: no weights were put in place here; call psl lighten again")
+        raise NoCheckpoint(
+            f"{checkpoints.folder}: no weights of this training are in place here; to begin it anew, remove its "
+            "checkpoints in the run's light folder on the server, and call psl lighten again"
+        )
     m, teacher = store.meta.upper, None
     if phase.teacher is not None:
         taught = load_state(checkpoints.folder / _TEACHER_FILE, device)

@@ -223,7 +223,7 @@ def test_the_teacher_costs_nothing_on_the_way_down(stores: StoreSet, tmp_path: P
 
 def test_without_weights_in_place_nothing_is_trained(stores: StoreSet, tmp_path: Path) -> None:
     """Else a node that lost them would begin with initial ones, unnoticed."""
-    with pytest.raises(NoCheckpoint, match="no weights were put in place here; call psl lighten again"):
+    with pytest.raises(NoCheckpoint, match="no weights of this training are in place here"):
         Parties(settings(), stores, tmp_path)
 
 

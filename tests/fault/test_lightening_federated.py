@@ -323,7 +323,7 @@ def test_a_node_without_the_runtime(place: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_node_that_lost_its_weights_says_so(place: Path) -> None:
     nodes = grid(place)
     nodes.on_message = at("train.stream", 2, lambda: shutil.rmtree(next(nodes.state[101].glob("*/upper-001/light"))))
-    with pytest.raises(NodeError, match="no weights were put in place here"):
+    with pytest.raises(NodeError, match="no weights of this training are in place here"):
         serve(nodes, place)
 
 
