@@ -12,11 +12,21 @@ import torch
 from flwr.app import Context
 
 from psl_flower.checkpoints import Checkpoints
+from psl_flower.data.manifest import Manifest
 from psl_flower.devices import choose_device
 from psl_flower.engine.adaptation import AdaptationNode
-from psl_flower.engine.build import decode_settings, make_adaptation_node, make_upper, upper_options
+from psl_flower.engine.build import (
+    Phase,
+    Shipped,
+    decode_instead,
+    decode_settings,
+    make_adaptation_node,
+    make_upper,
+    upper_options,
+)
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
+from psl_flower.lightening.on_node import LIGHT_FOLDER, shipped_engine, training_engine
 from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import ADAPTATION_CLAIM, Claim, NodeTask
 from psl_flower.sealed.keyring import KeyRing
@@ -37,7 +47,7 @@ Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
 
 
 def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Checkpoints) -> UpperEngine:
-    """Return the engine of one Upper of a run of this app.
+    """Return the engine of one Upper of a run of this app, or of its lightening.
 
     Raises
     ------
@@ -45,16 +55,28 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
         If the store is of another dataset, grid or assignment than the run.
     ConfigError
         If the device asked for is not there.
+    RunError
+        If weights or files of a lightening are not in place here.
     """
     config, manifest = decode_settings(settings)
+    check_store(manifest, upper, store)
+    instead = decode_instead(settings)
+    if isinstance(instead, Shipped):
+        return shipped_engine(config, manifest, instead, store, checkpoints)
+    device = choose_device(config.device)
+    if isinstance(instead, Phase):
+        return training_engine(config, manifest, instead, store, checkpoints, device)
+    return UpperEngine(make_upper(config, manifest, upper), store, upper_options(config, manifest, device), checkpoints)
+
+
+def check_store(manifest: Manifest, upper: int, store: PatchStore) -> None:
+    """Raise StoreError unless the store is that of an Upper of the run."""
     meta = store.meta
     if (meta.dataset, meta.upper, meta.positions) != (manifest.fingerprint, upper, manifest.positions_of(upper)):
         raise StoreError(
             f"the store holds positions {meta.positions} of Upper {meta.upper} and dataset {meta.dataset[:12]}; "
             f"expected positions {manifest.positions_of(upper)} of Upper {upper} and {manifest.fingerprint[:12]}"
         )
-    device = choose_device(config.device)
-    return UpperEngine(make_upper(config, manifest, upper), store, upper_options(config, manifest, device), checkpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +140,8 @@ class Host:
     def checkpoints(self, m: int) -> Checkpoints:
         """Return where a party's states are kept: a real node chooses that itself (node_config "state")."""
         root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
-        return Checkpoints(root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}"))
+        folder = root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}")
+        return Checkpoints(folder / LIGHT_FOLDER / self.task.part if self.task.part else folder)
 
     def prepare_process(self) -> None:
         """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""

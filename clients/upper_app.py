@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients import lightening
 from clients.host import (
     Build,
     Host,
@@ -24,6 +25,7 @@ from clients.host import (
     serves_adaptation,
     simulation_slots,
 )
+from clients.messages import LOWER, content, host_of, number, some_bytes, values
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.forgetful import forgetful
@@ -38,8 +40,7 @@ from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Hello, party_names
 from psl_flower.wire.stream import UpperStream, connect
 
-_RECORD = "psl"
-_LOWER = "the Lower"
+_STEPS = "a number of steps"
 
 Handler = Callable[[Message, Context], RecordDict]
 
@@ -78,39 +79,55 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     def restore(message: Message, context: Context) -> Message:
         return _answer(message, context, _restore)
 
+    @app.query("lighten_place")
+    def lighten_place(message: Message, context: Context) -> Message:
+        return _answer(message, context, lightening.place)
+
+    @app.query("lighten_quantise")
+    def lighten_quantise(message: Message, context: Context) -> Message:
+        return _answer(message, context, lightening.quantise)
+
+    @app.query("lighten_keep")
+    def lighten_keep(message: Message, context: Context) -> Message:
+        return _answer(message, context, lightening.keep)
+
+    @app.query("lighten_measure")
+    def lighten_measure(message: Message, context: Context) -> Message:
+        return _answer(message, context, lightening.measure)
+
     return app
 
 
 def _inventory(message: Message, context: Context) -> RecordDict:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return _content(
+        return content(
             {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
         )
     own_tls(context)  # what is wrong with certificates is said at the start of the run
     if serves_adaptation(context):
-        return _content({"inventory": encode(Inventory(adaptation=True))})
+        return content({"inventory": encode(Inventory(adaptation=True))})
     claims = []
     for store in own_stores(context):
         claims.append(claim_of(store))
         store.close()
-    return _content({"inventory": encode(Inventory(claims=tuple(claims)))})
+    return content({"inventory": encode(Inventory(claims=tuple(claims)))})
 
 
 def _claim(message: Message, context: Context) -> RecordDict:
-    host = _host(message, context)
+    host = host_of(message, context)
     claims: list[Claim] = []
     for m in host.task.parties:
         store = host.open_store(m)
         claims.append(claim_of(store))
         store.close()
-    return _content({"inventory": encode(Inventory(claims=tuple(claims)))})
+    return content({"inventory": encode(Inventory(claims=tuple(claims)))})
 
 
 def _stream(message: Message, context: Context, build: Build) -> RecordDict:
     """Open one stream for each party hosted here and serve them until the round is over."""
-    host = _host(message, context)
-    ticket = decode(_values(message).get("ticket"), StreamTicket, _LOWER)
+    host = host_of(message, context)
+    ticket = decode(values(message).get("ticket"), StreamTicket, LOWER)
     host.prepare_process()
     parties: dict[int, tuple[UpperEngine | AdaptationNode, UpperStream]] = {}
     try:
@@ -128,58 +145,50 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
         for party, stream in parties.values():
             stream.close()
             party.close()
-    return _content({})
+    return content({})
 
 
 def _step(message: Message, context: Context, build: Build) -> RecordDict:
     """Do one step of every party hosted here that a frame came for, from its state on disk."""
-    host = _host(message, context)
+    host = host_of(message, context)
     host.prepare_process()
-    received = _values(message)
-    step = _steps(received.get("step"))
+    received = values(message)
+    step = number(received.get("step"), _STEPS)
     answers: dict[str, bytes] = {}
     for m in host.task.parties:
         frame = received.get(f"party-{m}")
         if not isinstance(frame, bytes):
-            raise FrameMismatch(f"{_LOWER}: expected a frame for {party_names([m])}, received none")
+            raise FrameMismatch(f"{LOWER}: expected a frame for {party_names([m])}, received none")
         with closing(host.engine(m, build)) as engine:
             party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
-            saved = _steps(received.get(f"saved-{m}")) if f"saved-{m}" in received else None
-            down = decode_frame(bytearray(frame), party.expects(wire, step, saved), peer=_LOWER)
+            saved = number(received.get(f"saved-{m}"), _STEPS) if f"saved-{m}" in received else None
+            down = decode_frame(bytearray(frame), party.expects(wire, step, saved), peer=LOWER)
             answers[f"party-{m}"] = frame_bytes(party.reply(down, wire))
-    return _content(answers)
+    return content(answers)
 
 
 def _collect(message: Message, context: Context, build: Build) -> RecordDict:
-    host = _host(message, context)
-    received = _values(message)
+    host = host_of(message, context)
+    received = values(message)
     records: dict[str, ArrayRecord] = {}
     for m in host.task.parties:
         with closing(host.engine(m, build)) as engine:
             if not isinstance(engine, UpperEngine):
-                raise FrameMismatch(f"{_LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
-            engine.go_to(_steps(received.get(f"saved-{m}")))
+                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
+            engine.go_to(number(received.get(f"saved-{m}"), _STEPS))
             weights = engine.model.state_dict()
         records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in weights.items()})
     return RecordDict({**records})
 
 
-def _steps(value: object) -> int:
-    if not isinstance(value, int):
-        raise FrameMismatch(f"{_LOWER}: expected a number of steps, received {type(value).__name__}")
-    return value
-
-
 def _restore(message: Message, context: Context) -> RecordDict:
     """Answer an authorisation of restorers: log it, then seal the patches asked for to its recipients."""
-    request = _values(message).get("request")
-    if not isinstance(request, bytes):
-        raise FrameMismatch(f"{_LOWER}: expected an authorisation, received {type(request).__name__}")
+    request = some_bytes(values(message).get("request"), "an authorisation")
     answers: dict[str, bytes] = {}
-    for opened, log in _host(message, context).sealed_stores():
+    for opened, log in host_of(message, context).sealed_stores():
         with closing(opened.store) as store:
             answers[f"upper-{store.meta.upper}"] = answer(request, opened.signed, store, opened.node, AuditLog(log))
-    return _content(answers)
+    return content(answers)
 
 
 def _connect(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNode) -> UpperStream:
@@ -208,27 +217,14 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
     """Let a handler make the reply; a failure that a user can meet becomes part of it, without a traceback."""
     forbid_core_dumps()  # every handler opens stores with the node's key
     try:
-        content = handler(message, context)
+        reply = handler(message, context)
     except PslError as error:
-        content = _content({"failure": encode(Failure.of(error))})
-    return Message(content, reply_to=message)
-
-
-def _host(message: Message, context: Context) -> Host:
-    return Host(context, decode(_values(message).get("task"), NodeTask, _LOWER))
+        reply = content({"failure": encode(Failure.of(error))})
+    return Message(reply, reply_to=message)
 
 
 def _wire(task: NodeTask, party: UpperEngine | AdaptationNode) -> WireFormat:
     return WireFormat(activations=task.activations, gradients=task.gradients, dtype=party.dtype)
-
-
-def _values(message: Message) -> dict[str, object]:
-    record = message.content.config_records.get(_RECORD)
-    return dict(record) if record is not None else {}
-
-
-def _content(values: dict[str, bytes]) -> RecordDict:
-    return RecordDict({_RECORD: ConfigRecord(dict(values))})
 
 
 app = upper_app()

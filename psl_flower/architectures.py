@@ -12,6 +12,7 @@ STEMS = ("cifar", "imagenet")
 LARGE_IMAGE = 96
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 CUTS = ("stem", *_STAGES[:3])
+_WIDTHS = (64, 128, 256, 512)
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
 
@@ -44,7 +45,7 @@ class BackboneSize:
 
 def backbone_size(backbone: str) -> BackboneSize:
     """Return the size that a backbone has in torchvision."""
-    return BackboneSize(depths=_DEPTHS[backbone], widths=(64, 128, 256, 512))
+    return BackboneSize(depths=_DEPTHS[backbone], widths=_WIDTHS)
 
 
 def check_architecture(backbone: str, stem: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
+from psl_flower.lightening.request import parse_request
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
@@ -110,6 +111,9 @@ class RunConfig:
     predict_split: str = "test"
     predict_images: str = ""
     predict_without: str = ""
+    predict_light: bool = False
+    lighten: str = ""
+    lighten_with: str = ""
     checkpoint_every: int = 0
     collect_model: bool = True
     progress_every_s: float = 2.0
@@ -196,7 +200,8 @@ class RunConfig:
             raise ConfigError(
                 f'predict-without: expected numbers of Uppers, such as "0,3", got {self.predict_without!r}'
             )
-        for key, name in (("run-name", self.run_name), ("resume", self.resume), ("predict", self.predict)):
+        for key in ("run-name", "resume", "predict", "lighten"):
+            name = getattr(self, key.replace("-", "_"))
             if name and not _RUN_NAME.fullmatch(name):
                 raise ConfigError(f"{key}: expected letters, digits, '.', '_' and '-', 100 at most, got {name!r}")
 
@@ -256,6 +261,7 @@ class RunConfig:
                 "streams are in plaintext or they are not"
             )
         self._check_prediction()
+        self._check_lightening()
         if self.patch_size != (0, 0):
             self.check_shift(self.patch_size)
 
@@ -266,9 +272,22 @@ class RunConfig:
                     raise ConfigError(f"predict and {key} contradict each other: a run does one of them")
             return
         default = {name: field.default for name, field in type(self).__dataclass_fields__.items()}
-        for name in ("predict_split", "predict_images", "predict_without"):
+        for name in ("predict_split", "predict_images", "predict_without", "predict_light"):
             if getattr(self, name) != default[name]:
                 raise ConfigError(f"{name.replace('_', '-')}: is set, but predict is not; name the run with predict")
+
+    def _check_lightening(self) -> None:
+        if not self.lighten:
+            if self.lighten_with:
+                raise ConfigError("lighten-with: is set, but lighten is not; name the run with lighten")
+            return
+        for key in ("run-name", "resume", "restore", "predict"):
+            if getattr(self, key.replace("-", "_")):
+                raise ConfigError(f"lighten and {key} contradict each other: leave one out")
+        try:
+            parse_request(self.lighten_with)
+        except ConfigError as error:
+            raise ConfigError(f"lighten-with: {error}") from None
 
 
 def default_workspace(setting: str = "") -> Path:

@@ -298,9 +298,9 @@ def adaptation_seed(seed: int) -> int:
 def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return (C', h', w') of one patch's smashed data for a patch (C, h, w); runs the Upper once, unchanged."""
     was_training = upper.training
-    parameter = next(upper.parameters())
+    device = next((parameter.device for parameter in upper.parameters()), None)
     with torch.no_grad():
-        shape = upper.eval()(torch.zeros(1, *patch_shape, device=parameter.device)).shape
+        shape = upper.eval()(torch.zeros(1, *patch_shape, device=device)).shape
     upper.train(was_training)
     return int(shape[1]), int(shape[2]), int(shape[3])
 

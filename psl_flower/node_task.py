@@ -6,12 +6,15 @@ Records travel as MessagePack bytes, decoded strictly: missing, unknown or misty
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from psl_flower.errors import FrameMismatch, PositionError, PositionMissing, PslError
 from psl_flower.wire.messages import ADAPTATION
+
+# It becomes the name of a folder on the node.
+Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -86,6 +89,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
     threads : int
         Threads to compute with; 0 leaves it to the node.
+    part : str
+        Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     """
 
     run: str
@@ -99,6 +104,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keys: str = ""
     owner: str = ""
     threads: int = 0
+    part: Part = ""
 
 
 class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,6 +136,13 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __repr__(self) -> str:
         return f"StreamTicket({self.host}:{self.port}, node={self.node}, tokens=<hidden>)"
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast a node runs the Uppers that it hosts; as `psl_flower.lightening.judging.Speed`."""
+
+    images_per_s: float
+    latency_ms: float
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

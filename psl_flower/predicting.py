@@ -60,6 +60,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         Share classified rightly, 0..1, and mean cross entropy, by the labels that the run knows.
     absent : tuple[Absent, ...]
         Uppers that took no part.
+    light : bool
+        Whether it is by the light model in place, see `psl lighten`.
     """
 
     run: str
@@ -69,11 +71,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     loss: float
     absent: tuple[Absent, ...] = ()
+    light: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether it is of all images of a split, by all Uppers: what the run itself would have said of them."""
-        return bool(self.split) and not self.absent
+        return bool(self.split) and not self.absent and not self.light
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             accuracy=predictions.accuracy,
             loss=predictions.loss,
             absent=tuple(absent),
+            light=config.predict_light,
         )
 
 

@@ -85,4 +85,4 @@ def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
 
 
 def _about_the_call(field: str) -> bool:
-    return field in ("resume", "run_name", "workspace") or field.startswith("predict")
+    return field in ("resume", "run_name", "workspace") or field.startswith(("predict", "lighten"))

@@ -21,12 +21,14 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
+from psl_flower.lightening import beginning
 from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
+from server.lightening import lighten
 from server.predicting import predict
 from server.reporting import Reporter, duration
 from server.restoring import restore
@@ -40,16 +42,21 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, predict or restore, as the run's configuration says."""
+    """Train, predict, lighten or restore, as the run's configuration says."""
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
     given = RunConfig.from_mapping(context.run_config)
+    again = ""
     if given.predict:
         config, run, folder = predicting.begin(given)
+    elif given.lighten:
+        config, run, light = beginning.begin(given)
+        folder, again = RunFolder(light.path), "the same command"
+        folder.forget_stop()
     else:
         config, run = continue_or_create(given)
         folder = run
-    reporter = Reporter(folder, run_id=str(context.run_id), every_s=config.progress_every_s)
+    reporter = Reporter(folder, run_id=str(context.run_id), every_s=config.progress_every_s, again=again)
     try:
         _run(grid, config, run, folder, reporter)
     except BaseException as error:
@@ -58,8 +65,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, reporter: Reporter) -> None:
-    """Do what the settings ask for with a run; what a prediction brings goes to `folder`."""
+    """Do what the settings ask for with a run; what a prediction or a lightening brings goes to `folder`."""
     kept = "predictions are to be" if config.predict else "settings, metrics and checkpoints are"
+    kept = "what is tried to lighten it is" if config.lighten else kept
     reporter.say("preparing", f"run {run.name}: {kept} in {folder.path}")
     torch.set_num_threads(config.lower_threads or usable_cores())
     device = choose_device(config.device)
@@ -69,6 +77,9 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     node_task = _node_task(config, run, stores)
     if config.predict:
         predict(grid, config, run, folder, stores, node_task, _transport_options(config), reporter)
+        return
+    if config.lighten:
+        lighten(grid, config, run, stores, node_task, _transport_options(config), reporter)
         return
     run.write_manifest(stores.manifest)
     if config.restore:

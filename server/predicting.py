@@ -9,23 +9,33 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import msgspec
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from psl_flower import predicting
+from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
 from psl_flower.data.store_set import StoreSet
 from psl_flower.devices import choose_device
-from psl_flower.engine.build import make_lower_engine, make_task, smashed_shapes
+from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, optimizer, smashed_shapes
 from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
 from psl_flower.errors import PredictionStopped
+from psl_flower.lightening.beginning import LightModel, light_model
+from psl_flower.lightening.on_node import check_runtime
+from psl_flower.lightening.runtime import OnnxModule
 from psl_flower.node_task import NodeTask
 from psl_flower.runs import RunFolder
 from server.reporting import Reporter, duration
 from strategies import PatchSplit
 from strategies.link import TransportOptions
+from strategies.nodes import Placement
 
 
 def predict(
@@ -70,43 +80,146 @@ def predict(
     predicting.check(config, run, manifest)
     samples_N, splits = predicting.samples_asked(config, manifest)
     options = dataclasses.replace(options, without=config.uppers_left_out())
-    # The Adaptation Net has no part in predictions.
-    own = config.replace(alpha=0.0, adaptation_server=False)
-    lower = make_lower_engine(own, manifest, choose_device(config.device))
-    lower.go_to(max(run.checkpoints.steps()), run.checkpoints)
-    driver = RoundDriver(
-        lower,
+    step = max(run.checkpoints.steps())
+    if config.predict_light:
+        light = light_model(run, manifest.num_uppers)
+        part = shipped_part(config, manifest, task, light, Checkpoints(folder.path / "checkpoints"))
+    else:
+        part = _own_part(config, run, manifest, task, step)
+    began = time.monotonic()
+    reporter.say("starting", "starting the nodes")
+    about = _about(run, config, step, len(samples_N))
+    predictions, placement = run_through(
+        grid,
+        part,
         dataclasses.replace(make_task(config, manifest, stores.labels), test=samples_N),
-        smashed_shapes(config, manifest),
-        run.checkpoints,
+        options,
+        on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
         on_evaluated=_unless_stopped(folder, reporter.predicted),
     )
+    absent = [predicting.Absent(upper=m, positions=manifest.positions_of(m)) for m in placement.absent]
+    result = predicting.Result.of(run, step, config, predictions, absent)
+    folder.write_predictions(predictions, splits)
+    predicting.save_result(folder, result)
+    reporter.note_accuracy(result.accuracy)
+    reporter.end("completed", f"{_summary(result, predictions)} in {duration(time.monotonic() - began)}: {folder.path}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What predicts.
+
+    Attributes
+    ----------
+    lower : LowerEngine
+        The Lower, at the step of the Uppers' states.
+    shapes : dict
+        (K, h, w, C) of each Upper's smashed data.
+    checkpoints : Checkpoints
+        The Lower's.
+    task : NodeTask
+        For the nodes.
+    wire : WireFormat
+        Codecs and dtype.
+    """
+
+    lower: LowerEngine
+    shapes: dict[int, tuple[int, int, int, int]]
+    checkpoints: Checkpoints
+    task: NodeTask
+    wire: WireFormat
+
+
+def run_through(
+    grid: Grid,
+    part: Part,
+    task: Task,
+    options: TransportOptions,
+    *,
+    on_placed: Callable[[Placement], None] = lambda placement: None,
+    on_evaluated: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Predictions, Placement]:
+    """Return the predictions of the task's test samples, and who took part.
+
+    Raises
+    ------
+    PslError
+        If a node is missing, keeps no such weights, or fails.
+    """
+    lower = part.lower
+    driver = RoundDriver(lower, task, part.shapes, part.checkpoints, on_evaluated=on_evaluated)
     reports: list[RoundReport] = []
     strategy = PatchSplit(
         driver,
-        task,
-        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+        part.task,
+        wire=part.wire,
         # A round of no step, at the end of which the test split is run through: that of this prediction.
         steps_per_round=1,
         total_steps=lower.step,
         options=options,
-        on_placed=lambda placement: reporter.placed(placement, _about(run, lower.step, len(samples_N)), "predicting"),
+        on_placed=on_placed,
         on_round=lambda number, report, up, down: reports.append(report),
     )
-    began = time.monotonic()
-    reporter.say("starting", "starting the nodes")
     try:
         strategy.start(grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=1, timeout=math.inf)
     finally:
         strategy.close()
     predictions = reports[-1].predictions
     assert predictions is not None
-    absent = [predicting.Absent(upper=m, positions=manifest.positions_of(m)) for m in strategy.placement.absent]
-    result = predicting.Result.of(run, lower.step, config, predictions, absent)
-    folder.write_predictions(predictions, splits)
-    predicting.save_result(folder, result)
-    reporter.note_accuracy(result.accuracy)
-    reporter.end("completed", f"{_summary(result, predictions)} in {duration(time.monotonic() - began)}: {folder.path}")
+    return predictions, strategy.placement
+
+
+def shipped_part(
+    config: RunConfig, manifest: Manifest, task: NodeTask, light: LightModel, checkpoints: Checkpoints
+) -> Part:
+    """Return the part of light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
+
+    Parameters
+    ----------
+    config, manifest : RunConfig, Manifest
+        The run's.
+    task : NodeTask
+        The run's.
+    light : LightModel
+        The files.
+    checkpoints : Checkpoints
+        For a state without weights, from which a recovery goes on.
+
+    Raises
+    ------
+    LighteningError, RunError
+        If the Lower's file cannot be run.
+    ConfigError
+        If onnxruntime is not installed.
+    """
+    check_runtime()
+    model = OnnxModule(light.lower, torch.get_num_threads())
+    C, h, w = model.input_shape[-3:]
+    settings = encode_settings(config, manifest, light.shipped)
+    engine = LowerEngine(
+        model, None, manifest.assignment, alpha=0.0, make_optimizer=lambda parameters: optimizer(config, parameters)
+    )
+    return Part(
+        lower=engine,
+        shapes={m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)},
+        checkpoints=checkpoints,
+        task=msgspec.structs.replace(task, settings=settings, part=light.part),
+        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients),
+    )
+
+
+def _own_part(config: RunConfig, run: RunFolder, manifest: Manifest, task: NodeTask, step: int) -> Part:
+    # The Adaptation Net has no part in predictions.
+    own = config.replace(alpha=0.0, adaptation_server=False)
+    lower = make_lower_engine(own, manifest, choose_device(config.device))
+    lower.go_to(step, run.checkpoints)
+    return Part(
+        lower=lower,
+        shapes=smashed_shapes(config, manifest),
+        checkpoints=run.checkpoints,
+        task=task,
+        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+    )
 
 
 def _unless_stopped(folder: RunFolder, note: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -118,8 +231,9 @@ def _unless_stopped(folder: RunFolder, note: Callable[[int, int], None]) -> Call
     return on_evaluated
 
 
-def _about(run: RunFolder, step: int, images: int) -> str:
-    return f"predicting {images} images with run {run.name} after {step} steps, its weights and patches where they are"
+def _about(run: RunFolder, config: RunConfig, step: int, images: int) -> str:
+    light = "its light Uppers" if config.predict_light else "its weights"
+    return f"predicting {images} images with run {run.name} after {step} steps, {light} and patches where they are"
 
 
 def _summary(result: predicting.Result, predictions: Predictions) -> str:

@@ -32,6 +32,8 @@ class Reporter:
         Flower's id of the run.
     every_s : float
         Seconds between lines in the log; 0 for lines at the end of rounds only.
+    again : str
+        The command that continues it, if it is not a training alone.
 
     Attributes
     ----------
@@ -39,14 +41,15 @@ class Reporter:
         The command that continues the run.
     """
 
-    def __init__(self, run: RunFolder, *, run_id: str, every_s: float) -> None:
+    def __init__(self, run: RunFolder, *, run_id: str, every_s: float, again: str = "") -> None:
         self._run, self._every_s = run, every_s
-        self.again = f"psl train resume={run.name}"
+        self._trains = not again
+        self.again = again or f"psl train resume={run.name}"
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: SummaryWriter | None = None
-        self._about = ""
+        self._about = self._what = ""
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
@@ -65,20 +68,23 @@ class Reporter:
             self._logged = now
             self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
 
-    def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int) -> None:
-        """Note how long the run is, and how many of its steps are done already."""
-        self._steps_per_round = steps_per_round
-        self._writer = SummaryWriter(str(self._run.tensorboard))
-        self._set(rounds=rounds, total_steps=total_steps, step=done)
+    def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int, what: str = "") -> None:
+        """Note how long a training is, and how many of its steps are done already; `what` it is, if one of several."""
+        self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = SummaryWriter(str(self._run.tensorboard / what.replace(" ", "-").replace(",", "")))
+        self._recent.clear()
+        self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
-            log.info("continuing after step %d of %d", done, total_steps)
+            log.info("%scontinuing after step %d of %d", self._prefix, done, total_steps)
 
     def placed(self, placement: Placement, about: str, state: str = "training") -> None:
         """Note which nodes take part, and enter the state in which they work."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
         kind = "simulated nodes" if placement.simulated else "nodes"
-        if not placement.simulated:
+        if not placement.simulated and self._trains:
             self.again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
         if about != self._about:
             self._about = about
@@ -122,6 +128,7 @@ class Reporter:
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
         predictions = report.predictions
         metrics = {
+            **({"training": self._what} if self._what else {}),
             "round": self._round_of(steps[-1].step),
             "step": steps[-1].step,
             "loss": _mean([step.loss.full for step in steps]),
@@ -159,9 +166,9 @@ class Reporter:
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
         absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
         log.info(
-            "round %d/%d done%s: loss %.4f%s, %.0f images/s, %s up, %s down",
-            metrics["round"], self._status.rounds, absent, metrics["loss"], accuracy, metrics["images_per_s"],
-            size(bytes_up), size(bytes_down),
+            "%sround %d/%d done%s: loss %.4f%s, %.0f images/s, %s up, %s down",
+            self._prefix, metrics["round"], self._status.rounds, absent, metrics["loss"], accuracy,
+            metrics["images_per_s"], size(bytes_up), size(bytes_down),
         )  # fmt: skip
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
@@ -212,7 +219,8 @@ class Reporter:
         elif isinstance(error, TrainingStopped):
             self.end("stopped", f"{error}; continue with: {self.again}")
         elif isinstance(error, PslError):
-            again = f"; continue with: {self.again}" if self._run.checkpoints.steps() else ""
+            goes_on = self._run.checkpoints.steps() or not self._trains
+            again = f"; continue with: {self.again}" if goes_on else ""
             self.end("failed", f"error: {error}{again}")
         else:
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")
@@ -230,7 +238,7 @@ class Reporter:
         rounds_left = status.rounds - self._round_of(report.step) + 1
         return {
             "state": "training",
-            "message": "",
+            "message": self._what,
             "round": self._round_of(report.step),
             "step": report.step,
             "loss": _mean([step.loss.full for step in self._recent]),
@@ -242,10 +250,14 @@ class Reporter:
         status = self._status
         accuracy = f", test accuracy {status.accuracy:.2%}" if status.accuracy is not None else ""
         return (
-            f"round {status.round}/{status.rounds}, step {status.step}/{status.total_steps}, "
+            f"{self._prefix}round {status.round}/{status.rounds}, step {status.step}/{status.total_steps}, "
             f"loss {status.loss or 0:.4f}{accuracy}, {status.images_per_s or 0:.0f} images/s, "
             f"{duration(status.eta_s or 0)} left"
         )
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._what}: " if self._what else ""
 
     def _round_of(self, step: int) -> int:
         return -(-step // self._steps_per_round)

@@ -52,7 +52,7 @@ class PatchSplit(Strategy):
     options : TransportOptions
         How the parties reach each other, and what happens when a node is missing.
     evaluate_every : int
-        Rounds between runs through the test split; 0 for none but after the last step.
+        Rounds between runs through the test split; 0 for none but after the last step, None for none at all.
     on_placed, on_round : callable
         Called with the Placement before the first round and whenever it changes, and with (round, RoundReport,
         bytes up, bytes down by party so far) after every round.
@@ -67,7 +67,7 @@ class PatchSplit(Strategy):
         steps_per_round: int,
         total_steps: int,
         options: TransportOptions | None = None,
-        evaluate_every: int = 1,
+        evaluate_every: int | None = 1,
         on_placed: Callable[[Placement], None] = lambda placement: None,
         on_round: Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None] = lambda *_: None,
     ) -> None:
@@ -116,7 +116,8 @@ class PatchSplit(Strategy):
         number = self._driver.lower.step // self._steps_per_round + 1
         stop_step = min(number * self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
-        evaluate = last or (self._evaluate_every > 0 and number % self._evaluate_every == 0)
+        every = self._evaluate_every
+        evaluate = every is not None and (last or (every > 0 and number % every == 0))
         self._goal = (stop_step, evaluate)
         if self._link.flower_exchange is not None:
             self._report = self._flower_round()

@@ -102,9 +102,9 @@ class Follower:
             parts.append(f"{status.images_per_s:.0f} images/s")
         if status.eta_s:
             parts.append(f"{_duration(status.eta_s)} left")
-        title = (
-            f"round {status.round}/{status.rounds}" if status.state == "training" and status.round else status.message
-        )
+        title = status.message
+        if status.state == "training" and status.round:
+            title = f"{title}{', ' * bool(title)}round {status.round}/{status.rounds}"
         self._progress.update(
             self._task,
             description=self._notice or title[:100],

@@ -65,8 +65,9 @@ def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
         typer.echo(json.dumps(report))
         return
     what = f"{result.split} images" if result.split else "images"
+    light = ", made light" if result.light else ""
     typer.echo(
-        f"{result.run} after {result.step} steps: {result.images} {what}, accuracy {percent(result.accuracy)}, "
+        f"{result.run} after {result.step} steps{light}: {result.images} {what}, accuracy {percent(result.accuracy)}, "
         f"loss {result.loss:.4f}"
     )
     for part in result.absent:

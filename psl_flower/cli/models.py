@@ -54,6 +54,9 @@ def predict(
         list[str] | None, typer.Option(help="With --in-place: image, as 17 or test:17, or a file of them; repeatable.")
     ] = None,
     without: Annotated[str, typer.Option(help="With --in-place: Uppers to do without, such as 0,3.")] = "",
+    light: Annotated[
+        bool, typer.Option("--light", help="With --in-place: by the light model that psl lighten has put in place.")
+    ] = False,
     nodes: Annotated[int, typer.Option(min=0, help="With --in-place: simulated nodes; 0: what fits.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -70,13 +73,14 @@ def predict(
             "predict-split": split,
             "predict-images": ",".join(image or ()),
             "predict-without": without,
+            "predict-light": light,
         }
         predict_in_place(in_place, workspace, asked, nodes, as_json)
         return
     if not files:
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
-    if image or without or nodes or split != "test":
-        raise typer.BadParameter("--split, --image, --without and --nodes go with --in-place")
+    if image or without or light or nodes or split != "test":
+        raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
     from psl_flower.errors import PslError
     from psl_flower.sealed.terminal import progress_bar
 

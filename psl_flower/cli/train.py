@@ -156,7 +156,7 @@ class _Attempt:
             follower.skip_log(run)
             follower.say("starting Flower")
             superlink.wait()
-            watch = self.watch = Watch(superlink, run)
+            watch = self.watch = Watch(superlink, run, "the same command" if config.lighten else "")
             run_id = start(superlink, app, self._given, config, run, num_uppers, nodes)
             status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""

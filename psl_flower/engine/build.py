@@ -36,18 +36,52 @@ from psl_flower.optimizers import Optimizer, Sgd
 from psl_flower.schedule import Schedule
 
 
+class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase"):
+    """A training of another network than the run's own, from weights that were put in place (`psl lighten`).
+
+    Attributes
+    ----------
+    size : BackboneSize
+        Of the network.
+    weight_bits : int
+        To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
+    teacher : BackboneSize or None
+        Of the network whose answers it learns, if it does.
+    """
+
+    size: BackboneSize
+    weight_bits: int = 0
+    teacher: BackboneSize | None = None
+
+
+class Shipped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="shipped"):
+    """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own.
+
+    Attributes
+    ----------
+    digests : dict[int, str]
+        SHA-256 of every Upper's file, as hexadecimal text.
+    """
+
+    digests: dict[int, str]
+
+
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     config: dict[str, str | int | float | bool]
     manifest: Manifest
+    instead: Phase | Shipped | None = None
 
 
-def encode_settings(config: RunConfig, manifest: Manifest) -> bytes:
-    """Return what a node builds its models from, as `NodeTask.settings` carries it."""
-    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), manifest=manifest))
+def encode_settings(config: RunConfig, manifest: Manifest, instead: Phase | Shipped | None = None) -> bytes:
+    """Return what a node builds its models from, as `NodeTask.settings` carries it.
+
+    `instead` tells of other models than the run's own.
+    """
+    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), manifest=manifest, instead=instead))
 
 
 def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
-    """Return what `encode_settings` was given.
+    """Return the settings and the manifest that `encode_settings` was given.
 
     Raises
     ------
@@ -56,11 +90,20 @@ def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
     ConfigError
         If the settings are not valid.
     """
+    told = _decoded(settings)
+    return RunConfig.from_mapping(told.config), told.manifest
+
+
+def decode_instead(settings: bytes) -> Phase | Shipped | None:
+    """Return what other models `encode_settings` was told of; errors as of `decode_settings`."""
+    return _decoded(settings).instead
+
+
+def _decoded(settings: bytes) -> _Settings:
     try:
-        told = msgspec.msgpack.decode(settings, type=_Settings)
+        return msgspec.msgpack.decode(settings, type=_Settings)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
-    return RunConfig.from_mapping(told.config), told.manifest
 
 
 def make_upper(config: RunConfig, manifest: Manifest, upper: int, size: BackboneSize | None = None) -> Upper:
@@ -211,9 +254,11 @@ def steps_per_round(config: RunConfig, order: BatchOrder) -> int:
     return config.steps_per_round or order.steps_per_epoch
 
 
-def smashed_shapes(config: RunConfig, manifest: Manifest) -> dict[int, tuple[int, int, int, int]]:
-    """Return (K, h, w, C) of each Upper's smashed data, without the batch."""
-    C, h, w = smashed_size(make_upper(config, manifest, 0), (manifest.channels, *manifest.patch_size))
+def smashed_shapes(
+    config: RunConfig, manifest: Manifest, size: BackboneSize | None = None
+) -> dict[int, tuple[int, int, int, int]]:
+    """Return (K, h, w, C) of each Upper's smashed data, without the batch; `size` as in `make_network`."""
+    C, h, w = smashed_size(make_upper(config, manifest, 0, size), (manifest.channels, *manifest.patch_size))
     return {m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)}
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from psl_flower.assignment import absent_positions
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.devices import autocast, compute_dtype
+from psl_flower.distillation import LowerTeacher, shared_loss
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Lesson
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
@@ -65,6 +66,8 @@ class LowerEngine:
         Whether the Adaptation Net is a party on a node of its own, in place of `adaptation`.
     label_smoothing : float
         As in `psl_flower.losses.loss_parts`.
+    teacher : LowerTeacher or None
+        Whose answers are learnt beside the labels; its smashed data come behind the student's, along channels.
 
     Attributes
     ----------
@@ -87,12 +90,14 @@ class LowerEngine:
         device: torch.device = torch.device("cpu"),
         adaptation_elsewhere: bool = False,
         label_smoothing: float = 0.0,
+        teacher: LowerTeacher | None = None,
     ) -> None:
         self.lower = lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.adaptation = adaptation
         self.adaptation_elsewhere = adaptation_elsewhere
         self.assignment = tuple(assignment)
         self.device = device
+        self._teacher = teacher
         self.step = 0
         self.saved = dict.fromkeys([*sorted(set(self.assignment)), *([ADAPTATION] * adaptation_elsewhere)], 0)
         self._positions = {
@@ -128,7 +133,8 @@ class LowerEngine:
         Parameters
         ----------
         smashed : mapping
-            Smashed data (B, K, h, w, C) of every Upper; those of absent ones count as zeros.
+            Smashed data (B, K, h, w, C) of every Upper; those of absent ones count as zeros. With a teacher, C are the
+            student's channels and then the teacher's.
         targets : Targets
             What is right.
         flipped_B : torch.Tensor or None
@@ -143,7 +149,8 @@ class LowerEngine:
 
         Returns
         -------
-        StepLoss and the gradients (B, K, h, w, C) of these Uppers' smashed data, contiguous, on the CPU.
+        StepLoss and the gradients (B, K, h, w, C) of these Uppers' smashed data, contiguous, on the CPU; of the
+        student's channels alone.
 
         Raises
         ------
@@ -152,7 +159,8 @@ class LowerEngine:
         PslError
             Whatever an Adaptation Net elsewhere raises.
         """
-        leaf_BPChw = self._join(smashed).requires_grad_()
+        own_smashed, taught_smashed = self._without_teacher(smashed)
+        leaf_BPChw = self._join(own_smashed).requires_grad_()
         given_BPChw = leaf_BPChw
         if dropped_BM is not None:
             given_BPChw = without_dropped(leaf_BPChw, dropped_BM, self.assignment)
@@ -161,7 +169,7 @@ class LowerEngine:
         self._update_due = False
 
         def learn() -> None:
-            own.append(self._learn(given_BPChw, targets, flipped_B, lr))
+            own.append(self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed))
 
         adaptation = adaptation or self.adaptation
         learnt = None
@@ -200,7 +208,7 @@ class LowerEngine:
         """Return float32 logits (B, classes) on the CPU, in evaluation mode; absent Uppers count as zeros."""
         self.lower.eval()
         with autocast(self.device, self._autocast):
-            logits_BK: torch.Tensor = self.lower(self._join(smashed), None)
+            logits_BK: torch.Tensor = self.lower(self._join(self._without_teacher(smashed)[0]), None)
         return logits_BK.float().cpu()
 
     def state(self) -> dict[str, Any]:
@@ -243,17 +251,35 @@ class LowerEngine:
         self.restore(checkpoints.load(step, self.device))
 
     def _learn(
-        self, given_BPChw: torch.Tensor, targets: Targets, flipped_B: torch.Tensor | None, lr: float
+        self,
+        given_BPChw: torch.Tensor,
+        targets: Targets,
+        flipped_B: torch.Tensor | None,
+        lr: float,
+        taught_smashed: Mapping[int, torch.Tensor],
     ) -> tuple[torch.Tensor, int]:
         """Forward and backward of the Lower alone; return its loss, and how many samples it classified rightly."""
         self.lower.train()
         with autocast(self.device, self._autocast):
             logits_BK = self.lower(given_BPChw, flipped_B)
         loss = lower_loss(logits_BK, targets, label_smoothing=self._label_smoothing)
+        if self._teacher is not None:
+            with torch.no_grad(), autocast(self.device, self._autocast):
+                taught_BK = self._teacher.lower(self._join(taught_smashed), flipped_B)
+            loss = shared_loss(loss, logits_BK, taught_BK, self._teacher.share)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         set_lr(self._optimizer, lr)
         return loss.detach(), int((logits_BK.detach().argmax(1) == targets.y_B).sum())
+
+    def _without_teacher(
+        self, smashed: Mapping[int, torch.Tensor]
+    ) -> tuple[Mapping[int, torch.Tensor], Mapping[int, torch.Tensor]]:
+        """Return the student's smashed data and the teacher's; none of the latter without a teacher."""
+        if self._teacher is None:
+            return smashed, {}
+        C = self._teacher.channels
+        return {m: maps[..., :-C] for m, maps in smashed.items()}, {m: maps[..., -C:] for m, maps in smashed.items()}
 
     def _join(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Return all smashed data as (B, P, C, h, w), laid out (B, P, h, w, C) in memory; zeros for absent Uppers."""

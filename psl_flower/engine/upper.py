@@ -68,6 +68,9 @@ class UpperEngine:
         The rest.
     checkpoints : Checkpoints
         Where states are saved.
+    teacher : nn.Module, optional
+        The Upper of a teacher, in eval mode and not trained: its smashed data of the same patches go up behind the
+        model's own, along channels.
 
     Attributes
     ----------
@@ -75,9 +78,19 @@ class UpperEngine:
         Steps applied so far.
     """
 
-    def __init__(self, model: nn.Module, store: PatchStore, options: UpperOptions, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: PatchStore,
+        options: UpperOptions,
+        checkpoints: Checkpoints,
+        teacher: nn.Module | None = None,
+    ) -> None:
         self.model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.store = store
+        self._teacher = None
+        if teacher is not None:
+            self._teacher = teacher.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self._options = options
         self._optimizer = options.make_optimizer(self.model.parameters())
@@ -89,11 +102,11 @@ class UpperEngine:
 
     @property
     def pending_shape(self) -> tuple[int, ...] | None:
-        """Shape (B, K, h', w', C') of the smashed data that wait for their gradient; None if none do."""
+        """Shape (B, K, h', w', C') of the gradient that is waited for; None if none is."""
         return None if self._pending is None else self.smashed_shape(self._pending[0])
 
     def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
-        """Return the shape (B, K, h', w', C') of a plan's smashed data."""
+        """Return the shape (B, K, h', w', C') of a plan's smashed data, without the teacher's."""
         C, h, w = self._patch_smashed
         return (plan.num_samples, len(self.store.meta.positions), h, w, C)
 
@@ -137,7 +150,8 @@ class UpperEngine:
         with torch.set_grad_enabled(training), autocast(self._options.device, self._options.autocast):
             smashed_NChw = self.model(patches_NChw)
         self._pending = (plan, smashed_NChw) if training else None
-        smashed_BKhwC = to_wire(smashed_NChw.detach(), len(self.store.meta.positions)).cpu()
+        told_NChw = self._with_teacher(smashed_NChw.detach(), patches_NChw)
+        smashed_BKhwC = to_wire(told_NChw, len(self.store.meta.positions)).cpu()
         forward_s = time.perf_counter() - started - read_s
         return Up(Smashed(plan.id, read_s=read_s, forward_s=forward_s, backward_s=backward_s), smashed_BKhwC)
 
@@ -203,6 +217,12 @@ class UpperEngine:
         set_lr(self._optimizer, plan.lr)
         self._optimizer.step()
         self.step += 1
+
+    def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
+        if self._teacher is None:
+            return smashed_NChw
+        with torch.no_grad(), autocast(self._options.device, self._options.autocast):
+            return torch.cat([smashed_NChw, self._teacher(patches_NChw)], 1)
 
     def _read(self, plan: Plan) -> torch.Tensor:
         options, patches_BKChw = self._options, self.store.read(plan.sample_indices())

@@ -52,7 +52,7 @@ def prepare(
     Parameters
     ----------
     config : RunConfig
-        The run's, or the prediction's.
+        The run's, the prediction's, or the lightening's.
     progress : callable, optional
         As `psl_flower.data.preparing.prepare_stores` takes it.
     say : callable, optional
@@ -61,8 +61,8 @@ def prepare(
     Returns
     -------
     tuple[int, RunFolder]
-        The number of Uppers, and the folder, that of a prediction's results if it is one; not yet made unless the run
-        is resumed.
+        The number of Uppers, and the folder, that of a prediction's results, or of a lightening, if it is one; not yet
+        made unless the run is resumed or it is a lightening's.
 
     Raises
     ------
@@ -79,6 +79,14 @@ def prepare(
         stores.check_node_keys()
         check(asked, trained, stores.manifest)
         return stores.manifest.num_uppers, free_folder(trained, config)
+    if config.lighten:
+        from psl_flower.lightening import beginning  # loads torch
+
+        asked, trained, light = beginning.begin(config)
+        stores = prepare_stores(asked, progress)
+        stores.check_node_keys()
+        beginning.check_stores(trained, stores.manifest)
+        return stores.manifest.num_uppers, RunFolder(light.path)
     if config.resume:
         run = open_run(workspace, config.resume)
         config = resumed_config(run, config)
@@ -151,10 +159,12 @@ class Watch:
         Which simulates it.
     run : RunFolder
         Its folder; a status that is older than this object is another attempt's.
+    again : str
+        The command that continues it, if it is not a training alone.
     """
 
-    def __init__(self, superlink: LocalSuperLink, run: RunFolder) -> None:
-        self._superlink, self._run = superlink, run
+    def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: str = "") -> None:
+        self._superlink, self._run, self._again = superlink, run, again
         self._started = time.time()
         self._deadline: float | None = None
         self._seen_running = False
@@ -189,7 +199,8 @@ class Watch:
         last = last or self._run.read_status() or Status(state=state)
         # Not asked of `checkpoints`, which loads torch: whoever sent SIGTERM does not wait.
         kept = any((self._run.path / "checkpoints").glob("*"))
-        again = f"; continue with: psl train resume={self._run.name}" if kept else ""
+        command = self._again or (f"psl train resume={self._run.name}" if kept else "")
+        again = f"; continue with: {command}" if command else ""
         ended = msgspec.structs.replace(last, state=state, message=f"{why}{again}", eta_s=None)
         if self._run.path.is_dir():
             self._run.write_status(ended)
@@ -202,7 +213,7 @@ class Watch:
 
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
-    named = {} if config.resume else {"run-name": run.name}
+    named = {} if config.resume or config.lighten else {"run-name": run.name}
     return {**given, **named, **local_paths(given), "workspace": str(config.workspace_path())}
 
 

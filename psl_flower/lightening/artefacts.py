@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.errors import ConfigError, LighteningError, RunError
 from psl_flower.export import INPUT, OUTPUT, TOLERANCE, metadata_of
 from psl_flower.files import write_atomically
-from psl_flower.lightening.judging import open_session, runtime_errors
+from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtime_errors
 from psl_flower.models import Lower, PatchSplitNet, Upper
 from psl_flower.pixels import channel_column
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import onnx
 
 WHOLE_FILE, LOWER_FILE = "model.onnx", "lower.onnx"
-_PATCHES, _SMASHED = "patches", "smashed"
 _CALIBRATION_BATCH = 32
 
 
@@ -114,10 +113,10 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
     first: Upper = net.uppers[0]  # type: ignore[assignment]
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
-    template = _export(_OfPatches(first, manifest), (patches_NChw,), [_PATCHES], [_SMASHED])
+    template = _export(_OfPatches(first, manifest), (patches_NChw,), [PATCHES], [SMASHED])
     P = len(net.assignment)
     smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
-    tail = _export(_Tail(net.lower), (smashed_BPChw,), [_SMASHED], [OUTPUT])
+    tail = _export(_Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
     uppers = tuple(
         _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
@@ -127,15 +126,35 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
     return made
 
 
-def make_int8(
-    net: PatchSplitNet, manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bits: int
-) -> Artefacts:
+class QuantisedUpper(NamedTuple):
+    """An Upper in int8, and what the Lower's calibration needs of it.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        In int8.
+    smashed_NChw : torch.Tensor
+        Smashed data of the patches that it was calibrated on, as the Upper in float32 answers.
+    """
+
+    model: onnx.ModelProto
+    smashed_NChw: torch.Tensor
+
+
+def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int) -> QuantisedUpper:
+    """Return an Upper in int8, calibrated on its own patches, uint8; `bits` and errors as of `make_int8`."""
+    pixels_NChw = patches_NChw.float() / 255
+    session = open_session(upper.SerializeToString(), torch.get_num_threads())
+    maps = [session.run([SMASHED], {PATCHES: part.numpy()})[0] for part in torch.split(pixels_NChw, _CALIBRATION_BATCH)]
+    smashed_NChw = torch.cat([torch.from_numpy(part) for part in maps])
+    return QuantisedUpper(_quantised(upper, PATCHES, pixels_NChw, bits), smashed_NChw)
+
+
+def make_int8(manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bits: int) -> Artefacts:
     """Return the same network in int8.
 
     Parameters
     ----------
-    net : PatchSplitNet
-        Folded; computes the smashed data that the Lower is calibrated on.
     manifest : Manifest
         Of its images.
     made : Artefacts
@@ -150,17 +169,24 @@ def make_int8(
     LighteningError
         If the runtime cannot quantise or load an operator.
     """
-    pixels_BCHW = images_BCHW.float() / 255
-    patches_BPChw = net.grid.split(pixels_BCHW)
-    with torch.no_grad():
-        normalised = _normalised(pixels_BCHW, manifest)
-        smashed_BPChw = net.cpu().smash(normalised)
-    uppers = []
-    for m, upper in enumerate(made.uppers):
-        positions = list(manifest.positions_of(m))
-        uppers.append(_quantised(upper, _PATCHES, patches_BPChw[:, positions].flatten(0, 1), bits))
-    lower = _quantised(made.lower, _SMASHED, smashed_BPChw, bits)
-    return _assembled(manifest, tuple(uppers), lower, made.cut, made.join)
+    patches_BPChw = manifest.grid().split(images_BCHW)
+    parts = [
+        quantise_upper(upper, patches_BPChw[:, list(manifest.positions_of(m))].flatten(0, 1), bits)
+        for m, upper in enumerate(made.uppers)
+    ]
+    return with_quantised_uppers(manifest, made, parts, bits)
+
+
+def with_quantised_uppers(manifest: Manifest, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int) -> Artefacts:
+    """Return the network in int8 from its Uppers in int8 and the Lower in float32; otherwise as `make_int8`."""
+    by_position: dict[int, torch.Tensor] = {}
+    for m, part in enumerate(parts):
+        positions = manifest.positions_of(m)
+        maps_BKChw = part.smashed_NChw.reshape(-1, len(positions), *part.smashed_NChw.shape[1:])
+        by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
+    smashed_BPChw = torch.stack([by_position[p] for p in range(len(by_position))], 1)
+    lower = _quantised(made.lower, SMASHED, smashed_BPChw, bits)
+    return _assembled(manifest, tuple(part.model for part in parts), lower, made.cut, made.join)
 
 
 class _OfPatches(nn.Module):
@@ -247,11 +273,11 @@ def _assembled(
     whole = cut
     for m, upper in enumerate(uppers):
         part = compose.add_prefix(upper, f"upper_{m}/")
-        whole = _merged(whole, part, {f"cut_{m}": f"upper_{m}/{_PATCHES}"})
+        whole = _merged(whole, part, {f"cut_{m}": f"upper_{m}/{PATCHES}"})
     joined = compose.add_prefix(join, "join/")
-    whole = _merged(whole, joined, {f"upper_{m}/{_SMASHED}": f"join/map_{m}" for m in range(len(uppers))})
+    whole = _merged(whole, joined, {f"upper_{m}/{SMASHED}": f"join/map_{m}" for m in range(len(uppers))})
     last = compose.add_prefix(lower, "lower/", rename_outputs=False)
-    whole = _merged(whole, last, {"join/joined": f"lower/{_SMASHED}"})
+    whole = _merged(whole, last, {"join/joined": f"lower/{SMASHED}"})
     # The parts call different numbers of rows "batch"; the runtime finds the shapes between them itself.
     del whole.graph.value_info[:]
     del whole.metadata_props[:]

@@ -30,6 +30,7 @@ from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs import RunFolder
 
 FOLDER = "light"
+THIRD = "third"
 _LOG, _SETTINGS = "log.jsonl", "settings.json"
 # Change it with anything that changes what the same settings give.
 _VERSION = 1
@@ -76,6 +77,8 @@ class LighteningFolder:
         The run that is lightened.
     settings : LighteningSettings
         How.
+    federated : bool
+        Whether it goes over the federation.
 
     Raises
     ------
@@ -83,11 +86,12 @@ class LighteningFolder:
         If the run has no model, the disk refuses or the log is damaged.
     """
 
-    def __init__(self, run: RunFolder, settings: LighteningSettings) -> None:
+    def __init__(self, run: RunFolder, settings: LighteningSettings, *, federated: bool = False) -> None:
         self._settings = settings
         told = {
             "version": _VERSION,
             "settings": asdict(settings),
+            "federated": federated,
             "model": _digest(run.model / MODEL_FILE),
             "machine": f"{platform.node()} {platform.machine()} {_processor()}",
         }
@@ -129,7 +133,7 @@ class LighteningFolder:
 
     def keep_third(self, attempt: Attempt) -> Path:
         """Copy the files of an attempt to third/ and return that folder."""
-        source, target = self.place(degree_name(attempt.degree)), self.place("third")
+        source, target = self.place(degree_name(attempt.degree)), self.place(THIRD)
         try:
             if target.exists():
                 shutil.rmtree(target)

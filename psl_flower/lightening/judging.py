@@ -23,6 +23,8 @@ from psl_flower.export import INPUT, OUTPUT
 if TYPE_CHECKING:
     import onnxruntime
 
+# Input and output of an Upper's artefact.
+PATCHES, SMASHED = "patches", "smashed"
 # Runs before the clock starts, and then at least so many, for at least so long.
 _WARM_UP_RUNS, _LEAST_RUNS, _LEAST_S = 3, 15, 1.0
 
@@ -93,6 +95,9 @@ def measure_speed(
     session: onnxruntime.InferenceSession,
     images_BCHW: torch.Tensor,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    names: tuple[str, str] = (INPUT, OUTPUT),
+    per_image: int = 1,
 ) -> Speed:
     """Return the speed of an artefact, warm.
 
@@ -101,14 +106,18 @@ def measure_speed(
     session : onnxruntime.InferenceSession
         As `open_session` makes it, with the threads to measure with.
     images_BCHW : torch.Tensor
-        One batch, uint8; its first image alone gives the latency.
+        One batch, uint8; its first image alone gives the latency. For an Upper: patches, so many of each image.
     clock : callable
         Seconds.
+    names : tuple[str, str]
+        Of the artefact's input and output.
+    per_image : int
+        Patches of an image, for an Upper.
     """
-    pixels = _pixels(images_BCHW)
-    batch_s = _median_s(lambda: session.run([OUTPUT], {INPUT: pixels}), clock)
-    one_s = _median_s(lambda: session.run([OUTPUT], {INPUT: pixels[:1]}), clock)
-    return Speed(images_per_s=len(pixels) / batch_s, latency_ms=one_s * 1000)
+    pixels, (given, wanted) = _pixels(images_BCHW), names
+    batch_s = _median_s(lambda: session.run([wanted], {given: pixels}), clock)
+    one_s = _median_s(lambda: session.run([wanted], {given: pixels[:per_image]}), clock)
+    return Speed(images_per_s=len(pixels) / per_image / batch_s, latency_ms=one_s * 1000)
 
 
 def _median_s(run: Callable[[], object], clock: Callable[[], float]) -> float:

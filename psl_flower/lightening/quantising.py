@@ -10,7 +10,7 @@ are torch's own (`torch.fake_quantize_per_channel_affine`), the artefact is made
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -18,8 +18,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from psl_flower.lightening.settings import LARGEST_WEIGHT
-from psl_flower.models import PatchSplitNet
+from psl_flower.models import Lower, PatchSplitNet, Upper
 from psl_flower.resnet import BasicBlock, Bottleneck
+
+Part = TypeVar("Part", PatchSplitNet, Upper, Lower)
 
 _ACTIVATION_MAX = 255
 _MOMENTUM = 0.05
@@ -51,26 +53,28 @@ class RoundedInput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("low", torch.tensor(float("nan")))
-        self.register_buffer("high", torch.tensor(float("nan")))
+        # 0 to 0 until values were seen: checkpoints refuse numbers that are not finite.
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the rounded values."""
         if self.training:
             # 0 is always representable: convolutions pad with it.
             low, high = values.detach().min().clamp_max(0.0), values.detach().max().clamp_min(0.0)
-            self.low.copy_(torch.where(self.low.isnan(), low, self.low.lerp(low, _MOMENTUM)))
-            self.high.copy_(torch.where(self.high.isnan(), high, self.high.lerp(high, _MOMENTUM)))
+            unseen = self.low == self.high
+            self.low.copy_(torch.where(unseen, low, self.low.lerp(low, _MOMENTUM)))
+            self.high.copy_(torch.where(unseen, high, self.high.lerp(high, _MOMENTUM)))
         scale = ((self.high - self.low) / _ACTIVATION_MAX).clamp_min(torch.finfo(torch.float32).eps)
         zero_point = (-self.low / scale).round().clamp(0, _ACTIVATION_MAX).to(torch.int32)
         rounded: torch.Tensor = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, _ACTIVATION_MAX)
         return rounded
 
 
-def folded(net: PatchSplitNet) -> PatchSplitNet:
-    """Return a copy without BatchNorm, with the same answers as the network in eval mode."""
+def folded(net: Part) -> Part:
+    """Return a copy without BatchNorm, with the same answers as the network, or part of one, in eval mode."""
     result = copy.deepcopy(net).eval()
-    for part in (*result.uppers, result.lower):
+    for part in [module for module in result.modules() if isinstance(module, Upper | Lower)]:
         if hasattr(part, "conv1"):
             _fold(part, "conv1", "bn1")
     for block in [module for module in result.modules() if isinstance(module, BasicBlock | Bottleneck)]:
@@ -81,8 +85,8 @@ def folded(net: PatchSplitNet) -> PatchSplitNet:
     return result
 
 
-def with_rounding(net: PatchSplitNet, weight_bits: int) -> PatchSplitNet:
-    """Return a copy of a folded network that rounds weights and inputs of its layers; see the module."""
+def with_rounding(net: Part, weight_bits: int) -> Part:
+    """Return a copy of a folded network, or part of one, that rounds its layers' weights and inputs; see the module."""
     # Folding makes biases that are not trained, as the convolutions had none.
     result = copy.deepcopy(net).requires_grad_(True)
     for layer in [module for module in result.modules() if isinstance(module, nn.Conv2d | nn.Linear)]:

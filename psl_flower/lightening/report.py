@@ -9,16 +9,16 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.files import write_atomically
-from psl_flower.lightening.folder import Entry
-from psl_flower.lightening.local import Lightened
-from psl_flower.lightening.loop import Conditions
+from psl_flower.lightening.bench import Lightened
+from psl_flower.lightening.folder import Entry, LighteningFolder
+from psl_flower.lightening.loop import Attempt, Conditions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
-REPORT_FILE = "report.md"
+REPORT_FILE, RESULT_FILE = "report.md", "result.json"
 PLOT_FILES = ("pareto.png", "pareto.svg")
 COLUMNS = ("model", "accuracy", "images/s", "ms", "MB", "M multiply-adds", "verdict")
 _NAMES = {
@@ -64,6 +64,15 @@ def name_of(entry: Entry) -> str:
     return _NAMES.get(entry.what) or f"third, degree {entry.degree}, int8"
 
 
+def attempt_line(attempt: Attempt) -> str:
+    """Return what became of an attempt, in one line."""
+    judged = attempt.judged
+    return (
+        f"degree {attempt.degree}: accuracy {judged.accuracy:.2%}, {judged.images_per_s:.0f} images/s, "
+        f"{judged.latency_ms:.2f} ms, {judged.num_bytes / 1e6:.2f} MB: {attempt.verdict}"
+    )
+
+
 def as_json(result: Lightened) -> dict[str, Any]:
     """Return the result as plain values."""
     outcome = result.outcome
@@ -76,6 +85,31 @@ def as_json(result: Lightened) -> dict[str, Any]:
         "folder": str(result.folder.path),
         "judged": [msgspec.to_builtins(entry) for entry in newest(result.folder.entries, result.conditions)],
     }
+
+
+def write_result(result: Lightened) -> None:
+    """Write `as_json` to result.json, which says that the search has ended.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    path = result.folder.path / RESULT_FILE
+    try:
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(as_json(result))))
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def read_result(folder: LighteningFolder) -> dict[str, Any]:
+    """Return what `write_result` wrote; raises RunError if it is missing or damaged."""
+    path = folder.path / RESULT_FILE
+    try:
+        result: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    return result
 
 
 def write_report(result: Lightened) -> Path:

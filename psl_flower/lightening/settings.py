@@ -13,6 +13,7 @@ from psl_flower.lightening.loop import Conditions
 # activations fit into 16 bits, and processors without VNNI add up so.
 LARGEST_WEIGHT = {7: 64, 8: 127}
 SECOND_RATIOS = (1.1, 16.0)
+EDGE = "edge"
 
 
 class Lesson(StrEnum):
@@ -112,6 +113,9 @@ class LighteningSettings:
         Of onnxruntime, when speed is measured; 1 or more.
     batch : int
         Images at a time, when images per second are measured.
+    target : str
+        Where speed is measured: `EDGE` is the whole network on this machine; else a node, which measures the Uppers
+        that it runs.
 
     Raises
     ------
@@ -133,6 +137,7 @@ class LighteningSettings:
     against: Against = Against.LABELS
     threads: int = 1
     batch: int = 32
+    target: str = EDGE
 
     def __post_init__(self) -> None:
         if self.weight_bits not in LARGEST_WEIGHT:
@@ -143,6 +148,8 @@ class LighteningSettings:
                 f"second-ratio: expected {least:g} to {most:g}, got {self.second_ratio:g}: below, there is nothing to "
                 "lighten; above, most of the network would be trained to be cut away"
             )
+        if not self.target:
+            raise ConfigError(f"target: expected {EDGE} or the name of a node, got an empty text")
         if not 0 < self.max_pruned < 1:
             raise ConfigError(f"max-pruned: expected a share above 0 and below 1, got {self.max_pruned:g}")
         if not 0 < self.distil_share <= 1:

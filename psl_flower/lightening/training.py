@@ -1,4 +1,4 @@
-"""Training of the second and third model in one process, resumable after every epoch."""
+"""Trainings of a lightening, and how they go in one process, resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from psl_flower.architectures import BackboneSize
 from psl_flower.batches import batch_order
 from psl_flower.checkpoints import load_state, save_state
 from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
 from psl_flower.data.store_set import StoreSet
 from psl_flower.distillation import Teacher
 from psl_flower.engine.build import steps_per_round
@@ -24,6 +26,66 @@ from psl_flower.stores.base import PatchStore
 _ROUNDING_LR_SHARE = 0.02
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One training of a lightening.
+
+    Attributes
+    ----------
+    what : str
+        For people.
+    place : Path
+        Folder of what belongs to the network.
+    size : BackboneSize
+        The network's.
+    epochs : int
+        1 or more.
+    teacher : Teacher or None
+        Whose answers are learnt too.
+    teacher_size : BackboneSize or None
+        The teacher's.
+    weight_bits : int
+        To which weights are rounded (`quantising.with_rounding`); 0: they are not.
+    """
+
+    what: str
+    place: Path
+    size: BackboneSize
+    epochs: int
+    teacher: Teacher | None = None
+    teacher_size: BackboneSize | None = None
+    weight_bits: int = 0
+
+    @property
+    def stage(self) -> str:
+        """Which of a network's trainings this is, for names of files."""
+        return "rounding" if self.weight_bits else "training"
+
+    @property
+    def checkpoint(self) -> Path:
+        """File of its state."""
+        return self.place / f"{self.stage}.pt"
+
+
+def epochs_of_run(config: RunConfig, manifest: Manifest) -> int:
+    """Return the epochs that a run was trained for, rounded up."""
+    order = batch_order(config, manifest)
+    steps = config.rounds * steps_per_round(config, order)
+    return -(-steps // order.steps_per_epoch)
+
+
+def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunConfig:
+    """Return the settings of a training of so many epochs, from those of the run; a round is an epoch.
+
+    With `rounding` it is one under rounding, with a lower learning rate.
+    """
+    changes: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "rounds": epochs, "steps_per_round": 0}
+    if rounding:
+        # Rounding computes in float32.
+        changes |= {"lr": config.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
+    return config.replace(**changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +111,6 @@ class School:
     opened: Sequence[PatchStore]
     device: torch.device
     progress: Progress
-
-    def epochs_of_run(self) -> int:
-        """Return the epochs that the run was trained for, rounded up."""
-        order = batch_order(self.config, self.stores.manifest)
-        steps = self.config.rounds * steps_per_round(self.config, order)
-        return -(-steps // order.steps_per_epoch)
 
     def train(
         self,
@@ -93,11 +149,7 @@ class School:
         RunError
             If the disk refuses, or the checkpoint is damaged.
         """
-        changes: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "rounds": epochs, "steps_per_round": 0}
-        if rounding:
-            # Rounding computes in float32.
-            changes |= {"lr": self.config.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
-        config = self.config.replace(**changes)
+        config = training_config(self.config, epochs, rounding=rounding)
         stores = self.stores
         monolith = Monolith(config, stores.manifest, stores.labels, self.opened, self.device, net=net, teacher=teacher)
         if checkpoint.exists():

@@ -1,16 +1,20 @@
-"""`psl lighten --local` as a user calls it, on a run of the embedded digits that `psl train` trained."""
+"""`psl lighten` as a user calls it, on a run of the embedded digits that `psl train` trained."""
 
 import json
+import signal
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from tests.e2e.conftest import last_json, wait_until
+
 # 8x8 pixels: seconds a model on one core.
 TRAINED = (
     "max-train=320", "max-test=100", "image-size=8x8", "batch-size=32", "rounds=6", "lr=0.02", "alpha=0.0",
-    "run-name=digits", "uppers=2",
+    "run-name=digits", "uppers=2", "upper-threads=1", "lower-threads=1",
 )  # fmt: skip
 SETTINGS = ("--local", "--epochs", "2", "--degrees", "3", "--threads", "1", "--json")
 
@@ -65,3 +69,37 @@ def test_a_light_model_is_found_and_what_was_judged_is_used_again(trained):
     assert impossible.returncode == 1
     assert "speed fails even at degree 3, the most lightened; best found: degree 3" in impossible.stderr
     assert json.loads(impossible.stdout)["third"] is None
+
+
+@pytest.mark.slow
+def test_a_light_model_is_found_over_the_federation_and_put_in_place(trained):
+    """Interrupted by Ctrl-C in the midst of a training, it goes on; nodes then predict with their light Uppers."""
+    asked = ("lighten", "digits", "--max-drop", "0.9", "--min-speed", "100", "--epochs", "1", "--degrees", "3")
+    asked = (*asked, "--threads", "1", "--second-ratio", "1.3", "--json")
+    process = trained.start_psl(*asked)
+    light = trained.run("digits").path / "light"
+    wait_until(lambda: any("step" in path.read_text() for path in light.glob("*/log.txt")), 300, "a step")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "continue with: the same command" in said
+
+    ended = trained.psl(*asked, timeout=900)
+    assert ended.returncode == 0, ended.stderr
+    assert "continuing after step" in ended.stderr
+    report = last_json(ended.stdout)
+    judged = {entry["what"]: entry["judged"] for entry in report["judged"]}
+    third = judged[f"degree-{report['best_degree']:03d}"]
+
+    ended = trained.psl("predict", "--in-place", "digits", "--light", "--json")
+    assert ended.returncode == 0, ended.stderr
+    answer = last_json(ended.stdout)
+    assert (answer["light"], answer["accuracy"]) == (True, third["accuracy"])
+
+    # The same from whole images, and the very same files.
+    files = Path(report["third"])
+    arguments = [word for word in asked if word not in ("lighten", "digits")]
+    local = trained.psl("lighten", "digits", "--local", *arguments, timeout=900)
+    assert local.returncode == 0, local.stderr
+    for path in Path(last_json(local.stdout)["third"]).iterdir():
+        assert path.read_bytes() == (files / path.name).read_bytes(), path.name

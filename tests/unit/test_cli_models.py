@@ -281,7 +281,12 @@ def test_a_prediction_in_place_that_cannot_be_is_refused_before_flower_starts(ps
 
 
 LIGHTEN = [
-    (["tiny"], 2, "give --local"),
+    (["tiny"], 2, "one condition of accuracy"),
+    (["tiny", "--max-drop", "0.1", "--min-speed", "9", "--target", "attic"], 2, "expected edge, or node and its name"),
+    (["tiny", "--max-drop", "0.1", "--min-speed", "9", "--target", "node"], 2, "belong together"),
+    (["tiny", "attic", "--max-drop", "0.1", "--min-speed", "9"], 2, "belong together"),
+    (["tiny", "--target", "node", "attic", "--local", "--max-drop", "0.1", "--min-speed", "9"], 2, "knows no nodes"),
+    (["never", "--max-drop", "0.1", "--min-speed", "9"], 1, "no such run (there: tiny"),
     (["tiny", "--local"], 2, "one condition of accuracy"),
     (["tiny", "--local", "--min-accuracy", "0.9"], 2, "one condition of speed"),
     (["tiny", "--local", "--min-accuracy", "1.5", "--min-speed", "9"], 2, "min-accuracy: expected a share"),

@@ -130,6 +130,8 @@ OUT_OF_RANGE = [
     ({"adaptation-server": "yes"}, "adaptation-server: expected true or false"),
     ({"resume": ".hidden"}, "resume: expected letters"),
     ({"predict": "../x"}, "predict: expected letters"),
+    ({"lighten": "../x"}, "lighten: expected letters"),
+    ({"lighten": "a", "lighten-with": "max-drop=2"}, "lighten-with: give one condition of speed"),
     ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
     ({"predict": "a", "predict-without": "one"}, "predict-without: expected numbers of Uppers"),
 ]
@@ -151,6 +153,8 @@ CONTRADICTORY = [
     ({"predict-split": "train"}, "predict-split: is set, but predict is not"),
     ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
     ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
+    ({"predict-light": True}, "predict-light: is set, but predict is not"),
+    ({"lighten-with": "max-drop=2"}, "lighten-with: is set, but lighten is not"),
     ({"adaptation-server": True, "alpha": 0.0}, "adaptation-server: there is no Adaptation Net with alpha = 0"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
@@ -169,6 +173,7 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore", "predict-images"}
+    free |= {"predict-light"}
     assert set(RunConfig().to_mapping()) == tried | free
 
 

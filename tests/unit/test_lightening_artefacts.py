@@ -44,7 +44,7 @@ def made(stores_for, tmp_path_factory):
             net.train()(normalise(train, manifest.mean, manifest.std))
     plain = folded(net.eval().requires_grad_(False))
     made_float = make_float(plain, manifest)
-    int8 = make_int8(plain, manifest, made_float, train, 7)
+    int8 = make_int8(manifest, made_float, train, 7)
     folder = tmp_path_factory.mktemp("light")
     return SimpleNamespace(
         net=net, manifest=manifest, test=test, float32=made_float.save(folder / "float32"),

@@ -16,7 +16,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
 from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
-from psl_flower.lightening.training import School
+from psl_flower.lightening.training import School, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches import PatchGrid
 
@@ -273,5 +273,6 @@ def test_a_loss_that_is_not_finite_ends_the_training(school, tmp_path):
         TrainingError, match="degree 4: the loss is not finite at step 1; train the run with a lower lr"
     ):
         school().train("degree 4", net, 1, tmp_path / "it.pt")
-    assert school().epochs_of_run() == 2
-    assert school(rounds=2, steps_per_round=2).epochs_of_run() == 2
+    config, manifest = school().config, school().stores.manifest
+    assert epochs_of_run(config, manifest) == 2
+    assert epochs_of_run(config.replace(rounds=2, steps_per_round=2), manifest) == 2

@@ -26,6 +26,14 @@ def test_round_trip(record):
     assert decode(encode(record), type(record), "node 1") == record
 
 
+@pytest.mark.parametrize("part", ["../x", "ab/../x", "ab", "/ab/x", "AB/x", "ab/x/y", "ab/x\n", "ab/.", "xyz/a"])
+def test_a_part_that_is_no_folder_of_a_lightening(part):
+    named = msgspec.structs.replace(TASK, part="0a1b/degree-003-training")
+    assert decode(encode(named), NodeTask, "the Lower") == named
+    with pytest.raises(FrameMismatch, match="malformed NodeTask"):
+        decode(encode(msgspec.structs.replace(TASK, part=part)), NodeTask, "the Lower")
+
+
 def changed(**fields):
     values = msgspec.to_builtins(claim(0, 0))
     values.update(fields)

@@ -1,0 +1,235 @@
+"""A node's part in a lightening: Uppers of other sizes in training, and files that onnxruntime runs, beside its store.
+
+What belongs to one training or judgement is in one folder on the node, <checkpoints>:
+
+- step-00000000.pt, ...: as in any training; step 0 are the weights that were put in place
+- teacher.pt: the teacher's Upper, where there is one
+- upper.onnx: the Upper as a file, put in place to be judged, or to predict with
+
+Shape suffixes: B images, K positions of one Upper, N patches (B*K), C channels, h and w of a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.config import RunConfig
+from psl_flower.data.manifest import Manifest
+from psl_flower.engine.build import Phase, Shipped, make_upper, upper_options
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import ConfigError, NoCheckpoint, RunError
+from psl_flower.files import write_atomically
+from psl_flower.models import Upper
+from psl_flower.stores.base import PatchStore
+
+if TYPE_CHECKING:
+    from psl_flower.lightening.artefacts import QuantisedUpper
+    from psl_flower.lightening.judging import Speed
+
+# <state of an Upper>/light/<lightening>/<part>/
+LIGHT_FOLDER = "light"
+IN_PLACE = "third"  # the part that stays
+UPPER_FILE = "upper.onnx"
+_TEACHER_FILE = "teacher.pt"
+
+
+def check_runtime() -> None:
+    """Raise ConfigError unless this machine can run and quantise light Uppers."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"light models need {error.name}, which is not installed here: pip install 'psl-flower[lighten]'"
+        ) from error
+
+
+def put_in_place(
+    config: RunConfig,
+    manifest: Manifest,
+    phase: Phase,
+    store: PatchStore,
+    checkpoints: Checkpoints,
+    weights: Mapping[str, torch.Tensor],
+    teacher: Mapping[str, torch.Tensor],
+) -> None:
+    """Keep the weights that a training of an Upper begins with, as its checkpoint of step 0; drop what was there.
+
+    Parameters
+    ----------
+    config, manifest : RunConfig, Manifest
+        Of the training.
+    phase : Phase
+        What is trained.
+    store : PatchStore
+        Of the Upper.
+    checkpoints : Checkpoints
+        Of the Upper in this training.
+    weights, teacher : mapping
+        The student's and the teacher's; the latter empty if there is none.
+
+    Raises
+    ------
+    RunError
+        If they are of other networks, or the disk refuses.
+    """
+    _drop_others(checkpoints.folder)
+    checkpoints.drop_after(-1)
+    m = store.meta.upper
+    if phase.teacher is not None:
+        _loaded(make_upper(config, manifest, m, phase.teacher), teacher)
+        save_state(checkpoints.folder / _TEACHER_FILE, dict(teacher))
+    student = _loaded(_student(config, manifest, phase, m), weights)
+    engine = UpperEngine(student, store, upper_options(config, manifest, torch.device("cpu")), checkpoints)
+    checkpoints.save(0, engine.state())
+
+
+def training_engine(
+    config: RunConfig,
+    manifest: Manifest,
+    phase: Phase,
+    store: PatchStore,
+    checkpoints: Checkpoints,
+    device: torch.device,
+) -> UpperEngine:
+    """Return the engine of an Upper in a training of a lightening; parameters as of `put_in_place`.
+
+    Raises
+    ------
+    NoCheckpoint
+        If no weights were put in place here.
+    RunError
+        If those of the teacher are missing, damaged or of another network.
+    """
+    if not checkpoints.steps():
+        raise NoCheckpoint(
+            f"{checkpoints.folder}: no weights of this training are in place here; to begin it anew, remove its "
+            "checkpoints in the run's light folder on the server, and call psl lighten again"
+        )
+    m, teacher = store.meta.upper, None
+    if phase.teacher is not None:
+        taught = load_state(checkpoints.folder / _TEACHER_FILE, device)
+        teacher = _loaded(make_upper(config, manifest, m, phase.teacher), taught).eval().requires_grad_(False)
+    model = _student(config, manifest, phase, m)
+    return UpperEngine(model, store, upper_options(config, manifest, device), checkpoints, teacher)
+
+
+def shipped_engine(
+    config: RunConfig, manifest: Manifest, shipped: Shipped, store: PatchStore, checkpoints: Checkpoints
+) -> UpperEngine:
+    """Return an Upper that predicts by its file, `UPPER_FILE` beside its checkpoints; it cannot be trained.
+
+    Raises
+    ------
+    RunError
+        If there is no such file, or another one than that expected.
+    ConfigError, LighteningError
+        If this node cannot run it.
+    """
+    check_runtime()
+    from psl_flower.lightening.runtime import OnnxModule
+
+    path = checkpoints.folder / UPPER_FILE
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != shipped.digests.get(store.meta.upper):
+        raise RunError(f"{path}: is another light Upper than the one expected; call psl lighten again")
+    options = upper_options(config, manifest, torch.device("cpu"))
+    # The file takes pixels in 0..1 and normalises them itself.
+    neutral = dataclasses.replace(
+        options, mean=[0.0] * manifest.channels, std=[1.0] * manifest.channels, autocast=False
+    )
+    # A folder without checkpoints: a file has no steps.
+    return UpperEngine(OnnxModule(content, torch.get_num_threads()), store, neutral, Checkpoints(path))
+
+
+def keep_file(folder: Path, content: bytes) -> None:
+    """Put an Upper's file in place; what is left of other parts of the lightening is dropped.
+
+    Raises
+    ------
+    ConfigError, LighteningError
+        If this node cannot run it.
+    RunError
+        If the disk refuses.
+    """
+    check_runtime()
+    from psl_flower.lightening.judging import open_session
+
+    open_session(content, 1)
+    _drop_others(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / UPPER_FILE, content)
+    except OSError as error:
+        raise RunError(f"{folder / UPPER_FILE}: cannot write: {error.strerror or error}") from error
+
+
+def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits: int) -> QuantisedUpper:
+    """Return an Upper in int8, calibrated on the patches of these samples; errors as of `artefacts.make_int8`."""
+    check_runtime()
+    import onnx
+
+    from psl_flower.lightening.artefacts import quantise_upper
+
+    patches_BKChw = torch.from_numpy(store.read(samples_B))
+    return quantise_upper(onnx.load_from_string(model), patches_BKChw.flatten(0, 1), bits)
+
+
+def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Speed:
+    """Return the speed of an Upper's file on this node, with patches of its own; see `judging.measure_speed`.
+
+    Raises
+    ------
+    RunError, LighteningError
+        If the file is missing or cannot be run.
+    """
+    check_runtime()
+    from psl_flower.lightening.judging import PATCHES, SMASHED, measure_speed, open_session
+
+    patches_BKChw = torch.from_numpy(store.read(np.resize(np.arange(len(store)), batch)))
+    K = patches_BKChw.shape[1]
+    session = open_session(folder / UPPER_FILE, threads)
+    return measure_speed(session, patches_BKChw.flatten(0, 1), names=(PATCHES, SMASHED), per_image=K)
+
+
+def _drop_others(folder: Path) -> None:
+    """Remove what other parts of the same lightening have left, but for what is in place to predict with."""
+    for other in folder.parent.glob("*"):
+        if other.name not in (folder.name, IN_PLACE):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _student(config: RunConfig, manifest: Manifest, phase: Phase, upper: int) -> Upper:
+    model = make_upper(config, manifest, upper, phase.size)
+    if not phase.weight_bits:
+        return model
+    from psl_flower.lightening.quantising import folded, with_rounding
+
+    return with_rounding(folded(model), phase.weight_bits)
+
+
+def _loaded(model: Upper, weights: Mapping[str, torch.Tensor]) -> Upper:
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise RunError(f"the weights are of another network: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path}: no light Upper was put in place here; call psl lighten again") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error

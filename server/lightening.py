@@ -1,0 +1,310 @@
+"""A run that lightens instead of training: the whole method over the federation, patches where they are.
+
+Every training is one of the patch-split strategy, with the transports, checkpoints and recovery of any other; between
+trainings the owner's model is collected, cut or folded here, and put in place again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from psl_flower.assembled import load_assembled
+from psl_flower.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.config import RunConfig
+from psl_flower.data.store_set import StoreSet
+from psl_flower.devices import choose_device
+from psl_flower.engine.build import Phase, encode_settings, make_task, steps_per_round
+from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.rounds import RoundDriver
+from psl_flower.errors import TrainingStopped
+from psl_flower.lightening import beginning
+from psl_flower.lightening.artefacts import (
+    LOWER_FILE,
+    WHOLE_FILE,
+    Artefacts,
+    QuantisedUpper,
+    check_packages,
+    with_quantised_uppers,
+)
+from psl_flower.lightening.bench import Answers, Bench
+from psl_flower.lightening.folder import LighteningFolder
+from psl_flower.lightening.judging import Speed, measure_speed, open_session
+from psl_flower.lightening.loop import End
+from psl_flower.lightening.on_node import IN_PLACE
+from psl_flower.lightening.on_server import lower_engine, shapes_up
+from psl_flower.lightening.report import attempt_line, write_report, write_result
+from psl_flower.lightening.request import parse_request
+from psl_flower.lightening.settings import EDGE, LighteningSettings
+from psl_flower.lightening.training import Training, training_config
+from psl_flower.models import PatchSplitNet
+from psl_flower.node_task import NodeTask
+from psl_flower.runs import RunFolder
+from server.predicting import run_through, shipped_part
+from server.reporting import Reporter, duration
+from strategies import PatchSplit
+from strategies.lightening import LightNodes
+from strategies.link import TransportOptions
+
+
+def lighten(
+    grid: Grid,
+    config: RunConfig,
+    run: RunFolder,
+    stores: StoreSet,
+    task: NodeTask,
+    options: TransportOptions,
+    reporter: Reporter,
+) -> None:
+    """Find a light model as the settings ask for it, and put it in place; see `psl_flower.lightening.folder`.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    config : RunConfig
+        The trained run's, with what is asked.
+    run : RunFolder
+        The trained run.
+    stores : StoreSet
+        The run's dataset, as it is now.
+    task : NodeTask
+        The trained run's.
+    options : TransportOptions
+        How the parties reach each other.
+    reporter : Reporter
+        Tells the user.
+
+    Raises
+    ------
+    PslError
+        If the run, a setting, a node or the runtime does not allow it.
+    TrainingStopped
+        If the user asked to stop; called again, it goes on.
+    """
+    check_packages()
+    began = time.monotonic()
+    beginning.check_stores(run, stores.manifest)
+    asked, settings = parse_request(config.lighten_with)
+    folder = LighteningFolder(run, settings, federated=True)
+    assembled = load_assembled(run, choose_device(config.device))
+    workshop = FederatedWorkshop(grid, folder.path, config, settings, stores, task, options, reporter)
+    workshop.check_target()
+    found = Bench(folder, assembled, settings, workshop).find(
+        asked, lambda attempt: reporter.say("judging", attempt_line(attempt))
+    )
+    report = write_report(found)
+    outcome = found.outcome
+    if found.third is not None:
+        workshop.put_in_place(found.third)
+        beginning.note_in_place(run, folder)
+    write_result(found)
+    satisfied = outcome.end is End.SATISFIED
+    what = f"light model: degree {outcome.best.degree}, in place on the nodes" if satisfied else outcome.reason
+    reporter.end("completed", f"{what}; {duration(time.monotonic() - began)}; report: {report}")
+
+
+class FederatedWorkshop:
+    """The federation: implements `psl_flower.lightening.bench.Workshop`.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    folder : Path
+        Of the lightening.
+    config : RunConfig
+        The trained run's.
+    settings : LighteningSettings
+        How models are judged.
+    stores : StoreSet
+        For the labels and the manifest alone: patches are read on the nodes.
+    task : NodeTask
+        The trained run's.
+    options : TransportOptions
+        How the parties reach each other.
+    reporter : Reporter
+        Tells the user.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: Path,
+        config: RunConfig,
+        settings: LighteningSettings,
+        stores: StoreSet,
+        task: NodeTask,
+        options: TransportOptions,
+        reporter: Reporter,
+    ) -> None:
+        self._grid, self._folder, self._config, self._settings = grid, folder, config, settings
+        self._manifest, self._labels = stores.manifest, stores.labels
+        self._task, self._options, self._reporter = task, options, reporter
+        self._device = choose_device(config.device)
+        self._stop_requested = RunFolder(folder).stop_requested
+
+    def check_target(self) -> None:
+        """Raise NodeError unless there is the node that speed is to be measured on."""
+        if self._settings.target != EDGE:
+            self._nodes("target").find(self._settings.target)
+
+    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+        """Train a network over the federation; see `Workshop.train`.
+
+        Raises
+        ------
+        PslError
+            As any training.
+        """
+        if training.checkpoint.exists():
+            net.load_state_dict(load_state(training.checkpoint, "cpu")["net"])
+            return net.eval()
+        config = training_config(self._config, training.epochs, rounding=training.weight_bits > 0)
+        checkpoints = Checkpoints(training.place / training.stage)
+        phase = Phase(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
+        name = f"{training.place.name}-{training.stage}"
+        task = self._part(name, encode_settings(config, self._manifest, phase))
+        lower = lower_engine(config, self._manifest, training, copy.deepcopy(net.lower), self._device)
+        if checkpoints.steps():
+            lower.go_to(checkpoints.steps()[-1], checkpoints)
+        else:
+            self._reporter.say("starting", f"{training.what}: putting the Uppers' weights in place")
+            self._place(task, net, training)
+            checkpoints.save(0, lower.state())
+        uppers = self._run(config, training, lower, checkpoints, task)
+        for upper, weights in zip(net.uppers, uppers, strict=True):
+            upper.load_state_dict(weights)
+        net.lower.load_state_dict(lower.lower.state_dict())
+        save_state(training.checkpoint, {"net": net.cpu().state_dict()})
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        return net.eval()
+
+    def quantise(self, made: Artefacts, samples_N: NDArray[np.int64], bits: int) -> Artefacts:
+        """Return a network in int8: Uppers calibrated on their nodes, the Lower on smashed data that they send."""
+        import onnx
+
+        self._reporter.say("quantising", f"quantising on the nodes, from {len(samples_N)} images each")
+        models = [upper.SerializeToString() for upper in made.uppers]
+        light, smashed = self._nodes("int8").quantise(models, samples_N, bits)
+        parts = [
+            QuantisedUpper(onnx.load_from_string(model), maps_NChw)
+            for model, maps_NChw in zip(light, smashed, strict=True)
+        ]
+        return with_quantised_uppers(self._manifest, made, parts, bits)
+
+    def answers(self, name: str, place: Path) -> Answers:
+        """Put the Uppers' files in place on the nodes, and return what these and the Lower's answer."""
+        num_uppers = self._manifest.num_uppers
+        self._nodes(name).keep(beginning.files_in(place, num_uppers))
+        light = beginning.LightModel(
+            place / LOWER_FILE, beginning.shipped_from(place, num_uppers), self._name_of_part(name)
+        )
+        part = shipped_part(self._config, self._manifest, self._task, light, Checkpoints(place / "judging"))
+        task = make_task(self._config, self._manifest, self._labels)
+        about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
+        predictions, _ = run_through(
+            self._grid,
+            part,
+            task,
+            self._options,
+            on_placed=lambda placement: self._reporter.placed(placement, about, "judging"),
+            on_evaluated=self._judged,
+        )
+        return Answers(predictions.predicted, predictions.label)
+
+    def speed(self, place: Path) -> Speed:
+        """Return the speed of the whole network's file on this machine, or of the Uppers' on the node asked for.
+
+        Here are no images: what is measured are pixels drawn at random, which take as long.
+        """
+        settings = self._settings
+        if settings.target != EDGE:
+            nodes = self._nodes(place.name)
+            measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
+            return Speed(images_per_s=measured.images_per_s, latency_ms=measured.latency_ms)
+        generator = torch.Generator().manual_seed(0)
+        shape = (settings.batch, self._manifest.channels, *self._manifest.image_size)
+        images_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return measure_speed(open_session(place / WHOLE_FILE, settings.threads), images_BCHW)
+
+    def put_in_place(self, third: Path) -> None:
+        """Put the light Uppers in place on the nodes, to predict with."""
+        self._nodes(IN_PLACE).keep(beginning.files_in(third, self._manifest.num_uppers))
+
+    def _place(self, task: NodeTask, net: PatchSplitNet, training: Training) -> None:
+        weights = {m: upper.state_dict() for m, upper in enumerate(net.uppers)}
+        uppers = training.teacher.net.uppers if training.teacher is not None else ()
+        taught = {m: upper.state_dict() for m, upper in enumerate(uppers)}
+        self._light(task).place(weights, taught)
+
+    def _run(
+        self, config: RunConfig, training: Training, lower: LowerEngine, checkpoints: Checkpoints, task: NodeTask
+    ) -> list[dict[str, torch.Tensor]]:
+        """Train from where the Lower is to the end; return the Uppers' weights."""
+        work = make_task(config, self._manifest, self._labels)
+        per_round, total_steps = steps_per_round(config, work.order), work.schedule.total_steps
+        self._reporter.plan(
+            rounds=config.rounds,
+            total_steps=total_steps,
+            steps_per_round=per_round,
+            done=lower.step,
+            what=training.what,
+        )
+        driver = RoundDriver(
+            lower,
+            work,
+            shapes_up(config, self._manifest, training),
+            checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            on_step=self._reporter.step,
+            stop_requested=self._stop_requested,
+        )
+        strategy = PatchSplit(
+            driver,
+            task,
+            wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+            steps_per_round=per_round,
+            total_steps=total_steps,
+            options=self._options,
+            evaluate_every=None,
+            on_placed=lambda placement: self._reporter.placed(placement, training.what),
+            on_round=self._reporter.round,
+        )
+        rounds_left = math.ceil(total_steps / per_round) - lower.step // per_round
+        try:
+            if rounds_left:
+                # A round ends by the deadlines of its exchanges, not by Flower's.
+                strategy.start(self._grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left, timeout=math.inf)
+            collected = strategy.collect(self._grid)
+        finally:
+            strategy.close()
+        return [collected[m] for m in sorted(collected)]
+
+    def _judged(self, done: int, total: int) -> None:
+        self._reporter.predicted(done, total)
+        if done < total and self._stop_requested():
+            raise TrainingStopped("stopped, as asked; what was trained is kept")
+
+    def _nodes(self, name: str) -> LightNodes:
+        return self._light(self._part(name, encode_settings(self._config, self._manifest)))
+
+    def _light(self, task: NodeTask) -> LightNodes:
+        return LightNodes(self._grid, task, self._manifest.assignment, self._options)
+
+    def _part(self, name: str, settings: bytes) -> NodeTask:
+        return msgspec.structs.replace(self._task, settings=settings, part=self._name_of_part(name))
+
+    def _name_of_part(self, name: str) -> str:
+        return f"{self._folder.name}/{name}"

@@ -1,0 +1,234 @@
+"""A training of a lightening over the parties gives the very weights of the same training in one process.
+
+The oracle is the training of `psl lighten --local`; the parties exchange real frames, in this process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from psl_flower.architectures import BackboneSize
+from psl_flower.checkpoints import Checkpoints
+from psl_flower.config import RunConfig
+from psl_flower.data.store_set import StoreSet
+from psl_flower.distillation import Teacher
+from psl_flower.engine.build import Phase, make_network, make_task
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.local import LocalExchange
+from psl_flower.engine.rounds import RoundDriver
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import NoCheckpoint, PeerLost, RunError
+from psl_flower.lightening.local import LocalWorkshop
+from psl_flower.lightening.on_node import put_in_place, training_engine
+from psl_flower.lightening.on_server import lower_engine, shapes_up
+from psl_flower.lightening.quantising import folded, with_rounding
+from psl_flower.lightening.training import School, Training, training_config
+from psl_flower.models import PatchSplitNet
+from tests.engines import CPU, STEPS, ForgetfulExchange, Snapshot, copied, differences, prefixed, settings
+
+SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16))
+TEACHER = BackboneSize(depths=(1, 2, 1, 1), widths=(16, 16, 16, 24))
+SHARE = 0.7
+
+
+@pytest.fixture
+def stores(stores_for) -> StoreSet:
+    return stores_for(settings())
+
+
+def a_teacher(config: RunConfig, stores: StoreSet) -> Teacher:
+    """Return a teacher whose BatchNorm has seen something."""
+    net = make_network(config.replace(seed=7), stores.manifest, TEACHER)
+    with torch.no_grad():
+        net.train()(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    return Teacher(net=net.eval().requires_grad_(False), share=SHARE)
+
+
+def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
+    net = make_network(config, stores.manifest, SIZE)
+    return with_rounding(folded(net), bits) if bits else net
+
+
+def a_training(folder: Path, teacher: Teacher | None, bits: int) -> Training:
+    return Training(
+        what="it", place=folder, size=SIZE, epochs=1, teacher=teacher, teacher_size=TEACHER if teacher else None,
+        weight_bits=bits,
+    )  # fmt: skip
+
+
+class Parties:
+    """The parties of a training, with their states in `folder`; weights are put in place if they are given."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stores: StoreSet,
+        folder: Path,
+        *,
+        bits: int = 0,
+        teacher: Teacher | None = None,
+        net: PatchSplitNet | None = None,
+    ) -> None:
+        self.config = training_config(config, 1, rounding=bits > 0)
+        self.folder, self.stores, self.manifest = folder, stores, stores.manifest
+        training = a_training(folder, teacher, bits)
+        self.phase = Phase(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
+        begins = net or student(config, stores, bits)
+        self.lower = lower_engine(self.config, self.manifest, training, copy.deepcopy(begins.lower), CPU)
+        self.checkpoints = Checkpoints(folder / "lower")
+        if net is not None:
+            for m, upper in enumerate(net.uppers):
+                taught = teacher.net.uppers[m].state_dict() if teacher else {}
+                with closing(stores.open(m)) as store:
+                    put_in_place(
+                        self.config, self.manifest, self.phase, store, self.kept(m), upper.state_dict(), taught
+                    )
+            self.checkpoints.save(0, self.lower.state())
+        self.wire = WireFormat(
+            activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
+        )
+        self.parties = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
+        shapes = shapes_up(self.config, self.manifest, training)
+        self.driver = RoundDriver(
+            self.lower, make_task(self.config, self.manifest, stores.labels), shapes, self.checkpoints,
+            checkpoint_every=2,
+        )  # fmt: skip
+
+    def kept(self, m: int) -> Checkpoints:
+        return Checkpoints(self.folder / f"upper-{m}" / "part")
+
+    def upper(self, m: int) -> UpperEngine:
+        engine = training_engine(self.config, self.manifest, self.phase, self.stores.open(m), self.kept(m), CPU)
+        engine.go_to(0)
+        return engine
+
+    def resume(self) -> None:
+        step = self.checkpoints.steps()[-1]
+        self.lower.go_to(step, self.checkpoints)
+        for party in self.parties.values():
+            party.go_to(step)
+
+    def run(self, exchange: Exchange | None = None) -> Snapshot:
+        self.driver.run(exchange or LocalExchange(self.parties, self.wire), STEPS, evaluate=False)
+        taken = prefixed("lower", self.lower.lower.state_dict())
+        for m, party in self.parties.items():
+            party.go_to(STEPS)  # by what it has saved: in a `ForgetfulExchange` other objects have trained
+            taken |= prefixed(f"uppers.{m}", party.model.state_dict())
+        return copied(taken)
+
+
+def in_one_process(
+    config: RunConfig, stores: StoreSet, folder: Path, net: PatchSplitNet, teacher: Teacher | None, bits: int
+) -> Snapshot:
+    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
+    school = School(config=config, stores=stores, opened=opened, device=CPU, progress=lambda *_: None)
+    trained = LocalWorkshop(school, threads=1, batch=1).train(a_training(folder, teacher, bits), net)
+    return copied(trained.state_dict())
+
+
+CASES: dict[str, tuple[dict[str, object], bool, int]] = {
+    "plain": ({}, False, 0),
+    "distilled": ({}, True, 0),
+    "rounded": ({}, False, 7),
+    "rounded and distilled": ({}, True, 7),
+    "distilled, shared patches": ({"uppers": 3}, True, 0),
+    "distilled, codecs": ({"wire_activations": "int8", "wire_gradients": "bfloat16"}, True, 0),
+    "distilled, dropout": ({"patch_dropout": 0.3, "label_smoothing": 0.1, "mixup": 0.5}, True, 0),
+    "distilled, autocast": ({"autocast": True}, True, 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_very_weights_of_one_process(case: str, stores_for, tmp_path: Path) -> None:
+    changes, taught, bits = CASES[case]
+    config = settings(**changes)
+    stores = stores_for(config)
+    teacher = a_teacher(config, stores) if taught else None
+    net = student(config, stores, bits)
+    expected = in_one_process(config, stores, tmp_path, copy.deepcopy(net), teacher, bits)
+    parties = Parties(config, stores, tmp_path, bits=bits, teacher=teacher, net=net)
+    assert differences(parties.run(), expected) == []
+    # It has learnt at all, on both sides of the cut.
+    assert differences(expected, copied(net.state_dict())) >= ["lower.fc.bias"]
+    assert any(name.startswith("uppers.1.") for name in differences(expected, copied(net.state_dict())))
+
+
+def share(teacher: Teacher) -> Teacher:
+    return Teacher(net=teacher.net, share=0.6)
+
+
+def stale_upper(teacher: Teacher) -> Teacher:
+    net = copy.deepcopy(teacher.net)
+    next(net.uppers[1].parameters())[0, 0, 0, 0] += 0.1
+    return Teacher(net=net, share=teacher.share)
+
+
+def stale_lower(teacher: Teacher) -> Teacher:
+    net = copy.deepcopy(teacher.net)
+    net.lower.fc.bias[0] += 0.1
+    return Teacher(net=net, share=teacher.share)
+
+
+def none(teacher: Teacher) -> None:
+    return None
+
+
+@pytest.mark.parametrize("wrong", [share, stale_upper, stale_lower, none])
+def test_a_wrong_teacher_gives_other_weights(
+    wrong: Callable[[Teacher], Teacher | None], stores: StoreSet, tmp_path: Path
+) -> None:
+    config = settings()
+    teacher, net = a_teacher(config, stores), student(config, stores, 0)
+    expected = in_one_process(config, stores, tmp_path, copy.deepcopy(net), teacher, 0)
+    found = Parties(config, stores, tmp_path, teacher=wrong(teacher), net=net).run()
+    different = differences(found, expected)
+    assert "lower.fc.weight" in different
+    assert "uppers.0.conv1.weight" in different
+
+
+@pytest.mark.parametrize("bits", [0, 7])
+def test_single_messages_and_an_interruption_change_nothing(bits: int, stores: StoreSet, tmp_path: Path) -> None:
+    """New engines for every message, from states on disk; a node that vanishes; all go on from the last checkpoint."""
+    config = settings()
+    teacher, net = a_teacher(config, stores), student(config, stores, bits)
+    expected = Parties(config, stores, tmp_path / "whole", bits=bits, teacher=teacher, net=net).run()
+    broken = Parties(config, stores, tmp_path / "parts", bits=bits, teacher=teacher, net=net)
+    with pytest.raises(PeerLost):
+        broken.run(ForgetfulExchange(broken, fail_at=3))
+    again = Parties(config, stores, tmp_path / "parts", bits=bits, teacher=teacher)
+    again.resume()
+    saved = dict.fromkeys(again.parties, again.lower.step)
+    assert again.lower.step == 2
+    assert differences(again.run(ForgetfulExchange(again, saved=saved)), expected) == []
+
+
+def test_the_teacher_costs_nothing_on_the_way_down(stores: StoreSet, tmp_path: Path) -> None:
+    config = settings()
+    sizes = []
+    for teacher in (None, a_teacher(config, stores)):
+        parties = Parties(config, stores, tmp_path / str(len(sizes)), teacher=teacher, net=student(config, stores, 0))
+        exchange = LocalExchange(parties.parties, parties.wire)
+        parties.run(exchange)
+        sizes.append((exchange.bytes_down()[0], exchange.bytes_up()[0]))
+    (alone_down, alone_up), (taught_down, taught_up) = sizes
+    assert taught_down == alone_down
+    assert taught_up > 2.9 * alone_up  # 8 channels, and 16 of the teacher's
+
+
+def test_without_weights_in_place_nothing_is_trained(stores: StoreSet, tmp_path: Path) -> None:
+    """Else a node that lost them would begin with initial ones, unnoticed."""
+    with pytest.raises(NoCheckpoint, match="no weights of this training are in place here"):
+        Parties(settings(), stores, tmp_path)
+
+
+def test_weights_of_another_network_are_refused(stores: StoreSet, tmp_path: Path) -> None:
+    config = settings()
+    net = make_network(config, stores.manifest, TEACHER)
+    with pytest.raises(RunError, match="the weights are of another network"):
+        Parties(config, stores, tmp_path, net=net)

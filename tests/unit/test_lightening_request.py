@@ -1,0 +1,87 @@
+"""A lightening as asked for by KEY=VALUE: read, written, refused; and in a run's settings."""
+
+import pytest
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
+from psl_flower.lightening.request import parse_request, request_of, request_text
+from psl_flower.lightening.settings import EDGE, Against, Asked, Growth, LighteningSettings
+from psl_flower.machine import usable_cores
+
+CONDITIONS = "max-drop=0.01 min-speed=2000"
+
+
+def test_a_request_is_read():
+    asked, settings = parse_request(
+        f"{CONDITIONS} degrees=3 growth=both distil-first=true target='node 3' second-ratio=3"
+    )
+    assert asked == Asked(max_drop=0.01, min_speed=2000.0)
+    assert settings == LighteningSettings(
+        degrees=3, growth=Growth.BOTH, distil_first=True, target="node 3", second_ratio=3.0, threads=1
+    )
+    assert type(settings.second_ratio) is float
+
+
+def test_threads_are_this_machines_cores_or_one_of_a_node():
+    assert parse_request(CONDITIONS).settings.threads == usable_cores()
+    assert parse_request(f"{CONDITIONS} threads=0").settings.threads == usable_cores()
+    assert parse_request(f"{CONDITIONS} target=attic").settings.threads == 1
+    assert parse_request(f"{CONDITIONS} target=attic threads=5").settings.threads == 5
+
+
+def test_what_is_written_is_read_again():
+    values = {
+        "min-accuracy": 0.5, "max-latency-ms": 2.5, "target": "the 'attic'", "against": Against.FIRST, "degrees": 4,
+        "distil-first": True,
+    }  # fmt: skip
+    assert parse_request(request_text(values)) == request_of(values)
+    assert request_of({**values, "target": EDGE}) != request_of(values)
+
+
+REFUSED = [
+    ("", "give one condition of accuracy"),
+    ("max-drop=0.1", "give one condition of speed"),
+    (f"{CONDITIONS} min-accuracy=0.5", "give one condition of accuracy"),
+    (f"{CONDITIONS} degree=3", "unknown key degree; did you mean degrees?"),
+    (f"{CONDITIONS} zebra=3", "unknown key zebra; known: min-accuracy"),
+    (f"{CONDITIONS} degrees=many", "degrees: expected a whole number, got 'many'"),
+    (f"{CONDITIONS} degrees=2.5", "degrees: expected a whole number, got '2.5'"),
+    (f"{CONDITIONS} second-ratio=big", "second-ratio: expected a number, got 'big'"),
+    (f"{CONDITIONS} distil-first=1", "distil-first: expected true or false, got '1'"),
+    (f"{CONDITIONS} teacher=nobody", "teacher: expected one of labels, first, second, got 'nobody'"),
+    (f"{CONDITIONS} degrees=3 degrees=4", "degrees is given twice"),
+    (f"{CONDITIONS} degrees", "expected KEY=VALUE, got 'degrees'"),
+    (f"{CONDITIONS} target='attic", "expected KEY=VALUE ..., got"),
+    (f"{CONDITIONS} target=", "target: expected edge or the name of a node, got an empty text"),
+    ("max-drop=2 min-speed=1", "max-drop: expected a share of 0 to 1, got 2"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), REFUSED)
+def test_refused(text, words):
+    assert REFUSED
+    with pytest.raises(ConfigError) as caught:
+        parse_request(text)
+    assert words in str(caught.value)
+
+
+SETTINGS = [
+    ({"lighten_with": CONDITIONS}, "lighten-with: is set, but lighten is not"),
+    ({"lighten": "a"}, "lighten-with: give one condition of accuracy"),
+    ({"lighten": "a", "lighten_with": "max-drop=0.1"}, "lighten-with: give one condition of speed"),
+    ({"lighten": "../a", "lighten_with": CONDITIONS}, "lighten: expected letters, digits"),
+    ({"lighten": "a", "lighten_with": CONDITIONS, "resume": "b"}, "lighten and resume contradict each other"),
+    ({"lighten": "a", "lighten_with": CONDITIONS, "predict": "b"}, "lighten and predict contradict each other"),
+    ({"lighten": "a", "lighten_with": CONDITIONS, "restore": "b"}, "lighten and restore contradict each other"),
+    ({"lighten": "a", "lighten_with": CONDITIONS, "run_name": "b"}, "lighten and run-name contradict each other"),
+    ({"predict_light": True}, "predict-light: is set, but predict is not"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), SETTINGS)
+def test_settings_that_cannot_be(given, words):
+    assert SETTINGS
+    assert RunConfig(lighten="a", lighten_with=CONDITIONS).lighten == "a"
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**given)
+    assert words in str(caught.value)
