@@ -10,6 +10,8 @@ from simulations.chaos import results as chaos
 from simulations.chaos import table as chaos_table
 from simulations.compare import results as compare
 from simulations.compare import table as compare_table
+from simulations.lightening import results as lightening
+from simulations.lightening import table as lightening_table
 from simulations.reports import load
 from simulations.sealed_cost import results as sealed_cost
 from simulations.sealed_cost import table as sealed_cost_table
@@ -19,7 +21,9 @@ from simulations.tables import Presentation
 from simulations.throughput import results as throughput
 from simulations.throughput import table as throughput_table
 
-AnyReport = throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report
+AnyReport = (
+    throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report | lightening.Report
+)
 _HEAD = """\
 # Benchmarks
 
@@ -39,6 +43,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.separate_hosts --dataset ../shared/data/cifar10 --out docs/results/separate-hosts.json
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
+    python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
 """
 
 
@@ -60,6 +65,7 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
                 or load(path, separate_hosts.Report)
                 or load(path, chaos.Report)
                 or load(path, compare.Report)
+                or load(path, lightening.Report)
             )
             if report is not None:
                 found[path.name] = report
@@ -86,6 +92,8 @@ def present(report: AnyReport) -> Presentation:
             return chaos_table.present(report)
         case compare.Report():
             return compare_table.present(report)
+        case lightening.Report():
+            return lightening_table.present(report)
 
 
 def _section(name: str, report: AnyReport) -> str:

@@ -113,7 +113,7 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
     first: Upper = net.uppers[0]  # type: ignore[assignment]
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
-    template = _export(_OfPatches(first, manifest), (patches_NChw,), [PATCHES], [SMASHED])
+    template = _export(_OfPatches(_scrambled(first), manifest), (patches_NChw,), [PATCHES], [SMASHED])
     P = len(net.assignment)
     smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
     tail = _export(_Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
@@ -301,20 +301,42 @@ def _export(
     output_names: list[str],
     batches: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
-    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, where inputs differ."""
+    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, where inputs differ.
+
+    Raises
+    ------
+    LighteningError
+        If ONNX has no operator for one of the module's.
+    """
     batch = torch.export.Dim("batch", min=1)
     dims = [{0: count * batch if count > 1 else batch} for count in batches or [1] * len(inputs)]
     shapes: Any = (tuple(dims),) if batches else tuple(dims)
     with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            module.eval(), inputs, dynamo=True, dynamic_shapes=shapes, input_names=input_names,
-            output_names=output_names, verbose=False, optimize=True,
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                module.eval(), inputs, dynamo=True, dynamic_shapes=shapes, input_names=input_names,
+                output_names=output_names, verbose=False, optimize=True,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            deepest: BaseException = error
+            while deepest.__cause__ is not None:
+                deepest = deepest.__cause__
+            why = str(deepest).splitlines()[0]
+            raise LighteningError(f"this network cannot be written as ONNX: {why}") from error
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # names files of this machine
     return model
+
+
+@torch.no_grad()
+def _scrambled(upper: Upper) -> Upper:
+    """Return a copy with random weights: the exporter makes one of weights that are equal, as an untrained Upper's."""
+    result, draw = copy.deepcopy(upper), torch.Generator().manual_seed(0)
+    for tensor in result.state_dict().values():
+        tensor.normal_(generator=draw)
+    return result
 
 
 def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> onnx.ModelProto:

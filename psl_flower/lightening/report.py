@@ -11,7 +11,7 @@ from psl_flower.errors import RunError
 from psl_flower.files import write_atomically
 from psl_flower.lightening.bench import Lightened
 from psl_flower.lightening.folder import Entry, LighteningFolder
-from psl_flower.lightening.loop import Attempt, Conditions
+from psl_flower.lightening.loop import Attempt, Conditions, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,12 @@ _NAMES = {
     "first-int8": "first, directly in int8",
     "first-distilled": "first, taught by the second, float32",
     "second": "second, float32",
+}
+# In the plots: marker and colour.
+_KINDS = {
+    "compared with": ("s", "tab:blue"),
+    "light, by degree: satisfies": ("o", "tab:green"),
+    "light: does not": ("o", "tab:orange"),
 }
 
 
@@ -166,7 +172,7 @@ def _plot(result: Lightened, path: Path) -> None:
 
     conditions = result.conditions
     entries = newest(result.folder.entries, conditions)
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     by_speed, by_size = figure.subplots(1, 2, sharey=True)
     if conditions.min_speed is not None:
@@ -182,21 +188,44 @@ def _plot(result: Lightened, path: Path) -> None:
     by_size.set_xlabel("MB on disk")
     by_speed.set_ylabel("accuracy")
     for axes in (by_speed, by_size):
-        axes.axhline(conditions.min_accuracy, color="grey", linestyle=":")
-        axes.set_xscale("log")
+        axes.axhline(conditions.min_accuracy, color="grey", linestyle=":", label="thresholds")
+        _plain_numbers(axes)
         axes.grid(alpha=0.3)
+    handles, names = by_speed.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=9)
     # Without a date and random ids the same result gives the same file.
     figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, more_is_better: bool) -> None:
-    accuracy = [entry.judged.accuracy for entry in entries]
+    for kind, (marker, colour) in _KINDS.items():
+        chosen = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if _kind(e) == kind]
+        if chosen:
+            axes.plot(*zip(*chosen, strict=True), marker, color=colour, label=kind)
     for entry, value in zip(entries, values, strict=True):
-        satisfied = entry.verdict == "satisfied"
-        colour = "tab:blue" if entry.degree is None else "tab:green" if satisfied else "tab:orange"
-        axes.plot(value, entry.judged.accuracy, "s" if entry.degree is None else "o", color=colour)
         label = entry.what if entry.degree is None else str(entry.degree)
         axes.annotate(label, (value, entry.judged.accuracy), textcoords="offset points", xytext=(5, 5), fontsize=8)
     sign = 1 if more_is_better else -1
+    accuracy = [entry.judged.accuracy for entry in entries]
     front = pareto([(sign * value, a) for value, a in zip(values, accuracy, strict=True)])
-    axes.plot([values[i] for i in front], [accuracy[i] for i in front], color="grey", linewidth=1, zorder=0)
+    line = [values[i] for i in front], [accuracy[i] for i in front]
+    axes.plot(*line, color="grey", linewidth=1, zorder=0, label="Pareto front")
+
+
+def _kind(entry: Entry) -> str:
+    if entry.degree is None:
+        return "compared with"
+    return "light, by degree: satisfies" if entry.verdict == Verdict.SATISFIED else "light: does not"
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Give logarithmic axes few and plain numbers, and room for the names beside the points."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.08)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))

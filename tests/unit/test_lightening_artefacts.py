@@ -1,6 +1,7 @@
 """The ONNX files of a light model: what they answer, that the whole is its parts, how they are measured and kept."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -15,13 +16,14 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_network
 from psl_flower.errors import LighteningError, RunError
 from psl_flower.evaluation import images_in
-from psl_flower.lightening import artefacts
+from psl_flower.lightening import artefacts, judging
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import answers, measure_speed, open_session
-from psl_flower.lightening.loop import Attempt, Conditions, Verdict
+from psl_flower.lightening.local import Lightened
+from psl_flower.lightening.loop import Attempt, Conditions, End, Outcome, Verdict
 from psl_flower.lightening.quantising import folded
-from psl_flower.lightening.report import newest, pareto, rows
+from psl_flower.lightening.report import PLOT_FILES, newest, pareto, rows, write_report
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.pixels import normalise
 from psl_flower.runs import RunFolder
@@ -122,6 +124,33 @@ def test_speed_is_the_median_of_warm_runs(made):
     assert runs.count(1) >= 3 + 100  # a second at least
 
 
+def test_one_thread_is_timed_by_its_processor_time(made, monkeypatch):
+    """What sleeps, as a thread does that others keep from the processor, is not slower; several threads are."""
+
+    class Sleepy:
+        def __init__(self, threads):
+            self._session = open_session(made.int8, threads)
+            self.get_session_options = self._session.get_session_options
+
+        def run(self, *given):
+            time.sleep(0.02)
+            return self._session.run(*given)
+
+    monkeypatch.setattr(judging, "_LEAST_S", 0.0)
+    one, several = (measure_speed(Sleepy(threads), made.test[:8]).latency_ms for threads in (1, 2))
+    assert one < 20 <= several
+
+
+def test_an_upper_that_never_trained_is_exported_too(made):
+    """Its biases are equal, so the exporter would keep one of them; the other Uppers' differ."""
+    plain = folded(made.net)
+    with torch.no_grad():
+        for name, parameter in plain.uppers[0].named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    artefacts._check(plain, made.manifest, make_float(plain, made.manifest).whole)
+
+
 def test_a_wrong_export_is_refused(made, monkeypatch):
     plain = folded(made.net)
     monkeypatch.setattr(artefacts, "_normalised", lambda pixels, manifest: pixels * 0.5)
@@ -146,6 +175,15 @@ def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):
         open_session(path, 1)
     with pytest.raises(RunError, match="there is no such file"):
         open_session(tmp_path / "absent.onnx", 1)
+
+
+def test_an_operator_that_onnx_lacks_is_named():
+    class Eigen(torch.nn.Module):
+        def forward(self, matrix):
+            return torch.linalg.eigvals(matrix).abs()
+
+    with pytest.raises(LighteningError, match=r"^this network cannot be written as ONNX: .*aten\.linalg_eig"):
+        artefacts._export(Eigen(), (torch.rand(2, 3, 3),), ["matrix"], ["values"])
 
 
 @pytest.fixture
@@ -253,3 +291,22 @@ def test_the_pareto_front():
     points = [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7), (3.0, 0.8), (0.5, 0.9)]
     assert pareto(points) == [0, 3]
     assert pareto([]) == []
+
+
+@pytest.mark.parametrize("asked", [ASKED, Conditions(min_accuracy=0.8, max_latency_ms=5.0)])
+def test_the_report_is_the_same_whenever_it_is_written(run, asked):
+    folder = LighteningFolder(run, SETTINGS)
+    folder.note("first", judged(accuracy=0.91), 0.0)
+    for degree, speed in ((1, 200.0), (3, 2000.0)):
+        made = judged(accuracy=0.9, images_per_s=speed, latency_ms=1000 / speed)
+        folder.note_attempt(Attempt(degree=degree, judged=made, verdict=asked.verdict(made)), asked, 0.0)
+    best = Attempt(degree=3, judged=made, verdict=Verdict.SATISFIED)
+    outcome = Outcome(end=End.SATISFIED, attempts=(best,), best=best, reason="both conditions hold")
+    result = Lightened(folder=folder, conditions=asked, outcome=outcome, third=None)
+    report = write_report(result)
+    files = [report, *(folder.path / name for name in PLOT_FILES)]
+    written = [path.read_bytes() for path in files]
+    assert "Result: **satisfied** (both conditions hold). Best: degree 3." in written[0].decode()
+    assert written[1].startswith(b"\x89PNG") and b"</svg>" in written[2]
+    write_report(result)
+    assert [path.read_bytes() for path in files] == written

@@ -1,0 +1,77 @@
+"""The reference: a run of its own in the workspace, trained through Flower or, with the same weights, as one graph."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from psl_flower.assembled import save_assembled
+from psl_flower.batches import batch_order
+from psl_flower.checkpoints import load_state, save_state
+from psl_flower.config import RunConfig
+from psl_flower.data.preparing import prepare_stores
+from psl_flower.data.store_set import StoreSet
+from psl_flower.devices import choose_device
+from psl_flower.engine.monolith import Monolith
+from psl_flower.errors import RunError
+from psl_flower.launch.running import local_paths
+from psl_flower.runs import RunFolder, Status, open_run
+from simulations import settings as common
+from simulations.compare.federated import patch_split
+from simulations.progress import Progress
+
+
+def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress) -> RunFolder:
+    """Return a trained run of these settings; one that the workspace has is not trained again, a part goes on.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    engine : str
+        One of `simulations.lightening.results.ENGINES`.
+    workspace : Path
+        Where the run is.
+    progress : Progress
+        Told how it goes.
+
+    Raises
+    ------
+    PslError
+        If the dataset cannot be used, or the training fails.
+    """
+    config = config.replace(**local_paths(config.to_mapping()))
+    told = json.dumps([engine, common.without(config, ["workspace", "run-name"])], sort_keys=True)
+    name = f"reference-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    config = config.replace(workspace=str(workspace), run_name=name)
+    with contextlib.suppress(RunError):
+        found = open_run(workspace, name)
+        if (status := found.read_status()) is not None and status.state == "completed":
+            return found
+    stores = prepare_stores(config, progress.ingesting)
+    steps = batch_order(config, stores.manifest).steps_per_epoch
+    progress.trial("reference")
+    if engine == "flwr":
+        patch_split(config, steps, lambda step: progress.step("training", step, steps * config.rounds))
+    else:
+        _as_one_graph(config, stores, RunFolder(workspace / "runs" / name), steps, progress)
+    return open_run(workspace, name)
+
+
+def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: int, progress: Progress) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_config(config)
+    run.write_manifest(stores.manifest)
+    checkpoint, total, device = run.path / "one-graph.pt", steps * config.rounds, choose_device(config.device)
+    with contextlib.ExitStack() as closing:
+        opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
+        monolith = Monolith(config, stores.manifest, stores.labels, opened, device)
+        if checkpoint.exists():
+            monolith.load_state_dict(load_state(checkpoint, device))
+        while monolith.step < total:
+            monolith.train(steps, lambda step, *_: progress.step("training", step, total))
+            save_state(checkpoint, monolith.state_dict())
+    save_assembled(run.model, monolith.net.state_dict())
+    run.write_status(Status(state="completed", step=total, total_steps=total))
