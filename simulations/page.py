@@ -10,6 +10,8 @@ from simulations.chaos import results as chaos
 from simulations.chaos import table as chaos_table
 from simulations.compare import results as compare
 from simulations.compare import table as compare_table
+from simulations.grid_choice import results as grid_choice
+from simulations.grid_choice import table as grid_choice_table
 from simulations.reports import load
 from simulations.sealed_cost import results as sealed_cost
 from simulations.sealed_cost import table as sealed_cost_table
@@ -19,7 +21,9 @@ from simulations.tables import Presentation
 from simulations.throughput import results as throughput
 from simulations.throughput import table as throughput_table
 
-AnyReport = throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report
+AnyReport = (
+    throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report | grid_choice.Report
+)
 _HEAD = """\
 # Benchmarks
 
@@ -39,6 +43,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.separate_hosts --dataset ../shared/data/cifar10 --out docs/results/separate-hosts.json
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
+    python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
 """
 
 
@@ -60,6 +65,7 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
                 or load(path, separate_hosts.Report)
                 or load(path, chaos.Report)
                 or load(path, compare.Report)
+                or load(path, grid_choice.Report)
             )
             if report is not None:
                 found[path.name] = report
@@ -86,6 +92,8 @@ def present(report: AnyReport) -> Presentation:
             return chaos_table.present(report)
         case compare.Report():
             return compare_table.present(report)
+        case grid_choice.Report():
+            return grid_choice_table.present(report)
 
 
 def _section(name: str, report: AnyReport) -> str:
@@ -97,7 +105,7 @@ def _section(name: str, report: AnyReport) -> str:
             "",
             f"{said.title}. {report.date}, {report.machine['system']}; {versions}.",
             "",
-            *(f"{_markdown(*cells)}\n" for cells in said.tables),
+            *(f"{markdown(*cells)}\n" for cells in said.tables),
             said.notes,
             "",
             "Again:",
@@ -108,6 +116,7 @@ def _section(name: str, report: AnyReport) -> str:
     )
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown, its first column to the left."""
     line = "|" + " --- |" + " ---: |" * (len(head) - 1)
     return "\n".join(["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)])

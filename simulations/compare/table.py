@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from statistics import fmean
 
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, Mean, Method, Report, Summary
 from simulations.compare.study import DEFAULTS
@@ -19,9 +20,10 @@ _ENGINES = {
 
 def present(report: Report) -> Presentation:
     """Return the report in words."""
+    tables = (accuracy(report), traffic(report), work(report), seen(report))
     return Presentation(
         title=title(report),
-        tables=(accuracy(report), traffic(report), work(report), seen(report)),
+        tables=(*tables, absent(report)) if any(trial.absent for trial in report.measurements) else tables,
         notes=notes(report),
         command=command(report),
     )
@@ -88,6 +90,30 @@ def work(report: Report) -> Cells:
     ]
 
 
+def absent(report: Report) -> Cells:
+    """Return names and cells of the table of accuracy without some Uppers: mean over choices of them and seeds."""
+    found = {summary.method.name: absence(report, summary.method.name) for summary in report.summaries}
+    counts = sorted({count for means in found.values() for count in means})
+    head = ("accuracy, %, without so many Uppers", *map(str, counts))
+    return head, [
+        (name, *(_mean(means[count], 100) if count in means else "-" for count in counts))
+        for name, means in found.items()
+        if means
+    ]
+
+
+def absence(report: Report, method: str) -> dict[int, Mean]:
+    """Return a method's accuracy by absent Uppers: the mean over choices of them and seeds, and lowest and highest."""
+    found: dict[int, list[Mean]] = {}
+    for trial in report.trials_of(method):
+        for point in trial.absent:
+            found.setdefault(point.absent, []).append(point.accuracy)
+    return {
+        count: Mean(mean=fmean(m.mean for m in means), low=min(m.low for m in means), high=max(m.high for m in means))
+        for count, means in found.items()
+    }
+
+
 def seen(report: Report) -> Cells:
     """Return names and cells of the table of what each party gets to see."""
     return ("method", "a node sees", "the server sees"), [
@@ -122,6 +148,11 @@ def notes(report: Report) -> str:
     ]
     if PATCHES in kinds:
         parts.append(f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations.")
+    if any(trial.absent for trial in report.measurements):
+        parts.append(
+            "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "
+            "to highest) over choices of Uppers and seeds."
+        )
     if MERGED in kinds:
         parts.append(
             "The whole image augmented by patches is the network in one process on images put together from patches "
@@ -143,7 +174,7 @@ def notes(report: Report) -> str:
 
 def command(report: Report) -> str:
     """Return the command line that measures the same again."""
-    options = [word for name, value in report.settings.options.items() for word in (f"--{name}", value)]
+    options = [word for name, value in report.settings.options.items() for word in (f"--{name}", value) if word]
     return again("compare", options, report.settings.config, DEFAULTS)
 
 
@@ -183,6 +214,22 @@ def curves_csv(report: Report) -> str:
     for trial in report.measurements:
         for point in trial.points:
             writer.writerow([trial.method, trial.seed, trial.engine, *(getattr(point, name) for name in names)])
+    return file.getvalue()
+
+
+def absent_csv(report: Report) -> str:
+    """Return the accuracy of every trial without some Uppers as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["method", "seed", "absent", "accuracy_mean", "accuracy_low", "accuracy_high", "choices", "possible"]
+    )
+    for trial in report.measurements:
+        for point in trial.absent:
+            known = point.accuracy
+            writer.writerow(
+                [trial.method, trial.seed, point.absent, known.mean, known.low, known.high, point.tried, point.possible]
+            )
     return file.getvalue()
 
 
