@@ -71,12 +71,17 @@ def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
         accuracy,
         *_figures(plots),
         *others,
-        f"<h2>How to read this</h2>\n<p>{escape(said.notes)}</p>",
+        f"<h2>How to read this</h2>\n<p>{_with_code(said.notes)}</p>",
         f"<h2>Again</h2>\n<pre>{escape(said.command)}</pre>",
         "</body>",
         "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML, with what is between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _figures(plots: Sequence[Plot]) -> list[str]:

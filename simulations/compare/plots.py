@@ -47,6 +47,7 @@ def accuracy_by_epoch(report: Report) -> Figure:
     figure, axes = _new("epochs", "test accuracy, %")
     _curves(report, axes, lambda point: point.epoch)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_target(report, axes)
     return _finished(figure, axes)
 
@@ -90,6 +91,7 @@ def adaptation(report: Report) -> list[tuple[str, Figure]]:
             report, axes, lambda point: point.epoch * report.settings.steps_per_epoch,
             only=lambda trial, names=names: trial.method in names,  # type: ignore[misc]
         )  # fmt: skip
+        axes.set_xlim(left=0)
         found.append((group, _finished(figure, axes)))
     return found
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, Mean, Method, Report, Summary
 from simulations.compare.study import DEFAULTS
-from simulations.tables import Cells, Presentation, again, machine, spread
+from simulations.tables import Cells, Presentation, again, dataset_name, machine, spread
 
 _ENGINES = {
     "flwr": "through `flwr run` in Flower's simulation",
@@ -32,9 +32,10 @@ def present(report: Report) -> Presentation:
 def title(report: Report) -> str:
     """Return one line: what was trained on what, and where."""
     settings = report.settings
+    dataset = dataset_name(str(settings.config["dataset"]))
     seeds = len({trial.seed for trial in report.measurements})
     return (
-        f"{settings.config['dataset']}, {settings.config['backbone']}, {settings.train_images} training and "
+        f"{dataset}, {settings.config['backbone']}, {settings.train_images} training and "
         f"{settings.test_images} test images, {settings.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}; "
         f"{machine(report)}"
     )
@@ -147,7 +148,11 @@ def notes(report: Report) -> str:
         "processes out. Parties share this machine's cores.",
     ]
     if PATCHES in kinds:
-        parts.append(f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations.")
+        config = settings.config
+        parts.append(
+            f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations; smashed data go "
+            f"as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
+        )
     if any(trial.absent for trial in report.measurements):
         parts.append(
             "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psl_flower.config import size_text
 from simulations.grid_choice.results import Chosen, Report
-from simulations.tables import Cells, Presentation, again, machine
+from simulations.tables import Cells, Presentation, again, dataset_name, machine
 
 
 def present(report: Report) -> Presentation:
@@ -22,7 +22,7 @@ def choices(report: Report) -> Cells:
     head = ("images", "image size", "looked at", "turns of brightness", "patches", "patch size", "stride")
     return head, [
         (
-            found.name,
+            dataset_name(found.name),
             size_text(found.image_size),
             str(found.num_images),
             f"{found.turns:.1f}",
@@ -36,7 +36,7 @@ def choices(report: Report) -> Cells:
 
 def notes(report: Report) -> str:
     """Return how to read the table, with what a run says of each choice."""
-    said = " ".join(f'{found.name}: "{found.reason}".' for found in report.measurements)
+    said = " ".join(f'{dataset_name(found.name)}: "{found.reason}".' for found in report.measurements)
     return (
         "How often brightness turns along a line of an image, on average, decides: from 2, 4 and 8 turns on the "
         "patches overlap or are finer, as far as the images' size allows. The photographs come with scikit-learn. "
