@@ -10,6 +10,8 @@ from simulations.chaos import results as chaos
 from simulations.chaos import table as chaos_table
 from simulations.compare import results as compare
 from simulations.compare import table as compare_table
+from simulations.grid_choice import results as grid_choice
+from simulations.grid_choice import table as grid_choice_table
 from simulations.lightening import results as lightening
 from simulations.lightening import table as lightening_table
 from simulations.reports import load
@@ -22,7 +24,13 @@ from simulations.throughput import results as throughput
 from simulations.throughput import table as throughput_table
 
 AnyReport = (
-    throughput.Report | sealed_cost.Report | separate_hosts.Report | chaos.Report | compare.Report | lightening.Report
+    throughput.Report
+    | sealed_cost.Report
+    | separate_hosts.Report
+    | chaos.Report
+    | compare.Report
+    | lightening.Report
+    | grid_choice.Report
 )
 _HEAD = """\
 # Benchmarks
@@ -44,6 +52,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
+    python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
 """
 
 
@@ -66,6 +75,7 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
                 or load(path, chaos.Report)
                 or load(path, compare.Report)
                 or load(path, lightening.Report)
+                or load(path, grid_choice.Report)
             )
             if report is not None:
                 found[path.name] = report
@@ -94,6 +104,8 @@ def present(report: AnyReport) -> Presentation:
             return compare_table.present(report)
         case lightening.Report():
             return lightening_table.present(report)
+        case grid_choice.Report():
+            return grid_choice_table.present(report)
 
 
 def _section(name: str, report: AnyReport) -> str:
@@ -105,7 +117,7 @@ def _section(name: str, report: AnyReport) -> str:
             "",
             f"{said.title}. {report.date}, {report.machine['system']}; {versions}.",
             "",
-            *(f"{_markdown(*cells)}\n" for cells in said.tables),
+            *(f"{markdown(*cells)}\n" for cells in said.tables),
             said.notes,
             "",
             "Again:",
@@ -116,6 +128,7 @@ def _section(name: str, report: AnyReport) -> str:
     )
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown, its first column to the left."""
     line = "|" + " --- |" + " ---: |" * (len(head) - 1)
     return "\n".join(["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +62,11 @@ def machine(report: Report) -> str:
     """Return the report's machine in some words."""
     found = report.machine
     return f"{found['cpu']}, {found['cores']} cores, {float(found['memory_bytes']) / 2**30:.0f} GiB"
+
+
+def dataset_name(name: str) -> str:
+    """Return a dataset's name; of a folder, wherever it lies, its last part."""
+    return Path(name).name if name.startswith((".", "/")) else name
 
 
 def spread(values: Spread | None, text: Callable[[float], str]) -> str:

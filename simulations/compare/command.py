@@ -16,7 +16,7 @@ from psl_flower.partitions import PARTITIONS
 from simulations import reports
 from simulations.command_line import checked, count, exit_status, new_benchmark_parser
 from simulations.compare import study, table
-from simulations.compare.methods import CHOICES, Choice, grid_texts, read_grid
+from simulations.compare.methods import CHOICES, Choice, grid_texts, read_grid, read_variant
 from simulations.compare.results import ENGINES
 from simulations.progress import Progress
 from simulations.settings import merge
@@ -46,6 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="patch/stride in pixels, such as 16x16,16x16/8x8 [2x2 patches; the same overlapping by half]")  # fmt: skip
     add("--alphas", type=_list(_number), default=(0.0, 1.0), metavar="LIST",
         help="weights of the Adaptation Net's loss, 0 without it [0,1]")  # fmt: skip
+    add("--variants", type=_list(_variant), default=(), metavar="LIST",
+        help="patch-split learning also with these settings, such as flip=true,cutout=8+mixup=0.2 [none]")  # fmt: skip
     add("--partitions", type=_list(_of(PARTITIONS)), default=PARTITIONS, metavar="LIST",
         help="how averaging's clients share the images [iid,dirichlet]")  # fmt: skip
     add("--dirichlet-alpha", type=_number, default=0.5, help="the smaller, the more clients' classes differ [0.5]")
@@ -59,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--engine", choices=ENGINES, default="flwr",
         help="patch-split learning: through flwr run, or without Flower: by the same engine in one process, or as one "
         "graph, which is fastest on a GPU [flwr]")  # fmt: skip
+    add("--absent", action="store_true", help="with --engine one-graph: also accuracy without some Uppers")
     add("--target", type=_number, help="accuracy of which the epochs are counted [nine tenths of the whole image's]")
     return parser
 
@@ -69,6 +72,8 @@ def read_config(given: argparse.Namespace) -> RunConfig:
         raise ConfigError(
             f"--local-epochs: {given.epochs} epochs are no whole number of rounds of {given.local_epochs}"
         )
+    if given.absent and given.engine != "one-graph":
+        raise ConfigError("--absent goes with --engine one-graph")
     config = merge({"dataset": given.dataset}, given.settings, study.DECIDED, study.DEFAULTS)
     return config.replace(max_train=given.max_train, max_test=given.max_test)
 
@@ -76,12 +81,13 @@ def read_config(given: argparse.Namespace) -> RunConfig:
 def read_options(given: argparse.Namespace) -> study.Options:
     """Return the rest."""
     choice = Choice(
-        methods=given.methods, grids=given.grids, alphas=given.alphas, partitions=given.partitions,
-        dirichlet_alpha=given.dirichlet_alpha, clients=given.clients, local_epochs=given.local_epochs,
+        methods=given.methods, grids=given.grids, alphas=given.alphas, variants=given.variants,
+        partitions=given.partitions, dirichlet_alpha=given.dirichlet_alpha, clients=given.clients,
+        local_epochs=given.local_epochs,
     )  # fmt: skip
     return study.Options(
         choice=choice, seeds=given.seeds, epochs=given.epochs, evaluations=given.evaluations, engine=given.engine,
-        target=given.target, told=_told(given),
+        absent=given.absent, target=given.target, told=_told(given),
     )  # fmt: skip
 
 
@@ -135,6 +141,7 @@ def _words(given: argparse.Namespace) -> dict[str, str]:
         "methods": ",".join(given.methods),
         "grids": grid_texts(given.grids),
         "alphas": ",".join(f"{alpha:g}" for alpha in given.alphas),
+        "variants": ",".join(given.variants),
         "partitions": ",".join(given.partitions),
         "dirichlet-alpha": f"{given.dirichlet_alpha:g}",
         "clients": str(given.clients),
@@ -145,6 +152,7 @@ def _words(given: argparse.Namespace) -> dict[str, str]:
         "max-train": str(given.max_train),
         "max-test": str(given.max_test),
         "engine": given.engine,
+        "absent": "" if given.absent else "no",
         "target": "" if given.target is None else f"{given.target:g}",
     }
 
@@ -171,6 +179,11 @@ def _of(choices: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _variant(text: str) -> str:
+    read_variant(text)
+    return text
 
 
 def _number(text: str) -> float:

@@ -41,6 +41,8 @@ def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Pa
     reports.save(folder / "report.json", report)
     reports.write(folder / "methods.csv", table.to_csv(report).encode())
     reports.write(folder / "curves.csv", table.curves_csv(report).encode())
+    if any(trial.absent for trial in report.measurements):
+        reports.write(folder / "absent.csv", table.absent_csv(report).encode())
     shown = []
     with mpl.rc_context(_STYLE):
         for drawing in _drawings(report, holdings):
@@ -80,6 +82,10 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
     for number, (group, figure) in enumerate(plots.adaptation(report)):
         text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed)."
         found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))
+    absent = plots.absent(report)
+    if absent is not None:
+        text = "Mean over choices of absent Uppers and seeds (line), and the range (band)."
+        found.append(_Drawing("absent", "Accuracy without some Uppers", text, absent))
     for number, (name, figure) in enumerate(plots.confusion(report)):
         text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
         found.append(_Drawing(f"confusion-{number}", "Confusion matrix", text, figure))

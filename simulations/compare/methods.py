@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import msgspec
 
+from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
 from psl_flower.fedavg import STRATEGIES
 from psl_flower.partitions import PARTITIONS
 from psl_flower.patches import PatchGrid
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
+from simulations.reports import Values
 
 _NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedadam": "FedAdam"}
 CHOICES = ("whole", "patch-split", *STRATEGIES)
+# Settings that a variant may change: those that leave images, test images and passes alike.
+VARIED = frozenset(
+    {
+        "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",
+        "schedule", "uppers", "assignment", "cut", "protection", "wire-activations", "wire-gradients", "autocast",
+    }
+)  # fmt: skip
 
 Size = tuple[int, int]
 
@@ -30,6 +40,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         In pixels; empty for 2x2 patches, and the same with patches that overlap by half.
     alphas : tuple of float
         Weights of the Adaptation Net's loss; 0: without.
+    variants : tuple of str
+        Patch-split learning is trained as it is and with each of these, as `read_variant` takes them.
     partitions : tuple of str
         Of `PARTITIONS`.
     dirichlet_alpha : float
@@ -43,6 +55,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[str, ...]
     grids: tuple[tuple[Size, Size], ...]
     alphas: tuple[float, ...]
+    variants: tuple[str, ...]
     partitions: tuple[str, ...]
     dirichlet_alpha: float
     clients: int
@@ -56,6 +69,22 @@ def read_grid(text: str) -> tuple[Size, Size]:
     if size == (0, 0) or (slash and not stride):
         raise ConfigError(f'grids: expected patch sizes such as "16x16" or "16x16/8x8" (patch/stride), got {text!r}')
     return size, parse_size("grids", stride) if stride else size
+
+
+def read_variant(text: str) -> Values:
+    """Return the settings of a variant such as "flip=true+shift=2"; of an empty one none.
+
+    Raises
+    ------
+    ConfigError
+        If it is not KEY=VALUE with + between, a setting is wrong, or is not one that a variant may change.
+    """
+    settings = parse_settings(text.split("+") if text else [])
+    refused = sorted(settings.keys() - VARIED)
+    if refused:
+        raise ConfigError(f"variants: {refused[0]!r} is none of {', '.join(sorted(VARIED))}")
+    told = RunConfig.from_mapping(settings).to_mapping()
+    return {key: told[key] for key in settings}
 
 
 def usual_grids(image_size: Size) -> tuple[tuple[Size, Size], ...]:
@@ -90,14 +119,14 @@ def plan(config: RunConfig, choice: Choice, image_size: Size) -> list[Method]:
                 )
             )
         elif name == "patch-split":
-            for grid in grids:
-                label = _label(grid, cut[grid])
+            for grid, variant in product(grids, ("", *choice.variants)):
+                label = _label(grid, cut[grid]) + (f", {variant.replace('+', ' ')}" if variant else "")
                 found += [
                     Method(
                         kind=PATCHES,
                         name=label + (f" + Adaptation Net{_strength(alpha, choice)}" if alpha else ""),
                         group=label,
-                        config={**_grid_settings(grid), "alpha": alpha},
+                        config={**_grid_settings(grid), "alpha": alpha, **read_variant(variant)},
                     )
                     for alpha in choice.alphas
                 ]

@@ -33,7 +33,8 @@ figure svg { display: block; width: 100%; height: auto; max-width: 38rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .25rem; }
 pre { background: var(--shade); padding: .75rem; overflow-x: auto; font-size: .85rem; }
 """
-_HEADINGS = ("Accuracy and time", "What is sent", "What is computed and held", "Who sees what")
+_WORDS = "Who sees what"
+_HEADINGS = ("Accuracy and time", "What is sent", "What is computed and held", _WORDS, "Accuracy without some Uppers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,10 @@ class Plot:
 
 def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
     """Return the page."""
+    # The last one only where it was measured.
     accuracy, *others = [
-        f"<h2>{heading}</h2>\n{_table(cells, words=heading == _HEADINGS[-1])}"
-        for heading, cells in zip(_HEADINGS, said.tables, strict=True)
+        f"<h2>{heading}</h2>\n{_table(cells, words=heading == _WORDS)}"
+        for heading, cells in zip(_HEADINGS, said.tables, strict=False)
     ]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
     parts = [
@@ -69,12 +71,17 @@ def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
         accuracy,
         *_figures(plots),
         *others,
-        f"<h2>How to read this</h2>\n<p>{escape(said.notes)}</p>",
+        f"<h2>How to read this</h2>\n<p>{_with_code(said.notes)}</p>",
         f"<h2>Again</h2>\n<pre>{escape(said.command)}</pre>",
         "</body>",
         "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML, with what is between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _figures(plots: Sequence[Plot]) -> list[str]:

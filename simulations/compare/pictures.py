@@ -15,7 +15,7 @@ from psl_flower.patches import PatchGrid
 from simulations.compare.study import Holding
 
 _WIDTH = 4.7
-# Nodes shown; of more than that the first ones.
+# Nodes shown; of more than that some, spread over all.
 _SHOWN = 4
 _LINE = "#d55e00"
 _EMPTY = 0.92
@@ -35,8 +35,10 @@ def picture(holding: Holding) -> Figure:
     image_HWC = _pixels(images_BCHW[0])
     _show(panels[0], image_HWC, "image")
     _lines(panels[0], holding.grid)
-    for m in range(min(_SHOWN, max(holding.assignment) + 1)):
-        _show(panels[m + 1], _part(image_HWC, holding.grid, holding.assignment, m), f"node {m}")
+    nodes = max(holding.assignment) + 1
+    shown = np.linspace(0, nodes - 1, min(_SHOWN, nodes)).round().astype(int).tolist()
+    for axes, m in zip(panels[1:], shown, strict=False):
+        _show(axes, _part(image_HWC, holding.grid, holding.assignment, m), f"node {m}")
     return figure
 
 
@@ -45,7 +47,7 @@ def caption(holding: Holding) -> str:
     if holding.grid is None:
         return "Federated averaging: every client holds whole images of its own, with their labels."
     grid, nodes = holding.grid, max(holding.assignment) + 1
-    shown = f" The first {_SHOWN} of {nodes} nodes are shown." if nodes > _SHOWN else ""
+    shown = f" {_SHOWN} of {nodes} nodes are shown." if nodes > _SHOWN else ""
     share = 100 * grid.patch_size[0] * grid.patch_size[1] / (grid.image_size[0] * grid.image_size[1])
     several = f"some of {grid.num_patches} patches of every image"
     one = f"one of {grid.num_patches} patches of every image, {share:.0f} % of its pixels"

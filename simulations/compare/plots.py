@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
+from simulations.compare import table
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method, Point, Report, Trial
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-_SPLIT = ("#0072b2", "#009e73", "#56b4e9", "#004d40", "#5c6bc0", "#7cb342")
+_SPLIT = (
+    "#0072b2", "#009e73", "#56b4e9", "#004d40", "#5c6bc0", "#7cb342", "#8d6e63", "#e69f00", "#cc79a7", "#d55e00",
+)  # fmt: skip
 _AVERAGED = ("#d55e00", "#cc79a7", "#e69f00", "#8c4a00", "#99004d", "#b38f00")
 _ALONE = {WHOLE: "#000000", MERGED: "#7f7f7f"}
 _INK, _FAINT = "#222222", "#dddddd"
@@ -44,6 +47,7 @@ def accuracy_by_epoch(report: Report) -> Figure:
     figure, axes = _new("epochs", "test accuracy, %")
     _curves(report, axes, lambda point: point.epoch)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_target(report, axes)
     return _finished(figure, axes)
 
@@ -87,8 +91,29 @@ def adaptation(report: Report) -> list[tuple[str, Figure]]:
             report, axes, lambda point: point.epoch * report.settings.steps_per_epoch,
             only=lambda trial, names=names: trial.method in names,  # type: ignore[misc]
         )  # fmt: skip
+        axes.set_xlim(left=0)
         found.append((group, _finished(figure, axes)))
     return found
+
+
+def absent(report: Report) -> Figure | None:
+    """Return accuracy over absent Uppers; None where it was not measured."""
+    if not any(trial.absent for trial in report.measurements):
+        return None
+    style = styles([summary.method for summary in report.summaries])
+    figure, axes = _new("absent Uppers", "test accuracy, %")
+    for summary in report.summaries:
+        means = table.absence(report, summary.method.name)
+        if means:
+            look = style[summary.method.name]
+            axes.plot(
+                list(means), [100 * found.mean for found in means.values()], label=summary.method.name, marker="o",
+                markersize=3, linewidth=1.6, **look,
+            )  # type: ignore[arg-type]  # fmt: skip
+            low, high = ([100 * getattr(found, end) for found in means.values()] for end in ("low", "high"))
+            axes.fill_between(list(means), low, high, color=str(look["color"]), alpha=0.12, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finished(figure, axes)
 
 
 def confusion(report: Report) -> list[tuple[str, Figure]]:

@@ -63,6 +63,29 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int = 0
 
 
+class Mean(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean and range over the seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """Return that of one or more values."""
+        known = list(values)
+        return cls(mean=statistics.fmean(known), low=min(known), high=max(known))
+
+
+class Absence(msgspec.Struct, frozen=True, kw_only=True):
+    """Accuracy of a trained network without so many of its Uppers, over choices of them; see `psl_flower.absence`."""
+
+    absent: int
+    accuracy: Mean
+    tried: int
+    possible: int
+
+
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One method, trained once.
 
@@ -84,6 +107,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
     peak_bytes : dict
         Highest resident memory of a process, by role: "node", "server" or "one process".
+    absent : tuple of Absence
+        Accuracy without 0, 1, 2, ... Uppers, where it was measured.
     """
 
     method: str
@@ -95,6 +120,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     up: dict[str, int] = {}
     down: dict[str, int] = {}
     peak_bytes: dict[str, int] = {}
+    absent: tuple[Absence, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -124,20 +150,6 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     node_images: int
     node_weights: int
     weights: int
-
-
-class Mean(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean and range over the seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Mean:
-        """Return that of one or more values."""
-        known = list(values)
-        return cls(mean=statistics.fmean(known), low=min(known), high=max(known))
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

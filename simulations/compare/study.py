@@ -72,6 +72,8 @@ class Options:
         In an epoch, at most: the largest divisor of an epoch's steps that is not above it.
     engine : str
         How patch-split learning runs: "flwr", "in-process" or "one-graph".
+    absent : bool
+        Whether to measure the accuracy without some Uppers; with engine "one-graph".
     target : float or None
         Accuracy of which the epochs are counted; None: nine tenths of the whole image's.
     told : dict
@@ -83,6 +85,7 @@ class Options:
     epochs: int
     evaluations: int
     engine: str
+    absent: bool
     target: float | None
     told: dict[str, str]
 
@@ -178,7 +181,7 @@ class Study:
         clock = _Clock(len(pending))
         for number, (method, seed) in enumerate(pending, start=1):
             engine = self._engine(method)
-            name = trial_name(method, seed, engine, self._config(method, seed))
+            name = trial_name(method, seed, engine, self._config(method, seed), absent=self._absent(method))
             path = self._folder / "trials" / f"{name}.json"
             if path.exists():
                 found.append(read_trial(path))
@@ -190,7 +193,7 @@ class Study:
             trial = Trial(
                 method=method.name, seed=seed, engine=engine, points=outcome.points, wall_s=wall_s,
                 confusion=confusion(outcome.label, outcome.predicted, len(self.whole.manifest.class_names)),
-                up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes,
+                up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
@@ -219,6 +222,10 @@ class Study:
         if method.kind == PATCHES:
             return self._options.engine
         return "flwr" if method.kind == AVERAGING else "one process"
+
+    def _absent(self, method: Method) -> bool:
+        """Return whether to measure a method without some of its Uppers."""
+        return self._options.absent and method.kind == PATCHES
 
     def _config(self, method: Method, seed: int) -> RunConfig:
         """Return the settings of a trial but for its name."""
@@ -249,7 +256,9 @@ class Study:
             threads = config.lower_threads or usable_cores()
             # The one process makes its stores itself, unless they are there.
             scratch = str(self._folder / "workspace" / "runs" / name)
-            job = worker.Job(kind=kind, config=config.to_mapping(), threads=threads, folder=scratch)
+            job = worker.Job(
+                kind=kind, config=config.to_mapping(), threads=threads, folder=scratch, absent=self._absent(method)
+            )
             outcome = worker.run(job, show)
         return outcome, time.monotonic() - began
 
@@ -284,14 +293,15 @@ class _Clock:
         return max(0.0, known - spent) + (self._left - 1) * usual
 
 
-def trial_name(method: Method, seed: int, engine: str, config: RunConfig) -> str:
+def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, absent: bool = False) -> str:
     """Return a trial's name: readable, and another one wherever anything that decides its result is another."""
     decisive = {
         key: value
         for key, value in config.to_mapping().items()
         if key not in ("workspace", "run-name", "progress-every-s", "lower-threads", "upper-threads")
     }
-    digest = hashlib.sha256(msgspec.json.encode((method.kind, method.own, engine, decisive), order="sorted"))
+    what = (method.kind, method.own, engine, decisive, *["absent"] * absent)
+    digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-")[:60]
     return f"{slug}-seed{seed}-{digest.hexdigest()[:8]}"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from statistics import fmean
 
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, Mean, Method, Report, Summary
 from simulations.compare.study import DEFAULTS
-from simulations.tables import Cells, Presentation, again, machine, spread
+from simulations.tables import Cells, Presentation, again, dataset_name, machine, spread
 
 _ENGINES = {
     "flwr": "through `flwr run` in Flower's simulation",
@@ -19,9 +20,10 @@ _ENGINES = {
 
 def present(report: Report) -> Presentation:
     """Return the report in words."""
+    tables = (accuracy(report), traffic(report), work(report), seen(report))
     return Presentation(
         title=title(report),
-        tables=(accuracy(report), traffic(report), work(report), seen(report)),
+        tables=(*tables, absent(report)) if any(trial.absent for trial in report.measurements) else tables,
         notes=notes(report),
         command=command(report),
     )
@@ -30,9 +32,10 @@ def present(report: Report) -> Presentation:
 def title(report: Report) -> str:
     """Return one line: what was trained on what, and where."""
     settings = report.settings
+    dataset = dataset_name(str(settings.config["dataset"]))
     seeds = len({trial.seed for trial in report.measurements})
     return (
-        f"{settings.config['dataset']}, {settings.config['backbone']}, {settings.train_images} training and "
+        f"{dataset}, {settings.config['backbone']}, {settings.train_images} training and "
         f"{settings.test_images} test images, {settings.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}; "
         f"{machine(report)}"
     )
@@ -88,6 +91,30 @@ def work(report: Report) -> Cells:
     ]
 
 
+def absent(report: Report) -> Cells:
+    """Return names and cells of the table of accuracy without some Uppers: mean over choices of them and seeds."""
+    found = {summary.method.name: absence(report, summary.method.name) for summary in report.summaries}
+    counts = sorted({count for means in found.values() for count in means})
+    head = ("accuracy, %, without so many Uppers", *map(str, counts))
+    return head, [
+        (name, *(_mean(means[count], 100) if count in means else "-" for count in counts))
+        for name, means in found.items()
+        if means
+    ]
+
+
+def absence(report: Report, method: str) -> dict[int, Mean]:
+    """Return a method's accuracy by absent Uppers: the mean over choices of them and seeds, and lowest and highest."""
+    found: dict[int, list[Mean]] = {}
+    for trial in report.trials_of(method):
+        for point in trial.absent:
+            found.setdefault(point.absent, []).append(point.accuracy)
+    return {
+        count: Mean(mean=fmean(m.mean for m in means), low=min(m.low for m in means), high=max(m.high for m in means))
+        for count, means in found.items()
+    }
+
+
 def seen(report: Report) -> Cells:
     """Return names and cells of the table of what each party gets to see."""
     return ("method", "a node sees", "the server sees"), [
@@ -121,7 +148,16 @@ def notes(report: Report) -> str:
         "processes out. Parties share this machine's cores.",
     ]
     if PATCHES in kinds:
-        parts.append(f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations.")
+        config = settings.config
+        parts.append(
+            f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations; smashed data go "
+            f"as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
+        )
+    if any(trial.absent for trial in report.measurements):
+        parts.append(
+            "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "
+            "to highest) over choices of Uppers and seeds."
+        )
     if MERGED in kinds:
         parts.append(
             "The whole image augmented by patches is the network in one process on images put together from patches "
@@ -143,7 +179,7 @@ def notes(report: Report) -> str:
 
 def command(report: Report) -> str:
     """Return the command line that measures the same again."""
-    options = [word for name, value in report.settings.options.items() for word in (f"--{name}", value)]
+    options = [word for name, value in report.settings.options.items() for word in (f"--{name}", value) if word]
     return again("compare", options, report.settings.config, DEFAULTS)
 
 
@@ -183,6 +219,22 @@ def curves_csv(report: Report) -> str:
     for trial in report.measurements:
         for point in trial.points:
             writer.writerow([trial.method, trial.seed, trial.engine, *(getattr(point, name) for name in names)])
+    return file.getvalue()
+
+
+def absent_csv(report: Report) -> str:
+    """Return the accuracy of every trial without some Uppers as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["method", "seed", "absent", "accuracy_mean", "accuracy_low", "accuracy_high", "choices", "possible"]
+    )
+    for trial in report.measurements:
+        for point in trial.absent:
+            known = point.accuracy
+            writer.writerow(
+                [trial.method, trial.seed, point.absent, known.mean, known.low, known.high, point.tried, point.possible]
+            )
     return file.getvalue()
 
 

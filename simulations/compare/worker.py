@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError, RunError
-from simulations.compare.results import MERGED, Point
+from simulations.compare.results import MERGED, Absence, Mean, Point
 from simulations.reports import Values
 
 if TYPE_CHECKING:
     import torch
 
     from psl_flower.data.store_set import StoreSet
+    from psl_flower.models import PatchSplitNet
     from psl_flower.stores.base import PatchStore
 
 _POLL_S = 1.0
@@ -47,12 +48,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Of torch.
     folder : str
         For checkpoints.
+    absent : bool
+        Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
     """
 
     kind: str
     config: Values
     threads: int
     folder: str
+    absent: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +68,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     up: dict[str, int] = {}
     down: dict[str, int] = {}
     peak_bytes: dict[str, int] = {}
+    absent: tuple[Absence, ...] = ()
 
 
 def run(job: Job, show: Tell) -> Outcome:
@@ -156,7 +161,35 @@ def _alone(
         points.append(
             Point(epoch=trainer.step / steps_per_epoch, accuracy=found.accuracy, test_loss=found.loss, train_s=train_s)
         )
-    return Outcome(points=tuple(points), label=_ints(found.label), predicted=_ints(found.predicted))
+    absent = _absent(trainer.net, config, stores, device) if job.absent else ()
+    return Outcome(points=tuple(points), label=_ints(found.label), predicted=_ints(found.predicted), absent=absent)
+
+
+def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: torch.device) -> tuple[Absence, ...]:
+    """Return the accuracy with all Uppers of a trained network, without one, without two and so on."""
+    from psl_flower.absence import absence_curve
+    from psl_flower.assembled import Assembled
+    from psl_flower.devices import autocast
+    from psl_flower.evaluation import LabelledImages, images_in
+
+    samples_N = stores.manifest.samples_of("test")
+    images = LabelledImages(
+        dataset=config.dataset,
+        num_images=len(samples_N),
+        batches=images_in(stores, samples_N, config.evaluate_batch_size),
+    )
+    assembled = Assembled(net=net.eval(), manifest=stores.manifest, config=config, device=device)
+    with autocast(device, config.autocast):
+        points = absence_curve(assembled, images)
+    return tuple(
+        Absence(
+            absent=point.absent,
+            accuracy=Mean(mean=point.accuracy, low=point.lowest, high=point.highest),
+            tried=point.tried,
+            possible=point.possible,
+        )
+        for point in points
+    )
 
 
 def _exchange(

@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,14 +18,14 @@ from simulations import page as benchmarks
 from simulations import reports
 from simulations.compare import command, study, table
 from simulations.compare.federated import federation, total_by_node
-from simulations.compare.methods import Choice, plan, read_grid, usual_grids
-from simulations.compare.results import Cost, Mean, Point, Report, Settings, Trial, summarise, target_accuracy
+from simulations.compare.methods import Choice, plan, read_grid, read_variant, usual_grids
+from simulations.compare.results import Absence, Cost, Mean, Point, Report, Settings, Trial, summarise, target_accuracy
 from simulations.reports import Spread
 from simulations.tables import show
 
 CHOICE = Choice(
-    methods=("whole", "patch-split", "fedprox"), grids=(), alphas=(0.0, 1.0), partitions=("iid", "dirichlet"),
-    dirichlet_alpha=0.5, clients=0, local_epochs=1,
+    methods=("whole", "patch-split", "fedprox"), grids=(), alphas=(0.0, 1.0), variants=(),
+    partitions=("iid", "dirichlet"), dirichlet_alpha=0.5, clients=0, local_epochs=1,
 )  # fmt: skip
 METHODS = plan(RunConfig(), CHOICE, (16, 16))
 SHARED = {
@@ -86,6 +87,23 @@ def test_methods_of_the_usual_choice():
     assert METHODS[4].config == {"patch-size": "8x8", "stride": "4x4", "alpha": 0.0}
     assert METHODS[7].own["partition"] == "dirichlet"
     assert METHODS[2].group == METHODS[3].group != METHODS[4].group
+
+
+def test_variants_of_patch_split_learning():
+    given = parse("--methods", "whole,patch-split", "--grids", "8x8", "--variants", "flip=true+shift=2,mixup=0.2")
+    methods = plan(RunConfig(), command.read_options(given).choice, (16, 16))
+    assert [method.name for method in methods[2:]] == [
+        "2x2 patches of 8x8",
+        "2x2 patches of 8x8 + Adaptation Net",
+        "2x2 patches of 8x8, flip=true shift=2",
+        "2x2 patches of 8x8, flip=true shift=2 + Adaptation Net",
+        "2x2 patches of 8x8, mixup=0.2",
+        "2x2 patches of 8x8, mixup=0.2 + Adaptation Net",
+    ]
+    assert methods[5].config == methods[3].config | {"flip": True, "shift": 2}
+    assert methods[6].config["mixup"] == 0.2 and "mixup" not in methods[4].config
+    assert methods[4].group == methods[5].group != methods[6].group
+    assert read_variant("") == {}
 
 
 def test_grids():
@@ -168,6 +186,9 @@ def test_the_command_measures_the_same_again():
         "1,2",
         "--engine",
         "one-graph",
+        "--variants",
+        "flip=false,cutout=4+lr=0.1",
+        "--absent",
         "--max-train",
         "50",
         "--target",
@@ -201,6 +222,37 @@ def test_a_report_survives_its_file(tmp_path):
     path.write_text(json.dumps({**told, "version": 99}), "utf-8")
     with pytest.raises(RunError, match="expected version 1"):
         reports.load(path, Report)
+
+
+def without_some():
+    """Return the report of a study that measured accuracy without some Uppers."""
+    full = report(engine="one-graph", options={"epochs": "2", "engine": "one-graph", "absent": ""})
+    points = tuple(
+        Absence(absent=n, accuracy=Mean(mean=0.7 - 0.2 * n, low=0.6 - 0.2 * n, high=0.7), tried=2, possible=2)
+        for n in range(2)
+    )
+    names = {method.name for method in METHODS if method.kind == "patch-split"}
+    measured = [msgspec.structs.replace(t, absent=points * (t.method in names)) for t in full.measurements]
+    return msgspec.structs.replace(full, measurements=tuple(measured))
+
+
+def test_accuracy_without_some_uppers(tmp_path):
+    pytest.importorskip("matplotlib", reason="extra compare is not installed")
+    from simulations.compare.files import write_files
+
+    found = without_some()
+    assert table.present(report()).tables[4:] == ()
+    head, rows = table.present(found).tables[4]
+    assert head[1:] == ("0", "1")
+    assert [row[0] for row in rows] == [method.name for method in METHODS[2:6]]
+    assert rows[0][1:] == ("70.0 (60.0 to 70.0)", "50.0 (40.0 to 70.0)")
+    assert "zeros stand for" in table.notes(found)
+    assert table.command(found).endswith("--engine one-graph --absent")
+    text = write_files(tmp_path, found, []).read_text("utf-8")
+    assert "<h2>Accuracy without some Uppers</h2>" in text
+    assert (tmp_path / "absent.png").exists()
+    rows = list(csv.DictReader((tmp_path / "absent.csv").open()))
+    assert (len(rows), rows[1]["absent"], float(rows[1]["accuracy_mean"])) == (2 * 2 * 4, "1", pytest.approx(0.5))
 
 
 class Page(HTMLParser):
@@ -306,9 +358,10 @@ def test_a_trial_is_another_one_if_anything_that_matters_is():
     others = [
         study.trial_name(METHODS[6], 0, "flwr", config.replace(lr=0.1)),
         study.trial_name(METHODS[6], 0, "in-process", config),
+        study.trial_name(METHODS[6], 0, "flwr", config, absent=True),
         study.trial_name(METHODS[7], 0, "flwr", config),
     ]
-    assert len({name, *others}) == 4
+    assert len({name, *others}) == 5
 
 
 def test_a_damaged_trial_is_named(tmp_path):
@@ -335,6 +388,9 @@ def test_clients_take_turns_on_the_cores():
         (["--alphas", "x"], "number of 0 or more"),
         (["--grids", "16x16/"], "patch/stride"),
         (["--engine", "ray"], "invalid choice"),
+        (["--variants", "seed=1"], "'seed' is none of"),
+        (["--variants", "flip=maybe"], "flip"),
+        (["--absent"], "goes with --engine one-graph"),
         (["--epochs", "3", "--local-epochs", "2"], "no whole number of rounds"),
         (["patch-size=8x8"], "see --grids"),
         (["rounds=2"], "see --epochs"),

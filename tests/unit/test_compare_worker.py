@@ -1,5 +1,6 @@
 """Trials without Flower: every engine trains the same, and costs are counted."""
 
+import msgspec
 import pytest
 import torch
 
@@ -45,6 +46,16 @@ def test_one_graph_and_all_parties_in_one_process_answer_alike(tmp_path, one_thr
     assert graph.peak_bytes["one process"] > 50e6
 
 
+def test_accuracy_without_some_uppers(tmp_path, one_thread):
+    config = settings(**TINY, flip=True)
+    given = msgspec.structs.replace(job(tmp_path, "one-graph", config), absent=True)
+    found = worker.work(given)
+    assert [(point.absent, point.possible) for point in found.absent] == [(0, 1), (1, 4), (2, 6), (3, 4)]
+    everyone = found.absent[0].accuracy
+    assert everyone.mean == everyone.low == everyone.high == pytest.approx(found.points[-1].accuracy)
+    assert worker.work(job(tmp_path, "one-graph", config)).absent == ()
+
+
 def test_whole_images_in_a_process_of_their_own(tmp_path):
     config = whole_image_config(settings(**TINY))
     told = []
@@ -57,7 +68,7 @@ def test_whole_images_in_a_process_of_their_own(tmp_path):
 
 def test_costs(stores_for):
     choice = Choice(
-        methods=("whole", "patch-split"), grids=(((8, 8), (8, 8)), ((8, 8), (4, 4))), alphas=(0.0, 1.0), partitions=(),
+        methods=("whole", "patch-split"), grids=(((8, 8), (8, 8)), ((8, 8), (4, 4))), alphas=(0.0, 1.0), variants=(), partitions=(),
         dirichlet_alpha=0.5, clients=0, local_epochs=1,
     )  # fmt: skip
     config = settings(max_train=16, max_test=6)
