@@ -114,8 +114,7 @@ class Monolith:
                 label_smoothing=self._config.label_smoothing,
             ).full
             if self._teacher is not None:
-                with autocast(self._device, self._config.autocast):
-                    loss = self._teacher.loss(loss, logits_BK, patches_BPChw, flipped_B)
+                loss = self._teacher.loss(loss, logits_BK, patches_BPChw, flipped_B)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             set_lr(self._optimizer, plan.lr)
