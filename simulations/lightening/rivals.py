@@ -94,7 +94,7 @@ class Rivals:
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
                 module.momentum = None  # the mean of all batches
-        for images_BCHW in self._calibration_images().split(_CALIBRATION_BATCH):
+        for images_BCHW in torch.split(self._calibration_images(), _CALIBRATION_BATCH):
             result.train()(normalise(images_BCHW, self._manifest.mean, self._manifest.std))
         return result.eval()
 
