@@ -167,6 +167,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _plot(result: Lightened, path: Path) -> None:
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -194,7 +195,8 @@ def _plot(result: Lightened, path: Path) -> None:
     handles, names = by_speed.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=9)
     # Without a date and random ids the same result gives the same file.
-    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": "psl-flower"}):
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, more_is_better: bool) -> None:
