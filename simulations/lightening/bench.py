@@ -94,7 +94,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         **began,
         settings=Settings(
             **msgspec.structs.asdict(options),
-            config=common.without(assembled.config, DECIDED),
+            config=common.without(config, DECIDED),
             train_images=len(stores.manifest.samples_of("train")),
             test_images=len(stores.manifest.samples_of("test")),
             epochs=epochs_of_run(assembled.config, stores.manifest),
