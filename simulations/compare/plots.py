@@ -175,7 +175,8 @@ def _mark_target(report: Report, axes: Axes) -> None:
     axes.axhline(target, color="#999999", linewidth=0.8, linestyle=":")
     axes.annotate(
         f"target {target:.1f} %", (0, target), xycoords=("axes fraction", "data"), ha="left", va="bottom",
-        fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points",
+        fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points", zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )  # fmt: skip
 
 
