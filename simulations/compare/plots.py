@@ -106,10 +106,8 @@ def absent(report: Report) -> Figure | None:
         means = table.absence(report, summary.method.name)
         if means:
             look = style[summary.method.name]
-            axes.plot(
-                list(means), [100 * found.mean for found in means.values()], label=summary.method.name, marker="o",
-                markersize=3, linewidth=1.6, **look,
-            )  # type: ignore[arg-type]  # fmt: skip
+            name, mean = summary.method.name, [100 * found.mean for found in means.values()]
+            axes.plot(list(means), mean, label=name, marker="o", markersize=3, linewidth=1.6, **look)  # type: ignore[arg-type]
             low, high = ([100 * getattr(found, end) for found in means.values()] for end in ("low", "high"))
             axes.fill_between(list(means), low, high, color=str(look["color"]), alpha=0.12, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -177,7 +175,8 @@ def _mark_target(report: Report, axes: Axes) -> None:
     axes.axhline(target, color="#999999", linewidth=0.8, linestyle=":")
     axes.annotate(
         f"target {target:.1f} %", (0, target), xycoords=("axes fraction", "data"), ha="left", va="bottom",
-        fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points",
+        fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points", zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )  # fmt: skip
 
 
