@@ -40,6 +40,8 @@ class InProcessGrid(Grid):
         does for a lost node; and that it lists and that never answer, as a node that is stopped.
     on_message : callable
         Called with every message before its node gets it.
+    allowed : dict
+        What all nodes' own configurations allow besides.
     """
 
     def __init__(self, stores: Path, state: Path, num_nodes: int) -> None:
@@ -49,6 +51,7 @@ class InProcessGrid(Grid):
         self.unreachable: set[int] = set()
         self.silent: set[int] = set()
         self.on_message: Callable[[Message], None] = lambda message: None
+        self.allowed: dict[str, bool] = {"lighten": True}
         self._replies: dict[str, Message] = {}
         self._threads: list[threading.Thread] = []
 
@@ -104,6 +107,6 @@ class InProcessGrid(Grid):
 
     def _handle(self, message: Message) -> None:
         node = message.metadata.dst_node_id
-        config = {"store": str(self._stores[node]), "state": str(self.state[node])}
+        config = {"store": str(self._stores[node]), "state": str(self.state[node]), **self.allowed}
         reply = client_app(message, Context(1, node, config, RecordDict(), {}))
         self._replies[message.metadata.message_id] = reply

@@ -14,12 +14,22 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from onnx import TensorProto, helper
 
 from psl_flower import architectures
 from psl_flower.checkpoints import load_state
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
-from psl_flower.errors import ConfigError, NodeError, NodeLost, OtherDataset, PositionMissing, RunError, TrainingStopped
+from psl_flower.errors import (
+    ConfigError,
+    LighteningError,
+    NodeError,
+    NodeLost,
+    OtherDataset,
+    PositionMissing,
+    RunError,
+    TrainingStopped,
+)
 from psl_flower.evaluation import images_in
 from psl_flower.lightening import on_node
 from psl_flower.lightening.beginning import begin
@@ -317,6 +327,34 @@ def test_a_node_without_the_runtime(place: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(on_node, "check_runtime", missing)
     with pytest.raises(NodeError, match=r"node 10[01]: light models need onnxruntime, .*\[lighten\]"):
         serve(grid(place), place)
+
+
+def test_a_node_whose_operator_has_not_allowed_it(place: Path) -> None:
+    nodes = grid(place)
+    nodes.allowed = {}
+    with pytest.raises(NodeError, match=r"node 10[01]: this node takes no models from the server; .* \"lighten=true\""):
+        serve(nodes, place)
+    nodes.allowed = {"lighten": "yes"}  # type: ignore[dict-item]
+    with pytest.raises(NodeError, match="node-config lighten: expected true or false, got 'yes'"):
+        serve(nodes, place)
+
+
+def test_a_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
+    """Weights beside the model could be any file of the node."""
+    model = helper.make_model(helper.make_graph([], "empty", [], []))
+    tensor = model.graph.initializer.add(
+        name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value="secret.bin")
+    with pytest.raises(LighteningError, match="refers to other files"):
+        on_node.keep_file(tmp_path / "0a" / "first", model.SerializeToString())
+    inner = helper.make_node("Constant", [], ["w"], value=tensor)
+    within = helper.make_node("If", ["c"], ["w"], then_branch=helper.make_graph([inner], "inner", [], []))
+    nested = helper.make_model(helper.make_graph([within], "outer", [], []))
+    with pytest.raises(LighteningError, match="refers to other files"):
+        on_node.keep_file(tmp_path / "0a" / "first", nested.SerializeToString())
+    with pytest.raises(LighteningError, match="no ONNX model"):
+        on_node.keep_file(tmp_path / "0a" / "first", b"no model")
 
 
 @pytest.mark.slow
