@@ -21,6 +21,13 @@ from psl_flower.node_task import Measured, encode
 from psl_flower.stores.base import PatchStore
 
 
+def ready(message: Message, context: Context) -> RecordDict:
+    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    for _ in _stores(host_of(message, context)):
+        on_node.check_runtime()
+    return content({})
+
+
 def place(message: Message, context: Context) -> RecordDict:
     """Keep the weights that a training begins with."""
     host = host_of(message, context)

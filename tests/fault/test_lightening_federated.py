@@ -159,7 +159,7 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
     nodes.on_message = lambda message: sent.add(message.metadata.message_type)
     result = lighten(nodes, root, IMPOSSIBLE.replace("1e12", str(0.99 * judged["images_per_s"])))
     assert result["folder"] == str(folder_of(root, IMPOSSIBLE))
-    assert sent == {"query.inventory", "query.lighten_keep"}
+    assert sent == {"query.inventory", "query.lighten_ready", "query.lighten_keep"}
     third = Path(result["third"])
     assert (third / "model.onnx").read_bytes() == (third.parent / "degree-001" / "model.onnx").read_bytes()
 
