@@ -269,7 +269,7 @@ def test_a_stop_as_asked(place: Path, lightened: Path) -> None:
     assert status is not None and status.state == "stopped"
     assert status.message.endswith("continue with: the same command")
     lighten(grid(place), place, IMPOSSIBLE)
-    assert files(folder / "degree-001") == files(folder_of(lightened, IMPOSSIBLE) / "degree-001")
+    assert files(light.path / "degree-001") == files(folder_of(lightened, IMPOSSIBLE) / "degree-001")
 
 
 @pytest.mark.slow
