@@ -41,6 +41,7 @@ from psl_flower.wire.tls import NodeTls
 _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
+_LIGHTEN = "lighten"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
 Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
@@ -138,9 +139,17 @@ class Host:
             yield opened, folder / "restorations" / f"node-{m:03d}.log"
 
     def checkpoints(self, m: int) -> Checkpoints:
-        """Return where a party's states are kept: a real node chooses that itself (node_config "state")."""
+        """Return where a party's states are kept: a real node chooses that itself (node_config "state").
+
+        Raises
+        ------
+        ConfigError
+            If they are of a lightening, and this node's operator has not allowed any.
+        """
         root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
         folder = root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}")
+        if self.task.part:
+            check_lightening_allowed(self.context)
         return Checkpoints(folder / LIGHT_FOLDER / self.task.part if self.task.part else folder)
 
     def prepare_process(self) -> None:
@@ -240,11 +249,22 @@ def own_tls(context: Context) -> NodeTls:
     """
     if is_simulated(context):
         return NodeTls(allow_plaintext=True)
-    allow = context.node_config.get(_PLAINTEXT, False)
-    if not isinstance(allow, bool):
-        raise ConfigError(f"node-config {_PLAINTEXT}: expected true or false, got {allow!r}")
+    allow = _permission(context, _PLAINTEXT)
     ca, cert, key = (_setting(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
     return node_tls(ca=ca, cert=cert, key=key, allow_plaintext=allow)
+
+
+def check_lightening_allowed(context: Context) -> None:
+    """Raise ConfigError unless a real node's own configuration allows `lighten`.
+
+    The weights and files of a lightening come from the server, and smashed data that they make go back there: whoever
+    chooses them can make smashed data that are the patches.
+    """
+    if not is_simulated(context) and not _permission(context, _LIGHTEN):
+        raise ConfigError(
+            f"this node takes no models from the server; its operator can allow that with --node-config "
+            f'"{_LIGHTEN}=true" (see docs/lightening.md)'
+        )
 
 
 def _own_places(context: Context) -> list[str | Path]:
@@ -261,6 +281,13 @@ def _own_keys(context: Context) -> KeyRing | None:
 
 def _own_memory(context: Context) -> SeenBook:
     return SeenBook(own_state(context) / "seen")
+
+
+def _permission(context: Context, name: str) -> bool:
+    value = context.node_config.get(name, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"node-config {name}: expected true or false, got {value!r}")
+    return value
 
 
 def _setting(context: Context, name: str) -> str:

@@ -12,13 +12,20 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from clients.host import Host, check_store
+from clients.host import Host, check_lightening_allowed, check_store
 from clients.messages import LOWER, content, host_of, number, some_bytes, values
 from psl_flower.engine.build import Phase, decode_instead, decode_settings
 from psl_flower.errors import FrameMismatch
 from psl_flower.lightening import on_node
 from psl_flower.node_task import Measured, encode
 from psl_flower.stores.base import PatchStore
+
+
+def ready(message: Message, context: Context) -> RecordDict:
+    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    for _ in _stores(host_of(message, context)):
+        on_node.check_runtime()
+    return content({})
 
 
 def place(message: Message, context: Context) -> RecordDict:
@@ -73,6 +80,7 @@ def measure(message: Message, context: Context) -> RecordDict:
 def _stores(host: Host) -> Iterator[tuple[int, PatchStore]]:
     if not host.task.part:
         raise FrameMismatch(f"{LOWER}: expected a part of a lightening, received none")
+    check_lightening_allowed(host.context)
     _, manifest = decode_settings(host.task.settings)
     for m in host.task.parties:
         with closing(host.open_store(m)) as store:

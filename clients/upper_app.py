@@ -79,6 +79,10 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     def restore(message: Message, context: Context) -> Message:
         return _answer(message, context, _restore)
 
+    @app.query("lighten_ready")
+    def lighten_ready(message: Message, context: Context) -> Message:
+        return _answer(message, context, lightening.ready)
+
     @app.query("lighten_place")
     def lighten_place(message: Message, context: Context) -> Message:
         return _answer(message, context, lightening.place)

@@ -100,7 +100,7 @@ def lighten(
     folder = LighteningFolder(run, settings, federated=True)
     assembled = load_assembled(run, choose_device(config.device))
     workshop = FederatedWorkshop(grid, folder.path, config, settings, stores, task, options, reporter)
-    workshop.check_target()
+    workshop.check_nodes()
     found = Bench(folder, assembled, settings, workshop).find(
         asked, lambda attempt: reporter.say("judging", attempt_line(attempt))
     )
@@ -155,10 +155,13 @@ class FederatedWorkshop:
         self._device = choose_device(config.device)
         self._stop_requested = RunFolder(folder).stop_requested
 
-    def check_target(self) -> None:
-        """Raise NodeError unless there is the node that speed is to be measured on."""
+    def check_nodes(self) -> None:
+        """Raise NodeError unless every node can take part, and there is the one that speed is to be measured on."""
+        self._reporter.say("starting", "asking the nodes whether they can take part")
+        nodes = self._nodes("ready")
         if self._settings.target != EDGE:
-            self._nodes("target").find(self._settings.target)
+            nodes.find(self._settings.target)
+        nodes.ready()
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network over the federation; see `Workshop.train`.

@@ -57,14 +57,18 @@ class LightNodes:
         )
         self._link = NodeLink(task, assignment, False, WireFormat(), apart)
 
-    def place(self, weights: Mapping[int, Tensors], teacher: Mapping[int, Tensors]) -> None:
-        """Put the weights in place that a training begins with, by Upper; `teacher` is empty if there is none.
+    def ready(self) -> None:
+        """Ask every node whether it can take part.
 
         Raises
         ------
         NodeError, PeerLost
-            If a node fails or does not answer; also of the other methods.
+            If a node cannot, or does not answer; also of the other methods.
         """
+        self._ask("ready", {}, lambda m: ({}, {}))
+
+    def place(self, weights: Mapping[int, Tensors], teacher: Mapping[int, Tensors]) -> None:
+        """Put the weights in place that a training begins with, by Upper; `teacher` is empty if there is none."""
 
         def question(m: int) -> tuple[dict[str, bytes], dict[str, Tensors]]:
             return {}, {f"upper-{m}": weights[m]} | ({f"teacher-{m}": teacher[m]} if teacher else {})

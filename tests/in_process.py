@@ -55,6 +55,8 @@ class InProcessGrid(Grid):
         does for a lost node; and that it lists and that never answer, as a node that is stopped.
     on_message : callable
         Called with every message before its node gets it.
+    allowed : dict
+        What all nodes' own configurations allow besides.
     """
 
     def __init__(self, stores: Path, state: Path, num_nodes: int) -> None:
@@ -67,6 +69,7 @@ class InProcessGrid(Grid):
         self.unreachable: set[int] = set()
         self.silent: set[int] = set()
         self.on_message: Callable[[Message], None] = lambda message: None
+        self.allowed: dict[str, bool] = {"lighten": True}
         self._replies: dict[str, Message] = {}
         self._threads: list[threading.Thread] = []
 
@@ -122,5 +125,6 @@ class InProcessGrid(Grid):
 
     def _handle(self, message: Message) -> None:
         node = message.metadata.dst_node_id
-        reply = client_app(message, Context(1, node, self.config[node], RecordDict(), {}))
+        config = {**self.config[node], **self.allowed}
+        reply = client_app(message, Context(1, node, config, RecordDict(), {}))
         self._replies[message.metadata.message_id] = reply

@@ -18,6 +18,7 @@ import contextlib
 import copy
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 WHOLE_FILE, LOWER_FILE = "model.onnx", "lower.onnx"
 _CALIBRATION_BATCH = 32
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,14 +403,15 @@ def _normalised(pixels_BCHW: torch.Tensor, manifest: Manifest) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' advice to their developers off the screen."""
+    """Keep the libraries' advice to their developers off the screen; one thread at a time, as it is off for all."""
     import warnings
 
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with _one_at_a_time:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)

@@ -104,6 +104,11 @@ class LighteningFolder:
             raise RunError(f"{self.path}: cannot be made: {error.strerror or error}") from error
         self.entries = self._read()
 
+    @property
+    def target(self) -> str:
+        """Where speed is measured; see `LighteningSettings`."""
+        return self._settings.target
+
     def place(self, what: str) -> Path:
         """Return the folder of one model."""
         return self.path / what

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,12 +27,14 @@ from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.engine.build import Phase, Shipped, make_upper, upper_options
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import ConfigError, NoCheckpoint, RunError
+from psl_flower.errors import ConfigError, LighteningError, NoCheckpoint, RunError
 from psl_flower.files import write_atomically
 from psl_flower.models import Upper
 from psl_flower.stores.base import PatchStore
 
 if TYPE_CHECKING:
+    import onnx
+
     from psl_flower.lightening.artefacts import QuantisedUpper
     from psl_flower.lightening.judging import Speed
 
@@ -165,6 +167,7 @@ def keep_file(folder: Path, content: bytes) -> None:
     check_runtime()
     from psl_flower.lightening.judging import open_session
 
+    _parsed(content)
     open_session(content, 1)
     _drop_others(folder)
     try:
@@ -177,12 +180,10 @@ def keep_file(folder: Path, content: bytes) -> None:
 def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits: int) -> QuantisedUpper:
     """Return an Upper in int8, calibrated on the patches of these samples; errors as of `artefacts.make_int8`."""
     check_runtime()
-    import onnx
-
     from psl_flower.lightening.artefacts import quantise_upper
 
     patches_BKChw = torch.from_numpy(store.read(samples_B))
-    return quantise_upper(onnx.load_from_string(model), patches_BKChw.flatten(0, 1), bits)
+    return quantise_upper(_parsed(model), patches_BKChw.flatten(0, 1), bits)
 
 
 def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Speed:
@@ -200,6 +201,29 @@ def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Spe
     K = patches_BKChw.shape[1]
     session = open_session(folder / UPPER_FILE, threads)
     return measure_speed(session, patches_BKChw.flatten(0, 1), names=(PATCHES, SMASHED), per_image=K)
+
+
+def _parsed(content: bytes) -> onnx.ModelProto:
+    """Return the model that bytes from the server hold; raises LighteningError unless it is one, whole in itself."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise LighteningError(f"no ONNX model came from the server: {error}") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        raise LighteningError("the model from the server refers to other files, so that it could read this node's")
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors of a graph and of those within it."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from [attribute.t, *attribute.tensors]
+        for inner in [attribute.g, *attribute.graphs]:
+            yield from _tensors(inner)
 
 
 def _drop_others(folder: Path) -> None:

@@ -12,6 +12,7 @@ from psl_flower.files import write_atomically
 from psl_flower.lightening.bench import Lightened
 from psl_flower.lightening.folder import Entry, LighteningFolder
 from psl_flower.lightening.loop import Attempt, Conditions, Verdict
+from psl_flower.lightening.settings import EDGE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +130,7 @@ def write_report(result: Lightened) -> Path:
     folder, outcome = result.folder, result.outcome
     table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries, result.conditions)]
     first = folder.entries[0]
+    where = "the file" if folder.target == EDGE else f"the Uppers' files on node {folder.target}"
     lines = [
         "# Lightening",
         "",
@@ -139,7 +141,7 @@ def write_report(result: Lightened) -> Path:
         *(f"| {' | '.join(row)} |" for row in table),
         "",
         "Accuracy is that of the file itself in onnxruntime on the run's test images, by which the loop chooses. Speed "
-        f"is measured on the file: {first.threads} threads, medians after warm-up, images/s in batches of "
+        f"is measured on {where}: {first.threads} threads, medians after warm-up, images/s in batches of "
         f"{first.batch}, ms for one image alone. MB is the file on disk.",
         "",
         f"![Accuracy against speed and size]({PLOT_FILES[0]})",

@@ -96,7 +96,8 @@ def test_a_light_model_is_found_over_the_federation_and_put_in_place(trained):
     answer = last_json(ended.stdout)
     assert (answer["light"], answer["accuracy"]) == (True, third["accuracy"])
 
-    # The same from whole images, and the very same files.
+    # The same from whole images, and the very same files; with as many threads as the parties had.
+    trained.environment["OMP_NUM_THREADS"] = "1"
     files = Path(report["third"])
     arguments = [word for word in asked if word not in ("lighten", "digits")]
     local = trained.psl("lighten", "digits", "--local", *arguments, timeout=900)

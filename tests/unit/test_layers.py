@@ -50,7 +50,15 @@ def test_imports_stay_within_their_layer(path):
 
 def test_benchmarks_share_modules_and_do_not_import_one_another():
     benchmarks = {path.parent.name for path in (ROOT / "simulations").glob("*/__init__.py")}
-    assert benchmarks >= {"throughput", "sealed_cost", "chaos", "separate_hosts", "compare", "grid_choice", "lightening"}
+    assert benchmarks >= {
+        "throughput",
+        "sealed_cost",
+        "chaos",
+        "separate_hosts",
+        "compare",
+        "grid_choice",
+        "lightening",
+    }
     # Throughput between hosts is measured against the throughput benchmark's own opponent; a light model's reference is
     # trained as the comparison trains it.
     also = {"separate_hosts": {"throughput"}, "lightening": {"compare"}}
