@@ -44,8 +44,8 @@ def notes(report: Report) -> str:
         f"the kill before, and `psl train --retries` recovered ({report.restarts} times). {report.steps_repeated} of "
         f"{report.steps} steps were done again; {report.seconds:.0f} s in all, of which {report.seconds_lost:.0f} s "
         f"were lost by kills{except_for}: from a kill to the first step after it or to the next kill, median (lowest "
-        "to highest). The undisturbed run is the same network trained in one process on the same batches. Load of the machine "
-        f"before: {report.machine['load_before']}."
+        "to highest). The undisturbed run is the same network trained in one process on the same batches. Load of the "
+        f"machine before: {report.machine['load_before']}."
     )
 
 
