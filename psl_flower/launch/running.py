@@ -180,7 +180,9 @@ class Watch:
         if status is not None and status.ended:
             return status, True
         if self._seen_running or not self._superlink.is_up() or time.monotonic() > self._deadline:
-            return self.note_end("failed", f"error: the run's process ended: {self._superlink.last_words()}"), True
+            words = self._superlink.last_words()
+            self._superlink.stop()  # where the SuperLink was killed, the run's orphans would go on writing
+            return self.note_end("failed", f"error: the run's process ended: {words}"), True
         return status, False
 
     def note_end(self, state: str, why: str) -> Status:

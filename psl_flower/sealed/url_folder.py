@@ -23,6 +23,7 @@ _WEB = ("http", "https")
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
 # A web server that says nothing for so long is taken for lost.
 _SILENT_S = 30.0
+_CANNOT_NOW = 500
 # Hosts are known by ~/.ssh/known_hosts, as with ssh (sshfs alone would take anyone's word); a silent peer is given up
 # after three unanswered messages; a connection that broke must not come back from fsspec's cache.
 _SSH_OPTIONS = {"known_hosts": (), "connect_timeout": 30, "keepalive_interval": 15, "skip_instance_cache": True}
@@ -168,9 +169,8 @@ class UrlFolder:
             raise
         except FileNotFoundError as error:
             # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
-            cause = error.__cause__
-            if cause is not None and not isinstance(cause, FileNotFoundError) and getattr(cause, "status", 0) != 404:
-                raise _unreachable(where, cause) from None
+            if error.__cause__ is not None and _lost(error.__cause__):
+                raise _unreachable(where, error.__cause__) from None
             raise StoreNotFound(f"{where} does not exist") from None
         except Exception as error:
             raise _unreachable(where, error) from None
@@ -252,9 +252,14 @@ def shown(url: str) -> str:
 
 def _unreachable(what: str, error: BaseException) -> StoreUnreachable:
     """Return our error for one of a library's, which tells whether the far side may come back."""
-    lost = isinstance(error, OSError) and not isinstance(error, PermissionError)
-    kind = PatchServerLost if lost or type(error).__name__ in _LOST else StoreUnreachable
-    return kind(f"{what}: {_reason(error)}")
+    return (PatchServerLost if _lost(error) else StoreUnreachable)(f"{what}: {_reason(error)}")
+
+
+def _lost(error: BaseException) -> bool:
+    """Return whether the far side does not answer now; a web server's 5xx is one that cannot, either."""
+    if isinstance(error, OSError):
+        return not isinstance(error, PermissionError | FileNotFoundError)
+    return type(error).__name__ in _LOST or getattr(error, "status", 0) >= _CANNOT_NOW
 
 
 def _reason(error: BaseException) -> str:

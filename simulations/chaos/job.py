@@ -53,7 +53,7 @@ class Job:
 
     def __init__(self, workspace: Path, settings: Values, retries: int) -> None:
         self.run, self.restarts = RunFolder(workspace / "runs" / _NAME), 0
-        self._workspace = workspace
+        self._workspace, self._began_anew = workspace, 0.0
         given = [f"{key}={value}" for key, value in {**settings, "run-name": _NAME}.items()]
         command = [sys.executable, "-m", "psl_flower.cli.main", "train", *given, "--retries", str(retries)]
         self._process = subprocess.Popen(
@@ -86,7 +86,10 @@ class Job:
     def step(self) -> int:
         """Return the training step that it has reached; 0 while it does not train."""
         status = self.run.read_status()
-        return status.step if status is not None and status.state == "training" else 0
+        # What an attempt wrote at its end, after its end was noticed, is not where the run is now.
+        if status is None or status.state != "training" or status.updated < self._began_anew:
+            return 0
+        return status.step
 
     def wait_for_step(self, step: int) -> None:
         """Wait until it has trained so far, and has a checkpoint to go on from."""
@@ -112,7 +115,9 @@ class Job:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._said.append(line)
-            self.restarts += _GOING_ON in line
+            if _GOING_ON in line:
+                self._began_anew = time.time()
+                self.restarts += 1
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _LONGEST_WAIT_S

@@ -24,15 +24,15 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
         Whether it came in a step, or while the run was beginning anew.
     step, committed : int
         Training step that the run had reached, 0 if it had not begun to train, and the one that it went on from.
-    lost_s : float
-        From the kill to the first step after it, or to the next kill if that came before.
+    lost_s : float or None
+        From the kill to the first step after it, or to the next kill if that came before; None where that is not known.
     """
 
     role: str
     moment: str
     step: int
     committed: int
-    lost_s: float
+    lost_s: float | None
 
     @property
     def steps_repeated(self) -> int:
@@ -58,7 +58,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     steps, steps_repeated : int
         Training steps of the run, and how many were done again.
     seconds, seconds_lost : float
-        Wall time of the run, and what of it the kills cost.
+        Wall time of the run, and what of it the kills cost, as far as that is known.
     equal : bool
         Whether the weights are bit for bit those of the undisturbed run.
     """

@@ -59,7 +59,7 @@ def storm(workspace: Path, kills: int, seed: int, steps: int) -> Report:
         steps=steps,
         steps_repeated=sum(kill.steps_repeated for kill in killed),
         seconds=time.monotonic() - began,
-        seconds_lost=sum(kill.lost_s for kill in killed),
+        seconds_lost=sum(kill.lost_s or 0.0 for kill in killed),
         equal=_equal(job.run, steps),
     )
 

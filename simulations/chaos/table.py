@@ -27,22 +27,25 @@ def kills(report: Report) -> Cells:
     rows: list[Row] = []
     for role in report.kills:
         found = [kill for kill in report.measurements if kill.role == role]
-        lost = Spread.of(kill.lost_s for kill in found)
-        rows.append((role, str(len(found)), str(sum(kill.steps_repeated for kill in found)), spread(lost, _seconds)))
+        lost = [kill.lost_s for kill in found if kill.lost_s is not None]
+        shown = spread(Spread.of(lost), _seconds) if lost else "-"
+        rows.append((role, str(len(found)), str(sum(kill.steps_repeated for kill in found)), shown))
     return ("killed", "times", "steps repeated", "lost by a kill, s"), rows
 
 
 def notes(report: Report) -> str:
     """Return how to read the table."""
     starting = sum(kill.moment == STARTING for kill in report.measurements)
+    unknown = sum(kill.lost_s is None for kill in report.measurements)
+    except_for = f" (not known of {unknown} kills)" if unknown else ""
     return (
         f"A run in Flower's simulation on this machine with a checkpoint every {report.settings['checkpoint-every']} "
         f"steps; one process at a time was killed (SIGKILL), {starting} of them while the run was beginning anew after "
         f"the kill before, and `psl train --retries` recovered ({report.restarts} times). {report.steps_repeated} of "
         f"{report.steps} steps were done again; {report.seconds:.0f} s in all, of which {report.seconds_lost:.0f} s "
-        "were lost by kills: from a kill to the first step after it or to the next kill, median (lowest to highest). "
-        "The undisturbed run is the same network trained in one process on the same batches. Load of the machine "
-        f"before: {report.machine['load_before']}."
+        f"were lost by kills{except_for}: from a kill to the first step after it or to the next kill, median (lowest "
+        "to highest). The undisturbed run is the same network trained in one process on the same batches. Load of the "
+        f"machine before: {report.machine['load_before']}."
     )
 
 

@@ -105,7 +105,7 @@ def test_the_adaptation_net_where_flower_has_one_slot(place: Place) -> None:
     words = "2 simulated nodes host 4 Uppers and the Adaptation Net, flower transport"
     assert words in (run.path / "log.txt").read_text(), done.stdout + done.stderr
     assert differing(model(run), oracle(run, 2)) == []
-    place.flwr("run", ".", "--stream", "--run-config", f"{config} run-name='refused' transport='stream'", timeout=60)
+    place.flwr("run", ".", "--stream", "--run-config", f"{config} run-name='refused' transport='stream'", timeout=180)
     status = place.run("refused").read_status()
     assert status is not None
     assert "Uppers and the Adaptation Net need 2 slots" in status.message

@@ -26,7 +26,7 @@ from psl_flower.runs import RunFolder
 from tests.in_process import InProcessGrid, engines_one_by_one
 from tests.web_server import Ranges, server
 
-STEPS = 12
+STEPS = 6
 TRAINING = {
     "dataset": "digits", "max_train": 24, "max_test": 12, "patch_size": "8x8", "uppers": 2, "cut": "stem",
     "batch_size": 8, "rounds": 2, "steps_per_round": STEPS // 2, "evaluate_every": 0, "lower_threads": 1,

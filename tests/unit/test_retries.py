@@ -81,7 +81,7 @@ class SuperLink:
     """One that has not begun to simulate; it may be gone."""
 
     def __init__(self, *, up: bool) -> None:
-        self._up = up
+        self._up, self.stopped = up, False
 
     def is_up(self) -> bool:
         return self._up
@@ -92,9 +92,14 @@ class SuperLink:
     def last_words(self) -> str:
         return "it said nothing"
 
+    def stop(self) -> None:
+        self.stopped = True
+
 
 def test_a_superlink_that_goes_before_it_has_the_run_is_not_waited_for(run: RunFolder) -> None:
     assert Watch(SuperLink(up=True), run).look() == (None, False)
-    status, over = Watch(SuperLink(up=False), run).look()
+    gone = SuperLink(up=False)
+    status, over = Watch(gone, run).look()
     assert over and status is not None
+    assert gone.stopped, "what it had started could write another status"
     assert status.state == "failed" and "the run's process ended: it said nothing" in status.message

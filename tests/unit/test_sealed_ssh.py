@@ -15,7 +15,7 @@ from PIL import Image
 
 from psl_flower.cli.main import main
 from psl_flower.data.sources import open_dataset
-from psl_flower.errors import CorruptImage, StoreNotFound, StoreUnreachable
+from psl_flower.errors import CorruptImage, PatchServerLost, StoreNotFound, StoreUnreachable
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.store import SealedStore
@@ -130,7 +130,7 @@ def test_a_host_that_goes_while_the_node_reads(host: SshHost, tmp_path: Path) ->
     store = SealedStore.open(url, world.nodes[0])
     store.read(np.array([3, 1]))
     host.stop()
-    with pytest.raises(StoreUnreachable, match=f"ssh://127.0.0.1:{host.port}/store"):
+    with pytest.raises(PatchServerLost, match=f"ssh://127.0.0.1:{host.port}/store"):
         store.read(np.array([2]))
     store.close()
     host.start()

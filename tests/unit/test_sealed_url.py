@@ -13,7 +13,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
-from psl_flower.errors import RecordDamaged, StoreNotFound, StoreUnreachable, TruncatedFile, WrongNodeKey
+from psl_flower.errors import PatchServerLost, RecordDamaged, StoreNotFound, TruncatedFile, WrongNodeKey
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
 from tests.web_server import server
@@ -71,5 +71,5 @@ def test_a_file_cut_or_removed_on_the_far_side_is_noticed(stores: StoreSet, url:
 
 
 def test_a_server_that_is_gone_is_one_error(stores: StoreSet, tmp_path: Path) -> None:
-    with pytest.raises(StoreUnreachable, match="127.0.0.1"):
+    with pytest.raises(PatchServerLost, match="127.0.0.1"):
         open_store("http://127.0.0.1:9/store-000", KeyRing(tmp_path / "keys"))
