@@ -125,6 +125,6 @@ class InProcessGrid(Grid):
 
     def _handle(self, message: Message) -> None:
         node = message.metadata.dst_node_id
-        config = {**self.config[node], **self.allowed}
+        config: dict[str, bool | float | int | str] = {**self.config[node], **self.allowed}
         reply = client_app(message, Context(1, node, config, RecordDict(), {}))
         self._replies[message.metadata.message_id] = reply
