@@ -131,7 +131,7 @@ OUT_OF_RANGE = [
     ({"resume": ".hidden"}, "resume: expected letters"),
     ({"predict": "../x"}, "predict: expected letters"),
     ({"lighten": "../x"}, "lighten: expected letters"),
-    ({"lighten": "a", "lighten-with": "max-drop=2"}, "lighten-with: give one condition of speed"),
+    ({"lighten": "a", "lighten-with": "max-drop=2"}, "lighten-with: max-drop: expected a share of 0 to 1, got 2"),
     ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
     ({"predict": "a", "predict-without": "one"}, "predict-without: expected numbers of Uppers"),
 ]
