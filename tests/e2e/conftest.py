@@ -156,7 +156,7 @@ def model(run: RunFolder) -> dict[str, torch.Tensor]:
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
     assert a.keys() == b.keys()
-    assert len(a) > 100
+    assert len(a) > 90  # a ResNet18 Lower alone has 92
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
