@@ -14,6 +14,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from clients.host import simulation_slots
+from clients.partitions import divide
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.devices import choose_device
@@ -21,7 +22,6 @@ from psl_flower.engine.build import decode_settings
 from psl_flower.errors import ConfigError, FrameMismatch, PslError
 from psl_flower.fedavg import FedAvgConfig
 from psl_flower.machine import keep_freed_memory, usable_cores
-from psl_flower.partitions import divide
 from psl_flower.whole_image import LocalTraining
 
 app = ClientApp()

@@ -13,10 +13,10 @@ from typing import Any
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
-from psl_flower.partitions import PARTITIONS
 
 # By name those of Flower's strategies that average weights.
 STRATEGIES = ("fedavg", "fedprox", "fedadam")
+PARTITIONS = ("iid", "dirichlet")
 _OWN = (
     "strategy", "clients", "partition", "dirichlet-alpha", "local-epochs", "proximal-mu", "server-lr", "round-timeout-s"
 )  # fmt: skip
@@ -35,7 +35,7 @@ class FedAvgConfig:
     clients : int
         Clients to wait for; 0: those that are there.
     partition, dirichlet_alpha
-        How the training images are divided, see `psl_flower.partitions.divide`.
+        How the training images are divided, see `clients.partitions.divide`.
     local_epochs : int
         Passes over its own images that a client makes in a round.
     proximal_mu : float

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.fedavg import STRATEGIES
-from psl_flower.partitions import PARTITIONS
+from psl_flower.fedavg import PARTITIONS, STRATEGIES
 from simulations import reports
 from simulations.command_line import checked, count, exit_status, new_benchmark_parser
 from simulations.compare import study, table

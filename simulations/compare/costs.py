@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clients.partitions import divide
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_adaptation, make_lower, make_network, make_upper, smashed_shapes
-from psl_flower.partitions import divide
 from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
 
 # BatchNorm needs two.

@@ -10,8 +10,7 @@ import msgspec
 from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
-from psl_flower.fedavg import STRATEGIES
-from psl_flower.partitions import PARTITIONS
+from psl_flower.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.patches import PatchGrid
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
 from simulations.reports import Values
@@ -45,7 +44,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     partitions : tuple of str
         Of `PARTITIONS`.
     dirichlet_alpha : float
-        See `psl_flower.partitions.divide`.
+        See `clients.partitions.divide`.
     clients : int
         Of federated averaging; 0: as many as the first grid has patches.
     local_epochs : int

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from clients.partitions import divide
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
-from psl_flower.partitions import divide
 from psl_flower.whole_image import LocalTraining
 from simulations.compare.federated import averaging
 from tests.e2e.conftest import Place, model

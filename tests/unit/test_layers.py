@@ -12,11 +12,11 @@ from tests.paths import ROOT
 ALLOWED = {
     "psl_flower": {"psl_flower"},
     "strategies": {"psl_flower", "strategies", "flwr"},
-    "clients": {"psl_flower", "clients", "flwr"},
+    "clients": {"psl_flower", "clients", "flwr", "flwr_datasets"},
     "server": {"psl_flower", "strategies", "server", "flwr"},
     "simulations": {"psl_flower", "strategies", "clients", "server", "simulations", "flwr"},
 }
-WATCHED = {*ALLOWED, "flwr", "tests"}
+WATCHED = {*ALLOWED, "flwr", "flwr_datasets", "tests"}
 
 
 def imports(path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from clients.partitions import divide
 from psl_flower.errors import ConfigError
-from psl_flower.partitions import divide
 
 pytest.importorskip("flwr_datasets", reason="extra compare is not installed")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import ConfigError
+from psl_flower.fedavg import PARTITIONS
 
-PARTITIONS = ("iid", "dirichlet")
 # BatchNorm needs two samples in a batch.
 _FEWEST = 2
 
