@@ -32,7 +32,8 @@ from psl_flower.errors import ConfigError, LighteningError, RunError
 from psl_flower.export import INPUT, OUTPUT, TOLERANCE, metadata_of
 from psl_flower.files import write_atomically
 from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtime_errors
-from psl_flower.models import Lower, PatchSplitNet, Upper
+from psl_flower.lightening.parts import Cut, Join, OfPatches, Tail
+from psl_flower.models import PatchSplitNet, Upper
 from psl_flower.pixels import channel_column
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
     first: Upper = net.uppers[0]  # type: ignore[assignment]
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
-    template = _export(_OfPatches(_scrambled(first), manifest), (patches_NChw,), [PATCHES], [SMASHED])
+    template = _export(OfPatches(_scrambled(first), manifest), (patches_NChw,), [PATCHES], [SMASHED])
     P = len(net.assignment)
     smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
-    tail = _export(_Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
+    tail = _export(Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
     uppers = tuple(
         _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
@@ -191,75 +192,15 @@ def with_quantised_uppers(manifest: Manifest, made: Artefacts, parts: Sequence[Q
     return _assembled(manifest, tuple(part.model for part in parts), lower, made.cut, made.join)
 
 
-class _OfPatches(nn.Module):
-    """An Upper with its normalisation inside."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, upper: Upper, manifest: Manifest) -> None:
-        super().__init__()
-        self.upper = upper
-        self.register_buffer("mean", channel_column(manifest.mean))
-        self.register_buffer("std", channel_column([s or 1.0 for s in manifest.std]))
-
-    def forward(self, patches_NChw: torch.Tensor) -> torch.Tensor:
-        smashed: torch.Tensor = self.upper((patches_NChw - self.mean) / self.std)
-        return smashed
-
-
-class _Tail(nn.Module):
-    """The Lower without the choice of mirrored samples."""
-
-    def __init__(self, lower: Lower) -> None:
-        super().__init__()
-        self.lower = lower
-
-    def forward(self, smashed_BPChw: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.lower(smashed_BPChw)
-        return logits
-
-
-class _Cut(nn.Module):
-    """Images to the patches of every Upper (B*K, C, h, w)."""
-
-    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
-        super().__init__()
-        self._grid = net.grid
-        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
-
-    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        patches_BPChw = self._grid.split(images_BCHW)
-        return tuple(
-            torch.stack([patches_BPChw[:, p] for p in positions], 1).flatten(0, 1) for positions in self._positions
-        )
-
-
-class _Join(nn.Module):
-    """The smashed data of every Upper (B*K, C', h', w') to those of all positions (B, P, C', h', w')."""
-
-    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
-        super().__init__()
-        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
-        self._num_patches = len(net.assignment)
-
-    def forward(self, *smashed: torch.Tensor) -> torch.Tensor:
-        by_position: dict[int, torch.Tensor] = {}
-        for maps_NChw, positions in zip(smashed, self._positions, strict=True):
-            maps_BKChw = maps_NChw.reshape(-1, len(positions), *maps_NChw.shape[1:])
-            by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
-        return torch.stack([by_position[p] for p in range(self._num_patches)], 1)
-
-
 def _cut_and_join(
     net: PatchSplitNet, manifest: Manifest, smashed_shape: Sequence[int]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     counts = [len(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
     images_BCHW = torch.rand(2, manifest.channels, *manifest.image_size)
-    cut = _export(_Cut(net, manifest), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
+    cut = _export(Cut(net, manifest), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
     maps = tuple(torch.rand(2 * count, *smashed_shape) for count in counts)
     names = [f"map_{m}" for m in range(len(counts))]
-    return cut, _export(_Join(net, manifest), maps, names, ["joined"], batches=counts)
+    return cut, _export(Join(net, manifest), maps, names, ["joined"], batches=counts)
 
 
 def _assembled(
