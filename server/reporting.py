@@ -106,14 +106,17 @@ class Reporter:
         told = {"loss": report.loss.full, "upper_s": report.upper_s, "lower_s": report.lower_s, "wire_s": report.wire_s}
         for name, value in told.items():
             self._writer.add_scalar(f"train/{name}", value, report.step)
+        # In memory at once: a stop or an error may come before the next writing, and its status names the last step.
+        self._change(**self._training(report))
         now = time.monotonic()
         ends_round = report.step % self._steps_per_round == 0 or report.step == self._status.total_steps
         if now - self._written >= _STATUS_EVERY_S or ends_round:
             self._written = now
-            self._set(**self._training(report))
-        if self._every_s > 0 and (now - self._logged >= self._every_s or ends_round):
+            self._run.write_status(self._status)
+        if now - self._logged >= self._every_s > 0 or ends_round:
             self._logged = now
-            log.info("%s", self._line())
+            if self._every_s > 0:
+                log.info("%s", self._line())
             self._recent.clear()
 
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
@@ -263,9 +266,12 @@ class Reporter:
         return -(-step // self._steps_per_round)
 
     def _set(self, **changes: object) -> None:
+        self._change(**changes)
+        self._run.write_status(self._status)
+
+    def _change(self, **changes: object) -> None:
         fields = {name: getattr(self._status, name) for name in self._status.__struct_fields__}
         self._status = Status(**{**fields, **changes})
-        self._run.write_status(self._status)
 
 
 def size(num_bytes: float) -> str:
