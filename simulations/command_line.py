@@ -10,14 +10,22 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
 from simulations import reports
+from simulations.progress import Progress
 from simulations.reports import Report
 from simulations.tables import Presentation, show
 
+Asked = TypeVar("Asked")
+Measured = TypeVar("Measured", bound=Report)
 _FAILED, _INTERRUPTED = 1, 130
 
 
@@ -98,22 +106,57 @@ def exit_status(work: Callable[[], None]) -> int:
 
 
 @contextlib.contextmanager
-def temporary_workspace(prefix: str, *, keep: bool = False) -> Iterator[Path]:
-    """Yield a workspace that goes afterwards, unless it is kept.
+def workspace_of(prefix: str, *, keep: bool = False, given: Path | None = None) -> Iterator[Path]:
+    """Yield a workspace: the given one, or a new one that goes afterwards unless it is kept.
 
-    SIGTERM ends the command as Ctrl-C does meanwhile, so that it leaves no process of Flower's behind.
+    SIGTERM ends the command as Ctrl-C does meanwhile, so that it leaves no process of its own or of Flower's behind.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if keep:
+        if given is not None:
+            yield given
+        elif keep:
             path = Path(tempfile.mkdtemp(prefix=prefix))
             print(f"stores and runs stay in {path}", file=sys.stderr)
             yield path
-            return
-        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        else:
+            with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+                yield Path(name)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark(Generic[Asked, Measured]):
+    """What one benchmark's command does with its arguments.
+
+    Attributes
+    ----------
+    read_config : callable
+        Returns the run's settings that arguments ask for.
+    options : type
+        The struct that takes the other arguments, by name.
+    measure : callable
+        Called as measure(config, options, workspace, progress); returns the report.
+    present : callable
+        Returns the report's tables.
+    """
+
+    read_config: Callable[[argparse.Namespace], RunConfig]
+    options: type[Asked]
+    measure: Callable[[RunConfig, Asked, Path, Progress], Measured]
+    present: Callable[[Measured], Presentation]
+
+    def run(
+        self, given: argparse.Namespace, parser: argparse.ArgumentParser, workspace: AbstractContextManager[Path]
+    ) -> None:
+        """Measure in a workspace, with progress, and deliver the report as the arguments ask."""
+        config = checked(self.read_config, given, parser)
+        check_out(given.out)
+        options = msgspec.convert(given, self.options, from_attributes=True)
+        with workspace as place, Progress(sys.stderr) as progress:
+            report = self.measure(config, options, place, progress)
+        deliver(given, report, self.present(report))
 
 
 def deliver(given: argparse.Namespace, report: Report, presentation: Presentation) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from simulations.chaos.storm import storm
 from simulations.chaos.table import present
-from simulations.command_line import check_out, count, deliver, exit_status, new_parser, temporary_workspace
+from simulations.command_line import check_out, count, deliver, exit_status, new_parser, workspace_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _storm(given: argparse.Namespace) -> None:
     check_out(given.out)
-    with temporary_workspace("psl-chaos-") as workspace:
+    with workspace_of("psl-chaos-") as workspace:
         report = storm(workspace, given.kills, given.seed, given.steps or 6 * given.kills)
     deliver(given, report, present(report))
     if not report.equal:

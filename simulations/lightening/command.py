@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from psl_flower.config import RunConfig
-from simulations.command_line import (
-    check_out,
-    checked,
-    count,
-    deliver,
-    exit_status,
-    new_benchmark_parser,
-    temporary_workspace,
-)
+from simulations.command_line import Benchmark, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.lightening import bench
 from simulations.lightening.results import DEFAULTS, ENGINES, Options
 from simulations.lightening.table import present
-from simulations.progress import Progress
 from simulations.settings import merge
 
 
@@ -61,16 +48,8 @@ def read_config(given: argparse.Namespace) -> RunConfig:
 
 
 def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    config = checked(read_config, given, parser)
-    check_out(given.out)
-    options = msgspec.convert(given, Options, from_attributes=True)
-    with _workspace(given.workspace) as workspace, Progress(sys.stderr) as progress:
-        report = bench.run(config, options, workspace, progress)
-    deliver(given, report, present(report))
-
-
-def _workspace(given: Path | None) -> contextlib.AbstractContextManager[Path]:
-    return temporary_workspace("psl-lightening-") if given is None else contextlib.nullcontext(given)
+    benchmark = Benchmark(read_config=read_config, options=Options, measure=bench.run, present=present)
+    benchmark.run(given, parser, workspace_of("psl-lightening-", given=given.workspace))
 
 
 def _factor(text: str) -> float:

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-
-import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.machine import usable_cores
-from simulations.command_line import (
-    check_out,
-    checked,
-    count,
-    deliver,
-    exit_status,
-    new_benchmark_parser,
-    temporary_workspace,
-)
-from simulations.progress import Progress
+from simulations.command_line import Benchmark, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.sealed_cost import bench
 from simulations.sealed_cost.results import Options
 from simulations.sealed_cost.table import present
@@ -59,9 +47,5 @@ def read_config(given: argparse.Namespace) -> RunConfig:
 
 
 def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    config = checked(read_config, given, parser)
-    check_out(given.out)
-    options = msgspec.convert(given, Options, from_attributes=True)
-    with temporary_workspace("psl-sealed-cost-") as workspace, Progress(sys.stderr) as progress:
-        report = bench.run(config, options, workspace, progress)
-    deliver(given, report, present(report))
+    benchmark = Benchmark(read_config=read_config, options=Options, measure=bench.run, present=present)
+    benchmark.run(given, parser, workspace_of("psl-sealed-cost-"))

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
-
-import msgspec
 
 from psl_flower.config import CODECS, RunConfig
 from psl_flower.machine import usable_cores
-from simulations.command_line import (
-    check_out,
-    checked,
-    count,
-    deliver,
-    exit_status,
-    new_benchmark_parser,
-    temporary_workspace,
-)
-from simulations.progress import Progress
+from simulations.command_line import Benchmark, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.separate_hosts import bench
 from simulations.separate_hosts.results import Options
 from simulations.separate_hosts.table import present
@@ -67,12 +55,8 @@ def read_config(given: argparse.Namespace) -> RunConfig:
 
 
 def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    config = checked(read_config, given, parser)
-    check_out(given.out)
-    options = msgspec.convert(given, Options, from_attributes=True)
-    with temporary_workspace("psl-hosts-", keep=given.keep) as workspace, Progress(sys.stderr) as progress:
-        report = bench.run(config, options, workspace, progress)
-    deliver(given, report, present(report))
+    benchmark = Benchmark(read_config=read_config, options=Options, measure=bench.run, present=present)
+    benchmark.run(given, parser, workspace_of("psl-hosts-", keep=given.keep))
 
 
 def _delays(text: str) -> tuple[float, ...]:

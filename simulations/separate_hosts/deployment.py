@@ -104,7 +104,7 @@ class Deployment:
         """Return the folder of a node's store."""
         return self.nodes[n].folder / "store"
 
-    def node_config(self, n: int) -> dict[str, str]:
+    def node_config(self, n: int) -> dict[str, str | bool]:
         """Return a node's configuration: places on its host."""
         places = {name: str(self.nodes[n].folder / file) for name, file in _NODE_CONFIG.items()}
         return {**places, "store": str(self.store(n))}
@@ -147,17 +147,17 @@ class Deployment:
         """Start a node's SuperNode."""
         self.start_supernode(self.nodes[n], self.node_config(n))
 
-    def start_supernode(self, host: Host, node_config: Mapping[str, str]) -> None:
+    def start_supernode(self, host: Host, node_config: Mapping[str, str | bool]) -> None:
         """Start a SuperNode on a host."""
         host.start(self.supernode_command(host, node_config), "supernode.log")
 
-    def supernode_command(self, host: Host, node_config: Mapping[str, str]) -> list[str | Path]:
+    def supernode_command(self, host: Host, node_config: Mapping[str, str | bool]) -> list[str | Path]:
         """Return the command that starts a SuperNode."""
         return [
             BIN / "flower-supernode", "--root-certificates", host.folder / "ca.crt",
             "--superlink", f"{self.server.address}:{FLEET_PORT}",
             "--auth-supernode-private-key", host.folder / "auth",
-            "--node-config", " ".join(f"{name}='{value}'" for name, value in node_config.items()),
+            "--node-config", " ".join(f"{name}={_toml(value)}" for name, value in node_config.items()),
         ]  # fmt: skip
 
     def start(self) -> None:
@@ -202,8 +202,8 @@ class Deployment:
             f"exchange-cert={made / 'server.pem'}", f"exchange-key={made / 'server.key'}",
             f"exchange-client-ca={made / 'ca.crt'}",
         )  # fmt: skip
-        # A resumed run has its settings.
-        begun = any(setting.startswith("resume=") for setting in settings)
+        # A run that is resumed, asked for predictions or lightened has its settings.
+        begun = any(setting.startswith(("resume=", "predict=", "lighten=")) for setting in settings)
         given: dict[str, object] = {}
         for part in ([] if begun else self._settings, exchange, settings):
             given |= parse_settings(list(part))
@@ -226,6 +226,10 @@ class Deployment:
         hosts = (self.server, self.network.patch_server, *self.nodes, self.network.guest)
         logs = [log for host in hosts for log in sorted(host.folder.glob("*.log"))]
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+
+def _toml(value: str | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"'{value}'"
 
 
 def _certificates_script() -> Path:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 from collections.abc import Sequence
-
-import msgspec
 
 from psl_flower.config import CODECS, RunConfig
 from psl_flower.machine import usable_cores
 from simulations import page, reports
-from simulations.command_line import (
-    check_out,
-    checked,
-    count,
-    deliver,
-    exit_status,
-    new_benchmark_parser,
-    temporary_workspace,
-)
-from simulations.progress import Progress
+from simulations.command_line import Benchmark, check_out, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.settings import merge
 from simulations.throughput import bench
 from simulations.throughput.results import FEDERATED, Options
@@ -79,12 +68,9 @@ def read_config(given: argparse.Namespace) -> RunConfig:
 
 
 def _bench(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    config = checked(read_config, given, parser)
-    check_out(given.out)
-    options = msgspec.convert(given, Options, from_attributes=True)
-    with temporary_workspace("psl-throughput-", keep=given.keep) as workspace, Progress(sys.stderr) as progress:
-        report = bench.run(config, options, workspace, progress, keep=given.keep)
-    deliver(given, report, present(report))
+    measure = functools.partial(bench.run, keep=given.keep)
+    benchmark = Benchmark(read_config=read_config, options=Options, measure=measure, present=present)
+    benchmark.run(given, parser, workspace_of("psl-throughput-", keep=given.keep))
 
 
 def _page(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import CHROMIUM, Browser
-from tests.unit.test_compare import holdings, report
+from tests.unit.tiny_comparison import holdings, report
 
 pytest.importorskip("matplotlib", reason="extra compare is not installed")
 pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")

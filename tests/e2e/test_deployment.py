@@ -16,6 +16,11 @@ import pytest
 from PIL import Image
 
 from psl_flower.data.sources import open_dataset
+from psl_flower.lightening.report import RESULT_FILE
+from psl_flower.predicting import FOLDER, load_result
+from psl_flower.runs import RunFolder
+from psl_flower.stores.base import store_folder
+from simulations.separate_hosts.deployment import BIN, call
 from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model
 from tests.e2e.watched import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing
@@ -184,6 +189,72 @@ def test_strangers_are_refused_by_name(deployed: Deployment) -> None:
     assert "holds position 0, which node" in status.message
     assert node_id in status.message and deployed.node_ids[0] in status.message
     assert status.message in (deployed.run("claimed-twice").path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_light_model_is_put_in_place_and_predicts(deployed: Deployment) -> None:
+    """The nodes lighten together, as their operators allow; prediction with their light Uppers is the whole's."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="extra lighten is not installed")
+    deployed.train("run-name=heavy", "rounds=1", "steps-per-round=2")
+    heavy = deployed.run("heavy").path
+    asked = "min-accuracy=0 min-speed=0.001 degrees=1 epochs=1 rounding-epochs=1 second-ratio=1.3 threads=1"
+    done = deployed.train("lighten=heavy", f"lighten-with={asked}", timeout=1500)
+    (folder,) = (heavy / "light").iterdir()
+    status = RunFolder(folder).read_status()
+    assert status is not None and status.state == "completed", (status, done.stdout, done.stderr, deployed.logs())
+    third = Path(json.loads((folder / RESULT_FILE).read_text())["third"])
+
+    done = deployed.train("predict=heavy", "predict-light=true", "run-name=answers")
+    result = load_result(heavy / FOLDER / "answers")
+    assert result is not None and result.light, done.stdout + done.stderr + deployed.logs()
+    with np.load(heavy / FOLDER / "answers" / "predictions.npz") as file:
+        predicted_N = file["predicted"]
+    images = [image for image, _ in open_dataset(DATASET, max_train=128, max_test=32).samples("test", 0)]
+    session = onnxruntime.InferenceSession(third / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits_NC,) = session.run(None, {"images": np.moveaxis(np.stack(images), -1, 1).astype(np.float32) / 255})
+    np.testing.assert_array_equal(logits_NC.argmax(1), predicted_N)
+
+
+@pytest.mark.slow
+def test_a_lost_node_is_replaced(deployed: Deployment, tmp_path: Path) -> None:
+    """Its disk is lost: the owner, who has a copy, seals all anew, to a new node's keys; a thief's old ones are refused."""
+    lost, lost_id = deployed.nodes[1], deployed.node_ids[1]
+    sealed, stolen = tmp_path / "sealed", tmp_path / "stolen"
+    shutil.copytree(deployed.dataset, sealed)
+    for n in range(4):
+        shutil.copytree(deployed.store(n), store_folder(sealed, n))
+    shutil.copytree(lost.folder, stolen)
+    lost.kill_all()
+    shutil.rmtree(lost.folder)
+
+    lost.folder.mkdir()
+    deployed.equip(lost, "node1")
+    call(BIN / "psl", "keygen", "node", "--out", lost.folder / "node.key")
+    owner = deployed.server.folder.parent / "owner"
+    shutil.copy(owner / "owner.key.pub", lost.folder)
+    call(
+        BIN / "psl", "rotate", "--manifest", sealed, "--owner-key", owner / "owner.key", "--delete-old",
+        "--node-key", f"1={lost.folder / 'node.key.pub'}", PSL_STATE=str(owner),
+    )  # fmt: skip
+    for n in range(4):
+        shutil.rmtree(deployed.store(n), ignore_errors=True)
+        shutil.move(store_folder(sealed, n), deployed.store(n))
+    shutil.rmtree(deployed.dataset)
+    shutil.copytree(sealed, deployed.dataset)
+    assert deployed.flwr("supernode", "unregister", lost_id, "lower").returncode == 0
+    deployed.node_ids[1] = deployed.register_host(lost, "patch-1-again")
+    deployed.start_node(1)
+    deployed.wait_for_nodes(4)
+
+    with deployed.guest(store=str(stolen / "store"), key=str(stolen / "node.key")) as thief_id:
+        done = deployed.train("run-name=replaced", "rounds=1")
+    status = deployed.status("replaced")
+    assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()
+    assert deployed.node_ids[1] != lost_id
+    log = (deployed.run("replaced").path / "log.txt").read_text()
+    assert f"node {thief_id}: " in log and "it takes no part" in log
+    assert differing(model(deployed.run("replaced")), deployed.oracle("replaced", 2)) == []
+    assert differing(model(deployed.run("replaced")), deployed.oracle("replaced", 1)) != []
 
 
 def test_flower_transport(deployed: Deployment) -> None:

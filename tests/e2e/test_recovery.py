@@ -20,6 +20,7 @@ from tests.e2e.watched import Deployment
 STEPS = 4
 PATIENCE_S = 300.0  # on a machine that has much else to do
 SOON = datetime.timedelta(seconds=5)
+LATER = datetime.timedelta(seconds=120)
 SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")
 
 
@@ -136,6 +137,37 @@ def test_certificate_expires(deployed: Deployment) -> None:
     authority.issue("short", hosts=hosts, key=key)
     deployed.train(f"resume={run.name}", *own)
     ends_exactly(deployed, run, rounds)
+
+
+@pytest.mark.slow
+def test_certificate_of_the_superlink_expires(deployed: Deployment) -> None:
+    """What is connected goes on; whoever connects anew is turned away until it is renewed and the SuperLink restarted."""
+    authority = Authority.made(deployed.server.folder / "certificates")
+    hosts = (deployed.server.address, "127.0.0.1")
+    kept = {path: path.read_bytes() for path in authority.folder.glob("server.*")}
+
+    def restart_superlink() -> None:
+        deployed.server.kill_all()
+        deployed.start_superlink()
+        deployed.wait_for_nodes(4)
+
+    end = datetime.datetime.now(datetime.UTC) + LATER
+    authority.issue("server", hosts=hosts, end=end)
+    restart_superlink()
+
+    def disturb(run: RunFolder) -> None:
+        wait_until(lambda: datetime.datetime.now(datetime.UTC) > end, PATIENCE_S, "the certificate's last second")
+
+    try:
+        run = train_disturbed(deployed, "superlink-expires", disturb)
+        print(deployed.status(run.name), log_of(run), deployed.logs())
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        restart_superlink()
+    if deployed.status(run.name).state != "completed":
+        deployed.train(f"resume={run.name}")
+    ends_exactly(deployed, run)
 
 
 @pytest.mark.slow

@@ -77,8 +77,8 @@ class Deployment(deployment.Deployment):
         host = self.network.patch_server if n == len(self.nodes) - 1 else self.nodes[n]
         return host.folder / "store"
 
-    def node_config(self, n: int) -> dict[str, str]:
-        config, patches = super().node_config(n), self.network.patch_server
+    def node_config(self, n: int) -> dict[str, str | bool]:
+        config, patches = super().node_config(n) | {"lighten": True}, self.network.patch_server
         if n not in WITH_AUTHORITY:
             del config["exchange-ca"]
         if patches.folder in self.store(n).parents:
@@ -89,7 +89,7 @@ class Deployment(deployment.Deployment):
         self.start_patch_server()
         super().start()
 
-    def start_supernode(self, host: Host, node_config: Mapping[str, str]) -> None:
+    def start_supernode(self, host: Host, node_config: Mapping[str, str | bool]) -> None:
         """Start it again whenever it ends, as the systemd unit does: for a minute it may be turned away."""
         looped = ["sh", "-c", 'while :; do "$@"; sleep 5; done', "sh", *self.supernode_command(host, node_config)]
         host.start(looped, "supernode.log")

@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from tiny_comparison import report
 
 from psl_flower.errors import RunError
 from simulations import quoting
 from tests.paths import ROOT
-from tests.unit.test_compare import report
 
 PAGES = ("README.md", "docs/accuracy.md")
 TEXT = "Before.\n<!-- figures: x table 1 columns 1,2 -->\nold\n<!-- end of figures -->\nAfter.\n"

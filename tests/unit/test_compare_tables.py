@@ -1,0 +1,86 @@
+"""What a comparison's trials amount to: summaries, tables, CSV, the result file."""
+
+import csv
+import io
+import json
+
+import pytest
+from tiny_comparison import METHODS, report, trial
+
+from psl_flower.errors import RunError
+from simulations import page as benchmarks
+from simulations import reports
+from simulations.compare import table
+from simulations.compare.results import Mean, Report, summarise, target_accuracy
+from simulations.reports import Spread
+from simulations.tables import show
+
+
+def test_summaries():
+    summaries = report().summaries
+    assert [summary.method for summary in summaries] == METHODS
+    whole, split = summaries[0], summaries[2]
+    assert whole.accuracy == Mean(mean=pytest.approx(0.75), low=pytest.approx(0.7), high=pytest.approx(0.8))
+    assert (whole.up, whole.down) == ({}, {})
+    assert split.up == {"node": 3_000_000, "all": 4_000_000}
+    assert split.down == {"node": 1_000_000, "all": 2_000_000}
+    assert split.train_s == Spread(median=30.0, low=20.0, high=40.0)
+    # Nine tenths of what whole images augmented by patches came to; one seed of "whole image" stays below it... at 0.7.
+    assert report().settings.target == pytest.approx(0.684, abs=1e-3)
+    assert whole.epochs_to_target == Mean(mean=2.0, low=2.0, high=2.0)
+
+
+def test_a_target_that_not_all_trials_reach():
+    trials = [trial(METHODS[0], 0, 0.2, 0.4), trial(METHODS[0], 1, 0.6, 0.7)]
+    cost = report().summaries[0].cost
+    (found,) = summarise(METHODS, {m.name: cost for m in METHODS}, trials, 0.5)
+    assert (found.reached, found.trials, found.epochs_to_target) == (1, 2, Mean(mean=1.0, low=1.0, high=1.0))
+    assert target_accuracy(trials, METHODS, 0.33) == 0.33
+    assert target_accuracy(trials, METHODS, None) == pytest.approx(0.9 * 0.55, abs=1e-3)
+
+
+def test_tables_have_a_cell_for_every_column(capsys):
+    said = table.present(report())
+    for head, rows in said.tables:
+        assert len(rows) == len(METHODS)
+        assert {len(row) for row in rows} == {len(head)}
+    accuracy, traffic, work, seen = (rows for _, rows in said.tables)
+    assert accuracy[0] == ("whole image", "75.0 (70.0 to 80.0)", "2.0", "30 (20 to 40)", "50")
+    assert traffic[0][1:] == ("-", "-", "-", "-")
+    assert traffic[2][1:] == ("3.00", "1.00", "4.00", "2.00")
+    assert work[2][1:] == ("200", "300", "500", "900", "150")
+    assert work[0][3:5] == ("700", "-")
+    assert "no labels" in seen[2][1] and "whole images and labels" in seen[6][1]
+    show(said)
+    assert "Uneven:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_engines_without_flower_say_so():
+    assert "without Flower and Ray" in table.notes(report(engine="in-process"))
+    assert "no bytes are counted" in table.notes(report(engine="one-graph"))
+
+
+def test_csv():
+    rows = list(csv.DictReader(io.StringIO(table.to_csv(report()))))
+    assert [row["method"] for row in rows] == [method.name for method in METHODS]
+    assert (rows[2]["up_bytes_all"], rows[0]["up_bytes_all"]) == ("4000000", "")
+    curves = list(csv.DictReader(io.StringIO(table.curves_csv(report()))))
+    assert len(curves) == 2 * 2 * len(METHODS)
+    assert float(curves[1]["accuracy"]) == pytest.approx(0.7)
+
+
+def test_a_section_of_the_page_of_benchmarks():
+    text = benchmarks.render({"compare-digits.json": report()})
+    assert "## compare-digits\n\ndigits, resnet18, 100 training and 16 test images, 2 epochs, 2 seeds; A <CPU>" in text
+    assert "| 2x2 patches of 8x8 | 3.00 | 1.00 | 4.00 | 2.00 |" in text
+    assert "    python -m simulations.compare --epochs 2 --seeds 0,1\n" in text
+
+
+def test_a_report_survives_its_file(tmp_path):
+    path = tmp_path / "report.json"
+    reports.save(path, report())
+    assert reports.load(path, Report) == report()
+    told = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**told, "version": 99}), "utf-8")
+    with pytest.raises(RunError, match="expected version 1"):
+        reports.load(path, Report)
