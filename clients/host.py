@@ -300,7 +300,9 @@ def _setting(context: Context, name: str) -> str:
 def claim_of(store: PatchStore) -> Claim:
     """Return what a store holds, as the node tells the Lower."""
     meta = store.meta
-    return Claim(upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset)
+    return Claim(
+        upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset, epoch=meta.epoch
+    )
 
 
 def claim_of_party(party: UpperEngine | AdaptationNode) -> Claim:

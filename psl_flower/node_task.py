@@ -32,12 +32,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Images.
     dataset : str
         Fingerprint of the set of stores.
+    epoch : int
+        Of the store's keys; 0 if it is not sealed.
     """
 
     upper: int
     positions: tuple[int, ...]
     num_samples: int
     dataset: str
+    epoch: int = 0
 
 
 # What goes into the ticket of the Adaptation Net's server, which holds no store.
@@ -89,6 +92,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
     threads : int
         Threads to compute with; 0 leaves it to the node.
+    epoch : int
+        Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     """
@@ -104,6 +109,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keys: str = ""
     owner: str = ""
     threads: int = 0
+    epoch: int = 0
     part: Part = ""
 
 

@@ -140,6 +140,7 @@ def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
         owner=stores.owner,
         state=str(run.nodes),
         threads=config.upper_threads,
+        epoch=stores.epoch,
     )
 
 

@@ -180,7 +180,9 @@ class NodeLink:
     def has_returned(self, grid: Grid) -> bool:
         """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
         absent = set(self.placement.absent) - self._options.without
-        return bool(absent and absent & holders_of(grid, self.placement.parties, self._options.node_timeout_s))
+        return bool(
+            absent and absent & holders_of(grid, self.placement.parties, self._options.node_timeout_s, self._task.epoch)
+        )
 
     def close(self) -> None:
         """Part from all nodes; what they sent and received still counts. Safe to call again."""

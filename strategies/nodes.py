@@ -115,6 +115,8 @@ def place(
         If the transport asked for cannot work here.
     """
     inventories, refused = _inventories(grid, timeout_s, absent_allowed)
+    for node in [node for node, inventory in inventories.items() if not _is_current(inventory, task.epoch)]:
+        refused[node] = _of_other_epoch(node, inventories.pop(node), task.epoch)
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         try:
             placement = _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
@@ -133,11 +135,26 @@ def place(
     return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without, adaptation)
 
 
-def holders_of(grid: Grid, known: Collection[int], timeout_s: float) -> set[int]:
-    """Return the Uppers that nodes other than the known ones hold, of those nodes that answer."""
+def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int) -> set[int]:
+    """Return the Uppers that nodes other than the known ones hold, of those nodes that answer; see `NodeTask.epoch`."""
     others = [node for node in grid.get_node_ids() if node not in known]
     found = _ask_inventories(grid, others, timeout_s, {}, leave_out_lost=True)
-    return {claim.upper for inventory in found.values() for claim in inventory.claims}
+    current = [inventory for inventory in found.values() if _is_current(inventory, epoch)]
+    return {claim.upper for inventory in current for claim in inventory.claims}
+
+
+def _is_current(inventory: Inventory, epoch: int) -> bool:
+    return epoch == 0 or all(claim.epoch == epoch for claim in inventory.claims)
+
+
+def _of_other_epoch(node: int, inventory: Inventory, epoch: int) -> NodeError:
+    """Return what to say to a node whose store was sealed with keys before or after those of the run's dataset."""
+    claim = next(claim for claim in inventory.claims if claim.epoch != epoch)
+    late = "the store to that node" if claim.epoch < epoch else "manifest and labels to the server"
+    return NodeError(
+        f"node {node}: its store of Upper {claim.upper} has keys of epoch {claim.epoch}, the run's dataset those of "
+        f"epoch {epoch}; carry {late}, as psl rotate has made them"
+    )
 
 
 def _inventories(

@@ -200,6 +200,7 @@ def _as_set(
         keys=ring.place if ring is not None else None,
         owner=str(signed.owner),
         note=_corrections(labels.history),
+        epoch=sealed.epoch,
     )
 
 

@@ -195,6 +195,8 @@ class StoreSet:
         One line for people on corrected labels; may be empty.
     grid_reason : str
         One line for people on why the grid was chosen; empty where it was not chosen here.
+    epoch : int
+        Of the keys of sealed stores; 0 if they are plain.
     """
 
     folder: Path
@@ -205,6 +207,7 @@ class StoreSet:
     owner: str = ""
     note: str = ""
     grid_reason: str = ""
+    epoch: int = 0
 
     @property
     def keys_note(self) -> str:

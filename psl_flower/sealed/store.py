@@ -47,6 +47,7 @@ class SealedStore:
             positions=entry.positions,
             patch_shape=manifest.patch_shape,
             num_samples=manifest.num_samples,
+            epoch=manifest.epoch,
         )
         self._ids = SampleIds(data_key, entry.store)
         self._segments: list[_OpenSegment] = []

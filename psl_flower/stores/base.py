@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
+class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a store says of itself.
 
     Attributes
@@ -28,6 +28,8 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
         (C, h, w).
     num_samples : int
         Images, over all splits.
+    epoch : int
+        Of a sealed store's keys, from 1; all stores of a set have the same. 0 where nothing is sealed.
     """
 
     dataset: str
@@ -35,6 +37,7 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
     positions: tuple[int, ...]
     patch_shape: tuple[int, int, int]
     num_samples: int
+    epoch: int = 0
 
 
 @runtime_checkable

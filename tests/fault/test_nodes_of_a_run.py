@@ -23,6 +23,8 @@ from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.monolith import Monolith
 from psl_flower.errors import NodeError, PositionError
 from psl_flower.runs import RunFolder
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.rotate import Changes, rotate
 from tests.in_process import InProcessGrid, engines_one_by_one
 from tests.web_server import Ranges, server
 
@@ -103,6 +105,36 @@ def test_a_second_node_with_a_position_ends_the_run_and_both_are_named(nodes: In
     with pytest.raises(PositionError, match="node 102 holds position 0, which node 100 holds already"):
         train(nodes, tmp_path)
     assert "error: node 102 holds position 0, which node 100 holds already" in log_of(tmp_path)
+
+
+def rotated(stores: StoreSet, tmp_path: Path) -> Path:
+    """Rotate all keys; return a copy of store 0 as it was before."""
+    old = tmp_path / "old"
+    shutil.copytree(stores.store_path(0), old)
+    owner = keyfile.load(tmp_path / "keys" / "owner.key")
+    rotate(stores.folder, owner, [stores.store_path(m) for m in range(2)], Changes())
+    return old
+
+
+def test_a_node_with_a_store_from_before_a_rotation_is_refused_by_name_and_the_others_train(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    """Such as one that was lost with its key, and replaced."""
+    other(nodes, tmp_path, store=str(rotated(stores, tmp_path)))
+    run = train(nodes, tmp_path)
+    (told,) = (line for line in log_of(tmp_path).splitlines() if "it takes no part" in line)
+    assert " node 102: its store of Upper 0 has keys of epoch 1, the run's dataset those of epoch 2; carry " in told
+    assert exact(run, stores)
+
+
+def test_a_node_whose_new_store_has_not_come_yet_ends_the_run(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    nodes.config[100]["store"] = str(rotated(stores, tmp_path))
+    with pytest.raises(
+        NodeError, match="node 100: its store of Upper 0 has keys of epoch 1, .* the store to that node"
+    ):
+        train(nodes, tmp_path)
 
 
 class _Going(Ranges):
