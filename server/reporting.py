@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
-from psl_flower.errors import PredictionStopped, PslError, TrainingStopped
+from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.runs import RunFolder, Status, this_process
 from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
@@ -217,6 +218,7 @@ class Reporter:
 
     def fail(self, error: BaseException) -> None:
         """Note why the run ended early, and what to do."""
+        error = _superlink_lost(error) or error
         if isinstance(error, PredictionStopped):
             self.end("stopped", str(error))
         elif isinstance(error, TrainingStopped):
@@ -272,6 +274,23 @@ class Reporter:
     def _change(self, **changes: object) -> None:
         fields = {name: getattr(self._status, name) for name in self._status.__struct_fields__}
         self._status = Status(**{**fields, **changes})
+
+
+def _superlink_lost(error: BaseException) -> RunError | None:
+    """Return what to say of an error of Flower's that is the loss of its SuperLink; None if it is another."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if isinstance(error, PslError):
+        return None
+    refused = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if refused is not None:
+        return RunError(
+            f"the SuperLink's certificate is refused: {refused.verify_message}; make a new one "
+            "(deploy/make-certificates.sh), restart the SuperLink and, since they stop at such an error, the SuperNodes"
+        )
+    lost = next((cause for cause in causes if isinstance(cause, ConnectionError)), None)
+    return RunError(f"the SuperLink cannot be reached: {lost.strerror or lost}; see its log") if lost else None
 
 
 def size(num_bytes: float) -> str:

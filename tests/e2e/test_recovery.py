@@ -20,7 +20,7 @@ from tests.e2e.watched import Deployment
 STEPS = 4
 PATIENCE_S = 300.0  # on a machine that has much else to do
 SOON = datetime.timedelta(seconds=5)
-LATER = datetime.timedelta(seconds=120)
+LATER = datetime.timedelta(seconds=110)
 SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")
 
 
@@ -141,7 +141,7 @@ def test_certificate_expires(deployed: Deployment) -> None:
 
 @pytest.mark.slow
 def test_certificate_of_the_superlink_expires(deployed: Deployment) -> None:
-    """What is connected goes on; whoever connects anew is turned away until it is renewed and the SuperLink restarted."""
+    """Flower connects anew for every message, so the run ends at once; renewed, and all restarted, `resume` goes on."""
     authority = Authority.made(deployed.server.folder / "certificates")
     hosts = (deployed.server.address, "127.0.0.1")
     kept = {path: path.read_bytes() for path in authority.folder.glob("server.*")}
@@ -149,25 +149,32 @@ def test_certificate_of_the_superlink_expires(deployed: Deployment) -> None:
     def restart_superlink() -> None:
         deployed.server.kill_all()
         deployed.start_superlink()
-        deployed.wait_for_nodes(4)
 
+    rounds, at_expiry = 8, []
     end = datetime.datetime.now(datetime.UTC) + LATER
     authority.issue("server", hosts=hosts, end=end)
     restart_superlink()
 
     def disturb(run: RunFolder) -> None:
         wait_until(lambda: datetime.datetime.now(datetime.UTC) > end, PATIENCE_S, "the certificate's last second")
+        at_expiry.append(run.checkpoints.steps()[-1])
 
+    settings = (f"rounds={rounds}", "steps-per-round=1", "step-timeout-s=20", "node-timeout-s=150")
     try:
-        run = train_disturbed(deployed, "superlink-expires", disturb)
-        print(deployed.status(run.name), log_of(run), deployed.logs())
+        run = train_disturbed(deployed, "superlink-expires", disturb, *settings)
     finally:
         for path, content in kept.items():
             path.write_bytes(content)
         restart_superlink()
-    if deployed.status(run.name).state != "completed":
-        deployed.train(f"resume={run.name}")
-    ends_exactly(deployed, run)
+        for n in range(4):
+            restart(deployed, n)
+        deployed.wait_for_nodes(4)
+    status = deployed.status(run.name)
+    assert status.state == "failed"
+    assert "the SuperLink's certificate is refused: certificate has expired; make a new one" in status.message
+    assert 0 < at_expiry[0] <= run.checkpoints.steps()[-1] < rounds
+    deployed.train(f"resume={run.name}")
+    ends_exactly(deployed, run, rounds)
 
 
 @pytest.mark.slow

@@ -1,3 +1,9 @@
+import contextlib
+import socket
+import ssl
+import threading
+
+import httpx
 import pytest
 
 from psl_flower.engine.lower import StepLoss
@@ -5,6 +11,7 @@ from psl_flower.engine.rounds import StepReport
 from psl_flower.errors import TrainingStopped
 from psl_flower.runs import create_run
 from server.reporting import Reporter
+from tests.authority import DAY, NOW, Authority
 
 
 def _report(step: int) -> StepReport:
@@ -24,3 +31,36 @@ def test_a_status_names_the_last_step_however_soon_the_end_comes(tmp_path, every
     reporter.fail(TrainingStopped("stopped after step 7, as asked"))
     status = run.read_status()
     assert status is not None and (status.state, status.step, status.round) == ("stopped", 7, 2)
+
+
+def _told(run, error):
+    Reporter(run, run_id="1", every_s=0).fail(error)
+    return run.read_status().message
+
+
+def test_the_loss_of_the_superlink_is_said_in_one_line(tmp_path):
+    """As Flower's own client meets it: with an expired certificate, and where nobody listens."""
+    run, authority = create_run(tmp_path, "tiny", "digits"), Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server", end=NOW - DAY / 2))
+    server = socket.create_server(("127.0.0.1", 0))
+    url = f"https://127.0.0.1:{server.getsockname()[1]}"
+
+    def answer():
+        connection, _ = server.accept()
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True):
+            pass
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(httpx.ConnectError) as expired:
+        httpx.get(url, verify=ssl.create_default_context(cafile=str(authority.path)))
+    thread.join()
+    server.close()
+    with pytest.raises(httpx.ConnectError) as gone:
+        httpx.get(url)
+    assert _told(run, expired.value).startswith(
+        "error: the SuperLink's certificate is refused: certificate has expired; make a new one"
+    )
+    assert _told(run, gone.value) == "error: the SuperLink cannot be reached: Connection refused; see its log"
+    assert "ValueError: x; the traceback follows" in _told(run, ValueError("x"))
