@@ -158,6 +158,8 @@ def test_certificate_of_the_superlink_expires(deployed: Deployment) -> None:
     def disturb(run: RunFolder) -> None:
         wait_until(lambda: datetime.datetime.now(datetime.UTC) > end, PATIENCE_S, "the certificate's last second")
         at_expiry.append(run.checkpoints.steps()[-1])
+        # `flwr run` may end before the run does: it connects to the SuperLink too.
+        wait_until(lambda: (status := run.read_status()) is not None and status.ended, PATIENCE_S, "the run's end")
 
     settings = (f"rounds={rounds}", "steps-per-round=1", "step-timeout-s=20", "node-timeout-s=150")
     try:
