@@ -199,7 +199,7 @@ def test_a_light_model_is_put_in_place_and_predicts(deployed: Deployment) -> Non
     heavy = deployed.run("heavy").path
     asked = "min-accuracy=0 min-speed=0.001 degrees=1 epochs=1 rounding-epochs=1 second-ratio=1.3 threads=1"
     done = deployed.train("lighten=heavy", f"lighten-with={asked}", timeout=1500)
-    (folder,) = (heavy / "light").iterdir()
+    (folder,) = (path.parent for path in (heavy / "light").glob("*/status.json"))
     status = RunFolder(folder).read_status()
     assert status is not None and status.state == "completed", (status, done.stdout, done.stderr, deployed.logs())
     third = Path(json.loads((folder / RESULT_FILE).read_text())["third"])
