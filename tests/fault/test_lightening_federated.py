@@ -52,6 +52,7 @@ WITH = "min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=
 IMPOSSIBLE = WITH.replace("min-speed=1e-3", "min-speed=1e12")
 TIMEOUT_S = 60.0
 ABSENT_TIMEOUT_S = 3.0
+SHORT_TIMEOUT_S = 10.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -175,7 +176,8 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
         batches = [images for images, _ in images_in(stores, stores.manifest.samples_of("test"), 8)]
         np.testing.assert_array_equal(answers(open_session(third / "model.onnx", 1), batches), predicted)
 
-    # Another file on a node than that of the Lower's light model is noticed.
+    # Another file on a node than that of the Lower's light model is noticed; until then the Lower waits for that node.
+    predict |= {"node_timeout_s": SHORT_TIMEOUT_S}
     (kept,) = (root / "state" / "node-1").glob("*/upper-001/light/*/third/upper.onnx")
     kept.write_bytes((third / "upper-000.onnx").read_bytes())
     with pytest.raises(NodeError, match="node 101: .* is another light Upper than the one expected"):
