@@ -92,7 +92,8 @@ class PatchSplit(Strategy):
 
     def summary(self) -> None:
         """Log what is trained."""
-        log.info("PatchSplit: %s Uppers, %s steps in all", len(self._driver.lower.positions), self._total_steps)
+        if self._total_steps:  # predictions have none
+            log.info("PatchSplit: %s Uppers, %s steps in all", len(self._driver.lower.positions), self._total_steps)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -94,8 +94,8 @@ def lighten(
     _print(folder, request, result, as_json)
     if result["third"] is None:
         raise LighteningImpossible(
-            f"{result['reason']}; best found: degree {result['best_degree']}. Ask for less, or change "
-            "--second-ratio, --max-pruned, --degrees or --epochs"
+            f"{result['reason']}; best found: degree {result['best_degree']}. Ask for less; accuracy "
+            "may rise with --epochs, --teacher or --second-ratio, speed with --max-pruned"
         )
 
 

@@ -78,6 +78,10 @@ def prepare(
         stores = prepare_stores(asked, progress)
         stores.check_node_keys()
         check(asked, trained, stores.manifest)
+        if config.predict_light:
+            from psl_flower.lightening import beginning  # loads torch
+
+            beginning.light_model(trained, stores.manifest.num_uppers)
         return stores.manifest.num_uppers, free_folder(trained, config)
     if config.lighten:
         from psl_flower.lightening import beginning  # loads torch

@@ -92,7 +92,7 @@ class LighteningFolder:
             "version": _VERSION,
             "settings": asdict(settings),
             "federated": federated,
-            "model": _digest(run.model / MODEL_FILE),
+            "model": _digest(run),
             "machine": f"{platform.node()} {platform.machine()} {_processor()}",
         }
         encoded = msgspec.json.encode(told, order="sorted")
@@ -183,9 +183,13 @@ def degree_name(degree: int) -> str:
     return f"degree-{degree:03d}"
 
 
-def _digest(path: Path) -> str:
+def _digest(run: RunFolder) -> str:
+    path = run.model / MODEL_FILE
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        again = f"psl train resume={run.name}"
+        raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -3,9 +3,10 @@
 import subprocess
 
 import pytest
+from tiny_run import make_run
 
 from psl_flower.config import RunConfig
-from psl_flower.errors import ConfigError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.launch.running import prepare
 from psl_flower.sealed import keyfile
 from tests.vectors.sealed_support import ArraySource, World
@@ -67,3 +68,19 @@ def test_batches_that_the_images_do_not_make(config, stores):
     prepare(config.replace(batch_size=2000), say=said.append)
     (line,) = said
     assert "batch-size: 2000 is more than the " in line and "every step takes all of them" in line
+
+
+def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path):
+    run, _ = make_run(tmp_path)
+    run.checkpoints.save(4, {})
+    asked = RunConfig(predict=run.name, predict_light=True, workspace=str(tmp_path))
+    with pytest.raises(RunError, match="no light model is in place; find one with: psl lighten tiny"):
+        prepare(asked)
+
+
+def test_a_run_that_was_stopped_has_no_model_to_make_light(tmp_path):
+    run, _ = make_run(tmp_path)
+    (run.model / "model.safetensors").unlink()
+    asked = RunConfig(lighten=run.name, lighten_with="max-drop=0.1 min-speed=1", workspace=str(tmp_path))
+    with pytest.raises(RunError, match=r"run tiny has no model yet; .*: psl train resume=tiny"):
+        prepare(asked)
