@@ -73,12 +73,13 @@ def test_a_light_model_is_found_and_what_was_judged_is_used_again(trained):
 
 @pytest.mark.slow
 def test_a_light_model_is_found_over_the_federation_and_put_in_place(trained):
-    """Interrupted by Ctrl-C, it goes on; nodes then predict with their light Uppers."""
-    asked = ("lighten", "digits", "--max-drop", "0.9", "--min-speed", "100", "--epochs", "1", "--degrees", "3")
+    """Interrupted by Ctrl-C in the midst of a training, it goes on; nodes then predict with their light Uppers."""
+    asked = ("lighten", "digits", "--max-drop", "0.9", "--min-speed", "100", "--epochs", "10", "--degrees", "3")
     asked = (*asked, "--threads", "1", "--second-ratio", "1.3", "--json")
     process = trained.start_psl(*asked)
     light = trained.run("digits").path / "light"
-    wait_until(lambda: any("step" in path.read_text() for path in light.glob("*/log.txt")), 300, "a step")
+    # Nine rounds of ten are left then: seconds, in which the stop arrives.
+    wait_until(lambda: any("round 1/10 done" in path.read_text() for path in light.glob("*/log.txt")), 300, "a round")
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1, said
@@ -86,6 +87,7 @@ def test_a_light_model_is_found_over_the_federation_and_put_in_place(trained):
 
     ended = trained.psl(*asked, timeout=900)
     assert ended.returncode == 0, ended.stderr
+    assert "continuing after step" in ended.stderr
     report = last_json(ended.stdout)
     judged = {entry["what"]: entry["judged"] for entry in report["judged"]}
     third = judged[f"degree-{report['best_degree']:03d}"]
