@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
+import msgspec
 from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
@@ -108,16 +110,17 @@ class Reporter:
         for name, value in told.items():
             self._writer.add_scalar(f"train/{name}", value, report.step)
         # In memory at once: a stop or an error may come before the next writing, and its status names the last step.
-        self._change(**self._training(report))
+        self._change(step=report.step, round=self._round_of(report.step))
         now = time.monotonic()
         ends_round = report.step % self._steps_per_round == 0 or report.step == self._status.total_steps
-        if now - self._written >= _STATUS_EVERY_S or ends_round:
+        says = self._every_s > 0 and (ends_round or now - self._logged >= self._every_s)
+        if says or ends_round or now - self._written >= _STATUS_EVERY_S:
             self._written = now
-            self._run.write_status(self._status)
-        if now - self._logged >= self._every_s > 0 or ends_round:
+            self._set(**self._training(report))
+        if says:
             self._logged = now
-            if self._every_s > 0:
-                log.info("%s", self._line())
+            log.info("%s", self._line())
+        if says or ends_round:
             self._recent.clear()
 
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
@@ -272,17 +275,16 @@ class Reporter:
         self._run.write_status(self._status)
 
     def _change(self, **changes: object) -> None:
-        fields = {name: getattr(self._status, name) for name in self._status.__struct_fields__}
-        self._status = Status(**{**fields, **changes})
+        self._status = msgspec.structs.replace(self._status, **changes)
 
 
 def _superlink_lost(error: BaseException) -> RunError | None:
     """Return what to say of an error of Flower's that is the loss of its SuperLink; None if it is another."""
-    causes = [error]
+    if not isinstance(error, httpx.TransportError):  # of the client that Flower's own is made of
+        return None
+    causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    if isinstance(error, PslError):
-        return None
     refused = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if refused is not None:
         return RunError(

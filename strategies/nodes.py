@@ -144,6 +144,7 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:
+    """Return whether all stores of a node are of this epoch of keys; see `NodeTask.epoch`."""
     return epoch == 0 or all(claim.epoch == epoch for claim in inventory.claims)
 
 

@@ -224,6 +224,9 @@ def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) 
 
 
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
-    """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path."""
+    """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
+
+    A file's own link stays one: whoever renews a certificate may let it point to another.
+    """
     paths = {key: Path(str(given[key])).expanduser() for key in _PATHS if given.get(key)}
-    return {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    return {key: str(path.parent.resolve() / path.name) for key, path in paths.items() if path.exists()}
