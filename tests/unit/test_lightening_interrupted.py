@@ -20,7 +20,7 @@ STAGES = (
 
 
 def tiny(workspace):
-    return make_run(workspace, image_size="8x8", batch_size=8, rounds=1, alpha=0.0)[0]
+    return make_run(workspace, image_size=(8, 8), batch_size=8, rounds=1, alpha=0.0)[0]
 
 
 def outcome(result):
