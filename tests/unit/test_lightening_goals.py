@@ -206,5 +206,9 @@ def test_all_of_it_on_a_few_digits(tmp_path, capsys):
     log = next(Path(tmp_path).glob("w/runs/*/light/*/log.jsonl")).read_text().splitlines()
     logged = {entry["what"]: entry["judged"]["accuracy"] for entry in map(json.loads, log)}
     # What the lightening logged is what the benchmark finds of the same files.
+    assert {REFERENCE, DIRECT, SECOND, found.found} <= logged.keys()
     assert all(measured.accuracy == logged[measured.name] for measured in found.measurements if measured.name in logged)
-    assert "reference, float32" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "times as fast as the reference" in said
+    # Cells of the wide table are wrapped.
+    assert all(word in said for word in table.present(found).tables[0][1][0][0].split())
