@@ -206,9 +206,12 @@ def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, m
         chosen = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if _kind(e) == kind]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), marker, color=colour, label=kind)
-    for entry, value in zip(entries, values, strict=True):
+    # Neighbours along the axis get their names above and below the point by turns, so that close ones stay readable.
+    for turn, index in enumerate(sorted(range(len(entries)), key=lambda i: values[i])):
+        entry, offset = entries[index], (5, 5 if turn % 2 == 0 else -11)
         label = entry.what if entry.degree is None else str(entry.degree)
-        axes.annotate(label, (value, entry.judged.accuracy), textcoords="offset points", xytext=(5, 5), fontsize=8)
+        place = (values[index], entry.judged.accuracy)
+        axes.annotate(label, place, textcoords="offset points", xytext=offset, fontsize=8)
     sign = 1 if more_is_better else -1
     accuracy = [entry.judged.accuracy for entry in entries]
     front = pareto([(sign * value, a) for value, a in zip(values, accuracy, strict=True)])
@@ -228,7 +231,8 @@ def _plain_numbers(axes: Axes) -> None:
 
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.08)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
