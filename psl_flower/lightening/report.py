@@ -206,11 +206,13 @@ def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, m
         chosen = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if _kind(e) == kind]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), marker, color=colour, label=kind)
-    # Neighbours along the axis get their names above and below the point by turns, so that close ones stay readable.
-    for turn, index in enumerate(sorted(range(len(entries)), key=lambda i: values[i])):
-        entry, offset = entries[index], (5, 5 if turn % 2 == 0 else -11)
+    for index, (entry, value) in enumerate(zip(entries, values, strict=True)):
         label = entry.what if entry.degree is None else str(entry.degree)
-        place = (values[index], entry.judged.accuracy)
+        # Of neighbours along the axis the higher is named above its point, the lower below, which keeps names apart.
+        others = [i for i in range(len(entries)) if i != index]
+        nearest = min(others, key=lambda i: abs(values[i] - value), default=index)
+        above = entry.judged.accuracy >= entries[nearest].judged.accuracy
+        place, offset = (value, entry.judged.accuracy), (5, 5 if above else -11)
         axes.annotate(label, place, textcoords="offset points", xytext=offset, fontsize=8)
     sign = 1 if more_is_better else -1
     accuracy = [entry.judged.accuracy for entry in entries]
