@@ -24,7 +24,9 @@ if [ "$1" = --node ]; then
 else
     own=server usage=serverAuth days=${PSL_SERVER_DAYS:-365}
     # A SuperLink that listens on all addresses is reached by its own helpers there, and starts no run without them.
-    [[ " $* " == *" 127.0.0.1 "* ]] || set -- "$@" 127.0.0.1
+    for loopback in 127.0.0.1 ::1; do
+        [[ " $* " == *" $loopback "* ]] || set -- "$@" "$loopback"
+    done
 fi
 mkdir -p "$folder"
 cd "$folder"
