@@ -252,11 +252,16 @@ class NodeLink:
         return result
 
     def told(self, replies: Iterable[Message]) -> NodeError | None:
-        """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""
+        """Return the first failure in reply to the last `stream_messages`, or whose reply is missing; None if none."""
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
         name_of = {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
-        failures = [failure_of(reply, name_of.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
-        return next((failure for failure in failures if failure is not None), None)
+        for reply in replies:
+            name = name_of.pop(reply.metadata.reply_to_message_id, "a node")
+            failure = failure_of(reply, name)
+            if failure is not None:
+                return failure
+        silent = ", ".join(name_of.values())
+        return NodeLost(f"no answer from {silent}; its SuperNode may have been started again") if silent else None
 
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
         """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.

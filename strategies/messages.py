@@ -28,6 +28,11 @@ _GONE = (
 # How often replies are looked for, in seconds. Flower's simulation would look every 0.1 s.
 _PULL_INTERVAL_S = 0.005
 _DEPLOYED_PULL_INTERVAL_S = 0.5
+# The same while replies can hardly be there yet, since nodes work together with the Lower. As often as Flower does.
+_WORKING_PULL_INTERVAL_S = 0.1
+_DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
+# Longest wait for a node's answer once there is nothing more for it to do. Flower needs as long to call a node gone.
+ANSWER_TIMEOUT_S = 60.0
 
 
 def content(values: Mapping[str, bytes | int]) -> RecordDict:
@@ -107,6 +112,41 @@ def ask(
                 silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in replies)
                 raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
             time.sleep(pause_s)
+    return replies
+
+
+def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], bool]) -> list[Message]:
+    """Send messages that nodes answer once they have worked together with the Lower; return the replies.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    messages : iterable of Message
+        What is sent.
+    is_over : callable
+        Waits for the end of the Lower's work, for so many seconds at most; returns whether it has ended.
+
+    Returns
+    -------
+    list of Message
+        Without those that had not come `ANSWER_TIMEOUT_S` seconds after the end.
+    """
+    waiting = set(grid.push_messages(list(messages)))
+    replies: list[Message] = []
+
+    def all_answered() -> bool:
+        if waiting:
+            replies.extend(grid.pull_messages(waiting))
+            waiting.difference_update(reply.metadata.reply_to_message_id for reply in replies)
+        return not waiting
+
+    simulated = hasattr(grid, "pull_interval")
+    while not is_over(_WORKING_PULL_INTERVAL_S if simulated else _DEPLOYED_WORKING_PULL_INTERVAL_S):
+        all_answered()  # a node that is gone for a moment shows only in that moment
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while not all_answered() and time.monotonic() < deadline:
+        time.sleep(_PULL_INTERVAL_S if simulated else _DEPLOYED_PULL_INTERVAL_S)
     return replies
 
 

@@ -25,6 +25,7 @@ from psl_flower.engine.rounds import RoundDriver, RoundReport
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.node_task import NodeTask
 from strategies.link import NodeLink, TransportOptions
+from strategies.messages import tell
 from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
@@ -78,9 +79,7 @@ class PatchSplit(Strategy):
         )
         self._steps_per_round, self._total_steps = steps_per_round, total_steps
         self._evaluate_every, self._on_round = evaluate_every, on_round
-        self._round: _RoundThread | None = None
         self._report = RoundReport()
-        self._grid: Grid | None = None
         self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates
         self._recovered_at, self._attempts = -1, 0
         self._lost: NodeLost | None = None  # a node that went when its round was over
@@ -98,17 +97,18 @@ class PatchSplit(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Start a round.
+        """Run a round; return no message for Flower to send.
 
-        With the stream transport, return one message for each node, which opens its streams; the round runs in a
-        thread meanwhile. With the flower transport, run the round here and return no message.
+        With the stream transport every node gets one message, which opens its streams, and answers it when the round
+        is over. Flower itself would wait without end for the answer of a node that was started again at once: the
+        message counts as delivered, and the node as online.
 
         Raises
         ------
         PslError
-            If nodes or positions are missing, or the round fails.
+            If nodes or positions are missing, or the round fails: the error that came first, be it the Lower's or a
+            node's.
         """
-        self._grid = grid
         if self._link.is_open and self._link.has_returned(grid):
             self._link.close()
         if not self._link.is_open:
@@ -120,29 +120,13 @@ class PatchSplit(Strategy):
         every = self._evaluate_every
         evaluate = every is not None and (last or (every > 0 and number % every == 0))
         self._goal = (stop_step, evaluate)
-        if self._link.flower_exchange is not None:
-            self._report = self._flower_round()
-            return []
-        return self._start_stream_round()
+        self._report = self._round(grid)
+        return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Finish a round; return the Lower's weights and the round's means.
-
-        Raises
-        ------
-        PslError
-            If the round failed: the error that came first, be it the Lower's or a node's.
-        """
-        while self._round is not None:
-            try:
-                self._finish_stream_round(list(replies))
-            except (PeerLost, NodeLost) as error:
-                assert self._grid is not None
-                self._recover(self._grid, error)
-                # No deadline of Flower's: a round ends by those of its exchanges.
-                replies = self._grid.send_and_receive(self._start_stream_round())
+        """Return the Lower's weights and the round's means."""
         steps = self._report.steps
         self._on_round(server_round, self._report, self._link.bytes_up(), self._link.bytes_down())
         if self._lost is not None:
@@ -191,22 +175,33 @@ class PatchSplit(Strategy):
         stop_step, evaluate = self._goal
         return self._driver.run(exchange, stop_step, evaluate=evaluate, absent=self.placement.absent)
 
-    def _start_stream_round(self) -> list[Message]:
-        """Start the thread that runs the round, and return the message for each node that opens its streams."""
-        messages = self._link.stream_messages(self._driver.lower.step, self._driver.lower.saved)
-        self._round = _RoundThread(lambda: self._link.over_streams(self._run))
-        self._round.start()
-        return messages
-
-    def _flower_round(self) -> RoundReport:
-        """Run the round over Flower messages, again from the last checkpoint where a node was lost."""
+    def _round(self, grid: Grid) -> RoundReport:
+        """Run the round, again from the last checkpoint where a node was lost."""
         while True:
             exchange = self._link.flower_exchange
-            assert exchange is not None and self._grid is not None
             try:
-                return self._run(exchange)
+                return self._run(exchange) if exchange is not None else self._stream_round(grid)
             except (PeerLost, NodeLost) as error:
-                self._recover(self._grid, error)
+                self._recover(grid, error)
+
+    def _stream_round(self, grid: Grid) -> RoundReport:
+        """Tell the nodes to open their streams, run the round over them in a thread, and hear what the nodes say."""
+        messages = self._link.stream_messages(self._driver.lower.step, self._driver.lower.saved)
+        thread = _RoundThread(lambda: self._link.over_streams(self._run))
+        thread.start()
+        told = self._link.told(tell(grid, messages, thread.is_over))
+        outcome = thread.result()
+        if isinstance(outcome, RoundReport):
+            if isinstance(told, NodeLost) and not self.placement.simulated:
+                log.warning("%s, after the round was over", told)
+                self._lost = told
+            elif told is not None:
+                raise told
+            return outcome
+        if isinstance(outcome, PeerLost) and told is not None:
+            # The Lower only saw that a node did not come, or went; the node's own words say why.
+            raise told from outcome
+        raise outcome
 
     def _recover(self, grid: Grid, error: PeerLost | NodeLost) -> None:
         """Go back to the last committed step and wait for all nodes; then the round can be started again.
@@ -231,23 +226,6 @@ class PatchSplit(Strategy):
         self._link.close()
         self._open(grid, error)
 
-    def _finish_stream_round(self, replies: list[Message]) -> None:
-        assert self._round is not None
-        thread, self._round = self._round, None
-        outcome, told = thread.result(), self._link.told(replies)
-        if isinstance(outcome, RoundReport):
-            if isinstance(told, NodeLost) and not self.placement.simulated:
-                log.warning("%s, after the round was over", told)
-                self._lost = told
-            elif told is not None:
-                raise told
-            self._report = outcome
-        elif isinstance(outcome, PeerLost) and told is not None:
-            # The Lower only saw that a node did not come, or went; the node's own words say why.
-            raise told from outcome
-        else:
-            raise outcome
-
 
 class _RoundThread(threading.Thread):
     """Runs a function and keeps what it returned or raised."""
@@ -263,6 +241,11 @@ class _RoundThread(threading.Thread):
             self._result = self._function()
         except BaseException as error:
             self._result = error
+
+    def is_over(self, timeout_s: float) -> bool:
+        """Wait so long at most; return whether the function has ended."""
+        self.join(timeout_s)
+        return not self.is_alive()
 
     def result(self) -> RoundReport | BaseException:
         """Wait for the end and return the outcome."""

@@ -77,6 +77,15 @@ def test_host_dies_and_comes_back(deployed: Deployment) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("turn", range(3))
+def test_host_is_started_again_at_once(deployed: Deployment, turn: int) -> None:
+    """It is back before Flower notices, or in the moment in which it could: the message that it had stays unanswered."""
+    run = train_disturbed(deployed, f"host-reboots-{turn}", lambda run: restart(deployed, 1))
+    assert "go back to step" in log_of(run)
+    ends_exactly(deployed, run)
+
+
+@pytest.mark.slow
 def test_client_app_dies(deployed: Deployment) -> None:
     """Its SuperNode lives, and takes the next message."""
 
@@ -198,6 +207,8 @@ def test_host_hangs(deployed: Deployment) -> None:
 
 @pytest.mark.slow
 def test_cable_is_cut(deployed: Deployment) -> None:
+    """With data under way, which hides the loss from TCP's keepalive, long before an exchange's deadline."""
+
     def disturb(run: RunFolder) -> None:
         deployed.network.cut(0)
         try:
@@ -205,7 +216,10 @@ def test_cable_is_cut(deployed: Deployment) -> None:
         finally:
             deployed.network.mend(0)
 
-    ends_exactly(deployed, train_disturbed(deployed, "cable-cut", disturb))
+    settings = [setting for setting in SHORT if not setting.startswith("step-timeout")]
+    ends_exactly(
+        deployed, train_disturbed(deployed, "cable-cut", disturb, *settings, f"step-timeout-s={2 * PATIENCE_S}")
+    )
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 from safetensors.torch import load_file
 
 from psl_flower.config import RunConfig
@@ -148,6 +149,30 @@ class _Going(Ranges):
             self.close_connection = True
             return None
         return super().send_head()
+
+
+@pytest.mark.parametrize("when", ["before it opens its streams", "when the round is over"])
+def test_a_node_that_is_started_again_at_once_never_answers_and_is_not_waited_for(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Flower takes the message for delivered and the node, which is back, for online: it would wait without end."""
+    monkeypatch.setattr("strategies.messages.ANSWER_TIMEOUT_S", 0.5)
+    unanswered: list[str] = []
+
+    def lose_the_first(message: Message) -> None:
+        nodes.silent.clear()
+        if (message.metadata.dst_node_id, message.metadata.message_type) == (101, "train.stream") and not unanswered:
+            unanswered.append(message.metadata.message_id)
+            if when == "before it opens its streams":
+                nodes.silent.add(101)
+
+    pull = nodes.pull_messages
+    nodes.on_message = lose_the_first
+    nodes.pull_messages = lambda names: pull(name for name in names if name not in unanswered)  # type: ignore[method-assign]
+    run = train(nodes, tmp_path, transport="stream", node_timeout_s=5)
+    (told,) = (line for line in log_of(tmp_path).splitlines() if "no answer from node 101" in line)
+    assert ("after the round was over" if "over" in when else "all go back to step 0") in told
+    assert exact(run, stores)
 
 
 @pytest.fixture
