@@ -113,10 +113,9 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
-        # A round ends by the deadlines of its exchanges, not by Flower's.
         rounds_left = math.ceil(total_steps / per_round) - done // per_round
         arrays = ArrayRecord(lower.lower.state_dict())
-        strategy.start(grid, initial_arrays=arrays, num_rounds=rounds_left, timeout=math.inf)
+        strategy.start(grid, initial_arrays=arrays, num_rounds=rounds_left)
         model = _collected(config, run, strategy, grid, lower, reporter)
     finally:
         strategy.close()

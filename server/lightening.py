@@ -288,8 +288,7 @@ class FederatedWorkshop:
         rounds_left = math.ceil(total_steps / per_round) - lower.step // per_round
         try:
             if rounds_left:
-                # A round ends by the deadlines of its exchanges, not by Flower's.
-                strategy.start(self._grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left, timeout=math.inf)
+                strategy.start(self._grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left)
             collected = strategy.collect(self._grid)
         finally:
             strategy.close()

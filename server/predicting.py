@@ -6,7 +6,6 @@ Every node loads the Upper weights that it kept at the run's last checkpoint, th
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,7 +160,7 @@ def run_through(
         on_round=lambda number, report, up, down: reports.append(report),
     )
     try:
-        strategy.start(grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=1, timeout=math.inf)
+        strategy.start(grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=1)
     finally:
         strategy.close()
     predictions = reports[-1].predictions

@@ -246,22 +246,28 @@ class NodeLink:
             result = work(self._exchange)
             self._exchange.finish(self.placement.claims)  # the Adaptation Net's part was over before
         except BaseException as error:
-            # All nodes must end their handlers, or Flower would wait for their replies.
+            # All nodes must end their handlers: a node hears nothing else before it has answered.
             self._endpoint.abort(str(error) if isinstance(error, PslError) else type(error).__name__)
             raise
         return result
 
     def told(self, replies: Iterable[Message]) -> NodeError | None:
-        """Return the first failure in reply to the last `stream_messages`, or whose reply is missing; None if none."""
-        # By the message answered, not by the sender: Flower's own error replies carry no sender.
-        name_of = {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
+        """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""
+        names = self._names_asked()
+        failures = [failure_of(reply, names.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
+        return next((failure for failure in failures if failure is not None), None)
+
+    def silent(self, replies: Iterable[Message]) -> NodeLost | None:
+        """Return that nodes have not replied to the last `stream_messages`, if so."""
+        names = self._names_asked()
         for reply in replies:
-            name = name_of.pop(reply.metadata.reply_to_message_id, "a node")
-            failure = failure_of(reply, name)
-            if failure is not None:
-                return failure
-        silent = ", ".join(name_of.values())
-        return NodeLost(f"no answer from {silent}; its SuperNode may have been started again") if silent else None
+            names.pop(reply.metadata.reply_to_message_id, None)
+        return NodeLost(f"no answer from {', '.join(names.values())}") if names else None
+
+    def _names_asked(self) -> dict[str, str]:
+        """Return the names of the nodes that were sent the last `stream_messages`, by message."""
+        # By the message answered, not by the sender: Flower's own error replies carry no sender.
+        return {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
 
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
         """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.

@@ -189,14 +189,15 @@ class PatchSplit(Strategy):
         messages = self._link.stream_messages(self._driver.lower.step, self._driver.lower.saved)
         thread = _RoundThread(lambda: self._link.over_streams(self._run))
         thread.start()
-        told = self._link.told(tell(grid, messages, thread.is_over))
-        outcome = thread.result()
+        replies = tell(grid, messages, thread.is_over)
+        outcome, told = thread.result(), self._link.told(replies)
         if isinstance(outcome, RoundReport):
-            if isinstance(told, NodeLost) and not self.placement.simulated:
-                log.warning("%s, after the round was over", told)
-                self._lost = told
-            elif told is not None:
-                raise told
+            lost = told or self._link.silent(replies)
+            if isinstance(lost, NodeLost) and not self.placement.simulated:
+                log.warning("%s, after the round was over", lost)
+                self._lost = lost
+            elif lost is not None:
+                raise lost
             return outcome
         if isinstance(outcome, PeerLost) and told is not None:
             # The Lower only saw that a node did not come, or went; the node's own words say why.

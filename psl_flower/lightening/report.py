@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -210,8 +211,8 @@ def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, m
         label = entry.what if entry.degree is None else str(entry.degree)
         # Of neighbours along the axis the higher is named above its point, the lower below, which keeps names apart.
         others = [i for i in range(len(entries)) if i != index]
-        nearest = min(others, key=lambda i: abs(values[i] - value), default=index)
-        above = entry.judged.accuracy >= entries[nearest].judged.accuracy
+        nearest = min(others, key=lambda i: abs(math.log(values[i] / value)), default=index)
+        above = (entry.judged.accuracy, index) >= (entries[nearest].judged.accuracy, nearest)
         place, offset = (value, entry.judged.accuracy), (5, 5 if above else -11)
         axes.annotate(label, place, textcoords="offset points", xytext=offset, fontsize=8)
     sign = 1 if more_is_better else -1

@@ -36,11 +36,12 @@ Steps = Generator[int, None, T]
 
 # A peer whose machine vanished is noticed after 10 + 3 * 5 s, also while it is thought to compute.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-# Keepalive is silent while data is under way to a machine that vanished. Linux counts how often it sent that again in
-# vain, each time after twice as long, or every 3 s while the local link is down: eight times are 18 to 51 s. A peer
-# that is only busy, or stopped, still acknowledges. (TCP_USER_TIMEOUT would not do: it would also end the connection
-# to a peer that does not read for so long.)
-_MOST_RETRANSMITS = 8
+# Keepalive is silent while data is under way to a machine that vanished; then the system sends it again, for a quarter
+# of an hour. Three times in vain are a second or two, and whatever was lost on a bad link has arrived; if nothing is
+# acknowledged for so long after that, the peer is lost. One that is only busy, or stopped, still acknowledges.
+# (TCP_USER_TIMEOUT would not do: it would also end the connection to a peer that does not read for so long.)
+_SOME_RETRANSMITS = 3
+_UNACKNOWLEDGED_S = 30.0
 _LOOK_EVERY_S = 5.0
 
 
@@ -85,6 +86,7 @@ class Connection:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.heard = False
+        self._unacknowledged_since: float | None = None
         self._wake_fd: int | None = None
         self._poller = select.poll()
         self._between_frames = True
@@ -195,6 +197,7 @@ class Connection:
         Interrupted
             The wake-up descriptor became readable.
         """
+        self._unacknowledged_since = None
         with translated(self.peer, doing, self.trusted):
             while True:
                 try:
@@ -243,8 +246,20 @@ class Connection:
             raise Interrupted
         if not ready and time.monotonic() >= deadline:
             raise PeerLost(f"{self.peer}: the deadline passed while {doing}")
-        if not ready and self._retransmits() >= _MOST_RETRANSMITS:
-            raise PeerLost(f"{self.peer}: its machine has not acknowledged what was sent for a while, while {doing}")
+        if not ready:
+            self._check_acknowledged(doing)
+
+    def _check_acknowledged(self, doing: str) -> None:
+        """Raise PeerLost if the peer's machine has acknowledged nothing for too long, though data is under way."""
+        now = time.monotonic()
+        if self._retransmits() < _SOME_RETRANSMITS:
+            self._unacknowledged_since = None
+        elif self._unacknowledged_since is None:
+            self._unacknowledged_since = now
+        elif now - self._unacknowledged_since >= _UNACKNOWLEDGED_S:
+            raise PeerLost(
+                f"{self.peer}: its machine acknowledges nothing for {_UNACKNOWLEDGED_S:g} s, while {doing}"
+            )
 
     def _retransmits(self) -> int:
         """Return how often in a row the oldest data under way was sent again; 0 where the system does not say."""

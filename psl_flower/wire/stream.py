@@ -25,6 +25,8 @@ from psl_flower.wire.tls import NodeTls
 # The endpoint drops the oldest silent connection when strangers crowd it; an honest node then knocks again.
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.05
+# Where nothing comes back at all, five attempts end within the Lower's own wait, and the node can be asked again.
+_CONNECT_S = 30.0
 
 
 class UpperStream:
@@ -186,7 +188,7 @@ def _connect_once(
 ) -> UpperStream:
     peer = f"Lower at {host}:{port}"
     with translated(peer, "connecting"):
-        sock = socket.create_connection((host, port), timeout=max(0.001, deadline - time.monotonic()))
+        sock = socket.create_connection((host, port), timeout=max(0.001, min(_CONNECT_S, deadline - time.monotonic())))
         try:
             if context is not None:
                 sock.setblocking(False)
