@@ -257,9 +257,7 @@ class Connection:
         elif self._unacknowledged_since is None:
             self._unacknowledged_since = now
         elif now - self._unacknowledged_since >= _UNACKNOWLEDGED_S:
-            raise PeerLost(
-                f"{self.peer}: its machine acknowledges nothing for {_UNACKNOWLEDGED_S:g} s, while {doing}"
-            )
+            raise PeerLost(f"{self.peer}: its machine acknowledges nothing for {_UNACKNOWLEDGED_S:g} s, while {doing}")
 
     def _retransmits(self) -> int:
         """Return how often in a row the oldest data under way was sent again; 0 where the system does not say."""
