@@ -94,7 +94,10 @@ def test_every_truncation_and_extension_of_a_segment(world: World) -> None:
             lambda data: data[: HEADER + RECORD] + data[HEADER : HEADER + RECORD] + data[HEADER + 2 * RECORD :],
             ["RecordDuplicated"],
         ),
-        (lambda data: data[:HEADER] + bytes(RECORD) + data[HEADER + RECORD : -1] + b"\0", ["SegmentDamaged"]),
+        (
+            lambda data: data[:HEADER] + bytes(RECORD) + data[HEADER + RECORD : -1] + bytes([data[-1] ^ 1]),
+            ["SegmentDamaged"],
+        ),
     ],
 )
 def test_moved_records(world: World, change: Callable[[bytes], bytes], expected: list[str]) -> None:
