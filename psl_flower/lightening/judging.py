@@ -74,8 +74,7 @@ def runtime_errors(problem: str) -> Iterator[None]:
     """Raise LighteningError, with `problem` before the runtime's own words, for what onnxruntime raises."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    # The runtime's errors have no base of their own; the last kind is what its quantiser raises for an operator or a
-    # number of bits that it does not know.
+    # The runtime's errors have no base of their own; its quantiser, which is Python, raises Python's own kind.
     kinds = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
         state.NotImplemented, state.RuntimeException, NotImplementedError,
