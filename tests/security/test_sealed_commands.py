@@ -295,7 +295,7 @@ def test_verify_says_what_is_wrong_and_fails(folder: Path) -> None:
     psl(*sealing(folder))
     segment = folder / "sealed" / "store-001" / "epoch-0001-segment-000000.psl"
     data = segment.read_bytes()
-    segment.write_bytes(data[:500] + b"!" + data[501:])
+    segment.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
     stores = [folder / "sealed" / f"store-00{m}" for m in range(2)]
     result = CliRunner().invoke(app, ["verify", *map(str, stores), "--manifest", str(folder / "sealed")])
     assert result.exit_code == 1
