@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS
+from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS, UPPER_INITS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.request import parse_request
@@ -64,6 +64,7 @@ class RunConfig:
     cut: str = "layer1"
     stem: str = "auto"
     protection: str = "none"
+    upper_init: str = "alike"
     alpha: float = 1.0
     adaptation_server: bool = False
     # Training
@@ -186,6 +187,7 @@ class RunConfig:
         _choice("backbone", self.backbone, BACKBONES)
         _choice("cut", self.cut, CUTS)
         _choice("stem", self.stem, ("auto", *STEMS))
+        _choice("upper-init", self.upper_init, UPPER_INITS)
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("transport", self.transport, TRANSPORTS)
         _choice("on-missing-node", self.on_missing_node, ON_MISSING_NODE)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
-from psl_flower.architectures import BackboneSize, last_stage, smashed_channels
+from psl_flower.architectures import UPPER_INITS, BackboneSize, last_stage, smashed_channels
 from psl_flower.assignment import assign
 from psl_flower.cut import boundary, cut_pair
 from psl_flower.errors import ConfigError
@@ -172,7 +172,10 @@ class PatchSplitNet(nn.Module):
     assignment : {"scatter", "round-robin"} or sequence of int
         Which Upper takes which positions, where M < P: a method (`psl_flower.assignment`), or each position's Upper.
     seed : int, optional
-        Seed of the initial weights, as a federated run with that seed has them; None draws from torch's generator.
+        Seed of the initial weights, as a federated run with that seed has them; None draws from torch's generator, for
+        each Upper anew.
+    upper_init : {"alike", "own"}
+        With a seed: whether all Uppers begin with the same weights (`upper_seed`).
 
     Attributes
     ----------
@@ -203,6 +206,7 @@ class PatchSplitNet(nn.Module):
         protection: str = "none",
         size: BackboneSize | None = None,
         seed: int | None = None,
+        upper_init: str = "alike",
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -223,7 +227,7 @@ class PatchSplitNet(nn.Module):
         )
         if seed is not None:
             for m, upper in enumerate(self.uppers):
-                reset_parameters(upper, upper_seed(seed, m))
+                reset_parameters(upper, upper_seed(seed, m, upper_init))
             reset_parameters(self.lower, lower_seed(seed))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -280,9 +284,20 @@ def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
                 part.reset_parameters()
 
 
-def upper_seed(seed: int, upper: int) -> int:
-    """Seed of the initial weights of Upper m in a run."""
-    return derive(seed, "upper", upper)
+def upper_seed(seed: int, upper: int, init: str) -> int:
+    """Seed of the initial weights of Upper m in a run.
+
+    With `init` "alike" it is one for all: a channel then means the same all over the map that the Lower joins, whose
+    convolutions reach across patches, and the network begins as the whole image's. With "own" each has another.
+
+    Raises
+    ------
+    ConfigError
+        If `init` is neither.
+    """
+    if init not in UPPER_INITS:
+        raise ConfigError(f"upper-init: expected one of {', '.join(UPPER_INITS)}, got {init!r}")
+    return derive(seed, "upper", upper if init == "own" else 0)
 
 
 def lower_seed(seed: int) -> int:

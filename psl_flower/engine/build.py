@@ -116,7 +116,7 @@ def make_upper(config: RunConfig, manifest: Manifest, upper: int, size: Backbone
         protection=config.protection,
         size=size,
     )
-    reset_parameters(model, upper_seed(config.seed, upper))
+    reset_parameters(model, upper_seed(config.seed, upper, config.upper_init))
     return model
 
 
@@ -150,6 +150,7 @@ def make_network(config: RunConfig, manifest: Manifest, size: BackboneSize | Non
         protection=config.protection,
         size=size,
         seed=config.seed,
+        upper_init=config.upper_init,
     )
     return net
 

@@ -119,6 +119,7 @@ OUT_OF_RANGE = [
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
     ({"cut": "layer4"}, "cut: expected one of stem"),
     ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
+    ({"upper-init": "same"}, "upper-init: expected one of alike, own"),
     ({"schedule": "step"}, "schedule: expected one of one-cycle"),
     ({"transport": "tcp"}, "transport: expected one of auto, stream, flower"),
     ({"on-missing-node": "stop"}, "on-missing-node: expected one of wait, continue"),

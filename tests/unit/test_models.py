@@ -127,7 +127,20 @@ def test_seeds_decide_the_weights():
     weights = [name for name in first if name.endswith(("conv1.weight", "fc.weight"))]
     assert len(weights) > 5
     assert not any(torch.equal(first[name], other[name]) for name in weights)
-    assert not torch.equal(first["uppers.0.conv1.weight"], first["uppers.1.conv1.weight"])
+
+
+def test_uppers_begin_alike_or_each_with_its_own_weights():
+    def weights(**kwargs):
+        net = PatchSplitNet(grid=GRID, num_uppers=4, num_classes=3, **kwargs)
+        return [upper.layer1[1].conv2.weight for upper in net.uppers]
+
+    alike, own, drawn = weights(seed=3), weights(seed=3, upper_init="own"), weights()
+    assert all(torch.equal(alike[0], other) for other in alike)
+    assert len({id(weight) for weight in alike}) == 4
+    for different in (own, drawn):
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(different, 2))
+    with pytest.raises(ConfigError, match="upper-init: expected one of alike, own, got 'same'"):
+        weights(seed=3, upper_init="same")
 
 
 def test_a_seed_leaves_torchs_generator_alone():
