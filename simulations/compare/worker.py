@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from psl_flower.stores.base import PatchStore
 
 _POLL_S = 1.0
+# For a process that has told its outcome to end by itself: killed, it leaves semaphores that Python warns of.
+_END_S = 20.0
 
 Tell = Callable[[int], None]
 
@@ -98,6 +100,7 @@ def run(job: Job, show: Tell) -> Outcome:
             elif isinstance(said, str):
                 raise RunError(said)
             else:
+                process.join(_END_S)
                 return msgspec.json.decode(said, type=Outcome)
     finally:
         process.kill()
