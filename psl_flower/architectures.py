@@ -8,7 +8,7 @@ from psl_flower.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("cifar", "imagenet")
-# Of the Uppers' initial weights, `psl_flower.models.upper_seed`.
+# Whether all Uppers begin with the same weights (`psl_flower.models.upper_seed`).
 UPPER_INITS = ("alike", "own")
 # Images of this many pixels and more get the stem that reduces them (DESIGN.md section 3).
 LARGE_IMAGE = 96

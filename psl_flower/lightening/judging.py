@@ -74,10 +74,10 @@ def runtime_errors(problem: str) -> Iterator[None]:
     """Raise LighteningError, with `problem` before the runtime's own words, for what onnxruntime raises."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    # The runtime's errors have no base of their own; its quantiser, which is Python, raises Python's own kind.
+    # The runtime's errors have no base of their own.
     kinds = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
-        state.NotImplemented, state.RuntimeException, NotImplementedError,
+        state.NotImplemented, state.RuntimeException,
     )  # fmt: skip
     try:
         yield

@@ -1,5 +1,9 @@
 """Trials without Flower: every engine trains the same, and costs are counted."""
 
+import os
+import subprocess
+import sys
+
 import msgspec
 import pytest
 import torch
@@ -10,8 +14,18 @@ from simulations.compare import worker
 from simulations.compare.costs import cost
 from simulations.compare.methods import Choice, plan
 from tests.engines import settings
+from tests.paths import ROOT
+from tests.unit.tiny_pictures import colour, encode
 
 TINY = {"max_train": 16, "max_test": 6, "batch_size": 4, "rounds": 2, "steps_per_round": 2, "alpha": 1.0}
+
+RUN = """
+import sys
+import msgspec
+from simulations.compare import worker
+if __name__ == "__main__":
+    print(len(worker.run(msgspec.json.decode(sys.argv[1], type=worker.Job), lambda steps: None).label))
+"""
 
 
 @pytest.fixture
@@ -64,6 +78,25 @@ def test_whole_images_in_a_process_of_their_own(tmp_path):
     assert len(found.label) == 6
     with pytest.raises(RunError, match="no such folder"):
         worker.run(job(tmp_path, "whole", config.replace(dataset=str(tmp_path / "absent"))), told.append)
+
+
+def test_a_process_that_is_done_leaves_nothing_behind(tmp_path, datasets, monkeypatch):
+    """Reading a hub dataset makes semaphores, which Python warns of, at the user, if their process was killed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tables").mkdir()
+    pictures = datasets.Dataset.from_dict(
+        {"img": [{"bytes": encode(colour(v)), "path": None} for v in range(16)], "label": [0, 1] * 8},
+        features=datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])),
+    )
+    for split in ("train", "test"):
+        pictures.to_parquet(tmp_path / "tables" / f"{split}-00000-of-00001.parquet")
+    config = whole_image_config(settings(**TINY, dataset=str(tmp_path / "tables"), shift=0))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, msgspec.json.encode(job(tmp_path, "whole", config))],
+        cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
+    assert "leaked" not in done.stderr
 
 
 def test_costs(stores_for):
