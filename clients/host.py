@@ -42,6 +42,7 @@ _POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
 _LIGHTEN = "lighten"
+_AVERAGE = "average"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
 Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
@@ -166,10 +167,14 @@ class Host:
         Raises
         ------
         PslError
-            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
+            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server; ConfigError if
+            the run averages the Uppers, and this node's operator has not allowed that.
         """
         if m != ADAPTATION:
-            return build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
+            engine = build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
+            if engine.num_shared:
+                _check_averaging_allowed(self.context)
+            return engine
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         config, manifest = decode_settings(self.task.settings)
@@ -264,6 +269,15 @@ def check_lightening_allowed(context: Context) -> None:
         raise ConfigError(
             f"this node takes no models from the server; its operator can allow that with --node-config "
             f'"{_LIGHTEN}=true" (see docs/lightening.md)'
+        )
+
+
+def _check_averaging_allowed(context: Context) -> None:
+    """Raise ConfigError unless a real node's own configuration allows `average`: as for a lightening's weights."""
+    if not is_simulated(context) and not _permission(context, _AVERAGE):
+        raise ConfigError(
+            "this run averages the Uppers (average-every): nodes send the server their weights and take weights from "
+            f'it; this node\'s operator can allow that with --node-config "{_AVERAGE}=true" (see docs/threat-model.md)'
         )
 
 

@@ -65,6 +65,7 @@ class RunConfig:
     stem: str = "auto"
     protection: str = "none"
     upper_init: str = "alike"
+    average_every: int = 0
     alpha: float = 1.0
     adaptation_server: bool = False
     # Training
@@ -234,8 +235,8 @@ class RunConfig:
         _range("step-timeout-s", self.step_timeout_s, 0.0, open_ends=True)
         _range("seed", self.seed, 0, 2**63 - 1)
         for name in (
-            "max_train", "max_test", "uppers", "steps_per_round", "shift", "cutout", "evaluate_every", "lower_threads",
-            "upper_threads", "checkpoint_every", "progress_every_s",
+            "max_train", "max_test", "uppers", "average_every", "steps_per_round", "shift", "cutout", "evaluate_every",
+            "lower_threads", "upper_threads", "checkpoint_every", "progress_every_s",
         ):  # fmt: skip
             _range(name.replace("_", "-"), getattr(self, name), 0)
 
@@ -247,6 +248,11 @@ class RunConfig:
         if self.adaptation_server and self.alpha == 0:
             raise ConfigError(
                 "adaptation-server: there is no Adaptation Net with alpha = 0; set alpha, or leave it out"
+            )
+        if self.average_every and self.upper_init == "own":
+            raise ConfigError(
+                "average-every and upper-init=own contradict each other: the mean of Uppers that began apart is of no "
+                "use; leave one out"
             )
         if self.stores == "plain" and (self.keys or self.owner):
             key = "keys" if self.keys else "owner"

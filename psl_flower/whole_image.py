@@ -173,6 +173,7 @@ class MergedPatches(Monolith):
         whole = whole_image_manifest(manifest)
         net = make_network(config, whole).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = _Merging(net, manifest.grid(), manifest.num_uppers)
+        self._averaging = None
         self._optimizer = optimizer(config, self.net.parameters())
 
 

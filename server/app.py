@@ -16,7 +16,14 @@ from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.devices import choose_device
-from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes, steps_per_round
+from psl_flower.engine.build import (
+    encode_settings,
+    make_averaging,
+    make_lower_engine,
+    make_task,
+    smashed_shapes,
+    steps_per_round,
+)
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
@@ -95,6 +102,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
         task,
         smashed_shapes(config, stores.manifest),
         run.checkpoints,
+        averaging=make_averaging(config, stores.manifest),
         checkpoint_every=config.checkpoint_every,
         on_step=reporter.step,
         stop_requested=run.stop_requested,

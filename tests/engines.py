@@ -15,6 +15,7 @@ from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import (
     make_adaptation_node,
+    make_averaging,
     make_lower_engine,
     make_task,
     make_upper,
@@ -114,6 +115,7 @@ class Federation:
             make_task(config, self.manifest, stores.labels),
             smashed_shapes(config, self.manifest),
             self.checkpoints,
+            averaging=make_averaging(config, self.manifest),
             on_step=lambda report: self.losses.append(report.loss.full),
             **driver_options,
         )

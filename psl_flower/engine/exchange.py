@@ -13,7 +13,19 @@ from typing import NamedTuple, Protocol
 import torch
 
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Adapt, Adapted, Finish, Keep, Saved, Smashed, Step, StepId
+from psl_flower.wire.messages import (
+    Adapt,
+    Adapted,
+    Average,
+    Finish,
+    Keep,
+    Saved,
+    Share,
+    Shared,
+    Smashed,
+    Step,
+    StepId,
+)
 
 
 class Down(NamedTuple):
@@ -21,14 +33,17 @@ class Down(NamedTuple):
 
     Attributes
     ----------
-    step : Step
+    step : Step, Share or Average
         What it is to do.
     gradient_BKhwC : torch.Tensor or None
-        Gradient of its pending smashed data; None where `step.gradient_of` is None.
+        Gradient of its pending smashed data, to a `Share`, and to a `Step` whose `gradient_of` is not None.
+    average_N : torch.Tensor or None
+        Mean of what the Uppers shared (`psl_flower.engine.averaging`), float32, to an `Average`.
     """
 
-    step: Step
+    step: Step | Share | Average
     gradient_BKhwC: torch.Tensor | None = None
+    average_N: torch.Tensor | None = None
 
 
 class Up(NamedTuple):
@@ -36,14 +51,17 @@ class Up(NamedTuple):
 
     Attributes
     ----------
-    answer : Smashed or Saved
-        `Smashed` to a step with a plan, `Saved` to one without.
+    answer : Smashed, Shared or Saved
+        `Smashed` to what has a plan, `Shared` to a `Share`, `Saved` to anything else.
     smashed_BKhwC : torch.Tensor or None
         Smashed data, in the dtype that the Lower computes in.
+    shared_N : torch.Tensor or None
+        What the Upper shares (`psl_flower.engine.averaging`), float32.
     """
 
-    answer: Smashed | Saved
+    answer: Smashed | Shared | Saved
     smashed_BKhwC: torch.Tensor | None = None
+    shared_N: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,21 +82,34 @@ class WireFormat:
 
     def down_frame(self, down: Down) -> Frame:
         """Return the frame of what goes to an Upper."""
+        if down.average_N is not None:
+            return Frame(down.step, (down.average_N,))
         tensors = () if down.gradient_BKhwC is None else (down.gradient_BKhwC,)
         return Frame(down.step, tensors, self.gradients)
 
     def up_frame(self, up: Up) -> Frame:
         """Return the frame of an Upper's answer."""
+        if up.shared_N is not None:
+            return Frame(up.answer, (up.shared_N,))
         tensors = () if up.smashed_BKhwC is None else (up.smashed_BKhwC,)
         return Frame(up.answer, tensors, self.activations)
 
-    def expect_down(self, pending_shape: tuple[int, ...] | None) -> Expectation:
-        """Return what an Upper may receive, given the shape of its pending smashed data."""
-        codec = self.gradients if pending_shape is not None else None
-        return Expectation((Step, Finish), codec=codec, shape=pending_shape, dtype=self.dtype)
+    def expect_down(self, pending_shape: tuple[int, ...] | None, num_shared: int = 0) -> Expectation:
+        """Return what an Upper may receive, given the shape of its pending smashed data.
 
-    def expect_up(self, step: Step, shape: tuple[int, ...] | None) -> Expectation:
-        """Return what an Upper may answer to a step with smashed data of the given shape."""
+        Where Uppers are averaged, each shares `num_shared` numbers, which are never rounded; else that is 0.
+        """
+        if pending_shape is not None:
+            kinds = (Step, Share, Finish) if num_shared else (Step, Finish)
+            return Expectation(kinds, codec=self.gradients, shape=pending_shape, dtype=self.dtype)
+        if num_shared:
+            return Expectation((Step, Average, Finish), codec="float32", shape=(num_shared,))
+        return Expectation((Step, Finish))
+
+    def expect_up(self, step: Step | Share | Average, shape: tuple[int, ...] | None) -> Expectation:
+        """Return what an Upper may answer to a step with smashed data of the given shape, or with what it shares."""
+        if isinstance(step, Share):
+            return Expectation(Shared, codec="float32", shape=shape, step=step.gradient_of)
         if step.plan is None:
             return Expectation(Saved)
         return Expectation(Smashed, codec=self.activations, shape=shape, step=step.plan.id, dtype=self.dtype)
@@ -115,14 +146,18 @@ class WireFormat:
 
 
 def down_of(frame: Frame) -> Down:
-    """Return what a frame that holds a `Step` carries to an Upper."""
-    assert isinstance(frame.message, Step)
+    """Return what a frame that holds a `Step`, `Share` or `Average` carries to an Upper."""
+    assert isinstance(frame.message, Step | Share | Average)
+    if isinstance(frame.message, Average):
+        return Down(frame.message, average_N=frame.tensor)
     return Down(frame.message, frame.tensor if frame.tensors else None)
 
 
 def up_of(frame: Frame) -> Up:
-    """Return what a frame that holds `Smashed` or `Saved` carries to the Lower."""
-    assert isinstance(frame.message, Smashed | Saved)
+    """Return what a frame that holds `Smashed`, `Shared` or `Saved` carries to the Lower."""
+    assert isinstance(frame.message, Smashed | Shared | Saved)
+    if isinstance(frame.message, Shared):
+        return Up(frame.message, shared_N=frame.tensor)
     return Up(frame.message, frame.tensor if frame.tensors else None)
 
 
@@ -163,8 +198,8 @@ class Exchange(ABC):
         down : mapping
             What goes to each Upper, by its index.
         shapes : mapping or None
-            The shape (B, K, h, w, C) of the smashed data that each Upper must answer with; None if the answer is to be
-            `Saved`. Anything else is refused before it is read.
+            The shape (B, K, h, w, C) of the smashed data, or (N,) of the shared weights, that each Upper must answer
+            with; None if the answer is to be `Saved`. Anything else is refused before it is read.
         meanwhile : callable
             Called once, while the Uppers work.
 

@@ -19,7 +19,7 @@ from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Plan
+from psl_flower.wire.messages import Average, Plan, Share
 
 
 class ForgetfulUpper:
@@ -54,7 +54,7 @@ class ForgetfulUpper:
         else:
             self._engine.go_to(step, saved)
             self._plan = None
-        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None)
+        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.num_shared)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Do what `UpperEngine.reply` does, after `expects`.
@@ -68,13 +68,16 @@ class ForgetfulUpper:
 
     def _handle(self, down: Down) -> Up:
         started = time.perf_counter()
-        trained, plan = down.step.gradient_of, down.step.plan
+        trained = None if isinstance(down.step, Average) else down.step.gradient_of
+        plan = None if isinstance(down.step, Share) else down.step.plan
         if trained is not None:
             if self._plan is None:
                 raise ProtocolError(f"received the gradient of {trained}, but no plan is pending")
             self._engine.run(self._plan)
-        applied = self._engine.handle(down._replace(step=msgspec.structs.replace(down.step, plan=None)))
-        if trained is not None or (plan is not None and plan.mode == "train"):
+        if plan is not None:
+            down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
+        applied = self._engine.handle(down)
+        if trained is not None or isinstance(down.step, Average) or (plan is not None and plan.mode == "train"):
             save_state(self._path, _with_pending(self._engine.state(), plan), durable=False)
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 

@@ -21,7 +21,8 @@ from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.devices import autocast
 from psl_flower.distillation import Teacher
-from psl_flower.engine.build import make_adaptation, make_network, make_task, optimizer
+from psl_flower.engine.averaging import mean, shared, take_over
+from psl_flower.engine.build import make_adaptation, make_averaging, make_network, make_task, optimizer
 from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.losses import loss_parts
@@ -80,6 +81,7 @@ class Monolith:
         self._config, self._manifest, self._stores, self._device = config, manifest, stores, device
         self._task = make_task(config, manifest, labels)
         adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
+        self._averaging = make_averaging(config, manifest)
         self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
 
     def train(
@@ -123,6 +125,11 @@ class Monolith:
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
             self.step += 1
+            if self._averaging is not None and self._averaging.is_due(self.step):
+                uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
+                mean_N = mean([shared(upper) for upper in uppers])
+                for upper in uppers:
+                    take_over(upper, mean_N)
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from psl_flower.augment import Augmentation
 from psl_flower.batches import BatchOrder
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.adaptation import RemoteAdaptation, keep
+from psl_flower.engine.averaging import Averaging, mean
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
 from psl_flower.errors import TrainingStopped
 from psl_flower.losses import Targets
 from psl_flower.schedule import Schedule
-from psl_flower.wire.messages import ADAPTATION, Plan, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.messages import ADAPTATION, Average, Plan, Share, Smashed, Step, StepId, pack_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,8 @@ class RoundDriver:
         (K, h, w, C) of each Upper's smashed data.
     checkpoints : Checkpoints
         The Lower's; writing one commits it, since every party has then saved the same step.
+    averaging : Averaging or None
+        When the Uppers' weights are averaged, if they are.
     checkpoint_every : int
         Steps between checkpoints besides that at the end of a round; 0 for none.
     on_step : callable
@@ -185,6 +188,7 @@ class RoundDriver:
         smashed_shapes: Mapping[int, tuple[int, int, int, int]],
         checkpoints: Checkpoints,
         *,
+        averaging: Averaging | None = None,
         checkpoint_every: int = 0,
         on_step: Callable[[StepReport], None] = lambda report: None,
         on_evaluated: Callable[[int, int], None] = lambda done, total: None,
@@ -195,6 +199,7 @@ class RoundDriver:
         self._shapes = dict(smashed_shapes)
         self._present = list(self._shapes)
         self._checkpoints = checkpoints
+        self._averaging = averaging
         self._checkpoint_every = checkpoint_every
         self._on_step = on_step
         self._on_evaluated = on_evaluated
@@ -281,8 +286,6 @@ class RoundDriver:
         """Deliver the gradients of the plan just trained, and the next plan; commit a checkpoint if one is due."""
         every = self._checkpoint_every
         due = trained is not None and (plan is None or (every > 0 and (trained.id.step + 1) % every == 0))
-        step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
-        down = {m: Down(step, gradients.get(m)) for m in self._present}
         keeps = due and self.lower.adaptation_elsewhere
 
         def meanwhile() -> None:
@@ -290,12 +293,29 @@ class RoundDriver:
             if keeps:
                 keep(exchange, self.lower.step)
 
-        answers = exchange.exchange(down, self._expected(plan), meanwhile)
+        if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
+            average_N = self._shared_mean(exchange, trained, gradients, meanwhile)
+            down = {m: Down(Average(trained.id, plan, due), average_N=average_N) for m in self._present}
+            answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
+        else:
+            step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
+            down = {m: Down(step, gradients.get(m)) for m in self._present}
+            answers = exchange.exchange(down, self._expected(plan), meanwhile)
         if due:
             saved = [*self._present, *([ADAPTATION] * keeps)]
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
+
+    def _shared_mean(
+        self, exchange: Exchange, trained: Plan, gradients: dict[int, torch.Tensor], meanwhile: Callable[[], None]
+    ) -> torch.Tensor:
+        """Deliver the gradients of the plan just trained, and return the mean of the weights that they lead to."""
+        assert self._averaging is not None
+        down = {m: Down(Share(trained.id), gradients[m]) for m in self._present}
+        shapes = {m: (self._averaging.num_shared,) for m in self._present}
+        answers = exchange.exchange(down, shapes, meanwhile)
+        return mean([shared_N for m in self._present if (shared_N := answers[m].shared_N) is not None])
 
     def _evaluate(self, exchange: Exchange) -> Predictions:
         logits: list[torch.Tensor] = []

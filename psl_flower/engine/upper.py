@@ -17,6 +17,7 @@ from psl_flower.augment import Augmentation
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.cut import enter_gradient, from_wire, to_wire
 from psl_flower.devices import autocast, compute_dtype
+from psl_flower.engine.averaging import shared, take_over
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models import smashed_size
@@ -24,7 +25,7 @@ from psl_flower.optimizers import Optimizer, set_lr
 from psl_flower.pixels import network_input
 from psl_flower.stores.base import PatchStore
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Plan, Saved, Smashed
+from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, StepId
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -45,6 +46,8 @@ class UpperOptions:
         Whether forward passes run under bfloat16 autocast.
     device : torch.device
         Where the model computes.
+    averaged : bool
+        Whether the Uppers of this run are averaged; where not, nothing about it is received.
     """
 
     make_optimizer: MakeOptimizer
@@ -53,6 +56,7 @@ class UpperOptions:
     augmentation: Augmentation
     autocast: bool = False
     device: torch.device = torch.device("cpu")
+    averaged: bool = False
 
 
 class UpperEngine:
@@ -76,6 +80,8 @@ class UpperEngine:
     ----------
     step : int
         Steps applied so far.
+    num_shared : int
+        Numbers that it shares where the Uppers are averaged; else 0.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class UpperEngine:
         self.dtype = compute_dtype(options.autocast)
         self._checkpoints = checkpoints
         self._pending: tuple[Plan, torch.Tensor] | None = None
+        self.num_shared = len(shared(self.model)) if options.averaged else 0
         self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
 
     @property
@@ -112,25 +119,30 @@ class UpperEngine:
 
     def expects(self, wire: WireFormat) -> Expectation:
         """Return what may come now: a turn, with a gradient exactly where one is due."""
-        return wire.expect_down(self.pending_shape)
+        return wire.expect_down(self.pending_shape, self.num_shared)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Answer the frame of a turn with that of its outcome; see `handle`."""
         return wire.up_frame(self.handle(down_of(frame)))
 
     def handle(self, down: Down) -> Up:
-        """Apply the gradient, if any; save, if asked; run the plan, if any, and answer.
+        """Apply the gradient or take over the average, if any; save, if asked; run the plan, if any, and answer.
 
         Raises
         ------
         ProtocolError
-            If the gradient is not of the pending step, or the plan not of the next one: applied once or not at all.
+            If the gradient is not of the pending step, the average not of the last one, or the plan not of the next
+            one: applied once or not at all.
         StoreError, RunError
             If the store or the disk fails.
         """
         started = time.perf_counter()
-        if down.step.gradient_of is not None and down.gradient_BKhwC is not None:
-            self._apply(down)
+        if isinstance(down.step, Average):
+            self._take_over(down.step.of, down.average_N)
+        elif down.step.gradient_of is not None and down.gradient_BKhwC is not None:
+            self._apply(down.step.gradient_of, down.gradient_BKhwC)
+        if isinstance(down.step, Share):
+            return Up(Shared(down.step.gradient_of), shared_N=shared(self.model))
         if down.step.save:
             self._checkpoints.save(self.step, self.state())
         backward_s = time.perf_counter() - started
@@ -204,19 +216,23 @@ class UpperEngine:
         """Close the store."""
         self.store.close()
 
-    def _apply(self, down: Down) -> None:
-        assert down.gradient_BKhwC is not None
-        if self._pending is None or self._pending[0].id != down.step.gradient_of:
+    def _apply(self, gradient_of: StepId, gradient_BKhwC: torch.Tensor) -> None:
+        if self._pending is None or self._pending[0].id != gradient_of:
             pending = self._pending[0].id if self._pending else None
-            raise ProtocolError(f"expected the gradient of {pending}, received that of {down.step.gradient_of}")
+            raise ProtocolError(f"expected the gradient of {pending}, received that of {gradient_of}")
         plan, smashed_NChw = self._pending
         self._pending = None
-        gradient_NChw = from_wire(down.gradient_BKhwC.to(smashed_NChw.device, smashed_NChw.dtype))
+        gradient_NChw = from_wire(gradient_BKhwC.to(smashed_NChw.device, smashed_NChw.dtype))
         self._optimizer.zero_grad(set_to_none=True)
         enter_gradient(smashed_NChw, gradient_NChw)
         set_lr(self._optimizer, plan.lr)
         self._optimizer.step()
         self.step += 1
+
+    def _take_over(self, shared_after: StepId, average_N: torch.Tensor | None) -> None:
+        if self._pending is not None or shared_after.step + 1 != self.step or average_N is None:
+            raise ProtocolError(f"received the Uppers' average after {shared_after}; applied here: {self.step} steps")
+        take_over(self.model, average_N)
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
         if self._teacher is None:

@@ -148,7 +148,7 @@ def shipped_engine(
     options = upper_options(config, manifest, torch.device("cpu"))
     # The file takes pixels in 0..1 and normalises them itself.
     neutral = dataclasses.replace(
-        options, mean=[0.0] * manifest.channels, std=[1.0] * manifest.channels, autocast=False
+        options, mean=[0.0] * manifest.channels, std=[1.0] * manifest.channels, autocast=False, averaged=False
     )
     # A folder without checkpoints: a file has no steps.
     return UpperEngine(OnnxModule(content, torch.get_num_threads()), store, neutral, Checkpoints(path))

@@ -81,7 +81,10 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
 
     With `rounding` it is one under rounding, with a lower learning rate.
     """
-    changes: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "rounds": epochs, "steps_per_round": 0}
+    # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
+    changes: dict[str, Any] = {
+        "alpha": 0.0, "adaptation_server": False, "average_every": 0, "rounds": epochs, "steps_per_round": 0,
+    }  # fmt: skip
     if rounding:
         # Rounding computes in float32.
         changes |= {"lr": config.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}

@@ -36,10 +36,13 @@ from psl_flower.wire.messages import (
     UP,
     Abort,
     Adapted,
+    Average,
     Envelope,
     Failed,
     Message,
     Shape,
+    Share,
+    Shared,
     Smashed,
     Step,
     StepId,
@@ -57,6 +60,8 @@ HEADER_BYTES = _HEADER.size
 # Zero-sized dimensions count as one here: torch computes strides even of an empty tensor, and they must not
 # overflow.
 MAX_ELEMENTS = 2**40
+
+_OF_A_STEP = Smashed | Adapted | Shared | Step | Share | Average
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
@@ -125,8 +130,8 @@ class Expectation:
     codec, shape : str and tuple of int, or None
         What a tensor must be, exactly. None: no tensor is accepted.
     step : StepId or None
-        What `Smashed.id`, `Adapted.id` or `Step.gradient_of` must be; None: not checked (without codec and
-        shape a `Step` cannot carry a gradient in any case).
+        What `Smashed.id`, `Adapted.id`, `Shared.id`, `Average.of` or the `gradient_of` of `Step` and `Share` must be;
+        None: not checked (without codec and shape a `Step` cannot carry a gradient in any case).
     dtype : torch.dtype
         Floating dtype that a received tensor is decoded to.
     """
@@ -219,7 +224,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
     if not isinstance(message, (*types, ending)):
         raise ProtocolError(f"{peer}: expected {name_of(types)}, received {type(message).__name__}")
     step = _step_of(message)
-    if isinstance(message, Smashed | Adapted | Step) and expect.step is not None and step != expect.step:
+    if isinstance(message, _OF_A_STEP) and expect.step is not None and step != expect.step:
         raise ProtocolError(f"{name}: expected {expect.step}, received {step}")
     if len(envelope.tensors) != num_tensors(message):
         raise FrameMismatch(f"{name}: expected {num_tensors(message)} tensors, received {len(envelope.tensors)}")
@@ -304,9 +309,12 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
 
 
 def _step_of(message: Message) -> StepId | None:
-    if isinstance(message, Smashed | Adapted):
-        return message.id
-    return message.gradient_of if isinstance(message, Step) else None
+    match message:
+        case Smashed(id=step) | Adapted(id=step) | Shared(id=step) | Average(of=step):
+            return step
+        case Step(gradient_of=gradient_of) | Share(gradient_of=gradient_of):
+            return gradient_of
+    return None
 
 
 def _check_limit(peer: str, part: str, size: int, limit: int) -> None:

@@ -1,10 +1,11 @@
 """The messages that Lower and Upper nodes send each other, as typed records.
 
-Down (Lower to Upper): `Welcome`, `Step`, `Abort`, `Finish`. Up (Upper to Lower): `Hello`, `Smashed`, `Saved`,
-`Failed`. Where the Adaptation Net is on a node of its own, that node is one party more, of the number `ADAPTATION`,
-with `Adapt` and `Keep` in place of `Step` and `Adapted` in place of `Smashed`. Messages travel as MessagePack maps
-with a ``type`` key; a field that is missing, unknown, mistyped or out of range is refused. `Failed` and `Abort` may
-come at any moment of their direction; every other message only when it is expected.
+Down (Lower to Upper): `Welcome`, `Step`, `Share` and `Average` (where Uppers are averaged), `Abort`, `Finish`. Up
+(Upper to Lower): `Hello`, `Smashed`, `Shared`, `Saved`, `Failed`. Where the Adaptation Net is on a node of its own,
+that node is one party more, of the number `ADAPTATION`, with `Adapt` and `Keep` in place of `Step` and `Adapted` in
+place of `Smashed`. Messages travel as MessagePack maps with a ``type`` key; a field that is missing, unknown, mistyped
+or out of range is refused. `Failed` and `Abort` may come at any moment of their direction; every other message only
+when it is expected.
 """
 
 from __future__ import annotations
@@ -120,6 +121,30 @@ class Step(_Record, frozen=True, tag="step"):
     save: bool = False
 
 
+class Share(_Record, frozen=True, tag="share"):
+    """Apply the gradient, the frame's one tensor, of the pending step `gradient_of`, and answer with `Shared`."""
+
+    gradient_of: StepId
+
+
+class Average(_Record, frozen=True, tag="average"):
+    """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer.
+
+    Attributes
+    ----------
+    of : StepId
+        The step after which the Uppers shared what this is the average of.
+    plan : Plan or None
+        As in `Step`.
+    save : bool
+        Whether to write a checkpoint after the average is taken over and before the plan is run.
+    """
+
+    of: StepId
+    plan: Plan | None = None
+    save: bool = False
+
+
 class Adapt(_Record, frozen=True, tag="adapt", omit_defaults=True):
     """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
 
@@ -227,8 +252,14 @@ class Adapted(_Record, frozen=True, tag="adapted"):
     loss: float
 
 
+class Shared(_Record, frozen=True, tag="shared"):
+    """Answer to `Share`: the frame's one tensor is the Upper's weights after step `id`."""
+
+    id: StepId
+
+
 class Saved(_Record, frozen=True, tag="saved"):
-    """Answer to a `Step` without a plan, and to `Keep`; `step` counts the steps applied so far."""
+    """Answer to a `Step` or `Average` without a plan, and to `Keep`; `step` counts the steps applied so far."""
 
     step: Count
 
@@ -245,8 +276,23 @@ class Failed(_Record, frozen=True, tag="failed"):
         _shorten(self, "message")
 
 
-Message = Welcome | Step | Adapt | Keep | Abort | Finish | Hello | Smashed | Adapted | Saved | Failed
-UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Adapted, Saved, Failed))
+Message = (
+    Welcome
+    | Step
+    | Share
+    | Average
+    | Adapt
+    | Keep
+    | Abort
+    | Finish
+    | Hello
+    | Smashed
+    | Adapted
+    | Shared
+    | Saved
+    | Failed
+)
+UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Adapted, Shared, Saved, Failed))
 
 
 class TensorSpec(_Record, frozen=True):
@@ -264,15 +310,19 @@ class Envelope(_Record, frozen=True):
 
 
 def num_tensors(message: Message) -> int:
-    """Return how many tensors come with `message`: 1 for `Smashed`, `Adapt`, `Adapted` and a `Step` with a gradient."""
+    """Return how many tensors come with `message`: 1 for those that say so, and for a `Step` with a gradient."""
     if isinstance(message, Step):
         return int(message.gradient_of is not None)
-    return int(isinstance(message, Smashed | Adapt | Adapted))
+    return int(isinstance(message, Share | Average | Smashed | Shared | Adapt | Adapted))
 
 
 def steps_applied(message: Message) -> int:
     """Return the number of steps that a party must have applied when this turn of it comes."""
     match message:
+        case Average(of=StepId(step=step)):
+            return step + 1
+        case Share(gradient_of=StepId(step=step)):
+            return step
         case Step(gradient_of=StepId(step=step)) | Step(plan=Plan(id=StepId(step=step))):
             return step
         case Adapt(id=StepId(step=step)) | Keep(step=step):

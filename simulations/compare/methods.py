@@ -21,8 +21,8 @@ CHOICES = ("whole", "patch-split", *STRATEGIES)
 VARIED = frozenset(
     {
         "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",
-        "schedule", "uppers", "assignment", "cut", "upper-init", "protection", "wire-activations", "wire-gradients",
-        "autocast",
+        "schedule", "uppers", "assignment", "cut", "upper-init", "average-every", "protection",
+        "wire-activations", "wire-gradients", "autocast",
     }
 )  # fmt: skip
 

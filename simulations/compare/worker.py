@@ -200,7 +200,14 @@ def _exchange(
 ) -> Outcome:
     """Train with all parties of the federated engine."""
     from psl_flower.checkpoints import Checkpoints
-    from psl_flower.engine.build import make_lower_engine, make_task, make_upper, smashed_shapes, upper_options
+    from psl_flower.engine.build import (
+        make_averaging,
+        make_lower_engine,
+        make_task,
+        make_upper,
+        smashed_shapes,
+        upper_options,
+    )
     from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
     from psl_flower.engine.rounds import RoundDriver
@@ -220,6 +227,7 @@ def _exchange(
         make_task(config, manifest, stores.labels),
         smashed_shapes(config, manifest),
         Checkpoints(folder / "lower"),
+        averaging=make_averaging(config, manifest),
         on_step=lambda report: tell(report.step),
     )
     steps_per_epoch = _steps_per_epoch(config, stores)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.e2e.conftest import TINY, Place, differing, last_json, model, oracle
@@ -62,6 +63,22 @@ def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
     assert "flower transport" in log, done.stdout + done.stderr
     assert log.count("psl train") == 1
     assert differing(model(place.run("plain")), oracle(place.run("plain"), 3)) == []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_uppers_are_averaged(place: Place, transport: str) -> None:
+    settings = ("rounds=1", "steps-per-round=4", "average-every=2", f"transport={transport}", "run-name=averaged")
+    done = place.psl("train", *TINY, *settings)
+    assert done.returncode == 0, done.stderr
+    run = place.run("averaged")
+    assert differing(model(run), oracle(run, 4)) == []
+    found = model(run)
+    names = [name for name in found if name.startswith("uppers.0.") and found[name].is_floating_point()]
+    assert names
+    assert [name for name in names if not torch.equal(found[name], found[name.replace("uppers.0.", "uppers.3.")])] == []
+    # Between two averagings they are not alike, so what was compared is the work of the second.
+    between = oracle(run, 3)
+    assert not torch.equal(between["uppers.0.conv1.weight"], between["uppers.3.conv1.weight"])
 
 
 def test_stream_asked_for_with_one_slot(place: Place) -> None:

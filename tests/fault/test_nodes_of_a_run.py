@@ -223,3 +223,21 @@ def test_a_patch_server_that_does_not_come_back_ends_the_run(
     _Going.left = 0
     with pytest.raises(NodeError, match=r"node 101: http://127.0.0.1:\d+/store.* \(PatchServerLost\)"):
         train(nodes, tmp_path, node_timeout_s=3.0)
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_uppers_are_averaged_where_all_operators_allow_it(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, transport: str
+) -> None:
+    nodes.allowed = {"average": True}
+    run = train(nodes, tmp_path, average_every=2, transport=transport)
+    assert exact(run, stores)
+    found = load_file(run.model / "model.safetensors")
+    assert torch.equal(found["uppers.0.conv1.weight"], found["uppers.1.conv1.weight"])
+
+
+def test_a_node_whose_operator_has_not_allowed_averaging_ends_the_run(nodes: InProcessGrid, tmp_path: Path) -> None:
+    nodes.allowed = {}
+    nodes.config[100]["average"] = True
+    with pytest.raises(NodeError, match=r'node 101: this run averages the Uppers .* "average=true"'):
+        train(nodes, tmp_path, average_every=2)

@@ -17,12 +17,15 @@ from psl_flower.wire.frames import Expectation, Frame, decode_frame, encode_fram
 from psl_flower.wire.messages import (
     UP,
     Abort,
+    Average,
     Failed,
     Finish,
     Hello,
     Message,
     Plan,
     Saved,
+    Share,
+    Shared,
     Smashed,
     Step,
     StepId,
@@ -46,7 +49,7 @@ MESSAGES: tuple[Message, ...] = (
     HELLO, Welcome(), Saved(3), Finish(), Failed("StoreError", "record 7"), Abort("disk full"), Step(),
     Step(None, Plan(ID, "train", 0.1, pack_samples([1, 2]), 5)),
     Step(ID, Plan(ID, "evaluate", 0.1, pack_samples([3]), 2**63), True),
-    Smashed(ID, 0.1, 0.2, 0.3),
+    Smashed(ID, 0.1, 0.2, 0.3), Share(ID), Average(ID, Plan(ID, "train", 0.1, pack_samples([1, 2]), 5), True), Shared(ID),
 )  # fmt: skip
 INTERESTING = (0, 1, 0x7F, 0x80, 0xC0, 0xC1, 0xC6, 0xCB, 0xCF, 0xD9, 0xDD, 0xDF, 0xFF)
 SIZES = (0, 1, 19, 2**16, 2**22, 2**30, 2**31, 2**32 - 1)
@@ -144,8 +147,13 @@ def check(frame: Frame, expect: Expectation) -> None:
     assert len(frame.tensors) == num_tensors(frame.message)
     for tensor in frame.tensors:
         assert tuple(tensor.shape) == expect.shape and tensor.dtype == expect.dtype
-        assert isinstance(frame.message, Smashed | Step)
-        assert (frame.message.id if isinstance(frame.message, Smashed) else frame.message.gradient_of) == expect.step
+        match frame.message:
+            case (
+                Smashed(id=step) | Shared(id=step) | Average(of=step) | Step(gradient_of=step) | Share(gradient_of=step)
+            ):
+                assert step == expect.step
+            case other:
+                pytest.fail(f"{other} has no tensor")
     plain = Step(None, frame.message.plan, frame.message.save) if isinstance(frame.message, Step) else frame.message
     if not num_tensors(plain):
         assert decode_frame(b"".join(encode_frame(plain)), Expectation(type(plain))).message == plain

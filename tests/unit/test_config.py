@@ -120,6 +120,7 @@ OUT_OF_RANGE = [
     ({"cut": "layer4"}, "cut: expected one of stem"),
     ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
     ({"upper-init": "same"}, "upper-init: expected one of alike, own"),
+    ({"average-every": -1}, "average-every: expected"),
     ({"schedule": "step"}, "schedule: expected one of one-cycle"),
     ({"transport": "tcp"}, "transport: expected one of auto, stream, flower"),
     ({"on-missing-node": "stop"}, "on-missing-node: expected one of wait, continue"),
@@ -139,6 +140,7 @@ OUT_OF_RANGE = [
 CONTRADICTORY = [
     ({"stride": "4x4"}, "stride: is set, but patch-size is not"),
     ({"grid": "auto", "patch-size": "8x8"}, "grid: auto chooses patch-size and stride"),
+    ({"average-every": 8, "upper-init": "own"}, "average-every and upper-init=own contradict each other"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
     ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
     ({"exchange-cert": "a.pem"}, "exchange-cert and exchange-key belong together"),

@@ -23,6 +23,7 @@ from psl_flower.wire.messages import (
     Abort,
     Adapt,
     Adapted,
+    Average,
     Failed,
     Finish,
     Hello,
@@ -30,6 +31,8 @@ from psl_flower.wire.messages import (
     Message,
     Plan,
     Saved,
+    Share,
+    Shared,
     Smashed,
     Step,
     StepId,
@@ -51,6 +54,9 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
     "adapt": (Adapt(ID, 0.5, pack_samples([7, 8]), (1,)), [ONE], "float32"),
     "adapt mixed": (Adapt(ID, 0.5, pack_samples([7]), (), pack_samples([8]), 0.25), [ONE], "float32"),
     "step mixed": (Step(None, Plan(ID, "train", 0.5, pack_samples([7]), 0, 0.25)), [], "float32"),
+    "share": (Share(ID), [ONE], "int8"),
+    "average": (Average(ID, PLAN, True), [ONE], "float32"),
+    "shared": (Shared(ID), [ONE], "float32"),
     "keep": (Keep(9), [], "float32"),
     "abort": (Abort("why"), [], "float32"),
     "finish": (Finish(), [], "float32"),
@@ -92,6 +98,23 @@ GOLDEN_HEX = {
         "745f6f66c0a4706c616e86a2696483a565706f636801a47374657002a7617474656d707403a46d6f6465a5747261696e"
         "a26c72cb3fe0000000000000a773616d706c6573c4080700000000000000ac6175676d656e745f7365656400aa6d6978"
         "5f776569676874cb3fd0000000000000a473617665c2a774656e736f727390"
+    ),
+    "share": (
+        "50534c4601000000560000000a0000000000000082a76d65737361676582a474797065a57368617265ab677261646965"
+        "6e745f6f6683a565706f636801a47374657002a7617474656d707403a774656e736f72739182a5636f646563a4696e74"
+        "38a573686170659201020402013c0402813c7f81"
+    ),
+    "average": (
+        "50534c4601000000bf000000080000000000000082a76d65737361676584a474797065a761766572616765a26f6683a5"
+        "65706f636801a47374657002a7617474656d707403a4706c616e85a2696483a565706f636801a47374657002a7617474"
+        "656d707403a46d6f6465a5747261696ea26c72cb3fe0000000000000a773616d706c6573c41007000000000000000800"
+        "000000000000ac6175676d656e745f73656564cf7fffffffffffffffa473617665c3a774656e736f72739182a5636f64"
+        "6563a7666c6f61743332a573686170659201020000803f000000c0"
+    ),
+    "shared": (
+        "50534c460100000051000000080000000000000082a76d65737361676582a474797065a6736861726564a2696483a565"
+        "706f636801a47374657002a7617474656d707403a774656e736f72739182a5636f646563a7666c6f61743332a5736861"
+        "70659201020000803f000000c0"
     ),
     "keep": (
         "50534c460100000023000000000000000000000082a76d65737361676582a474797065a46b656570a47374657009a774656e736f727390"
@@ -259,12 +282,25 @@ def test_another_message_or_step_is_out_of_order() -> None:
     adapted = joined(Adapted(ID, 0.5), [ONE[0, :1]])
     with pytest.raises(ProtocolError, match="step=1"):
         decode_frame(adapted, Expectation(Adapted, "float32", (1,), StepId(0, 1)))
+    shared = joined(Shared(ID), [ONE[0, :1]])
+    with pytest.raises(ProtocolError, match="step=1"):
+        decode_frame(shared, Expectation(Shared, "float32", (1,), StepId(0, 1)))
     with pytest.raises(ProtocolError, match="received None"):
         decode_frame(joined(Step(), []), Expectation(Step, step=ID))
 
 
 @pytest.mark.parametrize(
-    ("message", "tensors"), [(Smashed(ID), []), (Saved(1), [ONE]), (Step(), [ONE]), (Step(ID), []), (Keep(1), [ONE])]
+    ("message", "tensors"),
+    [
+        (Smashed(ID), []),
+        (Saved(1), [ONE]),
+        (Step(), [ONE]),
+        (Step(ID), []),
+        (Share(ID), []),
+        (Average(ID), []),
+        (Shared(ID), []),
+        (Keep(1), [ONE]),
+    ],
 )
 def test_the_number_of_tensors_follows_from_the_message(message: Message, tensors: list[torch.Tensor]) -> None:
     with pytest.raises(ProtocolError, match="tensors"):

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from psl_flower.cut import from_wire
-from psl_flower.engine.exchange import Down
+from psl_flower.engine.exchange import Down, WireFormat
 from psl_flower.errors import ProtocolError, RunError, StoreError
 from psl_flower.pixels import normalise
-from psl_flower.wire.messages import Plan, Saved, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
+from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, Step, StepId, pack_samples
 from tests.engines import Federation, differences, prefixed, settings
 
 
@@ -154,3 +155,69 @@ def test_going_to_a_state(engine, parts):
     engine.restore(state)
     # A pending pass belongs to the weights before; it is forgotten.
     assert engine.pending_shape is None
+
+
+@pytest.fixture
+def averaged(stores_for, tmp_path):
+    config = settings(uppers=2, cut="stem", shift=0, flip=False, average_every=1)
+    return Federation(config, stores_for(config), tmp_path, small=True).uppers[0]
+
+
+def test_sharing_answers_with_the_weights_that_the_gradient_led_to(averaged):
+    averaged.handle(Down(Step(plan=plan())))
+    up = averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
+    assert up.answer == Shared(StepId(0, 0))
+    assert averaged.step == 1
+    model = averaged.model
+    expected = [*model.parameters(), model.bn1.running_mean, model.bn1.running_var]
+    assert torch.equal(up.shared_N, torch.cat([tensor.detach().flatten() for tensor in expected]))
+    assert len(up.shared_N) == averaged.num_shared
+
+
+def test_an_average_is_taken_over_saved_and_run_with(averaged):
+    averaged.handle(Down(Step(plan=plan())))
+    averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
+    average_N = torch.arange(averaged.num_shared) / averaged.num_shared
+    up = averaged.handle(Down(Average(StepId(0, 0), plan(1), save=True), average_N=average_N))
+    assert isinstance(up.answer, Smashed)
+    saved = averaged._checkpoints.load(1)["model"]
+    first = saved["conv1.weight"]
+    assert torch.equal(first.flatten(), average_N[: first.numel()])
+    assert saved["bn1.running_var"][-1] == average_N[-1]
+
+
+@pytest.mark.parametrize("after", [StepId(0, 1), StepId(0, 0)])
+def test_an_average_of_another_step_is_refused_and_changes_no_weight(after, averaged):
+    held = weights(averaged)
+    with pytest.raises(ProtocolError, match=r"the Uppers' average after StepId\(.*; applied here: 0 steps"):
+        averaged.handle(Down(Average(after), average_N=torch.zeros(averaged.num_shared)))
+    assert differences(held, weights(averaged)) == []
+
+
+def test_an_average_is_not_taken_over_while_a_gradient_is_due(averaged):
+    averaged.handle(Down(Step(plan=plan())))
+    averaged.handle(Down(Step(gradient_of=StepId(0, 0), plan=plan(1)), torch.ones(averaged.pending_shape)))
+    held = weights(averaged)
+    with pytest.raises(ProtocolError, match="average after"):
+        averaged.handle(Down(Average(StepId(0, 0)), average_N=torch.zeros(averaged.num_shared)))
+    assert differences(held, weights(averaged)) == []
+
+
+def test_nothing_about_averaging_is_received_where_uppers_are_not_averaged(engine, averaged):
+    wire = WireFormat()
+
+    def received(party, message, tensor):
+        return decode_frame(bytearray(frame_bytes(Frame(message, (tensor,)))), party.expects(wire)).message
+
+    row = torch.zeros(averaged.num_shared)
+    assert received(averaged, Average(StepId(0, 0)), row) == Average(StepId(0, 0))
+    with pytest.raises(ProtocolError, match="expected Step or Finish, received Average"):
+        received(engine, Average(StepId(0, 0)), row)
+    for party in (engine, averaged):
+        party.handle(Down(Step(plan=plan())))
+    gradient = torch.zeros(averaged.pending_shape)
+    assert received(averaged, Share(StepId(0, 0)), gradient) == Share(StepId(0, 0))
+    with pytest.raises(ProtocolError, match="expected Step or Finish, received Share"):
+        received(engine, Share(StepId(0, 0)), gradient)
+    with pytest.raises(ProtocolError, match="expected Step or Share or Finish, received Average"):
+        received(averaged, Average(StepId(0, 0)), row)

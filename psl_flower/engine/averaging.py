@@ -1,0 +1,61 @@
+"""Averaging the Uppers' weights: every so many steps all Uppers go on from the mean of what each has learnt.
+
+What an Upper shares are its weights and BatchNorm's running statistics; its momentum stays its own. So McMahan et al.
+(AISTATS 2017) average clients' whole networks; here it is the Uppers alone, whose patches are of different positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Averaging:
+    """When Uppers are averaged, and how many numbers each shares then.
+
+    Attributes
+    ----------
+    every : int
+        Steps from one averaging to the next, counted over the whole run, 1 or more.
+    num_shared : int
+        Length of what `shared` returns of any of the Uppers.
+    """
+
+    every: int
+    num_shared: int
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the Uppers are averaged when so many steps are applied."""
+        return step % self.every == 0
+
+
+@torch.no_grad()
+def shared(model: nn.Module) -> torch.Tensor:
+    """Return what an Upper shares, as one row of numbers on the CPU, in the model's dtype."""
+    return torch.cat([tensor.flatten().cpu() for tensor in _tensors(model)])
+
+
+@torch.no_grad()
+def take_over(model: nn.Module, mean_N: torch.Tensor) -> None:
+    """Put the numbers of such a row in place of the model's own."""
+    tensors = _tensors(model)
+    parts = torch.split(mean_N, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def mean(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of rows, added in their order, so that it is the same numbers wherever it is computed."""
+    total_N = rows[0].clone()
+    for row_N in rows[1:]:
+        total_N += row_N
+    return total_N.div_(len(rows))
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    # BatchNorm's count of batches is a whole number, and the same wherever an Upper was not absent.
+    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
