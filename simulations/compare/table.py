@@ -118,16 +118,19 @@ def absence(report: Report, method: str) -> dict[int, Mean]:
 def seen(report: Report) -> Cells:
     """Return names and cells of the table of what each party gets to see."""
     return ("method", "a node sees", "the server sees"), [
-        (summary.method.name, *sees(summary.method)) for summary in report.summaries
+        (summary.method.name, *sees(summary.method, report)) for summary in report.summaries
     ]
 
 
-def sees(method: Method) -> tuple[str, str]:
+def sees(method: Method, report: Report) -> tuple[str, str]:
     """Return what a node and the server get to see."""
     if method.kind == PATCHES:
+        averaged = bool((report.settings.config | method.config).get("average-every"))
         return (
-            "its own patch positions of every image; no labels, no other node's patches",
-            "labels; smashed data, which can be inverted at the usual cut (docs/threat-model.md); no image",
+            "its own patch positions of every image; no labels, no other node's patches"
+            + averaged * "; the mean of all Uppers' weights",
+            "labels; smashed data, which can be inverted at the usual cut (docs/threat-model.md); no image"
+            + averaged * "; all Uppers' weights as they are learnt",
         )
     if method.kind == AVERAGING:
         return (
@@ -204,7 +207,7 @@ def to_csv(report: Report) -> str:
                 summary.train_s.median, summary.wall_s.median, summary.up.get("node", ""), summary.down.get("node", ""),
                 summary.up.get("all", ""), summary.down.get("all", ""), found.node_flops, found.server_flops,
                 found.node_images, summary.peak_bytes.get("node", summary.peak_bytes.get("one process", "")),
-                summary.peak_bytes.get("server", ""), found.node_weights, found.weights, *sees(summary.method),
+                summary.peak_bytes.get("server", ""), found.node_weights, found.weights, *sees(summary.method, report),
             ]
         )  # fmt: skip
     return file.getvalue()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import msgspec
 import pytest
 from tiny_comparison import METHODS, report, trial
 
@@ -53,6 +54,15 @@ def test_tables_have_a_cell_for_every_column(capsys):
     assert "no labels" in seen[2][1] and "whole images and labels" in seen[6][1]
     show(said)
     assert "Uneven:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_seen_where_uppers_are_averaged():
+    method = METHODS[2]
+    averaged = msgspec.structs.replace(method, config={**method.config, "average-every": 8})
+    node, server = table.sees(averaged, report())
+    assert node.endswith("; the mean of all Uppers' weights")
+    assert server.endswith("; all Uppers' weights as they are learnt")
+    assert "weights" not in " ".join(table.sees(method, report()))
 
 
 def test_engines_without_flower_say_so():
