@@ -167,14 +167,10 @@ class Host:
         Raises
         ------
         PslError
-            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server; ConfigError if
-            the run averages the Uppers, and this node's operator has not allowed that.
+            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
         """
         if m != ADAPTATION:
-            engine = build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
-            if engine.num_shared:
-                _check_averaging_allowed(self.context)
-            return engine
+            return build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         config, manifest = decode_settings(self.task.settings)
@@ -272,9 +268,13 @@ def check_lightening_allowed(context: Context) -> None:
         )
 
 
-def _check_averaging_allowed(context: Context) -> None:
-    """Raise ConfigError unless a real node's own configuration allows `average`: as for a lightening's weights."""
-    if not is_simulated(context) and not _permission(context, _AVERAGE):
+def check_averaging_allowed(context: Context, party: UpperEngine | AdaptationNode) -> None:
+    """Raise ConfigError if a real node hosts an Upper that is to be averaged, and its configuration has no `average`.
+
+    The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.
+    """
+    averaged = isinstance(party, UpperEngine) and party.num_shared > 0
+    if averaged and not is_simulated(context) and not _permission(context, _AVERAGE):
         raise ConfigError(
             "this run averages the Uppers (average-every): nodes send the server their weights and take weights from "
             f'it; this node\'s operator can allow that with --node-config "{_AVERAGE}=true" (see docs/threat-model.md)'

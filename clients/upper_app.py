@@ -17,6 +17,7 @@ from clients.host import (
     Build,
     Host,
     build_engine,
+    check_averaging_allowed,
     claim_of,
     claim_of_party,
     is_simulated,
@@ -138,9 +139,11 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
         for m in host.task.parties:
             party = host.engine(m, build)
             try:
+                check_averaging_allowed(context, party)
                 party.go_to(ticket.step, ticket.saved.get(m))
             except Exception as error:
                 _report(host, ticket, party, error)
+                party.close()
                 raise
             parties[m] = (party, _connect(host, ticket, party))
         wire = _wire(host.task, next(iter(parties.values()))[0])
@@ -164,6 +167,7 @@ def _step(message: Message, context: Context, build: Build) -> RecordDict:
         if not isinstance(frame, bytes):
             raise FrameMismatch(f"{LOWER}: expected a frame for {party_names([m])}, received none")
         with closing(host.engine(m, build)) as engine:
+            check_averaging_allowed(context, engine)
             party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
             saved = number(received.get(f"saved-{m}"), _STEPS) if f"saved-{m}" in received else None
             down = decode_frame(bytearray(frame), party.expects(wire, step, saved), peer=LOWER)

@@ -208,15 +208,15 @@ def shipped_part(
 
 
 def _own_part(config: RunConfig, run: RunFolder, manifest: Manifest, task: NodeTask, step: int) -> Part:
-    # The Adaptation Net has no part in predictions.
-    own = config.replace(alpha=0.0, adaptation_server=False)
+    # The Adaptation Net has no part in predictions, and nothing is averaged.
+    own = config.replace(alpha=0.0, adaptation_server=False, average_every=0)
     lower = make_lower_engine(own, manifest, choose_device(config.device))
     lower.go_to(step, run.checkpoints)
     return Part(
         lower=lower,
         shapes=smashed_shapes(config, manifest),
         checkpoints=run.checkpoints,
-        task=task,
+        task=msgspec.structs.replace(task, settings=encode_settings(own, manifest)),
         wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
     )
 

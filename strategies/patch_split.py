@@ -6,7 +6,9 @@ In a ServerApp of your own, with models of your own:
     strategy = PatchSplit(driver, node_task, wire=WireFormat(), steps_per_round=100, total_steps=1000)
     strategy.start(grid, initial_arrays=ArrayRecord(my_lower.state_dict()), num_rounds=10)
 
-and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models.
+and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models. Uppers
+of one shape and float32 can be averaged: `RoundDriver(..., averaging=Averaging(every=8, num_shared=num_shared(upper)))`
+(`psl_flower.engine.averaging`), and `averaged=True` in the nodes' `UpperOptions`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class PatchSplit(Strategy):
     """Trains a Lower model on the server with Upper models on the nodes.
 
     A Flower round is a number of training steps and, if asked for, a run through the test split. What Flower calls the
-    global arrays are the Lower's weights; those of the Uppers stay on their nodes.
+    global arrays are the Lower's weights; those of the Uppers stay on their nodes, unless the driver averages them.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ from psl_flower.errors import PeerLost
 from psl_flower.models import reset_parameters
 from psl_flower.patches import PatchGrid
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import ADAPTATION, Step, steps_applied
+from psl_flower.wire.messages import ADAPTATION, Average, Step, steps_applied
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -186,7 +186,7 @@ class ForgetfulExchange(LocalExchange):
         meanwhile()
         answers = {}
         for m, frame in frames.items():
-            plan = frame.message.plan if isinstance(frame.message, Step) else None
+            plan = frame.message.plan if isinstance(frame.message, Step | Average) else None
             if plan is not None and plan.id.step == self._fail_at and m == 1:
                 raise PeerLost("node 1 vanished")
             fresh = self._parts.adaptation_node() if m == ADAPTATION else self._parts.upper(m)

@@ -33,6 +33,11 @@ class Averaging:
         return step % self.every == 0
 
 
+def num_shared(model: nn.Module) -> int:
+    """Return how many numbers an Upper shares."""
+    return sum(tensor.numel() for tensor in _tensors(model))
+
+
 @torch.no_grad()
 def shared(model: nn.Module) -> torch.Tensor:
     """Return what an Upper shares, as one row of numbers on the CPU, in the model's dtype."""

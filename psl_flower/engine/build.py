@@ -17,7 +17,7 @@ from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig, size_text
 from psl_flower.data.manifest import Manifest
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
-from psl_flower.engine.averaging import Averaging, shared
+from psl_flower.engine.averaging import Averaging, num_shared
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Task
 from psl_flower.engine.upper import UpperOptions
@@ -228,15 +228,19 @@ def upper_options(config: RunConfig, manifest: Manifest, device: torch.device) -
         augmentation=augmentation(config, manifest),
         autocast=config.autocast,
         device=device,
-        averaged=make_averaging(config, manifest) is not None,
+        averaged=_averages(config, manifest),
     )
 
 
 def make_averaging(config: RunConfig, manifest: Manifest) -> Averaging | None:
     """Return when the Uppers are averaged; None where they are not, or there is but one."""
-    if config.average_every == 0 or manifest.num_uppers == 1:
+    if not _averages(config, manifest):
         return None
-    return Averaging(every=config.average_every, num_shared=len(shared(make_upper(config, manifest, 0))))
+    return Averaging(every=config.average_every, num_shared=num_shared(make_upper(config, manifest, 0)))
+
+
+def _averages(config: RunConfig, manifest: Manifest) -> bool:
+    return config.average_every > 0 and manifest.num_uppers > 1
 
 
 def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) -> Task:

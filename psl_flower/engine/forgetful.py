@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -19,7 +19,9 @@ from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Average, Plan, Share
+from psl_flower.wire.messages import Average, Plan, Share, StepId
+
+Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 class ForgetfulUpper:
@@ -50,7 +52,8 @@ class ForgetfulUpper:
         state = load_state(self._path, self._engine.device) if saved is None and self._path.exists() else {}
         if state.get("step") == step:
             self._engine.restore(state)
-            self._plan = _pending_plan(state)
+            self._plan = _read(state.get("pending", ""), Plan)
+            self._engine.shared_after = _read(state.get("shared", ""), StepId)
         else:
             self._engine.go_to(step, saved)
             self._plan = None
@@ -78,7 +81,9 @@ class ForgetfulUpper:
             down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
         applied = self._engine.handle(down)
         if trained is not None or isinstance(down.step, Average) or (plan is not None and plan.mode == "train"):
-            save_state(self._path, _with_pending(self._engine.state(), plan), durable=False)
+            pending = plan if plan is not None and plan.mode == "train" else None
+            told = {"pending": _text(pending), "shared": _text(self._engine.shared_after)}
+            save_state(self._path, self._engine.state() | told, durable=False)
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
@@ -123,11 +128,10 @@ def forgetful(party: UpperEngine | AdaptationNode, path: Path) -> ForgetfulUpper
     return ForgetfulUpper(party, path) if isinstance(party, UpperEngine) else ForgetfulAdaptation(party, path)
 
 
-def _pending_plan(state: dict[str, Any]) -> Plan | None:
-    return msgspec.msgpack.decode(bytes.fromhex(state["pending"]), type=Plan) if state.get("pending") else None
+# As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.
+def _text(record: msgspec.Struct | None) -> str:
+    return "" if record is None else msgspec.msgpack.encode(record).hex()
 
 
-def _with_pending(state: dict[str, Any], plan: Plan | None) -> dict[str, Any]:
-    # As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.
-    training = plan is not None and plan.mode == "train"
-    return {**state, "pending": msgspec.msgpack.encode(plan).hex() if training else ""}
+def _read(text: str, kind: type[Record]) -> Record | None:
+    return msgspec.msgpack.decode(bytes.fromhex(text), type=kind) if text else None

@@ -1,6 +1,7 @@
 """Drives the steps of a round over any transport: plans out, smashed data in, gradients out, evaluation at the end.
 
-One exchange carries the gradients of step t and the plan of step t+1, so a step costs one round trip.
+One exchange carries the gradients of step t and the plan of step t+1, so a step costs one round trip;
+two where the Uppers are averaged after it.
 """
 
 from __future__ import annotations

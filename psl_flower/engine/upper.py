@@ -17,7 +17,7 @@ from psl_flower.augment import Augmentation
 from psl_flower.checkpoints import Checkpoints
 from psl_flower.cut import enter_gradient, from_wire, to_wire
 from psl_flower.devices import autocast, compute_dtype
-from psl_flower.engine.averaging import shared, take_over
+from psl_flower.engine.averaging import num_shared, shared, take_over
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models import smashed_size
@@ -82,6 +82,8 @@ class UpperEngine:
         Steps applied so far.
     num_shared : int
         Numbers that it shares where the Uppers are averaged; else 0.
+    shared_after : StepId or None
+        The step after which it has shared its weights, while it waits for the average.
     """
 
     def __init__(
@@ -98,13 +100,15 @@ class UpperEngine:
         if teacher is not None:
             self._teacher = teacher.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
+        self.shared_after: StepId | None = None
         self._options = options
         self._optimizer = options.make_optimizer(self.model.parameters())
         self.device = options.device
         self.dtype = compute_dtype(options.autocast)
         self._checkpoints = checkpoints
         self._pending: tuple[Plan, torch.Tensor] | None = None
-        self.num_shared = len(shared(self.model)) if options.averaged else 0
+        self._seconds_sharing = 0.0
+        self.num_shared = num_shared(self.model) if options.averaged else 0
         self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
 
     @property
@@ -139,13 +143,20 @@ class UpperEngine:
         started = time.perf_counter()
         if isinstance(down.step, Average):
             self._take_over(down.step.of, down.average_N)
+        elif self.shared_after is not None:
+            raise ProtocolError(f"expected the Uppers' average after {self.shared_after}, received none")
         elif down.step.gradient_of is not None and down.gradient_BKhwC is not None:
             self._apply(down.step.gradient_of, down.gradient_BKhwC)
         if isinstance(down.step, Share):
-            return Up(Shared(down.step.gradient_of), shared_N=shared(self.model))
+            self.shared_after = down.step.gradient_of
+            shared_N = shared(self.model)
+            self._seconds_sharing = time.perf_counter() - started
+            return Up(Shared(self.shared_after), shared_N=shared_N)
         if down.step.save:
             self._checkpoints.save(self.step, self.state())
-        backward_s = time.perf_counter() - started
+        # What was done before sharing belongs to the same step.
+        backward_s = time.perf_counter() - started + self._seconds_sharing
+        self._seconds_sharing = 0.0
         if down.step.plan is None:
             return Up(Saved(self.step))
         return self.run(down.step.plan, backward_s)
@@ -192,7 +203,7 @@ class UpperEngine:
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
-        self.step, self._pending = int(state["step"]), None
+        self.step, self._pending, self.shared_after = int(state["step"]), None, None
 
     def go_to(self, step: int, saved: int | None = None) -> None:
         """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
@@ -230,9 +241,12 @@ class UpperEngine:
         self.step += 1
 
     def _take_over(self, shared_after: StepId, average_N: torch.Tensor | None) -> None:
-        if self._pending is not None or shared_after.step + 1 != self.step or average_N is None:
-            raise ProtocolError(f"received the Uppers' average after {shared_after}; applied here: {self.step} steps")
+        if self.shared_after != shared_after or average_N is None:
+            raise ProtocolError(
+                f"expected the Uppers' average after {self.shared_after}, received that after {shared_after}"
+            )
         take_over(self.model, average_N)
+        self.shared_after = None
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
         if self._teacher is None:

@@ -133,6 +133,8 @@ class Study:
         # Rounds end with an epoch, so a round is a whole part of one.
         wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
         self._evaluations = next(number for number in wanted if self.steps_per_epoch % number == 0)
+        for method in self.methods:
+            self._config(method, options.seeds[0])  # what contradicts itself is refused before anything is trained
 
     def run(self) -> Report:
         """Do all trials that have no result yet, and return the report.

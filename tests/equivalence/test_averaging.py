@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from psl_flower.engine import rounds
+from psl_flower.engine.averaging import shared
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import PeerLost
+from psl_flower.errors import PeerLost, ProtocolError
 from psl_flower.wire.messages import Average, Share
 from tests.engines import (
     STEPS,
@@ -107,8 +108,9 @@ class Stubborn(UpperEngine):
     """Upper 0 keeps its own weights."""
 
     def _take_over(self, step, average_N):
-        if self.store.meta.upper != 0:
-            super()._take_over(step, average_N)
+        if self.store.meta.upper == 0:
+            average_N = shared(self.model)
+        super()._take_over(step, average_N)
 
 
 def test_an_upper_that_keeps_its_own_is_noticed(oracle, stores_for, tmp_path):
@@ -170,9 +172,51 @@ def test_an_interrupted_averaging_is_done_again(at, every, oracle, stores_for, t
     assert same_predictions(predictions, oracle.predictions)
 
 
+@pytest.mark.parametrize("fail_at", [4, 5])
+def test_uppers_that_forget_resume_from_what_was_committed(fail_at, oracle, stores_for, tmp_path):
+    """Node 1 vanishes as the average of step 3 and the plan of step 4 go out, or at the step after it."""
+    stores = stores_for(averaged())
+    first = Federation(averaged(), stores, tmp_path, checkpoint_every=3)
+    with pytest.raises(PeerLost, match="node 1 vanished"):
+        first.run(ForgetfulExchange(first, fail_at=fail_at))
+    second = Federation(averaged(), stores, tmp_path, checkpoint_every=3)
+    assert second.resume() == 3
+    second.run(ForgetfulExchange(second, saved=second.lower.saved))
+    for engine in second.uppers.values():
+        engine.go_to(STEPS)
+    assert differences(oracle.after[STEPS], second.snapshot()) == []
+    assert first.losses[:3] + second.losses == oracle.losses
+
+
+def test_a_late_writer_of_an_upper_that_forgets_is_noticed(stores_for, tmp_path):
+    """The state from before the average, written again after it, must not pass for the one after it."""
+    parts = Federation(averaged(), stores_for(averaged()), tmp_path)
+
+    class Late(ForgetfulExchange):
+        def carry(self, frames, expected, meanwhile):
+            answers = super().carry(frames, expected, meanwhile)
+            if isinstance(frames[0].message, Share):
+                self.before = (tmp_path / "live-0.pt").read_bytes()
+            return answers
+
+    exchange = Late(parts)
+    parts.driver.run(exchange, EVERY, evaluate=False)
+    (tmp_path / "live-0.pt").write_bytes(exchange.before)
+    with pytest.raises(ProtocolError, match=r"expected the Uppers' average after StepId\(.*, received none"):
+        parts.driver.run(exchange, STEPS, evaluate=False)
+
+
+def test_one_upper_alone_is_not_averaged(stores_for, tmp_path):
+    config = averaged(uppers=1)
+    parts = Federation(config, stores_for(config), tmp_path)
+    assert parts.uppers[0].num_shared == 0
+    parts.run()
+    assert differences(Oracle(settings(uppers=1), stores_for(config)).after[STEPS], parts.snapshot()) == []
+
+
 def test_an_absent_upper_has_no_part_in_it(stores_for, tmp_path):
     """It is averaged with the others again when it is back."""
-    config, absent = averaged(uppers=2), {1}
+    config, absent = averaged(uppers=3), {1}
     whole = Oracle(config, stores_for(config), at=(1,))
     whole.monolith.train(3, absent=absent)
     whole.monolith.train(2)
@@ -185,3 +229,4 @@ def test_an_absent_upper_has_no_part_in_it(stores_for, tmp_path):
     after = parts.snapshot()
     assert differences(monolith_snapshot(whole.monolith), after) == []
     assert differences(of_upper(after, 0), of_upper(after, 1)) == []
+    assert differences(of_upper(after, 0), of_upper(after, 2)) == []

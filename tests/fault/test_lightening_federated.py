@@ -45,7 +45,7 @@ from tests.in_process import InProcessGrid
 TRAINING = {
     "dataset": "digits", "max_train": 64, "max_test": 60, "stores": "plain", "image_size": "8x8", "uppers": 2,
     "batch_size": 16, "rounds": 2, "evaluate_batch_size": 8, "lower_threads": 1, "upper_threads": 1, "device": "cpu",
-    "run_name": "trained", "progress_every_s": 0.0,
+    "run_name": "trained", "progress_every_s": 0.0, "average_every": 2,
 }  # fmt: skip
 # The third is at degree 1: pruned, taught by the second, rounded.
 WITH = "min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
@@ -67,7 +67,9 @@ def narrow() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory, narrow: None) -> Path:
     """Return a folder with a workspace, in which a run was trained over the nodes, and the nodes' states."""
     root = tmp_path_factory.mktemp("trained")
-    grid(root).serve(**TRAINING, workspace=str(root / "workspace"))
+    nodes = grid(root)
+    nodes.allowed["average"] = True  # in training; not asked for afterwards, when nothing is averaged
+    nodes.serve(**TRAINING, workspace=str(root / "workspace"))
     return root
 
 

@@ -239,5 +239,8 @@ def test_uppers_are_averaged_where_all_operators_allow_it(
 def test_a_node_whose_operator_has_not_allowed_averaging_ends_the_run(nodes: InProcessGrid, tmp_path: Path) -> None:
     nodes.allowed = {}
     nodes.config[100]["average"] = True
-    with pytest.raises(NodeError, match=r'node 101: this run averages the Uppers .* "average=true"'):
-        train(nodes, tmp_path, average_every=2)
+    began = time.monotonic()
+    with pytest.raises(NodeError, match=r'node 101\) failed: .*this run averages the Uppers .* "average=true"'):
+        train(nodes, tmp_path, average_every=2, node_timeout_s=100.0)
+    # The node says so at once: nobody waits for it.
+    assert time.monotonic() - began < 60

@@ -37,7 +37,7 @@ from tests.in_process import InProcessGrid
 TRAINING = {
     "dataset": "digits", "max_train": 24, "max_test": 12, "stores": "plain", "patch_size": "8x8", "uppers": 2,
     "cut": "stem", "batch_size": 8, "rounds": 1, "steps_per_round": 2, "evaluate_batch_size": 5, "lower_threads": 1,
-    "upper_threads": 1, "device": "cpu", "run_name": "trained",
+    "upper_threads": 1, "device": "cpu", "run_name": "trained", "average_every": 1,
 }  # fmt: skip
 COLUMNS = ("sample", "label", "predicted", "confidence", "split")
 # Where all nodes are there nothing is waited for; where one is not, this long, and then again without it.
@@ -49,7 +49,9 @@ ABSENT_TIMEOUT_S = 3.0
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a workspace, in which a run was trained over the nodes, and the nodes' states."""
     root = tmp_path_factory.mktemp("trained")
-    grid(root).serve(**TRAINING, workspace=str(root / "workspace"))
+    nodes = grid(root)
+    nodes.allowed["average"] = True  # in training; not asked for afterwards, when nothing is averaged
+    nodes.serve(**TRAINING, workspace=str(root / "workspace"))
     return root
 
 

@@ -186,21 +186,38 @@ def test_an_average_is_taken_over_saved_and_run_with(averaged):
     assert saved["bn1.running_var"][-1] == average_N[-1]
 
 
-@pytest.mark.parametrize("after", [StepId(0, 1), StepId(0, 0)])
+@pytest.mark.parametrize("after", [StepId(0, 1), StepId(1, 0), StepId(0, 0, 1)])
 def test_an_average_of_another_step_is_refused_and_changes_no_weight(after, averaged):
+    averaged.handle(Down(Step(plan=plan())))
+    averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
-    with pytest.raises(ProtocolError, match=r"the Uppers' average after StepId\(.*; applied here: 0 steps"):
+    with pytest.raises(ProtocolError, match=r"average after StepId\(epoch=0, step=0, attempt=0\), received that after"):
         averaged.handle(Down(Average(after), average_N=torch.zeros(averaged.num_shared)))
     assert differences(held, weights(averaged)) == []
 
 
-def test_an_average_is_not_taken_over_while_a_gradient_is_due(averaged):
+def test_an_average_is_not_taken_over_unless_weights_were_shared_and_not_twice(averaged):
+    zeros = torch.zeros(averaged.num_shared)
     averaged.handle(Down(Step(plan=plan())))
-    averaged.handle(Down(Step(gradient_of=StepId(0, 0), plan=plan(1)), torch.ones(averaged.pending_shape)))
+    averaged.handle(Down(Step(gradient_of=StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
-    with pytest.raises(ProtocolError, match="average after"):
-        averaged.handle(Down(Average(StepId(0, 0)), average_N=torch.zeros(averaged.num_shared)))
+    with pytest.raises(ProtocolError, match="average after None, received"):
+        averaged.handle(Down(Average(StepId(0, 0)), average_N=zeros))
     assert differences(held, weights(averaged)) == []
+    averaged.handle(Down(Step(plan=plan(1))))
+    averaged.handle(Down(Share(StepId(0, 1)), torch.ones(averaged.pending_shape)))
+    averaged.handle(Down(Average(StepId(0, 1)), average_N=zeros + 1))
+    with pytest.raises(ProtocolError, match="average after None, received"):
+        averaged.handle(Down(Average(StepId(0, 1)), average_N=zeros))
+
+
+def test_no_step_begins_without_the_average_that_is_waited_for(averaged):
+    averaged.handle(Down(Step(plan=plan())))
+    averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
+    with pytest.raises(ProtocolError, match=r"expected the Uppers' average after StepId\(.*, received none"):
+        averaged.handle(Down(Step(plan=plan(1))))
+    averaged.restore(averaged.state())
+    assert isinstance(averaged.handle(Down(Step(plan=plan(1)))).answer, Smashed)
 
 
 def test_nothing_about_averaging_is_received_where_uppers_are_not_averaged(engine, averaged):

@@ -85,7 +85,7 @@ def test_the_proximal_term_pulls_back_to_where_the_round_began():
 def test_images_flipped_patch_by_patch_are_flipped_images(stores_for, stride):
     config, stores, store = whole(stores_for, shift=0)
     alone = Monolith(config, stores.manifest, stores.labels, [store])
-    cut = settings(shift=0, stride=stride, alpha=0.0)
+    cut = settings(shift=0, stride=stride, alpha=0.0, average_every=1)  # which a network on whole images has no part in
     patches = stores_for(cut)
     opened = [patches.open(m) for m in range(patches.manifest.num_uppers)]
     merged = MergedPatches(cut, patches.manifest, patches.labels, opened)
