@@ -258,8 +258,8 @@ def test_a_lost_node_is_replaced(deployed: Deployment, tmp_path: Path) -> None:
 
 
 def test_flower_transport(deployed: Deployment) -> None:
-    """A step in Flower messages alone, for nodes that reach nothing but the SuperLink."""
-    done = deployed.train("run-name=flower", "transport=flower", "rounds=1", "steps-per-round=1")
+    """A step, and an averaging, in Flower messages alone, for nodes that reach nothing but the SuperLink."""
+    done = deployed.train("run-name=flower", "transport=flower", "rounds=1", "steps-per-round=1", "average-every=1")
     status = deployed.status("flower")
     assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()
     run = deployed.run("flower")

@@ -21,7 +21,10 @@ STEPS = 4
 PATIENCE_S = 300.0  # on a machine that has much else to do
 SOON = datetime.timedelta(seconds=5)
 LATER = datetime.timedelta(seconds=110)
-SHORT = ("rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150")
+SHORT = (
+    "rounds=1", f"steps-per-round={STEPS}", "checkpoint-every=1", "step-timeout-s=20", "node-timeout-s=150",
+    "average-every=2",
+)  # fmt: skip
 
 
 def log_of(run: RunFolder) -> str:

@@ -78,7 +78,7 @@ class Deployment(deployment.Deployment):
         return host.folder / "store"
 
     def node_config(self, n: int) -> dict[str, str | bool]:
-        config, patches = super().node_config(n) | {"lighten": True}, self.network.patch_server
+        config, patches = super().node_config(n) | {"lighten": True, "average": True}, self.network.patch_server
         if n not in WITH_AUTHORITY:
             del config["exchange-ca"]
         if patches.folder in self.store(n).parents:
