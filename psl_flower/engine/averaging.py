@@ -2,6 +2,8 @@
 
 What an Upper shares are its weights and BatchNorm's running statistics; its momentum stays its own. So McMahan et al.
 (AISTATS 2017) average clients' whole networks; here it is the Uppers alone, whose patches are of different positions.
+
+Shape suffixes: N numbers that one Upper shares.
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ def num_shared(model: nn.Module) -> int:
 
 @torch.no_grad()
 def shared(model: nn.Module) -> torch.Tensor:
-    """Return what an Upper shares, as one row of numbers on the CPU, in the model's dtype."""
+    """Return what an Upper shares: a row (N,) on the CPU, in the model's dtype, a copy."""
     return torch.cat([tensor.flatten().cpu() for tensor in _tensors(model)])
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, mean_N: torch.Tensor) -> None:
-    """Put the numbers of such a row in place of the model's own."""
+    """Put the numbers of such a row (N,) in place of the model's own.
+
+    Raises
+    ------
+    RuntimeError
+        If the row is longer or shorter than what the model shares; nothing is changed then.
+    """
     tensors = _tensors(model)
     parts = torch.split(mean_N, [tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
@@ -54,7 +62,7 @@ def take_over(model: nn.Module, mean_N: torch.Tensor) -> None:
 
 
 def mean(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean of rows, added in their order, so that it is the same numbers wherever it is computed."""
+    """Return the mean (N,) of one or more rows (N,), added in their order: the same bits wherever it is computed."""
     total_N = rows[0].clone()
     for row_N in rows[1:]:
         total_N += row_N

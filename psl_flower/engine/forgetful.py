@@ -80,8 +80,8 @@ class ForgetfulUpper:
         if plan is not None:
             down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
         applied = self._engine.handle(down)
-        if trained is not None or isinstance(down.step, Average) or (plan is not None and plan.mode == "train"):
-            pending = plan if plan is not None and plan.mode == "train" else None
+        pending = plan if plan is not None and plan.mode == "train" else None
+        if trained is not None or isinstance(down.step, Average) or pending is not None:
             told = {"pending": _text(pending), "shared": _text(self._engine.shared_after)}
             save_state(self._path, self._engine.state() | told, durable=False)
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
