@@ -59,8 +59,8 @@ class Checkpoints:
         for later in [found for found in self.steps() if found > step]:
             self._path(later).unlink(missing_ok=True)
 
-    def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Return the state after `step` steps.
+    def load(self, step: int) -> dict[str, Any]:
+        """Return the state after `step` steps, on the CPU.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Checkpoints:
         if step not in self.steps():
             found = ", ".join(str(s) for s in self.steps()) or "none"
             raise NoCheckpoint(f"{self.folder}: no checkpoint of step {step} (there: {found}); use another run")
-        return load_state(self._path(step), device)
+        return load_state(self._path(step))
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, ascending."""
@@ -85,13 +85,23 @@ class Checkpoints:
 
 
 def _finite(state: object) -> bool:
-    if isinstance(state, dict):
-        return all(_finite(value) for value in state.values())
+    if isinstance(state, dict | list):
+        return all(_finite(value) for value in (state.values() if isinstance(state, dict) else state))
     return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state.cpu() if isinstance(state, torch.Tensor) else state
 
 
 def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
     """Write tensors and plain values to a file in one piece, their SHA-256 last; makes the folder.
+
+    The file says nothing of the device that they were on.
 
     Raises
     ------
@@ -99,7 +109,7 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
         If the disk refuses.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_on_cpu(state), buffer)
     with buffer.getbuffer() as content:
         digest = hashlib.sha256(content).digest()
     buffer.write(digest)
@@ -112,8 +122,8 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
         ) from error
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote: tensors and plain values only, never code.
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, to the CPU: tensors and plain values only, never code.
 
     Raises
     ------
@@ -125,7 +135,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         # torch itself would read changed numbers without a word.
         if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
             raise RunError(f"{path}: cannot be read: the file is damaged; resume from another run")
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error}") from error
     return state

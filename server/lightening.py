@@ -172,7 +172,7 @@ class FederatedWorkshop:
             As any training.
         """
         if training.checkpoint.exists():
-            net.load_state_dict(load_state(training.checkpoint, "cpu")["net"])
+            net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
         config = training_config(self._config, training.epochs, rounding=training.weight_bits > 0)
         checkpoints = Checkpoints(training.place / training.stage)

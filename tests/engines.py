@@ -89,12 +89,14 @@ class Federation:
         *,
         make_engine: type[UpperEngine] = UpperEngine,
         small: bool = False,
+        device: torch.device = CPU,
         **driver_options: Any,
     ) -> None:
         self.config, self.stores, self.folder, self.make_engine = config, stores, folder, make_engine
+        self.device = device
         self.manifest = stores.manifest
         if not small:
-            self.lower = make_lower_engine(config, self.manifest, CPU)
+            self.lower = make_lower_engine(config, self.manifest, device)
         else:
             self.lower = LowerEngine(
                 SmallLower(self.manifest.grid()),
@@ -125,13 +127,13 @@ class Federation:
         return self.make_engine(
             make_upper(self.config, self.manifest, m),
             self.stores.open(m),
-            upper_options(self.config, self.manifest, CPU),
+            upper_options(self.config, self.manifest, self.device),
             Checkpoints(self.folder / f"upper-{m}"),
         )
 
     def adaptation_node(self) -> AdaptationNode:
         """Return a fresh Adaptation Net for a node of its own."""
-        return make_adaptation_node(self.config, self.manifest, CPU, Checkpoints(self.folder / "adaptation"))
+        return make_adaptation_node(self.config, self.manifest, self.device, Checkpoints(self.folder / "adaptation"))
 
     @property
     def parties(self) -> dict[int, UpperEngine | AdaptationNode]:
@@ -200,9 +202,11 @@ class ForgetfulExchange(LocalExchange):
 class Oracle:
     """The same run in one process, with snapshots after chosen steps."""
 
-    def __init__(self, config: RunConfig, stores: StoreSet, at: tuple[int, ...] = (STEPS,)) -> None:
+    def __init__(
+        self, config: RunConfig, stores: StoreSet, at: tuple[int, ...] = (STEPS,), device: torch.device = CPU
+    ) -> None:
         opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-        self.monolith = Monolith(config, stores.manifest, stores.labels, opened)
+        self.monolith = Monolith(config, stores.manifest, stores.labels, opened, device)
         self.losses: list[float] = []
         self.after: dict[int, Snapshot] = {}
         for step in at:
@@ -235,7 +239,7 @@ def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Snapshot:
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def differences(left: Snapshot, right: Snapshot) -> list[str]:

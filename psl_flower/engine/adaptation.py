@@ -255,7 +255,7 @@ class AdaptationNode:
         """
         assert saved in (None, step)
         if not step == self.step == 0 or step in self._checkpoints.steps():
-            self.restore(self._checkpoints.load(step, self.engine.device))
+            self.restore(self._checkpoints.load(step))
 
     def close(self) -> None:
         """Release nothing: there is no store."""

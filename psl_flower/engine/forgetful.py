@@ -49,7 +49,7 @@ class ForgetfulUpper:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path, self._engine.device) if saved is None and self._path.exists() else {}
+        state = load_state(self._path) if saved is None and self._path.exists() else {}
         if state.get("step") == step:
             self._engine.restore(state)
             self._plan = _read(state.get("pending", ""), Plan)
@@ -109,7 +109,7 @@ class ForgetfulAdaptation:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path, self._node.engine.device) if saved is None and self._path.exists() else {}
+        state = load_state(self._path) if saved is None and self._path.exists() else {}
         if state.get("step") == step:
             self._node.restore(state)
         else:

@@ -248,7 +248,7 @@ class LowerEngine:
         RunError
             If there is no such checkpoint or it is damaged.
         """
-        self.restore(checkpoints.load(step, self.device))
+        self.restore(checkpoints.load(step))
 
     def _learn(
         self,

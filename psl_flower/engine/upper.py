@@ -103,7 +103,6 @@ class UpperEngine:
         self.shared_after: StepId | None = None
         self._options = options
         self._optimizer = options.make_optimizer(self.model.parameters())
-        self.device = options.device
         self.dtype = compute_dtype(options.autocast)
         self._checkpoints = checkpoints
         self._pending: tuple[Plan, torch.Tensor] | None = None
@@ -218,7 +217,7 @@ class UpperEngine:
         """
         found = step if saved is None else saved
         if not found == self.step == 0 or found in self._checkpoints.steps():
-            self.restore(self._checkpoints.load(found, self._options.device))
+            self.restore(self._checkpoints.load(found))
         if found != step:
             self._checkpoints.drop_after(found)
             self.step = step

@@ -120,7 +120,7 @@ def training_engine(
         )
     m, teacher = store.meta.upper, None
     if phase.teacher is not None:
-        taught = load_state(checkpoints.folder / _TEACHER_FILE, device)
+        taught = load_state(checkpoints.folder / _TEACHER_FILE)
         teacher = _loaded(make_upper(config, manifest, m, phase.teacher), taught).eval().requires_grad_(False)
     model = _student(config, manifest, phase, m)
     return UpperEngine(model, store, upper_options(config, manifest, device), checkpoints, teacher)

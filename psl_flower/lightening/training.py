@@ -156,7 +156,7 @@ class School:
         stores = self.stores
         monolith = Monolith(config, stores.manifest, stores.labels, self.opened, self.device, net=net, teacher=teacher)
         if checkpoint.exists():
-            monolith.load_state_dict(load_state(checkpoint, self.device))
+            monolith.load_state_dict(load_state(checkpoint))
         per_epoch = batch_order(config, stores.manifest).steps_per_epoch
         total = epochs * per_epoch
 

@@ -69,7 +69,7 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
         opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
         monolith = Monolith(config, stores.manifest, stores.labels, opened, device)
         if checkpoint.exists():
-            monolith.load_state_dict(load_state(checkpoint, device))
+            monolith.load_state_dict(load_state(checkpoint))
         while monolith.step < total:
             monolith.train(steps, lambda step, *_: progress.step("training", step, total))
             save_state(checkpoint, monolith.state_dict())

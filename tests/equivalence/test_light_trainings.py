@@ -74,13 +74,15 @@ class Parties:
         bits: int = 0,
         teacher: Teacher | None = None,
         net: PatchSplitNet | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.config = training_config(config, 1, rounding=bits > 0)
         self.folder, self.stores, self.manifest = folder, stores, stores.manifest
         training = a_training(folder, teacher, bits)
         self.phase = Phase(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
         begins = net or student(config, stores, bits)
-        self.lower = lower_engine(self.config, self.manifest, training, copy.deepcopy(begins.lower), CPU)
+        self.lower = lower_engine(self.config, self.manifest, training, copy.deepcopy(begins.lower), device)
         self.checkpoints = Checkpoints(folder / "lower")
         if net is not None:
             for m, upper in enumerate(net.uppers):
@@ -104,7 +106,7 @@ class Parties:
         return Checkpoints(self.folder / f"upper-{m}" / "part")
 
     def upper(self, m: int) -> UpperEngine:
-        engine = training_engine(self.config, self.manifest, self.phase, self.stores.open(m), self.kept(m), CPU)
+        engine = training_engine(self.config, self.manifest, self.phase, self.stores.open(m), self.kept(m), self.device)
         engine.go_to(0)
         return engine
 

@@ -5,6 +5,7 @@ import torch
 
 from psl_flower.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.errors import RunError, TrainingError
+from psl_flower.optimizers import Sgd
 
 
 def state(step):
@@ -102,7 +103,11 @@ def test_code_is_not_run(tmp_path):
 def test_what_nothing_could_go_on_from_is_not_saved(value, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1))
-    spoilt = state(2) | {"optimizer": {"state": {0: {"momentum_buffer": torch.tensor([1.0, value])}}}}
+    weights = torch.nn.Linear(2, 1, bias=False).weight
+    optimizer = Sgd([weights], momentum=0.9, weight_decay=0.0)
+    weights.grad = torch.tensor([[1.0, value]])
+    optimizer.step()
+    spoilt = state(2) | {"optimizer": optimizer.state_dict()}
     with pytest.raises(TrainingError, match="step 2: weights or momentum are not finite; the last checkpoint is kept"):
         checkpoints.save(2, spoilt)
     assert checkpoints.steps() == [1]
