@@ -3,7 +3,7 @@
 An Upper transforms its own patches only; for a flipped sample the Lower mirrors the grid (`PatchGrid.tile`). The order
 is flip, shift, cut-out, then mixing in pairs (`psl_flower.pixels.network_input`); patch dropout is the Lower's alone.
 
-Shape suffixes: B batch, K patches of one Upper, C channels, h and w pixels of a patch.
+Shape suffixes: B batch, K patches of one Upper, C channels, h and w pixels of a patch; L = K*C, N = h*w.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from psl_flower.patches import PatchGrid
@@ -54,18 +55,18 @@ class Augmentation:
             return np.zeros(len(samples_B), np.bool_)
         return uniform(seed, "flip", samples_B) < 0.5
 
-    def apply(self, patches_BKChw: NDArray[np.uint8], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the patches (B, K, C, h, w) flipped and shifted; the input is not changed."""
+    def apply(self, patches_BKChw: torch.Tensor, seed: int, samples_B: NDArray[np.int64]) -> torch.Tensor:
+        """Return the patches, uint8 (B, K, C, h, w) on any device, flipped and shifted; the input is not changed."""
         if not self.flip and not self.shift:
             return patches_BKChw
-        h, w = patches_BKChw.shape[3:]
+        B, K, C, h, w = patches_BKChw.shape
         ys_Bh = np.clip(np.arange(h)[None, :] - self._offsets(seed, "shift-y", samples_B)[:, None], 0, h - 1)
         xs_Bw = np.clip(np.arange(w)[None, :] - self._offsets(seed, "shift-x", samples_B)[:, None], 0, w - 1)
         # Shifting the mirrored patch: look up the mirrored column.
         xs_Bw = np.where(self.flipped(seed, samples_B)[:, None], w - 1 - xs_Bw, xs_Bw)
-        rows = ys_Bh[:, None, None, :, None]
-        cols = xs_Bw[:, None, None, None, :]
-        return np.take_along_axis(np.take_along_axis(patches_BKChw, rows, axis=3), cols, axis=4)
+        places_B1N = torch.from_numpy((ys_Bh[:, :, None] * w + xs_Bw[:, None, :]).reshape(B, 1, h * w))
+        places_BLN = places_B1N.to(patches_BKChw.device).expand(B, K * C, h * w)
+        return patches_BKChw.reshape(B, K * C, h * w).gather(2, places_BLN).reshape(B, K, C, h, w)
 
     def blanked(self, positions: Sequence[int], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return (B, K, h, w) bool: the part of each sample's square that is in these patches; None without cut-out.

@@ -67,10 +67,11 @@ def network_input(
         As in `normalise`.
     """
     K, C, h, w = patches_BKChw.shape[1:]
+    given_BKChw = torch.from_numpy(patches_BKChw).to(device)
     if plan.mode != "train":
-        return normalise(patches_BKChw.reshape(-1, C, h, w), mean, std, device)
+        return normalise(given_BKChw.reshape(-1, C, h, w), mean, std, device)
     samples_B, seed = plan.sample_indices(), plan.augment_seed
-    moved_BKChw = augmentation.apply(patches_BKChw, seed, samples_B)
+    moved_BKChw = augmentation.apply(given_BKChw, seed, samples_B)
     patches_NChw = normalise(moved_BKChw.reshape(-1, C, h, w), mean, std, device)
     blanked_BKhw = augmentation.blanked(positions, seed, samples_B)
     if blanked_BKhw is not None:

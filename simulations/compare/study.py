@@ -123,9 +123,12 @@ class Study:
     def __init__(self, config: RunConfig, options: Options, folder: Path, progress: Progress) -> None:
         self._options, self._folder, self._progress, self._config_given = options, folder, progress, config
         workspace = folder / "workspace"
+        # One process that holds all stores and their keys seals nothing; what is read is the same.
+        stores = config.stores if options.engine == "flwr" else "plain"
         self._shared = config.replace(
-            **local_paths(config.to_mapping()), workspace=str(workspace), seed=options.seeds[0], collect_model=False
-        )
+            **local_paths(config.to_mapping()), workspace=str(workspace), seed=options.seeds[0], collect_model=False,
+            stores=stores,
+        )  # fmt: skip
         self._whole_config = whole_image_config(self._shared)
         self.whole = prepare_stores(self._whole_config, progress.ingesting)
         self.methods = plan(self._shared, options.choice, self.whole.manifest.image_size)
@@ -300,7 +303,7 @@ def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, abs
     decisive = {
         key: value
         for key, value in config.to_mapping().items()
-        if key not in ("workspace", "run-name", "progress-every-s", "lower-threads", "upper-threads")
+        if key not in ("workspace", "stores", "run-name", "progress-every-s", "lower-threads", "upper-threads")
     }
     what = (method.kind, method.own, engine, decisive, *["absent"] * absent)
     digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))

@@ -42,6 +42,11 @@ def offset(purpose, sample, shift):
     return int(np.floor(uniform(SEED, purpose, np.array([sample]))[0] * (2 * shift + 1))) - shift
 
 
+def moved(drawn, patches, seed=SEED, samples=SAMPLES):
+    """Return what `apply` makes of patches, as an array."""
+    return drawn.apply(torch.from_numpy(patches), seed, samples).numpy()
+
+
 CASES = [(True, 0), (False, 2), (True, 1), (True, 4)]
 
 
@@ -51,7 +56,7 @@ def test_against_the_reference(flip, shift):
     drawn = augmentation(flip=flip, shift=shift)
     patches = GRID.split(images())
     before = patches.copy()
-    found = drawn.apply(patches, SEED, SAMPLES)
+    found = moved(drawn, patches)
     flipped = drawn.flipped(SEED, SAMPLES)
     assert np.array_equal(patches, before)
     seen = set()
@@ -70,7 +75,7 @@ def test_mirrored_patches_in_a_mirrored_grid_are_the_mirrored_image():
     whole = images()
     flipped = drawn.flipped(SEED, SAMPLES)
     expected = np.where(flipped[:, None, None, None], whole[..., ::-1], whole)
-    own = torch.from_numpy(drawn.apply(GRID.split(whole), SEED, SAMPLES)).float()
+    own = torch.from_numpy(moved(drawn, GRID.split(whole))).float()
     joined = GRID.tile(own, torch.from_numpy(flipped))
     assert np.array_equal(joined.numpy().astype(np.uint8), expected)
     # Without the mirrored grid it would not be.
@@ -81,24 +86,24 @@ def test_a_shifted_patch_is_the_shifted_image_away_from_its_border():
     grid = PatchGrid(image_size=(12, 16), patch_size=(6, 8), stride=(6, 8))
     whole = images((12, 16), 1)
     shift = 2
-    found = grid.merge(augmentation(shift=shift).apply(grid.split(whole), SEED, SAMPLES))
+    found = grid.merge(moved(augmentation(shift=shift), grid.split(whole)))
     inner = [y for y in range(12) if shift <= y % 6 < 6 - shift], [x for x in range(16) if shift <= x % 8 < 8 - shift]
     for i, sample in enumerate(SAMPLES):
-        moved = np.roll(whole[i, 0], (offset("shift-y", sample, shift), offset("shift-x", sample, shift)), (0, 1))
-        assert np.array_equal(found[i, 0][np.ix_(*inner)], moved[np.ix_(*inner)])
+        rolled = np.roll(whole[i, 0], (offset("shift-y", sample, shift), offset("shift-x", sample, shift)), (0, 1))
+        assert np.array_equal(found[i, 0][np.ix_(*inner)], rolled[np.ix_(*inner)])
 
 
 def test_every_party_draws_the_same_for_its_own_samples():
     drawn = augmentation(flip=True, shift=2)
     patches = images()[:, None]
     some = np.array([5, 0, 17])
-    together = drawn.apply(patches, SEED, SAMPLES)
-    assert np.array_equal(drawn.apply(patches[some], SEED, SAMPLES[some]), together[some])
-    assert not np.array_equal(drawn.apply(patches, SEED + 1, SAMPLES), together)
+    together = moved(drawn, patches)
+    assert np.array_equal(moved(drawn, patches[some], SEED, SAMPLES[some]), together[some])
+    assert not np.array_equal(moved(drawn, patches, SEED + 1), together)
 
 
 def test_nothing_asked_for_changes_nothing():
-    patches = images()[:, None]
+    patches = torch.from_numpy(images()[:, None])
     assert augmentation().apply(patches, SEED, SAMPLES) is patches
     assert not augmentation(shift=3).flipped(SEED, SAMPLES).any()
 
