@@ -129,7 +129,7 @@ def light(device, config, stores, folder):
 
 
 WHAT = {
-    "one process": (one_process, AUGMENTED),
+    "one process": (one_process, AUGMENTED | {"average_every": 2}),
     "parties": (parties, AUGMENTED | INT8),
     "parties, averaged, Adaptation Net elsewhere": (parties, {"average_every": 2, "adaptation_server": True}),
     "forgetful parties": (forgetful, {"average_every": 2, "adaptation_server": True, "wire_activations": "bfloat16"}),
