@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 import re
 from pathlib import Path
@@ -85,16 +86,18 @@ class Checkpoints:
 
 
 def _finite(state: object) -> bool:
-    if isinstance(state, dict | list):
+    if isinstance(state, dict | list | tuple):
         return all(_finite(value) for value in (state.values() if isinstance(state, dict) else state))
+    if isinstance(state, float):
+        return math.isfinite(state)
     return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
 
 
 def _on_cpu(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_on_cpu(value) for value in state]
+    if isinstance(state, list | tuple):
+        return type(state)(_on_cpu(value) for value in state)
     return state.cpu() if isinstance(state, torch.Tensor) else state
 
 

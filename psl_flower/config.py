@@ -26,6 +26,8 @@ STORES = ("sealed", "plain")
 GRIDS = ("", "auto")
 ON_MISSING_NODE = ("wait", "continue")
 CODECS = ("float32", "bfloat16", "float16", "int8")
+# The dataset that needs neither network nor files.
+EMBEDDED = "digits"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = tuple[int, int]
@@ -42,7 +44,7 @@ class RunConfig:
     """
 
     # Data
-    dataset: str = "digits"
+    dataset: str = EMBEDDED
     image_column: str = ""
     label_column: str = ""
     test_fraction: float = 0.2
@@ -189,6 +191,10 @@ class RunConfig:
         _choice("cut", self.cut, CUTS)
         _choice("stem", self.stem, ("auto", *STEMS))
         _choice("upper-init", self.upper_init, UPPER_INITS)
+        if self.protection != "none":
+            from psl_flower.cut import PROTECTIONS  # loads torch
+
+            _choice("protection", self.protection, tuple(PROTECTIONS))
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("transport", self.transport, TRANSPORTS)
         _choice("on-missing-node", self.on_missing_node, ON_MISSING_NODE)
@@ -233,7 +239,7 @@ class RunConfig:
         _range("exchange-port", self.exchange_port, 0, 65_535)
         _range("node-timeout-s", self.node_timeout_s, 0.0, open_ends=True)
         _range("step-timeout-s", self.step_timeout_s, 0.0, open_ends=True)
-        _range("seed", self.seed, 0, 2**63 - 1)
+        _range("seed", self.seed, 0, 2**32 - 1)
         for name in (
             "max_train", "max_test", "uppers", "average_every", "steps_per_round", "shift", "cutout", "evaluate_every",
             "lower_threads", "upper_threads", "checkpoint_every", "progress_every_s",

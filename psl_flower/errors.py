@@ -44,7 +44,7 @@
     │   │   ├── UnknownRestorer   ... to someone the manifest does not name
     │   │   ├── RevokedRestorer   ... to a restorer who was dropped
     │   │   ├── WrongShare     ... with a share that is not the one dealt
-    │   │   └── AuthorisationInvalid  ... by this authorisation (expired, used, altered, for other images)
+    │   │   └── AuthorisationInvalid  ... by this authorisation (expired, altered, for other images)
     │   ├── AuditError         the audit log ...
     │   │   ├── AuditLogEdited ... was changed
     │   │   └── AuditLogTruncated ... lacks entries that it once had
@@ -63,7 +63,8 @@
     │   └── PeerLost           the connection ended or its deadline passed
     ├── NodeError              a node reports a failure of its own
     │   └── NodeLost           a node, its process or its patch server is gone; it may come back
-    ├── PositionError          a grid position is missing, held twice or unknown
+    ├── PositionError          a grid position is held twice or unknown
+    │   └── PositionMissing    ... is held by no node that is there; it may come back
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
     ├── LighteningError        a network cannot be lightened, as where the runtime does not support an operator
@@ -337,7 +338,7 @@ class WrongShare(RestoreRefused):
 
 
 class AuthorisationInvalid(RestoreRefused):
-    """The authorisation is expired, used, altered, or for other images."""
+    """The authorisation is expired, altered, or for other images."""
 
 
 class AuditError(StoreError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,8 +78,12 @@ def own_test_images(
     return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
 
 
-def stores_of(run: RunFolder, assembled: Assembled, progress: Progress | None = None) -> StoreSet:
+def stores_of(
+    run: RunFolder, assembled: Assembled, progress: Progress | None = None, *, labels_version: int | None = None
+) -> StoreSet:
     """Return the patch stores of the run's dataset, which are made if they are not there.
+
+    Parameters are those of `own_test_images`, and of `prepare_stores`.
 
     Raises
     ------
@@ -86,7 +91,8 @@ def stores_of(run: RunFolder, assembled: Assembled, progress: Progress | None = 
         As `own_test_images`.
     """
     config = assembled.config
-    stores = prepare_stores(config.replace(workspace=str(run.path.parents[1])), progress)
+    own = config.replace(workspace=str(run.path.parents[1]))
+    stores = prepare_stores(own, progress, labels_version=labels_version)
     if stores.manifest.source != assembled.manifest.source:
         raise DataError(
             f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
@@ -95,11 +101,24 @@ def stores_of(run: RunFolder, assembled: Assembled, progress: Progress | None = 
     return stores
 
 
-def other_test_images(assembled: Assembled, dataset: str, max_test: int = 0) -> LabelledImages:
+def other_test_images(
+    assembled: Assembled, dataset: str, max_test: int = 0, *, image_column: str = "", label_column: str = ""
+) -> LabelledImages:
     """Return the test split of any dataset whose classes are among the network's; nothing is stored.
 
     A dataset without a test split is divided as the run's settings say, so the run's own dataset at another place is
     divided as it was for training.
+
+    Parameters
+    ----------
+    assembled : Assembled
+        The network.
+    dataset : str
+        As the setting of that name.
+    max_test : int
+        At most so many images; 0: all.
+    image_column, label_column : str
+        As the settings of these names; by default the run's, where the dataset has them.
 
     Raises
     ------
@@ -108,7 +127,15 @@ def other_test_images(assembled: Assembled, dataset: str, max_test: int = 0) -> 
     """
     _check_max(max_test)
     config, known = assembled.config, assembled.manifest.class_names
-    source = open_dataset(dataset, test_fraction=config.test_fraction, seed=config.seed, max_test=max_test)
+    options: dict[str, Any] = {"test_fraction": config.test_fraction, "seed": config.seed, "max_test": max_test}
+    asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    own: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    try:
+        source = open_dataset(dataset, **options, **(asked if any(asked.values()) else own))
+    except DataError:
+        if any(asked.values()) or not any(own.values()):
+            raise
+        source = open_dataset(dataset, **options)  # a dataset that has no such columns
     unknown = [name for name in source.class_names if name not in known]
     if unknown:
         raise DataError(f"{dataset}: the network knows no class {unknown[0]!r}; it knows {', '.join(known[:20])}")

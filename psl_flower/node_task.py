@@ -13,7 +13,8 @@ import msgspec
 from psl_flower.errors import FrameMismatch, PositionError, PositionMissing, PslError
 from psl_flower.wire.messages import ADAPTATION
 
-# It becomes the name of a folder on the node.
+# They become folders on the node, within its own: neither may lead out of that.
+RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -98,7 +99,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     """
 
-    run: str
+    run: RunIdentity
     parties: tuple[int, ...]
     settings: bytes
     activations: str

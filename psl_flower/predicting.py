@@ -11,6 +11,7 @@ The run itself is not changed, and no prediction overwrites another.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,7 +228,7 @@ def predictions_of(run: Path) -> list[Path]:
 def _ids(text: str) -> list[str]:
     """Return the images that the setting names, or those in the file that it names: by line, or with commas."""
     path = Path(text).expanduser()
-    if all(part.strip().rpartition(":")[2].isdecimal() for part in text.split(",")) and not path.is_file():
+    if all(part.strip().rpartition(":")[2].isdecimal() for part in text.split(",")) and not os.path.isfile(path):
         return [text]
     try:
         if path.stat().st_size > _MAX_IDS_BYTES:

@@ -51,8 +51,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     state : str
-        "preparing" (stores), "starting" (nodes), "training", "evaluating", "collecting" (the model), or "predicting"
-        instead of the last three, and at the end "completed", "stopped" or "failed".
+        "preparing" (stores), "starting" (nodes), "training", "collecting" (the model); "predicting" in place of the
+        last two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
     message : str
         One line for a person: what happens, or why it ended and what to do.
     round, rounds, step, total_steps : int
@@ -348,13 +348,23 @@ def open_run(workspace: Path, name: str) -> RunFolder:
         If there is none; the runs there are named.
     """
     path = workspace / "runs" / name
-    if not (path / "config.toml").is_file():
+    if not os.path.isfile(path / "config.toml"):
         known = ", ".join(run.name for run in list_runs(workspace)) or "none"
         raise RunError(f"{path}: no such run (there: {known})")
     return RunFolder(path)
 
 
 def list_runs(workspace: Path) -> list[RunFolder]:
-    """Return all runs of a workspace, oldest first."""
-    configs = (workspace / "runs").glob("*/config.toml")
-    return [RunFolder(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
+    """Return all runs of a workspace, oldest first.
+
+    Raises
+    ------
+    RunError
+        If this user may not look there.
+    """
+    runs = workspace / "runs"
+    try:
+        configs = sorted(runs.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
+    except OSError as error:
+        raise RunError(f"{runs}: cannot be listed: {error.strerror or error}") from error
+    return [RunFolder(path.parent) for path in configs]

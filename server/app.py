@@ -53,9 +53,10 @@ def main(grid: Grid, context: Context) -> None:
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
     given = RunConfig.from_mapping(context.run_config)
-    again = ""
+    again: str | None = ""
     if given.predict:
         config, run, folder = predicting.begin(given)
+        again = None
     elif given.lighten:
         config, run, light = beginning.begin(given)
         folder, again = RunFolder(light.path), "the same command"
@@ -95,7 +96,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     task = make_task(config, stores.manifest, stores.labels)
     lower = make_lower_engine(config, stores.manifest, device)
     per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
-    done = _resume(config, run, lower, total_steps)
+    done, unfinished = _resume(config, run, lower, per_round, total_steps)
     reporter.plan(rounds=config.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
     driver = RoundDriver(
         lower,
@@ -115,13 +116,15 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
         total_steps=total_steps,
         options=_transport_options(config),
         evaluate_every=config.evaluate_every,
+        unfinished=unfinished,
         on_placed=lambda placement: reporter.placed(placement, _about(stores, config)),
         on_round=reporter.round,
     )
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
-        rounds_left = math.ceil(total_steps / per_round) - done // per_round
+        rounds_done = math.ceil(done / per_round) if done == total_steps else done // per_round
+        rounds_left = math.ceil(total_steps / per_round) - rounds_done + unfinished
         arrays = ArrayRecord(lower.lower.state_dict())
         strategy.start(grid, initial_arrays=arrays, num_rounds=rounds_left)
         model = _collected(config, run, strategy, grid, lower, reporter)
@@ -168,15 +171,21 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     return stores
 
 
-def _resume(config: RunConfig, run: RunFolder, lower: LowerEngine, total_steps: int) -> int:
-    """Go to the committed checkpoint, if the run has one; return the steps applied."""
+def _resume(
+    config: RunConfig, run: RunFolder, lower: LowerEngine, per_round: int, total_steps: int
+) -> tuple[int, bool]:
+    """Go to the committed checkpoint, if the run has one.
+
+    Return the steps applied, and whether they end a round that nothing has been told of.
+    """
     steps = run.checkpoints.steps()
     if steps:
         lower.go_to(steps[-1], run.checkpoints)
     if lower.step >= total_steps and run.model.exists():
         raise RunError(f"run {run.name} is complete: all {total_steps} steps are done; start a new run")
     run.drop_metrics_after(lower.step)
-    return lower.step
+    ends_round = lower.step > 0 and (lower.step % per_round == 0 or lower.step == total_steps)
+    return lower.step, ends_round and lower.step not in [metrics["step"] for metrics in run.read_metrics()]
 
 
 def _collected(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Reporter:
         Flower's id of the run.
     every_s : float
         Seconds between lines in the log; 0 for lines at the end of rounds only.
-    again : str
-        The command that continues it, if it is not a training alone.
+    again : str or None
+        The command that continues it, if it is not a training alone; None if none does.
 
     Attributes
     ----------
@@ -44,9 +44,9 @@ class Reporter:
         The command that continues the run.
     """
 
-    def __init__(self, run: RunFolder, *, run_id: str, every_s: float, again: str = "") -> None:
+    def __init__(self, run: RunFolder, *, run_id: str, every_s: float, again: str | None = "") -> None:
         self._run, self._every_s = run, every_s
-        self._trains = not again
+        self._trains, self._goes_on = again == "", bool(again)
         self.again = again or f"psl train resume={run.name}"
         _set_up_log(run.path)
         self._steps_per_round = 1
@@ -124,28 +124,34 @@ class Reporter:
             self._recent.clear()
 
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
-        """Note the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard."""
-        steps = report.steps
-        if not steps:
+        """Note the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard.
+
+        Of a round whose steps were those of a process that ended, what is known of them is null.
+        """
+        steps, predictions = report.steps, report.predictions
+        if not steps and predictions is None:
             return
         assert self._writer is not None
+
+        def mean(of: Callable[[StepReport], float]) -> float | None:
+            return _mean([of(step) for step in steps]) if steps else None
+
         images = sum(step.num_samples for step in steps)
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
-        predictions = report.predictions
         metrics = {
             **({"training": self._what} if self._what else {}),
-            "round": self._round_of(steps[-1].step),
-            "step": steps[-1].step,
-            "loss": _mean([step.loss.full for step in steps]),
-            "lower_loss": _mean([step.loss.lower for step in steps]),
-            "upper_loss": _mean([step.loss.uppers for step in steps]),
-            "train_accuracy": sum(step.loss.correct for step in steps) / images,
+            "round": self._round_of(report.step),
+            "step": report.step,
+            "loss": mean(lambda step: step.loss.full),
+            "lower_loss": mean(lambda step: step.loss.lower),
+            "upper_loss": mean(lambda step: step.loss.uppers),
+            "train_accuracy": sum(step.loss.correct for step in steps) / images if steps else None,
             "accuracy": predictions.accuracy if predictions else None,
             "absent_uppers": list(report.absent),
             "test_loss": predictions.loss if predictions else None,
-            "images_per_s": images / report.train_s,
+            "images_per_s": images / report.train_s if steps else None,
             "bytes_up": bytes_up,
             "bytes_down": bytes_down,
             "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
@@ -154,10 +160,10 @@ class Reporter:
             "bytes_down_adaptation": down.get(ADAPTATION, 0),
             "seconds": report.seconds,
             "train_s": report.train_s,
-            "step_s": _mean([step.seconds for step in steps]),
-            "upper_s": _mean([step.upper_s for step in steps]),
-            "lower_s": _mean([step.lower_s for step in steps]),
-            "wire_s": _mean([step.wire_s for step in steps]),
+            "step_s": mean(lambda step: step.seconds),
+            "upper_s": mean(lambda step: step.upper_s),
+            "lower_s": mean(lambda step: step.lower_s),
+            "wire_s": mean(lambda step: step.wire_s),
         }
         self._run.append_metrics(metrics)
         if predictions:
@@ -165,17 +171,19 @@ class Reporter:
         for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
             value = metrics[name]
             if isinstance(value, int | float):
-                self._writer.add_scalar(f"round/{name}", value, steps[-1].step)
-        for name in ("upper_s", "lower_s", "wire_s"):
-            self._writer.add_scalar(f"time/{name}", metrics[name], steps[-1].step)
+                self._writer.add_scalar(f"round/{name}", value, report.step)
+        for name in ("upper_s", "lower_s", "wire_s") if steps else ():
+            self._writer.add_scalar(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
         absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
+        trained = accuracy.removeprefix(", ")
+        if steps:
+            trained = f"loss {metrics['loss']:.4f}{accuracy}, {metrics['images_per_s']:.0f} images/s"
         log.info(
-            "%sround %d/%d done%s: loss %.4f%s, %.0f images/s, %s up, %s down",
-            self._prefix, metrics["round"], self._status.rounds, absent, metrics["loss"], accuracy,
-            metrics["images_per_s"], size(bytes_up), size(bytes_down),
+            "%sround %d/%d done%s: %s, %s up, %s down",
+            self._prefix, metrics["round"], self._status.rounds, absent, trained, size(bytes_up), size(bytes_down),
         )  # fmt: skip
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
@@ -227,7 +235,7 @@ class Reporter:
         elif isinstance(error, TrainingStopped):
             self.end("stopped", f"{error}; continue with: {self.again}")
         elif isinstance(error, PslError):
-            goes_on = self._run.checkpoints.steps() or not self._trains
+            goes_on = self._run.checkpoints.steps() if self._trains else self._goes_on
             again = f"; continue with: {self.again}" if goes_on else ""
             self.end("failed", f"error: {error}{again}")
         else:

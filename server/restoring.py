@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from psl_flower.config import RunConfig
 from psl_flower.data.store_set import StoreSet
+from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import ConfigError
 from psl_flower.node_task import NodeTask
 from psl_flower.runs import RunFolder
@@ -15,7 +16,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import remote
 from psl_flower.sealed.disk import read_file, write_file
 from server.reporting import Reporter
-from strategies.nodes import place
+from strategies.link import NodeLink, TransportOptions
 from strategies.restoration import gather_answers
 
 
@@ -29,7 +30,7 @@ def restore(
     RestoreRefused
         If the authorisation is not valid for this dataset; each node checks it as well, for itself.
     PslError
-        If a node refuses, is missing or does not answer.
+        If a node refuses, is missing for `node_timeout_s`, or does not answer.
     """
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
@@ -37,8 +38,10 @@ def restore(
     asked = remote.check(request, manifests.load(stores.folder))
     reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     # Single messages: nothing here needs all nodes at once.
-    placement = place(grid, stores.manifest.assignment, "flower", task, config.node_timeout_s)
-    answers = gather_answers(grid, placement, task, request, config.node_timeout_s)
+    options = TransportOptions(transport="flower", node_timeout_s=config.node_timeout_s)
+    link = NodeLink(task, stores.manifest.assignment, False, WireFormat(), options)
+    link.open_in_time(grid, {})
+    answers = gather_answers(grid, link.placement, task, request, config.node_timeout_s)
     folder = run.path / "answers"
     folder.mkdir(exist_ok=True)
     for m, answer in answers.items():

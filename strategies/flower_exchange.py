@@ -11,7 +11,7 @@ from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.errors import FrameMismatch
 from psl_flower.node_task import NodeTask, encode
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
-from psl_flower.wire.messages import party_names, steps_applied
+from psl_flower.wire.messages import only_evaluates, party_names, steps_applied
 from strategies.messages import ask, content, values
 from strategies.nodes import Placement, task_for
 
@@ -30,7 +30,7 @@ class FlowerExchange(Exchange):
     wire : WireFormat
         Codecs and dtype.
     saved : mapping
-        The step of the state that each party starts from; told with its first frame only.
+        The step of the state that each party starts from; told until it trains, and so has another one.
     timeout_s : float
         Longest time of one exchange, in seconds.
     """
@@ -67,8 +67,10 @@ class FlowerExchange(Exchange):
                 frame = frame_bytes(frames[m])
                 self._down[m] += len(frame)
                 parts[f"party-{m}"] = frame
-                if m in self._saved:  # once: from then on a party has a state of its own between messages
-                    parts[f"saved-{m}"] = self._saved.pop(m)
+                if m in self._saved:
+                    parts[f"saved-{m}"] = self._saved[m]
+                    if not only_evaluates(frames[m].message):
+                        del self._saved[m]  # from then on a party has a state of its own between messages
             messages.append(Message(content(parts), node, f"{MessageType.QUERY}.step"))
         replies = ask(self._grid, messages, self._timeout_s, self._placement.names, meanwhile)
         answers: dict[int, Frame] = {}

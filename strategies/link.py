@@ -132,14 +132,21 @@ class NodeLink:
         """The exchange over Flower messages, if that is the transport and it is open."""
         return self._exchange if isinstance(self._exchange, FlowerExchange) else None
 
-    def place(self, grid: Grid, *, absent_allowed: bool = False) -> Placement:
-        """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`."""
+    def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
+        """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`.
+
+        A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
+        that is lost is what is missing.
+        """
         options = self._options
+        refused_ends = self._placement is None and not collecting and options.on_missing_node != "continue"
         self._placement = place(
             grid, self._assignment, options.transport, self._task, options.node_timeout_s,
-            without=options.without, absent_allowed=absent_allowed, adaptation=self._adaptation,
+            without=options.without, absent_allowed=absent_allowed, refused_ends=refused_ends,
+            adaptation=self._adaptation and not collecting,
         )  # fmt: skip
-        self._on_placed(self._placement)
+        if not collecting:  # training is over
+            self._on_placed(self._placement)
         return self._placement
 
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
@@ -159,23 +166,13 @@ class NodeLink:
         PslError
             Why not all nodes could be had in time.
         """
-        deadline = time.monotonic() + self._options.node_timeout_s
-        said = ""
-        while True:
-            try:
-                self._open(self.place(grid), grid, saved)
-                return
-            except (PeerLost, NodeLost, PositionMissing) as error:
-                if time.monotonic() >= deadline:
-                    if self._options.on_missing_node != "continue":
-                        raise error from lost
-                    self._open(self.place(grid, absent_allowed=True), grid, saved)
-                    log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
-                    return
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("%s; waiting for it", said)
-                time.sleep(_RETRY_S)
+        try:
+            self._in_time(lambda: self._open(self.place(grid), grid, saved))
+        except (PeerLost, NodeLost, PositionMissing) as error:
+            if self._options.on_missing_node != "continue":
+                raise error from lost
+            self._open(self.place(grid, absent_allowed=True), grid, saved)
+            log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
 
     def has_returned(self, grid: Grid) -> bool:
         """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
@@ -272,14 +269,50 @@ class NodeLink:
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
         """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.
 
+        Nodes that are lost are waited for, and asked again: what they saved after a step stays as it is.
+
         Raises
         ------
         PositionMissing
-            If nobody holds some Upper.
+            If nobody holds some Upper, nor has within `node_timeout_s`.
+        PeerLost, NodeError
+            If a node fails, or is lost and does not come back in that time; one that is simulated never does.
         """
-        if self._placement is None or self._placement.absent:
-            self.place(grid)
-        return gather_weights(grid, self.placement, self._task, saved, self._options.node_timeout_s)
+
+        def gather(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
+            return gather_weights(grid, placement, self._task, saved, self._options.node_timeout_s)
+
+        known = self._placement
+        if known is not None and not known.absent:
+            try:
+                return gather(known)
+            except (PeerLost, NodeLost) as error:
+                if known.simulated:
+                    raise
+                log.warning("%s; asking again when all nodes are there", error)
+        return self._in_time(lambda: gather(self.place(grid, collecting=True)))
+
+    def _in_time(self, work: Callable[[], Result]) -> Result:
+        """Do work that needs nodes, again while some are lost or missing, for `node_timeout_s` seconds.
+
+        Raises
+        ------
+        PslError
+            What the last attempt raised, or one that waiting does not mend.
+        """
+        deadline = time.monotonic() + self._options.node_timeout_s
+        said = ""
+        while True:
+            try:
+                return work()
+            except (PeerLost, NodeLost, PositionMissing) as error:
+                simulated = self._placement is not None and self._placement.simulated
+                if simulated or time.monotonic() >= deadline:
+                    raise
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("%s; waiting for it", said)
+                time.sleep(_RETRY_S)
 
     def _open(self, placement: Placement, grid: Grid, saved: Mapping[int, int]) -> None:
         options = self._options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -18,6 +18,7 @@ from strategies.messages import ask, content, decoded
 log = logging.getLogger("psl_flower")
 
 _POLL_S = 0.2
+_NOBODY = "no node holds a position of this run's grid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ def place(
     without: Collection[int] = (),
     absent_allowed: bool = False,
     adaptation: bool = False,
+    refused_ends: bool = True,
 ) -> Placement:
     """Ask all nodes what they hold and place every Upper, or those that can be.
 
@@ -102,15 +104,19 @@ def place(
         Whether to place the others where nodes do not answer, or positions are held by nobody.
     adaptation : bool
         Whether a node is to host the Adaptation Net; it is never done without.
+    refused_ends : bool
+        Whether a refused node's failure is the error where nobody holds some position; else it is PositionMissing.
 
     Raises
     ------
     PositionError, StoreError
         Naming the node, if the nodes do not hold every position once, or stores of another dataset.
     PositionMissing
-        Naming the positions that nobody holds, or the role that no node has.
-    PeerLost, NodeError
-        If nodes are missing, or fail and are needed; a failing node that is not needed is refused, and logged.
+        Naming the positions that nobody holds, or the role that no node has, and the nodes that were refused.
+    PeerLost
+        If nodes are missing.
+    NodeError
+        If a node fails and is needed, unless `refused_ends` is false; one that is not needed is refused, and logged.
     ConfigError
         If the transport asked for cannot work here.
     """
@@ -120,16 +126,17 @@ def place(
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         try:
             placement = _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
-        except PositionMissing:
+        except PositionMissing as error:
             if refused:
-                raise next(iter(refused.values())) from None  # its position may be the one that is missing
+                raise _missing(str(error), refused, refused_ends) from None
             raise
         for failure in refused.values():
-            log.warning("%s; it takes no part, and is not needed", failure)
+            log.warning("%s; it takes no part%s", failure, "" if placement.absent else ", and is not needed")
         return placement
+    deployed = all(inventory.partition < 0 for inventory in inventories.values())
     if refused:
-        raise next(iter(refused.values()))
-    if all(inventory.partition < 0 for inventory in inventories.values()):
+        raise _missing(_NOBODY, refused, refused_ends or not deployed)
+    if deployed:
         nodes = ", ".join(str(node) for node in inventories)
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
     return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without, adaptation)
@@ -141,6 +148,13 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
     found = _ask_inventories(grid, others, timeout_s, {}, leave_out_lost=True)
     current = [inventory for inventory in found.values() if _is_current(inventory, epoch)]
     return {claim.upper for inventory in current for claim in inventory.claims}
+
+
+def _missing(what: str, refused: Mapping[int, NodeError], refused_ends: bool) -> NodeError | PositionMissing:
+    """Return the error for positions that nobody holds, where some nodes were refused."""
+    if refused_ends:
+        return next(iter(refused.values()))  # its position may be the one that is missing
+    return PositionMissing(f"{what} (refused: {'; '.join(str(refused[node]) for node in sorted(refused))})")
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:
@@ -212,7 +226,7 @@ def _place_deployed(
         for node, inventory in inventories.items()
     }
     if not claims:
-        raise PositionMissing("no node holds a position of this run's grid")
+        raise PositionMissing(_NOBODY)
     return Placement(
         hosts={node: hosted for node, hosted in hosts.items() if hosted},
         names=names,

@@ -56,6 +56,8 @@ class PatchSplit(Strategy):
         How the parties reach each other, and what happens when a node is missing.
     evaluate_every : int
         Rounds between runs through the test split; 0 for none but after the last step, None for none at all.
+    unfinished : bool
+        Whether the Lower's step is a round's last, whose process ended before it had evaluated and told of it.
     on_placed, on_round : callable
         Called with the Placement before the first round and whenever it changes, and with (round, RoundReport,
         bytes up, bytes down by party so far) after every round.
@@ -71,6 +73,7 @@ class PatchSplit(Strategy):
         total_steps: int,
         options: TransportOptions | None = None,
         evaluate_every: int | None = 1,
+        unfinished: bool = False,
         on_placed: Callable[[Placement], None] = lambda placement: None,
         on_round: Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None] = lambda *_: None,
     ) -> None:
@@ -80,7 +83,7 @@ class PatchSplit(Strategy):
             task, driver.lower.assignment, driver.lower.adaptation_elsewhere, wire, self._options, on_placed
         )
         self._steps_per_round, self._total_steps = steps_per_round, total_steps
-        self._evaluate_every, self._on_round = evaluate_every, on_round
+        self._evaluate_every, self._on_round, self._unfinished = evaluate_every, on_round, unfinished
         self._report = RoundReport()
         self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates
         self._recovered_at, self._attempts = -1, 0
@@ -116,7 +119,8 @@ class PatchSplit(Strategy):
         if not self._link.is_open:
             self._open(grid, self._lost)
         # Flower counts rounds from where a resumed run goes on, perhaps in the midst of one; ours end where they would.
-        number = self._driver.lower.step // self._steps_per_round + 1
+        number = (self._driver.lower.step - self._unfinished) // self._steps_per_round + 1
+        self._unfinished = False
         stop_step = min(number * self._steps_per_round, self._total_steps)
         last = stop_step == self._total_steps
         every = self._evaluate_every
@@ -157,9 +161,9 @@ class PatchSplit(Strategy):
         Raises
         ------
         NodeError, PeerLost
-            If a node fails or does not answer.
+            If a node fails, or is lost and does not come back within the options' `node_timeout_s`.
         PositionMissing
-            If no node holds some position.
+            If no node holds some position by then.
         """
         return self._link.collect(grid, self._driver.lower.saved)
 

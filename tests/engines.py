@@ -34,7 +34,7 @@ from psl_flower.errors import PeerLost
 from psl_flower.models import reset_parameters
 from psl_flower.patches import PatchGrid
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import ADAPTATION, Average, Step, steps_applied
+from psl_flower.wire.messages import ADAPTATION, Average, Step, only_evaluates, steps_applied
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -176,7 +176,7 @@ class Federation:
 class ForgetfulExchange(LocalExchange):
     """A new process for every message, as in the flower transport: new engines, state on disk in between.
 
-    `saved` is what the first exchange tells the Uppers, as `strategies.flower_exchange` does; a node vanishes at the
+    `saved` is told to the Uppers until they train, as `strategies.flower_exchange` does; a node vanishes at the
     plan of step `fail_at`.
     """
 
@@ -193,7 +193,9 @@ class ForgetfulExchange(LocalExchange):
                 raise PeerLost("node 1 vanished")
             fresh = self._parts.adaptation_node() if m == ADAPTATION else self._parts.upper(m)
             party = forgetful(fresh, self._parts.folder / f"live-{m}.pt")
-            wanted = party.expects(self.wire, steps_applied(frame.message), self._saved.pop(m, None))
+            wanted = party.expects(self.wire, steps_applied(frame.message), self._saved.get(m))
+            if not only_evaluates(frame.message):
+                self._saved.pop(m, None)
             reply = frame_bytes(party.reply(decode_frame(bytearray(frame_bytes(frame)), wanted), self.wire))
             answers[m] = decode_frame(bytearray(reply), expected[m])
         return answers

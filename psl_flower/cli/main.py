@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from psl_flower.errors import PslError
+from psl_flower.machine import forbid_core_dumps
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return _FAILED
+    except PermissionError as error:
+        print(f"error: {error.filename}: permission denied; let this user read it (chown, chmod)", file=sys.stderr)
+        return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -89,6 +93,7 @@ def _program(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Patch split learning on Flower: train an image recogniser although no server holds a recognisable image."""
+    forbid_core_dumps()  # commands open keys
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,8 @@ def evaluate(
     workspace: Workspace = "",
     dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
     max_test: Annotated[int, typer.Option(min=0, help="At most so many test images; 0: all.")] = 0,
+    image_column: Annotated[str, typer.Option(help="With --dataset: its column of images [the run's].")] = "",
+    label_column: Annotated[str, typer.Option(help="With --dataset: its column of classes [the run's].")] = "",
     absent_curve: Annotated[
         bool, typer.Option("--absent-curve", help="Instead: accuracy without one Upper, without two, and so on.")
     ] = False,
@@ -122,13 +125,17 @@ def evaluate(
     """Measure a trained model on the test split of its dataset, or of another."""
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
+    if (image_column or label_column) and not dataset:
+        raise typer.BadParameter("--image-column and --label-column go with --dataset")
     from psl_flower import evaluation
     from psl_flower.sealed.terminal import progress_bar
 
     folder, assembled = _load(run, workspace)
     with progress_bar(True) as progress:
         if dataset:
-            images = evaluation.other_test_images(assembled, dataset, max_test)
+            images = evaluation.other_test_images(
+                assembled, dataset, max_test, image_column=image_column, label_column=label_column
+            )
         else:
             images = evaluation.own_test_images(folder, assembled, max_test, progress)
         if absent_curve:
@@ -200,7 +207,7 @@ def _images_in(given: Path) -> list[Path]:
     from psl_flower.data.image_folder import IMAGE_ENDINGS, walk_files
     from psl_flower.errors import DataError
 
-    if not given.is_dir():
+    if not os.path.isdir(given):
         return [given]
     try:
         found = [path for path in walk_files(given) if path.suffix.lower() in IMAGE_ENDINGS]

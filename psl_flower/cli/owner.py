@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from psl_flower.errors import ConfigError
-from psl_flower.machine import forbid_core_dumps
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.terminal import (
     load_identity,
@@ -26,7 +26,6 @@ from psl_flower.sealed.terminal import (
     progress_bar,
     stores_beside,
 )
-from psl_flower.stores.base import store_folder
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _PassphraseFile = Annotated[
@@ -58,7 +57,6 @@ def keygen(
     as_json: _Json = False,
 ) -> None:
     """Make a key for an owner, a node, a restorer or the Lower server."""
-    forbid_core_dumps()
     identity = Identity.generate(role, name or out.name.split(".")[0])
     protection = new_passphrase(passphrase_file) if passphrase or passphrase_file else None
     keyfile.save(identity, out, protection)
@@ -116,7 +114,6 @@ def ingest(
     from psl_flower.sealed.sealing import is_complete
     from psl_flower.sealed.url_folder import shown
 
-    forbid_core_dumps()
     folders, places = numbered(out)
     if len(folders) != 1:
         raise ConfigError("--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path")
@@ -168,7 +165,7 @@ def ingest(
     seconds = time.monotonic() - start
     manifest = done.signed.manifest
     SeenBook().check(done.signed)
-    stores = [shown(places.get(s.upper, str(store_folder(base, s.upper)))) for s in manifest.stores]
+    stores = [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores]
     bundles = _spool(spool, base, done.signed) if spool is not None else []
     rate = round(done.added / seconds * 60) if seconds > 0 else 0
     if as_json:
@@ -212,7 +209,7 @@ def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
     targets = []
     for entry in signed.manifest.stores:
         target = spool / f"node-{entry.upper:03d}.pslbundle"
-        pack(store_folder(base, entry.upper), entry, signed, target)
+        pack(place_of(base, signed.manifest, entry.upper), entry, signed, target)
         targets.append(str(target))
     return targets
 
@@ -229,7 +226,6 @@ def receive(
     """Unpack and check a sealed bundle that was made for this node."""
     from psl_flower.sealed.bundle import receive as do_receive
 
-    forbid_core_dumps()
     if "://" in out:
         raise ConfigError("--out: a bundle is unpacked to a folder of this machine; psl ingest writes stores to URLs")
     owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
@@ -307,7 +303,6 @@ def rotate(
     from psl_flower.sealed.rotate import Changes
     from psl_flower.sealed.rotate import rotate as do_rotate
 
-    forbid_core_dumps()
     plain, nodes = numbered(node_key or ())
     if plain:
         raise ConfigError("--node-key: expected UPPER=PUBLIC-KEY, such as 2=node2.key.pub")

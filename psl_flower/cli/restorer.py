@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from psl_flower.cli.asking import captions, class_name, image_name, images_asked, labels_of
 from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.image_ids import parse_images
-from psl_flower.machine import forbid_core_dumps
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
@@ -84,7 +83,6 @@ def restore(
     from psl_flower.sealed.export import export
     from psl_flower.sealed.restore import restore as do_restore
 
-    forbid_core_dumps()
     seen = SeenBook(state)
     signed, known = load_trusted(manifest, owner_key, seen)
     folder = manifest if manifest.is_dir() else manifest.parent
@@ -162,7 +160,6 @@ def authorise(
     from psl_flower.sealed import remote
     from psl_flower.sealed.disk import read_file, write_file
 
-    forbid_core_dumps()
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
     seen = SeenBook(state)
@@ -213,7 +210,6 @@ def relabel(
     as_json: _Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
-    forbid_core_dumps()
     seen = SeenBook(state)
     signed, _ = load_trusted(manifest, owner_key, seen)
     folder = manifest if manifest.is_dir() else manifest.parent

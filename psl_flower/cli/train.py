@@ -60,15 +60,22 @@ def train(
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
     the same, but end it at once if that step takes longer than a few seconds.
     """
-    from psl_flower.config import RunConfig
-
-    try:
-        given = parse_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
-        config = RunConfig.from_mapping(given)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
+    given, config = _read([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
     run, status, verdict = run_to_end(given, config, nodes=nodes, retries=retries, app=app)
     _report(run, status, verdict, as_json)
+
+
+def _read(settings: list[str]) -> tuple[dict[str, object], RunConfig]:
+    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
+    from psl_flower.config import RunConfig
+    from psl_flower.launch.running import local_paths
+
+    try:
+        given = parse_settings(settings)
+        given |= local_paths(given)
+        return given, RunConfig.from_mapping(given)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def run_to_end(
@@ -96,11 +103,9 @@ def run_to_end(
     """
     from psl_flower.launch.running import app_folder
     from psl_flower.launch.signals import Terminated
-    from psl_flower.machine import forbid_core_dumps
     from psl_flower.runs import Status
 
     folder = app_folder(app)
-    forbid_core_dumps()  # stores are sealed here
     while True:
         attempt = _Attempt(given, config)
         try:
@@ -156,7 +161,8 @@ class _Attempt:
             follower.skip_log(run)
             follower.say("starting Flower")
             superlink.wait()
-            watch = self.watch = Watch(superlink, run, "the same command" if config.lighten else "")
+            again = None if config.predict else "the same command" if config.lighten else ""
+            watch = self.watch = Watch(superlink, run, again)
             run_id = start(superlink, app, self._given, config, run, num_uppers, nodes)
             status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""

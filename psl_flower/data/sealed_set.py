@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from psl_flower.assignment import assign
+from psl_flower.config import EMBEDDED
 from psl_flower.data.grid_choice import grid_reason, request_grid
 from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
@@ -30,8 +32,8 @@ from psl_flower.sealed.seen import SeenBook
 
 
 def is_sealed_dataset(dataset: str) -> bool:
-    """Return whether a dataset's name is a folder that `psl ingest` filled."""
-    return (Path(dataset).expanduser() / manifests.FILE).is_file()
+    """Return whether a dataset's name is a folder that `psl ingest` filled; the embedded one's name is none."""
+    return dataset != EMBEDDED and os.path.isfile(Path(dataset).expanduser() / manifests.FILE)
 
 
 def ensure_sealed(

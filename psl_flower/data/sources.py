@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from psl_flower.config import EMBEDDED
 from psl_flower.data.hub import load_tables
 from psl_flower.data.image_folder import load_image_folder, walk_files
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.errors import ConfigError, DataError, DatasetNotFound
 
-_DIGITS = "digits"
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
 # Change it with anything that changes the images or labels made from the same files.
@@ -170,7 +170,7 @@ def open_dataset(
     )
     fingerprint = local_fingerprint(name, options)
     folder = _local_folder(name)
-    raw = _load_digits() if name == _DIGITS else load_image_folder(name, folder) if folder else None
+    raw = _load_digits() if name == EMBEDDED else load_image_folder(name, folder) if folder else None
     if raw is None:
         raw, hub_fingerprints = load_tables(name, folder, image_column=image_column, label_column=label_column)
         fingerprint = fingerprint or _digest(hub_fingerprints, options)
@@ -190,8 +190,8 @@ def local_fingerprint(name: str, options: SourceOptions) -> str | None:
     DataError
         If the folder cannot be listed.
     """
-    if name == _DIGITS:
-        return _digest(_DIGITS, options)
+    if name == EMBEDDED:
+        return _digest(EMBEDDED, options)
     folder = _local_folder(name)
     if folder is None:
         return None
@@ -240,7 +240,7 @@ def _load_digits() -> RawDataset:
     labels_N = digits.target.astype(np.int64)
     class_names = tuple(str(name) for name in digits.target_names)
     return RawDataset(
-        class_names=class_names, train=RawSplit(name=_DIGITS, labels_N=labels_N, images=images), test=None
+        class_names=class_names, train=RawSplit(name=EMBEDDED, labels_N=labels_N, images=images), test=None
     )
 
 

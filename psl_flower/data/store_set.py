@@ -29,6 +29,7 @@ from psl_flower.patches import PatchGrid
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import PublicIdentity, Role
+from psl_flower.sealed.matching import place_of
 from psl_flower.stores.base import PatchStore, StoreMeta, store_folder
 from psl_flower.stores.opening import open_of_set, open_store
 
@@ -245,9 +246,19 @@ class StoreSet:
         return bool(self.owner)
 
     def store_path(self, upper: int) -> Path:
-        """Return the folder of an Upper's store; ConfigError if there is no such Upper."""
+        """Return the folder of an Upper's store.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such Upper.
+        StoreNotFound
+            If a sealed store is not in this folder.
+        """
         if not 0 <= upper < self.manifest.num_uppers:
             raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.manifest.num_uppers - 1}")
+        if self.sealed:
+            return place_of(self.folder, manifests.load(self.folder).manifest, upper)
         return store_folder(self.folder, upper)
 
     def open(self, upper: int) -> PatchStore:

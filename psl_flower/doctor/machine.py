@@ -18,9 +18,9 @@ _DISK_FAILED, _DISK_WARNING = 0.2e9, 2e9
 def check_folder(what: str, folder: Path) -> list[Finding]:
     """Return findings about a folder that a run writes to: writable, and enough space on its disk."""
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"psl doctor")
             os.fsync(file.fileno())

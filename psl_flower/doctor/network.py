@@ -57,7 +57,7 @@ def check_superlink(address: str, authority: Path | None) -> list[Finding]:
     except ssl.SSLError as error:
         do = "start it with --ssl-certfile, --ssl-keyfile and --ssl-ca-certfile, or correct the port"
         return [failed(what, f"{address}: does not speak TLS ({error.reason or error})", do)]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return [_unreachable(what, address, error)]
 
 
@@ -71,7 +71,7 @@ def check_exchange(address: str) -> list[Finding]:
         socket.create_connection(parts, TIMEOUT_S).close()
     except ConnectionRefusedError:
         return [ok(what, f"{address}: reached; nobody listens there now, as is right while no run goes on")]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return [_unreachable(what, address, error)]
     return [ok(what, f"{address}: reached, and something listens there")]
 
@@ -85,9 +85,9 @@ def check_exchange_port(address: str) -> list[Finding]:
     try:
         family = socket.getaddrinfo(*parts, type=socket.SOCK_STREAM)[0][0]
         socket.create_server(parts, family=family).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         do = "choose another exchange-port, or an exchange-host of this machine; is a run going on?"
-        return [failed(what, f"{address}: cannot listen there: {error.strerror or error}", do)]
+        return [failed(what, f"{address}: cannot listen there: {_reason(error)}", do)]
     return [ok(what, f"{address}: free to listen on")]
 
 
@@ -122,12 +122,17 @@ def _advice(error: ssl.SSLCertVerificationError) -> str:
     return "give the ca.crt of the authority that signed it as --root-certificates"
 
 
-def _unreachable(what: str, address: str, error: OSError) -> Finding:
-    if isinstance(error, socket.gaierror):
+def _unreachable(what: str, address: str, error: OSError | UnicodeError) -> Finding:
+    # What is no name at all is refused before anybody is asked for it.
+    if isinstance(error, socket.gaierror | UnicodeError):
         return failed(what, f"{address}: the name is not known here", "correct the name, or the name service")
     if isinstance(error, ConnectionRefusedError):
         return failed(what, f"{address}: reached, but nobody listens there", "start the SuperLink, or correct the port")
     if isinstance(error, TimeoutError):
         do = "let firewalls pass outgoing TCP to it, on this side and on the other; is the machine up?"
         return failed(what, f"{address}: no answer within {TIMEOUT_S:g} s", do)
-    return failed(what, f"{address}: {error.strerror or error}", "check cable, route and address")
+    return failed(what, f"{address}: {_reason(error)}", "check cable, route and address")
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def check_store(
 def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     what = "manifest"
     try:
-        sealed = path.is_dir() or path.suffix == Path(manifests.FILE).suffix
+        sealed = os.path.isdir(path) or path.suffix == Path(manifests.FILE).suffix
         manifest: Manifest | manifests.Manifest
         manifest = manifests.load(path).manifest if sealed else Manifest.load(path)
     except PslError as error:

@@ -54,6 +54,7 @@ class ForgetfulUpper:
             self._engine.restore(state)
             self._plan = _read(state.get("pending", ""), Plan)
             self._engine.shared_after = _read(state.get("shared", ""), StepId)
+            self._engine.sharing_s = state.get("sharing_s", 0.0)
         else:
             self._engine.go_to(step, saved)
             self._plan = None
@@ -70,7 +71,7 @@ class ForgetfulUpper:
         return wire.up_frame(self._handle(down_of(frame)))
 
     def _handle(self, down: Down) -> Up:
-        started = time.perf_counter()
+        started = time.perf_counter() - self._engine.sharing_s  # what was before sharing belongs to the same step
         trained = None if isinstance(down.step, Average) else down.step.gradient_of
         plan = None if isinstance(down.step, Share) else down.step.plan
         if trained is not None:
@@ -80,9 +81,15 @@ class ForgetfulUpper:
         if plan is not None:
             down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
         applied = self._engine.handle(down)
+        if isinstance(down.step, Share):
+            self._engine.sharing_s = time.perf_counter() - started  # the pass that was run again, too
         pending = plan if plan is not None and plan.mode == "train" else None
         if trained is not None or isinstance(down.step, Average) or pending is not None:
-            told = {"pending": _text(pending), "shared": _text(self._engine.shared_after)}
+            told = {
+                "pending": _text(pending),
+                "shared": _text(self._engine.shared_after),
+                "sharing_s": self._engine.sharing_s,
+            }
             save_state(self._path, self._engine.state() | told, durable=False)
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 

@@ -87,9 +87,13 @@ class Predictions:
 
 @dataclass(slots=True, kw_only=True)
 class RoundReport:
-    """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent."""
+    """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
+
+    `step` is how many steps have been applied at its end; `steps` are none where a process that ended made them.
+    """
 
     steps: list[StepReport] = field(default_factory=list)
+    step: int = 0
     predictions: Predictions | None = None
     seconds: float = 0.0
     train_s: float = 0.0
@@ -123,10 +127,10 @@ class Task:
     test: NDArray[np.int64]
     evaluate_batch_size: int
 
-    def train_plan(self, step: int, attempt: int = 0) -> Plan:
+    def train_plan(self, step: int) -> Plan:
         """Return the plan of a training step."""
         return Plan(
-            id=StepId(self.order.epoch_of(step), step, attempt),
+            id=StepId(self.order.epoch_of(step), step),
             mode="train",
             lr=self.schedule.lr(step),
             samples=pack_samples(self.order.samples(step)),
@@ -205,6 +209,7 @@ class RoundDriver:
         self._on_step = on_step
         self._on_evaluated = on_evaluated
         self._stop_requested = stop_requested
+        self._begun: list[StepReport] = []  # steps of a round that is not over
 
     def commit_start(self) -> None:
         """Commit the initial state, if nothing has been committed yet, so that a first round can be repeated."""
@@ -226,7 +231,8 @@ class RoundDriver:
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
 
-        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn.
+        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where an
+        error had ended the round, its report has the steps of before, too, as far as they are still valid.
 
         Raises
         ------
@@ -239,16 +245,19 @@ class RoundDriver:
         """
         self._present = [m for m in self._shapes if m not in absent]
         report, started = RoundReport(absent=tuple(sorted(absent))), time.perf_counter()
+        report.steps = self._begun = [step for step in self._begun if step.step <= self.lower.step]
+        before_s = sum(step.seconds for step in report.steps)
         self._end_if_asked()
         if self.lower.step < stop_step:
             self._train(exchange, stop_step, report)
-        report.train_s = time.perf_counter() - started
+        report.train_s = before_s + time.perf_counter() - started
         self._end_if_asked()
         if self.lower.adaptation_elsewhere:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
             report.predictions = self._evaluate(exchange)
-        report.seconds = time.perf_counter() - started
+        report.seconds = before_s + time.perf_counter() - started
+        report.step, self._begun = self.lower.step, []
         return report
 
     def _train(self, exchange: Exchange, stop_step: int, report: RoundReport) -> None:

@@ -84,6 +84,8 @@ class UpperEngine:
         Numbers that it shares where the Uppers are averaged; else 0.
     shared_after : StepId or None
         The step after which it has shared its weights, while it waits for the average.
+    sharing_s : float
+        Seconds that this took, of which the answer to the average tells.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class UpperEngine:
         self.dtype = compute_dtype(options.autocast)
         self._checkpoints = checkpoints
         self._pending: tuple[Plan, torch.Tensor] | None = None
-        self._seconds_sharing = 0.0
+        self.sharing_s = 0.0
         self.num_shared = num_shared(self.model) if options.averaged else 0
         self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
 
@@ -134,8 +136,8 @@ class UpperEngine:
         Raises
         ------
         ProtocolError
-            If the gradient is not of the pending step, the average not of the last one, or the plan not of the next
-            one: applied once or not at all.
+            If the gradient is not of the pending step, or there is none for it, the average not of the last one, or the
+            plan not of the next one: applied once or not at all.
         StoreError, RunError
             If the store or the disk fails.
         """
@@ -149,13 +151,13 @@ class UpperEngine:
         if isinstance(down.step, Share):
             self.shared_after = down.step.gradient_of
             shared_N = shared(self.model)
-            self._seconds_sharing = time.perf_counter() - started
+            self.sharing_s = time.perf_counter() - started
             return Up(Shared(self.shared_after), shared_N=shared_N)
         if down.step.save:
             self._checkpoints.save(self.step, self.state())
         # What was done before sharing belongs to the same step.
-        backward_s = time.perf_counter() - started + self._seconds_sharing
-        self._seconds_sharing = 0.0
+        backward_s = time.perf_counter() - started + self.sharing_s
+        self.sharing_s = 0.0
         if down.step.plan is None:
             return Up(Saved(self.step))
         return self.run(down.step.plan, backward_s)
@@ -163,6 +165,8 @@ class UpperEngine:
     def run(self, plan: Plan, backward_s: float = 0.0) -> Up:
         """Run a plan forward and return its smashed data (B, K, h', w', C') in the dtype they are computed in."""
         training = plan.mode == "train"
+        if training and self._pending is not None:
+            raise ProtocolError(f"expected the gradient of {self._pending[0].id}, received the plan of {plan.id}")
         if training and plan.id.step != self.step:
             raise ProtocolError(f"expected the plan of step {self.step}, received that of step {plan.id.step}")
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.batches import batch_order
-from psl_flower.config import RunConfig
+from psl_flower.config import EMBEDDED, RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
@@ -37,7 +38,7 @@ def app_folder(given: str = "") -> Path:
     import psl_flower
 
     folder = Path(given).expanduser().absolute() if given else Path(psl_flower.__file__).parents[1]
-    if not (folder / "pyproject.toml").is_file():
+    if not os.path.isfile(folder / "pyproject.toml"):
         raise RunError(f"{folder}: no Flower app here (no pyproject.toml); give its folder with --app")
     return folder
 
@@ -163,11 +164,11 @@ class Watch:
         Which simulates it.
     run : RunFolder
         Its folder; a status that is older than this object is another attempt's.
-    again : str
-        The command that continues it, if it is not a training alone.
+    again : str or None
+        The command that continues it, if it is not a training alone; None if none does.
     """
 
-    def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: str = "") -> None:
+    def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: str | None = "") -> None:
         self._superlink, self._run, self._again = superlink, run, again
         self._started = time.time()
         self._deadline: float | None = None
@@ -205,7 +206,7 @@ class Watch:
         last = last or self._run.read_status() or Status(state=state)
         # Not asked of `checkpoints`, which loads torch: whoever sent SIGTERM does not wait.
         kept = any((self._run.path / "checkpoints").glob("*"))
-        command = self._again or (f"psl train resume={self._run.name}" if kept else "")
+        command = f"psl train resume={self._run.name}" if self._again == "" and kept else self._again
         again = f"; continue with: {command}" if command else ""
         ended = msgspec.structs.replace(last, state=state, message=f"{why}{again}", eta_s=None)
         if self._run.path.is_dir():
@@ -226,7 +227,9 @@ def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) 
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
 
-    A file's own link stays one: whoever renews a certificate may let it point to another.
+    A file's own link stays one: whoever renews a certificate may let it point to another. The embedded dataset is none
+    of them, whatever lies in this folder.
     """
-    paths = {key: Path(str(given[key])).expanduser() for key in _PATHS if given.get(key)}
-    return {key: str(path.parent.resolve() / path.name) for key, path in paths.items() if path.exists()}
+    named = {key: str(given[key]) for key in _PATHS if given.get(key)}
+    paths = {key: Path(text).expanduser() for key, text in named.items() if (key, text) != ("dataset", EMBEDDED)}
+    return {key: str(path.parent.resolve() / path.name) for key, path in paths.items() if os.path.exists(path)}

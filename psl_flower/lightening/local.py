@@ -53,7 +53,8 @@ def lighten(
     """
     check_packages()
     assembled = load_assembled(run, choose_device("auto"))
-    stores = stores_of(run, assembled, progress)
+    # The labels that the run began with, as over the federation, whoever corrected some since.
+    stores = stores_of(run, assembled, progress, labels_version=assembled.manifest.labels_version)
     with contextlib.ExitStack() as closing:
         opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
         school = School(

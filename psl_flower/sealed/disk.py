@@ -24,8 +24,8 @@ class Disk:
 
     def make_folder(self, path: Path) -> None:
         """Create a folder and its parents; the folders it stands in are synchronised."""
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
+            missing = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _refused("create the folder", path, error) from None
@@ -154,14 +154,24 @@ class NewFolder:
     Raises
     ------
     StoreExists
-        If something that is not an empty folder has the name already.
+        If something that is not an empty folder has the name already, or it is the current folder.
+    StoreUnreachable
+        If the disk refuses.
     """
 
     def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        try:
+            taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
+            current = target.is_dir() and target.samefile(os.curdir)
+            self.target = target.absolute()
+        except OSError as error:
+            raise _refused("read", target, error) from None
+        if taken:
             raise StoreExists(f"{target} exists already; name a new or an empty folder")
+        if current:
+            # It would be replaced: who stands in it, such as the shell, would see nothing of the new one.
+            raise StoreExists(f"{target} is the current folder, which cannot be replaced; name a new folder")
+        self.path = self.target.with_name(f".{self.target.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
         """Make the hidden folder and return it."""

@@ -99,7 +99,10 @@ class LocalFolder:
 
     def list(self) -> list[str]:
         """See Folder."""
-        return sorted(p.name for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else []
+        try:
+            return sorted(p.name for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else []
+        except OSError as error:
+            raise StoreUnreachable(f"cannot read {self.path}: {error.strerror}") from None
 
     def size(self, name: str) -> int:
         """See Folder."""

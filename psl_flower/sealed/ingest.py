@@ -29,7 +29,16 @@ from psl_flower.sealed import shares
 from psl_flower.sealed.disk import DISK, Disk, locked
 from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, PixelSums, SignedManifest
+from psl_flower.sealed.manifest import (
+    DRAFT_FILE,
+    LOCK_FILE,
+    Grid,
+    Manifest,
+    PixelSums,
+    SignedManifest,
+    StoreEntry,
+)
+from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
@@ -83,8 +92,6 @@ class Plan:
         By name; may be empty, then only the owner can ever restore.
     threshold : int
         How many restorers are needed.
-    image_size : tuple[int, int]
-        Bring every image to this size; (0, 0) takes them as they are, all alike.
     fit, assignment : str
         See `PatchGrid` and `assign`.
     lower : PublicIdentity, optional
@@ -96,7 +103,6 @@ class Plan:
     nodes: tuple[PublicIdentity, ...]
     restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
     threshold: int = 1
-    image_size: tuple[int, int] = (0, 0)
     fit: Fit = "exact"
     assignment: str = "scatter"
     lower: PublicIdentity | None = None
@@ -134,7 +140,7 @@ def ingest(
     owner : Identity
         Signs, and can open everything.
     plan : Plan
-        How; where images are appended, all but the image size is taken from the manifest.
+        How; where images are appended, all of it is taken from the manifest.
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
     append : bool, optional
@@ -194,7 +200,24 @@ def _folders(out: Path, manifest: Manifest, places: Mapping[int, str], disk: Dis
         raise ConfigError(
             f"--out {unknown[0]}=PLACE: there is no Upper {unknown[0]}; there are {len(uppers)}, from 0 on"
         )
-    return [open_folder(places.get(upper, str(store_folder(out, upper))), disk) for upper in uppers]
+    return [open_folder(places.get(s.upper) or _place_beside(out, manifest, s), disk) for s in manifest.stores]
+
+
+def _place_beside(out: Path, manifest: Manifest, store: StoreEntry) -> Path:
+    """Return a store's folder beside the manifest: of its number, or where its segments are already."""
+    if not store.segments:
+        return store_folder(out, store.upper)
+    try:
+        return place_of(out, manifest, store.upper)
+    except StoreNotFound:
+        raise _elsewhere(str(out), store) from None
+
+
+def _elsewhere(where: str, store: StoreEntry) -> StoreNotFound:
+    return StoreNotFound(
+        f"{where} does not hold what was sealed for Upper {store.upper} before; "
+        f"if that lies elsewhere, name the place with --out {store.upper}=PLACE"
+    )
 
 
 def _check_places(folders: list[Folder], manifest: Manifest) -> None:
@@ -204,10 +227,7 @@ def _check_places(folders: list[Folder], manifest: Manifest) -> None:
             try:
                 folder.size(manifests.segment_file(manifest.epoch, part.segment))
             except StoreNotFound:
-                raise StoreNotFound(
-                    f"{folder.name} does not hold what was sealed for Upper {store.upper} before; "
-                    f"if that lies elsewhere, name the place with --out {store.upper}=PLACE"
-                ) from None
+                raise _elsewhere(folder.name, store) from None
 
 
 def _fill(sealing: Sealing, source: Source, manifest: Manifest, skip: int, progress: Progress | None) -> None:
@@ -346,10 +366,18 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
         manifest.grid.patch,
         manifest.grid.stride,
         manifest.grid.fit,
+        manifest.assignment,
         manifest.threshold,
         manifest.lower,
     )
-    asked = (plan.patch_size, plan.stride, plan.fit, plan.threshold, str(plan.lower) if plan.lower else "")
+    asked = (
+        plan.patch_size,
+        plan.stride,
+        plan.fit,
+        assign(manifest.patch_grid, len(manifest.stores), plan.assignment),
+        plan.threshold,
+        str(plan.lower) if plan.lower else "",
+    )
     people = [(member.name, member.public) for member in manifest.restorers]
     same_people = people == [(name, str(public)) for name, public in plan.restorers.items()]
     same_nodes = [store.node for store in manifest.stores] == [str(node) for node in plan.nodes]

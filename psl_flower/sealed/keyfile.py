@@ -25,7 +25,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from psl_flower.errors import IdentityError, InsecureKeyFile, PassphraseError, StoreExists, StoreNotFound
-from psl_flower.sealed.disk import read_file, write_file
+from psl_flower.sealed.disk import DISK, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
@@ -46,10 +46,13 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
     ------
     StoreExists
         If the file exists: a key is never overwritten.
+    StoreUnreachable
+        If the disk refuses.
     """
     public_path = public_file(path)
     for target in (path, public_path):
-        if target.exists():
+        # Unlike Path.exists, no error where nothing can be seen: what is wrong there is told by the writing.
+        if os.path.exists(target):
             raise StoreExists(f"{target} exists already; a key is never overwritten")
     lines = [TITLE, f"role: {identity.role}", f"name: {identity.name}", f"public: {identity.public}"]
     if passphrase is None:
@@ -64,7 +67,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
         with _stretch(passphrase, salt, _MEMORY_KIB, _PASSES, _LANES) as key:
             body = wrap(key, identity.secret.reveal(), _bound(lines))
     lines.append(f"secret: {base64.b64encode(body).decode()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    DISK.make_folder(path.parent)
     write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
     write_file(public_path, f"{identity.public}\n".encode())
 

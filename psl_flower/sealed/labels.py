@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import LabelError, StoreError
 from psl_flower.sealed import envelope
+from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest
@@ -172,6 +173,11 @@ class LabelBook:
         """Add the labels of a coming generation's new images; returns the version's number and digest.
 
         The version that an interrupted ingest of these images wrote is kept.
+
+        Raises
+        ------
+        LabelError
+            If the generation does not follow the folder's newest: its version would replace a valid one.
         """
         body = Body(why="ingest", first=first, labels=labels.astype("<u4").tobytes())
         return self._add_coming(manifest, owner, "images", body)
@@ -179,7 +185,7 @@ class LabelBook:
     def add_snapshot(
         self, manifest: Manifest, owner: Identity, labels: NDArray[np.int64], why: str
     ) -> tuple[int, bytes]:
-        """Repeat all labels in a coming generation, for readers who could not read earlier versions."""
+        """Repeat all labels in a coming generation, for readers who could not read earlier ones; see `add_images`."""
         body = Body(why=why, labels=labels.astype("<u4").tobytes())
         return self._add_coming(manifest, owner, "snapshot", body)
 
@@ -189,7 +195,10 @@ class LabelBook:
         Raises
         ------
         LabelError
-            If the author may not, an image or label is out of range, or an ingest is unfinished.
+            If the author may not, an image or label is out of range, an ingest is unfinished, or the manifest is
+            no longer the folder's newest.
+        StoreNotFound
+            If the folder holds no manifest.
         """
         if author.public.sign_key not in _entitled(manifest, "relabel"):
             raise LabelError(f"{author.role} {author.name!r} may not change this dataset's labels")
@@ -197,16 +206,24 @@ class LabelBook:
         with locked(self._out / LOCK_FILE):
             if (self._out / DRAFT_FILE).exists():
                 raise LabelError(f"{self._out}: finish the interrupted ingest or rotation first: run it again")
-            return self._relabel(manifest, author, changes, why)
-
-    def _relabel(self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str) -> int:
-        body = Body(why=why, changes=tuple(changes))
-        return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
+            # Committed since the caller read its manifest, a generation has a version with the number of this one.
+            newest = manifests.load(self._out).manifest
+            if newest != manifest:
+                raise self._changed(newest)
+            body = Body(why=why, changes=tuple(changes))
+            return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
 
     def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
+        if (self._out / manifests.FILE).exists():
+            newest = manifests.load(self._out)
+            if manifest.previous != newest.digest:
+                raise self._changed(newest.manifest)
         chain = self._chain(manifest, manifest.generation - 1)
         found = self._left_over(manifest, owner, body, len(chain))
         return (len(chain), found) if found else self._add(manifest, owner, kind, body, chain)
+
+    def _changed(self, newest: Manifest) -> LabelError:
+        return LabelError(f"{self._out}: the dataset changed meanwhile (generation {newest.generation}); run it again")
 
     def _left_over(self, manifest: Manifest, owner: Identity, body: Body, number: int) -> bytes | None:
         """Return the digest of this very version, if an interrupted ingest wrote it and is now going on.

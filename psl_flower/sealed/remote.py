@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.errors import AuthorisationInvalid, SignatureInvalid, TooFewShares, UnknownRestorer
+from psl_flower.errors import AuthorisationInvalid, RestoreRefused, SignatureInvalid, TooFewShares, UnknownRestorer
 from psl_flower.sealed import envelope
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
@@ -103,7 +103,7 @@ def authorise(
     Raises
     ------
     RestoreRefused
-        If somebody may not, or nothing is asked for.
+        If somebody may not, or signs twice, or nothing is asked for.
     """
     manifest, start = signed.manifest, int(time.time())
     request = Authorisation(
@@ -117,16 +117,28 @@ def authorise(
         nonce=secrets.token_bytes(16),
     )
     _check_request(request, manifest, start)
-    for restorer in restorers:
+    for number, restorer in enumerate(restorers):
         member_of(manifest, restorer.expect(Role.RESTORER).public, restorer.name)
+        if restorer.public in [other.public for other in restorers[:number]]:
+            raise RestoreRefused(f"restorer {restorer.name!r} is to sign twice; different restorers must sign")
     return envelope.sign(AUTHORISATION, envelope.encode(request), list(restorers))
 
 
 def co_sign(data: bytes, signed: SignedManifest, restorer: Identity) -> bytes:
-    """Add one restorer's signature, after checking that the authorisation makes sense."""
+    """Add one restorer's signature, after checking that the authorisation makes sense.
+
+    Raises
+    ------
+    RestoreRefused
+        If this restorer may not, or has signed already.
+    StoreError
+        As `check` does, but for signatures that are still missing.
+    """
     envelope_ = envelope.parse(AUTHORISATION, data, "the authorisation")
     _check_request(_decode(envelope_), signed.manifest, int(time.time()))
     member_of(signed.manifest, restorer.expect(Role.RESTORER).public, restorer.name)
+    if envelope_.signed_by(restorer.public):
+        raise RestoreRefused(f"restorer {restorer.name!r} has signed this already; another restorer must sign")
     return envelope.add_signature(AUTHORISATION, data, restorer, "the authorisation")
 
 

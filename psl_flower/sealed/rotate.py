@@ -23,7 +23,7 @@ from psl_flower.sealed import shares
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.disk import DISK, Disk, locked
-from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.folders import Folder, open_folder
 from psl_flower.sealed.ingest import Progress, now
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
@@ -110,9 +110,12 @@ def rotate(
         current = manifests.load(out, owner.expect(Role.OWNER).public)
         draft = load_draft(out, owner)
         if draft is not None and is_committed(draft, current):
-            # Only the draft's removal was interrupted.
+            # Only what follows the commit was interrupted.
+            same = draft.source == _source(current.manifest.previous, changes)
+            if same and delete_old:
+                _delete(current.manifest, _old_folders(out, places, changes, disk))
             disk.remove(out / DRAFT_FILE)
-            if draft.source == _source(current.manifest.previous, changes):
+            if same:
                 return current
             draft = None
         source = _source(current.digest, changes)
@@ -236,6 +239,12 @@ def _describe(changes: Changes) -> str:
     parts += [f"threshold {changes.threshold}"] if changes.threshold else []
     parts += [f"new lower {changes.lower.fingerprint}"] if changes.lower else []
     return "; ".join(parts) or "new keys"
+
+
+def _old_folders(out: Path, places: Sequence[str | Path], changes: Changes, disk: Disk) -> list[Folder]:
+    """Return where old files are after the commit: a dropped node's folder is no place of the new manifest."""
+    dropped = sorted(path for path in out.glob("store-[0-9]*") if path.is_dir()) if changes.drop_nodes else []
+    return [open_folder(place, disk) for place in (*places, *dropped)]
 
 
 def _delete(manifest: Manifest, folders: Sequence[Folder]) -> None:

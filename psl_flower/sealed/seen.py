@@ -8,6 +8,7 @@ or ``~/.local/state/psl-flower``. Nothing in it is secret.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -110,8 +111,8 @@ class SeenBook:
                 known.labels, known.labels_digest = len(digests), digests[-1]
                 self._save(book)
 
-    def check_audit(self, dataset: bytes, log: str, count: int) -> None:
-        """Check the length of an audit log, named by its first entry, and remember it.
+    def check_audit(self, dataset: bytes, names: Sequence[str], count: int) -> None:
+        """Check the length of an audit log, known by any of its names, and remember it under all of them.
 
         Raises
         ------
@@ -123,11 +124,12 @@ class SeenBook:
             known = book.get(dataset.hex())
             if known is None:
                 return
-            before = known.audit.get(log, 0)
+            before = max(known.audit.get(name, 0) for name in names)
             if count < before:
                 raise AuditLogTruncated(f"the audit log has {count} entries; {before} were seen before")
-            if count > before:
-                known.audit[log] = count
+            now = dict.fromkeys(names, count)
+            if known.audit | now != known.audit:
+                known.audit |= now
                 self._save(book)
 
     def _locked(self) -> AbstractContextManager[None]:

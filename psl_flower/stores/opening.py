@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,18 +52,18 @@ def open_store(
         If it is sealed and no key is given.
     """
     remote = "://" in str(place)
-    if not remote and not Path(place).is_dir():
+    if not remote and not os.path.isdir(place):
         raise StoreError(f"{place}: no such patch store")
-    if remote or (Path(place) / manifests.FILE).exists():
+    if remote or os.path.exists(Path(place) / manifests.FILE):
         return open_sealed(place, keys, upper, owner=owner, seen=seen).store
-    if (Path(place) / PATCHES_FILE).exists():
+    if os.path.exists(Path(place) / PATCHES_FILE):
         return PlainStore(Path(place))
     raise StoreError(f"{place}: the folder holds no patch store (none of {PATCHES_FILE}, {manifests.FILE})")
 
 
 def open_of_set(folder: Path, upper: int, keys: KeyRing | None, *, owner: str = "") -> PatchStore:
     """Open an Upper's store of a whole set in one folder; parameters and errors are those of `open_store`."""
-    if (folder / manifests.FILE).exists():
+    if os.path.exists(folder / manifests.FILE):
         return open_sealed_of_set(folder, upper, keys, owner=owner).store
     return open_store(store_folder(folder, upper))
 

@@ -321,7 +321,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise ConfigError(f"the exchange endpoint cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _listed(uppers: Sequence[int]) -> str:
-    return ", ".join(map(str, uppers[:20])) + (f" and {len(uppers) - 20} more" if len(uppers) > 20 else "")

@@ -42,7 +42,10 @@ class _Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepId(_Record, frozen=True, order=True):
-    """Identity of a step within a run: counted from 0; `attempt` grows when a step is tried again."""
+    """Identity of a step within a run, counted from 0; `attempt` numbers the batches of an evaluation after it.
+
+    A step of training that is tried again is the same step: all parties have gone back before.
+    """
 
     epoch: Count
     step: Count
@@ -328,6 +331,16 @@ def steps_applied(message: Message) -> int:
         case Adapt(id=StepId(step=step)) | Keep(step=step):
             return step
     return 0
+
+
+def only_evaluates(message: Message) -> bool:
+    """Return whether a party that is asked this is afterwards what it was before."""
+    return (
+        isinstance(message, Step)
+        and message.gradient_of is None
+        and message.plan is not None
+        and (message.plan.mode == "evaluate")
+    )
 
 
 def party_names(parties: Iterable[int]) -> str:

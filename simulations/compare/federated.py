@@ -6,7 +6,6 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +162,32 @@ def _outcome(
         points=points,
         label=label,
         predicted=predicted,
-        up=total_by_node([row[f"bytes_up_by_{node}"] for row in rows]),
-        down=total_by_node([row[f"bytes_down_by_{node}"] for row in rows]),
+        up=total_by_node(rows, "up", node),
+        down=total_by_node(rows, "down", node),
         peak_bytes=peaks,
     )
 
 
-def total_by_node(rounds: list[dict[str, int]]) -> dict[str, int]:
-    """Return the bytes of every node; each round's are those so far, which begin again where a run was continued."""
-    total = dict(rounds[0])
-    for before, after in pairwise(rounds):
-        for node, count in after.items():
-            earlier = before.get(node, 0)
-            total[node] = total.get(node, 0) + (count - earlier if count >= earlier else count)
+def total_by_node(rows: list[dict[str, Any]], way: str, node: str) -> dict[str, int]:
+    """Return the bytes of every node, from what metrics.jsonl says of the rounds.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The rounds; in each the nodes' bytes are those so far, since the process began.
+    way : str
+        "up" or "down".
+    node : str
+        "upper" or "client".
+    """
+    total: dict[str, int] = {}
+    before: dict[str, int] = {}
+    for row in rows:
+        so_far = row[f"bytes_{way}_by_{node}"]
+        # A round's own bytes are all that there were only where the run began, or was continued.
+        if row[f"bytes_{way}"] == sum(so_far.values()) + row.get(f"bytes_{way}_adaptation", 0):
+            before = {}
+        for name, count in so_far.items():
+            total[name] = total.get(name, 0) + count - before.get(name, 0)
+        before = so_far
     return total

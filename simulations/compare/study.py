@@ -303,7 +303,7 @@ def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, abs
     decisive = {
         key: value
         for key, value in config.to_mapping().items()
-        if key not in ("workspace", "stores", "run-name", "progress-every-s", "lower-threads", "upper-threads")
+        if key not in ("workspace", "stores", "run-name", "progress-every-s")
     }
     what = (method.kind, method.own, engine, decisive, *["absent"] * absent)
     digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))

@@ -100,7 +100,7 @@ def notes(report: Report) -> str:
         f"{how['second_ratio']} times the {how['measure']}; third: {_epochs(report)} from {how['teacher']}, share "
         f"{how['distil_share']}. {_ENGINES[settings.engine]} The rivals are pruned alike and have no second model; "
         "the trained one learns from labels for as many epochs. Training within the lightening and of the rival took "
-        f"{trained:.0f} s, everything {report.seconds:.0f} s. "
+        f"{trained:.0f} s, all that this call did, which may have gone on with another's work, {report.seconds:.0f} s. "
         f"Load of the machine before: {report.machine['load_before']}."
     )
 

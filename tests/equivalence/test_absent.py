@@ -28,14 +28,15 @@ def config():
 
 @pytest.fixture(scope="module")
 def oracle(config, stores_for):
-    """Return the network in one process after all steps, and its predictions while the Upper was absent."""
+    """Return the network in one process after all steps; its predictions without the Upper, and with it as it was."""
     whole = Oracle(config, stores_for(config), at=(GONE,))
     losses = whole.losses
     whole.monolith.train(BACK - GONE, lambda _, loss, __: losses.append(loss), absent={ABSENT})
     without = whole.monolith.evaluate(absent={ABSENT})
+    back = whole.monolith.evaluate()
     whole.monolith.train(END - BACK, lambda _, loss, __: losses.append(loss))
     whole.after[END] = monolith_snapshot(whole.monolith)
-    return whole, without
+    return whole, without, back
 
 
 def local(parts):
@@ -62,7 +63,7 @@ def come_back(parts):
 
 @pytest.mark.parametrize("exchange", [local, forgetful])
 def test_an_absent_upper_is_taken_back(exchange, oracle, config, stores_for, tmp_path):
-    whole, without = oracle
+    whole, without, back = oracle
     parts = Federation(config, stores_for(config), tmp_path)
     parts.driver.run(exchange(parts), GONE, evaluate=False)
     leave(parts)
@@ -72,6 +73,9 @@ def test_an_absent_upper_is_taken_back(exchange, oracle, config, stores_for, tmp
     assert parts.lower.saved == {0: BACK, ABSENT: GONE}
     if exchange is local:
         come_back(parts)
+    # Over more than one batch: the Upper that is back has no state between messages yet.
+    assert len(list(parts.driver.task.evaluation_plans(0))) > 1
+    assert same_predictions(parts.driver.run(exchange(parts), BACK, evaluate=True).predictions, back)
     parts.driver.run(exchange(parts), END, evaluate=False)
     if exchange is forgetful:
         for engine in parts.uppers.values():
@@ -84,7 +88,7 @@ def test_an_absent_upper_is_taken_back(exchange, oracle, config, stores_for, tmp
 
 def test_what_was_never_committed_would_be_noticed(oracle, config, stores_for, tmp_path):
     """The control: an Upper that comes back with its stray step ends elsewhere."""
-    whole, _ = oracle
+    whole, *_ = oracle
     parts = Federation(config, stores_for(config), tmp_path)
     parts.driver.run(local(parts), GONE, evaluate=False)
     leave(parts)
@@ -96,7 +100,7 @@ def test_what_was_never_committed_would_be_noticed(oracle, config, stores_for, t
 
 def test_a_run_without_the_upper_resumes(oracle, config, stores_for, tmp_path):
     """The Lower's checkpoint says which state each Upper is to go to."""
-    whole, _ = oracle
+    whole, *_ = oracle
     first = Federation(config, stores_for(config), tmp_path)
     first.driver.run(local(first), GONE, evaluate=False)
     first.driver.run(local(first), BACK, evaluate=False, absent={ABSENT})

@@ -18,33 +18,20 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
-from psl_flower.engine.monolith import Monolith
 from psl_flower.errors import NodeError, PositionError
 from psl_flower.runs import RunFolder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.rotate import Changes, rotate
+from tests.fault.sealed_run import config_in, exact, log_of, nodes_with, other, train
 from tests.in_process import InProcessGrid, engines_one_by_one
 from tests.web_server import Ranges, server
-
-STEPS = 6
-TRAINING = {
-    "dataset": "digits", "max_train": 24, "max_test": 12, "patch_size": "8x8", "uppers": 2, "cut": "stem",
-    "batch_size": 8, "rounds": 2, "steps_per_round": STEPS // 2, "evaluate_every": 0, "lower_threads": 1,
-    "upper_threads": 1, "device": "cpu", "run_name": "run", "checkpoint_every": 1,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     engines_one_by_one(monkeypatch)
-
-
-def config_in(workspace: Path) -> RunConfig:
-    given = {name.replace("_", "-"): value for name, value in TRAINING.items()}
-    return RunConfig.from_mapping({**given, "workspace": str(workspace)})
 
 
 @pytest.fixture
@@ -55,33 +42,7 @@ def stores(tmp_path: Path) -> StoreSet:
 @pytest.fixture
 def nodes(stores: StoreSet, tmp_path: Path) -> InProcessGrid:
     """Return nodes 100 and 101, each with the key to its store."""
-    grid = InProcessGrid(stores.folder, tmp_path / "state", 2)
-    for m, config in enumerate(grid.config.values()):
-        config["key"] = str(tmp_path / "keys" / f"node-{m:03d}.key")
-    return grid
-
-
-def train(nodes: InProcessGrid, workspace: Path, **settings: Any) -> RunFolder:
-    nodes.serve(**(TRAINING | settings), workspace=str(workspace))
-    return RunFolder(workspace / "runs" / "run")
-
-
-def log_of(workspace: Path) -> str:
-    path = workspace / "runs" / "run" / "log.txt"
-    return path.read_text() if path.exists() else ""
-
-
-def exact(run: RunFolder, stores: StoreSet) -> bool:
-    """Return whether the model is that of one process."""
-    monolith = Monolith(run.read_config(), stores.manifest, stores.labels, [stores.open(m) for m in range(2)])
-    monolith.train(STEPS)
-    expected, found = monolith.net.state_dict(), load_file(run.model / "model.safetensors")
-    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def other(nodes: InProcessGrid, tmp_path: Path, **config: str) -> None:
-    """Let a node 102 come up that nobody needs; what is not given is as on node 100."""
-    nodes.config[102] = {**nodes.config[100], "state": str(tmp_path / "other"), **config}
+    return nodes_with(stores, tmp_path)
 
 
 def test_a_node_that_cannot_open_its_store_is_refused_by_name_and_the_others_train(

@@ -265,6 +265,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"predict_without": "7"}, ConfigError, "some of Uppers 0 to 1"),
     ({"predict_images": "99"}, ConfigError, "there is no image 99; the dataset has images 0 to 35"),
     ({"predict_images": "test:12"}, ConfigError, "there is no image test:12"),
+    ({"predict_images": ",".join(f"test:{n}" for n in range(60))}, ConfigError, "is no image test:12"),
     ({"predict_images": "/no/such/file"}, ConfigError, "or a file of them, got '/no/such/file'"),
     ({"max_train": 12}, ConfigError, "max-train: run trained began with 24, predict was given 12"),
 ]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from psl_flower.errors import StoreNotFound
+from psl_flower.errors import SourceChanged, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.disk import DISK, Disk
@@ -106,6 +107,31 @@ def test_first_ingest(people: World, tmp_path: Path, power_cut: bool) -> None:
         labels = LabelBook(world.out).read(world.signed.manifest, world.lower)
         assert labels.labels_N.tolist() == OLD.all_labels
         assert labels.version == 0
+
+
+def interrupted(world: World) -> None:
+    """Leave the draft of an ingest that was killed before it was committed."""
+    disk = CrashingDisk()
+    world.at(world.out.with_name("peace")).seal(OLD, disk=disk)
+    with pytest.raises(Killed):
+        world.seal(OLD, disk=CrashingDisk(disk.count // 2))
+    assert (world.out / "draft.psl").exists() and not (world.out / "manifest.psl").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"assignment": "round-robin"}, {"stride": (1, 1)}, {"patch": (4, 4)}, {"lower": None}, {"fit": "pad"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_interrupted_ingest_does_not_go_on_with_other_settings(
+    people: World, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    world = people.at(tmp_path / "start")
+    interrupted(world)
+    with pytest.raises(SourceChanged, match="other settings"):
+        world.seal(OLD, world.plan(**changes))
+    world.seal(OLD)
+    completes(world, OLD.all_NCHW, 1)
 
 
 @both

@@ -1,14 +1,16 @@
-"""A run that was stopped in the midst of a round goes on to that round's end: the real apps, in one process."""
+"""Rounds that were interrupted, also in their evaluation, end and are told of: the real apps, in one process."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
-from psl_flower.errors import TrainingStopped
+from psl_flower.engine.rounds import RoundDriver
+from psl_flower.errors import NodeLost, TrainingStopped
 from psl_flower.runs import RunFolder
 from tests.in_process import InProcessGrid
 
@@ -36,3 +38,61 @@ def test_rounds_end_where_they_would_have(tmp_path, monkeypatch):
     assert [(each["round"], each["step"]) for each in metrics] == [(1, 2), (2, 4), (3, 6)]
     assert [each["accuracy"] is not None for each in metrics] == [False, True, True]
     assert "round 1/3 done" in (run.path / "log.txt").read_text()
+
+
+@pytest.fixture
+def stores(tmp_path):
+    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in SETTINGS.items()})
+    return prepare_stores(config.replace(workspace=str(tmp_path)))
+
+
+def serve(made, tmp_path, **settings):
+    grid = InProcessGrid(made.folder, tmp_path / f"state-{settings.get('run_name', settings.get('resume'))}", 2)
+    grid.serve(**settings, workspace=str(tmp_path))
+
+
+def evaluated(tmp_path, name):
+    """Return what metrics.jsonl and predictions.npz say of the evaluations, and the status."""
+    run = RunFolder(tmp_path / "runs" / name)
+    rows = [(row["round"], row["step"], row["accuracy"], row["test_loss"]) for row in run.read_metrics()]
+    with np.load(run.path / "predictions.npz") as found:
+        return rows, found["confidence"].tolist(), run.read_status()
+
+
+def failing(monkeypatch, at, error):
+    """Let the evaluation number `at` fail."""
+    evaluate, count = RoundDriver._evaluate, itertools.count(1)
+
+    def fails(self, exchange):
+        if next(count) == at:
+            raise error
+        return evaluate(self, exchange)
+
+    monkeypatch.setattr(RoundDriver, "_evaluate", fails)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_evaluation_that_the_process_did_not_survive_is_done_by_the_next(stores, tmp_path, monkeypatch, at):
+    every = SETTINGS | {"evaluate_every": 1}
+    serve(stores, tmp_path, **every, run_name="whole")
+    with monkeypatch.context() as patched:
+        failing(patched, at, RuntimeError("killed"))
+        with pytest.raises(RuntimeError, match="killed"):
+            serve(stores, tmp_path, **every, run_name="cut")
+    serve(stores, tmp_path, resume="cut")
+    whole, cut = evaluated(tmp_path, "whole"), evaluated(tmp_path, "cut")
+    assert cut[:2] == whole[:2]
+    assert cut[2].state == "completed"
+    assert cut[2].accuracy == whole[2].accuracy
+    rows = RunFolder(tmp_path / "runs" / "cut").read_metrics()
+    assert [row["loss"] is None for row in rows] == [number == at for number in (1, 2, 3)]
+
+
+def test_an_evaluation_that_a_node_was_lost_in_is_repeated_and_told_of(stores, tmp_path, monkeypatch):
+    every = SETTINGS | {"evaluate_every": 1}
+    serve(stores, tmp_path, **every, run_name="whole")
+    failing(monkeypatch, 2, NodeLost("node 100: gone"))
+    serve(stores, tmp_path, **every, run_name="cut")
+    whole, cut = (RunFolder(tmp_path / "runs" / name).read_metrics() for name in ("whole", "cut"))
+    same = ("round", "step", "loss", "train_accuracy", "accuracy", "test_loss")
+    assert [[row[key] for key in same] for row in cut] == [[row[key] for key in same] for row in whole]

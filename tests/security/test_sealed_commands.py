@@ -291,6 +291,54 @@ def test_bundles_and_places(folder: Path) -> None:
     assert "--out 1=PLACE" in refused(errors.StoreNotFound, *append, "--max-train", "10", "--max-test", "1")
 
 
+def test_bundles_and_more_images_after_a_node_was_dropped(folder: Path) -> None:
+    """The Upper is 0 now, its folder is still that of Upper 1."""
+    psl(*sealing(folder))
+    out, key, spool = folder / "sealed", folder / "owner.key", str(folder / "spool")
+    psl("rotate", "--manifest", out, "--owner-key", key, "--drop-node", "0")
+    report = json.loads(psl(*sealing(folder, "sealed", "--spool", spool, "--json")).stdout)
+    assert report["stores"] == [str(out / "store-001")]
+    (bundle,) = report["bundles"]
+    receiving: list[str | Path] = ["receive", bundle, "--owner-key", folder / "owner.key.pub"]
+    psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "received")
+    append: list[str | Path] = ["ingest", "digits", "--out", out, "--owner-key", key, "--append", "--spool", spool]
+    report = json.loads(psl(*append, "--max-train", "10", "--max-test", "1", "--json").stdout)
+    assert (report["images"], report["stores"]) == (91, [str(out / "store-001")])
+    psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "again")
+    psl("verify", folder / "again", "--manifest", out)
+
+
+def test_a_threshold_without_restorers_leaves_nothing_in_the_way(folder: Path) -> None:
+    arguments = sealing(folder)
+    at = arguments.index("--restorer")
+    without = arguments[:at] + arguments[at + 6 :]
+    assert "threshold 2" in refused(ConfigError, *without)
+    assert json.loads(psl(*arguments, "--json").stdout)["added"] == 80
+
+
+def test_an_authorisation_that_is_signed_twice_is_not_written(folder: Path) -> None:
+    psl(*sealing(folder))
+    asking: list[str | Path] = ["authorise", "--manifest", folder / "sealed", "--identity", folder / "alice.key"]
+    twice = [*asking, "--identity", folder / "alice.key", "--image", "3", "--out", folder / "twice.psl"]
+    refused(errors.RestoreRefused, *twice)
+    psl(*asking, "--image", "3", "--out", folder / "asked.psl")
+    refused(errors.RestoreRefused, *asking, "--co-sign", folder / "asked.psl", "--out", folder / "twice.psl")
+    assert not (folder / "twice.psl").exists()
+
+
+def test_places_that_cannot_be_are_refused_in_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    psl(*sealing(folder))
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    restoring: list[str | Path] = ["restore", "--manifest", folder / "sealed", "--image", "3"]
+    restoring += ["--identity", folder / "alice.key", "--identity", folder / "bob.key"]
+    refused(errors.StoreExists, *restoring, "--out", ".")
+    psl(*restoring, "--out", "restored")
+    assert (folder / "here" / "restored" / "train-000003.png").exists()
+    for place in ("/proc/x/k", folder / "owner.key" / "k"):
+        refused(errors.StoreUnreachable, "keygen", "node", "--out", place)
+
+
 def test_verify_says_what_is_wrong_and_fails(folder: Path) -> None:
     psl(*sealing(folder))
     segment = folder / "sealed" / "store-001" / "epoch-0001-segment-000000.psl"

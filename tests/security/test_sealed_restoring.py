@@ -103,3 +103,14 @@ def test_remote_restoration(world: World, tmp_path: Path) -> None:
         remote.authorise(signed, [alice], [COUNT], why="")
     with pytest.raises(errors.AuthorisationInvalid):
         remote.authorise(signed, [alice], [0], why="", recipients=[eve.public])
+
+
+def test_nobody_signs_an_authorisation_twice(world: World) -> None:
+    """Nobody would accept it, and what is written is found out only then."""
+    signed, (alice, bob, _) = world.signed, world.restorers
+    with pytest.raises(errors.RestoreRefused, match="'alice' .* twice"):
+        remote.authorise(signed, [alice, bob, alice], [0], why="")
+    request = remote.authorise(signed, [alice], [0], why="")
+    with pytest.raises(errors.RestoreRefused, match="'alice' .* already"):
+        remote.co_sign(request, signed, alice)
+    assert remote.check(remote.co_sign(request, signed, bob), signed).images == (0,)

@@ -147,3 +147,38 @@ def test_a_log_cut_together_with_its_head_is_noticed_by_who_saw_it(world: World,
     assert len(log.read(world.signed.manifest)) == 1
     with pytest.raises(errors.AuditLogTruncated):
         log.read(world.signed.manifest, seen)
+    # Nor at another place, by its first entry.
+    moved = tmp_path / "moved" / "audit.log"
+    moved.parent.mkdir()
+    for file in (log.path, log.path.with_suffix(".head")):
+        file.rename(moved.with_name(file.name))
+    with pytest.raises(errors.AuditLogTruncated, match="1 entries; 2 were seen"):
+        AuditLog(moved).read(world.signed.manifest, seen)
+    # At the old place there should still be two.
+    with pytest.raises(errors.AuditLogTruncated, match="0 entries; 2 were seen"):
+        log.read(world.signed.manifest, seen)
+    # Another log of this dataset, such as a node's, has nothing to do with it.
+    other = AuditLog(tmp_path / "node" / "audit.log")
+    other.append(world.signed, world.restorers[:1], "restore", [1], "its own first")
+    assert len(other.read(world.signed.manifest, seen)) == 1
+
+
+def test_what_an_earlier_version_remembered_of_a_log_still_counts(world: World, tmp_path: Path) -> None:
+    """It knew logs by their paths alone."""
+    log, seen = AuditLog(world.out / "audit.log"), SeenBook(tmp_path / "seen")
+    seen.check(world.signed)
+    log.append(world.signed, world.restorers[:2], "restore", [1], "first")
+    book = msgspec.json.decode((tmp_path / "seen" / "seen.json").read_bytes())
+    (known,) = book.values()
+    for remembered in (2, 1):
+        known["audit"] = {str(log.path): remembered}
+        (tmp_path / "seen" / "seen.json").write_bytes(msgspec.json.encode(book))
+        if remembered == 2:
+            with pytest.raises(errors.AuditLogTruncated):
+                log.read(world.signed.manifest, seen)
+    # Read once, as long as it was, it is known by its first entry, too.
+    assert len(log.read(world.signed.manifest, seen)) == 1
+    log.append(world.signed, world.restorers[:2], "restore", [2], "second")
+    assert len(log.read(world.signed.manifest, seen)) == 2
+    (known,) = msgspec.json.decode((tmp_path / "seen" / "seen.json").read_bytes()).values()
+    assert len(known["audit"]) == 2 and set(known["audit"].values()) == {2}

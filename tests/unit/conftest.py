@@ -1,5 +1,6 @@
 """Fixtures that several files of unit tests share."""
 
+import os
 import socket
 
 import pytest
@@ -32,6 +33,20 @@ def plain(stores_for):
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def closed_folder(tmp_path):
+    """Return a folder that the test, which is not root while it runs, may not look into."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o000)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o700)
 
 
 @pytest.fixture

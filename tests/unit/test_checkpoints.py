@@ -110,6 +110,9 @@ def test_what_nothing_could_go_on_from_is_not_saved(value, tmp_path):
     spoilt = state(2) | {"optimizer": optimizer.state_dict()}
     with pytest.raises(TrainingError, match="step 2: weights or momentum are not finite; the last checkpoint is kept"):
         checkpoints.save(2, spoilt)
+    for state_of_others in ({"moments": (torch.tensor([value]),)}, {"best": value}):
+        with pytest.raises(TrainingError, match="not finite"):
+            checkpoints.save(2, state(2) | state_of_others)
     assert checkpoints.steps() == [1]
 
 

@@ -94,7 +94,15 @@ def test_the_command_measures_the_same_again():
 
 
 def test_bytes_of_a_run_that_was_continued():
-    assert total_by_node([{"0": 5, "1": 2}, {"0": 9, "1": 4}, {"0": 3, "1": 1}]) == {"0": 12, "1": 5}
+    """Rounds send about as much as each other, so that a count of a new process need not be a smaller one."""
+    told = [(7, 0, 5, 2), (6, 0, 9, 4), (13, 3, 8, 2), (10, 6, 14, 3)]
+    rows = [
+        {"bytes_up": own, "bytes_up_adaptation": apart, "bytes_up_by_upper": {"0": first, "1": second}}
+        for own, apart, first, second in told
+    ]
+    assert total_by_node(rows, "up", "upper") == {"0": 9 + 14, "1": 4 + 3}
+    one_round_each = [{"bytes_down": 100, "bytes_down_by_client": {"0": 100}}] * 3
+    assert total_by_node(one_round_each, "down", "client") == {"0": 300}
 
 
 def test_confusion():
@@ -105,14 +113,15 @@ def test_a_trial_is_another_one_if_anything_that_matters_is():
     config = RunConfig()
     name = study.trial_name(METHODS[6], 0, "flwr", config)
     assert name.startswith("FedProx-4-clients-IID-seed0-")
-    assert name == study.trial_name(METHODS[6], 0, "flwr", config.replace(workspace="/elsewhere", upper_threads=3))
+    assert name == study.trial_name(METHODS[6], 0, "flwr", config.replace(workspace="/elsewhere", stores="plain"))
     others = [
         study.trial_name(METHODS[6], 0, "flwr", config.replace(lr=0.1)),
+        study.trial_name(METHODS[6], 0, "flwr", config.replace(upper_threads=3)),
         study.trial_name(METHODS[6], 0, "in-process", config),
         study.trial_name(METHODS[6], 0, "flwr", config, absent=True),
         study.trial_name(METHODS[7], 0, "flwr", config),
     ]
-    assert len({name, *others}) == 5
+    assert len({name, *others}) == 6
 
 
 def test_a_damaged_trial_is_named(tmp_path):

@@ -90,7 +90,8 @@ OUT_OF_RANGE = [
     ({"test-fraction": 0.0}, "test-fraction: expected a number above 0 and below 1"),
     ({"test-fraction": 1.0}, "test-fraction: expected a number above 0 and below 1"),
     ({"seed": -1}, "seed: expected a number at least 0"),
-    ({"seed": 2**63}, "seed: expected"),
+    ({"seed": 2**32}, "seed: expected"),
+    ({"protection": "noise"}, "protection: expected one of none, got 'noise'"),
     ({"uppers": -1}, "uppers: expected a number at least 0"),
     ({"max-train": -1}, "max-train: expected"),
     ({"max-test": -1}, "max-test: expected"),
@@ -175,7 +176,7 @@ def test_every_bounded_setting_is_tried_above():
     tried = {key for values, _ in OUT_OF_RANGE for key in values}
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
-    free |= {"exchange-advertise", "stride", "protection", "keys", "owner", "restore", "predict-images"}
+    free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
     free |= {"predict-light"}
     assert set(RunConfig().to_mapping()) == tried | free
 

@@ -49,6 +49,10 @@ def test_folders(tmp_path):
     assert "cannot be written" in only_failed(machine.check_folder("state", tmp_path / "file"))
 
 
+def test_a_folder_that_may_not_be_looked_into(closed_folder):
+    assert "cannot be written: Permission denied" in only_failed(machine.check_folder("state", closed_folder / "state"))
+
+
 def test_little_space_and_memory(tmp_path, monkeypatch):
     usage = machine.shutil.disk_usage(tmp_path)
     for free, level in ((1e8, "failed"), (1e9, "warning"), (9e9, "ok")):

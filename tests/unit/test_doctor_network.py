@@ -113,6 +113,16 @@ def test_addresses_that_are_none(address):
     assert network.split_address(address) is None
 
 
+@pytest.mark.parametrize("check", [network.check_exchange, lambda address: network.check_superlink(address, None)])
+@pytest.mark.parametrize("address", ["a..b:443", f"{'x' * 64}.example:443"])
+def test_a_host_that_no_name_service_is_asked_for(check, address):
+    assert "the name is not known here" in only_failed(check(address))
+
+
+def test_a_port_of_a_host_that_is_none():
+    assert "cannot listen there: encoding with" in only_failed(network.check_exchange_port("a..b:443"))
+
+
 def test_addresses():
     assert network.split_address("lower.example:9092") == ("lower.example", 9092)
     assert network.split_address("[2001:db8::1]:9092") == ("2001:db8::1", 9092)

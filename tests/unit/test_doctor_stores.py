@@ -26,6 +26,11 @@ def test_damaged_or_missing_store(plain, tmp_path):
     assert "damaged" in only_failed(stores.check_store(str(copy), None, None, "", None))
 
 
+def test_a_store_that_may_not_be_looked_at(closed_folder):
+    found = stores.check_store(str(closed_folder / "store-000"), None, None, "", None)
+    assert "no such patch store" in only_failed(found)
+
+
 def test_store_of_another_set(plain, tmp_path):
     other = ensure_stores(tmp_path, store_request(RunConfig(max_train=9, max_test=4, uppers=2)))
     found = stores.check_store(str(plain.store_path(0)), None, None, "", other.folder / "manifest.json")

@@ -5,8 +5,14 @@ import json
 import pytest
 from tiny_run import make_run
 
+from psl_flower.assembled import load_assembled
+from psl_flower.evaluation import stores_of
+from psl_flower.lightening import local
 from psl_flower.lightening.local import lighten
 from psl_flower.lightening.settings import Asked, Lesson, LighteningSettings
+from psl_flower.sealed import keyfile
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.labels import LabelBook
 
 SETTINGS = LighteningSettings(
     epochs=2, degrees=2, max_pruned=0.5, distil_first=True, teacher=Lesson.FIRST, second_ratio=1.5
@@ -50,3 +56,26 @@ def test_interrupted_at_every_stage_it_ends_with_the_same_files(tmp_path):
     # The first has learnt from the second: it is another model than the run's.
     first, taught = (whole.folder.place(name) / "lower.onnx" for name in ("first", "first-distilled"))
     assert first.read_bytes() != taught.read_bytes()
+
+
+class Seen(Exception):
+    """Ends a lightening where it has begun."""
+
+
+def test_the_labels_are_those_that_the_run_began_with(tmp_path, monkeypatch):
+    """As over the federation: whoever corrects some afterwards changes what an evaluation is held to."""
+    run = make_run(tmp_path, image_size=(8, 8), batch_size=8, rounds=1, alpha=0.0)[0]
+    assembled = load_assembled(run)
+    began = stores_of(run, assembled)
+    other = int(began.labels[0] + 1) % 10
+    owner = keyfile.load(began.keys / "owner.key")
+    LabelBook(began.folder).relabel(manifests.load(began.folder).manifest, owner, [(0, other)], "misread")
+
+    def workshop(school, **_):
+        raise Seen(school.stores.labels.tolist())
+
+    monkeypatch.setattr(local, "LocalWorkshop", workshop)
+    with pytest.raises(Seen) as caught:
+        lighten(run, ASKED, SETTINGS, lambda *_: None)
+    assert caught.value.args == (began.labels.tolist(),)
+    assert stores_of(run, assembled).labels[0] == other

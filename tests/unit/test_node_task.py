@@ -34,6 +34,12 @@ def test_a_part_that_is_no_folder_of_a_lightening(part):
         decode(encode(msgspec.structs.replace(TASK, part=part)), NodeTask, "the Lower")
 
 
+@pytest.mark.parametrize("run", ["", "/srv/other", "../other", "a/b", ".hidden", "a\n", "x" * 129])
+def test_a_run_that_is_no_folder_of_the_nodes_own(run):
+    with pytest.raises(FrameMismatch, match="malformed NodeTask"):
+        decode(encode(msgspec.structs.replace(TASK, run=run)), NodeTask, "the Lower")
+
+
 def changed(**fields):
     values = msgspec.to_builtins(claim(0, 0))
     values.update(fields)

@@ -8,7 +8,7 @@ import pytest
 
 from psl_flower.engine.lower import StepLoss
 from psl_flower.engine.rounds import StepReport
-from psl_flower.errors import TrainingStopped
+from psl_flower.errors import RunError, TrainingStopped
 from psl_flower.runs import create_run
 from server.reporting import Reporter
 from tests.authority import DAY, NOW, Authority
@@ -36,6 +36,16 @@ def test_a_status_names_the_last_step_however_soon_the_end_comes(tmp_path, every
 def _told(run, error):
     Reporter(run, run_id="1", every_s=0).fail(error)
     return run.read_status().message
+
+
+@pytest.mark.parametrize(
+    ("again", "told"), [("", "; continue with: psl train resume=tiny"), ("it", "; continue with: it"), (None, "")]
+)
+def test_an_error_says_how_to_go_on_if_that_can_be(tmp_path, again, told):
+    run = create_run(tmp_path, "tiny", "digits")
+    run.checkpoints.save(1, {})
+    Reporter(run, run_id="1", every_s=0, again=again).fail(RunError("why"))
+    assert run.read_status().message == f"error: why{told}"
 
 
 def test_the_loss_of_the_superlink_is_said_in_one_line(tmp_path):

@@ -8,9 +8,12 @@ import pytest
 
 from psl_flower.cli import train
 from psl_flower.config import RunConfig
+from psl_flower.data.sealed_set import is_sealed_dataset
 from psl_flower.errors import RunError
-from psl_flower.launch.running import Watch
+from psl_flower.launch.running import Watch, _run_config, local_paths
+from psl_flower.resuming import resumed_config
 from psl_flower.runs import RunFolder, Status, create_run
+from psl_flower.sealed import manifest as manifests
 
 
 @pytest.fixture
@@ -75,6 +78,43 @@ def test_not_without_a_checkpoint(attempts: list[object], run: RunFolder) -> Non
 def test_not_what_was_stopped(attempts: list[object]) -> None:
     attempts += [Status(state="stopped"), Status(state="completed")]
     assert end(1) == "stopped"
+
+
+@pytest.mark.parametrize("spelled", ["pictures", "./pictures", "pictures/", "{}/other/../pictures"])
+def test_a_retry_gives_settings_that_the_run_can_go_on_with(
+    spelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a folder is called by the user, the run notes where it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "pictures").mkdir()
+    given, config = train._read(
+        [f"dataset={spelled.format(tmp_path)}", f"workspace={tmp_path}", "run-name=it", "lr=0.1"]
+    )
+    made = create_run(tmp_path, "it", config.dataset)
+    # What the ServerApp is told, and writes down.
+    told = RunConfig.from_mapping(_run_config(given, config, made))
+    made.write_config(told)
+    again, resuming = train._resuming(given, config, made)
+    assert RunConfig.from_mapping(again) == resuming
+    assert resumed_config(made, resuming) == told.replace(run_name="")
+
+
+def test_the_embedded_dataset_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / manifests.FILE).touch()
+    assert local_paths({"dataset": "digits"}) == {}
+    assert local_paths({"dataset": "./digits"}) == {"dataset": str(tmp_path / "digits")}
+    assert not is_sealed_dataset("digits")
+    assert is_sealed_dataset("./digits")
+
+
+def test_a_prediction_that_fails_is_nothing_to_continue(run: RunFolder) -> None:
+    """It too has checkpoints: those of the light Uppers that were shipped for it."""
+    for again, told in ((None, ""), ("", "; continue with: psl train resume=tiny"), ("it", "; continue with: it")):
+        assert Watch(SuperLink(up=False), run, again).note_end("failed", "why").message == f"why{told}"
+        (run.path / "status.json").unlink()
 
 
 class SuperLink:

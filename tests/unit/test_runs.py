@@ -51,6 +51,13 @@ def test_opening_and_listing(run, tmp_path):
         open_run(tmp_path / "elsewhere", "second")
 
 
+def test_a_workspace_that_may_not_be_looked_into(closed_folder):
+    with pytest.raises(RunError, match="runs: cannot be listed: Permission denied"):
+        list_runs(closed_folder)
+    with pytest.raises(RunError, match="runs: cannot be listed: Permission denied"):
+        open_run(closed_folder, "any")
+
+
 def test_settings_come_back(run):
     assert run.read_config() == RunConfig(lr=0.25)
 

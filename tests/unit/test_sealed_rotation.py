@@ -13,12 +13,15 @@ from psl_flower import errors
 from psl_flower.sealed import envelope
 from psl_flower.sealed import labels as label_versions
 from psl_flower.sealed.audit import AuditLog
+from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.store import SealedStore
+from psl_flower.sealed.terminal import stores_beside
 from psl_flower.sealed.verify import verify
+from tests.unit.tiny_sealed import content
 from tests.vectors.sealed_support import ArraySource, World
 
 SOURCE = ArraySource(9, 3, (4, 4, 3))
@@ -130,6 +133,7 @@ def test_a_dropped_restorer_cannot_write_labels_as_of_the_past(world: World) -> 
     [
         (errors.UnknownRestorer, {"drop_restorers": ("eve",)}),
         (errors.ConfigError, {"drop_restorers": ("alice", "bob")}),
+        (errors.ConfigError, {"drop_restorers": ("alice", "bob", "carol"), "threshold": 2}),
         (errors.ConfigError, {"threshold": 4}),
         (errors.ConfigError, {"drop_nodes": (0, 1, 2)}),
         (errors.ConfigError, {"drop_nodes": (7,)}),
@@ -167,3 +171,54 @@ def test_an_interrupted_rotation_must_be_finished_first(world: World, monkeypatc
         LabelBook(world.out).relabel(world.signed.manifest, world.restorers[0], [(0, 1)], "")
     turn(world, drop_restorers=("bob",))
     assert [member.name for member in world.signed.manifest.restorers] == ["alice", "carol"]
+
+
+@pytest.mark.parametrize("drop", [(), (0,)], ids=["same nodes", "one node less"])
+def test_old_files_are_removed_though_the_end_was_interrupted(world: World, drop: tuple[int, ...]) -> None:
+    """Committed, and killed before the draft was gone: the same command, with the stores that it now finds."""
+
+    class Dying(Disk):
+        def remove(self, path: Path) -> None:
+            if path.name == "draft.psl":
+                raise KeyboardInterrupt
+            super().remove(path)
+
+    changes = Changes(drop_nodes=drop)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(world.out, world.owner, world.places, changes, delete_old=True, disk=Dying())
+    committed = world.signed
+    assert committed.manifest.epoch == 2
+    assert len(list(world.out.rglob("epoch-0001*"))) == 3
+    places = stores_beside(world.out, [])
+    again = rotate(world.out, world.owner, places, changes, delete_old=True)
+    assert again.digest == committed.digest
+    assert not list(world.out.rglob("epoch-0001*"))
+    assert not (world.out / "draft.psl").exists()
+    assert verify(places, world.signed).ok
+
+
+def test_images_are_appended_after_a_node_was_dropped(world: World) -> None:
+    """The folders keep their numbers, the Uppers move up; the dropped node's folder is not written to."""
+    turn(world, drop_nodes=(0,))
+    left = content(world.place(0))
+    more = ArraySource(2, 1, (4, 4, 3), seed=1)
+    world.seal(more, append=True)
+    places = stores_beside(world.out, [])
+    assert places == [str(world.place(1)), str(world.place(2))]
+    assert verify(places, world.signed).ok
+    assert content(world.place(0)) == left
+    images = restore(world.signed, places, world.restorers, range(15), why="", log=AuditLog(world.out / "audit.log"))
+    assert (np.concatenate(list(images)) == np.concatenate([SOURCE.all_NCHW, more.all_NCHW])).all()
+
+
+def test_a_store_that_is_gone_is_not_continued_in_that_of_another(world: World) -> None:
+    """Upper 1's is elsewhere; in the folder of its number lies that of Upper 0, since node 0 was dropped."""
+    turn(world, drop_nodes=(0,))
+    elsewhere = world.place(2).rename(world.out.parent / "elsewhere")
+    before = content(world.out)
+    more = ArraySource(2, 1, (4, 4, 3), seed=1)
+    with pytest.raises(errors.StoreNotFound, match="--out 1=PLACE"):
+        world.seal(more, append=True)
+    assert content(world.out) == before
+    world.seal(more, append=True, places={1: str(elsewhere)})
+    assert verify([world.place(1), elsewhere], world.signed).ok

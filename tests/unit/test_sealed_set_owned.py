@@ -174,6 +174,7 @@ def test_positions_that_a_rotation_moved_train(tmp_path):
     assert stores.manifest.num_uppers == 3
     # The dropped node's folder is still there, and is not taken for a store.
     assert stores_beside(world.out, []) == [str(world.place(m)) for m in (0, 2, 3)]
+    assert [stores.store_path(m) for m in range(3)] == [world.place(m) for m in (0, 2, 3)]
     np.testing.assert_array_equal(images_of(stores)[:6], source.images["train"].transpose(0, 3, 1, 2))
     config = owned(tmp_path, batch_size=3, rounds=1, evaluate_batch_size=4)
     assert make_network(config, stores.manifest).assignment == stores.manifest.assignment

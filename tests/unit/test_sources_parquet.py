@@ -1,10 +1,15 @@
 """open_dataset: folders of parquet files, whose columns are found by type; good ones and bad."""
 
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
+from tiny_run import make_run
 
+from psl_flower.assembled import load_assembled
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import CorruptImage, DataError
+from psl_flower.evaluation import other_test_images
 from tests.paths import DATA
 from tests.unit.tiny_pictures import colour, encode, levels
 
@@ -34,7 +39,7 @@ def cells(*values):
     return [{"bytes": encode(colour(v)), "path": f"{v}.png"} for v in values]
 
 
-def test_columns_are_found_by_type(parquet, datasets):
+def test_columns_are_found_by_type(parquet, datasets, tmp_path):
     columns = {
         "id": [7, 8, 9], "coarse": [0, 0, 0], "fine_label": [1, 0, 1], "picture": cells(1, 2, 3),
     }  # fmt: skip
@@ -51,6 +56,14 @@ def test_columns_are_found_by_type(parquet, datasets):
     chosen = open_dataset(name, image_column="picture", label_column="id")
     assert chosen.class_names == ("7", "8", "9")
     assert levels(chosen, "test") == [(1, 0), (2, 1), (3, 2)]
+    # A run that was trained with these columns is evaluated by them, unless the dataset has none such.
+    assembled = load_assembled(make_run(tmp_path / "workspace")[0])
+    for own, asked, expected in (("id", "", [7, 8, 9]), ("", "id", [7, 8, 9]), ("gone", "id", [7, 8, 9])):
+        trained = replace(assembled, config=assembled.config.replace(label_column=own))
+        batches = other_test_images(trained, name, label_column=asked).batches
+        assert [int(label) for _, labels in batches for label in labels] == expected
+    with pytest.raises(DataError, match="knows no class 'a'"):
+        other_test_images(replace(assembled, config=assembled.config.replace(label_column="gone")), name)
     for options, match in (
         ({"image_column": "id"}, "no image column 'id'; image columns: picture"),
         ({"label_column": "picture"}, "no label column 'picture'.*coarse, fine_label, id"),

@@ -106,7 +106,8 @@ ORDERS = {
     "gradient of another epoch": ([plan()], StepId(1, 0), None, "received that of StepId(epoch=1"),
     "gradient after an evaluation": (TWICE, StepId(0, 0), None, "expected the gradient of None"),
     "plan of a later step": ([], None, plan(1), "expected the plan of step 0, received that of step 1"),
-    "next plan without the gradient": ([plan()], None, plan(1), "expected the plan of step 0, received that of step 1"),
+    "next plan without the gradient": ([plan()], None, plan(1), "expected the gradient of StepId(epoch=0, step=0"),
+    "the same plan twice": ([plan()], None, plan(), "expected the gradient of StepId(epoch=0, step=0"),
 }
 
 
