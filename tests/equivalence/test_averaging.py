@@ -23,6 +23,8 @@ from tests.engines import (
 )
 
 EVERY = 2
+# Those of which the others say nothing are tried in every run, all with `make slow`.
+SLOW = ("without Adaptation Net", "int8 on the wire", "augmented")
 CASES = {
     "every two steps": {},
     "every step, overlapping, two Uppers": {"stride": (4, 4), "uppers": 2, "average_every": 1},
@@ -57,7 +59,9 @@ def of_upper(snapshot, m):
     }
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "changes", [pytest.param(CASES[case], id=case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+)
 def test_averaging_is_bit_equal_to_one_process(changes, stores_for, tmp_path):
     config = averaged(**changes)
     stores = stores_for(config)

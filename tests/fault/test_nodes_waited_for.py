@@ -64,7 +64,7 @@ def lose(
     return sent
 
 
-@pytest.mark.parametrize("lost", [{101}, {100, 101}])
+@pytest.mark.parametrize("lost", [pytest.param({101}, marks=pytest.mark.slow), {100, 101}])
 def test_a_lost_node_is_waited_for_beside_one_that_is_refused(
     lost: set[int], nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
 ) -> None:
@@ -95,7 +95,11 @@ def test_a_refused_node_that_is_needed_is_done_without(nodes: InProcessGrid, tmp
 
 @pytest.mark.parametrize(
     ("how", "on_missing_node"),
-    [("gone", "wait"), ("gone", "continue"), ("unreachable", "wait"), ("silent", "wait"), ("elsewhere", "wait")],
+    [
+        ("gone", "continue"),
+        ("elsewhere", "wait"),
+        *(pytest.param(how, "wait", marks=pytest.mark.slow) for how in ("gone", "unreachable", "silent")),
+    ],
 )
 def test_a_node_lost_when_the_model_is_collected_is_waited_for(
     how: str, on_missing_node: str, nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
