@@ -23,7 +23,7 @@ from tests.engines import (
 )
 
 EVERY = 2
-# Those of which the others say nothing are tried in every run, all with `make slow`.
+# These only with `make slow`.
 SLOW = ("without Adaptation Net", "int8 on the wire", "augmented")
 CASES = {
     "every two steps": {},
