@@ -211,6 +211,7 @@ class RunsTwice(UpperEngine):
 
     def run(self, plan: Plan, backward_s: float = 0.0) -> Up:
         super().run(plan)
+        self._pending = None  # or the second would be refused
         return super().run(plan, backward_s)
 
 

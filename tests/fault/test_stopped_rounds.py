@@ -12,7 +12,7 @@ from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import NodeLost, TrainingStopped
 from psl_flower.runs import RunFolder
-from tests.in_process import InProcessGrid
+from tests.in_process import InProcessGrid, engines_one_by_one
 
 SETTINGS = {
     "dataset": "digits", "max_train": 24, "max_test": 4, "stores": "plain", "patch_size": "8x8", "uppers": 2,
@@ -41,7 +41,8 @@ def test_rounds_end_where_they_would_have(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def stores(tmp_path):
+def stores(tmp_path, monkeypatch):
+    engines_one_by_one(monkeypatch)
     config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in SETTINGS.items()})
     return prepare_stores(config.replace(workspace=str(tmp_path)))
 
