@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return _FAILED
     except PermissionError as error:
-        print(f"error: {error.filename}: permission denied; let this user read it (chown, chmod)", file=sys.stderr)
+        place = error.filename or "a file or folder"
+        print(f"error: {place}: permission denied; let this user at it (chown, chmod)", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -219,7 +219,15 @@ def test_train_refuses_before_it_starts_anything(psl, tmp_path):
 
 @pytest.mark.parametrize(
     ("raised", "status", "says"),
-    [(PslError("two\nlines"), 1, "error: two lines\n"), (KeyboardInterrupt(), 130, "")],
+    [
+        (PslError("two\nlines"), 1, "error: two lines\n"),
+        (
+            PermissionError(13, "no", "/srv/x"),
+            1,
+            "error: /srv/x: permission denied; let this user at it (chown, chmod)\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
 )
 def test_how_errors_end(monkeypatch, capsys, raised, status, says):
     def fail(_):
