@@ -84,6 +84,7 @@ def test_a_lost_node_is_done_without_beside_one_that_is_refused(nodes: InProcess
     assert "completed" in log_of(tmp_path) and "no model collected: no node holds position" in log_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_refused_node_that_is_needed_is_done_without(nodes: InProcessGrid, tmp_path: Path) -> None:
     nodes.config[101]["store"] = nodes.config[100]["store"]
     train(nodes, tmp_path, node_timeout_s=SHORT_S, on_missing_node="continue")
