@@ -28,14 +28,6 @@ def config_in(workspace: Path) -> RunConfig:
     return RunConfig.from_mapping({**given, "workspace": str(workspace)})
 
 
-def nodes_with(stores: StoreSet, workspace: Path) -> InProcessGrid:
-    """Return nodes 100 and 101, each with the key to its store."""
-    grid = InProcessGrid(stores.folder, workspace / "state", 2)
-    for m, config in enumerate(grid.config.values()):
-        config["key"] = str(workspace / "keys" / f"node-{m:03d}.key")
-    return grid
-
-
 def other(nodes: InProcessGrid, workspace: Path, **config: str) -> None:
     """Let a node 102 come up that nobody needs; what is not given is as on node 100."""
     nodes.config[102] = {**nodes.config[100], "state": str(workspace / "other"), **config}

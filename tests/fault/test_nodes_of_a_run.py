@@ -18,31 +18,14 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import NodeError, PositionError
 from psl_flower.runs import RunFolder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.rotate import Changes, rotate
-from tests.fault.sealed_run import config_in, exact, log_of, nodes_with, other, train
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.fault.sealed_run import exact, log_of, other, train
+from tests.in_process import InProcessGrid
 from tests.web_server import Ranges, server
-
-
-@pytest.fixture(autouse=True)
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    engines_one_by_one(monkeypatch)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> StoreSet:
-    return prepare_stores(config_in(tmp_path))
-
-
-@pytest.fixture
-def nodes(stores: StoreSet, tmp_path: Path) -> InProcessGrid:
-    """Return nodes 100 and 101, each with the key to its store."""
-    return nodes_with(stores, tmp_path)
 
 
 def test_a_node_that_cannot_open_its_store_is_refused_by_name_and_the_others_train(

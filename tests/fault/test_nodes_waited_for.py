@@ -8,33 +8,16 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import NodeLost, PositionMissing
 from psl_flower.runs import RunFolder
 from psl_flower.sealed import keyfile, remote
 from psl_flower.sealed import manifest as manifests
-from tests.fault.sealed_run import config_in, exact, log_of, nodes_with, other, train
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.fault.sealed_run import exact, log_of, other, train
+from tests.in_process import InProcessGrid
 
 # Of a wait that is in vain.
 SHORT_S = 5.0
-
-
-@pytest.fixture(autouse=True)
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    engines_one_by_one(monkeypatch)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> StoreSet:
-    return prepare_stores(config_in(tmp_path))
-
-
-@pytest.fixture
-def nodes(stores: StoreSet, tmp_path: Path) -> InProcessGrid:
-    """Return nodes 100 and 101, each with the key to its store."""
-    return nodes_with(stores, tmp_path)
 
 
 def stranger(nodes: InProcessGrid, workspace: Path) -> None:
