@@ -39,7 +39,7 @@ from psl_flower.sealed.manifest import (
     StoreEntry,
 )
 from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft, sizes
+from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.stores.base import store_folder
@@ -164,7 +164,7 @@ def ingest(
         current = manifests.load(out, owner.public) if (out / manifests.FILE).exists() else None
         if draft is not None and current is not None and is_committed(draft, current):
             # Only the draft's removal was interrupted.
-            disk.remove(out / DRAFT_FILE)
+            drop_draft(out, disk)
             if draft.source == source.fingerprint:
                 return Ingested(current, current.manifest.num_samples, 0, 0)
             draft = None
@@ -190,6 +190,7 @@ def ingest(
             resumed = sealing.done - before
             _fill(sealing, source, draft.manifest, resumed, progress)
             signed = sealing.commit()
+        drop_draft(out, disk)
         return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
 
 

@@ -38,7 +38,7 @@ from psl_flower.sealed.manifest import (
 )
 from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.restore import close_all, open_all, read_patches
-from psl_flower.sealed.sealing import Draft, Sealing, is_committed, load_draft
+from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft
 from psl_flower.sealed.secret import Secret
 
 _BATCH = 256
@@ -114,7 +114,7 @@ def rotate(
             same = draft.source == _source(current.manifest.previous, changes)
             if same and delete_old:
                 _delete(current.manifest, _old_folders(out, places, changes, disk))
-            disk.remove(out / DRAFT_FILE)
+            drop_draft(out, disk)
             if same:
                 return current
             draft = None
@@ -151,6 +151,7 @@ def rotate(
             close_all(stores)
         if delete_old:
             _delete(signed.manifest, [folder for folder, _ in old])
+        drop_draft(out, disk)
         return signed
 
 

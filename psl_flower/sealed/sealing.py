@@ -133,7 +133,7 @@ class Sealing:
             self._pixels = _plus(self._pixels, pixels)
 
     def commit(self) -> SignedManifest:
-        """Finish the segments, write labels and manifest, and drop the draft."""
+        """Finish the segments, write labels and manifest; the draft stays until `drop_draft`."""
         self._finish_segment()
         labels, book = self.new_labels, LabelBook(self._out, self._disk)
         number, found = self._manifest.labels_version, self._manifest.labels_digest
@@ -147,8 +147,6 @@ class Sealing:
         for folder in self._folders:
             folder.write(manifests.FILE, signed.data)
         write_file(self._out / manifests.FILE, signed.data, disk=self._disk)
-        self._disk.remove(self._out / DRAFT_FILE)
-        self._disk.sync_folder(self._out)
         return signed
 
     def close(self) -> None:
@@ -208,8 +206,14 @@ def is_complete(out: Path) -> bool:
 
 
 def is_committed(draft: Draft, current: SignedManifest) -> bool:
-    """Tell whether a draft was committed already, so that only its removal was interrupted."""
+    """Tell whether a draft was committed already, so that only what follows a commit was interrupted."""
     return draft.manifest.generation <= current.manifest.generation
+
+
+def drop_draft(out: Path, disk: Disk) -> None:
+    """Remove the draft: the last step of what a command does, after which the command repeated is another one."""
+    disk.remove(out / DRAFT_FILE)
+    disk.sync_folder(out)
 
 
 def sizes(bytes_per_image: int, num_stores: int) -> tuple[int, int]:

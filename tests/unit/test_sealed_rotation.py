@@ -174,12 +174,14 @@ def test_an_interrupted_rotation_must_be_finished_first(world: World, monkeypatc
 
 
 @pytest.mark.parametrize("drop", [(), (0,)], ids=["same nodes", "one node less"])
-def test_old_files_are_removed_though_the_end_was_interrupted(world: World, drop: tuple[int, ...]) -> None:
-    """Committed, and killed before the draft was gone: the same command, with the stores that it now finds."""
+@pytest.mark.parametrize("left", [3, 2, 0])
+def test_old_files_are_removed_though_the_end_was_interrupted(world: World, drop: tuple[int, ...], left: int) -> None:
+    """Committed, and killed at the first or second old file or at the draft: the same command removes the rest."""
 
     class Dying(Disk):
         def remove(self, path: Path) -> None:
-            if path.name == "draft.psl":
+            last = path.name.startswith("epoch-0001") if left else path.name == "draft.psl"
+            if last and len(list(world.out.rglob("epoch-0001*"))) == left:
                 raise KeyboardInterrupt
             super().remove(path)
 
@@ -188,7 +190,7 @@ def test_old_files_are_removed_though_the_end_was_interrupted(world: World, drop
         rotate(world.out, world.owner, world.places, changes, delete_old=True, disk=Dying())
     committed = world.signed
     assert committed.manifest.epoch == 2
-    assert len(list(world.out.rglob("epoch-0001*"))) == 3
+    assert len(list(world.out.rglob("epoch-0001*"))) == left
     places = stores_beside(world.out, [])
     again = rotate(world.out, world.owner, places, changes, delete_old=True)
     assert again.digest == committed.digest
