@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,11 @@ from psl_flower.engine.build import (
 )
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
+from psl_flower.launch.federation import POOL_SIZE
 from psl_flower.lightening.on_node import LIGHT_FOLDER, shipped_engine, training_engine
 from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.node_task import ADAPTATION_CLAIM, Claim, NodeTask
+from psl_flower.paths import expanded
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.base import PatchStore
@@ -36,9 +37,6 @@ from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sea
 from psl_flower.wire.credentials import node_tls
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.tls import NodeTls
-
-# Flower's simulation hands messages to actors from a thread pool of this size (vce_api.py: ThreadPoolExecutor()).
-_POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
 _LIGHTEN = "lighten"
@@ -170,7 +168,12 @@ class Host:
             As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
         """
         if m != ADAPTATION:
-            return build(self.task.settings, m, self.open_store(m), self.checkpoints(m))
+            checkpoints, store = self.checkpoints(m), self.open_store(m)
+            try:
+                return build(self.task.settings, m, store, checkpoints)
+            except BaseException:
+                store.close()
+                raise
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         config, manifest = decode_settings(self.task.settings)
@@ -205,7 +208,7 @@ def simulation_slots() -> int:
     taken: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
     total: dict[str, float] = ray.cluster_resources()
     actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
-    return max(1, min([*actors, _POOL_SIZE]))
+    return max(1, min([*actors, POOL_SIZE]))
 
 
 def own_stores(context: Context) -> Iterator[PatchStore]:
@@ -234,7 +237,7 @@ def own_sealed_stores(context: Context) -> Iterator[Opened]:
 
 def own_state(context: Context) -> Path:
     """Return the folder where a real node keeps its Uppers' states: `state`, or ~/.psl-flower/state."""
-    return Path(_setting(context, "state") or "~/.psl-flower/state").expanduser()
+    return expanded(_setting(context, "state") or "~/.psl-flower/state", "node-config state")
 
 
 def own_tls(context: Context) -> NodeTls:
@@ -283,14 +286,15 @@ def check_averaging_allowed(context: Context, party: UpperEngine | AdaptationNod
 
 def _own_places(context: Context) -> list[str | Path]:
     places = [place.strip() for place in _setting(context, "store").split(",") if place.strip()]
-    return [place if "://" in place else Path(place).expanduser() for place in places]
+    return [place if "://" in place else expanded(place, "node-config store") for place in places]
 
 
 def _own_keys(context: Context) -> KeyRing | None:
     key, passphrase_file = _setting(context, "key"), _setting(context, "passphrase-file")
     if not key:
         return None
-    return KeyRing(Path(key).expanduser(), Path(passphrase_file).expanduser() if passphrase_file else None)
+    passphrase = expanded(passphrase_file, "node-config passphrase-file") if passphrase_file else None
+    return KeyRing(expanded(key, "node-config key"), passphrase)
 
 
 def _own_memory(context: Context) -> SeenBook:

@@ -6,7 +6,7 @@ A node with the role of the Adaptation Net's server runs the same app, and hosts
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -135,28 +135,24 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
     ticket = decode(values(message).get("ticket"), StreamTicket, LOWER)
     host.prepare_process()
     parties: dict[int, tuple[UpperEngine | AdaptationNode, UpperStream]] = {}
-    try:
+    with ExitStack() as opened:
         for m in host.task.parties:
-            party = host.engine(m, build)
+            party = opened.enter_context(closing(host.engine(m, build)))
             try:
                 check_averaging_allowed(context, party)
                 party.go_to(ticket.step, ticket.saved.get(m))
             except Exception as error:
-                _report(host, ticket, party, error)
-                party.close()
+                with suppress(PslError):  # the Lower may be gone already
+                    _report(host, ticket, party, error)
                 raise
-            parties[m] = (party, _connect(host, ticket, party))
+            parties[m] = (party, opened.enter_context(_connect(host, ticket, party)))
         wire = _wire(host.task, next(iter(parties.values()))[0])
         serve(parties, wire, host.task.timeout_s)
-    finally:
-        for party, stream in parties.values():
-            stream.close()
-            party.close()
     return content({})
 
 
 def _step(message: Message, context: Context, build: Build) -> RecordDict:
-    """Do one step of every party hosted here that a frame came for, from its state on disk."""
+    """Do one step of every party hosted here, each from its state on disk."""
     host = host_of(message, context)
     host.prepare_process()
     received = values(message)

@@ -26,9 +26,7 @@ from psl_flower.errors import DataError, RunError
 from psl_flower.files import write_atomically
 from psl_flower.models import PatchSplitNet
 from psl_flower.pixels import channel_column, normalise
-from psl_flower.runs import RunFolder, list_runs, open_run
-
-MODEL_FILE = "model.safetensors"
+from psl_flower.runs import MODEL_FILE, RunFolder, list_runs, open_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +202,7 @@ def choose_run(workspace: Path, name: str = "") -> RunFolder:
     runs = list_runs(workspace)
     if not runs:
         raise RunError(f"{workspace / 'runs'}: there are no runs yet; train with `psl train`, or set --workspace")
-    with_model = [run for run in runs if (run.model / MODEL_FILE).is_file()]
+    with_model = [run for run in runs if run.has_model]
     if not with_model:
         raise RunError(f"{workspace / 'runs'}: none of the {len(runs)} runs has a model yet; `psl runs` lists them")
     return with_model[-1]

@@ -19,6 +19,7 @@ from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS, UPPER_
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.request import parse_request
+from psl_flower.paths import expanded
 from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
@@ -168,7 +169,7 @@ class RunConfig:
 
     def keys_path(self) -> Path:
         """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
-        return Path(self.keys).expanduser().absolute() if self.keys else self.workspace_path() / "keys"
+        return expanded(self.keys, "keys").absolute() if self.keys else self.workspace_path() / "keys"
 
     def check_shift(self, patch_size: Size) -> None:
         """Raise ConfigError if the shift is too large for patches of (height, width) pixels."""
@@ -306,7 +307,7 @@ class RunConfig:
 
 def default_workspace(setting: str = "") -> Path:
     """Return the absolute workspace folder: `setting`, else $PSL_WORKSPACE, else ~/psl-flower."""
-    return Path(setting or os.environ.get("PSL_WORKSPACE") or Path.home() / "psl-flower").expanduser().absolute()
+    return expanded(setting or os.environ.get("PSL_WORKSPACE") or "~/psl-flower", "workspace").absolute()
 
 
 def parse_size(key: str, value: object) -> Size:

@@ -26,7 +26,7 @@ def parse_images(texts: Sequence[str], manifest: Numbered) -> list[int]:
     Raises
     ------
     ConfigError
-        If one is neither.
+        If one is neither, or none is named.
     ConfigError, ManifestError
         If an image is not in the dataset, as the manifest has it.
     """
@@ -38,4 +38,6 @@ def parse_images(texts: Sequence[str], manifest: Numbered) -> list[int]:
         image = manifest.sample_of(split, int(number)) if colon else int(number)
         manifest.split_of(image)
         images.append(image)
+    if not images:
+        raise ConfigError("no image is named: expected a number such as 17, or SPLIT:NUMBER such as test:17")
     return list(dict.fromkeys(images))

@@ -26,6 +26,7 @@ from psl_flower.data.manifest import Manifest
 from psl_flower.errors import ConfigError, NoCheckpoint, OtherDataset, RunError
 from psl_flower.files import write_atomically
 from psl_flower.image_ids import parse_images
+from psl_flower.paths import expanded
 from psl_flower.resuming import settings_of
 from psl_flower.runs import RunFolder, open_run
 
@@ -226,9 +227,11 @@ def predictions_of(run: Path) -> list[Path]:
 
 
 def _ids(text: str) -> list[str]:
-    """Return the images that the setting names, or those in the file that it names: by line, or with commas."""
-    path = Path(text).expanduser()
-    if all(part.strip().rpartition(":")[2].isdecimal() for part in text.split(",")) and not os.path.isfile(path):
+    """Return the images that the setting names, also in files: by line, or with commas."""
+    if "," in text and not os.path.isfile(expanded(text, "predict-images")):
+        return [image for part in text.split(",") if part.strip() for image in _ids(part.strip())]
+    path = expanded(text, "predict-images")
+    if text.rpartition(":")[2].isdecimal() and not os.path.isfile(path):
         return [text]
     try:
         if path.stat().st_size > _MAX_IDS_BYTES:

@@ -19,6 +19,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -43,6 +44,8 @@ from psl_flower.files import write_atomically
 if TYPE_CHECKING:
     from psl_flower.checkpoints import Checkpoints
     from psl_flower.engine.rounds import Predictions
+
+MODEL_FILE = "model.safetensors"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +146,11 @@ class RunFolder:
     def model(self) -> Path:
         """Folder of the assembled network."""
         return self.path / "model"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the assembled network was written."""
+        return (self.model / MODEL_FILE).is_file()
 
     @property
     def tensorboard(self) -> Path:
@@ -261,18 +269,16 @@ class RunFolder:
         RunError
             If the disk refuses.
         """
-        path = self.path / "predictions.npz"
-        try:
-            np.savez(
-                path,
-                sample=predictions.sample,
-                label=predictions.label,
-                predicted=predictions.predicted,
-                confidence=predictions.confidence,
-                split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
-            )
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        file = io.BytesIO()
+        np.savez(
+            file,
+            sample=predictions.sample,
+            label=predictions.label,
+            predicted=predictions.predicted,
+            confidence=predictions.confidence,
+            split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
+        )
+        self._write("predictions.npz", file.getvalue())
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write manifest.json."""

@@ -33,11 +33,12 @@ from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_core
 from psl_flower.node_task import NodeTask
 from psl_flower.resuming import continue_or_create
 from psl_flower.runs import RunFolder
+from psl_flower.units import duration
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 from server.lightening import lighten
 from server.predicting import predict
-from server.reporting import Reporter, duration
+from server.reporting import Reporter
 from server.restoring import restore
 from strategies import PatchSplit
 from strategies.link import TransportOptions
@@ -96,7 +97,7 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     task = make_task(config, stores.manifest, stores.labels)
     lower = make_lower_engine(config, stores.manifest, device)
     per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
-    done, unfinished = _resume(config, run, lower, per_round, total_steps)
+    done, unfinished = _resume(run, lower, per_round, total_steps)
     reporter.plan(rounds=config.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
     driver = RoundDriver(
         lower,
@@ -171,9 +172,7 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     return stores
 
 
-def _resume(
-    config: RunConfig, run: RunFolder, lower: LowerEngine, per_round: int, total_steps: int
-) -> tuple[int, bool]:
+def _resume(run: RunFolder, lower: LowerEngine, per_round: int, total_steps: int) -> tuple[int, bool]:
     """Go to the committed checkpoint, if the run has one.
 
     Return the steps applied, and whether they end a round that nothing has been told of.
@@ -181,7 +180,7 @@ def _resume(
     steps = run.checkpoints.steps()
     if steps:
         lower.go_to(steps[-1], run.checkpoints)
-    if lower.step >= total_steps and run.model.exists():
+    if lower.step >= total_steps and run.has_model:
         raise RunError(f"run {run.name} is complete: all {total_steps} steps are done; start a new run")
     run.drop_metrics_after(lower.step)
     ends_round = lower.step > 0 and (lower.step % per_round == 0 or lower.step == total_steps)

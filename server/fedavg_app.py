@@ -24,8 +24,9 @@ from psl_flower.fedavg import FedAvgConfig
 from psl_flower.files import write_atomically
 from psl_flower.machine import keep_freed_memory, usable_cores
 from psl_flower.runs import RunFolder, create_run
+from psl_flower.units import duration
 from psl_flower.whole_image import whole_image_config
-from server.reporting import Reporter, duration
+from server.reporting import Reporter
 from strategies.averaging import Watched, averaging
 
 _POLL_S = 0.2

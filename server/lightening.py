@@ -51,8 +51,9 @@ from psl_flower.lightening.training import Training, training_config
 from psl_flower.models import PatchSplitNet
 from psl_flower.node_task import NodeTask
 from psl_flower.runs import RunFolder
+from psl_flower.units import duration
 from server.predicting import run_through, shipped_part
-from server.reporting import Reporter, duration
+from server.reporting import Reporter
 from strategies import PatchSplit
 from strategies.lightening import LightNodes
 from strategies.link import TransportOptions

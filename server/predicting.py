@@ -31,7 +31,8 @@ from psl_flower.lightening.on_node import check_runtime
 from psl_flower.lightening.runtime import OnnxModule
 from psl_flower.node_task import NodeTask
 from psl_flower.runs import RunFolder
-from server.reporting import Reporter, duration
+from psl_flower.units import duration
+from server.reporting import Reporter
 from strategies import PatchSplit
 from strategies.link import TransportOptions
 from strategies.nodes import Placement

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.runs import RunFolder, Status, this_process
+from psl_flower.units import duration, size
 from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 
@@ -165,9 +166,10 @@ class Reporter:
             "lower_s": mean(lambda step: step.lower_s),
             "wire_s": mean(lambda step: step.wire_s),
         }
-        self._run.append_metrics(metrics)
+        # In this order: a round that has metrics is not evaluated again.
         if predictions:
             self._run.write_predictions(predictions)
+        self._run.append_metrics(metrics)
         for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
             value = metrics[name]
             if isinstance(value, int | float):
@@ -189,8 +191,8 @@ class Reporter:
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
         """Note the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""
         assert self._writer is not None
-        self._run.append_metrics(metrics)
         self._run.write_predictions(predictions)
+        self._run.append_metrics(metrics)
         for name in ("loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
             self._writer.add_scalar(f"round/{name}", metrics[name], metrics["round"])
         self._writer.flush()
@@ -221,15 +223,22 @@ class Reporter:
 
     def end(self, state: str, message: str) -> None:
         """Note how the run ended."""
-        if self._writer is not None:
-            self._writer.close()
-        # In this order: who copies the log can tell that its last line is the message of the status.
-        self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
-        (log.error if state == "failed" else log.info)("%s", message)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            # In this order: who copies the log can tell that its last line is the message of the status.
+            self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
+        finally:
+            (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
-        """Note why the run ended early, and what to do."""
-        error = _superlink_lost(error) or error
+        """Note why the run ended early, and what to do; a disk that takes no note of it does not hide the reason."""
+        try:
+            self._fail(_superlink_lost(error) or error)
+        except (OSError, RunError) as unwritten:
+            log.error("%s", unwritten)
+
+    def _fail(self, error: BaseException) -> None:
         if isinstance(error, PredictionStopped):
             self.end("stopped", str(error))
         elif isinstance(error, TrainingStopped):
@@ -301,22 +310,6 @@ def _superlink_lost(error: BaseException) -> RunError | None:
         )
     lost = next((cause for cause in causes if isinstance(cause, ConnectionError)), None)
     return RunError(f"the SuperLink cannot be reached: {lost.strerror or lost}; see its log") if lost else None
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes for a person."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for a person, as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _set_up_log(run: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flwr.serverapp import Grid
 
 from psl_flower.config import RunConfig
@@ -11,6 +9,7 @@ from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import ConfigError
 from psl_flower.node_task import NodeTask
+from psl_flower.paths import expanded
 from psl_flower.runs import RunFolder
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import remote
@@ -34,7 +33,7 @@ def restore(
     """
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
-    request = read_file(Path(config.restore).expanduser(), remote.MAX_AUTHORISATION_BYTES)
+    request = read_file(expanded(config.restore, "restore"), remote.MAX_AUTHORISATION_BYTES)
     asked = remote.check(request, manifests.load(stores.folder))
     reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     # Single messages: nothing here needs all nodes at once.

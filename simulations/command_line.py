@@ -19,6 +19,7 @@ import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.machine import forbid_core_dumps
 from simulations import reports
 from simulations.progress import Progress
 from simulations.reports import Report
@@ -91,6 +92,7 @@ def exit_status(work: Callable[[], None]) -> int:
 
     An error becomes one line on standard error.
     """
+    forbid_core_dumps()  # some open keys
     try:
         work()
     except SystemExit as exit_:

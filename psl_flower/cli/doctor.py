@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from psl_flower.cli.output import Json
+from psl_flower.paths import expanded
 
 if TYPE_CHECKING:
     from psl_flower.doctor.finding import Finding
@@ -82,7 +83,7 @@ def doctor(
             yield stores.check_store(place, key, passphrase_file, owner, manifest)
         for what, folder in (("state", state), ("workspace", workspace)):
             if folder is not None:
-                yield machine.check_folder(what, folder.expanduser())
+                yield machine.check_folder(what, expanded(folder, f"--{what}"))
         yield machine.check_device(device)
 
     findings: list[Finding] = []

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from psl_flower.runs import RunFolder, Status
+from psl_flower.units import duration
 
 _LINE_EVERY_S = 5.0
 _LOG = "log.txt"
@@ -101,7 +102,7 @@ class Follower:
         if status.images_per_s is not None:
             parts.append(f"{status.images_per_s:.0f} images/s")
         if status.eta_s:
-            parts.append(f"{_duration(status.eta_s)} left")
+            parts.append(f"{duration(status.eta_s)} left")
         title = status.message
         if status.state == "training" and status.round:
             title = f"{title}{', ' * bool(title)}round {status.round}/{status.rounds}"
@@ -129,9 +130,3 @@ class Follower:
             words = line.split(" ", 3)[-1].rstrip()
             if words != last_words and words not in self._noted:
                 self._console.print(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

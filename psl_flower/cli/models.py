@@ -82,8 +82,8 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    from psl_flower.cli.terminal import progress_bar
     from psl_flower.errors import PslError
-    from psl_flower.sealed.terminal import progress_bar
 
     folder, assembled = _load(run, workspace)
     answers: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def evaluate(
     if (image_column or label_column) and not dataset:
         raise typer.BadParameter("--image-column and --label-column go with --dataset")
     from psl_flower import evaluation
-    from psl_flower.sealed.terminal import progress_bar
+    from psl_flower.cli.terminal import progress_bar
 
     folder, assembled = _load(run, workspace)
     with progress_bar(True) as progress:

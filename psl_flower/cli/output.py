@@ -1,4 +1,4 @@
-"""What the commands about runs and models share: options, tables, a sign of life."""
+"""What the commands share: options, tables, a sign of life."""
 
 from __future__ import annotations
 

@@ -9,13 +9,11 @@ from typing import Annotated
 
 import typer
 
-from psl_flower.errors import ConfigError
-from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
-from psl_flower.sealed.manifest import SignedManifest
-from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.terminal import (
+from psl_flower.cli.output import Json
+from psl_flower.cli.terminal import (
+    OwnerPublic,
+    PassphraseFile,
+    State,
     load_identity,
     load_trusted,
     named_public,
@@ -26,17 +24,14 @@ from psl_flower.sealed.terminal import (
     progress_bar,
     stores_beside,
 )
+from psl_flower.errors import ConfigError
+from psl_flower.sealed import keyfile
+from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.matching import place_of
+from psl_flower.sealed.seen import SeenBook
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_PassphraseFile = Annotated[
-    Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")
-]
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
-_OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
-_State = Annotated[
-    Path | None,
-    typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +48,8 @@ def keygen(
     out: Annotated[Path, typer.Option("--out", "-o", help="Key file to write; the public key goes to OUT.pub.")],
     name: Annotated[str, typer.Option(help="Name of the person or machine (default: the file's name).")] = "",
     passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")] = False,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Make a key for an owner, a node, a restorer or the Lower server."""
     identity = Identity.generate(role, name or out.name.split(".")[0])
@@ -103,8 +98,8 @@ def ingest(
         Path | None,
         typer.Option(help="Folder for one sealed bundle per node, to be carried to it (psl receive)."),
     ] = None,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.data.sources import open_dataset
@@ -218,10 +213,10 @@ def receive(
     bundle: Annotated[Path, typer.Argument(help="Sealed bundle.")],
     node_key: Annotated[Path, typer.Option(help="This node's private key file.")],
     out: Annotated[str, typer.Option("--out", help="New folder for the store.")],
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Unpack and check a sealed bundle that was made for this node."""
     from psl_flower.sealed.bundle import receive as do_receive
@@ -245,9 +240,9 @@ def receive(
 def verify(
     store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
     manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    as_json: Json = False,
 ) -> None:
     """Check every byte of stores against the signed manifest, and name what is wrong. Needs no key."""
     import msgspec
@@ -296,8 +291,8 @@ def rotate(
     ] = None,
     lower_key: Annotated[str, typer.Option(help="New public key of the Lower server.")] = "",
     delete_old: Annotated[bool, typer.Option("--delete-old", help="Remove the old epoch's files here.")] = False,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Re-encrypt everything under new keys, dropping or adding restorers and nodes."""
     from psl_flower.sealed.rotate import Changes

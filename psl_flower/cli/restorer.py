@@ -16,6 +16,15 @@ import typer
 from numpy.typing import NDArray
 
 from psl_flower.cli.asking import captions, class_name, image_name, images_asked, labels_of
+from psl_flower.cli.output import Json
+from psl_flower.cli.terminal import (
+    OwnerPublic,
+    PassphraseFile,
+    State,
+    load_trusted,
+    passphrase_source,
+    stores_beside,
+)
 from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.image_ids import parse_images
 from psl_flower.sealed import keyfile
@@ -23,22 +32,8 @@ from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.terminal import (
-    load_trusted,
-    passphrase_source,
-    stores_beside,
-)
 from psl_flower.sealed.wrong import Mistake
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_PassphraseFile = Annotated[
-    Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")
-]
-_OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
-_State = Annotated[
-    Path | None,
-    typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower)."),
-]
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
 _WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images that it got wrong.")]
@@ -73,10 +68,10 @@ def restore(
     answers: Annotated[Path | None, typer.Option(help="Folder of their answers; one recipient's key opens it.")] = None,
     why: _Why = "",
     audit_log: _AuditLog = None,
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Put images together again, as k restorers, into PNG files. The audit log is written first."""
     from psl_flower.sealed.audit import FILE, AuditLog
@@ -147,10 +142,10 @@ def authorise(
         Path | None, typer.Option(help="Add signatures to this authorisation instead of making a new one.")
     ] = None,
     why: _Why = "",
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Ask distant nodes for images: sign an authorisation, which an operator hands to them in a Flower run.
 
@@ -204,10 +199,10 @@ def relabel(
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    passphrase_file: _PassphraseFile = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
     seen = SeenBook(state)
@@ -223,7 +218,7 @@ def relabel(
     if len(label or ()) > 1:
         raise ConfigError("--label: one class for all images named; for several classes use --csv, or several commands")
     rows = _rows(image or [], "".join(label or ()), changes)
-    wanted = [(parse_images([name], content)[0], _label_of(content, text)) for name, text in rows]
+    wanted = [(k, _label_of(content, text)) for names, text in rows for k in parse_images([names], content)]
     new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why) if new else before.version
     seen.check_labels(content.dataset, list(book.read(content, author).digests))
@@ -236,9 +231,9 @@ def relabel(
 def audit_log(
     manifest: _ManifestPath,
     log: Annotated[Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")] = None,
-    owner_key: _OwnerPublic = "",
-    state: _State = None,
-    as_json: _Json = False,
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    as_json: Json = False,
 ) -> None:
     """Show and check who restored what, and when. A cut or edited log is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog

@@ -43,7 +43,6 @@ def last_accuracy(folder: RunFolder) -> float | None:
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
-    from psl_flower.assembled import MODEL_FILE
 
     status = folder.read_status()
     return {
@@ -54,7 +53,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,
         "accuracy": last_accuracy(folder),
-        "model": (folder.model / MODEL_FILE).is_file(),
+        "model": folder.has_model,
         "updated": status.updated if status else None,
     }
 

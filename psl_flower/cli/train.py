@@ -260,7 +260,7 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
                     "message": status.message,
                     "step": status.step,
                     "accuracy": status.accuracy,
-                    "model": str(run.model) if completed and run.model.exists() else None,
+                    "model": str(run.model) if completed and run.has_model else None,
                 }
             )
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from psl_flower.data.images import RawDataset, RawSplit, choose_splits, decode_image
 from psl_flower.errors import CorruptImage, DataError, DatasetNotFound
+from psl_flower.paths import expanded
 
 _LABEL_NAMES = ("label", "fine_label", "labels", "class", "target", "category")
 _PLAIN_LABEL_TYPES = frozenset({
@@ -95,7 +96,7 @@ def _load(name: str, folder: Path | None) -> Mapping[str, Any]:
                 "datasets "
                 f"library can read ({error})"
             ) from error
-        tried = f"{name!r}: no such folder ({Path(name).expanduser().absolute()})"
+        tried = f"{name!r}: no such folder ({expanded(name, 'dataset').absolute()})"
         if not reachable:
             raise DatasetNotFound(
                 f"{tried}, and the hub ({huggingface_hub.constants.ENDPOINT}) could not be reached; give a "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from psl_flower.assignment import assign
 from psl_flower.config import RunConfig, size_text
 from psl_flower.data.ingest import Progress, ensure_stores
 from psl_flower.data.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
 from psl_flower.data.store_set import StoreSet, store_request, stores_root
 from psl_flower.errors import ConfigError
+from psl_flower.paths import expanded
 from psl_flower.sealed.seen import SeenBook
 
 
@@ -39,7 +38,7 @@ def prepare_stores(
         # A mistyped path must not become a new set of everybody's keys.
         raise ConfigError(f"keys: {config.keys_path()}: no such folder, or key file; correct it, or leave keys out")
     if is_sealed_dataset(config.dataset):
-        folder = Path(config.dataset).expanduser().absolute()
+        folder = expanded(config.dataset, "dataset").absolute()
         stores = open_sealed_dataset(
             folder, config.keys_path(), config.owner, SeenBook(workspace / "seen"), labels_version=labels_version
         )

@@ -20,6 +20,7 @@ from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest, StoreSet
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
 from psl_flower.files import make_ignored_folder
+from psl_flower.paths import expanded
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, Resized, ingest
@@ -27,13 +28,13 @@ from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
-from psl_flower.sealed.sealing import is_complete
+from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 
 
 def is_sealed_dataset(dataset: str) -> bool:
     """Return whether a dataset's name is a folder that `psl ingest` filled; the embedded one's name is none."""
-    return dataset != EMBEDDED and os.path.isfile(Path(dataset).expanduser() / manifests.FILE)
+    return dataset != EMBEDDED and os.path.isfile(expanded(dataset, "dataset") / manifests.FILE)
 
 
 def ensure_sealed(
@@ -69,13 +70,16 @@ def ensure_sealed(
     with disk_errors(folder):
         make_ignored_folder(root)
         with lock_set(folder):
-            created = not is_complete(folder)
+            # With a manifest it is whole, whatever was interrupted since, and may hold corrections of labels.
+            created = not (folder / manifests.FILE).exists()
             if created:
                 _fill(folder, request, source or request.open_source(), keys, progress)
     try:
         ring = KeyRing(keys)
         owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
         signed = manifests.load(folder, owners[0] if owners else None)
+        if owners and not is_complete(folder):
+            drop_committed(folder, owners[0])
         labels = _read_labels(folder, signed, ring)
     except (ConfigError, WrongOwner, LabelError) as error:
         raise StoreError(

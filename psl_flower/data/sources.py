@@ -21,6 +21,7 @@ from psl_flower.data.hub import load_tables
 from psl_flower.data.image_folder import load_image_folder, walk_files
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.errors import ConfigError, DataError, DatasetNotFound
+from psl_flower.paths import expanded
 
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
@@ -214,7 +215,7 @@ def _local_folder(name: str) -> Path | None:
     """Return the folder of that name, or None for a name that may be the hub's."""
     if not name:
         raise DatasetNotFound('no dataset is named; give a local folder, a name on the hub, or "digits"')
-    path = Path(name).expanduser()
+    path = expanded(name, "dataset")
     if path.is_dir():
         return path.resolve()
     if path.exists():

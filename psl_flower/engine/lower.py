@@ -216,7 +216,6 @@ class LowerEngine:
         return {
             "step": self.step,
             "saved": dict(self.saved),
-            "assignment": list(self.assignment),
             "lower": self.lower.state_dict(),
             "adaptation": self.adaptation.state() if self.adaptation else {},
             "optimizer": self._optimizer.state_dict(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # Flower's simulation runs at most this many handlers at once (vce_api.py: ThreadPoolExecutor()).
-_POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
+POOL_SIZE = min(32, (os.cpu_count() or 1) + 4)
 _FEWEST = 4
 
 
@@ -25,7 +25,7 @@ def simulation(
     adaptation : bool
         Whether the Adaptation Net needs a node more.
     """
-    most = min(num_uppers + adaptation, _POOL_SIZE)
+    most = min(num_uppers + adaptation, POOL_SIZE)
     nodes = min(num_nodes or max(_FEWEST, num_cores) + adaptation, most)
     config: dict[str, int | float] = {
         "num-supernodes": nodes,

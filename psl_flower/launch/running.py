@@ -16,6 +16,7 @@ from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.paths import expanded
 from psl_flower.predicting import check, free_folder, prediction_of
 from psl_flower.resuming import resumed_config
 from psl_flower.runs import RunFolder, Status, free_name, open_run
@@ -37,7 +38,7 @@ def app_folder(given: str = "") -> Path:
     """
     import psl_flower
 
-    folder = Path(given).expanduser().absolute() if given else Path(psl_flower.__file__).parents[1]
+    folder = expanded(given, "--app").absolute() if given else Path(psl_flower.__file__).parents[1]
     if not os.path.isfile(folder / "pyproject.toml"):
         raise RunError(f"{folder}: no Flower app here (no pyproject.toml); give its folder with --app")
     return folder
@@ -231,5 +232,5 @@ def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     of them, whatever lies in this folder.
     """
     named = {key: str(given[key]) for key in _PATHS if given.get(key)}
-    paths = {key: Path(text).expanduser() for key, text in named.items() if (key, text) != ("dataset", EMBEDDED)}
+    paths = {key: expanded(text, key) for key, text in named.items() if (key, text) != ("dataset", EMBEDDED)}
     return {key: str(path.parent.resolve() / path.name) for key, path in paths.items() if os.path.exists(path)}

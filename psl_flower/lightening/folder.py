@@ -21,13 +21,12 @@ from pathlib import Path
 
 import msgspec
 
-from psl_flower.assembled import MODEL_FILE
 from psl_flower.errors import RunError
 from psl_flower.files import write_atomically
 from psl_flower.lightening.artefacts import WHOLE_FILE
 from psl_flower.lightening.loop import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.runs import RunFolder
+from psl_flower.runs import MODEL_FILE, RunFolder
 
 FOLDER = "light"
 THIRD = "third"

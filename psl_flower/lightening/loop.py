@@ -7,7 +7,7 @@ lightening makes a network faster and less accurate. Where a measurement is nois
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -211,11 +211,6 @@ def search(
     end, reason = _why(too_slow, too_wrong, max_degree)
     best = min(attempts, key=lambda attempt: conditions.shortfall(attempt.judged))
     return Outcome(end=end, attempts=tuple(attempts), best=best, reason=reason)
-
-
-def degrees_tried(attempts: Sequence[Attempt]) -> str:
-    """Return the degrees of attempts as text, in their order."""
-    return ", ".join(str(attempt.degree) for attempt in attempts)
 
 
 def _why(too_slow: int, too_wrong: int, max_degree: int) -> tuple[End, str]:

@@ -3,8 +3,9 @@
 The format is described byte by byte in docs/store-format.md, what it protects and what not in
 docs/threat-model.md.
 
-    keys, keyfile, secret, suite     identities, their files, primitives and purposes
-    disk, folders                    crash-safe files, local or by URL
+    keys, keyfile, keyring           identities, their files, folders of these
+    secret, suite                    primitives and purposes
+    disk, folders, url_folder        crash-safe files, local or by URL
     header, records, merkle, segment the immutable files of a store
     envelope, manifest, seen         signed documents; what was seen before
     epoch, shares                    keys of one epoch; k of n

@@ -154,7 +154,7 @@ class NewFolder:
     Raises
     ------
     StoreExists
-        If something that is not an empty folder has the name already, or it is the current folder.
+        If something that is not an empty folder has the name already, or it is the current folder or a mounted one.
     StoreUnreachable
         If the disk refuses.
     """
@@ -163,11 +163,14 @@ class NewFolder:
         try:
             taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
             current = target.is_dir() and target.samefile(os.curdir)
+            mounted = target.is_mount()
             self.target = target.absolute()
         except OSError as error:
             raise _refused("read", target, error) from None
         if taken:
             raise StoreExists(f"{target} exists already; name a new or an empty folder")
+        if mounted:
+            raise StoreExists(f"{target} is a mounted folder, which cannot be replaced; name a new folder in it")
         if current:
             # It would be replaced: who stands in it, such as the shell, would see nothing of the new one.
             raise StoreExists(f"{target} is the current folder, which cannot be replaced; name a new folder")
@@ -186,8 +189,12 @@ class NewFolder:
         if kind is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        DISK.sync_folder(self.path)
-        DISK.rename(self.path, self.target)
+        try:
+            DISK.sync_folder(self.path)
+            DISK.rename(self.path, self.target)
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
         DISK.sync_folder(self.target.parent)
 
 

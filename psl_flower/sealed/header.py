@@ -51,7 +51,6 @@ from psl_flower.sealed.suite import (
 MAGIC = b"PSLSTORE"
 VERSION = 1
 DTYPE_UINT8 = 1
-MAX_POSITIONS = 65535
 MAX_RECORD_BYTES = 1 << 28
 _FIXED = struct.Struct("<8sHHHH16s16sIIIIQIIII8s32s")
 _MAC_BYTES = 32

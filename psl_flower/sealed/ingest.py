@@ -160,7 +160,7 @@ def ingest(
     owner.expect(Role.OWNER)
     disk.make_folder(out)
     with locked(out / LOCK_FILE):
-        draft = load_draft(out, owner)
+        draft = load_draft(out, owner.public)
         current = manifests.load(out, owner.public) if (out / manifests.FILE).exists() else None
         if draft is not None and current is not None and is_committed(draft, current):
             # Only the draft's removal was interrupted.

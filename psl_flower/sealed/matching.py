@@ -63,9 +63,10 @@ def place_of(folder: Path, manifest: Manifest, upper: int) -> Path:
     """
     wanted = next((entry.store for entry in manifest.stores if entry.upper == upper), None)
     usual = store_folder(folder, upper)
-    for place in sorted(folder.glob("store-*"), key=lambda found: found != usual):
-        if wanted is not None and place.is_dir() and _name(open_folder(place), manifest) == wanted:
-            return place
+    for place in sorted(folder.glob("store-*"), key=lambda place: place != usual):
+        with contextlib.closing(open_folder(place)) as found:
+            if wanted is not None and place.is_dir() and _name(found, manifest) == wanted:
+                return place
     raise StoreNotFound(f"{folder} does not hold the store of Upper {upper}")
 
 

@@ -108,7 +108,7 @@ def rotate(
     """
     with locked(out / LOCK_FILE):
         current = manifests.load(out, owner.expect(Role.OWNER).public)
-        draft = load_draft(out, owner)
+        draft = load_draft(out, owner.public)
         if draft is not None and is_committed(draft, current):
             # Only what follows the commit was interrupted.
             same = draft.source == _source(current.manifest.previous, changes)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from psl_flower.errors import KeyMismatch, StoreNotFound
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
+from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.folders import Folder
-from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.keys import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
-from psl_flower.sealed.manifest import DRAFT_FILE, Manifest, PixelSums, SignedManifest, SplitRange
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, PixelSums, SignedManifest, SplitRange
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.segment import SegmentWriter
 from psl_flower.sealed.suite import Purpose, context
@@ -182,7 +182,7 @@ class Sealing:
         self.save()
 
 
-def load_draft(out: Path, owner: Identity) -> Draft | None:
+def load_draft(out: Path, owner: PublicIdentity) -> Draft | None:
     """Return the draft that an interrupted sealing left, or None.
 
     Raises
@@ -195,7 +195,7 @@ def load_draft(out: Path, owner: Identity) -> Draft | None:
     except StoreNotFound:
         return None
     signed = envelope.parse(KIND, data, str(out / DRAFT_FILE))
-    if not signed.signed_by(owner.public):
+    if not signed.signed_by(owner):
         raise KeyMismatch(f"{out / DRAFT_FILE} was left by another owner")
     return envelope.decode(signed.payload, Draft, str(out / DRAFT_FILE))
 
@@ -214,6 +214,20 @@ def drop_draft(out: Path, disk: Disk) -> None:
     """Remove the draft: the last step of what a command does, after which the command repeated is another one."""
     disk.remove(out / DRAFT_FILE)
     disk.sync_folder(out)
+
+
+def drop_committed(out: Path, owner: PublicIdentity) -> None:
+    """Remove the draft of what was committed, so that labels can be corrected; any other stays.
+
+    Raises
+    ------
+    KeyMismatch
+        If it is another owner's.
+    """
+    with locked(out / LOCK_FILE):
+        draft = load_draft(out, owner)
+        if draft is not None and is_committed(draft, manifests.load(out, owner)):
+            drop_draft(out, DISK)
 
 
 def sizes(bytes_per_image: int, num_stores: int) -> tuple[int, int]:

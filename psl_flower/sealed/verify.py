@@ -182,7 +182,7 @@ def check_records(
         if len(wrong) == 2:
             return [RecordSwapped(f"{where}: records {wrong[0]} and {wrong[1]} changed places")]
         return [RecordsReordered(f"{where}: {len(wrong)} records changed places, the first is {wrong[0]}")]
-    foreign = _foreign({leaves[slot] for slot in wrong if comes_from[slot] is None}, folder, manifest, matched)
+    foreign = _foreign({leaves[slot] for slot in wrong if comes_from[slot] is None}, manifest, matched)
     errors: list[StoreError] = [
         _name(slot, comes_from[slot], foreign.get(leaves[slot]), where) for slot in wrong[:_MAX_NAMED]
     ]
@@ -199,9 +199,7 @@ def _name(slot: int, comes_from: int | None, foreign: str | None, where: str) ->
     return RecordDamaged(f"{where}: record {slot} was changed")
 
 
-def _foreign(
-    leaves: set[bytes], folder: Folder, manifest: Manifest, matched: Sequence[tuple[Folder, StoreEntry]]
-) -> dict[bytes, str]:
+def _foreign(leaves: set[bytes], manifest: Manifest, matched: Sequence[tuple[Folder, StoreEntry]]) -> dict[bytes, str]:
     """Look for records in the other segments that were given."""
     found: dict[bytes, str] = {}
     for other, entry in matched if leaves else ():

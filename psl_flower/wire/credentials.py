@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from psl_flower.doctor.certificates import check_authority, check_exchange_certificate
 from psl_flower.doctor.finding import Finding
 from psl_flower.errors import ConfigError
+from psl_flower.paths import expanded
 from psl_flower.wire.tls import Identity, NodeTls, ephemeral_identity
 
 log = logging.getLogger("psl_flower")
@@ -74,14 +74,14 @@ def node_tls(*, ca: str = "", cert: str = "", key: str = "", allow_plaintext: bo
 
 
 def _identity(cert: str, key: str, role: Literal["server", "node"], addresses: tuple[str, ...] = ()) -> Identity:
-    cert_path, key_path = Path(cert).expanduser(), Path(key).expanduser()
+    cert_path, key_path = expanded(cert, "exchange-cert"), expanded(key, "exchange-key")
     _refuse(check_exchange_certificate(cert_path, key_path, role, addresses))
     own, *chain = x509.load_pem_x509_certificates(cert_path.read_bytes())
     return Identity(_pem([own]), key_path.read_bytes(), _pem(chain))
 
 
 def _authority(setting: str, file: str) -> str:
-    path = Path(file).expanduser()
+    path = expanded(file, setting)
     _refuse(check_authority(path, setting))
     return _pem(x509.load_pem_x509_certificates(path.read_bytes()))
 

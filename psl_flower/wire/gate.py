@@ -151,6 +151,16 @@ class Gate:
             os.close(self._wake_fd)
 
     def _serve(self) -> None:
+        try:
+            self._serve_until_closed()
+        finally:  # also after a defect of ours: another endpoint may need the port
+            self.refusals.settle(closing=True)
+            for guest in list(self._guests):
+                self._drop(guest, None)
+            self._selector.close()
+            self._listener.close()
+
+    def _serve_until_closed(self) -> None:
         while not self._closing:
             times = [guest.deadline for guest in self._guests]
             if self.refusals.minute_end is not None:
@@ -166,11 +176,6 @@ class Gate:
             for guest in [guest for guest in self._guests if guest.deadline <= now]:
                 self._drop(guest, PeerLost(f"no valid Hello within {self._handshake_timeout_s:g} s"))
             self.refusals.settle()
-        self.refusals.settle(closing=True)
-        for guest in list(self._guests):
-            self._drop(guest, None)
-        self._selector.close()
-        self._listener.close()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
@@ -232,13 +237,20 @@ class Gate:
         except StopIteration as end:
             self._drop(guest, None, close=end.value is None)
             if end.value is not None:
-                self._let_in(guest.connection, end.value)
+                self._admit(guest, end.value)
         except Exception:  # a defect of ours must not close the gate for everybody
             log.exception("the greeting of %s failed", guest.address)
             self._drop(guest, None)
         else:
             events = selectors.EVENT_WRITE if wanted == select.POLLOUT else selectors.EVENT_READ
             self._selector.modify(guest.connection.sock, events, guest)
+
+    def _admit(self, guest: _Guest, hello: Hello) -> None:
+        try:
+            self._let_in(guest.connection, hello)
+        except Exception:  # such as no file descriptor left for its worker
+            log.exception("%s could not be let in", guest.address)
+            guest.connection.close()
 
     def _make_room(self) -> None:
         """Drop a guest of the host that has most: the oldest silent or already turned away one, else the oldest."""

@@ -165,28 +165,37 @@ def connect(
     trusted = own.authority if own.authority_pem else "the one that this run announced"
     deadline = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
+    peer, unanswered = f"Lower at {host}:{port}", None
     for attempt in range(1, _ATTEMPTS + 1):
+        greeted = False
         try:
-            return _connect_once(host, port, hello, context, trusted, announced, deadline, limits or Limits())
-        except PeerLost:
+            connection = _open(host, port, peer, context, trusted, announced, deadline, limits or Limits())
+            greeted = True
+            return _greet(connection, hello, peer, deadline)
+        except PeerLost as error:
+            unanswered = error if greeted else unanswered
             if attempt == _ATTEMPTS or time.monotonic() + pause_s >= deadline:
                 raise
+        except AuthenticationError:
+            if greeted and unanswered is not None:
+                # The token may have been taken with the Hello that was not answered: that one's end is what happened.
+                raise unanswered from None
+            raise
         time.sleep(pause_s)
         pause_s *= 2
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _connect_once(
+def _open(
     host: str,
     port: int,
-    hello: Hello,
+    peer: str,
     context: ssl.SSLContext | None,
     trusted: str,
     announced: str,
     deadline: float,
     limits: Limits,
-) -> UpperStream:
-    peer = f"Lower at {host}:{port}"
+) -> Connection:
     with translated(peer, "connecting"):
         sock = socket.create_connection((host, port), timeout=max(0.001, min(_CONNECT_S, deadline - time.monotonic())))
         try:
@@ -202,6 +211,14 @@ def _connect_once(
             connection.run(connection.handshake(), deadline, "the TLS handshake")
         except AuthenticationError as error:
             raise AuthenticationError(f"{error} ({announced})") from error
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _greet(connection: Connection, hello: Hello, peer: str, deadline: float) -> UpperStream:
+    try:
         connection.send(Frame(hello), deadline)
         answer = connection.receive(Expectation(Welcome), deadline)
         if isinstance(answer.message, Abort):

@@ -72,8 +72,12 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Kill what is left of it."""
-        for left in [self._process, *self._processes()]:
-            left.kill()
+        self._process.kill()
+        while left := self._processes():
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=_POLL_S)
         self._process.wait()
 
     def finish(self) -> None:
@@ -109,7 +113,8 @@ class Job:
         victims = self._victims(role)
         if not victims:
             raise RunError(f"no {role} to kill at step {self.step()}")
-        draw.choice(victims).kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it died by itself, which is as good
+            draw.choice(victims).kill()
 
     def _read(self) -> None:
         assert self._process.stdout is not None

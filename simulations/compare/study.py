@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.batches import BatchOrder
+from psl_flower.batches import batch_order
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
@@ -132,7 +132,7 @@ class Study:
         self._whole_config = whole_image_config(self._shared)
         self.whole = prepare_stores(self._whole_config, progress.ingesting)
         self.methods = plan(self._shared, options.choice, self.whole.manifest.image_size)
-        self.steps_per_epoch = _steps_per_epoch(config, self.whole)
+        self.steps_per_epoch = batch_order(config, self.whole.manifest).steps_per_epoch
         # Rounds end with an epoch, so a round is a whole part of one.
         wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
         self._evaluations = next(number for number in wanted if self.steps_per_epoch % number == 0)
@@ -332,8 +332,3 @@ def confusion(label: Sequence[int], predicted: Sequence[int], num_classes: int) 
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (np.asarray(label, np.int64), np.asarray(predicted, np.int64)), 1)
     return tuple(tuple(row) for row in counts.tolist())
-
-
-def _steps_per_epoch(config: RunConfig, stores: StoreSet) -> int:
-    pool = stores.manifest.samples_of("train")
-    return BatchOrder(pool=pool, batch_size=config.batch_size, seed=config.seed).steps_per_epoch

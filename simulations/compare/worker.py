@@ -148,12 +148,13 @@ def _alone(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
     """Train in one graph."""
+    from psl_flower.batches import batch_order
     from psl_flower.engine.monolith import Monolith
     from psl_flower.whole_image import MergedPatches
 
     make = MergedPatches if job.kind == MERGED else Monolith
     trainer = make(config, stores.manifest, stores.labels, opened, device)
-    steps_per_epoch = _steps_per_epoch(config, stores)
+    steps_per_epoch = batch_order(config, stores.manifest).steps_per_epoch
     points: list[Point] = []
     train_s = 0.0
     for _ in range(config.rounds):
@@ -199,6 +200,7 @@ def _exchange(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
     """Train with all parties of the federated engine."""
+    from psl_flower.batches import batch_order
     from psl_flower.checkpoints import Checkpoints
     from psl_flower.engine.build import (
         make_averaging,
@@ -230,7 +232,7 @@ def _exchange(
         averaging=make_averaging(config, manifest),
         on_step=lambda report: tell(report.step),
     )
-    steps_per_epoch = _steps_per_epoch(config, stores)
+    steps_per_epoch = batch_order(config, stores.manifest).steps_per_epoch
     points: list[Point] = []
     train_s = 0.0
     for _ in range(config.rounds):
@@ -256,13 +258,6 @@ def _exchange(
         up={str(m): count for m, count in exchange.bytes_up().items()},
         down={str(m): count for m, count in exchange.bytes_down().items()},
     )
-
-
-def _steps_per_epoch(config: RunConfig, stores: StoreSet) -> int:
-    from psl_flower.batches import BatchOrder
-
-    pool = stores.manifest.samples_of("train")
-    return BatchOrder(pool=pool, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
 
 
 def _ints(values: NDArray[np.int64]) -> tuple[int, ...]:

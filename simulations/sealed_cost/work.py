@@ -17,6 +17,7 @@ import numpy as np
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError, RunError
+from psl_flower.machine import forbid_core_dumps
 from simulations.machine import anonymous, peak
 from simulations.sealed_cost.results import Ingest, Reading, Restoring
 
@@ -150,13 +151,13 @@ def ingest(job: IngestJob) -> Ingest:
 def restore(job: RestoreJob) -> Restoring:
     """Put images together as the restorers do, and write them."""
     from psl_flower.cli.asking import captions
+    from psl_flower.cli.terminal import stores_beside
     from psl_flower.sealed import keyfile
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.audit import FILE, AuditLog
     from psl_flower.sealed.export import export
     from psl_flower.sealed.keyring import DEMO_RESTORERS
     from psl_flower.sealed.restore import restore as do_restore
-    from psl_flower.sealed.terminal import stores_beside
 
     folder = Path(job.folder)
     signed = manifests.load(folder / "set")
@@ -182,6 +183,7 @@ def one_core() -> None:
 
 def main() -> None:
     """Do the job on standard input."""
+    forbid_core_dumps()  # jobs open keys
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=ReadJob | IngestJob | RestoreJob)
     done: Reading | Ingest | Restoring
     if isinstance(job, ReadJob):

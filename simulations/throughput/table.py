@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulations.tables import Cells, Presentation, Row, again, machine, spread
-from simulations.throughput.results import PARTS, Report, Summary
+from simulations.throughput.results import PARTS, Report
 
 
 def present(report: Report) -> Presentation:
@@ -74,7 +74,7 @@ def memory(report: Report) -> Cells:
     return head, [
         (
             summary.mode,
-            _process(summary, role),
+            _process(role),
             f"{peak / 1e6:.0f}",
             f"{summary.pss_bytes[role] / 1e6:.0f}" if role in summary.pss_bytes else "-",
         )
@@ -111,7 +111,7 @@ def _several(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number > 1)}"
 
 
-def _process(summary: Summary, role: str) -> str:
+def _process(role: str) -> str:
     return {"Upper": "largest Upper process", "Flower": "Flower and Ray, all others together"}.get(role, role)
 
 

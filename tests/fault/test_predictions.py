@@ -152,6 +152,8 @@ def test_named_images_and_the_train_split(place: Path) -> None:
     assert columns(folder)["split"].tolist() == ["test", "test", "train"]
     result = load_result(folder.path)
     assert result is not None and not result.whole
+    both = predict(grid(place), place, predict_images=f"{place / 'ids.txt'},test:1", run_name="both")
+    assert columns(RunFolder(both.path.parent / "both"))["sample"].tolist() == [35, 24, 3, 25]
     predict(grid(place), place, predict_split="train", run_name="train")
     train = columns(RunFolder(folder.path.parent / "train"))
     assert train["sample"].tolist() == list(range(24))

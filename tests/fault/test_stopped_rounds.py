@@ -10,7 +10,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.rounds import RoundDriver
-from psl_flower.errors import NodeLost, TrainingStopped
+from psl_flower.errors import NodeLost, RunError, TrainingStopped
 from psl_flower.runs import RunFolder
 from tests.in_process import InProcessGrid, engines_one_by_one
 
@@ -97,3 +97,20 @@ def test_an_evaluation_that_a_node_was_lost_in_is_repeated_and_told_of(stores, t
     whole, cut = (RunFolder(tmp_path / "runs" / name).read_metrics() for name in ("whole", "cut"))
     same = ("round", "step", "loss", "train_accuracy", "accuracy", "test_loss")
     assert [[row[key] for key in same] for row in cut] == [[row[key] for key in same] for row in whole]
+
+
+def test_a_model_that_could_not_be_written_is_written_by_the_next(stores, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("psl_flower.assembled.write_atomically", full)
+        with pytest.raises(RunError, match="cannot write the model"):
+            serve(stores, tmp_path, **SETTINGS, run_name="cut")
+    run = RunFolder(tmp_path / "runs" / "cut")
+    assert run.model.is_dir() and not run.has_model
+    serve(stores, tmp_path, resume="cut")
+    assert run.has_model and run.read_status().state == "completed"
+    with pytest.raises(RunError, match="is complete"):
+        serve(stores, tmp_path, resume="cut")

@@ -146,6 +146,12 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         (1, "relabel", "alice", "misread"),
     ]
     assert history["versions"][1]["changes"][0][::2] == [3, 7]
+    corrected: list[str | Path] = ["relabel", "--manifest", out, "--identity", people[0], "--label", "7"]
+    psl(*corrected, "--image", "9,test:2")
+    history = json.loads(psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout)
+    assert {change[2] for change in history["versions"][3]["changes"]} == {7}
+    assert len(history["versions"][3]["changes"]) == 2
+    assert "no image is named" in refused(errors.ConfigError, *corrected, "--image", ",")
     refused(
         errors.ConfigError,
         "relabel",

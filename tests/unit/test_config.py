@@ -203,3 +203,10 @@ def test_workspace(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunConfig().workspace_path() == tmp_path / "psl-flower"
     assert RunConfig(workspace="~/w").workspace_path() == tmp_path / "w"
+
+
+def test_a_home_that_is_none_is_refused_in_words(tmp_path):
+    for setting in ("keys", "workspace"):
+        config = RunConfig.from_mapping({setting: "~no-such-user/x"})
+        with pytest.raises(ConfigError, match=f"{setting}: ~no-such-user/x: Could not determine home"):
+            config.keys_path() if setting == "keys" else config.workspace_path()

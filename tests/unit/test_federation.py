@@ -23,7 +23,7 @@ NODES = [
 @pytest.mark.parametrize(("asked", "nodes"), NODES)
 def test_nodes_and_slots(asked, nodes, monkeypatch):
     assert NODES
-    monkeypatch.setattr(federation, "_POOL_SIZE", 10)
+    monkeypatch.setattr(federation, "POOL_SIZE", 10)
     num_uppers, num_cores, num_nodes, adaptation = asked
     config = simulation(num_uppers, num_cores, 0, num_nodes, adaptation=adaptation)
     assert config == {"num-supernodes": nodes, "client-resources-num-cpus": 1, "init-args-num-cpus": nodes}

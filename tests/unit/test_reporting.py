@@ -1,13 +1,15 @@
 import contextlib
+import logging
 import socket
 import ssl
 import threading
 
 import httpx
+import numpy as np
 import pytest
 
 from psl_flower.engine.lower import StepLoss
-from psl_flower.engine.rounds import StepReport
+from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import RunError, TrainingStopped
 from psl_flower.runs import create_run
 from server.reporting import Reporter
@@ -74,3 +76,46 @@ def test_the_loss_of_the_superlink_is_said_in_one_line(tmp_path):
     )
     assert _told(run, gone.value) == "error: the SuperLink cannot be reached: Connection refused; see its log"
     assert "ValueError: x; the traceback follows" in _told(run, ValueError("x"))
+
+
+def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch, caplog):
+    run = create_run(tmp_path, "tiny", "digits")
+    reporter = Reporter(run, run_id="1", every_s=0)
+    monkeypatch.setattr(logging.getLogger("psl_flower"), "propagate", True)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("psl_flower.runs.write_atomically", full)
+    reporter.fail(RunError("the reason"))
+    assert "error: the reason" in caplog.text
+    assert "status.json: cannot write: No space left on device" in caplog.text
+
+
+def test_a_round_whose_predictions_were_not_written_is_evaluated_again(tmp_path, monkeypatch):
+    """Whether it was is read from its metrics, so these come last; and the predictions before stay whole."""
+    run = create_run(tmp_path, "tiny", "digits")
+    reporter = Reporter(run, run_id="1", every_s=0)
+    reporter.plan(rounds=2, total_steps=2, steps_per_round=1, done=0)
+    one = np.ones(1, np.int64)
+    predictions = Predictions(sample=one, label=one, predicted=one, confidence=np.ones(1, np.float32), loss=0.0)
+
+    def done(step):
+        reporter.round(
+            step,
+            RoundReport(step=step, steps=[_report(step)], predictions=predictions, seconds=1.0, train_s=1.0),
+            {},
+            {},
+        )
+
+    done(1)
+    before = (run.path / "predictions.npz").read_bytes()
+
+    def killed(path, *_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("psl_flower.runs.write_atomically", killed)
+        done(2)
+    assert [metrics["step"] for metrics in run.read_metrics()] == [1]
+    assert (run.path / "predictions.npz").read_bytes() == before

@@ -63,3 +63,19 @@ def test_a_key_in_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.Mo
         patched.setattr(Path, "stat", refuse)
         with pytest.raises(errors.StoreUnreachable, match="Permission denied"):
             keyfile.save(Identity.generate(Role.NODE, "node"), tmp_path / "k")
+
+
+def test_a_name_that_is_refused_in_the_end(tmp_path: Path) -> None:
+    """What was to have it, images perhaps, does not stay under another."""
+    with pytest.raises(errors.StoreUnreachable, match="cannot"), NewFolder(tmp_path / "new") as folder:
+        (folder / "image").write_bytes(b"it")
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "somebody's").write_bytes(b"")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_mounted_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the one of a container; the kernel would refuse when all has been done."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(errors.StoreExists, match="mounted folder"):
+        NewFolder(tmp_path)

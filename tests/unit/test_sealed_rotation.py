@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from psl_flower import errors
+from psl_flower.cli.terminal import stores_beside
 from psl_flower.sealed import envelope
 from psl_flower.sealed import labels as label_versions
 from psl_flower.sealed.audit import AuditLog
@@ -19,7 +20,6 @@ from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.store import SealedStore
-from psl_flower.sealed.terminal import stores_beside
 from psl_flower.sealed.verify import verify
 from tests.unit.tiny_sealed import content
 from tests.vectors.sealed_support import ArraySource, World

@@ -14,8 +14,10 @@ from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import ConfigError, DataError, LabelError, PslError
 from psl_flower.sealed import ingest, keyfile
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.labels import LabelBook
-from tests.unit.tiny_pictures import listing, request_for
+from psl_flower.sealed.rotate import Changes, rotate
+from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 from tests.unit.tiny_sealed import content, make_sealed, same_sets
 
 CUTS = {
@@ -141,3 +143,40 @@ def test_corrected_labels_are_used_and_the_old_ones_can_be_had(tmp_path, picture
     with pytest.raises(LabelError, match="version 3 is missing") as caught:
         make_sealed(tmp_path, request_for(pictures), labels_version=3)
     assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_rotation_that_was_interrupted_costs_nothing(tmp_path, pictures, committed):
+    """The set is as it was before, or after; a training neither makes it again nor asks for its end."""
+
+    class Dying(Disk):
+        def remove(self, path):
+            if path.name == "draft.psl":
+                raise KeyboardInterrupt
+            super().remove(path)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    made = make_sealed(tmp_path, request_for(pictures))
+    correct(made, "restorer-1", (1, 1))
+    before = make_sealed(tmp_path, request_for(pictures))
+    owner = keyfile.load(made.keys / "owner.key")
+    places = [made.store_path(m) for m in range(made.manifest.num_uppers)]
+    with pytest.raises(KeyboardInterrupt):
+        if committed:
+            rotate(made.folder, owner, places, Changes(), disk=Dying())
+        else:
+            rotate(made.folder, owner, places, Changes(), progress=die)
+    assert (made.folder / "draft.psl").exists()
+    again = make_sealed(tmp_path, request_for(pictures))
+    assert not again.created
+    assert again.manifest.fingerprint == before.manifest.fingerprint
+    assert manifests.load(again.folder).manifest.epoch == 1 + committed
+    np.testing.assert_array_equal(again.labels, before.labels)
+    np.testing.assert_array_equal(images_of(again), files_of(pictures).transpose(0, 3, 1, 2))
+    # Of what was committed nothing is left to finish; a draft of what was not goes on.
+    assert (made.folder / "draft.psl").exists() is not committed
+    if not committed:
+        rotate(made.folder, owner, places, Changes())
+    correct(made, "owner", (2, 1))

@@ -1,5 +1,6 @@
 """The keys of a demonstration's sealed set: one for each store; lost and replaced ones; permissions."""
 
+import os
 import shutil
 import stat
 
@@ -86,3 +87,15 @@ def test_the_permissions_of_a_folder_named_for_keys_stay(tmp_path, pictures):
     make_sealed(tmp_path, request_for(pictures))
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o755
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "keys").glob("*.key")} == {0o600}
+
+
+def test_no_file_descriptor_is_left(tmp_path, pictures):
+    """A simulated node opens its store anew every round, in a process that lives on."""
+    made = make_sealed(tmp_path, request_for(pictures))
+
+    def opened():
+        made.open(0).close()
+        return len(os.listdir("/proc/self/fd"))
+
+    opened()
+    assert opened() == opened()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from psl_flower.cli.terminal import stores_beside
 from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.build import make_network
@@ -12,7 +13,6 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
-from psl_flower.sealed.terminal import stores_beside
 from tests.engines import Federation
 from tests.unit.tiny_pictures import images_of
 from tests.vectors.sealed_support import ArraySource, World

@@ -269,6 +269,23 @@ def test_a_node_that_comes_back_with_a_new_ticket_replaces_its_old_connection(
     old.close()
 
 
+def test_one_that_cannot_be_let_in_does_not_close_the_gate(
+    endpoint: ExchangeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor for its worker, say: its ticket is taken, so the end of its connection is what it tells."""
+    let_in = endpoint._gate._let_in
+
+    def full(*_: object) -> None:
+        monkeypatch.setattr(endpoint._gate, "_let_in", let_in)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(endpoint._gate, "_let_in", full)
+    with pytest.raises(PeerLost):
+        join(endpoint, 0)
+    with join(endpoint, 0):
+        endpoint.wait_for([0], 5)
+
+
 def test_receive_has_a_deadline(endpoint: ExchangeEndpoint) -> None:
     with join(endpoint, 0) as stream, pytest.raises(PeerLost, match="the deadline passed"):
         stream.receive(Expectation(Step), timeout_s=0.05)

@@ -7,6 +7,9 @@ import getpass
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from psl_flower.errors import ConfigError, PassphraseError, StoreNotFound
 from psl_flower.sealed import keyfile
@@ -17,6 +20,11 @@ from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 
+PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
+OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
+State = Annotated[
+    Path | None, typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower).")
+]
 _PASSPHRASE_LIMIT = 4096
 
 
