@@ -62,7 +62,7 @@ def loss_parts(
     num_absent: int = 0,
     label_smoothing: float = 0.0,
 ) -> LossParts:
-    """Return the full loss with its parts (DESIGN.md section 3; Mabuchi and Ishikawa, WACV 2023).
+    """Return the full loss with its parts (Mabuchi and Ishikawa, WACV 2023).
 
     Full_Loss = Lower_Loss + alpha * sum over Uppers m of [Upper_Loss_m / (P / M)], where Upper_Loss_m is the sum over
     its patches of the cross entropy of the Adaptation Net's logits, mean over the batch.

@@ -194,7 +194,9 @@ def ingest(
             "(--lower-key seals it)"
         )
     if not manifest.restorers:
-        typer.echo("no restorer is named: only the owner's key can ever put an image together again")
+        typer.echo(
+            "no restorer is named: nobody can put an image together again, until psl rotate --restorer NAME=KEY names one"
+        )
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:

@@ -43,7 +43,7 @@ from simulations.machine import circumstances
 from simulations.progress import Progress
 from simulations.reports import write
 
-# Where the recipe is not that of a run's defaults (DESIGN.md section 3).
+# Where the recipe is not that of a run's defaults (docs/accuracy.md).
 DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
 # Training images shown.
 _PICTURED = 5

@@ -17,7 +17,7 @@ WHOLE = PatchGrid(image_size=(16, 24), patch_size=(16, 24), stride=(16, 24))
 
 
 def resnet(backbone="resnet18", stem="cifar", in_channels=3, num_classes=10):
-    """Return torchvision's ResNet with the stem that DESIGN.md section 3 asks for."""
+    """Return torchvision's ResNet with the stem that small images get."""
     net = torchvision.models.get_model(backbone, weights=None, num_classes=num_classes)
     if stem == "cifar":
         net.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)

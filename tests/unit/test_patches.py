@@ -15,7 +15,7 @@ def grid(image, patch, stride=None, fit="exact"):
 SIMPLE = grid((4, 6), (2, 3))
 OVERLAP = grid((4, 4), (2, 2), (1, 1))
 
-# image, patch, stride -> rows, columns; the first four are those of DESIGN.md section 2.
+# image, patch, stride -> rows, columns; the first four are the usual ones.
 COUNTS = [
     ((32, 32), (16, 16), (16, 16), (2, 2)),
     ((32, 32), (8, 8), (8, 8), (4, 4)),
