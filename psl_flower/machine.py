@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 
@@ -46,10 +47,17 @@ def usable_cores() -> int:
 
 def count_gpus() -> int:
     """Return the number of NVIDIA GPUs, without loading torch."""
+    return len(list_gpus())
+
+
+def list_gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs, without loading torch."""
     if not shutil.which("nvidia-smi"):
-        return 0
+        return []
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+        return []
+    # GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)
+    found = re.findall(r"^GPU \d+: (.*?) \(UUID", listed.stdout, re.MULTILINE)
+    return found if listed.returncode == 0 else []

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 import psutil
 
-from psl_flower.machine import count_gpus, usable_cores
+from psl_flower.machine import list_gpus, usable_cores
 
 _PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
 
@@ -48,11 +48,13 @@ def pss(pid: int | str = "self") -> int | None:
 
 def _describe_machine() -> dict[str, str | int | float]:
     """Return what the numbers depend on: processor, cores, memory, system, and how busy it was."""
+    gpus = list_gpus()
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "memory_bytes": int(psutil.virtual_memory().total),
-        "gpus": count_gpus(),
+        "gpus": len(gpus),
+        "gpu": ", ".join(dict.fromkeys(gpus)),
         "system": platform.platform(),
         "load_before": round(os.getloadavg()[0], 2),
     }

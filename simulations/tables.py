@@ -61,7 +61,8 @@ def show(presentation: Presentation) -> None:
 def machine(report: Report) -> str:
     """Return the report's machine in some words."""
     found = report.machine
-    return f"{found['cpu']}, {found['cores']} cores, {float(found['memory_bytes']) / 2**30:.0f} GiB"
+    gpus = f", {found['gpus']} {found.get('gpu') or 'GPUs'}" if found["gpus"] else ""
+    return f"{found['cpu']}, {found['cores']} cores, {float(found['memory_bytes']) / 2**30:.0f} GiB{gpus}"
 
 
 def dataset_name(name: str) -> str:

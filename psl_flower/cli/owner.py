@@ -194,9 +194,7 @@ def ingest(
             "(--lower-key seals it)"
         )
     if not manifest.restorers:
-        typer.echo(
-            "no restorer is named: nobody can put an image together again, until psl rotate --restorer NAME=KEY names one"
-        )
+        typer.echo("no restorer is named: nobody can put an image together again until psl rotate --restorer names one")
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:

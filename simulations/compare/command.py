@@ -52,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dirichlet-alpha", type=_number, default=0.5, help="the smaller, the more clients' classes differ [0.5]")
     add("--clients", type=int, default=0, help="of averaging [as many as the first grid has patches]")
     add("--local-epochs", type=count, default=1, help="passes of a client in a round of averaging [1]")
+    add("--proximal-mu", type=_number, default=0.01, help="weight of FedProx' proximal term [0.01]")
+    add("--server-lr", type=_number, default=0.01, help="FedAdam's learning rate on the server [0.01]")
     add("--seeds", type=_list(_seed), default=(0,), metavar="LIST", help="every method is trained with each [0]")
     add("--epochs", type=count, default=5, help="passes over the training images [5]")
     add("--evaluations", type=count, default=1, help="in an epoch, at most [1]")
@@ -61,7 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="patch-split learning: through flwr run, or without Flower: by the same engine in one process, or as one "
         "graph, which is fastest on a GPU [flwr]")  # fmt: skip
     add("--absent", action="store_true", help="with --engine one-graph: also accuracy without some Uppers")
-    add("--target", type=_number, help="accuracy of which the epochs are counted [nine tenths of the whole image's]")
+    add("--target", type=_share, help="accuracy, 0 to 1, of which the epochs are counted [nine tenths of what the "
+        "whole image augmented by patches comes to, or without it the mean of all that is trained]")  # fmt: skip
     return parser
 
 
@@ -82,7 +85,7 @@ def read_options(given: argparse.Namespace) -> study.Options:
     choice = Choice(
         methods=given.methods, grids=given.grids, alphas=given.alphas, variants=given.variants,
         partitions=given.partitions, dirichlet_alpha=given.dirichlet_alpha, clients=given.clients,
-        local_epochs=given.local_epochs,
+        local_epochs=given.local_epochs, proximal_mu=given.proximal_mu, server_lr=given.server_lr,
     )  # fmt: skip
     return study.Options(
         choice=choice, seeds=given.seeds, epochs=given.epochs, evaluations=given.evaluations, engine=given.engine,
@@ -145,6 +148,8 @@ def _words(given: argparse.Namespace) -> dict[str, str]:
         "dirichlet-alpha": f"{given.dirichlet_alpha:g}",
         "clients": str(given.clients),
         "local-epochs": str(given.local_epochs),
+        "proximal-mu": f"{given.proximal_mu:g}",
+        "server-lr": f"{given.server_lr:g}",
         "seeds": ",".join(map(str, given.seeds)),
         "epochs": str(given.epochs),
         "evaluations": str(given.evaluations),
@@ -193,6 +198,13 @@ def _number(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
     return number
+
+
+def _share(text: str) -> float:
+    share = _number(text)
+    if share > 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, such as 0.94, got {text!r}")
+    return share
 
 
 def _seed(text: str) -> int:

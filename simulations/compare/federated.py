@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from clients.partitions import divide
 from psl_flower.config import RunConfig
+from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import RunError
+from psl_flower.fedavg import FedAvgConfig
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
@@ -83,16 +87,37 @@ def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
     """
     run = RunFolder(config.workspace_path() / "runs" / config.run_name)
     shutil.rmtree(run.path, ignore_errors=True)
-    settings = config.to_mapping() | local_paths(config.to_mapping()) | own
-    known = tomllib.loads((FEDAVG_APP / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
     memory = MemoryWatch()
     with LocalSuperLink() as superlink:
         superlink.wait()
         watch = Watch(superlink, run)
-        superlink.run(FEDAVG_APP, {key: settings[key] for key in known if key in settings}, federation(own))
+        superlink.run(FEDAVG_APP, _settings(config, own), federation(own))
         _follow(watch, superlink, run, memory, lambda status: show(status.round))
     rows = run.read_metrics()
     return _outcome(run, _points(rows, [float(row["epochs"]) for row in rows]), rows, "client", memory)
+
+
+def parts(config: RunConfig, own: Values, whole: StoreSet) -> list[NDArray[np.int64]]:
+    """Return the training images, ascending, of every client of federated averaging.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is refused, or the images are too few for so many clients, or for clients that differ so much.
+    """
+    fed = FedAvgConfig.from_mapping(_settings(config, own))
+    samples_N = whole.manifest.samples_of("train")
+    return divide(
+        samples_N, whole.labels[samples_N],
+        num_clients=fed.clients, kind=fed.partition, alpha=fed.dirichlet_alpha, seed=fed.run.seed,
+    )  # fmt: skip
+
+
+def _settings(config: RunConfig, own: Values) -> Values:
+    """Return the settings of a run of federated averaging: its own, and of the shared ones those that its app has."""
+    settings = config.to_mapping() | local_paths(config.to_mapping()) | own
+    known = tomllib.loads((FEDAVG_APP / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
+    return {key: settings[key] for key in known if key in settings}
 
 
 def federation(own: Values) -> dict[str, int | float]:

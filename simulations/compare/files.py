@@ -66,7 +66,7 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
     found += [
         _Drawing(
             "accuracy-by-epoch", "Accuracy by epoch, time and bytes",
-            "By passes over the training images, alike for all methods.",
+            f"By passes over the training images, alike for all methods.{_bands(report)}",
             plots.accuracy_by_epoch(report),
         ),
         _Drawing(
@@ -80,7 +80,7 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
         text = "By what all nodes sent and received, the evaluations of patch-split learning included."
         found.append(_Drawing("accuracy-by-bytes", "Accuracy by epoch, time and bytes", text, by_bytes))
     for number, (group, figure) in enumerate(plots.adaptation(report)):
-        text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed)."
+        text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed).{_bands(report)}"
         found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))
     absent = plots.absent(report)
     if absent is not None:
@@ -90,6 +90,11 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
         text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
         found.append(_Drawing(f"confusion-{number}", "Confusion matrix", text, figure))
     return found
+
+
+def _bands(report: Report) -> str:
+    several = len({trial.seed for trial in report.measurements}) > 1
+    return " Lines are means over the seeds, bands go from the lowest to the highest." if several else ""
 
 
 def _png(figure: Figure) -> bytes:

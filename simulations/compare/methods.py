@@ -50,6 +50,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         Of federated averaging; 0: as many as the first grid has patches.
     local_epochs : int
         Passes of a client in a round.
+    proximal_mu, server_lr : float
+        See `psl_flower.fedavg.FedAvgConfig`.
     """
 
     methods: tuple[str, ...]
@@ -60,6 +62,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     dirichlet_alpha: float
     clients: int
     local_epochs: int
+    proximal_mu: float = 0.01
+    server_lr: float = 0.01
 
 
 def read_grid(text: str) -> tuple[Size, Size]:
@@ -143,6 +147,10 @@ def _averaging(name: str, partition: str, clients: int, choice: Choice) -> Metho
         "strategy": name, "clients": clients, "partition": partition, "dirichlet-alpha": choice.dirichlet_alpha,
         "local-epochs": choice.local_epochs,
     }  # fmt: skip
+    if name == "fedprox":
+        own["proximal-mu"] = choice.proximal_mu
+    if name == "fedadam":
+        own["server-lr"] = choice.server_lr
     return Method(kind=AVERAGING, name=label, group=label, own=own)
 
 

@@ -45,7 +45,11 @@ def picture(holding: Holding) -> Figure:
 def caption(holding: Holding) -> str:
     """Return what the picture shows, in a sentence or two."""
     if holding.grid is None:
-        return "Federated averaging: every client holds whole images of its own, with their labels."
+        return f"{holding.name}: every client holds whole images of its own, with labels; one of each client's." + (
+            f" {len(holding.images_BCHW)} of {holding.clients} clients are shown."
+            if holding.clients > len(holding.images_BCHW)
+            else ""
+        )
     grid, nodes = holding.grid, max(holding.assignment) + 1
     shown = f" {_SHOWN} of {nodes} nodes are shown." if nodes > _SHOWN else ""
     share = 100 * grid.patch_size[0] * grid.patch_size[1] / (grid.image_size[0] * grid.image_size[1])

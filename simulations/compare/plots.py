@@ -19,6 +19,8 @@ _SPLIT = (
 )  # fmt: skip
 _AVERAGED = ("#d55e00", "#cc79a7", "#e69f00", "#8c4a00", "#99004d", "#b38f00")
 _ALONE = {WHOLE: "#000000", MERGED: "#7f7f7f"}
+# Without the Adaptation Net, and with it by the weight of its loss.
+_DASHES = ((0, (4, 2)), "-", (0, (1, 1)), (0, (5, 1, 1, 1)))
 _INK, _FAINT = "#222222", "#dddddd"
 _WIDTH = 4.7
 _MANY_CLASSES = 20
@@ -34,10 +36,11 @@ def styles(methods: Sequence[Method]) -> dict[str, Style]:
         colours |= {group: palette[i % len(palette)] for i, group in enumerate(groups)}
     found: dict[str, Style] = {}
     for method in methods:
-        without = method.kind == PATCHES and not method.config.get("alpha")
+        alphas = sorted({float(m.config.get("alpha", 0.0)) for m in methods if m.group == method.group} | {0.0})
+        strength = alphas.index(float(method.config.get("alpha", 0.0)))
         found[method.name] = {
             "color": _ALONE.get(method.kind) or colours[method.group],
-            "linestyle": (0, (4, 2)) if without else "-",
+            "linestyle": _DASHES[strength % len(_DASHES)] if method.kind == PATCHES else "-",
         }
     return found
 

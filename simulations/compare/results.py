@@ -106,9 +106,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     up, down : dict
         Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
     peak_bytes : dict
-        Highest resident memory of a process, by role: "node", "server" or "one process".
+        Highest resident memory of a process, by role: "node", "server" or "one process"; memory of a GPU: "GPU".
     absent : tuple of Absence
         Accuracy without 0, 1, 2, ... Uppers, where it was measured.
+    date, machine, versions : str and dicts
+        When and where it was trained, and with what; empty where an older program did not say.
     """
 
     method: str
@@ -121,6 +123,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     down: dict[str, int] = {}
     peak_bytes: dict[str, int] = {}
     absent: tuple[Absence, ...] = ()
+    date: str = ""
+    machine: dict[str, str | int | float] = {}
+    versions: dict[str, str] = {}
 
     @property
     def accuracy(self) -> float:
@@ -261,7 +266,10 @@ def summarise(
 
 
 def target_accuracy(trials: Sequence[Trial], methods: Sequence[Method], asked: float | None) -> float:
-    """Return the accuracy asked for, or nine tenths of the mean that the whole image came to, or else the best."""
+    """Return the accuracy asked for, or nine tenths of the mean of a kind: of the first of these that was trained.
+
+    The whole image augmented by patches, the whole image, patch-split learning, federated averaging.
+    """
     if asked is not None:
         return asked
     for kind in (MERGED, WHOLE, PATCHES, AVERAGING):

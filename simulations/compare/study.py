@@ -20,7 +20,7 @@ from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import RunError
 from psl_flower.launch.running import local_paths
-from psl_flower.machine import usable_cores
+from psl_flower.machine import count_gpus, usable_cores
 from psl_flower.patches import PatchGrid
 from psl_flower.whole_image import whole_image_config
 from simulations import settings as common
@@ -51,7 +51,7 @@ _PICTURED = 5
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",
-    "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
+    "grid": "--grids", "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
     "workspace": "--out", "stores": "",
 }  # fmt: skip
 
@@ -92,12 +92,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Images (B, C, H, W), uint8, of which nodes hold patches: of this grid, by this assignment; else whole ones."""
+    """Images (B, C, H, W), uint8, of which nodes hold patches: of this grid, by this assignment.
+
+    Without a grid: whole images, one of each of the first clients, of so many.
+    """
 
     name: str
     images_BCHW: NDArray[np.uint8]
     grid: PatchGrid | None = None
     assignment: tuple[int, ...] = ()
+    clients: int = 0
 
 
 class Study:
@@ -137,7 +141,10 @@ class Study:
         wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
         self._evaluations = next(number for number in wanted if self.steps_per_epoch % number == 0)
         for method in self.methods:
-            self._config(method, options.seeds[0])  # what contradicts itself is refused before anything is trained
+            # What contradicts itself, or leaves a client without images, is refused before anything is trained.
+            given = self._config(method, options.seeds[0])
+            if method.kind == AVERAGING:
+                federated.parts(given, method.own, self.whole)
 
     def run(self) -> Report:
         """Do all trials that have no result yet, and return the report.
@@ -168,16 +175,22 @@ class Study:
     def holdings(self) -> list[Holding]:
         """Return, with pictures, what the nodes of every distributed method hold."""
         samples_N = self.whole.manifest.samples_of("train")[:_PICTURED]
-        with closing(self.whole.open(0)) as store:
-            images_BCHW = store.read(samples_N)[:, 0]
+        images_BCHW = self._images(samples_N)
         found: dict[str, Holding] = {}
         for method in self.methods:
             if method.kind == PATCHES and method.group not in found:
                 manifest = self._stores(method).manifest
                 found[method.group] = Holding(method.group, images_BCHW, manifest.grid(), manifest.assignment)
-            elif method.kind == AVERAGING:
-                found.setdefault("federated averaging", Holding("federated averaging", images_BCHW))
+            elif method.kind == AVERAGING and method.own["partition"] not in found:
+                parts = federated.parts(self._config(method, self._options.seeds[0]), method.own, self.whole)
+                first_B = np.array([part[0] for part in parts[:_PICTURED]])
+                found[str(method.own["partition"])] = Holding(method.name, self._images(first_B), clients=len(parts))
         return list(found.values())
+
+    def _images(self, samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        with closing(self.whole.open(0)) as store:
+            images_BCHW: NDArray[np.uint8] = store.read(samples_B)[:, 0]
+        return images_BCHW
 
     def _trials(self) -> list[Trial]:
         """Do or read all trials, seed by seed."""
@@ -194,11 +207,12 @@ class Study:
                 continue
             self._progress.trial(f"trial {number} of {len(pending)}, {method.name}, seed {seed}")
             clock.begin(method.name)
+            ran = circumstances()
             outcome, wall_s = self._do(method, seed, engine, name, clock)
             trial = Trial(
                 method=method.name, seed=seed, engine=engine, points=outcome.points, wall_s=wall_s,
                 confusion=confusion(outcome.label, outcome.predicted, len(self.whole.manifest.class_names)),
-                up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent,
+                up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent, **ran,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
@@ -299,13 +313,16 @@ class _Clock:
 
 
 def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, absent: bool = False) -> str:
-    """Return a trial's name: readable, and another one wherever anything that decides its result is another."""
+    """Return a trial's name: readable, and another one wherever anything that decides its result is another.
+
+    Cores and GPUs are among that: other numbers of threads add in other orders.
+    """
     decisive = {
         key: value
         for key, value in config.to_mapping().items()
         if key not in ("workspace", "stores", "run-name", "progress-every-s")
     }
-    what = (method.kind, method.own, engine, decisive, *["absent"] * absent)
+    what = (method.kind, method.own, engine, decisive, usable_cores(), count_gpus(), *["absent"] * absent)
     digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-")[:60]
     return f"{slug}-seed{seed}-{digest.hexdigest()[:8]}"

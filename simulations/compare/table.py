@@ -6,16 +6,10 @@ import csv
 import io
 from statistics import fmean
 
-from simulations.compare.results import AVERAGING, MERGED, PATCHES, Mean, Method, Report, Summary
+from simulations.compare.notes import notes
+from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Mean, Method, Report, Summary
 from simulations.compare.study import DEFAULTS
 from simulations.tables import Cells, Presentation, again, dataset_name, machine, spread
-
-_ENGINES = {
-    "flwr": "through `flwr run` in Flower's simulation",
-    "in-process": "by the same engine in one process, without Flower and Ray, frames encoded and counted as on a wire",
-    "one-graph": "as one graph in one process, without Flower, whose weights are those of the federated run; "
-    "it sends nothing, so no bytes are counted",
-}
 
 
 def present(report: Report) -> Presentation:
@@ -70,6 +64,7 @@ def traffic(report: Report) -> Cells:
 
 def work(report: Report) -> Cells:
     """Return names and cells of the table of what a node computes and holds."""
+    on_gpu = any("GPU" in summary.peak_bytes for summary in report.summaries)
     head = (
         "method",
         "node, GFLOP/epoch",
@@ -77,15 +72,17 @@ def work(report: Report) -> Cells:
         "node, peak MB",
         "server, peak MB",
         "node, 1000 weights",
+        *["GPU, peak MB"] * on_gpu,
     )
     return head, [
         (
             summary.method.name,
             _gigaflops(summary.cost.node_flops * summary.cost.node_images),
             _gigaflops(summary.cost.server_flops * report.settings.train_images),
-            _megabytes(summary.peak_bytes.get("node", summary.peak_bytes.get("one process"))),
+            _megabytes(_node_peak(summary)),
             _megabytes(summary.peak_bytes.get("server")),
             f"{summary.cost.node_weights / 1000:,.0f}",
+            *[_megabytes(summary.peak_bytes.get("GPU"))] * on_gpu,
         )
         for summary in report.summaries
     ]
@@ -126,9 +123,11 @@ def sees(method: Method, report: Report) -> tuple[str, str]:
     """Return what a node and the server get to see."""
     if method.kind == PATCHES:
         averaged = bool((report.settings.config | method.config).get("average-every"))
+        apart = bool(report.settings.config.get("adaptation-server")) and bool(method.config.get("alpha"))
         return (
             "its own patch positions of every image; no labels, no other node's patches"
-            + averaged * "; the mean of all Uppers' weights",
+            + averaged * "; the mean of all Uppers' weights"
+            + apart * "; the Adaptation Net's node: smashed data and labels, no patches",
             "labels; smashed data, which can be inverted at the usual cut (docs/threat-model.md); no image"
             + averaged * "; all Uppers' weights as they are learnt",
         )
@@ -140,44 +139,10 @@ def sees(method: Method, report: Report) -> tuple[str, str]:
     return "everything: all whole images and labels, the whole model", "-"
 
 
-def notes(report: Report) -> str:
-    """Return how to read the tables, and where the comparison is not even."""
-    settings = report.settings
-    kinds = {summary.method.kind for summary in report.summaries}
-    parts = [
-        "Accuracy: mean over the seeds (lowest to highest) on the same test images after the last step; the seed also "
-        "draws which images are used where not all are. Same backbone, images, batch size, schedule and number of "
-        "passes for all methods. Times: median (lowest to highest); training leaves evaluations and the start of "
-        "processes out. Parties share this machine's cores.",
-    ]
-    if PATCHES in kinds:
-        config = settings.config
-        parts.append(
-            f"Patch-split learning ran {_ENGINES[settings.engine]}. Its bytes include the evaluations; smashed data go "
-            f"as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
-        )
-    if any(trial.absent for trial in report.measurements):
-        parts.append(
-            "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "
-            "to highest) over choices of Uppers and seeds."
-        )
-    if MERGED in kinds:
-        parts.append(
-            "The whole image augmented by patches is the network in one process on images put together from patches "
-            "that were shifted one by one, as separate stores must; the whole image without that is the upper line."
-        )
-    if AVERAGING in kinds:
-        parts.append(
-            "Federated averaging is Flower's own strategy through `flwr run`. Uneven: its clients start every round "
-            "with fresh momentum and make fewer, equally large steps in a pass (each over its own part alone); the "
-            "server evaluates on the test images itself, so evaluation costs no bytes; learning rate and batch size "
-            "were not tuned for it. Its first round includes the start of the clients' processes."
-        )
-    parts.append(
-        "FLOP: forward and backward pass, counted by torch.utils.flop_counter, on the node that has most to do. Peak: "
-        f"resident memory of a process, torch included. Load of the machine before: {report.machine['load_before']}."
-    )
-    return " ".join(parts)
+def _node_peak(summary: Summary) -> int | None:
+    """Return the peak of a node's process; one process that has all parties is none, one with whole images is."""
+    alone = summary.method.kind in (WHOLE, MERGED)
+    return summary.peak_bytes.get("one process" if alone else "node")
 
 
 def command(report: Report) -> str:
@@ -195,7 +160,8 @@ def to_csv(report: Report) -> str:
             "method", "kind", "trials", "accuracy_mean", "accuracy_low", "accuracy_high", "epochs_to_target",
             "trials_at_target", "train_s", "wall_s", "up_bytes_node", "down_bytes_node", "up_bytes_all",
             "down_bytes_all", "node_flop_per_image", "server_flop_per_image", "node_images_per_epoch",
-            "node_peak_bytes", "server_peak_bytes", "node_weights", "weights", "node_sees", "server_sees",
+            "node_peak_bytes", "server_peak_bytes", "gpu_peak_bytes", "node_weights", "weights", "node_sees",
+            "server_sees",
         ]
     )  # fmt: skip
     for summary in report.summaries:
@@ -206,8 +172,8 @@ def to_csv(report: Report) -> str:
                 summary.epochs_to_target.mean if summary.epochs_to_target else "", summary.reached,
                 summary.train_s.median, summary.wall_s.median, summary.up.get("node", ""), summary.down.get("node", ""),
                 summary.up.get("all", ""), summary.down.get("all", ""), found.node_flops, found.server_flops,
-                found.node_images, summary.peak_bytes.get("node", summary.peak_bytes.get("one process", "")),
-                summary.peak_bytes.get("server", ""), found.node_weights, found.weights, *sees(summary.method, report),
+                found.node_images, _node_peak(summary) or "", summary.peak_bytes.get("server", ""),
+                summary.peak_bytes.get("GPU", ""), found.node_weights, found.weights, *sees(summary.method, report),
             ]
         )  # fmt: skip
     return file.getvalue()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _POLL_S = 1.0
 # For a process that has told its outcome to end by itself: killed, it leaves semaphores that Python warns of.
 _END_S = 20.0
+# At the next evaluation: a checkpoint of a network of this size is 90 MB.
+_SAVE_EVERY_S = 20.0
 
 Tell = Callable[[int], None]
 
@@ -49,7 +51,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     threads : int
         Of torch.
     folder : str
-        For checkpoints.
+        For checkpoints, from which an interrupted job goes on (not "in-process").
     absent : bool
         Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
     """
@@ -147,8 +149,9 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
 def _alone(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
-    """Train in one graph."""
+    """Train in one graph, or go on where an earlier process had last saved what it had come to."""
     from psl_flower.batches import batch_order
+    from psl_flower.checkpoints import load_state, save_state
     from psl_flower.engine.monolith import Monolith
     from psl_flower.whole_image import MergedPatches
 
@@ -156,8 +159,13 @@ def _alone(
     trainer = make(config, stores.manifest, stores.labels, opened, device)
     steps_per_epoch = batch_order(config, stores.manifest).steps_per_epoch
     points: list[Point] = []
-    train_s = 0.0
-    for _ in range(config.rounds):
+    saved, saved_at = Path(job.folder) / "trial.pt", time.monotonic()
+    if saved.exists():
+        state = load_state(saved)
+        trainer.load_state_dict(state["trainer"])
+        points = msgspec.convert(state["points"], list[Point])
+    train_s, found = points[-1].train_s if points else 0.0, None
+    while len(points) < config.rounds:
         began = time.perf_counter()
         trainer.train(config.steps_per_round, lambda step, loss, seconds: tell(step))
         train_s += time.perf_counter() - began
@@ -165,7 +173,12 @@ def _alone(
         points.append(
             Point(epoch=trainer.step / steps_per_epoch, accuracy=found.accuracy, test_loss=found.loss, train_s=train_s)
         )
+        if time.monotonic() - saved_at >= _SAVE_EVERY_S:
+            save_state(saved, {"trainer": trainer.state_dict(), "points": msgspec.to_builtins(points)})
+            saved_at = time.monotonic()
+    found = found or trainer.evaluate()
     absent = _absent(trainer.net, config, stores, device) if job.absent else ()
+    saved.unlink(missing_ok=True)
     return Outcome(points=tuple(points), label=_ints(found.label), predicted=_ints(found.predicted), absent=absent)
 
 

@@ -18,6 +18,7 @@ from psl_flower.config import RunConfig
 from psl_flower.data.preparing import prepare_stores
 from psl_flower.whole_image import LocalTraining
 from simulations.compare.federated import averaging
+from simulations.reports import Values
 from tests.e2e.conftest import Place, model
 from tests.paths import ROOT
 
@@ -26,13 +27,16 @@ pytest.importorskip("flwr_datasets", reason="extra compare is not installed")
 CLIENTS, ROUNDS = 2, 2
 
 
-def test_federated_averaging_is_the_mean_of_its_clients(place: Place) -> None:
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_federated_averaging_is_the_mean_of_its_clients(place: Place, strategy: str) -> None:
     """Two clients with unequal parts: after every round the weights are the mean of theirs, by images."""
     config = RunConfig(
         max_train=48, max_test=32, batch_size=16, lr=0.02, upper_threads=1, lower_threads=1, seed=3, rounds=ROUNDS,
-        workspace=str(place.workspace), run_name="averaged",
+        workspace=str(place.workspace), run_name="averaged", cutout=4, mixup=0.2, label_smoothing=0.1,
     )  # fmt: skip
-    own = {"clients": CLIENTS, "partition": "dirichlet", "dirichlet-alpha": 0.5}
+    mu = 0.5 if strategy == "fedprox" else 0.0
+    own: Values = {"strategy": strategy, "clients": CLIENTS, "partition": "dirichlet", "dirichlet-alpha": 0.5}
+    own |= {"proximal-mu": mu} if mu else {}
     # `flwr run` on the app's folder, with a SuperLink that has more than Flower's 15 s to come up.
     outcome = averaging(config, own, lambda rounds: None)
     run = place.run("averaged")
@@ -40,6 +44,7 @@ def test_federated_averaging_is_the_mean_of_its_clients(place: Place) -> None:
     assert [point.epoch for point in outcome.points] == [1.0, 2.0]
 
     config = run.read_config().replace(workspace=str(place.workspace))
+    assert (config.cutout, config.mixup, config.label_smoothing) == (4, 0.2, 0.1)
     stores = prepare_stores(config)
     assert not stores.created
     manifest = stores.manifest
@@ -47,7 +52,9 @@ def test_federated_averaging_is_the_mean_of_its_clients(place: Place) -> None:
     parts = divide(pool, stores.labels[pool], num_clients=CLIENTS, kind="dirichlet", alpha=0.5, seed=3)
     assert len(parts[0]) != len(parts[1])
     store = stores.open(0)
-    clients = [LocalTraining(config, manifest, stores.labels, store, p, total_epochs=ROUNDS) for p in parts]
+    clients = [
+        LocalTraining(config, manifest, stores.labels, store, part, total_epochs=ROUNDS, proximal=mu) for part in parts
+    ]
     mean = {name: value.clone() for name, value in clients[0].net.state_dict().items()}
     for round_ in range(ROUNDS):
         for client in clients:

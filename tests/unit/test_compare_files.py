@@ -10,6 +10,7 @@ from tiny_comparison import METHODS, holdings, report, without_some
 
 from psl_flower.patches import PatchGrid
 from simulations.compare import table
+from simulations.compare.notes import notes
 from simulations.compare.results import Report
 
 
@@ -52,7 +53,7 @@ def test_accuracy_without_some_uppers(tmp_path):
     assert head[1:] == ("0", "1")
     assert [row[0] for row in rows] == [method.name for method in METHODS[2:6]]
     assert rows[0][1:] == ("70.0 (60.0 to 70.0)", "50.0 (40.0 to 70.0)")
-    assert "zeros stand for" in table.notes(found)
+    assert "zeros stand for" in notes(found)
     assert table.command(found).endswith("--engine one-graph --absent")
     text = write_files(tmp_path, found, []).read_text("utf-8")
     assert "<h2>Accuracy without some Uppers</h2>" in text
@@ -117,3 +118,4 @@ def test_parts_of_an_image():
     assert (found[:2, :2] == 0).all() and (found[2:, 2:] == 0).all()
     assert (found[:2, 2:] == found[2:, :2]).all() and (found[:2, 2:] > 0.5).all()
     assert "one of 9 patches of every image, 25 %" in pictures.caption(holdings()[0])
+    assert pictures.caption(holdings()[1]).endswith("5 of 9 clients are shown.")

@@ -6,12 +6,15 @@ import json
 
 import msgspec
 import pytest
-from tiny_comparison import METHODS, report, trial
+from tiny_comparison import CHOICE, METHODS, report, trial
 
+from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from simulations import page as benchmarks
 from simulations import reports
 from simulations.compare import table
+from simulations.compare.methods import plan
+from simulations.compare.notes import notes
 from simulations.compare.results import Mean, Report, summarise, target_accuracy
 from simulations.reports import Spread
 from simulations.tables import show
@@ -66,8 +69,32 @@ def test_what_is_seen_where_uppers_are_averaged():
 
 
 def test_engines_without_flower_say_so():
-    assert "without Flower and Ray" in table.notes(report(engine="in-process"))
-    assert "no bytes are counted" in table.notes(report(engine="one-graph"))
+    assert "without Flower and Ray" in notes(report(engine="in-process"))
+    told = notes(report(engine="one-graph"))
+    assert "it sends nothing" in told and "bytes include" not in told
+
+
+def test_where_trials_ran_is_said_where_it_is_not_where_the_last_call_was():
+    made = report()
+    assert "16 of 16 trials do not say when and where" in notes(made)
+    here = {"machine": made.machine, "versions": made.versions}
+    known = [msgspec.structs.replace(trial, **here) for trial in made.measurements]
+    assert "trials" not in notes(msgspec.structs.replace(made, measurements=tuple(known)))
+    known[0] = msgspec.structs.replace(known[0], machine=made.machine | {"cores": 8})
+    found = notes(msgspec.structs.replace(made, measurements=tuple(known)))
+    assert "Some trials ran elsewhere: A <CPU>, 8 cores, no GPU, python 3.11.7, torch 2.14." in found
+
+
+def test_peaks_are_of_a_node_where_there_is_one():
+    """One process that has all parties is no node; one that has whole images is what a node of their owner's is."""
+    trials = [
+        msgspec.structs.replace(t, peak_bytes={"one process": 7 * 10**8, "GPU": 2 * 10**9})
+        for t in report().measurements
+    ]
+    summaries = summarise(METHODS, {s.method.name: s.cost for s in report().summaries}, trials, 0.5)
+    head, rows = table.work(msgspec.structs.replace(report(), measurements=tuple(trials), summaries=summaries))
+    assert head[-1] == "GPU, peak MB"
+    assert [(row[3], row[-1]) for row in rows[:3]] == [("700", "2,000"), ("700", "2,000"), ("-", "2,000")]
 
 
 def test_csv():
@@ -94,3 +121,12 @@ def test_a_report_survives_its_file(tmp_path):
     path.write_text(json.dumps({**told, "version": 99}), "utf-8")
     with pytest.raises(RunError, match="expected version 1"):
         reports.load(path, Report)
+
+
+def test_weights_of_the_adaptation_nets_loss_are_told_apart():
+    pytest.importorskip("matplotlib", reason="extra compare is not installed")
+    from simulations.compare import plots
+
+    choice = msgspec.structs.replace(CHOICE, methods=("patch-split",), alphas=(0.0, 0.3, 1.0))
+    looks = plots.styles(plan(RunConfig(), choice, (16, 16)))
+    assert len({str(sorted(look.items())) for look in looks.values()}) == len(looks) == 6

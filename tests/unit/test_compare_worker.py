@@ -60,6 +60,34 @@ def test_one_graph_and_all_parties_in_one_process_answer_alike(tmp_path, one_thr
     assert graph.peak_bytes["one process"] > 50e6
 
 
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_graph_that_was_interrupted_goes_on(tmp_path, one_thread, monkeypatch, at):
+    """After the first round, and between the last one's end and the answer: the numbers of an undisturbed one."""
+    config = settings(**TINY, flip=True)
+    whole = worker.work(msgspec.structs.replace(job(tmp_path, "one-graph", config), folder=str(tmp_path / "other")))
+    monkeypatch.setattr(worker, "_SAVE_EVERY_S", 0.0)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    def told(step):
+        if step > at:
+            die()
+
+    given = msgspec.structs.replace(job(tmp_path, "one-graph", config), absent=at == 4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker, "_absent", die)
+        worker.work(given, told)
+    told = []
+    again = worker.work(msgspec.structs.replace(given, absent=False), told.append)
+    assert told == list(range(at + 1, 5))
+    assert (again.predicted, again.label) == (whole.predicted, whole.label)
+    assert [(p.epoch, p.accuracy, p.test_loss) for p in again.points] == [
+        (p.epoch, p.accuracy, p.test_loss) for p in whole.points
+    ]
+    assert not list((tmp_path / "one-graph").iterdir())
+
+
 def test_accuracy_without_some_uppers(tmp_path, one_thread):
     config = settings(**TINY, flip=True)
     given = msgspec.structs.replace(job(tmp_path, "one-graph", config), absent=True)

@@ -56,7 +56,10 @@ def report(**changes):
 def holdings():
     images = np.arange(5 * 3 * 16 * 16, dtype=np.uint32).reshape(5, 3, 16, 16).astype(np.uint8)
     grid = PatchGrid(image_size=(16, 16), patch_size=(8, 8), stride=(4, 4))
-    return [study.Holding("3x3 patches", images, grid, tuple(range(9))), study.Holding("federated averaging", images)]
+    return [
+        study.Holding("3x3 patches", images, grid, tuple(range(9))),
+        study.Holding("FedAvg, 9 clients, IID", images, clients=9),
+    ]
 
 
 def without_some():
