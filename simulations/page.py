@@ -41,8 +41,9 @@ Made from the result files in `docs/results` by
 
 Do not edit: a test makes it again and compares. In the throughput tables "one process" is the same network on the same
 batches, trained by one process in turns with the federated run, so that a machine whose speed drifts does not change
-their ratio: the price of patch split learning is what the ratio lacks to 1. Accuracies measured before 2026-11-26 06:30
-are of Uppers that each began with its own weights: add `upper-init=own` to repeat them.
+their ratio: the price of patch split learning is what the ratio lacks to 1. Times of comparisons that ran as one graph
+were taken with other work beside and mean little. The lightenings of before 2026-11-26 06:30 are of Uppers that each
+began with its own weights: add `upper-init=own` to repeat them.
 """
 _NONE = """
 There is no result file yet. Measure, with nothing else running:

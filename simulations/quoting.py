@@ -1,15 +1,19 @@
-"""Figures in README and docs: tables between two marks, made of the result files in docs/results.
+"""Figures in README and docs: tables between two marks and plots, made of the result files in docs/results.
 
     <!-- figures: compare-cifar10 table 1 columns 1,2 -->
     ...
     <!-- end of figures -->
 
-`python -m simulations.quoting README.md docs/accuracy.md` writes them anew; a test checks that nothing changes.
+    ![Accuracy by epoch](figures/compare-cifar10-accuracy-by-epoch.png)
+
+`python -m simulations.quoting README.md docs/accuracy.md` writes them anew; a test checks that no table changes,
+and that every plot was made of its result file as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +24,7 @@ from simulations.command_line import exit_status
 from simulations.page import AnyReport, load_all, markdown, present
 from simulations.reports import write
 
+_PLOT = re.compile(r"\((figures/([\w-]+)\.png)\)")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 _BLOCK = re.compile(
     r"(?P<begin><!-- figures: (?P<name>[\w-]+) table (?P<table>\d+)(?: columns (?P<columns>[\d,]+))? -->\n)"
@@ -40,8 +45,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except OSError as error:
                 raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
             write(path, fill(text, load_result).encode())
+            for plot, name, drawing in plots(text):
+                write(path.parent / plot, _draw(name, drawing))
 
     return exit_status(work)
+
+
+def plots(text: str) -> list[tuple[str, str, str]]:
+    """Return the plots that a page shows: path from the page, name of the result file, name of the plot."""
+    names = sorted((path.stem for path in RESULTS.glob("*.json")), key=len, reverse=True)
+    found = []
+    for path, stem in _PLOT.findall(text):
+        name = next((name for name in names if stem.startswith(f"{name}-")), None)
+        if name is None:
+            raise RunError(f"{path}: is no plot of a result file in {RESULTS}")
+        found.append((path, name, stem.removeprefix(f"{name}-")))
+    return found
+
+
+def source_of(name: str) -> str:
+    """Return what a plot says that it was made of: a result file, and its SHA-256."""
+    return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
+
+
+def _draw(name: str, drawing: str) -> bytes:
+    from simulations.compare import results
+    from simulations.compare.files import plot  # loads matplotlib
+
+    report = load_result(name)
+    if not isinstance(report, results.Report):
+        raise RunError(f"{name}.json: only comparisons have plots")
+    return plot(report, drawing, source_of(name))
 
 
 def load_result(name: str) -> AnyReport:

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from psl_flower.errors import RunError
 from simulations import reports
 from simulations.compare import pictures, plots, table
 from simulations.compare.page import Plot, render
@@ -97,9 +98,24 @@ def _bands(report: Report) -> str:
     return " Lines are means over the seeds, bands go from the lowest to the highest." if several else ""
 
 
-def _png(figure: Figure) -> bytes:
+def plot(report: Report, name: str, source: str) -> bytes:
+    """Return one of a report's plots as PNG, by its name without ".png"; it says in itself what it was made of.
+
+    Raises
+    ------
+    RunError
+        If the report has no such plot.
+    """
+    with mpl.rc_context(_STYLE):
+        for drawing in _drawings(report, []):
+            if drawing.name == name:
+                return _png(drawing.figure, source)
+    raise RunError(f"{source}: has no plot {name}")
+
+
+def _png(figure: Figure, source: str | None = None) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None, "Source": source})
     return file.getvalue()
 
 

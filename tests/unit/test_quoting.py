@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 from tiny_comparison import report
 
 from psl_flower.errors import RunError
@@ -26,6 +27,25 @@ def test_a_figure_typed_by_hand_is_found(page):
     typed, changes = re.subn(r"\| (\d+)\.(\d) \|", r"| \1.\2\2 |", text, count=1)
     assert changes == 1
     assert quoting.fill(typed, quoting.load_result) == text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_committed_plots_are_those_of_the_result_files(page):
+    plots = quoting.plots((ROOT / page).read_text("utf-8"))
+    assert len(plots) > 5 or page == "README.md"
+    for path, name, _ in plots:
+        with Image.open((ROOT / page).parent / path) as image:
+            assert image.text["Source"] == quoting.source_of(name), f"{path}: make it anew with simulations.quoting"
+
+
+def test_a_plot_of_nothing_is_refused(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("![x](figures/by-hand.png)", "utf-8")
+    assert quoting.main([str(page)]) == 1
+    page.write_text("![x](figures/compare-cifar10-absent.png)", "utf-8")
+    assert quoting.main([str(page)]) == 1
+    errors = capsys.readouterr().err
+    assert "is no plot of a result file" in errors and "has no plot absent" in errors
 
 
 def test_a_part_of_a_table():
