@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = new_parser(
-        "grid_choice", "Choose the patch grid (grid=auto) for datasets and for two large photographs, and say why."
+        "grid_choice",
+        "Choose the patch grid (grid=auto) for datasets, two photographs and a set of views of them; say why.",
     )
     parser.add_argument("--dataset", action="append", help="digits, a hub name or a folder; again for more [digits]")
     return parser
@@ -43,6 +44,8 @@ def _choose(given: argparse.Namespace) -> None:
         _chosen(f"photograph {name}, {_ROWS} of its rows", choose_grid([image_HWC], image_HWC.shape[:2]))
         for name, image_HWC in photographs()
     ]
+    views = [view for _, image_HWC in photographs() for view in views_of(image_HWC)]
+    found.append(_chosen(f"{len(views)} views of the two photographs", choose_grid(views, views[0].shape[:2])))
     report = Report(**began, datasets=datasets, measurements=tuple(found))
     deliver(given, report, present(report))
 
@@ -53,6 +56,13 @@ def photographs() -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
     for name in ("flower.jpg", "china.jpg"):
         yield name, load_sample_image(name)[:_ROWS]
+
+
+def views_of(image_HWC: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Return nine views (H / 2, W / 2, 3) of a photograph, which overlap by half: a set of large images from few."""
+    height, width = image_HWC.shape[0] // 2, image_HWC.shape[1] // 2
+    corners = [(top, left) for top in (0, height // 2, height) for left in (0, width // 2, width)]
+    return [image_HWC[top : top + height, left : left + width] for top, left in corners]
 
 
 def _chosen(name: str, choice: GridChoice) -> Chosen:

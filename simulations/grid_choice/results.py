@@ -47,7 +47,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     datasets : tuple of str
         Those asked for.
     measurements : tuple of Chosen
-        The choice for each of them, and for two large photographs.
+        The choice for each of them, for two large photographs, and for a set of views of these.
     """
 
     benchmark: str = "grid_choice"

@@ -12,10 +12,12 @@ def test_plain_digits_and_busy_photographs(tmp_path, capsys):
     assert command.main(["--out", str(out)]) == 0
     assert "auto chose 2x2 patches of 8x8" in " ".join(capsys.readouterr().out.split())
     report = reports.load(out, Report)
-    digits, flower, temple = report.measurements
+    digits, flower, temple, views = report.measurements
     assert (digits.rows, digits.cols, digits.patch_size) == (2, 2, (8, 8))
     assert digits.turns < flower.turns < temple.turns
     assert (temple.rows, temple.cols, temple.image_size) == (7, 7, (416, 640))
+    assert (views.num_images, views.image_size) == (18, (208, 320))
+    assert flower.turns < views.turns < temple.turns
     text = page.render(page.load_all([str(out)]))
     assert "| digits | 16x16 | 256 | 1.4 | 2x2 | 8x8 | - |" in text
     assert "    python -m simulations.grid_choice --dataset digits\n" in text
