@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = new_parser(
         "grid_choice",
-        "Choose the patch grid (grid=auto) for datasets, two photographs and a set of views of them; say why.",
+        "Choose the patch grid (grid=auto) for datasets, two photographs and views of them; say why.",
     )
     parser.add_argument("--dataset", action="append", help="digits, a hub name or a folder; again for more [digits]")
     return parser
