@@ -23,7 +23,7 @@ from psl_flower.sealed.seen import SeenBook
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
 OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
-    Path | None, typer.Option(help="Folder that remembers what was seen (default: ~/.local/state/psl-flower).")
+    Path | None, typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or ~/.local/state/psl-flower].")
 ]
 _PASSPHRASE_LIMIT = 4096
 
