@@ -64,14 +64,16 @@ def notes(report: Report) -> str:
 
 def _merged_grid(report: Report) -> str:
     config = next(s.method.config for s in report.summaries if s.method.kind == MERGED)
+    grids = {(c["patch-size"], c["stride"]) for s in report.summaries if "patch-size" in (c := s.method.config)}
     stride = f", stride {config['stride']}" if config["stride"] != config["patch-size"] else ""
-    return f"of {config['patch-size']}{stride}, also beside the other grids"
+    return f"of {config['patch-size']}{stride}{', also beside the other grids' * (len(grids) > 1)}"
 
 
 def _server_side(report: Report) -> str:
-    """Return what FedProx and FedAdam have besides, for a sentence."""
+    """Return what FedProx and FedAdam have besides, in brackets."""
     owned = {key: s.method.own[key] for s in report.summaries for key in _STRATEGIES_OWN if key in s.method.own}
-    return "".join(f", {name} {owned[key]:g}" for key, name in _STRATEGIES_OWN.items() if key in owned)
+    said = ", ".join(f"{name} {owned[key]:g}" for key, name in _STRATEGIES_OWN.items() if key in owned)
+    return f" ({said})" if said else ""
 
 
 def _target(report: Report) -> str:
