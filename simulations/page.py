@@ -6,6 +6,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from psl_flower.errors import RunError
 from simulations.chaos import results as chaos
 from simulations.chaos import table as chaos_table
 from simulations.compare import results as compare
@@ -56,6 +57,21 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
 """
+
+
+def draw(report: AnyReport, name: str, source: str) -> bytes:
+    """Return one of a comparison's plots as PNG, which says in itself what it was made of.
+
+    Raises
+    ------
+    RunError
+        If the report is none of a comparison, or has no such plot.
+    """
+    from simulations.compare.files import plot  # loads matplotlib
+
+    if not isinstance(report, compare.Report):
+        raise RunError(f"{source}: only comparisons have plots")
+    return plot(report, name, source)
 
 
 def load_all(names: Sequence[str]) -> dict[str, AnyReport]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from psl_flower.errors import RunError
 from simulations.command_line import exit_status
-from simulations.page import AnyReport, load_all, markdown, present
+from simulations.page import AnyReport, draw, load_all, markdown, present
 from simulations.reports import write
 
 _PLOT = re.compile(r"\((figures/([\w-]+)\.png)\)")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
             write(path, fill(text, load_result).encode())
             for plot, name, drawing in plots(text):
-                write(path.parent / plot, _draw(name, drawing))
+                write(path.parent / plot, draw(load_result(name), drawing, source_of(name)))
 
     return exit_status(work)
 
@@ -66,16 +66,6 @@ def plots(text: str) -> list[tuple[str, str, str]]:
 def source_of(name: str) -> str:
     """Return what a plot says that it was made of: a result file, and its SHA-256."""
     return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
-
-
-def _draw(name: str, drawing: str) -> bytes:
-    from simulations.compare import results
-    from simulations.compare.files import plot  # loads matplotlib
-
-    report = load_result(name)
-    if not isinstance(report, results.Report):
-        raise RunError(f"{name}.json: only comparisons have plots")
-    return plot(report, drawing, source_of(name))
 
 
 def load_result(name: str) -> AnyReport:
