@@ -11,6 +11,16 @@ from psl_flower.data.store_set import StoreSet
 from tests.fault.sealed_run import config_in
 from tests.in_process import InProcessGrid, engines_one_by_one
 
+# Minutes together, more than half of the fault tests' time: with the long ones.
+LONG = ("test_lightening_federated.py", "test_nodes_waited_for.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = Path(item.fspath)
+        if path.parent == Path(__file__).parent and path.name in LONG and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.e2e)
+
 
 @pytest.fixture
 def stores(tmp_path: Path) -> StoreSet:
