@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import shutil
@@ -50,14 +51,15 @@ def count_gpus() -> int:
     return len(list_gpus())
 
 
-def list_gpus() -> list[str]:
-    """Return the names of the NVIDIA GPUs, without loading torch."""
+@functools.cache
+def list_gpus() -> tuple[str, ...]:
+    """Return the names of the NVIDIA GPUs, without loading torch; they are looked for once, since that takes long."""
     if not shutil.which("nvidia-smi"):
-        return []
+        return ()
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return []
+        return ()
     # GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)
     found = re.findall(r"^GPU \d+: (.*?) \(UUID", listed.stdout, re.MULTILINE)
-    return found if listed.returncode == 0 else []
+    return tuple(found) if listed.returncode == 0 else ()

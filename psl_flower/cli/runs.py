@@ -43,7 +43,6 @@ def last_accuracy(folder: RunFolder) -> float | None:
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
-
     status = folder.read_status()
     return {
         "run": folder.name,

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from psl_flower.errors import ConfigError, PassphraseError, StoreNotFound
+from psl_flower.pairs import read_pairs
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import read_file
@@ -71,15 +72,8 @@ def named_public(texts: Sequence[str], role: Role) -> dict[str, PublicIdentity]:
     ConfigError
         If one is not of this form, or a name comes twice.
     """
-    found: dict[str, PublicIdentity] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"expected NAME=PUBLIC-KEY (or NAME=FILE), got {text[:40]!r}")
-        if name in found:
-            raise ConfigError(f"the name {name!r} is given twice")
-        found[name] = keyfile.load_public(value, role)
-    return found
+    named = read_pairs(texts, "NAME=PUBLIC-KEY (or NAME=FILE)")
+    return {name: keyfile.load_public(value, role) for name, value in named.items()}
 
 
 def numbered(texts: Sequence[str]) -> tuple[list[str], dict[int, str]]:

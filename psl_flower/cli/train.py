@@ -15,6 +15,7 @@ import typer
 
 from psl_flower.cli.output import Json, Workspace
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.pairs import read_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,15 +189,7 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
     from psl_flower.config import RunConfig
 
     default = RunConfig().to_mapping()
-    values: dict[str, object] = {}
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"expected KEY=VALUE, got {setting!r}")
-        if key in values:
-            raise ConfigError(f"{key} is given twice")
-        values[key] = _value(text, default.get(key, ""))
-    return values
+    return {key: _value(text, default.get(key, "")) for key, text in read_pairs(settings).items()}
 
 
 def _value(text: str, default: object) -> object:

@@ -152,7 +152,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
     try:
         try:
             ingest(images, folder, demo.owner, plan, progress=progress)
-        except (SourceChanged, KeyMismatch, WrongOwner):
+        except (SourceChanged, KeyMismatch):
             # What an interrupted ingest under other keys left; the images are all still there.
             shutil.rmtree(folder)
             ingest(images, folder, demo.owner, plan, progress=progress)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.settings import EDGE, Asked, LighteningSettings
 from psl_flower.machine import usable_cores
+from psl_flower.pairs import read_pairs
 
 Value = str | int | float | bool
 
@@ -53,19 +54,11 @@ def request_of(values: Mapping[str, Value]) -> Request:
 
 def parse_request(text: str) -> Request:
     """Return the request that a text spells out, such as "max-drop=0.01 min-speed=2000"; errors as `request_of`."""
-    values: dict[str, Value] = {}
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"expected KEY=VALUE ..., got {text!r} ({error})") from None
-    for word in words:
-        key, sign, value = word.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"expected KEY=VALUE, got {word!r}")
-        if key in values:
-            raise ConfigError(f"{key} is given twice")
-        values[key] = value
-    return request_of(values)
+    return request_of(read_pairs(words))
 
 
 def request_text(values: Mapping[str, Value]) -> str:

@@ -11,6 +11,10 @@ _ENGINES = {
     "one-graph": "as one graph in one process, without Flower, whose weights are those of the federated run; "
     "it sends nothing",
 }
+_HOSTING = (
+    "; a simulated node's hosts several Uppers where a grid has more than this machine simulates nodes (as many as it "
+    "has cores, at least four)"
+)
 _STRATEGIES_OWN = {"proximal-mu": "FedProx' mu", "server-lr": "FedAdam's server rate"}
 _TARGETS = {
     MERGED: "the whole image augmented by patches", WHOLE: "the whole image", PATCHES: "all of patch-split learning",
@@ -55,8 +59,7 @@ def notes(report: Report) -> str:
         )
     parts.append(
         "FLOP: forward and backward pass, counted by torch.utils.flop_counter, on the node that has most to do. Peak: "
-        "resident memory of a process, torch included; a simulated node's hosts several Uppers where a grid has more "
-        "than this machine simulates nodes (as many as it has cores, at least four). The target is "
+        f"resident memory of a process, torch included{_HOSTING * (settings.engine == 'flwr')}. The target is "
         f"{settings.target:.1%}: {_target(report)}. Load of the machine before: {report.machine['load_before']}."
     )
     return " ".join([*parts, *_elsewhere(report)])

@@ -7,6 +7,7 @@ from tiny_comparison import METHODS, report
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import GridError, RunError
+from psl_flower.fedavg import FedAvgConfig
 from simulations.compare import command, federated, study, table
 from simulations.compare.federated import federation, total_by_node
 from simulations.compare.methods import plan, read_grid, read_variant, usual_grids
@@ -148,6 +149,8 @@ def test_options_of_one_strategy_are_its_own():
     prox, _, adam, _ = plan(RunConfig(), command.read_options(given).choice, (16, 16))
     assert (prox.own["proximal-mu"], adam.own["server-lr"]) == (0.3, 0.1)
     assert "server-lr" not in prox.own and "proximal-mu" not in adam.own
+    usual, alone = command.read_options(parse()).choice, FedAvgConfig(run=RunConfig())
+    assert (usual.proximal_mu, usual.server_lr) == (alone.proximal_mu, alone.server_lr)
 
 
 @pytest.mark.parametrize(
