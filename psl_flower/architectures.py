@@ -10,8 +10,6 @@ BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("cifar", "imagenet")
 # Whether all Uppers begin with the same weights (`psl_flower.models.upper_seed`).
 UPPER_INITS = ("alike", "own")
-# Images of this many pixels and more get the stem that reduces them.
-LARGE_IMAGE = 96
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 CUTS = ("stem", *_STAGES[:3])
 _WIDTHS = (64, 128, 256, 512)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.architectures import LARGE_IMAGE
 from psl_flower.errors import DataError
-from psl_flower.patches import Fit, PatchGrid
+from psl_flower.patches import LARGE_IMAGE, Fit, PatchGrid
 
 # Change it with anything that changes the choice made from the same images.
 VERSION = 1

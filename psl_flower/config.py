@@ -15,17 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from psl_flower.architectures import BACKBONES, CUTS, LARGE_IMAGE, STEMS, UPPER_INITS
+from psl_flower.architectures import BACKBONES, CUTS, STEMS, UPPER_INITS
 from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
-from psl_flower.lightening.request import parse_request
+from psl_flower.patches import LARGE_IMAGE
 from psl_flower.paths import expanded
-from psl_flower.schedule import SCHEDULES
 
 TRANSPORTS = ("auto", "stream", "flower")
 STORES = ("sealed", "plain")
 GRIDS = ("", "auto")
 ON_MISSING_NODE = ("wait", "continue")
+SCHEDULES = ("one-cycle", "cosine", "constant")
 CODECS = ("float32", "bfloat16", "float16", "int8")
 # The dataset that needs neither network nor files.
 EMBEDDED = "digits"
@@ -299,10 +299,6 @@ class RunConfig:
         for key in ("run-name", "resume", "restore", "predict"):
             if getattr(self, key.replace("-", "_")):
                 raise ConfigError(f"lighten and {key} contradict each other: leave one out")
-        try:
-            parse_request(self.lighten_with)
-        except ConfigError as error:
-            raise ConfigError(f"lighten-with: {error}") from None
 
 
 def default_workspace(setting: str = "") -> Path:

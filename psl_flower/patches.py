@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Images = TypeVar("Images", "torch.Tensor", NDArray[np.generic])
 Fit = Literal["exact", "pad"]
+# Images of this many pixels a side get a stem that keeps every fourth pixel, so their patches must be larger.
+LARGE_IMAGE = 96
 
 
 @dataclass(frozen=True, slots=True)

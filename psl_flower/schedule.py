@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from psl_flower.config import SCHEDULES
 from psl_flower.errors import ConfigError
-
-SCHEDULES = ("one-cycle", "cosine", "constant")
 
 # OneCycleLR's defaults in torch: start at peak/25, end at start/10,000, peak after 30 % of the steps.
 _START_DIVISOR = 25.0

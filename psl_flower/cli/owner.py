@@ -102,9 +102,11 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
+    from psl_flower.cutting import half_of
+    from psl_flower.data.images import Resized
     from psl_flower.data.sources import open_dataset
     from psl_flower.sealed import manifest as manifests
-    from psl_flower.sealed.ingest import Ingested, Plan, Resized, half_of
+    from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.sealing import is_complete
     from psl_flower.sealed.url_folder import shown

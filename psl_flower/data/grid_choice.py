@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.complexity import MAX_IMAGES, GridChoice, choose_grid
+from psl_flower.cutting import explain_sizes
 from psl_flower.data.images import resize_image
-from psl_flower.data.sizes import explain_sizes
 from psl_flower.data.sources import ImageSource
 from psl_flower.data.store_set import StoreRequest
 from psl_flower.errors import StoreError

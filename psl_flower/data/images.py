@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from psl_flower.cutting import Source
 from psl_flower.errors import CorruptImage, DataError
 
 # Pillow documents no list: its decoders raise any of these on damaged input.
@@ -156,3 +157,21 @@ def image_to_array(image: Image.Image, where: str) -> NDArray[np.uint8]:
         image = image.convert("RGB")
     pixels = np.array(image, np.uint8)
     return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+
+
+class Resized:
+    """A source whose images are all brought to one size, antialiased and cropped."""
+
+    def __init__(self, source: Source, size: tuple[int, int]) -> None:
+        self._source, self._size = source, size
+        self.name, self.class_names = source.name, source.class_names
+        self.fingerprint = f"{source.fingerprint}@{size[0]}x{size[1]}"
+
+    def num_samples(self, split: str) -> int:
+        """See Source."""
+        return self._source.num_samples(split)
+
+    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """See Source."""
+        for image_HWC, label in self._source.samples(split, start):
+            yield resize_image(image_HWC, self._size), label

@@ -14,6 +14,7 @@ from pathlib import Path
 from psl_flower.assignment import assign
 from psl_flower.config import EMBEDDED
 from psl_flower.data.grid_choice import grid_reason, request_grid
+from psl_flower.data.images import Resized
 from psl_flower.data.ingest import Progress, disk_errors, lock_set
 from psl_flower.data.manifest import Manifest
 from psl_flower.data.sources import ImageSource
@@ -23,7 +24,7 @@ from psl_flower.files import make_ignored_folder
 from psl_flower.paths import expanded
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.ingest import Plan, Resized, ingest
+from psl_flower.sealed.ingest import Plan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels

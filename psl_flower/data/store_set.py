@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower import complexity
+from psl_flower.cutting import explain_sizes
 from psl_flower.data.manifest import Manifest
-from psl_flower.data.sizes import explain_sizes
 from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from psl_flower.config import RunConfig
 from psl_flower.data.manifest import Manifest
 from psl_flower.engine.build import Shipped
-from psl_flower.errors import OtherDataset, RunError
+from psl_flower.errors import ConfigError, OtherDataset, RunError
 from psl_flower.files import write_atomically
 from psl_flower.lightening.artefacts import LOWER_FILE, upper_file
 from psl_flower.lightening.folder import FOLDER, THIRD, LighteningFolder
@@ -52,7 +52,11 @@ def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, LighteningFolder]:
     """
     run = open_run(config.workspace_path(), config.lighten)
     settings = settings_of(run, config, "lighten")
-    folder = LighteningFolder(run, parse_request(config.lighten_with).settings, federated=True)
+    try:
+        request = parse_request(config.lighten_with)
+    except ConfigError as error:
+        raise ConfigError(f"lighten-with: {error}") from None
+    folder = LighteningFolder(run, request.settings, federated=True)
     # A node that is not there is waited for: without it, other weights would come out.
     asked = {"lighten": config.lighten, "lighten_with": config.lighten_with, "on_missing_node": "wait"}
     return settings.replace(run_name="", resume="", restore="", **asked), run, folder

@@ -1,85 +1,20 @@
-"""Where the files of a store lie: a local folder, or any URL that fsspec opens.
-
-A file appears under its name whole or not at all. Readers ask for many short ranges at once, since one
-request per record would make a remote store useless.
-"""
+"""Opens the folder of a store: a local folder, or any URL that fsspec opens."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from psl_flower.errors import StoreNotFound, StoreUnreachable, TruncatedFile
 from psl_flower.sealed.disk import DISK, Disk, read_file, write_file
-
-BUFFER_BYTES = 1 << 20
-
-
-class Draft(Protocol):
-    """A file being written."""
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        ...
-
-    def commit(self) -> None:
-        """Make the file durable and give it its name."""
-        ...
-
-    def abort(self) -> None:
-        """Drop what was written; harmless after commit."""
-        ...
-
-
-class Folder(Protocol):
-    """The files of one store. Every method raises StoreUnreachable where the file system refuses."""
-
-    @property
-    def name(self) -> str:
-        """Path or URL, for messages."""
-        ...
-
-    def list(self) -> list[str]:
-        """Names of the files, in order; none where the folder does not exist, or a web server does not list it."""
-        ...
-
-    def size(self, name: str) -> int:
-        """Size of a file in bytes; StoreNotFound where it is missing."""
-        ...
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return a whole file of at most `limit` bytes; StoreNotFound where it is missing."""
-        ...
-
-    def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
-        """Return `length` bytes from each start; TruncatedFile where the file ends before."""
-        ...
-
-    def draft(self, name: str) -> Draft:
-        """Begin a file."""
-        ...
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file, at once."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
-        ...
-
-    def close(self) -> None:
-        """Release open files."""
-        ...
+from psl_flower.sealed.folder import BUFFER_BYTES, Draft, Folder
+from psl_flower.sealed.url_folder import UrlFolder
 
 
 def open_folder(place: str | Path, disk: Disk = DISK) -> Folder:
     """Open a local folder, or the folder at a URL (anything with ``://``)."""
     if isinstance(place, str) and "://" in place and not place.startswith("file://"):
-        # Imported here: most stores are local, and the far ones build on what this module defines.
-        from psl_flower.sealed.url_folder import UrlFolder
-
         return UrlFolder(place)
     return LocalFolder(Path(str(place).removeprefix("file://")), disk)
 

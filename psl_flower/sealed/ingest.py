@@ -12,22 +12,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.assignment import assign
-from psl_flower.data.images import resize_image
-from psl_flower.data.sizes import explain_sizes
+from psl_flower.cutting import Source, explain_sizes
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import Fit, PatchGrid
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
 from psl_flower.sealed.disk import DISK, Disk, locked
-from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.folder import Folder
+from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import (
     DRAFT_FILE,
@@ -49,33 +48,6 @@ Progress = Callable[[str, int, int], None]
 _SPLITS = ("train", "test")
 _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 32 << 20
-
-
-class Source(Protocol):
-    """Images and labels to ingest; `psl_flower.data.sources.ImageSource` is one."""
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Label k -> name."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the images, their order or their labels."""
-        ...
-
-    def num_samples(self, split: str) -> int:
-        """Return the number of samples of "train" or "test"."""
-        ...
-
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """Yield (image (H, W, C), label) from `start` on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,31 +231,6 @@ def _sized(
                 f"{size[0]}x{size[1]}x{channels}; set image-size to bring all of them to one size"
             )
         yield image_HWC, label
-
-
-class Resized:
-    """A source whose images are all brought to one size, antialiased and cropped."""
-
-    def __init__(self, source: Source, size: tuple[int, int]) -> None:
-        self._source, self._size = source, size
-        self.name, self.class_names = source.name, source.class_names
-        self.fingerprint = f"{source.fingerprint}@{size[0]}x{size[1]}"
-
-    def num_samples(self, split: str) -> int:
-        """See Source."""
-        return self._source.num_samples(split)
-
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """See Source."""
-        for image_HWC, label in self._source.samples(split, start):
-            yield resize_image(image_HWC, self._size), label
-
-
-def half_of(source: Source) -> tuple[int, int]:
-    """Return half the size of a source's images, rounded up: a patch size that gives 2x2 patches."""
-    for image_HWC, _ in source.samples("train"):
-        return -(-image_HWC.shape[0] // 2), -(-image_HWC.shape[1] // 2)
-    raise DataError(f"{source.name}: there is no training image")
 
 
 def _chunk_images(size: tuple[int, int], channels: int) -> int:

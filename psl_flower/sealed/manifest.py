@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import ManifestError, SignatureInvalid, WrongOwner
 from psl_flower.sealed import envelope
 from psl_flower.sealed.disk import read_file
-from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.suite import SUITE, Purpose, digest
 

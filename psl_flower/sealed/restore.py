@@ -15,7 +15,7 @@ from psl_flower.errors import RestoreRefused
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.epoch import open_under_root
-from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity
 from psl_flower.sealed.manifest import Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import match_all

@@ -23,7 +23,8 @@ from psl_flower.sealed import shares
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.disk import DISK, Disk, locked
-from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.folder import Folder
+from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.ingest import Progress, now
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook

@@ -19,7 +19,7 @@ from psl_flower.errors import KeyMismatch, StoreNotFound
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
-from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, PixelSums, SignedManifest, SplitRange

@@ -27,7 +27,7 @@ from psl_flower.errors import (
     WrongStore,
 )
 from psl_flower.sealed import merkle
-from psl_flower.sealed.folders import Draft, Folder
+from psl_flower.sealed.folder import Draft, Folder
 from psl_flower.sealed.header import SegmentHeader, header_bytes, segment_bytes
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, StoreEntry, segment_file
 from psl_flower.sealed.records import RecordCipher, SampleIds

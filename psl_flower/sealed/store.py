@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from psl_flower.errors import StoreError, StoreNotFound, WrongNodeKey
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
-from psl_flower.sealed.folders import Folder, open_folder
+from psl_flower.sealed.folder import Folder
+from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.header import SegmentHeader
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psl_flower.errors import PatchServerLost, StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
-from psl_flower.sealed.folders import BUFFER_BYTES, Draft
+from psl_flower.sealed.folder import BUFFER_BYTES, Draft
 
 _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")

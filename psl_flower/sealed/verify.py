@@ -24,7 +24,7 @@ from psl_flower.errors import (
 )
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import merkle
-from psl_flower.sealed.folders import Folder
+from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.header import SegmentHeader
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.matching import match

@@ -1,4 +1,4 @@
-"""Images of differing sizes: a grid is made for the first one, and its refusal alone would speak of that one only."""
+"""What cutting images into patches asks of a source of images, and clear errors where their sizes differ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,26 @@ from psl_flower.errors import DataError, GridError
 _LOOKED_AT = 1000
 
 
-class Pictures(Protocol):
-    """A source of images, see `psl_flower.data.sources.ImageSource`."""
+class Source(Protocol):
+    """Images and labels to ingest; `psl_flower.data.sources.ImageSource` is one."""
 
     @property
     def name(self) -> str:
         """What people call it."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Label k -> name."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the images, their order or their labels."""
+        ...
+
+    def num_samples(self, split: str) -> int:
+        """Return the number of samples of "train" or "test"."""
         ...
 
     def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
@@ -30,7 +44,7 @@ class Pictures(Protocol):
 
 
 @contextmanager
-def explain_sizes(source: Pictures) -> Iterator[None]:
+def explain_sizes(source: Source) -> Iterator[None]:
     """Make a grid of the first image's size within; where it is refused and the sizes differ, that is the error.
 
     Raises
@@ -52,3 +66,10 @@ def explain_sizes(source: Pictures) -> Iterator[None]:
             f"{source.name}: the images differ in size: {first[0]}x{first[1]} and {other[0]}x{other[1]}, for instance "
             "(height x width); set image-size to bring all of them to one size"
         ) from error
+
+
+def half_of(source: Source) -> tuple[int, int]:
+    """Return half the size of a source's images, rounded up: a patch size that gives 2x2 patches."""
+    for image_HWC, _ in source.samples("train"):
+        return -(-image_HWC.shape[0] // 2), -(-image_HWC.shape[1] // 2)
+    raise DataError(f"{source.name}: there is no training image")

@@ -1,0 +1,69 @@
+"""What the folder of a store offers its readers and writers, wherever it lies.
+
+A file appears under its name whole or not at all. Readers ask for many short ranges at once, since one request per
+record would make a remote store useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+BUFFER_BYTES = 1 << 20
+
+
+class Draft(Protocol):
+    """A file being written."""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        ...
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name."""
+        ...
+
+    def abort(self) -> None:
+        """Drop what was written; harmless after commit."""
+        ...
+
+
+class Folder(Protocol):
+    """The files of one store. Every method raises StoreUnreachable where the file system refuses."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL, for messages."""
+        ...
+
+    def list(self) -> list[str]:
+        """Names of the files, in order; none where the folder does not exist, or a web server does not list it."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes; StoreNotFound where it is missing."""
+        ...
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes; StoreNotFound where it is missing."""
+        ...
+
+    def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
+        """Return `length` bytes from each start; TruncatedFile where the file ends before."""
+        ...
+
+    def draft(self, name: str) -> Draft:
+        """Begin a file."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, at once."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def close(self) -> None:
+        """Release open files."""
+        ...
