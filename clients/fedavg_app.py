@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from clients.host import simulation_slots
 from clients.partitions import divide
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
+from psl_flower.baselines.fedavg import FedAvgConfig
+from psl_flower.baselines.whole_image import LocalTraining
 from psl_flower.engine.build import decode_settings
 from psl_flower.errors import ConfigError, FrameMismatch, PslError
-from psl_flower.fedavg import FedAvgConfig
-from psl_flower.machine import keep_freed_memory, usable_cores
-from psl_flower.whole_image import LocalTraining
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.system.machine import keep_freed_memory, usable_cores
 
 app = ClientApp()
 

@@ -10,9 +10,6 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
-from psl_flower.checkpoints import Checkpoints
-from psl_flower.data.manifest import Manifest
-from psl_flower.devices import choose_device
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import (
     Phase,
@@ -23,19 +20,22 @@ from psl_flower.engine.build import (
     make_upper,
     upper_options,
 )
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
 from psl_flower.launch.federation import POOL_SIZE
 from psl_flower.lightening.on_node import LIGHT_FOLDER, shipped_engine, training_engine
-from psl_flower.machine import keep_freed_memory, usable_cores
-from psl_flower.node_task import ADAPTATION_CLAIM, Claim, NodeTask
-from psl_flower.paths import expanded
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
+from psl_flower.system.devices import choose_device
+from psl_flower.system.machine import keep_freed_memory, usable_cores
+from psl_flower.text import expanded
 from psl_flower.wire.credentials import node_tls
 from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.node_messages import ADAPTATION_CLAIM, Claim, NodeTask
 from psl_flower.wire.tls import NodeTls
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"

@@ -17,8 +17,8 @@ from clients.messages import LOWER, content, host_of, number, some_bytes, values
 from psl_flower.engine.build import Phase, decode_instead, decode_settings
 from psl_flower.errors import FrameMismatch
 from psl_flower.lightening import on_node
-from psl_flower.node_task import Measured, encode
-from psl_flower.stores.base import PatchStore
+from psl_flower.patches.store import PatchStore
+from psl_flower.wire.node_messages import Measured, encode
 
 
 def ready(message: Message, context: Context) -> RecordDict:

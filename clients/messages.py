@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from clients.host import Host
 from psl_flower.errors import FrameMismatch
-from psl_flower.node_task import NodeTask, decode
+from psl_flower.wire.node_messages import NodeTask, decode
 
 _RECORD = "psl"
 LOWER = "the Lower"

@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.baselines.fedavg import PARTITIONS
 from psl_flower.errors import ConfigError
-from psl_flower.fedavg import PARTITIONS
 
 # BatchNorm needs two samples in a batch.
 _FEWEST = 2

@@ -29,16 +29,16 @@ from clients.host import (
 from clients.messages import LOWER, content, host_of, number, some_bytes, values
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.forgetful import forgetful
+from psl_flower.engine.stateless import forgetful
 from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
-from psl_flower.machine import forbid_core_dumps
-from psl_flower.node_task import Claim, Failure, Inventory, NodeTask, StreamTicket, decode, encode
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
+from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Hello, party_names
+from psl_flower.wire.node_messages import Claim, Failure, Inventory, NodeTask, StreamTicket, decode, encode
 from psl_flower.wire.stream import UpperStream, connect
 
 _STEPS = "a number of steps"

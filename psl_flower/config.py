@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from psl_flower.architectures import BACKBONES, CUTS, STEMS, UPPER_INITS
-from psl_flower.assignment import Method
 from psl_flower.errors import ConfigError
-from psl_flower.patches import LARGE_IMAGE
-from psl_flower.paths import expanded
+from psl_flower.models.architectures import BACKBONES, CUTS, STEMS, UPPER_INITS
+from psl_flower.patches.assignment import Method
+from psl_flower.patches.grid import LARGE_IMAGE
+from psl_flower.text import expanded
 
 TRANSPORTS = ("auto", "stream", "flower")
 STORES = ("sealed", "plain")
@@ -193,7 +193,7 @@ class RunConfig:
         _choice("stem", self.stem, ("auto", *STEMS))
         _choice("upper-init", self.upper_init, UPPER_INITS)
         if self.protection != "none":
-            from psl_flower.cut import PROTECTIONS  # loads torch
+            from psl_flower.models.cut import PROTECTIONS  # loads torch
 
             _choice("protection", self.protection, tuple(PROTECTIONS))
         _choice("schedule", self.schedule, SCHEDULES)

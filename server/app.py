@@ -10,12 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from psl_flower import predicting
-from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
 from psl_flower.engine.build import (
     encode_settings,
     make_averaging,
@@ -28,13 +23,18 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
+from psl_flower.inference.trained_model import save_assembled
 from psl_flower.lightening import beginning
-from psl_flower.machine import forbid_core_dumps, keep_freed_memory, usable_cores
-from psl_flower.node_task import NodeTask
-from psl_flower.resuming import continue_or_create
-from psl_flower.runs import RunFolder
-from psl_flower.units import duration
+from psl_flower.runs import predictions
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.resuming import continue_or_create
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
+from psl_flower.text import duration
 from psl_flower.wire.credentials import endpoint_identity
+from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 from server.lightening import lighten
 from server.predicting import predict
@@ -56,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     given = RunConfig.from_mapping(context.run_config)
     again: str | None = ""
     if given.predict:
-        config, run, folder = predicting.begin(given)
+        config, run, folder = predictions.begin(given)
         again = None
     elif given.lighten:
         config, run, light = beginning.begin(given)

@@ -13,21 +13,21 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from psl_flower.assembled import save_assembled
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
+from psl_flower.baselines.fedavg import FedAvgConfig
+from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.engine.build import encode_settings
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
 from psl_flower.errors import NodeError
-from psl_flower.fedavg import FedAvgConfig
-from psl_flower.files import write_atomically
-from psl_flower.machine import keep_freed_memory, usable_cores
-from psl_flower.runs import RunFolder, create_run
-from psl_flower.units import duration
-from psl_flower.whole_image import whole_image_config
+from psl_flower.inference.trained_model import save_assembled
+from psl_flower.runs.folder import RunFolder, create_run
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.system.files import write_atomically
+from psl_flower.system.machine import keep_freed_memory, usable_cores
+from psl_flower.text import duration
 from server.reporting import Reporter
-from strategies.averaging import Watched, averaging
+from strategies.fedavg import Watched, averaging
 
 _POLL_S = 0.2
 

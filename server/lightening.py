@@ -19,16 +19,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from psl_flower.assembled import load_assembled
-from psl_flower.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
 from psl_flower.engine.build import Phase, encode_settings, make_task, steps_per_round
+from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import TrainingStopped
+from psl_flower.inference.trained_model import load_assembled
 from psl_flower.lightening import beginning
 from psl_flower.lightening.artefacts import (
     LOWER_FILE,
@@ -38,20 +36,22 @@ from psl_flower.lightening.artefacts import (
     check_packages,
     with_quantised_uppers,
 )
-from psl_flower.lightening.bench import Answers, Bench
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, measure_speed, open_session
-from psl_flower.lightening.loop import End
+from psl_flower.lightening.method import Answers, Bench
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.report import attempt_line, write_report, write_result
 from psl_flower.lightening.request import parse_request
+from psl_flower.lightening.search import End
 from psl_flower.lightening.settings import EDGE, LighteningSettings
 from psl_flower.lightening.training import Training, training_config
 from psl_flower.models import PatchSplitNet
-from psl_flower.node_task import NodeTask
-from psl_flower.runs import RunFolder
-from psl_flower.units import duration
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.text import duration
+from psl_flower.wire.node_messages import NodeTask
 from server.predicting import run_through, shipped_part
 from server.reporting import Reporter
 from strategies import PatchSplit
@@ -117,7 +117,7 @@ def lighten(
 
 
 class FederatedWorkshop:
-    """The federation: implements `psl_flower.lightening.bench.Workshop`.
+    """The federation: implements `psl_flower.lightening.method.Workshop`.
 
     Parameters
     ----------

@@ -15,13 +15,9 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from psl_flower import predicting
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
 from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, optimizer, smashed_shapes
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
@@ -29,9 +25,13 @@ from psl_flower.errors import PredictionStopped
 from psl_flower.lightening.beginning import LightModel, light_model
 from psl_flower.lightening.on_node import check_runtime
 from psl_flower.lightening.runtime import OnnxModule
-from psl_flower.node_task import NodeTask
-from psl_flower.runs import RunFolder
-from psl_flower.units import duration
+from psl_flower.patches.description import Manifest
+from psl_flower.runs import predictions
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.text import duration
+from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
 from strategies import PatchSplit
 from strategies.link import TransportOptions
@@ -48,7 +48,7 @@ def predict(
     options: TransportOptions,
     reporter: Reporter,
 ) -> None:
-    """Predict what the settings ask for; what comes out goes to `folder`, see `psl_flower.predicting`.
+    """Predict what the settings ask for; what comes out goes to `folder`, see `psl_flower.runs.predictions`.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def predict(
         If a node is missing, keeps no weights of this run, or fails.
     """
     manifest = stores.manifest
-    predicting.check(config, run, manifest)
-    samples_N, splits = predicting.samples_asked(config, manifest)
+    predictions.check(config, run, manifest)
+    samples_N, splits = predictions.samples_asked(config, manifest)
     options = dataclasses.replace(options, without=config.uppers_left_out())
     step = max(run.checkpoints.steps())
     if config.predict_light:
@@ -89,7 +89,7 @@ def predict(
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     about = _about(run, config, step, len(samples_N))
-    predictions, placement = run_through(
+    predicted, placement = run_through(
         grid,
         part,
         dataclasses.replace(make_task(config, manifest, stores.labels), test=samples_N),
@@ -97,12 +97,12 @@ def predict(
         on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
         on_evaluated=_unless_stopped(folder, reporter.predicted),
     )
-    absent = [predicting.Absent(upper=m, positions=manifest.positions_of(m)) for m in placement.absent]
-    result = predicting.Result.of(run, step, config, predictions, absent)
-    folder.write_predictions(predictions, splits)
-    predicting.save_result(folder, result)
+    absent = [predictions.Absent(upper=m, positions=manifest.positions_of(m)) for m in placement.absent]
+    result = predictions.Result.of(run, step, config, predicted, absent)
+    folder.write_predictions(predicted, splits)
+    predictions.save_result(folder, result)
     reporter.note_accuracy(result.accuracy)
-    reporter.end("completed", f"{_summary(result, predictions)} in {duration(time.monotonic() - began)}: {folder.path}")
+    reporter.end("completed", f"{_summary(result, predicted)} in {duration(time.monotonic() - began)}: {folder.path}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +236,7 @@ def _about(run: RunFolder, config: RunConfig, step: int, images: int) -> str:
     return f"predicting {images} images with run {run.name} after {step} steps, {light} and patches where they are"
 
 
-def _summary(result: predicting.Result, predictions: Predictions) -> str:
+def _summary(result: predictions.Result, predictions: Predictions) -> str:
     without = "".join(
         f", without Upper {part.upper} (position {', '.join(map(str, part.positions))})" for part in result.absent
     )

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
-from psl_flower.runs import RunFolder, Status, this_process
-from psl_flower.units import duration, size
+from psl_flower.runs.folder import RunFolder, Status, this_process
+from psl_flower.text import duration, size
 from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 

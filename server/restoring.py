@@ -5,15 +5,15 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import ConfigError
-from psl_flower.node_task import NodeTask
-from psl_flower.paths import expanded
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import remote
 from psl_flower.sealed.disk import read_file, write_file
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.text import expanded
+from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
 from strategies.link import NodeLink, TransportOptions
 from strategies.restoration import gather_answers

@@ -19,7 +19,7 @@ import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.machine import forbid_core_dumps
+from psl_flower.system.machine import forbid_core_dumps
 from simulations import reports
 from simulations.progress import Progress
 from simulations.reports import Report

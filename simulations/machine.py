@@ -12,7 +12,7 @@ from typing import TypedDict
 
 import psutil
 
-from psl_flower.machine import list_gpus, usable_cores
+from psl_flower.system.machine import list_gpus, usable_cores
 
 _PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
 

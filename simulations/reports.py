@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from psl_flower.errors import RunError
-from psl_flower.files import write_atomically
+from psl_flower.system.files import write_atomically
 
 # Settings of a run by their kebab-case keys.
 Values = dict[str, str | int | float | bool]

@@ -9,9 +9,9 @@ from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.errors import FrameMismatch
-from psl_flower.node_task import NodeTask, encode
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
 from psl_flower.wire.messages import only_evaluates, party_names, steps_applied
+from psl_flower.wire.node_messages import NodeTask, encode
 from strategies.messages import ask, content, values
 from strategies.nodes import Placement, task_for
 

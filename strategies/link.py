@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
-from psl_flower.node_task import ADAPTATION_CLAIM, NodeTask, StreamTicket, encode
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket, encode
 from psl_flower.wire.tls import Identity
 from strategies.collection import gather_weights
 from strategies.flower_exchange import FlowerExchange

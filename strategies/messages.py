@@ -1,6 +1,6 @@
 """Records of ours in Flower messages, and the questions that a strategy asks nodes.
 
-A message's content is one ConfigRecord named "psl" whose values are bytes (`psl_flower.node_task`).
+A message's content is one ConfigRecord named "psl" whose values are bytes (`psl_flower.wire.node_messages`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.node_task import Failure, Record, decode
+from psl_flower.wire.node_messages import Failure, Record, decode
 
 RECORD = "psl"
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.

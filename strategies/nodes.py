@@ -11,8 +11,8 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
-from psl_flower.node_task import Claim, Inventory, NodeTask, check_positions, encode
 from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions, encode
 from strategies.messages import ask, content, decoded
 
 log = logging.getLogger("psl_flower")

@@ -8,7 +8,7 @@ In a ServerApp of your own, with models of your own:
 
 and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models. Uppers
 of one shape and float32 can be averaged: `RoundDriver(..., averaging=Averaging(every=8, num_shared=num_shared(upper)))`
-(`psl_flower.engine.averaging`), and `averaged=True` in the nodes' `UpperOptions`.
+(`psl_flower.engine.upper_averaging`), and `averaged=True` in the nodes' `UpperOptions`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.rounds import RoundDriver, RoundReport
 from psl_flower.errors import NodeLost, PeerLost
-from psl_flower.node_task import NodeTask
+from psl_flower.wire.node_messages import NodeTask
 from strategies.link import NodeLink, TransportOptions
 from strategies.messages import tell
 from strategies.nodes import Placement

@@ -6,7 +6,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError
-from psl_flower.node_task import NodeTask, encode
+from psl_flower.wire.node_messages import NodeTask, encode
 from strategies.messages import ask, content, values
 from strategies.nodes import Placement, task_for
 

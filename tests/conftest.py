@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import StoreSet, store_request
+from psl_flower.stores.ingest import ensure_stores
+from psl_flower.stores.store_set import StoreSet, store_request
 
 torch.set_num_threads(1)
 # The helpers' asserts show what they compared, as those of the tests do.

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import (
     make_adaptation_node,
@@ -23,16 +21,18 @@ from psl_flower.engine.build import (
     smashed_shapes,
     upper_options,
 )
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
-from psl_flower.engine.forgetful import forgetful
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
 from psl_flower.engine.rounds import Predictions, RoundDriver
+from psl_flower.engine.stateless import forgetful
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
-from psl_flower.models import reset_parameters
+from psl_flower.models.split import reset_parameters
 from psl_flower.patches import PatchGrid
+from psl_flower.stores.store_set import StoreSet
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import ADAPTATION, Average, Step, only_evaluates, steps_applied
 

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.host import Host
 from clients.upper_app import app as client_app
-from psl_flower.stores.base import store_folder
+from psl_flower.patches.store import store_folder
 from server.app import app as server_app
 
 _PAUSE_S = 0.005

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from psl_flower.cli.output import Json
-from psl_flower.paths import expanded
+from psl_flower.text import expanded
 
 if TYPE_CHECKING:
-    from psl_flower.doctor.finding import Finding
+    from psl_flower.system.findings import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,8 @@ def doctor(
     """
     if (exchange_cert is None) != (exchange_key is None):
         raise typer.BadParameter("--exchange-cert and --exchange-key belong together; give both")
-    from psl_flower.doctor import certificates, machine, network, stores, versions
+    from psl_flower.doctor import machine, network, stores, versions
+    from psl_flower.wire import certificates
 
     def checks() -> Iterator[list[Finding]]:
         yield versions.check_versions()

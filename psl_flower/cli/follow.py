@@ -10,8 +10,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from psl_flower.runs import RunFolder, Status
-from psl_flower.units import duration
+from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.text import duration
 
 _LINE_EVERY_S = 5.0
 _LOG = "log.txt"

@@ -11,8 +11,8 @@ import typer
 from psl_flower.cli.output import percent
 
 if TYPE_CHECKING:
-    from psl_flower.predicting import Result
-    from psl_flower.runs import RunFolder
+    from psl_flower.runs.folder import RunFolder
+    from psl_flower.runs.predictions import Result
 
 
 def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: int, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
     from psl_flower.cli.train import end_stopped, failure, run_to_end
     from psl_flower.config import RunConfig
     from psl_flower.errors import ConfigError, RunError
-    from psl_flower.predicting import load_result
+    from psl_flower.runs.predictions import load_result
 
     given = {**asked, "predict": run, **({"workspace": workspace} if workspace else {})}
     try:

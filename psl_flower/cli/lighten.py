@@ -14,7 +14,7 @@ from psl_flower.lightening.settings import EDGE, Against, Growth, Lesson, Measur
 if TYPE_CHECKING:
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.request import Request, Value
-    from psl_flower.runs import RunFolder
+    from psl_flower.runs.folder import RunFolder
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def lighten(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     from psl_flower.config import default_workspace
-    from psl_flower.runs import open_run
+    from psl_flower.runs.folder import open_run
 
     trained = open_run(default_workspace(workspace), run)
     folder, result = _locally(trained, request) if local else _over_the_federation(trained, values, request, nodes)

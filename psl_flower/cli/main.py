@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from psl_flower.errors import PslError
-from psl_flower.machine import forbid_core_dumps
+from psl_flower.system.machine import forbid_core_dumps
 
 _FAILED, _INTERRUPTED = 1, 130
 

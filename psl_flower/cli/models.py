@@ -16,11 +16,11 @@ from psl_flower.cli.runs import last_accuracy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from psl_flower.assembled import Assembled
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
-    from psl_flower.evaluation import LabelledImages, Progress
-    from psl_flower.runs import RunFolder
+    from psl_flower.inference.evaluation import LabelledImages, Progress
+    from psl_flower.inference.trained_model import Assembled
+    from psl_flower.runs.folder import RunFolder
 
 _BATCH = 64
 
@@ -127,8 +127,8 @@ def evaluate(
         raise typer.BadParameter("--out goes with --absent-curve")
     if (image_column or label_column) and not dataset:
         raise typer.BadParameter("--image-column and --label-column go with --dataset")
-    from psl_flower import evaluation
     from psl_flower.cli.terminal import progress_bar
+    from psl_flower.inference import evaluation
 
     folder, assembled = _load(run, workspace)
     with progress_bar(True) as progress:
@@ -167,7 +167,7 @@ def export(
 ) -> None:
     """Write a trained model as one file for other programs, and check that it answers alike."""
     from psl_flower.errors import ConfigError
-    from psl_flower.export import EXPORTERS
+    from psl_flower.inference.export import EXPORTERS
 
     folder, assembled = _load(run, workspace)
     ending, write = EXPORTERS[to]
@@ -188,9 +188,9 @@ def export(
 
 
 def _load(run: str, workspace: str) -> tuple[RunFolder, Assembled]:
-    from psl_flower.assembled import choose_run, load_assembled
     from psl_flower.config import default_workspace
-    from psl_flower.devices import choose_device
+    from psl_flower.inference.trained_model import choose_run, load_assembled
+    from psl_flower.system.devices import choose_device
 
     folder = choose_run(default_workspace(workspace), run)
     return folder, load_assembled(folder, choose_device("auto"))
@@ -278,7 +278,7 @@ def _evaluate_absence(
 ) -> None:
     from dataclasses import asdict
 
-    from psl_flower.absence import absence_curve, write_csv, write_png
+    from psl_flower.inference.absence import absence_curve, write_csv, write_png
 
     points = absence_curve(assembled, images, progress)
     files = [out / "absent.csv", out / "absent.png"]

@@ -102,9 +102,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
-    from psl_flower.cutting import half_of
     from psl_flower.data.images import Resized
     from psl_flower.data.sources import open_dataset
+    from psl_flower.patches.cutting import half_of
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
@@ -134,7 +134,7 @@ def ingest(
     if patch == "auto" and append:
         patch = ""  # as any other: images are appended in the grid that is there
     if patch == "auto":
-        from psl_flower.data.grid_choice import choose_for
+        from psl_flower.stores.grid_choice import choose_for
 
         if stride:
             raise ConfigError("--patch auto chooses the stride, too; leave --stride out")

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from psl_flower.cli.asking import captions, class_name, image_name, images_asked, labels_of
+from psl_flower.cli.image_selection import captions, class_name, image_name, images_asked, labels_of
 from psl_flower.cli.output import Json
 from psl_flower.cli.terminal import (
     OwnerPublic,
@@ -26,13 +26,13 @@ from psl_flower.cli.terminal import (
     stores_beside,
 )
 from psl_flower.errors import ConfigError, StoreNotFound
-from psl_flower.image_ids import parse_images
+from psl_flower.runs.image_ids import parse_images
+from psl_flower.runs.mistakes import Mistake
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.wrong import Mistake
 
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]

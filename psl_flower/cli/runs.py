@@ -11,7 +11,7 @@ import typer
 from psl_flower.cli.output import Json, Workspace, percent, print_table
 
 if TYPE_CHECKING:
-    from psl_flower.runs import RunFolder
+    from psl_flower.runs.folder import RunFolder
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     """List the runs of a workspace, oldest first."""
     from psl_flower.config import default_workspace
-    from psl_flower.runs import list_runs
+    from psl_flower.runs.folder import list_runs
 
     path = default_workspace(workspace)
     found = [_describe(folder) for folder in list_runs(path)]

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from psl_flower.errors import ConfigError, PassphraseError, StoreNotFound
-from psl_flower.pairs import read_pairs
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import read_file
@@ -20,6 +19,7 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
 OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]

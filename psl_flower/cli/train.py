@@ -15,7 +15,7 @@ import typer
 
 from psl_flower.cli.output import Json, Workspace
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.pairs import read_pairs
+from psl_flower.text import read_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psl_flower.config import RunConfig
     from psl_flower.launch.running import Watch
     from psl_flower.launch.superlink import LocalSuperLink
-    from psl_flower.runs import RunFolder, Status
+    from psl_flower.runs.folder import RunFolder, Status
 
 _POLL_S = 0.3
 _SIGNALLED = 128  # and the signal's number: the exit status of what a signal has ended
@@ -104,7 +104,7 @@ def run_to_end(
     """
     from psl_flower.launch.running import app_folder
     from psl_flower.launch.signals import Terminated
-    from psl_flower.runs import Status
+    from psl_flower.runs.folder import Status
 
     folder = app_folder(app)
     while True:

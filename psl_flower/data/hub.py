@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from psl_flower.data.images import RawDataset, RawSplit, choose_splits, decode_image
 from psl_flower.errors import CorruptImage, DataError, DatasetNotFound
-from psl_flower.paths import expanded
+from psl_flower.text import expanded
 
 _LABEL_NAMES = ("label", "fine_label", "labels", "class", "target", "category")
 _PLAIN_LABEL_TYPES = frozenset({

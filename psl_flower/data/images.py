@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from psl_flower.cutting import Source
 from psl_flower.errors import CorruptImage, DataError
+from psl_flower.patches.cutting import Source
 
 # Pillow documents no list: its decoders raise any of these on damaged input.
 _DECODER_ERRORS = (

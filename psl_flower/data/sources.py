@@ -21,7 +21,7 @@ from psl_flower.data.hub import load_tables
 from psl_flower.data.image_folder import load_image_folder, walk_files
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.errors import ConfigError, DataError, DatasetNotFound
-from psl_flower.paths import expanded
+from psl_flower.text import expanded
 
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16

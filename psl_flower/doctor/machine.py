@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from psl_flower.doctor.finding import Finding, failed, ok, warning
-from psl_flower.machine import usable_cores
+from psl_flower.system.findings import Finding, failed, ok, warning
+from psl_flower.system.machine import usable_cores
 
 # Seen with ResNet18 and batches of 32: a node's programs take 0.9 GB, the server's 1.5 GB; checkpoints some 100 MB.
 _MEMORY_FAILED, _MEMORY_WARNING = 0.8e9, 1.8e9
@@ -54,8 +54,8 @@ def check_device(setting: str) -> list[Finding]:
     """Return a finding about the device of the setting `device` ("auto", "cpu", "cuda", "cuda:N")."""
     import torch
 
-    from psl_flower.devices import choose_device
     from psl_flower.errors import ConfigError
+    from psl_flower.system.devices import choose_device
 
     try:
         device = choose_device(setting)

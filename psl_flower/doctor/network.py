@@ -8,7 +8,7 @@ import ssl
 import time
 from pathlib import Path
 
-from psl_flower.doctor.finding import Finding, failed, ok, warning
+from psl_flower.system.findings import Finding, failed, ok, warning
 
 TIMEOUT_S = 5.0
 # A node's signed requests may be 5 s from the SuperLink's future and 305 s old (Flower's routers/fleet/node_auth.py).

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from psl_flower.data.manifest import Manifest
-from psl_flower.doctor.finding import Finding, failed, ok
 from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner, WrongStore
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.url_folder import shown
-from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import open_store
+from psl_flower.system.findings import Finding, failed, ok
 
 _READ = 64
 

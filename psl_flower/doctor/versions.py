@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 
-from psl_flower.doctor.finding import Finding, failed, ok
+from psl_flower.system.findings import Finding, failed, ok
 
 # As in pyproject.toml, which a test compares: package -> (from, below).
 PYTHON = ((3, 11), (3, 14))

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.checkpoints import Checkpoints
-from psl_flower.devices import autocast, compute_dtype
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import ProtocolError, RunError
 from psl_flower.losses import Targets, uppers_loss
 from psl_flower.models import AdaptationNet
-from psl_flower.optimizers import set_lr
+from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved, StepId, pack_samples
 

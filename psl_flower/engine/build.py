@@ -10,22 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.architectures import BackboneSize
-from psl_flower.augment import Augmentation
-from psl_flower.batches import BatchOrder, batch_order
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig, size_text
-from psl_flower.data.manifest import Manifest
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
-from psl_flower.engine.averaging import Averaging, num_shared
+from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.batches import BatchOrder, batch_order
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.optimizers import Optimizer, Sgd
 from psl_flower.engine.rounds import Task
+from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.upper import UpperOptions
+from psl_flower.engine.upper_averaging import Averaging, num_shared
 from psl_flower.errors import ConfigError, FrameMismatch
-from psl_flower.models import (
-    AdaptationNet,
+from psl_flower.models import AdaptationNet, PatchSplitNet
+from psl_flower.models.architectures import BackboneSize
+from psl_flower.models.split import (
     Lower,
-    PatchSplitNet,
     Upper,
     adaptation_seed,
     lower_seed,
@@ -33,8 +33,7 @@ from psl_flower.models import (
     smashed_size,
     upper_seed,
 )
-from psl_flower.optimizers import Optimizer, Sgd
-from psl_flower.schedule import Schedule
+from psl_flower.patches.description import Manifest
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase"):

@@ -38,7 +38,7 @@ class Down(NamedTuple):
     gradient_BKhwC : torch.Tensor or None
         Gradient of its pending smashed data, to a `Share`, and to a `Step` whose `gradient_of` is not None.
     average_N : torch.Tensor or None
-        Mean of what the Uppers shared (`psl_flower.engine.averaging`), float32, to an `Average`.
+        Mean of what the Uppers shared (`psl_flower.engine.upper_averaging`), float32, to an `Average`.
     """
 
     step: Step | Share | Average
@@ -56,7 +56,7 @@ class Up(NamedTuple):
     smashed_BKhwC : torch.Tensor or None
         Smashed data, in the dtype that the Lower computes in.
     shared_N : torch.Tensor or None
-        What the Upper shares (`psl_flower.engine.averaging`), float32.
+        What the Upper shares (`psl_flower.engine.upper_averaging`), float32.
     """
 
     answer: Smashed | Shared | Saved

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.assignment import absent_positions
-from psl_flower.checkpoints import Checkpoints
-from psl_flower.devices import autocast, compute_dtype
-from psl_flower.distillation import LowerTeacher, shared_loss
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Lesson
+from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.distillation import LowerTeacher, shared_loss
+from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
 from psl_flower.losses import Targets, lower_loss
-from psl_flower.optimizers import set_lr
+from psl_flower.patches.assignment import absent_positions
+from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.messages import ADAPTATION
 
 

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from psl_flower.augment import Augmentation
-from psl_flower.batches import BatchOrder
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.adaptation import RemoteAdaptation, keep
-from psl_flower.engine.averaging import Averaging, mean
+from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.batches import BatchOrder
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
+from psl_flower.engine.schedule import Schedule
+from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
 from psl_flower.losses import Targets
-from psl_flower.schedule import Schedule
 from psl_flower.wire.messages import ADAPTATION, Average, Plan, Share, Smashed, Step, StepId, pack_samples
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.augment import Augmentation
-from psl_flower.checkpoints import Checkpoints
-from psl_flower.cut import enter_gradient, from_wire, to_wire
-from psl_flower.devices import autocast, compute_dtype
-from psl_flower.engine.averaging import num_shared, shared, take_over
+from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
+from psl_flower.engine.inputs import network_input
+from psl_flower.engine.optimizers import Optimizer, set_lr
+from psl_flower.engine.upper_averaging import num_shared, shared, take_over
 from psl_flower.errors import ProtocolError, RunError
-from psl_flower.models import smashed_size
-from psl_flower.optimizers import Optimizer, set_lr
-from psl_flower.pixels import network_input
-from psl_flower.stores.base import PatchStore
+from psl_flower.models.cut import enter_gradient, from_wire, to_wire
+from psl_flower.models.split import smashed_size
+from psl_flower.patches.store import PatchStore
+from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, StepId
 
@@ -39,7 +39,7 @@ class UpperOptions:
     make_optimizer : callable
         Makes the optimiser for the model's parameters; its learning rate comes with every plan.
     mean, std : sequence of float
-        Per channel, for normalisation (`psl_flower.pixels`).
+        Per channel, for normalisation (`psl_flower.engine.inputs`).
     augmentation : Augmentation
         What is drawn in training.
     autocast : bool

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import msgspec
 
-from psl_flower.batches import batch_order
 from psl_flower.config import EMBEDDED, RunConfig
-from psl_flower.data.manifest import Manifest
+from psl_flower.engine.batches import batch_order
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.machine import count_gpus, usable_cores
-from psl_flower.paths import expanded
-from psl_flower.predicting import check, free_folder, prediction_of
-from psl_flower.resuming import resumed_config
-from psl_flower.runs import RunFolder, Status, free_name, open_run
+from psl_flower.patches.description import Manifest
+from psl_flower.runs.folder import RunFolder, Status, free_name, open_run
+from psl_flower.runs.predictions import check, free_folder, prediction_of
+from psl_flower.runs.resuming import resumed_config
+from psl_flower.system.machine import count_gpus, usable_cores
+from psl_flower.text import expanded
 
 _START_TIMEOUT_S = 180.0
 # Settings that may be paths of this machine.
@@ -56,7 +56,7 @@ def prepare(
     config : RunConfig
         The run's, the prediction's, or the lightening's.
     progress : callable, optional
-        As `psl_flower.data.preparing.prepare_stores` takes it.
+        As `psl_flower.stores.prepare.prepare_stores` takes it.
     say : callable, optional
         Called with lines for people: on keys that were made, a grid that was chosen, a batch larger than the dataset.
 
@@ -69,10 +69,10 @@ def prepare(
     Raises
     ------
     PslError
-        As `psl_flower.data.preparing.prepare_stores`; RunError if the run's name is taken, or the resumed run missing;
+        As `psl_flower.stores.prepare.prepare_stores`; RunError if the run's name is taken, or the resumed run missing;
         ConfigError if the key of a node is not here, or there are too few images to train on.
     """
-    from psl_flower.data.preparing import prepare_stores
+    from psl_flower.stores.prepare import prepare_stores
 
     workspace = config.workspace_path()
     if config.predict:

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from psl_flower.data.manifest import Manifest
+from psl_flower.engine.inputs import channel_column
 from psl_flower.errors import ConfigError, LighteningError, RunError
-from psl_flower.export import INPUT, OUTPUT, TOLERANCE, metadata_of
-from psl_flower.files import write_atomically
+from psl_flower.inference.export import INPUT, OUTPUT, TOLERANCE, metadata_of
 from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtime_errors
 from psl_flower.lightening.parts import Cut, Join, OfPatches, Tail
-from psl_flower.models import PatchSplitNet, Upper
-from psl_flower.pixels import channel_column
+from psl_flower.models import PatchSplitNet
+from psl_flower.models.split import Upper
+from psl_flower.patches.description import Manifest
+from psl_flower.system.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx

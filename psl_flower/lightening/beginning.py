@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
 from psl_flower.engine.build import Shipped
 from psl_flower.errors import ConfigError, OtherDataset, RunError
-from psl_flower.files import write_atomically
 from psl_flower.lightening.artefacts import LOWER_FILE, upper_file
 from psl_flower.lightening.folder import FOLDER, THIRD, LighteningFolder
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.request import parse_request
-from psl_flower.resuming import settings_of
-from psl_flower.runs import RunFolder, open_run
+from psl_flower.patches.description import Manifest
+from psl_flower.runs.folder import RunFolder, open_run
+from psl_flower.runs.resuming import settings_of
+from psl_flower.system.files import write_atomically
 
 # In <run>/light/: the name of the lightening whose third model is in place on the nodes.
 _IN_PLACE_FILE = "in-place"

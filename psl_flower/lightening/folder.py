@@ -22,11 +22,11 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.errors import RunError
-from psl_flower.files import write_atomically
 from psl_flower.lightening.artefacts import WHOLE_FILE
-from psl_flower.lightening.loop import Attempt, Conditions, Judged
+from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.runs import MODEL_FILE, RunFolder
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
+from psl_flower.system.files import write_atomically
 
 FOLDER = "light"
 THIRD = "third"

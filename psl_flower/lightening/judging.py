@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.errors import LighteningError, RunError
-from psl_flower.export import INPUT, OUTPUT
+from psl_flower.inference.export import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     import onnxruntime

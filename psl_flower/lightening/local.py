@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.assembled import load_assembled
-from psl_flower.devices import choose_device
-from psl_flower.evaluation import images_in, stores_of
+from psl_flower.inference.evaluation import images_in, stores_of
+from psl_flower.inference.trained_model import load_assembled
 from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, check_packages, make_int8
-from psl_flower.lightening.bench import Answers, Bench, Lightened
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
-from psl_flower.lightening.loop import Attempt
+from psl_flower.lightening.method import Answers, Bench, Lightened
+from psl_flower.lightening.search import Attempt
 from psl_flower.lightening.settings import Asked, LighteningSettings
 from psl_flower.lightening.training import Progress, School, Training
 from psl_flower.models import PatchSplitNet
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
+from psl_flower.system.devices import choose_device
 
 
 def lighten(
@@ -65,7 +65,7 @@ def lighten(
 
 
 class LocalWorkshop:
-    """A machine that has whole images: implements `psl_flower.lightening.bench.Workshop`.
+    """A machine that has whole images: implements `psl_flower.lightening.method.Workshop`.
 
     Parameters
     ----------

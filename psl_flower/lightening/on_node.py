@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
 from psl_flower.engine.build import Phase, Shipped, make_upper, upper_options
+from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, LighteningError, NoCheckpoint, RunError
-from psl_flower.files import write_atomically
-from psl_flower.models import Upper
-from psl_flower.stores.base import PatchStore
+from psl_flower.models.split import Upper
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
+from psl_flower.system.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx

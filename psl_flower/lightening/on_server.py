@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
-from psl_flower.distillation import LowerTeacher
 from psl_flower.engine.build import optimizer, smashed_shapes
+from psl_flower.engine.distillation import LowerTeacher
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.lightening.training import Training
+from psl_flower.patches.description import Manifest
 
 
 def lower_engine(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from psl_flower.data.manifest import Manifest
-from psl_flower.models import Lower, PatchSplitNet, Upper
-from psl_flower.pixels import channel_column
+from psl_flower.engine.inputs import channel_column
+from psl_flower.models import PatchSplitNet
+from psl_flower.models.split import Lower, Upper
+from psl_flower.patches.description import Manifest
 
 
 class OfPatches(nn.Module):

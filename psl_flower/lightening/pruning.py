@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from psl_flower.architectures import BackboneSize
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.sizing import scaled
 from psl_flower.models import PatchSplitNet
-from psl_flower.resnet import BasicBlock, Bottleneck
+from psl_flower.models.architectures import BackboneSize
+from psl_flower.models.resnet import BasicBlock, Bottleneck
 
 
 def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[BackboneSize]:

@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from psl_flower.lightening.settings import LARGEST_WEIGHT
-from psl_flower.models import Lower, PatchSplitNet, Upper
-from psl_flower.resnet import BasicBlock, Bottleneck
+from psl_flower.models import PatchSplitNet
+from psl_flower.models.resnet import BasicBlock, Bottleneck
+from psl_flower.models.split import Lower, Upper
 
 Part = TypeVar("Part", PatchSplitNet, Upper, Lower)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from psl_flower.errors import RunError
-from psl_flower.files import write_atomically
-from psl_flower.lightening.bench import Lightened
 from psl_flower.lightening.folder import Entry, LighteningFolder
-from psl_flower.lightening.loop import Attempt, Conditions, Verdict
+from psl_flower.lightening.method import Lightened
+from psl_flower.lightening.search import Attempt, Conditions, Verdict
 from psl_flower.lightening.settings import EDGE
+from psl_flower.system.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.settings import EDGE, Asked, LighteningSettings
-from psl_flower.machine import usable_cores
-from psl_flower.pairs import read_pairs
+from psl_flower.system.machine import usable_cores
+from psl_flower.text import read_pairs
 
 Value = str | int | float | bool
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from psl_flower.errors import ConfigError
-from psl_flower.lightening.loop import Conditions
+from psl_flower.lightening.search import Conditions
 
 # The largest whole number of a weight, by bits, as onnxruntime has it. Of 7 bits, sums of two products of weights and
 # activations fit into 16 bits, and processors without VNNI add up so.
@@ -48,7 +48,7 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The conditions as a user gives them; see `psl_flower.lightening.loop.Conditions`.
+    """The conditions as a user gives them; see `psl_flower.lightening.search.Conditions`.
 
     Attributes
     ----------

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psl_flower.architectures import BackboneSize, backbone_size
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
 from psl_flower.engine.build import make_lower, make_upper
 from psl_flower.lightening.settings import Growth, Measure
+from psl_flower.models.architectures import BackboneSize, backbone_size
+from psl_flower.patches.description import Manifest
 
 # Channels come in multiples of this: vector instructions work on 8 numbers or more at a time.
 CHANNEL_STEP = 8

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from psl_flower.architectures import BackboneSize
-from psl_flower.batches import batch_order
-from psl_flower.checkpoints import load_state, save_state
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
-from psl_flower.data.store_set import StoreSet
-from psl_flower.distillation import Teacher
+from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import steps_per_round
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.checkpoints import load_state, save_state
+from psl_flower.engine.distillation import Teacher
+from psl_flower.engine.one_process import Monolith
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
-from psl_flower.stores.base import PatchStore
+from psl_flower.models.architectures import BackboneSize
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
+from psl_flower.stores.store_set import StoreSet
 
 # Of the run's own peak learning rate: rounding moves weights a little, and there is no BatchNorm to hold them.
 _ROUNDING_LR_SHARE = 0.02

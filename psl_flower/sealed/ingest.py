@@ -17,10 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.assignment import assign
-from psl_flower.cutting import Source, explain_sizes
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
-from psl_flower.patches import Fit, PatchGrid
+from psl_flower.patches import PatchGrid
+from psl_flower.patches.assignment import assign
+from psl_flower.patches.cutting import Source, explain_sizes
+from psl_flower.patches.grid import Fit
+from psl_flower.patches.store import store_folder
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
@@ -41,7 +43,6 @@ from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
-from psl_flower.stores.base import store_folder
 
 Progress = Callable[[str, int, int], None]
 

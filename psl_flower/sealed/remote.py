@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import AuthorisationInvalid, RestoreRefused, SignatureInvalid, TooFewShares, UnknownRestorer
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import envelope
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
@@ -30,7 +31,6 @@ from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
-from psl_flower.stores.base import PatchStore
 
 AUTHORISATION = envelope.Kind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restoration authorisation")
 ANSWER = envelope.Kind(b"PSLANSWR", Purpose.SIGN_ANSWER, "restoration answer")

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from psl_flower.assignment import assign
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
+from psl_flower.patches.assignment import assign
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares

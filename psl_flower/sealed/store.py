@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError, StoreNotFound, WrongNodeKey
+from psl_flower.patches.store import StoreMeta
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
 from psl_flower.sealed.folder import Folder
@@ -23,7 +24,6 @@ from psl_flower.sealed.records import RecordCipher, SampleIds
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.segment import check_head
-from psl_flower.stores.base import StoreMeta
 
 
 class SealedStore:

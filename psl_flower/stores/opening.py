@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psl_flower.errors import ConfigError, StoreError, WrongNodeKey
+from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.folders import open_folder
@@ -17,7 +18,6 @@ from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.store import SealedStore
 from psl_flower.sealed.url_folder import shown
-from psl_flower.stores.base import PatchStore, store_folder
 from psl_flower.stores.plain import PATCHES_FILE, PlainStore
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
-from psl_flower.files import sync_folder
-from psl_flower.stores.base import StoreMeta
+from psl_flower.patches.store import StoreMeta
+from psl_flower.system.files import sync_folder
 
 META_FILE = "meta.json"
 PATCHES_FILE = "patches.u8"

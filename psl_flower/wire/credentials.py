@@ -10,10 +10,10 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from psl_flower.doctor.certificates import check_authority, check_exchange_certificate
-from psl_flower.doctor.finding import Finding
 from psl_flower.errors import ConfigError
-from psl_flower.paths import expanded
+from psl_flower.system.findings import Finding
+from psl_flower.text import expanded
+from psl_flower.wire.certificates import check_authority, check_exchange_certificate
 from psl_flower.wire.tls import Identity, NodeTls, ephemeral_identity
 
 log = logging.getLogger("psl_flower")

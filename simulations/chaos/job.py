@@ -17,7 +17,7 @@ import psutil
 
 from psl_flower.errors import RunError
 from psl_flower.launch.superlink import environment, last_line
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from simulations.reports import Values
 
 # What is killed -> how its processes are recognised.

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.engine.monolith import Monolith
-from psl_flower.runs import RunFolder
+from psl_flower.engine.one_process import Monolith
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.prepare import prepare_stores
 from simulations.chaos.job import ROLES, Job
 from simulations.chaos.results import STARTING, TRAINING, Kill, Report
 from simulations.machine import circumstances

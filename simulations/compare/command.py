@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.fedavg import PARTITIONS, STRATEGIES
 from simulations import reports
 from simulations.command_line import checked, count, exit_status, new_benchmark_parser
 from simulations.compare import study, table

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clients.partitions import divide
 from psl_flower.config import RunConfig
-from psl_flower.data.manifest import Manifest
-from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_adaptation, make_lower, make_network, make_upper, smashed_shapes
+from psl_flower.patches.description import Manifest
+from psl_flower.stores.store_set import StoreSet
 from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
 
 # BatchNorm needs two.

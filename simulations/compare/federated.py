@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.partitions import divide
+from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import RunError
-from psl_flower.fedavg import FedAvgConfig
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.machine import count_gpus, usable_cores
-from psl_flower.runs import RunFolder, Status
+from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.machine import count_gpus, usable_cores
 from simulations.compare.results import Point
 from simulations.compare.worker import Outcome
 from simulations.memory import LOWER, UPPER, MemoryWatch

@@ -7,10 +7,10 @@ from itertools import product
 
 import msgspec
 
+from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
-from psl_flower.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.patches import PatchGrid
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
 from simulations.reports import Values
@@ -51,7 +51,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     local_epochs : int
         Passes of a client in a round.
     proximal_mu, server_lr : float
-        See `psl_flower.fedavg.FedAvgConfig`.
+        See `psl_flower.baselines.fedavg.FedAvgConfig`.
     """
 
     methods: tuple[str, ...]

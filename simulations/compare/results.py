@@ -78,7 +78,7 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Absence(msgspec.Struct, frozen=True, kw_only=True):
-    """Accuracy of a trained network without so many of its Uppers, over choices of them; see `psl_flower.absence`."""
+    """Accuracy of a trained network without some of its Uppers (`psl_flower.inference.absence`)."""
 
     absent: int
     accuracy: Mean

@@ -14,15 +14,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.batches import batch_order
+from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
+from psl_flower.engine.batches import batch_order
 from psl_flower.errors import RunError
 from psl_flower.launch.running import local_paths
-from psl_flower.machine import count_gpus, usable_cores
 from psl_flower.patches import PatchGrid
-from psl_flower.whole_image import whole_image_config
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.machine import count_gpus, usable_cores
 from simulations import settings as common
 from simulations.compare import federated, worker
 from simulations.compare.methods import Choice, plan

@@ -1,8 +1,8 @@
 """Trials without Flower, each in a process of its own: the whole image, and patch-split learning where asked for.
 
 "in-process" is the engine of the federated run with every party in one process (`psl_flower.engine.local`): frames are
-encoded, counted and decoded as on a wire. "one-graph" is the same network as one graph (`psl_flower.engine.monolith`),
-whose weights are those of the federated run; it sends nothing, so it counts no bytes.
+encoded, counted and decoded as on a wire. "one-graph" is the same network as one graph
+(`psl_flower.engine.one_process`), whose weights are those of the federated run; it sends nothing and counts no bytes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from simulations.reports import Values
 if TYPE_CHECKING:
     import torch
 
-    from psl_flower.data.store_set import StoreSet
     from psl_flower.models import PatchSplitNet
-    from psl_flower.stores.base import PatchStore
+    from psl_flower.patches.store import PatchStore
+    from psl_flower.stores.store_set import StoreSet
 
 _POLL_S = 1.0
 # For a process that has told its outcome to end by itself: killed, it leaves semaphores that Python warns of.
@@ -127,9 +127,9 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
     """
     import torch
 
-    from psl_flower.data.preparing import prepare_stores
-    from psl_flower.devices import choose_device
-    from psl_flower.machine import keep_freed_memory
+    from psl_flower.stores.prepare import prepare_stores
+    from psl_flower.system.devices import choose_device
+    from psl_flower.system.machine import keep_freed_memory
     from simulations.machine import peak
 
     keep_freed_memory()
@@ -150,10 +150,10 @@ def _alone(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
     """Train in one graph, or go on where an earlier process had last saved what it had come to."""
-    from psl_flower.batches import batch_order
-    from psl_flower.checkpoints import load_state, save_state
-    from psl_flower.engine.monolith import Monolith
-    from psl_flower.whole_image import MergedPatches
+    from psl_flower.baselines.whole_image import MergedPatches
+    from psl_flower.engine.batches import batch_order
+    from psl_flower.engine.checkpoints import load_state, save_state
+    from psl_flower.engine.one_process import Monolith
 
     make = MergedPatches if job.kind == MERGED else Monolith
     trainer = make(config, stores.manifest, stores.labels, opened, device)
@@ -184,10 +184,10 @@ def _alone(
 
 def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: torch.device) -> tuple[Absence, ...]:
     """Return the accuracy with all Uppers of a trained network, without one, without two and so on."""
-    from psl_flower.absence import absence_curve
-    from psl_flower.assembled import Assembled
-    from psl_flower.devices import autocast
-    from psl_flower.evaluation import LabelledImages, images_in
+    from psl_flower.inference.absence import absence_curve
+    from psl_flower.inference.evaluation import LabelledImages, images_in
+    from psl_flower.inference.trained_model import Assembled
+    from psl_flower.system.devices import autocast
 
     samples_N = stores.manifest.samples_of("test")
     images = LabelledImages(
@@ -213,8 +213,7 @@ def _exchange(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
     """Train with all parties of the federated engine."""
-    from psl_flower.batches import batch_order
-    from psl_flower.checkpoints import Checkpoints
+    from psl_flower.engine.batches import batch_order
     from psl_flower.engine.build import (
         make_averaging,
         make_lower_engine,
@@ -223,6 +222,7 @@ def _exchange(
         smashed_shapes,
         upper_options,
     )
+    from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
     from psl_flower.engine.rounds import RoundDriver

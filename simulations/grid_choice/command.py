@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.complexity import GridChoice, choose_grid
-from psl_flower.data.grid_choice import choose_for
 from psl_flower.data.sources import open_dataset
+from psl_flower.patches.complexity import GridChoice, choose_grid
+from psl_flower.stores.grid_choice import choose_for
 from simulations.command_line import check_out, deliver, exit_status, new_parser
 from simulations.grid_choice.results import Chosen, Report
 from simulations.grid_choice.table import present

@@ -23,7 +23,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     num_images : int
         Images that were looked at.
     turns : float
-        How often brightness turns along a line of an image; see `psl_flower.complexity`.
+        How often brightness turns along a line of an image; see `psl_flower.patches.complexity`.
     reason : str
         What a run says of the choice.
     """

@@ -13,16 +13,16 @@ from typing import Any
 
 import msgspec
 
-from psl_flower.assembled import load_assembled
 from psl_flower.config import RunConfig
-from psl_flower.devices import choose_device
 from psl_flower.errors import RunError
-from psl_flower.evaluation import stores_of
+from psl_flower.inference.evaluation import stores_of
+from psl_flower.inference.trained_model import load_assembled
 from psl_flower.launch.superlink import environment
 from psl_flower.lightening.artefacts import WHOLE_FILE, check_packages
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.lightening.training import School, epochs_of_run
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
+from psl_flower.system.devices import choose_device
 from simulations import settings as common
 from simulations.lightening.judge import Artefact, Judge
 from simulations.lightening.reference import trained

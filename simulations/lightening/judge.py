@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
-from psl_flower.evaluation import images_in
+from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
+from psl_flower.stores.store_set import StoreSet
 from simulations.lightening.results import Model
 from simulations.reports import Spread
 

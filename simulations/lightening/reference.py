@@ -7,17 +7,17 @@ import hashlib
 import json
 from pathlib import Path
 
-from psl_flower.assembled import save_assembled
-from psl_flower.batches import batch_order
-from psl_flower.checkpoints import load_state, save_state
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
-from psl_flower.devices import choose_device
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.batches import batch_order
+from psl_flower.engine.checkpoints import load_state, save_state
+from psl_flower.engine.one_process import Monolith
 from psl_flower.errors import RunError
+from psl_flower.inference.trained_model import save_assembled
 from psl_flower.launch.running import local_paths
-from psl_flower.runs import RunFolder, Status, open_run
+from psl_flower.runs.folder import RunFolder, Status, open_run
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
 from simulations import settings as common
 from simulations.compare.federated import patch_split
 from simulations.progress import Progress

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl_flower.architectures import BackboneSize
 from psl_flower.engine.build import make_network
-from psl_flower.evaluation import images_in
+from psl_flower.engine.inputs import normalise
+from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening.artefacts import make_float, make_int8
 from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded
@@ -21,7 +21,7 @@ from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.lightening.sizing import choose_second, cost_of, size_of_run
 from psl_flower.lightening.training import School, epochs_of_run
 from psl_flower.models import PatchSplitNet
-from psl_flower.pixels import normalise
+from psl_flower.models.architectures import BackboneSize
 from simulations.lightening.judge import Artefact
 
 _CALIBRATION_IMAGES, _CALIBRATION_BATCH = 256, 64

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.launch.running import local_paths
+from psl_flower.stores.prepare import prepare_stores
 from simulations import settings as common
 from simulations.machine import circumstances
 from simulations.progress import Progress

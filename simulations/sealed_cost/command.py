@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from psl_flower.config import RunConfig
-from psl_flower.machine import usable_cores
+from psl_flower.system.machine import usable_cores
 from simulations.command_line import Benchmark, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.sealed_cost import bench
 from simulations.sealed_cost.results import Options

@@ -17,7 +17,7 @@ import numpy as np
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError, RunError
-from psl_flower.machine import forbid_core_dumps
+from psl_flower.system.machine import forbid_core_dumps
 from simulations.machine import anonymous, peak
 from simulations.sealed_cost.results import Ingest, Reading, Restoring
 
@@ -82,9 +82,9 @@ def read(job: ReadJob) -> Reading:
     """Read batches from both kinds of store in turn, then train; the stores are made first if they are missing."""
     import torch
 
-    from psl_flower.data.preparing import prepare_stores
-    from psl_flower.engine.monolith import Monolith
-    from psl_flower.machine import keep_freed_memory
+    from psl_flower.engine.one_process import Monolith
+    from psl_flower.stores.prepare import prepare_stores
+    from psl_flower.system.machine import keep_freed_memory
 
     keep_freed_memory()  # as the nodes do
     torch.set_num_threads(job.threads)
@@ -119,10 +119,10 @@ def read(job: ReadJob) -> Reading:
 
 def ingest(job: IngestJob) -> Ingest:
     """Seal a dataset, and watch the memory."""
-    from psl_flower.data.store_set import store_request
     from psl_flower.sealed.ingest import Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.keyring import DEMO_RESTORERS, demo_keys
+    from psl_flower.stores.store_set import store_request
 
     request, folder = store_request(RunConfig.from_mapping(job.config)), Path(job.folder)
     source = request.open_source()
@@ -150,7 +150,7 @@ def ingest(job: IngestJob) -> Ingest:
 
 def restore(job: RestoreJob) -> Restoring:
     """Put images together as the restorers do, and write them."""
-    from psl_flower.cli.asking import captions
+    from psl_flower.cli.image_selection import captions
     from psl_flower.cli.terminal import stores_beside
     from psl_flower.sealed import keyfile
     from psl_flower.sealed import manifest as manifests

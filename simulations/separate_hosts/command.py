@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from psl_flower.config import CODECS, RunConfig
-from psl_flower.machine import usable_cores
+from psl_flower.system.machine import usable_cores
 from simulations.command_line import Benchmark, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.separate_hosts import bench
 from simulations.separate_hosts.results import Options

@@ -16,8 +16,8 @@ from psl_flower.cli.train import parse_settings
 from psl_flower.errors import RunError
 from psl_flower.launch.running import app_folder
 from psl_flower.launch.superlink import last_line
-from psl_flower.runs import RunFolder, Status
-from psl_flower.stores.base import store_folder
+from psl_flower.patches.store import store_folder
+from psl_flower.runs.folder import RunFolder, Status
 from simulations.separate_hosts.network import Host, Network
 
 BIN = Path(sys.executable).parent

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_task
 from psl_flower.launch.running import federation, local_paths
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
 from simulations import settings as common
 from simulations.machine import circumstances
 from simulations.progress import Progress

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from psl_flower.config import CODECS, RunConfig
-from psl_flower.machine import usable_cores
+from psl_flower.system.machine import usable_cores
 from simulations import page, reports
 from simulations.command_line import Benchmark, check_out, count, exit_status, new_benchmark_parser, workspace_of
 from simulations.settings import merge

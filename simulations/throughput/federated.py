@@ -12,12 +12,12 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
 from psl_flower.engine.build import make_task, smashed_shapes
 from psl_flower.errors import RunError
 from psl_flower.launch.running import Watch, app_folder, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.runs import RunFolder, Status
+from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.stores.store_set import StoreSet
 from psl_flower.wire.frames import frame_nbytes
 from psl_flower.wire.messages import Smashed, Step
 from simulations.memory import MemoryWatch

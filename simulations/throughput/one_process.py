@@ -190,10 +190,10 @@ def work(job: Job) -> Done:
     import torch
 
     from psl_flower.config import RunConfig
-    from psl_flower.data.preparing import prepare_stores
-    from psl_flower.devices import choose_device
-    from psl_flower.engine.monolith import Monolith
-    from psl_flower.machine import keep_freed_memory
+    from psl_flower.engine.one_process import Monolith
+    from psl_flower.stores.prepare import prepare_stores
+    from psl_flower.system.devices import choose_device
+    from psl_flower.system.machine import keep_freed_memory
 
     keep_freed_memory()  # as the Lower and the nodes do
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.engine.monolith import Monolith
-from psl_flower.runs import RunFolder
+from psl_flower.engine.one_process import Monolith
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.prepare import prepare_stores
 from tests.paths import ROOT
 
 BIN = Path(sys.executable).parent

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from clients.partitions import divide
+from psl_flower.baselines.whole_image import LocalTraining
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.whole_image import LocalTraining
+from psl_flower.stores.prepare import prepare_stores
 from simulations.compare.federated import averaging
 from simulations.reports import Values
 from tests.e2e.conftest import Place, model

@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from psl_flower.cli.train import parse_settings
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
 from psl_flower.errors import RunError
 from psl_flower.launch.running import app_folder
-from psl_flower.runs import RunFolder
+from psl_flower.patches.store import store_folder
+from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.stores.base import store_folder
 from psl_flower.stores.opening import open_store
+from psl_flower.stores.prepare import prepare_stores
 from simulations.separate_hosts.deployment import BIN, call
 from tests.e2e.conftest import differing, model, wait_until
 from tests.e2e.watched import DATASET, INGEST

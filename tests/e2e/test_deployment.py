@@ -17,9 +17,9 @@ from PIL import Image
 
 from psl_flower.data.sources import open_dataset
 from psl_flower.lightening.report import RESULT_FILE
-from psl_flower.predicting import FOLDER, load_result
-from psl_flower.runs import RunFolder
-from psl_flower.stores.base import store_folder
+from psl_flower.patches.store import store_folder
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.predictions import FOLDER, load_result
 from simulations.separate_hosts.deployment import BIN, call
 from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model

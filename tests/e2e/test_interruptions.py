@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from tests.e2e.conftest import TINY, Place, differing, model, oracle, wait_until
 
 START_S = 180

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from psl_flower.data.sources import open_dataset
-from psl_flower.predicting import FOLDER, load_result
+from psl_flower.runs.predictions import FOLDER, load_result
 from tests.e2e.conftest import TINY, Place, last_json
 
 COLUMNS = ("sample", "label", "predicted", "confidence", "split")

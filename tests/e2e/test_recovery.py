@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from simulations.separate_hosts.network import Host
 from tests.authority import Authority
 from tests.e2e.conftest import differing, model, wait_until

@@ -13,10 +13,10 @@ from PIL import Image
 
 from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import remote
+from psl_flower.stores.prepare import prepare_stores
 from tests.e2e.conftest import Place, differing, last_json, model, oracle, wait_until
 
 TRAIN, TEST = 128, 48

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.stores.base import PatchStore
 from psl_flower.stores.opening import open_store
+from psl_flower.stores.prepare import prepare_stores
 from simulations.separate_hosts import deployment
 from simulations.separate_hosts.deployment import BIN, call
 from simulations.separate_hosts.network import Host, Network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from psl_flower.checkpoints import save_state
+from psl_flower.engine.checkpoints import save_state
 from psl_flower.engine.local import LocalExchange
 from tests.engines import (
     Federation,

@@ -17,14 +17,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.upper_app import app
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeError, PositionError, PositionMissing
-from psl_flower.node_task import Inventory, NodeTask
-from psl_flower.stores.base import store_folder
+from psl_flower.patches.store import store_folder
 from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.node_messages import Inventory, NodeTask
 from strategies import PatchSplit
 from strategies.link import TransportOptions
 from strategies.nodes import Placement, _place_simulated, place

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from psl_flower.augment import Augmentation
 from psl_flower.engine import adaptation as adaptation_module
+from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.losses import Targets, uppers_loss

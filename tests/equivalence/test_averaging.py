@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from psl_flower.engine import rounds
-from psl_flower.engine.averaging import shared
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
+from psl_flower.engine.upper_averaging import shared
 from psl_flower.errors import PeerLost, ProtocolError
 from psl_flower.wire.messages import Average, Share
 from tests.engines import (

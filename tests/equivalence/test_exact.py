@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy
 from psl_flower.engine import adaptation as adaptation_module
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.losses import uppers_loss
-from psl_flower.models import AdaptationNet, PatchSplitNet, adaptation_seed, reset_parameters
+from psl_flower.models import AdaptationNet, PatchSplitNet
+from psl_flower.models.split import adaptation_seed, reset_parameters
 from psl_flower.wire.messages import Plan
 from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
 

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from psl_flower.architectures import BackboneSize
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
-from psl_flower.distillation import Teacher
 from psl_flower.engine.build import Phase, make_network, make_task
+from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
@@ -30,6 +28,8 @@ from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.quantising import folded, with_rounding
 from psl_flower.lightening.training import School, Training, training_config
 from psl_flower.models import PatchSplitNet
+from psl_flower.models.architectures import BackboneSize
+from psl_flower.stores.store_set import StoreSet
 from tests.engines import CPU, STEPS, ForgetfulExchange, Snapshot, copied, differences, prefixed, settings
 
 SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.absence import absence_curve
-from psl_flower.assembled import Assembled
+from psl_flower.baselines.whole_image import LocalTraining, MergedPatches
 from psl_flower.engine.local import LocalExchange
-from psl_flower.evaluation import LabelledImages, images_in
-from psl_flower.whole_image import LocalTraining, MergedPatches
+from psl_flower.inference.absence import absence_curve
+from psl_flower.inference.evaluation import LabelledImages, images_in
+from psl_flower.inference.trained_model import Assembled
 from tests import second_device
 from tests.engines import CPU, STEPS, Federation, ForgetfulExchange, Oracle, copied, differences, prefixed, settings
 from tests.equivalence.test_light_trainings import Parties, a_teacher, student

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
 from tests.fault.sealed_run import config_in
 from tests.in_process import InProcessGrid, engines_one_by_one
 

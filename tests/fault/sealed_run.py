@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from psl_flower.config import RunConfig
-from psl_flower.data.store_set import StoreSet
-from psl_flower.engine.monolith import Monolith
-from psl_flower.runs import RunFolder
+from psl_flower.engine.one_process import Monolith
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.store_set import StoreSet
 from tests.in_process import InProcessGrid
 
 STEPS = 6

@@ -16,10 +16,8 @@ import torch
 from flwr.app import Message
 from onnx import TensorProto, helper
 
-from psl_flower import architectures
-from psl_flower.checkpoints import load_state
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
+from psl_flower.engine.checkpoints import load_state
 from psl_flower.errors import (
     ConfigError,
     LighteningError,
@@ -30,7 +28,7 @@ from psl_flower.errors import (
     RunError,
     TrainingStopped,
 )
-from psl_flower.evaluation import images_in
+from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening import on_node
 from psl_flower.lightening.beginning import begin
 from psl_flower.lightening.folder import LighteningFolder
@@ -38,8 +36,10 @@ from psl_flower.lightening.judging import answers, open_session
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
 from psl_flower.lightening.request import parse_request
-from psl_flower.predicting import FOLDER, load_result
-from psl_flower.runs import RunFolder
+from psl_flower.models import architectures
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.predictions import FOLDER, load_result
+from psl_flower.stores.prepare import prepare_stores
 from tests.in_process import InProcessGrid
 
 TRAINING = {

@@ -18,11 +18,11 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import NodeError, PositionError
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.stores.store_set import StoreSet
 from tests.fault.sealed_run import exact, log_of, other, train
 from tests.in_process import InProcessGrid
 from tests.web_server import Ranges, server

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import NodeLost, PositionMissing
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import keyfile, remote
 from psl_flower.sealed import manifest as manifests
+from psl_flower.stores.store_set import StoreSet
 from tests.fault.sealed_run import exact, log_of, other, train
 from tests.in_process import InProcessGrid
 

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.assembled import load_assembled
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
+from psl_flower.engine.inputs import normalise
 from psl_flower.engine.rounds import predictions as predictions_from
 from psl_flower.errors import (
     ConfigError,
@@ -28,10 +27,11 @@ from psl_flower.errors import (
     PredictionStopped,
     RunError,
 )
-from psl_flower.evaluation import evaluate, own_test_images
-from psl_flower.pixels import normalise
-from psl_flower.predicting import FOLDER, Absent, load_result
-from psl_flower.runs import RunFolder
+from psl_flower.inference.evaluation import evaluate, own_test_images
+from psl_flower.inference.trained_model import load_assembled
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.predictions import FOLDER, Absent, load_result
+from psl_flower.stores.prepare import prepare_stores
 from tests.in_process import InProcessGrid
 
 TRAINING = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import NodeLost, RunError, TrainingStopped
-from psl_flower.runs import RunFolder
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.prepare import prepare_stores
 from tests.in_process import InProcessGrid, engines_one_by_one
 
 SETTINGS = {
@@ -105,7 +105,7 @@ def test_a_model_that_could_not_be_written_is_written_by_the_next(stores, tmp_pa
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        patched.setattr("psl_flower.assembled.write_atomically", full)
+        patched.setattr("psl_flower.inference.trained_model.write_atomically", full)
         with pytest.raises(RunError, match="cannot write the model"):
             serve(stores, tmp_path, **SETTINGS, run_name="cut")
     run = RunFolder(tmp_path / "runs" / "cut")

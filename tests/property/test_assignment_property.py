@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psl_flower.assignment import assign, min_distance
 from psl_flower.patches import PatchGrid
+from psl_flower.patches.assignment import assign, min_distance
 
 # The machine may be busy: no deadline for an example.
 many = settings(deadline=None, max_examples=60)

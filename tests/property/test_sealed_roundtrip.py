@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psl_flower.errors import DataError
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.header import header_bytes
@@ -25,7 +26,6 @@ from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.store import SealedStore
 from psl_flower.sealed.url_folder import shown
 from psl_flower.sealed.verify import verify
-from psl_flower.stores.base import PatchStore
 from tests.vectors.sealed_support import ArraySource, World
 
 PEOPLE = World(Path(), nodes=[Identity.generate(Role.NODE, f"node{m}") for m in range(4)])

@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psl_flower.assignment import assign
 from psl_flower.patches import PatchGrid
-from psl_flower.stores.base import StoreMeta
+from psl_flower.patches.assignment import assign
+from psl_flower.patches.store import StoreMeta
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.plain import PlainStoreWriter
 

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from psl_flower import errors
 from psl_flower.cli import owner, restorer
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError, PslError
-from psl_flower.runs import RunFolder, create_run
+from psl_flower.runs.folder import RunFolder, create_run
+from psl_flower.stores.prepare import prepare_stores
 
 app = typer.Typer()
 owner.register(app)

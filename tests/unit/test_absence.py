@@ -8,11 +8,19 @@ import torch
 from PIL import Image
 from tiny_run import make_run
 
-from psl_flower.absence import MAX_CHOICES, MAX_COUNTS, AbsencePoint, _choices, absence_curve, write_csv, write_png
-from psl_flower.assembled import load_assembled
+from psl_flower.engine.inputs import normalise
 from psl_flower.errors import RunError
-from psl_flower.evaluation import own_test_images
-from psl_flower.pixels import normalise
+from psl_flower.inference.absence import (
+    MAX_CHOICES,
+    MAX_COUNTS,
+    AbsencePoint,
+    _choices,
+    absence_curve,
+    write_csv,
+    write_png,
+)
+from psl_flower.inference.evaluation import own_test_images
+from psl_flower.inference.trained_model import load_assembled
 
 POINTS = [
     AbsencePoint(absent=0, accuracy=0.75, lowest=0.75, highest=0.75, tried=1, possible=1),

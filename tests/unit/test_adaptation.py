@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
-from psl_flower.checkpoints import Checkpoints
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode, Lesson
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.optimizers import Sgd
 from psl_flower.errors import FrameMismatch, ProtocolError, RunError
 from psl_flower.losses import Targets
-from psl_flower.models import AdaptationNet, reset_parameters
-from psl_flower.optimizers import Sgd
+from psl_flower.models import AdaptationNet
+from psl_flower.models.split import reset_parameters
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
 from psl_flower.wire.messages import Adapt, Adapted, Keep, Saved, Step, StepId, pack_samples

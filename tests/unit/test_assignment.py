@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from psl_flower.assignment import assign, min_distance
 from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
+from psl_flower.patches.assignment import assign, min_distance
 
 
 def grid(rows, cols):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.augment import Augmentation
 from psl_flower.config import RunConfig
+from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.build import make_task
+from psl_flower.engine.inputs import network_input
 from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
-from psl_flower.pixels import network_input
 from psl_flower.seeds import uniform
 from psl_flower.wire.messages import Plan, StepId, pack_samples
 

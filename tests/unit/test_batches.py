@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from psl_flower.batches import BatchOrder
+from psl_flower.engine.batches import BatchOrder
 from psl_flower.errors import ConfigError
 
 

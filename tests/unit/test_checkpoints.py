@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from psl_flower.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.engine.optimizers import Sgd
 from psl_flower.errors import RunError, TrainingError
-from psl_flower.optimizers import Sgd
 
 
 def state(step):

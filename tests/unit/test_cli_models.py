@@ -15,8 +15,8 @@ from psl_flower.cli import main as program
 from psl_flower.cli.main import main
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError
-from psl_flower.export import EXPORTERS, Exported
-from psl_flower.runs import create_run
+from psl_flower.inference.export import EXPORTERS, Exported
+from psl_flower.runs.folder import create_run
 from tests.paths import ROOT
 
 

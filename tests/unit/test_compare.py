@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 from tiny_comparison import METHODS, report
 
+from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.errors import GridError, RunError
-from psl_flower.fedavg import FedAvgConfig
 from simulations.compare import command, federated, study, table
 from simulations.compare.federated import federation, total_by_node
 from simulations.compare.methods import plan, read_grid, read_variant, usual_grids

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import torch
 
+from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.errors import RunError
-from psl_flower.whole_image import whole_image_config
 from simulations.compare import worker
 from simulations.compare.costs import cost
 from simulations.compare.methods import Choice, plan

@@ -5,16 +5,16 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from psl_flower.complexity import STEP, choose_grid, count_turns
 from psl_flower.config import RunConfig
-from psl_flower.data import store_set
-from psl_flower.data.grid_choice import REASON_FILE, choose_for
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError, DataError, GridError
+from psl_flower.patches.complexity import STEP, choose_grid, count_turns
 from psl_flower.sealed import ingest as sealed_ingest
 from psl_flower.seeds import derive
+from psl_flower.stores import store_set
+from psl_flower.stores.grid_choice import REASON_FILE, choose_for
+from psl_flower.stores.ingest import ensure_stores
+from psl_flower.stores.prepare import prepare_stores
 from tests.paths import DATA
 from tests.unit.tiny_pictures import request_for
 from tests.unit.tiny_sealed import make_sealed
@@ -156,7 +156,7 @@ def plain_and_busy(folder):
 
 
 def test_images_of_all_classes_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("psl_flower.data.grid_choice.MAX_IMAGES", 4)
+    monkeypatch.setattr("psl_flower.stores.grid_choice.MAX_IMAGES", 4)
     choice = choose_for(open_dataset(str(plain_and_busy(tmp_path))), (0, 0), "exact", 0)
     assert choice.num_images == 4
     assert choice.turns == pytest.approx((count_turns(grey(one_figure(32))) + count_turns(grey(noisy(100, 32)))) / 2)

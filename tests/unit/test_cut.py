@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from psl_flower.cut import PROTECTIONS, boundary, cut_pair, from_wire, to_wire
 from psl_flower.errors import ConfigError
+from psl_flower.models.cut import PROTECTIONS, boundary, cut_pair, from_wire, to_wire
 from psl_flower.wire.codecs import wire_roundtrip
 
 

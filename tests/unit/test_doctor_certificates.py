@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from psl_flower.doctor import certificates
+from psl_flower.wire import certificates
 from tests.authority import DAY, NOW, Authority
 from tests.unit.doctor_support import levels, only_failed
 

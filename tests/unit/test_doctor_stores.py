@@ -4,9 +4,9 @@ import pytest
 
 from psl_flower.cli.main import main
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.store_set import store_request
 from psl_flower.doctor import stores
+from psl_flower.stores.ingest import ensure_stores
+from psl_flower.stores.store_set import store_request
 from tests.unit.doctor_support import levels, only_failed
 from tests.vectors.sealed_support import ArraySource, World
 

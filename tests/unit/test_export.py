@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny_run import make_run
 
-from psl_flower import export
-from psl_flower.assembled import Deployable, load_assembled
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.export import export_onnx, export_torch
+from psl_flower.inference import export
+from psl_flower.inference.export import export_onnx, export_torch
+from psl_flower.inference.trained_model import Deployable, load_assembled
 
 # Run in a folder of its own, isolated (-I), with torch only.
 PLAIN_TORCH = """

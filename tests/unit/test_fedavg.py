@@ -7,11 +7,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, NodeError, PeerLost
-from psl_flower.fedavg import FedAvgConfig
 from simulations.compare.federated import FEDAVG_APP
-from strategies.averaging import averaging, num_bytes
+from strategies.fedavg import averaging, num_bytes
 
 APP = tomllib.loads((FEDAVG_APP / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from psl_flower.cli.follow import Follower
-from psl_flower.runs import RunFolder, Status, create_run
+from psl_flower.runs.folder import RunFolder, Status, create_run
 from server.reporting import Reporter
 
 

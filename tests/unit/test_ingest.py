@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psl_flower.data import ingest, sources, store_set
-from psl_flower.data.ingest import ensure_stores
+from psl_flower.data import sources
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
+from psl_flower.stores import ingest, store_set
+from psl_flower.stores.ingest import ensure_stores
 from tests.paths import DATA, ROOT
 from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 
@@ -146,7 +147,7 @@ def run(program, *arguments):
 
 
 KILLED = """
-import os, sys; from pathlib import Path; from psl_flower.data.ingest import *
+import os, sys; from pathlib import Path; from psl_flower.stores.ingest import *
 r = StoreRequest(dataset=sys.argv[2], patch_size=(4, 4), stride=(4, 4))
 ensure_stores(Path(sys.argv[1]), r, lambda stage, done, total: stage == "test" and os._exit(9))
 """
@@ -169,7 +170,7 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, pictures):
 
 # The progress callback meets the other process: the slower one starts while the faster one is in the middle.
 TOGETHER = """
-import sys, time; from pathlib import Path; from psl_flower.data.ingest import *
+import sys, time; from pathlib import Path; from psl_flower.stores.ingest import *
 r = StoreRequest(dataset=sys.argv[2], patch_size=(4, 4), stride=(4, 4))
 Path(sys.argv[3]).touch()
 while not Path(sys.argv[4]).exists(): time.sleep(0.01)

@@ -11,22 +11,22 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from psl_flower.architectures import BackboneSize
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_network
+from psl_flower.engine.inputs import normalise
 from psl_flower.errors import LighteningError, RunError
-from psl_flower.evaluation import images_in
+from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening import artefacts, judging
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import answers, measure_speed, open_session
 from psl_flower.lightening.local import Lightened
-from psl_flower.lightening.loop import Attempt, Conditions, End, Outcome, Verdict
 from psl_flower.lightening.quantising import folded
 from psl_flower.lightening.report import PLOT_FILES, newest, pareto, rows, write_report
+from psl_flower.lightening.search import Attempt, Conditions, End, Outcome, Verdict
 from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.pixels import normalise
-from psl_flower.runs import RunFolder
+from psl_flower.models.architectures import BackboneSize
+from psl_flower.runs.folder import RunFolder
 from tests.unit.test_lightening_loop import judged
 
 SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))

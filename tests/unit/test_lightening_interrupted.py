@@ -5,8 +5,8 @@ import json
 import pytest
 from tiny_run import make_run
 
-from psl_flower.assembled import load_assembled
-from psl_flower.evaluation import stores_of
+from psl_flower.inference.evaluation import stores_of
+from psl_flower.inference.trained_model import load_assembled
 from psl_flower.lightening import local
 from psl_flower.lightening.local import lighten
 from psl_flower.lightening.settings import Asked, Lesson, LighteningSettings

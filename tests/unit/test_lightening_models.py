@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from psl_flower.architectures import BackboneSize, backbone_size
 from psl_flower.config import RunConfig
-from psl_flower.distillation import TEMPERATURE, Teacher, divergence
 from psl_flower.engine.build import make_network
+from psl_flower.engine.distillation import TEMPERATURE, Teacher, divergence
 from psl_flower.errors import ConfigError, TrainingError
 from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
@@ -18,6 +17,7 @@ from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
 from psl_flower.lightening.training import School, epochs_of_run
 from psl_flower.models import PatchSplitNet
+from psl_flower.models.architectures import BackboneSize, backbone_size
 from psl_flower.patches import PatchGrid
 
 SMALL = BackboneSize(depths=(1, 2, 1, 1), widths=(8, 16, 16, 24))

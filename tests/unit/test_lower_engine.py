@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.optimizers import Sgd
 from psl_flower.errors import RunError, TrainingError
 from psl_flower.losses import Targets
-from psl_flower.optimizers import Sgd
 
 ASSIGNMENT = (0, 1, 1, 0)
 Y = torch.tensor([0, 1])

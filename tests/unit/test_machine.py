@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from psl_flower import machine
+from psl_flower.system import machine
 
 _PROBE = """
 import resource
@@ -13,7 +13,7 @@ import resource
 print(resource.getrlimit(resource.RLIMIT_CORE))
 """
 _COMMAND = "from psl_flower.cli.main import main; assert main(['verify', 'none', '--manifest', 'none']) == 1"
-_NODE = "from psl_flower.machine import forbid_core_dumps; forbid_core_dumps()"
+_NODE = "from psl_flower.system.machine import forbid_core_dumps; forbid_core_dumps()"
 
 
 @pytest.mark.parametrize("done", [_NODE, _COMMAND], ids=["a node", "any command"])

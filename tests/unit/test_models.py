@@ -7,9 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from psl_flower.architectures import BACKBONES, CUTS, STEMS, smashed_channels
 from psl_flower.errors import ConfigError
-from psl_flower.models import AdaptationNet, Lower, PatchSplitNet, Upper, reset_parameters, smashed_size
+from psl_flower.models import AdaptationNet, PatchSplitNet
+from psl_flower.models.architectures import BACKBONES, CUTS, STEMS, smashed_channels
+from psl_flower.models.split import Lower, Upper, reset_parameters, smashed_size
 from psl_flower.patches import PatchGrid
 
 GRID = PatchGrid(image_size=(16, 24), patch_size=(8, 12), stride=(8, 12))

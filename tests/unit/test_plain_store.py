@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psl_flower.errors import StoreError
-from psl_flower.stores.base import PatchStore, StoreMeta
+from psl_flower.patches.store import PatchStore, StoreMeta
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.plain import PlainStore, PlainStoreWriter
 

@@ -11,7 +11,7 @@ import pytest
 from psl_flower.engine.lower import StepLoss
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import RunError, TrainingStopped
-from psl_flower.runs import create_run
+from psl_flower.runs.folder import create_run
 from server.reporting import Reporter
 from tests.authority import DAY, NOW, Authority
 
@@ -86,7 +86,7 @@ def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch, caplog
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("psl_flower.runs.write_atomically", full)
+    monkeypatch.setattr("psl_flower.runs.folder.write_atomically", full)
     reporter.fail(RunError("the reason"))
     assert "error: the reason" in caplog.text
     assert "status.json: cannot write: No space left on device" in caplog.text
@@ -115,7 +115,7 @@ def test_a_round_whose_predictions_were_not_written_is_evaluated_again(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("psl_flower.runs.write_atomically", killed)
+        patch.setattr("psl_flower.runs.folder.write_atomically", killed)
         done(2)
     assert [metrics["step"] for metrics in run.read_metrics()] == [1]
     assert (run.path / "predictions.npz").read_bytes() == before

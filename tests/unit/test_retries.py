@@ -8,12 +8,12 @@ import pytest
 
 from psl_flower.cli import train
 from psl_flower.config import RunConfig
-from psl_flower.data.sealed_set import is_sealed_dataset
 from psl_flower.errors import RunError
 from psl_flower.launch.running import Watch, _run_config, local_paths
-from psl_flower.resuming import resumed_config
-from psl_flower.runs import RunFolder, Status, create_run
+from psl_flower.runs.folder import RunFolder, Status, create_run
+from psl_flower.runs.resuming import resumed_config
 from psl_flower.sealed import manifest as manifests
+from psl_flower.stores.sealed_set import is_sealed_dataset
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import RunError, StoreError
-from psl_flower.runs import RunFolder, Status, create_run, list_runs, open_run, this_process
+from psl_flower.runs.folder import RunFolder, Status, create_run, list_runs, open_run, this_process
 
 
 @pytest.fixture
@@ -170,6 +170,6 @@ def test_a_full_disk_is_an_error_of_ours(run, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("psl_flower.runs.write_atomically", full)
+    monkeypatch.setattr("psl_flower.runs.folder.write_atomically", full)
     with pytest.raises(RunError, match=r"status\.json: cannot write: No space left on device"):
         run.write_status(Status(state="training"))

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from psl_flower.engine.schedule import SCHEDULES, Schedule
 from psl_flower.errors import ConfigError
-from psl_flower.schedule import SCHEDULES, Schedule
 
 LENGTHS = [4, 5, 6, 10, 23, 200, 1000]
 

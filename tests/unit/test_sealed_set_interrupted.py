@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from psl_flower.config import RunConfig
-from psl_flower.data.ingest import ensure_stores
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import store_request
 from psl_flower.errors import PslError, StoreError, StoreUnreachable
 from psl_flower.sealed import ingest
+from psl_flower.stores.ingest import ensure_stores
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import store_request
 from tests.paths import ROOT
 from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 from tests.unit.tiny_sealed import content, make_sealed, same_sets
@@ -79,7 +79,7 @@ def test_a_full_disk_is_an_error_and_what_it_leaves_is_completed(tmp_path, pictu
 
 # Each process says that it is ready and waits for a word, so that both begin at once.
 TOGETHER = """
-import sys; from pathlib import Path; from psl_flower.data.sealed_set import *
+import sys; from pathlib import Path; from psl_flower.stores.sealed_set import *
 r = StoreRequest(dataset=sys.argv[2], patch_size=(4, 4), stride=(4, 4))
 root = Path(sys.argv[1])
 print("ready", flush=True)

@@ -5,7 +5,6 @@ import pytest
 
 from psl_flower.cli.terminal import stores_beside
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.build import make_network
 from psl_flower.errors import ConfigError, LabelError, StaleManifest, WrongNodeKey, WrongOwner
 from psl_flower.sealed import keyfile
@@ -13,6 +12,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.stores.prepare import prepare_stores
 from tests.engines import Federation
 from tests.unit.tiny_pictures import images_of
 from tests.vectors.sealed_support import ArraySource, World

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
-from psl_flower.data.store_set import StoreSet
 from psl_flower.errors import PatchServerLost, RecordDamaged, StoreNotFound, TruncatedFile, WrongNodeKey
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
 from tests.web_server import server
 
 SAMPLES = np.array([5, 39, 0, 17, 58])

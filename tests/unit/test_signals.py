@@ -12,7 +12,7 @@ import pytest
 
 from psl_flower.launch import signals
 from psl_flower.launch.running import Watch
-from psl_flower.runs import RunFolder, Status, create_run
+from psl_flower.runs.folder import RunFolder, Status, create_run
 
 # Stands for a command that is busy while its SuperLink runs: a program that starts one of its own, as Flower's do.
 COMMAND = """

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_run import make_run
 
-from psl_flower.assembled import load_assembled
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import CorruptImage, DataError
-from psl_flower.evaluation import other_test_images
+from psl_flower.inference.evaluation import other_test_images
+from psl_flower.inference.trained_model import load_assembled
 from tests.paths import DATA
 from tests.unit.tiny_pictures import colour, encode, levels
 

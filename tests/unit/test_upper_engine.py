@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.cut import from_wire
 from psl_flower.engine.exchange import Down, WireFormat
+from psl_flower.engine.inputs import normalise
 from psl_flower.errors import ProtocolError, RunError, StoreError
-from psl_flower.pixels import normalise
+from psl_flower.models.cut import from_wire
 from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
 from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, Step, StepId, pack_samples
 from tests.engines import Federation, differences, prefixed, settings

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from psl_flower.baselines.whole_image import LocalTraining, MergedPatches, ProximalSgd, whole_image_config
 from psl_flower.config import RunConfig
-from psl_flower.engine.monolith import Monolith
+from psl_flower.engine.one_process import Monolith
 from psl_flower.errors import TrainingError
-from psl_flower.whole_image import LocalTraining, MergedPatches, ProximalSgd, whole_image_config
 from tests.engines import settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psl_flower.data.store_set import StoreRequest, StoreSet
+from psl_flower.stores.store_set import StoreRequest, StoreSet
 
 
 def encode(pixels, mode=None, kind="PNG", **options):

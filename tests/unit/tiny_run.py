@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from psl_flower.assembled import save_assembled
 from psl_flower.config import RunConfig
-from psl_flower.data.preparing import prepare_stores
 from psl_flower.engine.build import make_network
+from psl_flower.inference.trained_model import save_assembled
 from psl_flower.models import PatchSplitNet
-from psl_flower.runs import RunFolder, Status, create_run
+from psl_flower.runs.folder import RunFolder, Status, create_run
+from psl_flower.stores.prepare import prepare_stores
 
 
 def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[RunFolder, PatchSplitNet]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from psl_flower.data.sealed_set import ensure_sealed
-from psl_flower.data.store_set import StoreSet
+from psl_flower.stores.sealed_set import ensure_sealed
+from psl_flower.stores.store_set import StoreSet
 
 
 def make_sealed(tmp_path, wanted, progress=None, **options):

@@ -1,0 +1,1 @@
+"""Opponents of patch-split learning: the whole image in one process, and federated averaging."""

@@ -1,0 +1,209 @@
+"""The backbone on whole images: what patch-split learning is compared with, made of the same parts.
+
+A grid of one patch makes the patch-split network the plain backbone, so recipe, batch order, augmentation, loss and
+evaluation are those of `psl_flower.engine.one_process`.
+
+Shape suffixes: B batch, P patches, C channels, H and W pixels of an image, h and w of a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from psl_flower.config import RunConfig
+from psl_flower.engine.batches import BatchOrder
+from psl_flower.engine.build import make_network, optimizer
+from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.optimizers import Sgd
+from psl_flower.engine.schedule import Schedule
+from psl_flower.errors import TrainingError
+from psl_flower.models import PatchSplitNet
+from psl_flower.patches import PatchGrid
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
+from psl_flower.stores.store_set import store_request
+
+
+def whole_image_config(config: RunConfig) -> RunConfig:
+    """Return the settings with the whole image as the one patch, in a plain store, without Adaptation Net and wire.
+
+    Raises
+    ------
+    DatasetNotFound, DataError
+        If the size of the images is not set and the dataset cannot be read.
+    """
+    size = config.image_size
+    if size == (0, 0):
+        image_HWC, _ = next(store_request(config).open_source().samples("train"))
+        size = (image_HWC.shape[0], image_HWC.shape[1])
+    return config.replace(
+        grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
+        adaptation_server=False, wire_activations="float32", wire_gradients="float32",
+    )  # fmt: skip
+
+
+class LocalTraining(Monolith):
+    """One client's passes over its own whole images.
+
+    Parameters
+    ----------
+    config : RunConfig
+        From `whole_image_config`.
+    manifest : Manifest
+        Describes the store of whole images.
+    labels : ndarray
+        Classes of all samples, int64.
+    store : PatchStore
+        Holds the client's images, and may hold others.
+    samples : ndarray
+        Global indices of the client's images, int64.
+    total_epochs : int
+        Local passes of the whole run: the learning rate follows the schedule over them.
+    proximal : float
+        FedProx' mu, 0 or more: pulls the weights back to those that each call of `train_epochs` begins with.
+    device : torch.device
+        Where it computes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        labels: NDArray[np.int64],
+        store: PatchStore,
+        samples: NDArray[np.int64],
+        *,
+        total_epochs: int,
+        proximal: float = 0.0,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        super().__init__(config, manifest, labels, [store], device)
+        order = BatchOrder(pool=samples, batch_size=config.batch_size, seed=config.seed)
+        schedule = Schedule(kind=config.schedule, peak=config.lr, total_steps=total_epochs * order.steps_per_epoch)
+        self._task = dataclasses.replace(self._task, order=order, schedule=schedule)
+        self._proximal = proximal
+
+    @property
+    def num_samples(self) -> int:
+        """Images that a pass uses, but for a single left-over one."""
+        return len(self._task.order.pool)
+
+    def num_steps(self, num_epochs: int) -> int:
+        """Return the steps of some passes."""
+        return num_epochs * self._task.order.steps_per_epoch
+
+    def train_epochs(self, first: int, num: int) -> float:
+        """Pass `num` times over the images from epoch `first` on, with fresh momentum; return the mean loss.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        """
+        parameters = list(self.net.parameters())
+        self._optimizer = (
+            ProximalSgd(parameters, self._config.momentum, self._config.weight_decay, self._proximal)
+            if self._proximal
+            else optimizer(self._config, parameters)
+        )
+        self.step = self.num_steps(first)
+        losses: list[float] = []
+
+        def note(step: int, loss: float, seconds: float) -> None:
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"step {step}: the loss is {loss}; start again with a lower lr, or check the images"
+                )
+            losses.append(loss)
+
+        self.train(self.num_steps(num), note)
+        return sum(losses) / len(losses)
+
+
+class ProximalSgd(Sgd):
+    """SGD with the proximal term of FedProx (Li et al., MLSys 2020, equation 2): its gradient is mu (w - w0).
+
+    Parameters
+    ----------
+    parameters : list of nn.Parameter
+        What is updated, in place; their values now are w0.
+    momentum, weight_decay : float
+        As in `Sgd`.
+    mu : float
+        Weight of the term.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], momentum: float, weight_decay: float, mu: float) -> None:
+        super().__init__(parameters, momentum, weight_decay)
+        self._mu = mu
+        self._anchors = [parameter.detach().clone() for parameter in parameters]
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self._mu)
+        super().step()
+
+
+class MergedPatches(Monolith):
+    """The backbone on whole images that were augmented patch by patch, as separate stores must.
+
+    So it differs from a patch-split run in the network alone. Parameters are those of `Monolith`, for the stores of a
+    patch grid, with settings whose alpha is 0.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        labels: NDArray[np.int64],
+        stores: list[PatchStore],
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        super().__init__(config, manifest, labels, stores, device)
+        whole = whole_image_manifest(manifest)
+        net = make_network(config, whole).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = _Merging(net, manifest.grid(), manifest.num_uppers)
+        self._averaging = None
+        self._optimizer = optimizer(config, self.net.parameters())
+
+
+def whole_image_manifest(manifest: Manifest) -> Manifest:
+    """Return the manifest of the same images in one patch each."""
+    size = manifest.image_size
+    return msgspec.structs.replace(manifest, patch_size=size, stride=size, fit="exact", assignment=(0,))
+
+
+class _Merging(nn.Module):
+    """A network on whole images with the interface of `PatchSplitNet` on patches."""
+
+    def __init__(self, net: PatchSplitNet, grid: PatchGrid, num_uppers: int) -> None:
+        super().__init__()
+        self.net, self.grid = net, grid
+        self.uppers = range(num_uppers)  # who holds the patches; no models of theirs
+
+    def smash_patches(
+        self, patches_BPChw: torch.Tensor, activations: str, gradients: str, absent: Collection[int] = ()
+    ) -> torch.Tensor:
+        """Return the patches as they are: what makes whole images of them is known only to `join`."""
+        return patches_BPChw
+
+    def join(self, patches_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits (B, classes) of whole images, whose grid is mirrored where their patches were."""
+        if flipped is not None:
+            rows, cols = self.grid.rows, self.grid.cols
+            by_row = patches_BPChw.reshape(-1, rows, cols, *patches_BPChw.shape[2:])
+            mirrored = by_row.flip(2).flatten(1, 2)
+            chosen = flipped.to(patches_BPChw.device)[:, None, None, None, None]
+            patches_BPChw = torch.where(chosen, mirrored, patches_BPChw)
+        logits: torch.Tensor = self.net(self.grid.merge(patches_BPChw))
+        return logits

@@ -1,0 +1,71 @@
+"""The batch order: which samples make up step t, from a seed alone, so that nothing of it needs saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError
+from psl_flower.patches.description import Manifest
+from psl_flower.seeds import derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOrder:
+    """A fresh permutation of the training samples for every epoch, cut into mini-batches.
+
+    The last batch of an epoch may be smaller; a single left-over sample is not used in that epoch, because BatchNorm
+    learns nothing from one.
+
+    Attributes
+    ----------
+    pool : NDArray[np.int64]
+        (N,) global sample indices of the training split.
+    batch_size : int
+        Samples in a mini-batch, 2 or more.
+    seed : int
+        The run's seed.
+    """
+
+    pool: NDArray[np.int64]
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ConfigError(f"batch-size: BatchNorm needs 2 or more samples in a batch, got {self.batch_size}")
+        if len(self.pool) < 2:
+            raise ConfigError(f"training needs 2 or more images, the dataset has {len(self.pool)}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Mini-batches in an epoch."""
+        full, rest = divmod(len(self.pool), self.batch_size)
+        return full + (rest > 1)
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch, from 0, that the step belongs to."""
+        return step // self.steps_per_epoch
+
+    def samples(self, step: int) -> NDArray[np.int64]:
+        """Return the global sample indices (B,) of step `step`, counted from 0 over all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = np.random.Generator(np.random.PCG64(derive(self.seed, "order", epoch)))
+        permutation = order.permutation(len(self.pool))
+        return self.pool[permutation[index * self.batch_size : (index + 1) * self.batch_size]]
+
+    def num_samples(self, step: int) -> int:
+        """Return the number of samples B of step `step`."""
+        return min(self.batch_size, len(self.pool) - step % self.steps_per_epoch * self.batch_size)
+
+    def augment_seed(self, step: int) -> int:
+        """Seed of (run seed, epoch) from which every party draws a sample's transform."""
+        return derive(self.seed, "augment", self.epoch_of(step))
+
+
+def batch_order(config: RunConfig, manifest: Manifest) -> BatchOrder:
+    """Return which samples make up a run's steps; raises ConfigError if there are too few training images."""
+    return BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)

@@ -1,0 +1,144 @@
+"""Checkpoints of one party: numbered by steps applied, each written in one piece."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psl_flower.errors import NoCheckpoint, RunError, TrainingError
+from psl_flower.system.files import write_atomically
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+# The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
+_KEPT = 3
+_DIGEST_BYTES = 32
+
+
+class Checkpoints:
+    """The checkpoints in one folder; `step` counts the steps applied, so 0 is the initial state.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after `step` steps durably, then drop all but the newest few up to it.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses; earlier checkpoints are as they were.
+        TrainingError
+            If a number in the state is not finite: nothing could go on from it. Earlier checkpoints are kept.
+        """
+        if not _finite(state):
+            raise TrainingError(
+                f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
+                "Resume from it with a lower lr, or check the images"
+            )
+        path = self._path(step)
+        save_state(path, state)
+        # Later ones, which an abandoned attempt left, must not make this one count as old.
+        for old in [found for found in self.steps() if found <= step][:-_KEPT]:
+            self._path(old).unlink(missing_ok=True)
+        return path
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, of which nobody has committed any."""
+        for later in [found for found in self.steps() if found > step]:
+            self._path(later).unlink(missing_ok=True)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Return the state after `step` steps, on the CPU.
+
+        Raises
+        ------
+        NoCheckpoint
+            If there is none.
+        RunError
+            If it is damaged.
+        """
+        if step not in self.steps():
+            found = ", ".join(str(s) for s in self.steps()) or "none"
+            raise NoCheckpoint(f"{self.folder}: no checkpoint of step {step} (there: {found}); use another run")
+        return load_state(self._path(step))
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+
+def _finite(state: object) -> bool:
+    if isinstance(state, dict | list | tuple):
+        return all(_finite(value) for value in (state.values() if isinstance(state, dict) else state))
+    if isinstance(state, float):
+        return math.isfinite(state)
+    return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_on_cpu(value) for value in state)
+    return state.cpu() if isinstance(state, torch.Tensor) else state
+
+
+def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
+    """Write tensors and plain values to a file in one piece, their SHA-256 last; makes the folder.
+
+    The file says nothing of the device that they were on.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    buffer = io.BytesIO()
+    torch.save(_on_cpu(state), buffer)
+    with buffer.getbuffer() as content:
+        digest = hashlib.sha256(content).digest()
+    buffer.write(digest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue(), durable=durable)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot write: {error.strerror or error}; free some space or choose another workspace"
+        ) from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, to the CPU: tensors and plain values only, never code.
+
+    Raises
+    ------
+    RunError
+        If the file is missing or damaged.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+        # torch itself would read changed numbers without a word.
+        if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
+            raise RunError(f"{path}: cannot be read: the file is damaged; resume from another run")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error}") from error
+    return state

@@ -1,0 +1,174 @@
+"""The same network trained in one process: the oracle of exactness, and the opponent of the throughput benchmark.
+
+It shares models, stores, batch order, augmentation and loss with the federated run, but none of the code that splits a
+step over parties: one graph, one backward pass, one optimiser.
+
+Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and w of a patch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import make_adaptation, make_averaging, make_network, make_task, optimizer
+from psl_flower.engine.distillation import Teacher
+from psl_flower.engine.inputs import network_input
+from psl_flower.engine.lower import without_dropped
+from psl_flower.engine.optimizers import set_lr
+from psl_flower.engine.rounds import Predictions, predictions
+from psl_flower.engine.upper_averaging import mean, shared, take_over
+from psl_flower.losses import loss_parts
+from psl_flower.models import PatchSplitNet
+from psl_flower.patches.assignment import absent_positions
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore
+from psl_flower.system.devices import autocast
+from psl_flower.wire.messages import Plan
+
+
+class Monolith:
+    """All parties of a run in one process.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's settings; those of transport and wire codecs act as in the federated run: codecs round what crosses
+        the cut.
+    manifest : Manifest
+        Describes the stores.
+    labels : ndarray
+        Classes of all samples, int64.
+    stores : sequence of PatchStore
+        One for each Upper.
+    device : torch.device
+        Where everything is computed.
+    net : PatchSplitNet, optional
+        The network to train, in place; by default a new one with the run's initial weights.
+    teacher : Teacher, optional
+        Whose answers are learnt beside the labels.
+
+    Attributes
+    ----------
+    net : PatchSplitNet
+        The network.
+    step : int
+        Steps applied so far.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        labels: NDArray[np.int64],
+        stores: Sequence[PatchStore],
+        device: torch.device = torch.device("cpu"),
+        *,
+        net: PatchSplitNet | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        made = net or make_network(config, manifest)
+        self.net = made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._teacher = teacher
+        self.adaptation = make_adaptation(config, manifest)
+        self.step = 0
+        self._config, self._manifest, self._stores, self._device = config, manifest, stores, device
+        self._task = make_task(config, manifest, labels)
+        adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
+        self._averaging = make_averaging(config, manifest)
+        self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
+
+    def train(
+        self,
+        num_steps: int,
+        on_step: Callable[[int, float, float], None] = lambda *_: None,
+        absent: Collection[int] = (),
+    ) -> None:
+        """Run training steps, without the absent Uppers; `on_step` gets (steps applied, full loss, seconds)."""
+        missing = absent_positions(self._manifest.assignment, set(range(len(self.net.uppers))) - set(absent))
+        for _ in range(num_steps):
+            started = time.perf_counter()
+            plan = self._task.train_plan(self.step)
+            targets, flipped_B = self._task.targets(plan)
+            dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
+            patches_BPChw = self._patches(plan)
+            self.net.train()
+            with autocast(self._device, self._config.autocast):
+                smashed_BPChw = self._smash(patches_BPChw, absent)
+                given_BPChw = smashed_BPChw
+                if dropped_BM is not None:
+                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._manifest.assignment)
+                logits_BK = self.net.join(given_BPChw, flipped_B)
+                upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
+            loss = loss_parts(
+                logits_BK,
+                upper_logits,
+                targets.to(self._device),
+                self._manifest.assignment,
+                self._config.alpha,
+                num_absent=len(missing),
+                label_smoothing=self._config.label_smoothing,
+            ).full
+            if self._teacher is not None:
+                loss = self._teacher.loss(
+                    loss, logits_BK, patches_BPChw, flipped_B,
+                    activations=self._config.wire_activations, use_autocast=self._config.autocast,
+                )  # fmt: skip
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            set_lr(self._optimizer, plan.lr)
+            self._optimizer.step()
+            self.step += 1
+            if self._averaging is not None and self._averaging.is_due(self.step):
+                uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
+                mean_N = mean([shared(upper) for upper in uppers])
+                for upper in uppers:
+                    take_over(upper, mean_N)
+            on_step(self.step, float(loss.detach()), time.perf_counter() - started)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+        state = {"step": self.step, "net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return state | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to such a state."""
+        self.step = state["step"]
+        self.net.load_state_dict(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.adaptation:
+            self.adaptation.load_state_dict(state["adaptation"])
+
+    @torch.no_grad()
+    def evaluate(self, absent: Collection[int] = ()) -> Predictions:
+        """Return the predictions of the test split, without the absent Uppers."""
+        self.net.eval()
+        logits = []
+        for plan in self._task.evaluation_plans(self.step):
+            with autocast(self._device, self._config.autocast):
+                logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
+        return predictions(torch.cat(logits), self._task.test, self._task.labels)
+
+    def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
+        codecs = (self._config.wire_activations, self._config.wire_gradients)
+        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
+        return smashed_BPChw
+
+    def _patches(self, plan: Plan) -> torch.Tensor:
+        """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""
+        samples_B = plan.sample_indices()
+        shape = (len(samples_B), len(self._manifest.assignment), self._manifest.channels, *self._manifest.patch_size)
+        patches_BPChw = np.empty(shape, np.uint8)
+        for store in self._stores:
+            patches_BPChw[:, store.meta.positions] = store.read(samples_B)
+        manifest, positions = self._manifest, range(shape[1])
+        patches_NChw = network_input(
+            patches_BPChw, positions, plan, self._task.augmentation, manifest.mean, manifest.std, self._device
+        )
+        return patches_NChw.reshape(shape)

@@ -1,0 +1,144 @@
+"""Parties that forget everything between two messages, as a node's process does in the flower transport.
+
+Before an Upper answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
+Adaptation Net has nothing pending between messages.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from psl_flower.engine.adaptation import AdaptationNode
+from psl_flower.engine.checkpoints import load_state, save_state
+from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
+from psl_flower.engine.upper import UpperEngine
+from psl_flower.errors import ProtocolError
+from psl_flower.wire.frames import Expectation, Frame
+from psl_flower.wire.messages import Average, Plan, Share, StepId
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class ForgetfulUpper:
+    """Handles single messages of an Upper, with its state on disk in between.
+
+    Parameters
+    ----------
+    engine : UpperEngine
+        The Upper; whatever state it is in is replaced.
+    path : Path
+        File of the state between messages.
+    """
+
+    def __init__(self, engine: UpperEngine, path: Path) -> None:
+        self._engine, self._path = engine, path
+        self._plan: Plan | None = None
+
+    def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
+        """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
+
+        With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
+
+        Raises
+        ------
+        RunError
+            If neither the state between messages nor a checkpoint is of that step.
+        """
+        state = load_state(self._path) if saved is None and self._path.exists() else {}
+        if state.get("step") == step:
+            self._engine.restore(state)
+            self._plan = _read(state.get("pending", ""), Plan)
+            self._engine.shared_after = _read(state.get("shared", ""), StepId)
+            self._engine.sharing_s = state.get("sharing_s", 0.0)
+        else:
+            self._engine.go_to(step, saved)
+            self._plan = None
+        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.num_shared)
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what `UpperEngine.reply` does, after `expects`.
+
+        Raises
+        ------
+        ProtocolError
+            If a gradient comes and no plan is pending.
+        """
+        return wire.up_frame(self._handle(down_of(frame)))
+
+    def _handle(self, down: Down) -> Up:
+        started = time.perf_counter() - self._engine.sharing_s  # what was before sharing belongs to the same step
+        trained = None if isinstance(down.step, Average) else down.step.gradient_of
+        plan = None if isinstance(down.step, Share) else down.step.plan
+        if trained is not None:
+            if self._plan is None:
+                raise ProtocolError(f"received the gradient of {trained}, but no plan is pending")
+            self._engine.run(self._plan)
+        if plan is not None:
+            down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
+        applied = self._engine.handle(down)
+        if isinstance(down.step, Share):
+            self._engine.sharing_s = time.perf_counter() - started  # the pass that was run again, too
+        pending = plan if plan is not None and plan.mode == "train" else None
+        if trained is not None or isinstance(down.step, Average) or pending is not None:
+            told = {
+                "pending": _text(pending),
+                "shared": _text(self._engine.shared_after),
+                "sharing_s": self._engine.sharing_s,
+            }
+            save_state(self._path, self._engine.state() | told, durable=False)
+        return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
+
+
+class ForgetfulAdaptation:
+    """Handles single messages of the Adaptation Net, with its state on disk in between.
+
+    Parameters
+    ----------
+    node : AdaptationNode
+        The Adaptation Net; whatever state it is in is replaced.
+    path : Path
+        File of the state between messages.
+    """
+
+    def __init__(self, node: AdaptationNode, path: Path) -> None:
+        self._node, self._path = node, path
+
+    def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
+        """Go to the state after `step` steps and return what may come now; with `saved` to the checkpoint of it.
+
+        Raises
+        ------
+        RunError
+            If neither the state between messages nor a checkpoint is of that step.
+        """
+        state = load_state(self._path) if saved is None and self._path.exists() else {}
+        if state.get("step") == step:
+            self._node.restore(state)
+        else:
+            self._node.go_to(step, saved)
+        return self._node.expects(wire)
+
+    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Do what `AdaptationNode.reply` does, after `expects`."""
+        answer = self._node.reply(frame, wire)
+        save_state(self._path, self._node.state(), durable=False)
+        return answer
+
+
+def forgetful(party: UpperEngine | AdaptationNode, path: Path) -> ForgetfulUpper | ForgetfulAdaptation:
+    """Return the party as one that handles single messages, with its state between them in a file."""
+    return ForgetfulUpper(party, path) if isinstance(party, UpperEngine) else ForgetfulAdaptation(party, path)
+
+
+# As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.
+def _text(record: msgspec.Struct | None) -> str:
+    return "" if record is None else msgspec.msgpack.encode(record).hex()
+
+
+def _read(text: str, kind: type[Record]) -> Record | None:
+    return msgspec.msgpack.decode(bytes.fromhex(text), type=kind) if text else None

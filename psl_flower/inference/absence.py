@@ -1,0 +1,162 @@
+"""How well a trained network does without some of its Uppers: accuracy by how many are absent, as table and picture.
+
+Shape suffixes: B batch, P patches, C channels, h and w of a patch's smashed data.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from io import BytesIO, StringIO
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.inference.evaluation import LabelledImages
+from psl_flower.inference.trained_model import Assembled
+from psl_flower.system.files import write_atomically
+
+# Numbers of absent Uppers that are tried, spread over all that are possible, and choices of Uppers for each number.
+MAX_COUNTS = 12
+MAX_CHOICES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsencePoint:
+    """Accuracy without so many Uppers.
+
+    Attributes
+    ----------
+    absent : int
+        Uppers that are absent.
+    accuracy, lowest, highest : float
+        Mean, least and most over the choices of Uppers, 0..1.
+    tried : int
+        Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, alike every time.
+    possible : int
+        Choices that there are.
+    """
+
+    absent: int
+    accuracy: float
+    lowest: float
+    highest: float
+    tried: int
+    possible: int
+
+
+def absence_curve(
+    assembled: Assembled, images: LabelledImages, progress: Callable[[str, int, int], None] | None = None
+) -> list[AbsencePoint]:
+    """Return the accuracy with all Uppers, without one, and so on to one that is left.
+
+    Zeros stand for the smashed data of absent Uppers, as in a run that goes on without them (`on-missing-node`).
+
+    Parameters
+    ----------
+    assembled : Assembled
+        The trained network.
+    images : LabelledImages
+        Test images; they are used up.
+    progress : callable, optional
+        Called as ("evaluate", images done, images in all).
+
+    Raises
+    ------
+    CorruptImage, DataError, StoreError
+        If an image or a store cannot be read.
+    """
+    chosen = _choices(len(assembled.net.uppers))
+    right = {absent: 0 for of_count in chosen.values() for absent in of_count}
+    done = 0
+    for images_BCHW, labels_B in images.batches:
+        y_B = torch.from_numpy(labels_B)
+        smashed_BPChw = assembled.smash(images_BCHW)
+        for absent in right:
+            predicted_B = assembled.join(smashed_BPChw, absent).argmax(1)
+            right[absent] += int((predicted_B == y_B).sum())
+        done += len(labels_B)
+        if progress:
+            progress("evaluate", done, images.num_images)
+    points = []
+    for count, of_count in chosen.items():
+        accuracies = [right[absent] / done for absent in of_count]
+        points.append(
+            AbsencePoint(
+                absent=count,
+                accuracy=sum(accuracies) / len(accuracies),
+                lowest=min(accuracies),
+                highest=max(accuracies),
+                tried=len(accuracies),
+                possible=math.comb(len(assembled.net.uppers), count),
+            )
+        )
+    return points
+
+
+def write_csv(points: Sequence[AbsencePoint], path: Path) -> None:
+    """Write the points, one a line, under the names of their fields; raises RunError if the disk refuses."""
+    text = StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([field.name for field in fields(AbsencePoint)])
+    rows.writerows(astuple(point) for point in points)
+    _write(path, text.getvalue().encode())
+
+
+def write_png(points: Sequence[AbsencePoint], path: Path, title: str) -> None:
+    """Draw accuracy over absent Uppers: the mean as a line, from the least to the most as a band.
+
+    Raises
+    ------
+    ConfigError
+        If matplotlib is not installed.
+    RunError
+        If the disk refuses.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ConfigError(
+            f"a picture needs {error.name}, which is not installed: pip install 'psl-flower[plots]'"
+        ) from error
+    figure = Figure(figsize=(5.2, 3.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    counts = [point.absent for point in points]
+    lowest, highest = [100 * point.lowest for point in points], [100 * point.highest for point in points]
+    axes.fill_between(counts, lowest, highest, color="#0072b2", alpha=0.2, linewidth=0)
+    axes.plot(counts, [100 * point.accuracy for point in points], color="#0072b2", marker="o", markersize=4)
+    axes.set(title=title, xlabel="absent Uppers", ylabel="test accuracy, %", ylim=(0, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="#dddddd")
+    encoded = BytesIO()
+    figure.savefig(encoded, format="png")
+    _write(path, encoded.getvalue())
+
+
+def _choices(num_uppers: int) -> dict[int, list[tuple[int, ...]]]:
+    """Return, for each number of absent Uppers that is tried, which ones are absent."""
+    spread = np.linspace(0, num_uppers - 1, min(num_uppers, MAX_COUNTS)).round().astype(int)
+    chosen: dict[int, list[tuple[int, ...]]] = {}
+    for count in spread.tolist():
+        if math.comb(num_uppers, count) <= MAX_CHOICES:
+            chosen[count] = list(combinations(range(num_uppers), count))
+            continue
+        generator, drawn = np.random.default_rng(count), dict[tuple[int, ...], None]()
+        while len(drawn) < MAX_CHOICES:
+            drawn[tuple(sorted(generator.permutation(num_uppers)[:count].tolist()))] = None
+        chosen[count] = list(drawn)
+    return chosen
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,191 @@
+"""The trained network on test images: its own dataset's, from the patch stores, or another dataset's.
+
+Shape suffixes: B batch, K classes, N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.data.sources import open_dataset
+from psl_flower.engine.rounds import Predictions, predictions
+from psl_flower.errors import ConfigError, DataError
+from psl_flower.inference.trained_model import Assembled
+from psl_flower.runs.folder import RunFolder
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+
+Progress = Callable[[str, int, int], None]
+# Images uint8 (B, C, H, W) and classes int64 (B,).
+Batch = tuple[torch.Tensor, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """Images with their classes.
+
+    Attributes
+    ----------
+    dataset : str
+        Where they come from.
+    num_images : int
+        N, 1 or more.
+    batches : iterator
+        Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
+    """
+
+    dataset: str
+    num_images: int
+    batches: Iterator[Batch]
+
+
+def own_test_images(
+    run: RunFolder, assembled: Assembled, max_test: int = 0, progress: Progress | None = None
+) -> LabelledImages:
+    """Return the test split of the run's dataset, from its patch stores, which are made if they are not there.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Its workspace holds the stores.
+    assembled : Assembled
+        The run's network.
+    max_test : int
+        Only so many images, drawn at random, alike every time; 0: all.
+    progress : callable, optional
+        As in `prepare_stores`.
+
+    Raises
+    ------
+    DataError
+        If the dataset is not the one that the run was trained on, as where files were added since.
+    PslError
+        Whatever `prepare_stores` raises.
+    """
+    _check_max(max_test)
+    config, stores = assembled.config, stores_of(run, assembled, progress)
+    samples_N = stores.manifest.samples_of("test")
+    if 0 < max_test < len(samples_N):
+        samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
+    batches = images_in(stores, samples_N, config.evaluate_batch_size)
+    return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
+
+
+def stores_of(
+    run: RunFolder, assembled: Assembled, progress: Progress | None = None, *, labels_version: int | None = None
+) -> StoreSet:
+    """Return the patch stores of the run's dataset, which are made if they are not there.
+
+    Parameters are those of `own_test_images`, and of `prepare_stores`.
+
+    Raises
+    ------
+    DataError, PslError
+        As `own_test_images`.
+    """
+    config = assembled.config
+    own = config.replace(workspace=str(run.path.parents[1]))
+    stores = prepare_stores(own, progress, labels_version=labels_version)
+    if stores.manifest.source != assembled.manifest.source:
+        raise DataError(
+            f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
+            "those that it learnt; name a dataset with --dataset"
+        )
+    return stores
+
+
+def other_test_images(
+    assembled: Assembled, dataset: str, max_test: int = 0, *, image_column: str = "", label_column: str = ""
+) -> LabelledImages:
+    """Return the test split of any dataset whose classes are among the network's; nothing is stored.
+
+    A dataset without a test split is divided as the run's settings say, so the run's own dataset at another place is
+    divided as it was for training.
+
+    Parameters
+    ----------
+    assembled : Assembled
+        The network.
+    dataset : str
+        As the setting of that name.
+    max_test : int
+        At most so many images; 0: all.
+    image_column, label_column : str
+        As the settings of these names; by default the run's, where the dataset has them.
+
+    Raises
+    ------
+    DatasetNotFound, DataError
+        If the dataset is not usable, or has a class that the network does not know.
+    """
+    _check_max(max_test)
+    config, known = assembled.config, assembled.manifest.class_names
+    options: dict[str, Any] = {"test_fraction": config.test_fraction, "seed": config.seed, "max_test": max_test}
+    asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    own: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    try:
+        source = open_dataset(dataset, **options, **(asked if any(asked.values()) else own))
+    except DataError:
+        if any(asked.values()) or not any(own.values()):
+            raise
+        source = open_dataset(dataset, **options)  # a dataset that has no such columns
+    unknown = [name for name in source.class_names if name not in known]
+    if unknown:
+        raise DataError(f"{dataset}: the network knows no class {unknown[0]!r}; it knows {', '.join(known[:20])}")
+    classes = np.array([known.index(name) for name in source.class_names])
+
+    def batches() -> Iterator[Batch]:
+        samples = source.samples("test")
+        while chunk := list(islice(samples, config.evaluate_batch_size)):
+            yield assembled.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
+
+    return LabelledImages(dataset=dataset, num_images=source.num_samples("test"), batches=batches())
+
+
+def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | None = None) -> Predictions:
+    """Return what the network answers; `progress` is called as ("evaluate", images done, images in all).
+
+    Raises
+    ------
+    CorruptImage, DataError, StoreError
+        If an image or a store cannot be read.
+    """
+    logits, labels = [], []
+    done = 0
+    for images_BCHW, labels_B in images.batches:
+        logits.append(assembled.logits(images_BCHW))
+        labels.append(labels_B)
+        done += len(labels_B)
+        if progress:
+            progress("evaluate", done, images.num_images)
+    return predictions(torch.cat(logits), np.arange(done), np.concatenate(labels))
+
+
+def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+    """Yield the images of these samples (N,), put together from their patches, with their classes."""
+    manifest = stores.manifest
+    grid = manifest.grid()
+    opened = [stores.open(m) for m in range(manifest.num_uppers)]
+    try:
+        for start in range(0, len(samples_N), batch_size):
+            samples_B = samples_N[start : start + batch_size]
+            shape = (len(samples_B), grid.num_patches, manifest.channels, *manifest.patch_size)
+            patches_BPChw = np.empty(shape, np.uint8)
+            for store in opened:
+                patches_BPChw[:, store.meta.positions] = store.read(samples_B)
+            yield torch.from_numpy(np.ascontiguousarray(grid.merge(patches_BPChw))), stores.labels[samples_B]
+    finally:
+        for store in opened:
+            store.close()
+
+
+def _check_max(max_test: int) -> None:
+    if max_test < 0:
+        raise ConfigError(f"max-test: expected 0 or more, got {max_test}")

@@ -1,0 +1,235 @@
+"""The trained model as the owner gets it: all Upper models and the Lower model in one network, without a wire.
+
+Shape suffixes: B batch, K classes, C channels, H and W pixels of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from psl_flower.config import RunConfig
+from psl_flower.data.images import convert_channels, image_to_array, resize_image
+from psl_flower.engine.build import make_network
+from psl_flower.engine.inputs import channel_column, normalise
+from psl_flower.errors import DataError, RunError
+from psl_flower.models import PatchSplitNet
+from psl_flower.patches.assignment import assign
+from psl_flower.patches.description import Manifest
+from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
+from psl_flower.system.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A trained network and all that it takes to use it.
+
+    Attributes
+    ----------
+    net : PatchSplitNet
+        In eval mode, in float32, on `device`.
+    manifest : Manifest
+        Describes the images: size, channels, classes, statistics.
+    config : RunConfig
+        The settings of the run that trained it.
+    device : torch.device
+        Where it computes.
+    """
+
+    net: PatchSplitNet
+    manifest: Manifest
+    config: RunConfig
+    device: torch.device
+
+    def prepare(self, images: Sequence[NDArray[np.uint8] | Image.Image]) -> torch.Tensor:
+        """Return images of any sizes as one batch, uint8 (B, C, H, W), as they are when patches are cut.
+
+        Each is brought to the channels of the training images, resized with antialiasing until it covers their size,
+        and cropped at the centre.
+
+        Parameters
+        ----------
+        images : sequence
+            uint8 arrays (H, W), (H, W, 1) grey or (H, W, 3) RGB, or Pillow images.
+
+        Raises
+        ------
+        DataError
+            If there is none, or one of them has another shape or dtype, or no pixels.
+        """
+        if not images:
+            raise DataError("expected one image or more, got none")
+        return torch.from_numpy(np.stack([self._prepare(image, f"image {b}") for b, image in enumerate(images)]))
+
+    @torch.inference_mode()
+    def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (B, K), on the CPU, of images as `prepare` returns them.
+
+        Raises
+        ------
+        DataError
+            If their dtype or shape is another.
+        """
+        return self.join(self.smash(images_BCHW))
+
+    @torch.inference_mode()
+    def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the smashed data (B, P, C', h', w'), on `device`; parameters and errors as of `logits`."""
+        expected = (self.manifest.channels, *self.manifest.image_size)
+        if images_BCHW.dtype != torch.uint8 or tuple(images_BCHW.shape[1:]) != expected:
+            shape = ", ".join(map(str, expected))
+            raise DataError(f"expected uint8 (B, {shape}), got {images_BCHW.dtype} {tuple(images_BCHW.shape)}")
+        return self.net.smash(normalise(images_BCHW, self.manifest.mean, self.manifest.std, self.device))
+
+    @torch.inference_mode()
+    def join(self, smashed_BPChw: torch.Tensor, absent: Collection[int] = ()) -> torch.Tensor:
+        """Return float32 logits (B, K), on the CPU, of smashed data; zeros stand for those of absent Uppers."""
+        if absent:
+            smashed_BPChw = smashed_BPChw.clone()
+            smashed_BPChw[:, [p for p, m in enumerate(self.net.assignment) if m in absent]] = 0.0
+        return self.net.join(smashed_BPChw).cpu()
+
+    def predict(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the classes (B,) int64 of images as `prepare` returns them, and their probabilities (B,) float32."""
+        confidence_B, class_B = self.logits(images_BCHW).softmax(1).max(1)
+        return class_B, confidence_B
+
+    def _prepare(self, image: NDArray[np.uint8] | Image.Image, where: str) -> NDArray[np.uint8]:
+        pixels = image_to_array(image, where) if isinstance(image, Image.Image) else image
+        pixels_HWC = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        if pixels_HWC.ndim != 3 or pixels_HWC.dtype != np.uint8 or not pixels_HWC.size:
+            raise DataError(f"{where}: expected uint8 (H, W, C), got {pixels.dtype} {pixels.shape}")
+        converted_HWC = convert_channels(pixels_HWC, self.manifest.channels, where)
+        return resize_image(converted_HWC, self.manifest.image_size).transpose(2, 0, 1)
+
+
+class Deployable(nn.Module):
+    """The network with its normalisation inside, so that it can be used without knowing anything else.
+
+    Parameters
+    ----------
+    assembled : Assembled
+        The trained network; shared, not copied.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, assembled: Assembled) -> None:
+        super().__init__()
+        self.net = assembled.net
+        std = [s or 1.0 for s in assembled.manifest.std]
+        self.register_buffer("mean", channel_column(assembled.manifest.mean, assembled.device))
+        self.register_buffer("std", channel_column(std, assembled.device))
+        self.eval()
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (B, K) of float32 images (B, C, H, W) with pixels in 0..1."""
+        logits: torch.Tensor = self.net((images_BCHW - self.mean) / self.std)
+        return logits
+
+
+def save_assembled(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
+    """Write the weights of a trained network to `folder`/model.safetensors, in one piece; makes the folder.
+
+    Parameters
+    ----------
+    folder : Path
+        `RunFolder.model`.
+    state : mapping
+        Tensors by the names of `PatchSplitNet.state_dict()`.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    path = folder / MODEL_FILE
+    # Tensors may be views into one buffer that a frame came in, which the format does not allow.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors, metadata={"format": "pt"}))
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the model: {error.strerror or error}") from error
+    return path
+
+
+def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assembled:
+    """Build the network of a run with its trained weights, in eval mode.
+
+    Raises
+    ------
+    RunError
+        If the run has no model (it may not have finished), or a file is damaged or of another run.
+    StoreError
+        If the run's manifest is missing or damaged.
+    """
+    config, path = run.read_config(), run.model / MODEL_FILE
+    weights = _load_weights(path, run, config)
+    manifest = run.read_manifest()
+    # An owner's stores may have an assignment of their own, which the setting's default does not say.
+    told = config.assignment != RunConfig().assignment
+    if told and assign(manifest.grid(), manifest.num_uppers, config.assignment) != manifest.assignment:
+        raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
+    net = make_network(config, manifest)
+    _check_weights(path, weights, net.state_dict())
+    net.load_state_dict(weights)
+    chosen = torch.device(device)
+    net = net.eval().requires_grad_(False).to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Assembled(net=net, manifest=manifest, config=config, device=chosen)
+
+
+def choose_run(workspace: Path, name: str = "") -> RunFolder:
+    """Return the run of that name, or the newest that has a model.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    if name:
+        return open_run(workspace, name)
+    runs = list_runs(workspace)
+    if not runs:
+        raise RunError(f"{workspace / 'runs'}: there are no runs yet; train with `psl train`, or set --workspace")
+    with_model = [run for run in runs if run.has_model]
+    if not with_model:
+        raise RunError(f"{workspace / 'runs'}: none of the {len(runs)} runs has a model yet; `psl runs` lists them")
+    return with_model[-1]
+
+
+def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        if not config.collect_model:
+            raise RunError(f"{path}: the run has no model, since its settings say collect-model = false") from None
+        status = run.read_status()
+        where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""
+        raise RunError(f"{path}: the run has no model; it may not have finished{where}") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise RunError(f"{path}: the model is damaged: {error}") from error
+
+
+def _check_weights(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise RunError unless names, shapes and dtypes are the network's."""
+    wrong = sorted(found.keys() ^ expected.keys()) or [
+        name
+        for name, tensor in expected.items()
+        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise RunError(f"{path}: holds another network than the run's settings describe: {wrong[0]}{more}")

@@ -1,0 +1,78 @@
+"""Names of backbones, stems and cuts, and what follows from them without building a network (or loading torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psl_flower.errors import ConfigError
+
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+STEMS = ("cifar", "imagenet")
+# Whether all Uppers begin with the same weights (`psl_flower.models.split.upper_seed`).
+UPPER_INITS = ("alike", "own")
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+CUTS = ("stem", *_STAGES[:3])
+_WIDTHS = (64, 128, 256, 512)
+_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSize:
+    """How deep and wide a residual network is.
+
+    Attributes
+    ----------
+    depths : tuple of 4 int
+        Blocks of each stage, 1 or more.
+    widths : tuple of 4 int
+        Channels of each stage's blocks, 1 or more; the stem has those of the first stage. The output of a bottleneck
+        block is 4 times as wide.
+
+    Raises
+    ------
+    ConfigError
+        If it is not that.
+    """
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("depths", self.depths), ("widths", self.widths)):
+            if len(sizes) != len(_STAGES) or min(sizes) < 1:
+                raise ConfigError(f"{name}: expected {len(_STAGES)} numbers of 1 or more, got {sizes}")
+
+
+def backbone_size(backbone: str) -> BackboneSize:
+    """Return the size that a backbone has in torchvision."""
+    return BackboneSize(depths=_DEPTHS[backbone], widths=_WIDTHS)
+
+
+def check_architecture(backbone: str, stem: str) -> None:
+    """Raise ConfigError if there is no such backbone or stem."""
+    if backbone not in BACKBONES:
+        raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
+    if stem not in STEMS:
+        raise ConfigError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+
+
+def last_stage(cut: str) -> str:
+    """Return torchvision's name of the last stage on the Upper.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such cut.
+    """
+    if cut not in CUTS:
+        raise ConfigError(f"cut: expected one of {', '.join(CUTS)}, got {cut!r}")
+    return "maxpool" if cut == "stem" else cut
+
+
+def smashed_channels(backbone: str, cut: str, size: BackboneSize | None = None) -> int:
+    """Return the channels at the cut, before any protection; `size` as in `psl_flower.models.split.Upper`."""
+    widths = (size or backbone_size(backbone)).widths
+    if cut == "stem":
+        return widths[0]
+    expansion = 4 if backbone == "resnet50" else 1
+    return widths[_STAGES.index(last_stage(cut))] * expansion

@@ -1,0 +1,201 @@
+"""What a set of patch stores says of itself: grid, assignment, classes, splits, pixel statistics."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import ConfigError, StoreError
+from psl_flower.patches.grid import PatchGrid
+from psl_flower.system.files import write_atomically
+
+VERSION = 2
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The description of one set of patch stores.
+
+    Attributes
+    ----------
+    version : int
+        Of this file's format.
+    dataset : str
+        The dataset's name as the user gave it.
+    fingerprint : str
+        Hex digits; the same in every store of the set, and in no other set.
+    source : str
+        Hex digits of the images and of everything that decides the patches: the same for sets made anew from the
+        same images.
+    image_size, patch_size, stride : tuple[int, int]
+        (height, width) in pixels.
+    channels : int
+        1 grey, 3 RGB.
+    fit : {"exact", "pad"}
+        The grid's answer to images that it does not tile.
+    assignment : tuple[int, ...]
+        Grid position p -> Upper m.
+    class_names : tuple[str, ...]
+        Label k -> name.
+    splits : dict[str, tuple[tuple[int, int], ...]]
+        Half-open ranges of global sample indices of "train" and of "test"; several where images were added later.
+    mean, std : tuple[float, ...]
+        Per channel, over all pixels of the training images, pixels scaled to 0..1. A channel that never
+        changes has a standard deviation of 0: guard the division.
+    labels_version : int
+        Which version of the labels a run uses; 0 where labels have no versions, or were never corrected.
+    """
+
+    version: int = VERSION
+    dataset: str
+    fingerprint: str
+    source: str
+    image_size: tuple[int, int]
+    channels: int
+    patch_size: tuple[int, int]
+    stride: tuple[int, int]
+    fit: Literal["exact", "pad"]
+    assignment: tuple[int, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[tuple[int, int], ...]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels_version: int = 0
+
+    @property
+    def num_uppers(self) -> int:
+        """M, the number of Uppers."""
+        return max(self.assignment) + 1
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_samples(self) -> int:
+        """Images, over all splits."""
+        return max(stop for ranges in self.splits.values() for _, stop in ranges)
+
+    def samples_of(self, split: str) -> NDArray[np.int64]:
+        """Return the global indices (N,) of the samples of "train" or "test", in order."""
+        return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in self.splits[split]])
+
+    def split_of(self, sample: int) -> tuple[str, int]:
+        """Return a sample's split and its number within it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such sample.
+        """
+        for split, ranges in self.splits.items():
+            before = 0
+            for start, stop in ranges:
+                if start <= sample < stop:
+                    return split, before + sample - start
+                before += stop - start
+        raise ConfigError(f"there is no image {sample}; the dataset has images 0 to {self.num_samples - 1}")
+
+    def sample_of(self, split: str, number: int) -> int:
+        """Return the global index of an image of a split.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such split or image.
+        """
+        left = number
+        for start, stop in self.splits.get(split, ()):
+            if 0 <= left < stop - start:
+                return start + left
+            left -= stop - start
+        raise ConfigError(f"there is no image {split}:{number}; there are {', '.join(self.splits)} images, from 0 on")
+
+    def grid(self) -> PatchGrid:
+        """Return the patch grid.
+
+        Raises
+        ------
+        GridError
+            If the sizes do not fit each other; a manifest that `load` returned does not raise.
+        """
+        return PatchGrid(image_size=self.image_size, patch_size=self.patch_size, stride=self.stride, fit=self.fit)
+
+    def positions_of(self, upper: int) -> tuple[int, ...]:
+        """Return the grid positions that an Upper holds, ascending.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such Upper.
+        """
+        if not 0 <= upper < self.num_uppers:
+            raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.num_uppers - 1}")
+        return tuple(p for p, m in enumerate(self.assignment) if m == upper)
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as JSON, durably; the file is the old one or the new one, never a part.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses.
+        """
+        encoded = msgspec.json.format(msgspec.json.encode(self), indent=2)
+        try:
+            write_atomically(path, encoded)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest and check that its parts agree.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing, unreadable, damaged, of another version, or contradicts itself.
+        """
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot read the manifest: {error.strerror or error}") from error
+        try:
+            manifest = msgspec.json.decode(encoded, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path}: the manifest is damaged: {error}") from error
+        problem = manifest._contradiction()
+        if problem:
+            raise StoreError(f"{path}: the manifest is damaged: {problem}")
+        return manifest
+
+    def _contradiction(self) -> str:
+        """Return what is wrong with the manifest in itself, or nothing."""
+        if self.version != VERSION:
+            return f"expected version {VERSION}, found {self.version}"
+        try:
+            num_patches = self.grid().num_patches
+        except ConfigError as error:
+            return str(error)
+        if len(self.assignment) != num_patches:
+            return f"the grid has {num_patches} positions, {len(self.assignment)} are assigned"
+        holders = set(self.assignment)
+        if min(holders) != 0 or max(holders) != len(holders) - 1:
+            return f"the assignment {self.assignment} leaves an Upper without a position"
+        if not len(self.mean) == len(self.std) == self.channels or self.channels < 1:
+            return f"{self.channels} channels, {len(self.mean)} means, {len(self.std)} standard deviations"
+        if self.num_classes < 2 or len(set(self.class_names)) != self.num_classes:
+            return f"expected two or more different class names, found {self.num_classes}"
+        if set(self.splits) != {"train", "test"}:
+            return f"expected the splits train and test, found {sorted(self.splits)}"
+        if not all(self.splits.values()):
+            return f"expected samples of both splits, found {self.splits}"
+        ranges = sorted(part for parts in self.splits.values() for part in parts)
+        if any(start > stop for start, stop in ranges) or any(a[1] != b[0] for a, b in pairwise([(0, 0), *ranges])):
+            return f"expected the splits to cover all samples from 0 on, each once, found {self.splits}"
+        return ""

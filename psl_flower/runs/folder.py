@@ -1,0 +1,376 @@
+"""The folder of a run: settings, metrics, status, checkpoints, predictions and the trained model.
+
+Everything of a run is in <workspace>/runs/<name>/:
+
+- config.toml: settings of the run
+- id: random, for nodes to tell this run from others
+- manifest.json: what the stores were, without anything of the images
+- status.json: where the run is, rewritten as it goes; see `Status`
+- metrics.jsonl: one object per round
+- log.txt: what the user was told
+- tensorboard/: the metrics as event files, and loss and times of every step
+- checkpoints/: the Lower's; the newest is the committed one
+- nodes/: in a simulation, the Uppers' checkpoints
+- predictions.npz: the last evaluation: sample, label, predicted, confidence, split
+- predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
+- model/: the assembled network, if the owner asked for it
+- stop: made by whoever wants the run to end after the current step
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import secrets
+import socket
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import psutil
+import tomli_w
+
+from psl_flower.config import RunConfig
+from psl_flower.patches.description import Manifest
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from psl_flower.engine.checkpoints import Checkpoints
+    from psl_flower.engine.rounds import Predictions
+
+MODEL_FILE = "model.safetensors"
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run is.
+
+    Attributes
+    ----------
+    state : str
+        "preparing" (stores), "starting" (nodes), "training", "collecting" (the model); "predicting" in place of the
+        last two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
+    message : str
+        One line for a person: what happens, or why it ended and what to do.
+    round, rounds, step, total_steps : int
+        Where it is; steps applied.
+    images, total_images : int
+        How far a prediction is; 0 in training.
+    loss : float or None
+        Full loss, mean over the steps since the last report.
+    accuracy : float or None
+        Of the last evaluation, 0..1.
+    images_per_s : float or None
+        Rate of training in this round, or of prediction.
+    eta_s : float or None
+        Seconds left, estimated.
+    run_id : str
+        Flower's id of the run.
+    process : str
+        What writes this, as "HOST:PID"; empty if unknown.
+    updated : float
+        Unix time.
+    """
+
+    state: str
+    message: str = ""
+    round: int = 0
+    rounds: int = 0
+    step: int = 0
+    total_steps: int = 0
+    images: int = 0
+    total_images: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    run_id: str = ""
+    process: str = ""
+    updated: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.state in ("completed", "stopped", "failed")
+
+    @property
+    def died(self) -> bool:
+        """Whether the process that wrote this is gone, and did not say that the run is over; only known on its host."""
+        host, _, pid = self.process.rpartition(":")
+        if self.ended or host != socket.gethostname():
+            return False
+        try:
+            return bool(psutil.Process(int(pid)).create_time() > self.updated)  # another one of this number
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+def this_process() -> str:
+    """Return this process as `Status.process` names it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class RunFolder:
+    """One run's folder.
+
+    Parameters
+    ----------
+    path : Path
+        <workspace>/runs/<name>.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The Lower's checkpoints."""
+        from psl_flower.engine.checkpoints import Checkpoints  # loads torch, which takes seconds
+
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def model(self) -> Path:
+        """Folder of the assembled network."""
+        return self.path / "model"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the assembled network was written."""
+        return (self.model / MODEL_FILE).is_file()
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def identity(self) -> str:
+        """The run's name with an id of its own, so that a node never takes another run's state for this one's.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses to keep the id, which is made when it is first asked for.
+        """
+        path = self.path / "id"
+        if not path.exists():
+            self._write("id", secrets.token_hex(8).encode())
+        return f"{self.name}-{path.read_text('ascii')}"
+
+    @property
+    def nodes(self) -> Path:
+        """In a simulation: folder of the Uppers' checkpoints."""
+        return self.path / "nodes"
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to end."""
+        return (self.path / "stop").exists()
+
+    def request_stop(self) -> None:
+        """Ask the run to end after the current step."""
+        (self.path / "stop").touch()
+
+    def forget_stop(self) -> None:
+        """Take the request back, as a resumed run does."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.toml.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        self._write("config.toml", tomli_w.dumps(config.to_mapping()).encode())
+
+    def read_config(self) -> RunConfig:
+        """Read config.toml.
+
+        Raises
+        ------
+        RunError
+            If it is missing or damaged.
+        """
+        path = self.path / "config.toml"
+        try:
+            return RunConfig.from_mapping(tomllib.loads(path.read_text("utf-8")))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, ConfigError) as error:
+            raise RunError(f"{path}: damaged: {error}") from error
+
+    def write_status(self, status: Status) -> None:
+        """Rewrite status.json, in one piece."""
+        stamped = msgspec.structs.replace(status, updated=time.time())
+        self._write("status.json", msgspec.json.encode(stamped), durable=status.ended)
+
+    def read_status(self) -> Status | None:
+        """Return the status; None where the run has not written one."""
+        try:
+            return msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Append one round to metrics.jsonl.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write(msgspec.json.encode(dict(metrics)) + b"\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all rounds of metrics.jsonl, without a last line that a crash left unfinished."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [msgspec.json.decode(line) for line in lines if line]
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget rounds beyond a step, which a resumed run does again."""
+        kept = [metrics for metrics in self.read_metrics() if metrics["step"] <= step]
+        self._write("metrics.jsonl", b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
+
+    def write_predictions(self, predictions: Predictions, split: str | Sequence[str] = "test") -> None:
+        """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays.
+
+        Parameters
+        ----------
+        predictions : Predictions
+            To write.
+        split : str or sequence of str
+            The split of all images, or of each.
+
+        Raises
+        ------
+        RunError
+            If the disk refuses.
+        """
+        file = io.BytesIO()
+        np.savez(
+            file,
+            sample=predictions.sample,
+            label=predictions.label,
+            predicted=predictions.predicted,
+            confidence=predictions.confidence,
+            split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
+        )
+        self._write("predictions.npz", file.getvalue())
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write manifest.json."""
+        manifest.save(self.path / "manifest.json")
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether the run has got as far as its stores."""
+        return (self.path / "manifest.json").exists()
+
+    def read_manifest(self) -> Manifest:
+        """Read manifest.json; raises StoreError if it is missing or damaged."""
+        return Manifest.load(self.path / "manifest.json")
+
+    def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        path = self.path / name
+        try:
+            write_atomically(path, content, durable=durable)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
+    """Make the folder of a new run; without a name, one of the dataset and the time.
+
+    Raises
+    ------
+    RunError
+        If there is a run of this name already, or the disk refuses.
+    """
+    runs = workspace / "runs"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = runs / free_name(workspace, name, dataset)
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                continue  # another run has just taken it
+    except OSError as error:
+        raise RunError(f"{runs}: cannot make the run's folder: {error.strerror or error}; set workspace") from error
+
+
+def free_name(workspace: Path, name: str, dataset: str) -> str:
+    """Return the name of a new run: the one given, or one of the dataset and the time that is not taken.
+
+    Raises
+    ------
+    RunError
+        If the name given is taken.
+    """
+    runs = workspace / "runs"
+    if name:
+        if (runs / name).exists():
+            raise RunError(
+                f"{runs / name}: there is a run of this name already; choose another run-name, "
+                f'or continue it with resume="{name}"'
+            )
+        return name
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-")[:40] or "run"
+    stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+
+
+def open_run(workspace: Path, name: str) -> RunFolder:
+    """Return the folder of an existing run.
+
+    Raises
+    ------
+    RunError
+        If there is none; the runs there are named.
+    """
+    path = workspace / "runs" / name
+    if not os.path.isfile(path / "config.toml"):
+        known = ", ".join(run.name for run in list_runs(workspace)) or "none"
+        raise RunError(f"{path}: no such run (there: {known})")
+    return RunFolder(path)
+
+
+def list_runs(workspace: Path) -> list[RunFolder]:
+    """Return all runs of a workspace, oldest first.
+
+    Raises
+    ------
+    RunError
+        If this user may not look there.
+    """
+    runs = workspace / "runs"
+    try:
+        configs = sorted(runs.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
+    except OSError as error:
+        raise RunError(f"{runs}: cannot be listed: {error.strerror or error}") from error
+    return [RunFolder(path.parent) for path in configs]

@@ -1,0 +1,149 @@
+"""Which images a run got wrong, worst first.
+
+Reads ``<run>/predictions.npz``, which the run wrote, and ``<run>/predictions/*/predictions.npz``, which later
+predictions with its model did (`psl_flower.runs.predictions`); the newest of each split count.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.errors import OtherDataset, RunError
+from psl_flower.runs.predictions import predictions_of
+from psl_flower.runs.folder import RunFolder
+from psl_flower.sealed.manifest import Grid, Manifest, fingerprint_of
+
+FILE = "predictions.npz"
+_FIELDS = ("sample", "label", "predicted", "confidence", "split")
+
+_Columns = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One image that a run got wrong: its label then, what it was taken for, and how surely (0..1)."""
+
+    image: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np.int64] | None = None) -> list[Mistake]:
+    """Return a run's mistakes, the surest first.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder.
+    split : str, optional
+        Only "train" or "test"; by default both.
+    limit : int, optional
+        At most so many; 0 returns all.
+    labels_N : NDArray[np.int64], optional
+        Labels as of now: an image whose label has been corrected to what the run said is left out.
+
+    Raises
+    ------
+    RunError
+        If there are no predictions of the split asked for, or they are damaged.
+    """
+    sample, label, predicted, confidence, _ = _columns(run, split)
+    wrong = label != predicted
+    if labels_N is not None:
+        if len(sample) and not 0 <= int(sample.min()) <= int(sample.max()) < len(labels_N):
+            raise RunError(f"{run}: its images are not those of this dataset")
+        wrong &= labels_N[sample] != predicted
+    rows = np.flatnonzero(wrong)
+    rows = rows[np.argsort(-confidence[rows].astype(np.float64), kind="stable")][: limit or None]
+    return [Mistake(int(sample[k]), int(label[k]), int(predicted[k]), float(confidence[k])) for k in rows]
+
+
+def check_dataset(run: Path, manifest: Manifest) -> None:
+    """Check that a run was on this dataset, in this or another of its generations.
+
+    The run's manifest.json holds the fingerprint of the state of the dataset that it was on, and all that goes into
+    it but the dataset's id, which appending, relabelling and rotating leave as it is.
+
+    Parameters
+    ----------
+    run : Path
+        As in `mistakes`.
+    manifest : Manifest
+        The dataset's.
+
+    Raises
+    ------
+    OtherDataset
+        If it was on another one.
+    RunError
+        If there is no manifest.json, so that this cannot be told.
+    StoreError
+        If it is damaged.
+    """
+    folder = run if run.is_dir() else run.parent
+    # The folder of a prediction has no manifest of its own: it lies in runs/NAME/predictions/.
+    holders = (RunFolder(place) for place in (folder, *folder.absolute().parents[:2]))
+    holder = next((holder for holder in holders if holder.has_manifest), None)
+    if holder is None:
+        raise RunError(f"{run}: no manifest.json says which dataset the run was on; name the folder of a run")
+    began = holder.read_manifest()
+    grid = Grid(
+        image=began.image_size,
+        patch=began.patch_size,
+        stride=began.stride,
+        fit=began.fit,
+        channels=began.channels,
+    )
+    if fingerprint_of(manifest.dataset, grid, began.assignment, began.num_samples) != began.fingerprint:
+        raise OtherDataset(
+            f"{run}: was a run on other stores, of {began.dataset}; the images that it got wrong are not those of "
+            f"{manifest.name}, dataset {manifest.dataset.hex()}: name the manifest of its stores, or a run on these"
+        )
+
+
+def _columns(run: Path, split: str) -> _Columns:
+    """Return the columns of a run's newest predictions of a split, or of each split."""
+    files = [run]
+    if run.is_dir():
+        candidates = [folder / FILE for folder in (run, *predictions_of(run))]
+        files = sorted((path for path in candidates if path.exists()), key=_written, reverse=True)
+    found: dict[str, _Columns] = {}
+    for path in files:
+        columns = _read(path)
+        for name in sorted(set(columns[-1].tolist()) - set(found)):
+            found[name] = tuple(column[columns[-1] == name] for column in columns)
+    if not files:
+        raise RunError(f"{run / FILE} does not exist: evaluate the run first, as `psl predict --in-place` does")
+    if split and split not in found:
+        held = " and ".join(sorted(found)) or "no"
+        raise RunError(
+            f"{run}: holds predictions of {held} images; for those of the {split} split: "
+            f"psl predict --in-place {run.name} --split {split}"
+        )
+    wanted = [found[split]] if split else list(found.values()) or [_read(files[0])]
+    return tuple(np.concatenate(parts) for parts in zip(*wanted, strict=True))
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read(path: Path) -> _Columns:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = tuple(file[name] for name in _FIELDS)
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: evaluate the run first, as `psl predict --in-place` does") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise RunError(f"{path} is damaged: evaluate the run again") from None
+    sample = columns[0]
+    if any(column.ndim != 1 or len(column) != len(sample) for column in columns) or sample.dtype.kind not in "iu":
+        raise RunError(f"{path} is damaged: its columns do not fit each other")
+    return columns

@@ -1,0 +1,80 @@
+"""The grid of a set of patch stores: as its request says, or chosen from the images and kept beside the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.data.images import resize_image
+from psl_flower.data.sources import ImageSource
+from psl_flower.errors import StoreError
+from psl_flower.patches import PatchGrid
+from psl_flower.patches.complexity import MAX_IMAGES, GridChoice, choose_grid
+from psl_flower.patches.cutting import explain_sizes
+from psl_flower.patches.grid import Fit
+from psl_flower.stores.store_set import StoreRequest
+from psl_flower.system.files import write_atomically
+
+REASON_FILE = "grid.txt"
+
+
+def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> PatchGrid:
+    """Return the grid on a source's images; where it is chosen from them, why is written to the set's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The set's; made if missing.
+    request : StoreRequest
+        How to cut.
+    source : ImageSource
+        The images.
+
+    Raises
+    ------
+    GridError
+        If no grid fits the images.
+    CorruptImage, DataError
+        If an image cannot be read.
+    """
+    if request.pattern != "auto":
+        return request.grid_of(source)
+    choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / REASON_FILE, choice.reason.encode())
+    return choice.grid
+
+
+def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_uppers: int) -> GridChoice:
+    """Choose the grid for a source's images, brought to `image_size` unless it is (0, 0); see `choose_grid`."""
+    first_HWC, _ = next(source.samples("train"))
+    height, width = first_HWC.shape[:2] if image_size == (0, 0) else image_size
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        for image_HWC in source.spread("train", MAX_IMAGES):
+            yield image_HWC if image_size == (0, 0) else resize_image(image_HWC, image_size)
+
+    with explain_sizes(source):
+        return choose_grid(images(), (height, width), fit, num_uppers)
+
+
+def grid_reason(folder: Path, request: StoreRequest) -> str:
+    """Return why the grid of a finished set was chosen, in one line; empty where the request says what it is.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be read; where it is lost, other errors as of `request_grid`.
+    """
+    if request.pattern != "auto":
+        return ""
+    path = folder / REASON_FILE
+    try:
+        if not path.exists():
+            request_grid(folder, request, request.open_source())
+        return path.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read or made: {error.strerror or error}") from error

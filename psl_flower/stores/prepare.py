@@ -1,0 +1,82 @@
+"""The patch stores that a run's settings ask for: sealed or plain, or those that an owner has filled."""
+
+from __future__ import annotations
+
+from psl_flower.config import RunConfig, size_text
+from psl_flower.errors import ConfigError
+from psl_flower.patches.assignment import assign
+from psl_flower.sealed.seen import SeenBook
+from psl_flower.stores.ingest import Progress, ensure_stores
+from psl_flower.stores.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
+from psl_flower.stores.store_set import StoreSet, store_request, stores_root
+from psl_flower.text import expanded
+
+
+def prepare_stores(
+    config: RunConfig, progress: Progress | None = None, *, labels_version: int | None = None
+) -> StoreSet:
+    """Return the stores of a run, made first if they are missing.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    progress : callable, optional
+        Called as progress(stage, done, total) while stores are made; stage is "train" or "test".
+    labels_version : int, optional
+        The version of the labels that a resumed run began with; by default the newest.
+
+    Raises
+    ------
+    ConfigError
+        If settings contradict an owner's dataset, or the keys that they name are not there.
+    PslError
+        As `ensure_stores`, `ensure_sealed` and `open_sealed_dataset`.
+    """
+    workspace = config.workspace_path()
+    if config.keys and not config.keys_path().exists():
+        # A mistyped path must not become a new set of everybody's keys.
+        raise ConfigError(f"keys: {config.keys_path()}: no such folder, or key file; correct it, or leave keys out")
+    if is_sealed_dataset(config.dataset):
+        folder = expanded(config.dataset, "dataset").absolute()
+        stores = open_sealed_dataset(
+            folder, config.keys_path(), config.owner, SeenBook(workspace / "seen"), labels_version=labels_version
+        )
+        _check_settings(config, stores)
+        return stores
+    request, root = store_request(config), stores_root(workspace)
+    if config.stores == "plain":
+        return ensure_stores(root / "plain", request, progress)
+    return ensure_sealed(root, request, config.keys_path(), progress, labels_version=labels_version)
+
+
+def _check_settings(config: RunConfig, stores: StoreSet) -> None:
+    """Refuse settings that say otherwise than the owner, who has cut the images already."""
+    manifest = stores.manifest
+    if config.stores == "plain":
+        raise ConfigError(f"stores: plain is given, but {config.dataset} holds sealed stores")
+    if config.grid == "auto":
+        raise ConfigError(f"grid: auto is given, but {config.dataset} holds stores that are cut already; leave it out")
+    cut: dict[str, tuple[object, object]] = {
+        "image-size": (size_text(config.image_size), size_text(manifest.image_size)),
+        "patch-size": (size_text(config.patch_size), size_text(manifest.patch_size)),
+        "stride": (size_text(config.stride), size_text(manifest.stride)),
+        "uppers": (config.uppers, manifest.num_uppers),
+        "max-train": (config.max_train, 0),
+        "max-test": (config.max_test, 0),
+        # Its default cannot be told from a setting that was left out.
+        "fit": ("pad" if config.fit == "pad" else "", manifest.fit),
+    }
+    for key, (given, found) in cut.items():
+        if given and given != found:
+            raise ConfigError(
+                f"{key}: {given} is given, but {config.dataset} holds stores made with {found or 'all images'}"
+            )
+    # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
+    if config.assignment != RunConfig().assignment:
+        asked = assign(manifest.grid(), manifest.num_uppers, config.assignment)
+        if asked != manifest.assignment:
+            raise ConfigError(
+                f"assignment: {config.assignment} is given, but {config.dataset} holds stores with the assignment "
+                f"{manifest.assignment}"
+            )

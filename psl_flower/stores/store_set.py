@@ -1,0 +1,352 @@
+"""A set of patch stores on disk: what is asked for, what is there, how it is opened again.
+
+    <root>/<slug>-<12 hex>/
+        manifest.json        written last: a folder without it is unfinished
+        lower/labels.npy     int64 (N,), for the Lower only
+        store-000/ ...       one patch store per Upper
+
+Shape suffixes: N samples of all splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
+from psl_flower.errors import ConfigError, StoreError
+from psl_flower.patches import PatchGrid, complexity
+from psl_flower.patches.cutting import explain_sizes
+from psl_flower.patches.description import Manifest
+from psl_flower.patches.store import PatchStore, StoreMeta, store_folder
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.keys import PublicIdentity, Role
+from psl_flower.sealed.matching import place_of
+from psl_flower.stores.opening import open_of_set, open_store
+
+if TYPE_CHECKING:
+    # It brings in the networks, which the owner's commands do without.
+    from psl_flower.config import RunConfig
+
+MANIFEST_FILE = "manifest.json"
+LABELS_FILE = "lower/labels.npy"
+# Change it with anything that changes the stores made from the same request.
+_LAYOUT_VERSION = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRequest:
+    """What to cut, and how.
+
+    Attributes
+    ----------
+    dataset : str
+        As `open_dataset` takes it.
+    image_size : tuple[int, int]
+        (height, width) that every image is brought to, antialiased and cropped; (0, 0): as the images are,
+        all alike.
+    patch_size : tuple[int, int]
+        (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
+    stride : tuple[int, int]
+        (height, width) in pixels; (0, 0): the patch size, so that patches do not overlap.
+    pattern : {"", "auto"}
+        "auto": patch size and stride are chosen from the images (`psl_flower.stores.grid_choice`) and (0, 0) here.
+    fit : {"exact", "pad"}
+        See `PatchGrid`.
+    num_uppers : int
+        M; 0: one for each grid position.
+    assignment : {"scatter", "round-robin"}
+        See `assign`.
+    image_column, label_column, test_fraction, seed, max_train, max_test
+        See `SourceOptions`.
+
+    Raises
+    ------
+    ConfigError
+        If only one of the image's sizes is stated, or one is negative.
+    """
+
+    dataset: str
+    image_size: tuple[int, int] = (0, 0)
+    patch_size: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (0, 0)
+    pattern: Literal["", "auto"] = ""
+    fit: Literal["exact", "pad"] = "exact"
+    num_uppers: int = 0
+    assignment: Literal["scatter", "round-robin"] = "scatter"
+    image_column: str = ""
+    label_column: str = ""
+    test_fraction: float = 0.2
+    seed: int = 0
+    max_train: int = 0
+    max_test: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the image size; what fits the images is for `grid` to say."""
+        if self.image_size != (0, 0) and min(self.image_size) < 1:
+            raise ConfigError(
+                f"image-size: expected two sizes of 1 or more, or 0 for the images' own, got {self.image_size}"
+            )
+
+    def source_options(self) -> SourceOptions:
+        """Return the part that concerns the source; raises ConfigError if a number is out of range."""
+        return SourceOptions(
+            image_column=self.image_column,
+            label_column=self.label_column,
+            test_fraction=self.test_fraction,
+            seed=self.seed,
+            max_train=self.max_train,
+            max_test=self.max_test,
+        )
+
+    def open_source(self) -> ImageSource:
+        """Open the dataset; raises as `open_dataset` does."""
+        return open_dataset(self.dataset, **asdict(self.source_options()))
+
+    def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
+        """Return where this request's set belongs, whether or not it is there yet.
+
+        Parameters
+        ----------
+        root : Path
+            Folder of all sets.
+
+        Returns
+        -------
+        tuple[Path, str, ImageSource or None]
+            The set's folder, its fingerprint, and the source if it had to be opened for that, as from the hub.
+
+        Raises
+        ------
+        ConfigError, DatasetNotFound, DataError
+            As `open_dataset`.
+        """
+        source, found = None, local_fingerprint(self.dataset, self.source_options())
+        if found is None:
+            source = self.open_source()
+            found = source.fingerprint
+        fingerprint = self.fingerprint(found)
+        return root / self.folder_name(fingerprint), fingerprint, source
+
+    def grid(self, image_size: tuple[int, int]) -> PatchGrid:
+        """Return the grid on images of (height, width); raises GridError if it does not fit them."""
+        half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
+        patch_size = half if self.patch_size == (0, 0) else self.patch_size
+        stride = patch_size if self.stride == (0, 0) else self.stride
+        return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit)
+
+    def grid_of(self, source: ImageSource) -> PatchGrid:
+        """Return the grid on a source's images, by the first of them where no size is stated.
+
+        Raises
+        ------
+        GridError
+            If it does not fit them; DataError if that is because their sizes differ.
+        """
+        if self.image_size != (0, 0):
+            return self.grid(self.image_size)
+        first_HWC, _ = next(source.samples("train"))
+        with explain_sizes(source):
+            return self.grid((first_HWC.shape[0], first_HWC.shape[1]))
+
+    def fingerprint(self, source_fingerprint: str) -> str:
+        """Return the hex digits that stand for the stores made by this request from that source."""
+        stride = self.patch_size if self.stride == (0, 0) else self.stride
+        cut: tuple[object, ...] = (
+            self.image_size, self.patch_size, stride, self.fit, self.num_uppers, self.assignment
+        )  # fmt: skip
+        if self.pattern:
+            cut = (*cut, self.pattern, complexity.VERSION)
+        text = json.dumps((_LAYOUT_VERSION, source_fingerprint, cut))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def folder_name(self, fingerprint: str) -> str:
+        """Return the name of the set's folder: a readable part and a unique one."""
+        return f"{_slug(self.dataset)}-{fingerprint[:12]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSet:
+    """A complete set of patch stores.
+
+    Attributes
+    ----------
+    folder : Path
+        Where they are.
+    manifest : Manifest
+        What they are.
+    labels : NDArray[np.int64]
+        (N,) index into the class names, of all samples in global order.
+    created : bool
+        False if the set was there already.
+    keys : Path, optional
+        This machine's private keys, where the stores are sealed.
+    owner : str
+        Public key of who signed sealed stores.
+    note : str
+        One line for people on corrected labels; may be empty.
+    grid_reason : str
+        One line for people on why the grid was chosen; empty where it was not chosen here.
+    epoch : int
+        Of the keys of sealed stores; 0 if they are plain.
+    """
+
+    folder: Path
+    manifest: Manifest
+    labels: NDArray[np.int64]
+    created: bool
+    keys: Path | None = None
+    owner: str = ""
+    note: str = ""
+    grid_reason: str = ""
+    epoch: int = 0
+
+    @property
+    def keys_note(self) -> str:
+        """One line for people on the keys of stores that were sealed just now; else empty."""
+        if not self.created or not self.sealed:
+            return ""
+        return (
+            f"sealed with demonstration keys of all parties, in {self.keys}: "
+            "they protect nothing from whoever reads that folder"
+        )
+
+    def check_node_keys(self) -> None:
+        """Check that the keys of all sealed stores are on this machine, as a simulation needs them.
+
+        Raises
+        ------
+        ConfigError
+            If one is not.
+        """
+        if not self.sealed:
+            return
+        here = {public for public, _ in KeyRing(self.keys).public(Role.NODE)} if self.keys else set()
+        for entry in manifests.load(self.folder).manifest.stores:
+            public = PublicIdentity.parse(entry.node)
+            if public not in here:
+                raise ConfigError(
+                    f"{self.folder}: the store of Upper {entry.upper} is sealed to node {public.fingerprint}, whose "
+                    f"private key is not in {self.keys}; a simulation needs those of all nodes: name the folder that "
+                    "holds them with the setting keys"
+                )
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the stores are encrypted; their owner is known then."""
+        return bool(self.owner)
+
+    def store_path(self, upper: int) -> Path:
+        """Return the folder of an Upper's store.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such Upper.
+        StoreNotFound
+            If a sealed store is not in this folder.
+        """
+        if not 0 <= upper < self.manifest.num_uppers:
+            raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.manifest.num_uppers - 1}")
+        if self.sealed:
+            return place_of(self.folder, manifests.load(self.folder).manifest, upper)
+        return store_folder(self.folder, upper)
+
+    def open(self, upper: int) -> PatchStore:
+        """Open an Upper's store, on a machine that holds its key.
+
+        Raises
+        ------
+        StoreError
+            If it is missing, damaged, or sealed to a key that is not here.
+        """
+        return open_of_set(self.folder, upper, KeyRing(self.keys) if self.keys else None, owner=self.owner)
+
+
+def store_request(config: RunConfig) -> StoreRequest:
+    """Return what a run's settings ask for."""
+    return StoreRequest(
+        dataset=config.dataset,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        stride=config.stride,
+        # RunConfig has checked these against the same choices.
+        pattern=cast(Literal["", "auto"], config.grid),
+        fit=cast(Literal["exact", "pad"], config.fit),
+        num_uppers=config.uppers,
+        assignment=cast(Literal["scatter", "round-robin"], config.assignment),
+        image_column=config.image_column,
+        label_column=config.label_column,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        max_train=config.max_train,
+        max_test=config.max_test,
+    )
+
+
+def stores_root(workspace: Path) -> Path:
+    """Return the folder of all sets of a workspace."""
+    return workspace / "stores"
+
+
+def load_set(folder: Path, fingerprint: str, *, created: bool) -> StoreSet:
+    """Open a finished set and check, without reading patches, that its parts belong together.
+
+    Raises
+    ------
+    StoreError
+        If a part is missing, damaged or of another set.
+    """
+    try:
+        manifest = Manifest.load(folder / MANIFEST_FILE)
+        if manifest.fingerprint != fingerprint:
+            raise StoreError(f"{folder}: the manifest belongs to other stores")
+        labels_N = _load_labels(folder / LABELS_FILE, manifest)
+        for upper in range(manifest.num_uppers):
+            _check_store(store_folder(folder, upper), manifest, upper)
+    except StoreError as error:
+        raise StoreError(f"{error}; delete {folder} to have it made again") from error
+    return StoreSet(folder=folder, manifest=manifest, labels=labels_N, created=created)
+
+
+def _load_labels(path: Path, manifest: Manifest) -> NDArray[np.int64]:
+    try:
+        labels_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot read the labels: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise StoreError(f"{path}: the labels are damaged") from error
+    if labels_N.dtype != np.int64 or labels_N.shape != (manifest.num_samples,):
+        raise StoreError(f"{path}: expected int64 ({manifest.num_samples},), found {labels_N.dtype} {labels_N.shape}")
+    if not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < manifest.num_classes:
+        raise StoreError(f"{path}: a label is outside the {manifest.num_classes} classes")
+    return labels_N
+
+
+def _check_store(path: Path, manifest: Manifest, upper: int) -> None:
+    expected = StoreMeta(
+        dataset=manifest.fingerprint,
+        upper=upper,
+        positions=manifest.positions_of(upper),
+        patch_shape=(manifest.channels, *manifest.patch_size),
+        num_samples=manifest.num_samples,
+    )
+    store = open_store(path)
+    store.close()
+    if store.meta != expected:
+        raise StoreError(f"{path}: is not the store of Upper {upper} that the manifest describes")
+
+
+def _slug(dataset: str) -> str:
+    """Return a short name that a person recognises: of the hub name, or of the folder."""
+    path = Path(dataset)
+    name = path.resolve().name if path.is_dir() else dataset
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "dataset"

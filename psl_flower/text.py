@@ -1,0 +1,74 @@
+"""What people type and read: paths, KEY=VALUE pairs, amounts of bytes and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from psl_flower.errors import ConfigError
+
+_SHOWN = 40
+
+
+def expanded(text: str | Path, what: str) -> Path:
+    """Return the path that a text names, with `~` and `~user` replaced.
+
+    Parameters
+    ----------
+    text : str or Path
+        The path.
+    what : str
+        The setting or option that it comes from, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such user, or no home folder is known.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{what}: {text}: {error}") from None
+
+
+def read_pairs(words: Iterable[str], form: str = "KEY=VALUE") -> dict[str, str]:
+    """Return the values, as they are written, by their keys.
+
+    Parameters
+    ----------
+    words : iterable of str
+        One pair each.
+    form : str
+        What a pair looks like, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If a word is no pair, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            # Cut: a long word may be a key that was pasted in the wrong place.
+            raise ConfigError(f"expected {form}, got {word[:_SHOWN]!r}")
+        if key in found:
+            raise ConfigError(f"{key} is given twice")
+        found[key] = value
+    return found
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes, such as "1.5 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
