@@ -43,16 +43,16 @@ def _train(message: Message, context: Context) -> RecordDict:
     if not isinstance(settings, bytes) or not isinstance(first_round, int):
         raise FrameMismatch("the server: expected settings and the number of the round")
     fed = FedAvgConfig.from_mapping(context.run_config)
-    config, manifest = decode_settings(settings)
+    config, description = decode_settings(settings)
     client, count = _own_part(context)
     _prepare_process(config.upper_threads)
     stores = _stores(settings)
-    if stores.manifest.source != manifest.source:
+    if stores.description.source != description.source:
         raise ConfigError(f"{config.dataset}: is not the server's dataset here")
     samples = _divided(settings, fed.partition, fed.dirichlet_alpha, count)[client]
     with closing(stores.open(0)) as store:
         local = LocalTraining(
-            config, manifest, stores.labels, store, samples,
+            config, description, stores.labels, store, samples,
             total_epochs=fed.total_epochs,
             proximal=fed.proximal_mu if fed.strategy == "fedprox" else 0.0,
             device=choose_device(config.device),
@@ -98,6 +98,6 @@ def _stores(settings: bytes) -> StoreSet:
 def _divided(settings: bytes, kind: str, alpha: float, count: int) -> list[NDArray[np.int64]]:
     """Return all clients' images, by client; divided once in a process."""
     stores = _stores(settings)
-    samples_N = stores.manifest.samples_of("train")
+    samples_N = stores.description.samples_of("train")
     seed = decode_settings(settings)[0].seed
     return divide(samples_N, stores.labels[samples_N], num_clients=count, kind=kind, alpha=alpha, seed=seed)

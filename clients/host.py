@@ -12,9 +12,9 @@ from flwr.app import Context
 
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import (
-    Phase,
-    Shipped,
-    decode_instead,
+    CompressionTraining,
+    OnnxInference,
+    decode_override,
     decode_settings,
     make_adaptation_node,
     make_upper,
@@ -25,7 +25,7 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
 from psl_flower.launch.federation import POOL_SIZE
 from psl_flower.lightening.on_node import LIGHT_FOLDER, shipped_engine, training_engine
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
@@ -58,24 +58,26 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     RunError
         If weights or files of a lightening are not in place here.
     """
-    config, manifest = decode_settings(settings)
-    check_store(manifest, upper, store)
-    instead = decode_instead(settings)
-    if isinstance(instead, Shipped):
-        return shipped_engine(config, manifest, instead, store, checkpoints)
+    config, description = decode_settings(settings)
+    check_store(description, upper, store)
+    override = decode_override(settings)
+    if isinstance(override, OnnxInference):
+        return shipped_engine(config, description, override, store, checkpoints)
     device = choose_device(config.device)
-    if isinstance(instead, Phase):
-        return training_engine(config, manifest, instead, store, checkpoints, device)
-    return UpperEngine(make_upper(config, manifest, upper), store, upper_options(config, manifest, device), checkpoints)
+    if isinstance(override, CompressionTraining):
+        return training_engine(config, description, override, store, checkpoints, device)
+    return UpperEngine(
+        make_upper(config, description, upper), store, upper_options(config, description, device), checkpoints
+    )
 
 
-def check_store(manifest: Manifest, upper: int, store: PatchStore) -> None:
+def check_store(description: StoreSetDescription, upper: int, store: PatchStore) -> None:
     """Raise StoreError unless the store is that of an Upper of the run."""
     meta = store.meta
-    if (meta.dataset, meta.upper, meta.positions) != (manifest.fingerprint, upper, manifest.positions_of(upper)):
+    if (meta.dataset, meta.upper, meta.positions) != (description.fingerprint, upper, description.positions_of(upper)):
         raise StoreError(
             f"the store holds positions {meta.positions} of Upper {meta.upper} and dataset {meta.dataset[:12]}; "
-            f"expected positions {manifest.positions_of(upper)} of Upper {upper} and {manifest.fingerprint[:12]}"
+            f"expected positions {description.positions_of(upper)} of Upper {upper} and {description.fingerprint[:12]}"
         )
 
 
@@ -176,8 +178,8 @@ class Host:
                 raise
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
-        config, manifest = decode_settings(self.task.settings)
-        return make_adaptation_node(config, manifest, choose_device(config.device), self.checkpoints(m))
+        config, description = decode_settings(self.task.settings)
+        return make_adaptation_node(config, description, choose_device(config.device), self.checkpoints(m))
 
 
 def is_simulated(context: Context) -> bool:
@@ -276,7 +278,7 @@ def check_averaging_allowed(context: Context, party: UpperEngine | AdaptationNod
 
     The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.
     """
-    averaged = isinstance(party, UpperEngine) and party.num_shared > 0
+    averaged = isinstance(party, UpperEngine) and party.weight_count > 0
     if averaged and not is_simulated(context) and not _permission(context, _AVERAGE):
         raise ConfigError(
             "this run averages the Uppers (average-every): nodes send the server their weights and take weights from "

@@ -90,21 +90,21 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     if config.lighten:
         lighten(grid, config, run, stores, node_task, _transport_options(config), reporter)
         return
-    run.write_manifest(stores.manifest)
+    run.write_description(stores.description)
     if config.restore:
         restore(grid, config, run, stores, node_task, reporter)
         return
-    task = make_task(config, stores.manifest, stores.labels)
-    lower = make_lower_engine(config, stores.manifest, device)
+    task = make_task(config, stores.description, stores.labels)
+    lower = make_lower_engine(config, stores.description, device)
     per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
     done, unfinished = _resume(run, lower, per_round, total_steps)
     reporter.plan(rounds=config.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
     driver = RoundDriver(
         lower,
         task,
-        smashed_shapes(config, stores.manifest),
+        smashed_shapes(config, stores.description),
         run.checkpoints,
-        averaging=make_averaging(config, stores.manifest),
+        averaging=make_averaging(config, stores.description),
         checkpoint_every=config.checkpoint_every,
         on_step=reporter.step,
         stop_requested=run.stop_requested,
@@ -142,7 +142,7 @@ def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
     return NodeTask(
         run=run.identity,
         parties=(),
-        settings=encode_settings(config, stores.manifest),
+        settings=encode_settings(config, stores.description),
         activations=config.wire_activations,
         gradients=config.wire_gradients,
         timeout_s=config.step_timeout_s,
@@ -157,14 +157,14 @@ def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
 
 def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     """Return the patch stores of the dataset, made first if this is the first run that needs them."""
-    began = run.read_manifest() if run.has_manifest else None
+    began = run.read_description() if run.has_description else None
     # A resumed run goes on with the labels that it began with, or it would end with other weights.
     version = began.labels_version if began is not None else None
     stores = prepare_stores(config, reporter.ingesting, labels_version=version)
-    if began is not None and began.source != stores.manifest.source:
+    if began is not None and began.source != stores.description.source:
         raise OtherDataset(f"{config.dataset}: has changed since run {run.name} began; start a new run")
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
-    count, num_uppers = stores.manifest.num_samples, stores.manifest.num_uppers
+    count, num_uppers = stores.description.num_samples, stores.description.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
     for note in (stores.keys_note, stores.grid_reason, stores.note):
         if note:
@@ -240,11 +240,11 @@ def _identity(config: RunConfig) -> Identity | None:
 
 
 def _about(stores: StoreSet, config: RunConfig) -> str:
-    manifest, grid = stores.manifest, stores.manifest.grid()
-    train, test = len(manifest.samples_of("train")), len(manifest.samples_of("test"))
-    (height, width), (h, w) = manifest.image_size, grid.patch_size
+    description, grid = stores.description, stores.description.grid()
+    train, test = len(description.samples_of("train")), len(description.samples_of("test"))
+    (height, width), (h, w) = description.image_size, grid.patch_size
     return (
-        f"{manifest.dataset}: {train} training and {test} test images of {height}x{width}, "
-        f"{manifest.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
+        f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
+        f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
         f"{config.backbone} cut after {config.cut}"
     )

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.engine.build import encode_settings
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import NodeError
 from psl_flower.inference.trained_model import save_assembled
 from psl_flower.runs.folder import RunFolder, create_run
@@ -27,7 +27,7 @@ from psl_flower.system.files import write_atomically
 from psl_flower.system.machine import keep_freed_memory, usable_cores
 from psl_flower.text import duration
 from server.reporting import Reporter
-from strategies.fedavg import Watched, averaging
+from strategies.fedavg import StrictAveraging, averaging
 
 _POLL_S = 0.2
 
@@ -55,12 +55,12 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
     stores = prepare_stores(config, reporter.ingesting)
     run.write_config(config)
     write_atomically(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode())
-    run.write_manifest(stores.manifest)
+    run.write_description(stores.description)
     began = time.monotonic()
     clients = _clients(grid, fed)
     reporter.plan(rounds=config.rounds, total_steps=0, steps_per_round=1, done=0)
     with closing(stores.open(0)) as store:
-        evaluated = Monolith(config, stores.manifest, stores.labels, [store], choose_device(config.device))
+        evaluated = OneProcessTrainer(config, stores.description, stores.labels, [store], choose_device(config.device))
         strategy = averaging(
             fed.strategy,
             clients=clients,
@@ -75,7 +75,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
             initial_arrays=ArrayRecord({name: value.cpu() for name, value in evaluated.net.state_dict().items()}),
             num_rounds=config.rounds,
             timeout=fed.round_timeout_s,
-            train_config=ConfigRecord({"settings": encode_settings(config, stores.manifest)}),
+            train_config=ConfigRecord({"settings": encode_settings(config, stores.description)}),
             evaluate_fn=rounds.evaluate,
         )
     model = save_assembled(run.model, result.arrays.to_torch_state_dict())
@@ -89,7 +89,9 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
 class _Rounds:
     """Evaluates the averaged network on the same test images as a patch-split run, and writes down every round."""
 
-    def __init__(self, fed: FedAvgConfig, strategy: Watched, evaluated: Monolith, reporter: Reporter) -> None:
+    def __init__(
+        self, fed: FedAvgConfig, strategy: StrictAveraging, evaluated: OneProcessTrainer, reporter: Reporter
+    ) -> None:
         self._fed, self._strategy, self._evaluated, self._reporter = fed, strategy, evaluated, reporter
         self._steps = 0
         self._bytes = (0, 0)
@@ -153,5 +155,5 @@ def _clients(grid: Grid, fed: FedAvgConfig) -> int:
 
 
 def _about(stores: StoreSet) -> str:
-    manifest = stores.manifest
-    return f"{len(manifest.samples_of('train'))} training images of {manifest.dataset}"
+    description = stores.description
+    return f"{len(description.samples_of('train'))} training images of {description.dataset}"

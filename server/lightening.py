@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import Phase, encode_settings, make_task, steps_per_round
+from psl_flower.engine.build import CompressionTraining, encode_settings, make_task, steps_per_round
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
@@ -96,19 +96,19 @@ def lighten(
     """
     check_packages()
     began = time.monotonic()
-    beginning.check_stores(run, stores.manifest)
+    beginning.check_stores(run, stores.description)
     asked, settings = parse_request(config.lighten_with)
     folder = LighteningFolder(run, settings, federated=True)
     assembled = load_assembled(run, choose_device(config.device))
-    workshop = FederatedWorkshop(grid, folder.path, config, settings, stores, task, options, reporter)
-    workshop.check_nodes()
-    found = Bench(folder, assembled, settings, workshop).find(
+    backend = FederatedBackend(grid, folder.path, config, settings, stores, task, options, reporter)
+    backend.check_nodes()
+    found = Bench(folder, assembled, settings, backend).find(
         asked, lambda attempt: reporter.say("judging", attempt_line(attempt))
     )
     report = write_report(found)
     outcome = found.outcome
     if found.third is not None:
-        workshop.put_in_place(found.third)
+        backend.put_in_place(found.third)
         beginning.note_in_place(run, folder)
     write_result(found)
     satisfied = outcome.end is End.SATISFIED
@@ -116,8 +116,8 @@ def lighten(
     reporter.end("completed", f"{what}; {duration(time.monotonic() - began)}; report: {report}")
 
 
-class FederatedWorkshop:
-    """The federation: implements `psl_flower.lightening.method.Workshop`.
+class FederatedBackend:
+    """The federation: implements `psl_flower.lightening.method.Backend`.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class FederatedWorkshop:
         reporter: Reporter,
     ) -> None:
         self._grid, self._folder, self._config, self._settings = grid, folder, config, settings
-        self._manifest, self._labels = stores.manifest, stores.labels
+        self._description, self._labels = stores.description, stores.labels
         self._task, self._options, self._reporter = task, options, reporter
         self._device = choose_device(config.device)
         self._stop_requested = RunFolder(folder).stop_requested
@@ -165,7 +165,7 @@ class FederatedWorkshop:
         nodes.ready()
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
-        """Train a network over the federation; see `Workshop.train`.
+        """Train a network over the federation; see `Backend.train`.
 
         Raises
         ------
@@ -177,10 +177,10 @@ class FederatedWorkshop:
             return net.eval()
         config = training_config(self._config, training.epochs, rounding=training.weight_bits > 0)
         checkpoints = Checkpoints(training.place / training.stage)
-        phase = Phase(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
+        phase = CompressionTraining(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
         name = f"{training.place.name}-{training.stage}"
-        task = self._part(name, encode_settings(config, self._manifest, phase))
-        lower = lower_engine(config, self._manifest, training, copy.deepcopy(net.lower), self._device)
+        task = self._part(name, encode_settings(config, self._description, phase))
+        lower = lower_engine(config, self._description, training, copy.deepcopy(net.lower), self._device)
         if checkpoints.steps():
             lower.go_to(checkpoints.steps()[-1], checkpoints)
         else:
@@ -206,17 +206,17 @@ class FederatedWorkshop:
             QuantisedUpper(onnx.load_from_string(model), maps_NChw)
             for model, maps_NChw in zip(light, smashed, strict=True)
         ]
-        return with_quantised_uppers(self._manifest, made, parts, bits)
+        return with_quantised_uppers(self._description, made, parts, bits)
 
     def answers(self, name: str, place: Path) -> Answers:
         """Put the Uppers' files in place on the nodes, and return what these and the Lower's answer."""
-        num_uppers = self._manifest.num_uppers
+        num_uppers = self._description.num_uppers
         self._nodes(name).keep(beginning.files_in(place, num_uppers))
         light = beginning.LightModel(
             place / LOWER_FILE, beginning.shipped_from(place, num_uppers), self._name_of_part(name)
         )
-        part = shipped_part(self._config, self._manifest, self._task, light, Checkpoints(place / "judging"))
-        task = make_task(self._config, self._manifest, self._labels)
+        part = shipped_part(self._config, self._description, self._task, light, Checkpoints(place / "judging"))
+        task = make_task(self._config, self._description, self._labels)
         about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
         predictions, _ = run_through(
             self._grid,
@@ -239,13 +239,13 @@ class FederatedWorkshop:
             measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
             return Speed(images_per_s=measured.images_per_s, latency_ms=measured.latency_ms)
         generator = torch.Generator().manual_seed(0)
-        shape = (settings.batch, self._manifest.channels, *self._manifest.image_size)
+        shape = (settings.batch, self._description.channels, *self._description.image_size)
         images_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         return measure_speed(open_session(place / WHOLE_FILE, settings.threads), images_BCHW)
 
     def put_in_place(self, third: Path) -> None:
         """Put the light Uppers in place on the nodes, to predict with."""
-        self._nodes(IN_PLACE).keep(beginning.files_in(third, self._manifest.num_uppers))
+        self._nodes(IN_PLACE).keep(beginning.files_in(third, self._description.num_uppers))
 
     def _place(self, task: NodeTask, net: PatchSplitNet, training: Training) -> None:
         weights = {m: upper.state_dict() for m, upper in enumerate(net.uppers)}
@@ -257,7 +257,7 @@ class FederatedWorkshop:
         self, config: RunConfig, training: Training, lower: LowerEngine, checkpoints: Checkpoints, task: NodeTask
     ) -> list[dict[str, torch.Tensor]]:
         """Train from where the Lower is to the end; return the Uppers' weights."""
-        work = make_task(config, self._manifest, self._labels)
+        work = make_task(config, self._description, self._labels)
         per_round, total_steps = steps_per_round(config, work.order), work.schedule.total_steps
         self._reporter.plan(
             rounds=config.rounds,
@@ -269,7 +269,7 @@ class FederatedWorkshop:
         driver = RoundDriver(
             lower,
             work,
-            shapes_up(config, self._manifest, training),
+            shapes_up(config, self._description, training),
             checkpoints,
             checkpoint_every=config.checkpoint_every,
             on_step=self._reporter.step,
@@ -301,10 +301,10 @@ class FederatedWorkshop:
             raise TrainingStopped("stopped, as asked; what was trained is kept")
 
     def _nodes(self, name: str) -> LightNodes:
-        return self._light(self._part(name, encode_settings(self._config, self._manifest)))
+        return self._light(self._part(name, encode_settings(self._config, self._description)))
 
     def _light(self, task: NodeTask) -> LightNodes:
-        return LightNodes(self._grid, task, self._manifest.assignment, self._options)
+        return LightNodes(self._grid, task, self._description.assignment, self._options)
 
     def _part(self, name: str, settings: bytes) -> NodeTask:
         return msgspec.structs.replace(self._task, settings=settings, part=self._name_of_part(name))

@@ -25,7 +25,7 @@ from psl_flower.errors import PredictionStopped
 from psl_flower.lightening.beginning import LightModel, light_model
 from psl_flower.lightening.on_node import check_runtime
 from psl_flower.lightening.runtime import OnnxModule
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs import predictions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
@@ -76,28 +76,28 @@ def predict(
     PslError
         If a node is missing, keeps no weights of this run, or fails.
     """
-    manifest = stores.manifest
-    predictions.check(config, run, manifest)
-    samples_N, splits = predictions.samples_asked(config, manifest)
+    description = stores.description
+    predictions.check(config, run, description)
+    samples_N, splits = predictions.samples_asked(config, description)
     options = dataclasses.replace(options, without=config.uppers_left_out())
     step = max(run.checkpoints.steps())
     if config.predict_light:
-        light = light_model(run, manifest.num_uppers)
-        part = shipped_part(config, manifest, task, light, Checkpoints(folder.path / "checkpoints"))
+        light = light_model(run, description.num_uppers)
+        part = shipped_part(config, description, task, light, Checkpoints(folder.path / "checkpoints"))
     else:
-        part = _own_part(config, run, manifest, task, step)
+        part = _own_part(config, run, description, task, step)
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     about = _about(run, config, step, len(samples_N))
     predicted, placement = run_through(
         grid,
         part,
-        dataclasses.replace(make_task(config, manifest, stores.labels), test=samples_N),
+        dataclasses.replace(make_task(config, description, stores.labels), test=samples_N),
         options,
         on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
         on_evaluated=_unless_stopped(folder, reporter.predicted),
     )
-    absent = [predictions.Absent(upper=m, positions=manifest.positions_of(m)) for m in placement.absent]
+    absent = [predictions.Absent(upper=m, positions=description.positions_of(m)) for m in placement.absent]
     result = predictions.Result.of(run, step, config, predicted, absent)
     folder.write_predictions(predicted, splits)
     predictions.save_result(folder, result)
@@ -170,13 +170,13 @@ def run_through(
 
 
 def shipped_part(
-    config: RunConfig, manifest: Manifest, task: NodeTask, light: LightModel, checkpoints: Checkpoints
+    config: RunConfig, description: StoreSetDescription, task: NodeTask, light: LightModel, checkpoints: Checkpoints
 ) -> Part:
     """Return the part of light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
 
     Parameters
     ----------
-    config, manifest : RunConfig, Manifest
+    config, description : RunConfig, StoreSetDescription
         The run's.
     task : NodeTask
         The run's.
@@ -195,29 +195,29 @@ def shipped_part(
     check_runtime()
     model = OnnxModule(light.lower, torch.get_num_threads())
     C, h, w = model.input_shape[-3:]
-    settings = encode_settings(config, manifest, light.shipped)
+    settings = encode_settings(config, description, light.shipped)
     engine = LowerEngine(
-        model, None, manifest.assignment, alpha=0.0, make_optimizer=lambda parameters: optimizer(config, parameters)
+        model, None, description.assignment, alpha=0.0, make_optimizer=lambda parameters: optimizer(config, parameters)
     )
     return Part(
         lower=engine,
-        shapes={m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)},
+        shapes={m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)},
         checkpoints=checkpoints,
         task=msgspec.structs.replace(task, settings=settings, part=light.part),
         wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients),
     )
 
 
-def _own_part(config: RunConfig, run: RunFolder, manifest: Manifest, task: NodeTask, step: int) -> Part:
+def _own_part(config: RunConfig, run: RunFolder, description: StoreSetDescription, task: NodeTask, step: int) -> Part:
     # The Adaptation Net has no part in predictions, and nothing is averaged.
     own = config.replace(alpha=0.0, adaptation_server=False, average_every=0)
-    lower = make_lower_engine(own, manifest, choose_device(config.device))
+    lower = make_lower_engine(own, description, choose_device(config.device))
     lower.go_to(step, run.checkpoints)
     return Part(
         lower=lower,
-        shapes=smashed_shapes(config, manifest),
+        shapes=smashed_shapes(config, description),
         checkpoints=run.checkpoints,
-        task=msgspec.structs.replace(task, settings=encode_settings(own, manifest)),
+        task=msgspec.structs.replace(task, settings=encode_settings(own, description)),
         wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
     )
 

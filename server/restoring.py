@@ -38,7 +38,7 @@ def restore(
     reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     # Single messages: nothing here needs all nodes at once.
     options = TransportOptions(transport="flower", node_timeout_s=config.node_timeout_s)
-    link = NodeLink(task, stores.manifest.assignment, False, WireFormat(), options)
+    link = NodeLink(task, stores.description.assignment, False, WireFormat(), options)
     link.open_in_time(grid, {})
     answers = gather_answers(grid, link.placement, task, request, config.node_timeout_s)
     folder = run.path / "answers"

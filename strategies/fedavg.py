@@ -42,7 +42,7 @@ class Traffic:
     loss: float = 0.0
 
 
-class Watched(FedAvg):
+class StrictAveraging(FedAvg):
     """Mixin in front of one of Flower's strategies, which does the averaging."""
 
     traffic: Traffic
@@ -99,19 +99,21 @@ class Watched(FedAvg):
         return ArrayRecord(kept), metrics
 
 
-class _FedAvg(Watched, FedAvg):
+class StrictFedAvg(StrictAveraging, FedAvg):
     """Weighted mean (McMahan et al., AISTATS 2017)."""
 
 
-class _FedProx(Watched, FedProx):
+class StrictFedProx(StrictAveraging, FedProx):
     """The same, with a proximal term in the clients' loss (Li et al., MLSys 2020)."""
 
 
-class _FedAdam(Watched, FedAdam):
+class StrictFedAdam(StrictAveraging, FedAdam):
     """Adam on the server, over the mean change (Reddi et al., ICLR 2021)."""
 
 
-def averaging(name: str, *, clients: int, proximal_mu: float, server_lr: float, statistics: Collection[str]) -> Watched:
+def averaging(
+    name: str, *, clients: int, proximal_mu: float, server_lr: float, statistics: Collection[str]
+) -> StrictAveraging:
     """Return one of Flower's strategies.
 
     Parameters
@@ -125,7 +127,11 @@ def averaging(name: str, *, clients: int, proximal_mu: float, server_lr: float, 
     statistics : collection of str
         Names of the arrays that are no weights.
     """
-    make: dict[str, Callable[..., Watched]] = {"fedavg": _FedAvg, "fedprox": _FedProx, "fedadam": _FedAdam}
+    make: dict[str, Callable[..., StrictAveraging]] = {
+        "fedavg": StrictFedAvg,
+        "fedprox": StrictFedProx,
+        "fedadam": StrictFedAdam,
+    }
     own: dict[str, dict[str, Any]] = {"fedprox": {"proximal_mu": proximal_mu}, "fedadam": {"eta": server_lr}}
     strategy = make[name](
         fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients, **own.get(name, {})

@@ -7,7 +7,8 @@ In a ServerApp of your own, with models of your own:
     strategy.start(grid, initial_arrays=ArrayRecord(my_lower.state_dict()), num_rounds=10)
 
 and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models. Uppers
-of one shape and float32 can be averaged: `RoundDriver(..., averaging=Averaging(every=8, num_shared=num_shared(upper)))`
+of one shape and float32 can be averaged:
+`RoundDriver(..., averaging=Averaging(every=8, weight_count=weight_count(upper)))`
 (`psl_flower.engine.upper_averaging`), and `averaged=True` in the nodes' `UpperOptions`.
 """
 

@@ -25,7 +25,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.rounds import Predictions, RoundDriver
 from psl_flower.engine.stateless import forgetful
 from psl_flower.engine.upper import UpperEngine
@@ -94,18 +94,18 @@ class Federation:
     ) -> None:
         self.config, self.stores, self.folder, self.make_engine = config, stores, folder, make_engine
         self.device = device
-        self.manifest = stores.manifest
+        self.description = stores.description
         if not small:
-            self.lower = make_lower_engine(config, self.manifest, device)
+            self.lower = make_lower_engine(config, self.description, device)
         else:
             self.lower = LowerEngine(
-                SmallLower(self.manifest.grid()),
+                SmallLower(self.description.grid()),
                 None,
-                self.manifest.assignment,
+                self.description.assignment,
                 alpha=0.0,
                 make_optimizer=lambda parameters: optimizer(config, parameters),
             )
-        self.uppers = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
+        self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
         self.wire = WireFormat(
@@ -114,10 +114,10 @@ class Federation:
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,
-            make_task(config, self.manifest, stores.labels),
-            smashed_shapes(config, self.manifest),
+            make_task(config, self.description, stores.labels),
+            smashed_shapes(config, self.description),
             self.checkpoints,
-            averaging=make_averaging(config, self.manifest),
+            averaging=make_averaging(config, self.description),
             on_step=lambda report: self.losses.append(report.loss.full),
             **driver_options,
         )
@@ -125,15 +125,15 @@ class Federation:
     def upper(self, m: int) -> UpperEngine:
         """Return a fresh engine of Upper m."""
         return self.make_engine(
-            make_upper(self.config, self.manifest, m),
+            make_upper(self.config, self.description, m),
             self.stores.open(m),
-            upper_options(self.config, self.manifest, self.device),
+            upper_options(self.config, self.description, self.device),
             Checkpoints(self.folder / f"upper-{m}"),
         )
 
     def adaptation_node(self) -> AdaptationNode:
         """Return a fresh Adaptation Net for a node of its own."""
-        return make_adaptation_node(self.config, self.manifest, self.device, Checkpoints(self.folder / "adaptation"))
+        return make_adaptation_node(self.config, self.description, self.device, Checkpoints(self.folder / "adaptation"))
 
     @property
     def parties(self) -> dict[int, UpperEngine | AdaptationNode]:
@@ -207,8 +207,8 @@ class Oracle:
     def __init__(
         self, config: RunConfig, stores: StoreSet, at: tuple[int, ...] = (STEPS,), device: torch.device = CPU
     ) -> None:
-        opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-        self.monolith = Monolith(config, stores.manifest, stores.labels, opened, device)
+        opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+        self.monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, device)
         self.losses: list[float] = []
         self.after: dict[int, Snapshot] = {}
         for step in at:
@@ -217,7 +217,7 @@ class Oracle:
         self.predictions = self.monolith.evaluate()
 
 
-def monolith_snapshot(monolith: Monolith) -> Snapshot:
+def monolith_snapshot(monolith: OneProcessTrainer) -> Snapshot:
     """Return what `Federation.snapshot` returns, of the network in one process."""
     parameters = dict(monolith.net.named_parameters())
     taken: Snapshot = dict(monolith.net.state_dict())

@@ -21,13 +21,13 @@ from torch import nn
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import make_network, optimizer
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.optimizers import Sgd
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches import PatchGrid
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import store_request
 
@@ -50,14 +50,14 @@ def whole_image_config(config: RunConfig) -> RunConfig:
     )  # fmt: skip
 
 
-class LocalTraining(Monolith):
+class LocalTraining(OneProcessTrainer):
     """One client's passes over its own whole images.
 
     Parameters
     ----------
     config : RunConfig
         From `whole_image_config`.
-    manifest : Manifest
+    description : StoreSetDescription
         Describes the store of whole images.
     labels : ndarray
         Classes of all samples, int64.
@@ -76,7 +76,7 @@ class LocalTraining(Monolith):
     def __init__(
         self,
         config: RunConfig,
-        manifest: Manifest,
+        description: StoreSetDescription,
         labels: NDArray[np.int64],
         store: PatchStore,
         samples: NDArray[np.int64],
@@ -85,7 +85,7 @@ class LocalTraining(Monolith):
         proximal: float = 0.0,
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        super().__init__(config, manifest, labels, [store], device)
+        super().__init__(config, description, labels, [store], device)
         order = BatchOrder(pool=samples, batch_size=config.batch_size, seed=config.seed)
         schedule = Schedule(kind=config.schedule, peak=config.lr, total_steps=total_epochs * order.steps_per_epoch)
         self._task = dataclasses.replace(self._task, order=order, schedule=schedule)
@@ -154,33 +154,33 @@ class ProximalSgd(Sgd):
         super().step()
 
 
-class MergedPatches(Monolith):
+class MergedPatches(OneProcessTrainer):
     """The backbone on whole images that were augmented patch by patch, as separate stores must.
 
-    So it differs from a patch-split run in the network alone. Parameters are those of `Monolith`, for the stores of a
-    patch grid, with settings whose alpha is 0.
+    So it differs from a patch-split run in the network alone. Parameters are those of `OneProcessTrainer`, for the
+    stores of a patch grid, with settings whose alpha is 0.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        manifest: Manifest,
+        description: StoreSetDescription,
         labels: NDArray[np.int64],
         stores: list[PatchStore],
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        super().__init__(config, manifest, labels, stores, device)
-        whole = whole_image_manifest(manifest)
+        super().__init__(config, description, labels, stores, device)
+        whole = whole_image_description(description)
         net = make_network(config, whole).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.net = _Merging(net, manifest.grid(), manifest.num_uppers)
+        self.net = _Merging(net, description.grid(), description.num_uppers)
         self._averaging = None
         self._optimizer = optimizer(config, self.net.parameters())
 
 
-def whole_image_manifest(manifest: Manifest) -> Manifest:
+def whole_image_description(description: StoreSetDescription) -> StoreSetDescription:
     """Return the manifest of the same images in one patch each."""
-    size = manifest.image_size
-    return msgspec.structs.replace(manifest, patch_size=size, stride=size, fit="exact", assignment=(0,))
+    size = description.image_size
+    return msgspec.structs.replace(description, patch_size=size, stride=size, fit="exact", assignment=(0,))
 
 
 class _Merging(nn.Module):

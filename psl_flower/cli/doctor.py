@@ -30,7 +30,7 @@ def doctor(
     key: Annotated[Path | None, typer.Option(help="On a node: private key of sealed stores.")] = None,
     passphrase_file: Annotated[Path | None, typer.Option(help="File whose first line is the key's passphrase.")] = None,
     owner: Annotated[str, typer.Option(help="On a node: public key of the owner to trust (or file).")] = "",
-    manifest: Annotated[
+    description: Annotated[
         Path | None, typer.Option(help="Of the stores: manifest.psl, or the run's manifest.json.")
     ] = None,
     state: Annotated[Path | None, typer.Option(help="On a node: folder of its states.")] = None,
@@ -81,7 +81,7 @@ def doctor(
         if exchange_listen:
             yield network.check_exchange_port(exchange_listen)
         for place in store or ():
-            yield stores.check_store(place, key, passphrase_file, owner, manifest)
+            yield stores.check_store(place, key, passphrase_file, owner, description)
         for what, folder in (("state", state), ("workspace", workspace)):
             if folder is not None:
                 yield machine.check_folder(what, expanded(folder, f"--{what}"))

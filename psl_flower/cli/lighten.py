@@ -9,7 +9,7 @@ import typer
 
 from psl_flower.cli.output import Json, Workspace, print_table
 from psl_flower.cli.steps import steps_shown
-from psl_flower.lightening.settings import EDGE, Against, Growth, Lesson, Measure
+from psl_flower.lightening.settings import EDGE, Against, Growth, Measure, TeacherChoice
 
 if TYPE_CHECKING:
     from psl_flower.lightening.folder import LighteningFolder
@@ -45,7 +45,7 @@ def lighten(
     weight_bits: Annotated[int, typer.Option(help="7 for every processor; 8 where it has VNNI.")] = 7,
     epochs: Annotated[int, typer.Option(help="Epochs of each training; 0: as many as the run.")] = 0,
     rounding_epochs: Annotated[int, typer.Option(help="Epochs with quantisation; 0: a quarter of them.")] = 0,
-    teacher: Annotated[Lesson, typer.Option(help="What the third model learns from.")] = Lesson.SECOND,
+    teacher: Annotated[TeacherChoice, typer.Option(help="What the third model learns from.")] = TeacherChoice.SECOND,
     distil_share: Annotated[float, typer.Option(help="Weight of a teacher's answers; the rest is the labels'.")] = 0.7,
     distil_first: Annotated[bool, typer.Option(help="First teach the first model the second's answers.")] = False,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits.")] = 0,

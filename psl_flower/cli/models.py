@@ -149,7 +149,7 @@ def evaluate(
         "accuracy": answers.accuracy,
         "loss": answers.loss,
         "run_accuracy": last_accuracy(folder),
-        "classes": _by_class(answers, assembled.manifest.class_names),
+        "classes": _by_class(answers, assembled.description.class_names),
     }
     if as_json:
         typer.echo(json.dumps(report))
@@ -239,7 +239,7 @@ def _predict_batch(assembled: Assembled, paths: Sequence[Path], top: int) -> lis
         for path, probability_K in zip(prepared, probability_BK, strict=True):
             values, classes = probability_K.topk(min(top, len(probability_K)))
             likeliest = [
-                {"class": assembled.manifest.class_names[k], "probability": p}
+                {"class": assembled.description.class_names[k], "probability": p}
                 for p, k in zip(values.tolist(), classes.tolist(), strict=True)
             ]
             answers[path] = {"file": str(path), "classes": likeliest}

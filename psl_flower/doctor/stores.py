@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner, WrongStore
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
@@ -60,20 +60,20 @@ def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     what = "manifest"
     try:
         sealed = os.path.isdir(path) or path.suffix == Path(manifests.FILE).suffix
-        manifest: Manifest | manifests.Manifest
-        manifest = manifests.load(path).manifest if sealed else Manifest.load(path)
+        described: StoreSetDescription | manifests.Manifest
+        described = manifests.load(path).manifest if sealed else StoreSetDescription.load(path)
     except PslError as error:
         do = f"give the {manifests.FILE} of the owner, or the run's: runs/NAME/manifest.json on the server"
         return [failed(what, str(error), do)]
     meta = store.meta
-    if meta.dataset != manifest.fingerprint:
-        found = f"{path}: is of dataset {manifest.fingerprint[:12]}, the store of {meta.dataset[:12]}"
+    if meta.dataset != described.fingerprint:
+        found = f"{path}: is of dataset {described.fingerprint[:12]}, the store of {meta.dataset[:12]}"
         return [failed(what, found, "get the store that was made with the others of this set")]
-    if meta.positions != tuple(p for p, upper in enumerate(manifest.assignment) if upper == meta.upper):
+    if meta.positions != tuple(p for p, upper in enumerate(described.assignment) if upper == meta.upper):
         found = f"{path}: assigns other positions to Upper {meta.upper} than the store holds"
         return [failed(what, found, "get the store that was made with the others of this set")]
-    if len(store) != manifest.num_samples:
-        found = f"{path}: has {manifest.num_samples} images, the store {len(store)}"
+    if len(store) != described.num_samples:
+        found = f"{path}: has {described.num_samples} images, the store {len(store)}"
         return [failed(what, found, "get the newest state of the store from the owner")]
     return [ok(what, f"{path}: the store is the one that it describes")]
 

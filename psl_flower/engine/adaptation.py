@@ -25,7 +25,7 @@ from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved, StepId, pack_samples
 
 
-class Lesson(NamedTuple):
+class AdaptationInput(NamedTuple):
     """What the Adaptation Net learns from in a step.
 
     Attributes
@@ -46,7 +46,7 @@ class Lesson(NamedTuple):
     lr: float
 
 
-class Learnt(NamedTuple):
+class AdaptationOutput(NamedTuple):
     """What comes of a lesson.
 
     Attributes
@@ -64,7 +64,7 @@ class Learnt(NamedTuple):
 class Adaptation(Protocol):
     """The Adaptation Net, as the Lower sees it."""
 
-    def learn(self, lesson: Lesson, meanwhile: Callable[[], None]) -> Learnt:
+    def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
         """Compute loss and gradients, and do `meanwhile` once on this side, beside it where that is possible.
 
         Raises
@@ -119,7 +119,7 @@ class AdaptationEngine:
         self._optimizer = make_optimizer(self.net.parameters())
         self._update_due = False
 
-    def learn(self, lesson: Lesson, meanwhile: Callable[[], None] = lambda: None) -> Learnt:
+    def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None] = lambda: None) -> AdaptationOutput:
         """Do `meanwhile`, then forward, loss and backward; the own update waits for `update`."""
         meanwhile()
         leaf_BPChw = lesson.smashed_BPChw.detach().requires_grad_()
@@ -138,7 +138,7 @@ class AdaptationEngine:
         set_lr(self._optimizer, lesson.lr)
         self._update_due = True
         assert leaf_BPChw.grad is not None
-        return Learnt(float(loss.detach()), leaf_BPChw.grad)
+        return AdaptationOutput(float(loss.detach()), leaf_BPChw.grad)
 
     def update(self) -> None:
         """Apply the update that the last `learn` left open, if it did."""
@@ -260,7 +260,7 @@ class AdaptationNode:
     def close(self) -> None:
         """Release nothing: there is no store."""
 
-    def _lesson(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> Lesson:
+    def _lesson(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> AdaptationInput:
         self._check_step(task.id.step)
         P, others_B = len(self.engine.assignment), task.other_indices()
         y_B = self._classes(task.class_indices(), len(smashed_BPhwC))
@@ -269,7 +269,7 @@ class AdaptationNode:
             raise ProtocolError(f"expected some of {P} positions as absent, received {task.absent[:20]}")
         device = self.engine.device
         targets = Targets(y_B, other_B, task.weight).to(device)
-        return Lesson(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), targets, task.absent, task.lr)
+        return AdaptationInput(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), targets, task.absent, task.lr)
 
     def _classes(self, classes_B: NDArray[np.int64], num_samples: int) -> torch.Tensor:
         if len(classes_B) != num_samples:
@@ -297,7 +297,7 @@ class RemoteAdaptation:
     def __init__(self, exchange: Exchange, step: StepId) -> None:
         self._exchange, self._step = exchange, step
 
-    def learn(self, lesson: Lesson, meanwhile: Callable[[], None]) -> Learnt:
+    def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
         """Let the node compute, and apply its update, while `meanwhile` is done here."""
         wire = self._exchange.wire
         smashed_BPhwC = lesson.smashed_BPChw.detach().permute(0, 1, 3, 4, 2)
@@ -309,7 +309,7 @@ class RemoteAdaptation:
         answer = self._exchange.carry(frames, {ADAPTATION: expected}, meanwhile)[ADAPTATION]
         assert isinstance(answer.message, Adapted)
         gradient_BPhwC = answer.tensor.to(lesson.smashed_BPChw.device)
-        return Learnt(answer.message.loss, gradient_BPhwC.permute(0, 1, 4, 2, 3))
+        return AdaptationOutput(answer.message.loss, gradient_BPhwC.permute(0, 1, 4, 2, 3))
 
     def update(self) -> None:
         """Do nothing: the node has applied it."""

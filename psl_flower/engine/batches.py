@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive
 
 
@@ -66,6 +66,6 @@ class BatchOrder:
         return derive(self.seed, "augment", self.epoch_of(step))
 
 
-def batch_order(config: RunConfig, manifest: Manifest) -> BatchOrder:
+def batch_order(config: RunConfig, description: StoreSetDescription) -> BatchOrder:
     """Return which samples make up a run's steps; raises ConfigError if there are too few training images."""
-    return BatchOrder(pool=manifest.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
+    return BatchOrder(pool=description.samples_of("train"), batch_size=config.batch_size, seed=config.seed)

@@ -1,4 +1,4 @@
-"""Builds every party's part of a run from the settings and the manifest, alike wherever it runs."""
+"""Builds every party's part of a run from the settings and the description of the stores, alike wherever it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from psl_flower.engine.optimizers import Optimizer, Sgd
 from psl_flower.engine.rounds import Task
 from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.upper import UpperOptions
-from psl_flower.engine.upper_averaging import Averaging, num_shared
+from psl_flower.engine.upper_averaging import Averaging, weight_count
 from psl_flower.errors import ConfigError, FrameMismatch
 from psl_flower.models import AdaptationNet, PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
@@ -33,10 +33,10 @@ from psl_flower.models.split import (
     smashed_size,
     upper_seed,
 )
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 
 
-class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase"):
+class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase"):
     """A training of another network than the run's own, from weights that were put in place (`psl lighten`).
 
     Attributes
@@ -54,7 +54,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     teacher: BackboneSize | None = None
 
 
-class Shipped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="shipped"):
+class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="shipped"):
     """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own.
 
     Attributes
@@ -68,20 +68,22 @@ class Shipped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     config: dict[str, str | int | float | bool]
-    manifest: Manifest
-    instead: Phase | Shipped | None = None
+    description: StoreSetDescription
+    override: CompressionTraining | OnnxInference | None = None
 
 
-def encode_settings(config: RunConfig, manifest: Manifest, instead: Phase | Shipped | None = None) -> bytes:
+def encode_settings(
+    config: RunConfig, description: StoreSetDescription, override: CompressionTraining | OnnxInference | None = None
+) -> bytes:
     """Return what a node builds its models from, as `NodeTask.settings` carries it.
 
-    `instead` tells of other models than the run's own.
+    `override` names other models than the run's own.
     """
-    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), manifest=manifest, instead=instead))
+    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), description=description, override=override))
 
 
-def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
-    """Return the settings and the manifest that `encode_settings` was given.
+def decode_settings(settings: bytes) -> tuple[RunConfig, StoreSetDescription]:
+    """Return the settings and the description of the stores that `encode_settings` was given.
 
     Raises
     ------
@@ -91,12 +93,12 @@ def decode_settings(settings: bytes) -> tuple[RunConfig, Manifest]:
         If the settings are not valid.
     """
     told = _decoded(settings)
-    return RunConfig.from_mapping(told.config), told.manifest
+    return RunConfig.from_mapping(told.config), told.description
 
 
-def decode_instead(settings: bytes) -> Phase | Shipped | None:
+def decode_override(settings: bytes) -> CompressionTraining | OnnxInference | None:
     """Return what other models `encode_settings` was told of; errors as of `decode_settings`."""
-    return _decoded(settings).instead
+    return _decoded(settings).override
 
 
 def _decoded(settings: bytes) -> _Settings:
@@ -106,13 +108,15 @@ def _decoded(settings: bytes) -> _Settings:
         raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
 
 
-def make_upper(config: RunConfig, manifest: Manifest, upper: int, size: BackboneSize | None = None) -> Upper:
+def make_upper(
+    config: RunConfig, description: StoreSetDescription, upper: int, size: BackboneSize | None = None
+) -> Upper:
     """Return the Upper model of index `upper` with its initial weights; `size` as in `make_network`."""
     model = Upper(
         backbone=config.backbone,
         cut=config.cut,
-        stem=config.stem_for(manifest.image_size),
-        in_channels=manifest.channels,
+        stem=config.stem_for(description.image_size),
+        in_channels=description.channels,
         protection=config.protection,
         size=size,
     )
@@ -120,14 +124,14 @@ def make_upper(config: RunConfig, manifest: Manifest, upper: int, size: Backbone
     return model
 
 
-def make_lower(config: RunConfig, manifest: Manifest, size: BackboneSize | None = None) -> Lower:
+def make_lower(config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None) -> Lower:
     """Return the Lower model with its initial weights; `size` as in `make_network`."""
     model = Lower(
-        grid=manifest.grid(),
-        num_classes=manifest.num_classes,
+        grid=description.grid(),
+        num_classes=description.num_classes,
         backbone=config.backbone,
         cut=config.cut,
-        stem=config.stem_for(manifest.image_size),
+        stem=config.stem_for(description.image_size),
         protection=config.protection,
         size=size,
     )
@@ -135,18 +139,20 @@ def make_lower(config: RunConfig, manifest: Manifest, size: BackboneSize | None 
     return model
 
 
-def make_network(config: RunConfig, manifest: Manifest, size: BackboneSize | None = None) -> PatchSplitNet:
+def make_network(
+    config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None
+) -> PatchSplitNet:
     """Return the whole network with the initial weights of all parties; `size` is the backbone's own by default."""
     net = PatchSplitNet(
-        grid=manifest.grid(),
-        num_uppers=manifest.num_uppers,
-        num_classes=manifest.num_classes,
-        in_channels=manifest.channels,
+        grid=description.grid(),
+        num_uppers=description.num_uppers,
+        num_classes=description.num_classes,
+        in_channels=description.channels,
         backbone=config.backbone,
         cut=config.cut,
-        stem=config.stem_for(manifest.image_size),
-        # The manifest's, not the setting's: an owner's rotation may have moved positions.
-        assignment=manifest.assignment,
+        stem=config.stem_for(description.image_size),
+        # The stores', not the setting's: an owner's rotation may have moved positions.
+        assignment=description.assignment,
         protection=config.protection,
         size=size,
         seed=config.seed,
@@ -155,22 +161,22 @@ def make_network(config: RunConfig, manifest: Manifest, size: BackboneSize | Non
     return net
 
 
-def make_adaptation(config: RunConfig, manifest: Manifest) -> AdaptationNet | None:
+def make_adaptation(config: RunConfig, description: StoreSetDescription) -> AdaptationNet | None:
     """Return the Adaptation Net with its initial weights; None where alpha is 0."""
     if config.alpha == 0:
         return None
-    _, h, w, C = smashed_shapes(config, manifest)[0]
-    net = AdaptationNet((h, w), manifest.num_classes, C)
+    _, h, w, C = smashed_shapes(config, description)[0]
+    net = AdaptationNet((h, w), description.num_classes, C)
     reset_parameters(net, adaptation_seed(config.seed))
     return net
 
 
-def make_lower_engine(config: RunConfig, manifest: Manifest, device: torch.device) -> LowerEngine:
+def make_lower_engine(config: RunConfig, description: StoreSetDescription, device: torch.device) -> LowerEngine:
     """Return the Lower's side of a run."""
     return LowerEngine(
-        make_lower(config, manifest),
-        None if config.adaptation_server else make_adaptation_engine(config, manifest, device),
-        manifest.assignment,
+        make_lower(config, description),
+        None if config.adaptation_server else make_adaptation_engine(config, description, device),
+        description.assignment,
         alpha=config.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
         use_autocast=config.autocast,
@@ -180,14 +186,16 @@ def make_lower_engine(config: RunConfig, manifest: Manifest, device: torch.devic
     )
 
 
-def make_adaptation_engine(config: RunConfig, manifest: Manifest, device: torch.device) -> AdaptationEngine | None:
+def make_adaptation_engine(
+    config: RunConfig, description: StoreSetDescription, device: torch.device
+) -> AdaptationEngine | None:
     """Return the Adaptation Net's side of a run; None where alpha is 0."""
-    net = make_adaptation(config, manifest)
+    net = make_adaptation(config, description)
     if net is None:
         return None
     return AdaptationEngine(
         net,
-        manifest.assignment,
+        description.assignment,
         alpha=config.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
         use_autocast=config.autocast,
@@ -197,7 +205,7 @@ def make_adaptation_engine(config: RunConfig, manifest: Manifest, device: torch.
 
 
 def make_adaptation_node(
-    config: RunConfig, manifest: Manifest, device: torch.device, checkpoints: Checkpoints
+    config: RunConfig, description: StoreSetDescription, device: torch.device, checkpoints: Checkpoints
 ) -> AdaptationNode:
     """Return the Adaptation Net as a party of a run, on a node of its own.
 
@@ -206,43 +214,43 @@ def make_adaptation_node(
     ConfigError
         If the run has none, or too few training images.
     """
-    engine = make_adaptation_engine(config, manifest, device)
+    engine = make_adaptation_engine(config, description, device)
     if engine is None:
         raise ConfigError("adaptation-server: with alpha = 0 there is no Adaptation Net")
     return AdaptationNode(
         engine,
-        smashed_shape=smashed_shapes(config, manifest)[0][1:],
-        num_classes=manifest.num_classes,
-        num_samples=batch_order(config, manifest).num_samples,
+        smashed_shape=smashed_shapes(config, description)[0][1:],
+        num_classes=description.num_classes,
+        num_samples=batch_order(config, description).num_samples,
         checkpoints=checkpoints,
     )
 
 
-def upper_options(config: RunConfig, manifest: Manifest, device: torch.device) -> UpperOptions:
+def upper_options(config: RunConfig, description: StoreSetDescription, device: torch.device) -> UpperOptions:
     """Return what an Upper needs to know besides its model and store."""
     return UpperOptions(
         make_optimizer=lambda parameters: optimizer(config, parameters),
-        mean=manifest.mean,
-        std=manifest.std,
-        augmentation=augmentation(config, manifest),
+        mean=description.mean,
+        std=description.std,
+        augmentation=augmentation(config, description),
         autocast=config.autocast,
         device=device,
-        averaged=_averages(config, manifest),
+        averaged=_averages(config, description),
     )
 
 
-def make_averaging(config: RunConfig, manifest: Manifest) -> Averaging | None:
+def make_averaging(config: RunConfig, description: StoreSetDescription) -> Averaging | None:
     """Return when the Uppers are averaged; None where they are not, or there is but one."""
-    if not _averages(config, manifest):
+    if not _averages(config, description):
         return None
-    return Averaging(every=config.average_every, num_shared=num_shared(make_upper(config, manifest, 0)))
+    return Averaging(every=config.average_every, weight_count=weight_count(make_upper(config, description, 0)))
 
 
-def _averages(config: RunConfig, manifest: Manifest) -> bool:
-    return config.average_every > 0 and manifest.num_uppers > 1
+def _averages(config: RunConfig, description: StoreSetDescription) -> bool:
+    return config.average_every > 0 and description.num_uppers > 1
 
 
-def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) -> Task:
+def make_task(config: RunConfig, description: StoreSetDescription, labels: NDArray[np.int64]) -> Task:
     """Return what is trained on which samples.
 
     Raises
@@ -250,14 +258,14 @@ def make_task(config: RunConfig, manifest: Manifest, labels: NDArray[np.int64]) 
     ConfigError
         If there are too few training images, or the augmentation does not fit them.
     """
-    order = batch_order(config, manifest)
+    order = batch_order(config, description)
     total_steps = config.rounds * steps_per_round(config, order)
     return Task(
         order=order,
         schedule=Schedule(kind=config.schedule, peak=config.lr, total_steps=total_steps),
         labels=labels,
-        augmentation=augmentation(config, manifest),
-        test=manifest.samples_of("test"),
+        augmentation=augmentation(config, description),
+        test=description.samples_of("test"),
         evaluate_batch_size=config.evaluate_batch_size,
     )
 
@@ -268,14 +276,14 @@ def steps_per_round(config: RunConfig, order: BatchOrder) -> int:
 
 
 def smashed_shapes(
-    config: RunConfig, manifest: Manifest, size: BackboneSize | None = None
+    config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None
 ) -> dict[int, tuple[int, int, int, int]]:
     """Return (K, h, w, C) of each Upper's smashed data, without the batch; `size` as in `make_network`."""
-    C, h, w = smashed_size(make_upper(config, manifest, 0, size), (manifest.channels, *manifest.patch_size))
-    return {m: (len(manifest.positions_of(m)), h, w, C) for m in range(manifest.num_uppers)}
+    C, h, w = smashed_size(make_upper(config, description, 0, size), (description.channels, *description.patch_size))
+    return {m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)}
 
 
-def augmentation(config: RunConfig, manifest: Manifest) -> Augmentation:
+def augmentation(config: RunConfig, description: StoreSetDescription) -> Augmentation:
     """Return the transforms that the settings ask for.
 
     Raises
@@ -283,14 +291,14 @@ def augmentation(config: RunConfig, manifest: Manifest) -> Augmentation:
     ConfigError
         If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
     """
-    config.check_shift(manifest.patch_size)
-    if config.cutout >= min(manifest.image_size):
+    config.check_shift(description.patch_size)
+    if config.cutout >= min(description.image_size):
         raise ConfigError(
-            f"cutout: a square of {config.cutout} pixels may blank whole images of {size_text(manifest.image_size)}; "
-            f"choose less, such as {min(manifest.image_size) // 2}"
+            f"cutout: a square of {config.cutout} pixels may blank whole images of "
+            f"{size_text(description.image_size)}; choose less, such as {min(description.image_size) // 2}"
         )
     return Augmentation(
-        grid=manifest.grid(),
+        grid=description.grid(),
         flip=config.flip,
         shift=config.shift,
         cutout=config.cutout,

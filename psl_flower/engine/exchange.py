@@ -94,16 +94,16 @@ class WireFormat:
         tensors = () if up.smashed_BKhwC is None else (up.smashed_BKhwC,)
         return Frame(up.answer, tensors, self.activations)
 
-    def expect_down(self, pending_shape: tuple[int, ...] | None, num_shared: int = 0) -> Expectation:
+    def expect_down(self, pending_shape: tuple[int, ...] | None, weight_count: int = 0) -> Expectation:
         """Return what an Upper may receive, given the shape of its pending smashed data.
 
-        Where Uppers are averaged, each shares `num_shared` numbers, which are never rounded; else that is 0.
+        Where Uppers are averaged, each shares `weight_count` numbers, which are never rounded; else that is 0.
         """
         if pending_shape is not None:
-            kinds = (Step, Share, Finish) if num_shared else (Step, Finish)
+            kinds = (Step, Share, Finish) if weight_count else (Step, Finish)
             return Expectation(kinds, codec=self.gradients, shape=pending_shape, dtype=self.dtype)
-        if num_shared:
-            return Expectation((Step, Average, Finish), codec="float32", shape=(num_shared,))
+        if weight_count:
+            return Expectation((Step, Average, Finish), codec="float32", shape=(weight_count,))
         return Expectation((Step, Finish))
 
     def expect_up(self, step: Step | Share | Average, shape: tuple[int, ...] | None) -> Expectation:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Lesson
+from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, AdaptationInput
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
 from psl_flower.engine.optimizers import set_lr
@@ -177,7 +177,7 @@ class LowerEngine:
             learn()
         else:
             absent = absent_positions(self.assignment, smashed)
-            learnt = adaptation.learn(Lesson(leaf_BPChw.detach(), targets, absent, lr), learn)
+            learnt = adaptation.learn(AdaptationInput(leaf_BPChw.detach(), targets, absent, lr), learn)
         ((lower, correct),) = own
         uppers = lower.new_tensor(learnt.loss if learnt else 0.0)
         full = float(lower + self._alpha * uppers) if learnt else float(lower)

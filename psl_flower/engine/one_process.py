@@ -23,17 +23,17 @@ from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.rounds import Predictions, predictions
-from psl_flower.engine.upper_averaging import mean, shared, take_over
+from psl_flower.engine.upper_averaging import load_weights, mean, weight_vector
 from psl_flower.losses import loss_parts
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import absent_positions
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.devices import autocast
 from psl_flower.wire.messages import Plan
 
 
-class Monolith:
+class OneProcessTrainer:
     """All parties of a run in one process.
 
     Parameters
@@ -41,7 +41,7 @@ class Monolith:
     config : RunConfig
         The run's settings; those of transport and wire codecs act as in the federated run: codecs round what crosses
         the cut.
-    manifest : Manifest
+    description : StoreSetDescription
         Describes the stores.
     labels : ndarray
         Classes of all samples, int64.
@@ -65,7 +65,7 @@ class Monolith:
     def __init__(
         self,
         config: RunConfig,
-        manifest: Manifest,
+        description: StoreSetDescription,
         labels: NDArray[np.int64],
         stores: Sequence[PatchStore],
         device: torch.device = torch.device("cpu"),
@@ -73,15 +73,15 @@ class Monolith:
         net: PatchSplitNet | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        made = net or make_network(config, manifest)
+        made = net or make_network(config, description)
         self.net = made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._teacher = teacher
-        self.adaptation = make_adaptation(config, manifest)
+        self.adaptation = make_adaptation(config, description)
         self.step = 0
-        self._config, self._manifest, self._stores, self._device = config, manifest, stores, device
-        self._task = make_task(config, manifest, labels)
+        self._config, self._description, self._stores, self._device = config, description, stores, device
+        self._task = make_task(config, description, labels)
         adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
-        self._averaging = make_averaging(config, manifest)
+        self._averaging = make_averaging(config, description)
         self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
 
     def train(
@@ -91,7 +91,7 @@ class Monolith:
         absent: Collection[int] = (),
     ) -> None:
         """Run training steps, without the absent Uppers; `on_step` gets (steps applied, full loss, seconds)."""
-        missing = absent_positions(self._manifest.assignment, set(range(len(self.net.uppers))) - set(absent))
+        missing = absent_positions(self._description.assignment, set(range(len(self.net.uppers))) - set(absent))
         for _ in range(num_steps):
             started = time.perf_counter()
             plan = self._task.train_plan(self.step)
@@ -103,14 +103,14 @@ class Monolith:
                 smashed_BPChw = self._smash(patches_BPChw, absent)
                 given_BPChw = smashed_BPChw
                 if dropped_BM is not None:
-                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._manifest.assignment)
+                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._description.assignment)
                 logits_BK = self.net.join(given_BPChw, flipped_B)
                 upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
             loss = loss_parts(
                 logits_BK,
                 upper_logits,
                 targets.to(self._device),
-                self._manifest.assignment,
+                self._description.assignment,
                 self._config.alpha,
                 num_absent=len(missing),
                 label_smoothing=self._config.label_smoothing,
@@ -127,9 +127,9 @@ class Monolith:
             self.step += 1
             if self._averaging is not None and self._averaging.is_due(self.step):
                 uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
-                mean_N = mean([shared(upper) for upper in uppers])
+                mean_N = mean([weight_vector(upper) for upper in uppers])
                 for upper in uppers:
-                    take_over(upper, mean_N)
+                    load_weights(upper, mean_N)
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,12 +163,17 @@ class Monolith:
     def _patches(self, plan: Plan) -> torch.Tensor:
         """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""
         samples_B = plan.sample_indices()
-        shape = (len(samples_B), len(self._manifest.assignment), self._manifest.channels, *self._manifest.patch_size)
+        shape = (
+            len(samples_B),
+            len(self._description.assignment),
+            self._description.channels,
+            *self._description.patch_size,
+        )
         patches_BPChw = np.empty(shape, np.uint8)
         for store in self._stores:
             patches_BPChw[:, store.meta.positions] = store.read(samples_B)
-        manifest, positions = self._manifest, range(shape[1])
+        description, positions = self._description, range(shape[1])
         patches_NChw = network_input(
-            patches_BPChw, positions, plan, self._task.augmentation, manifest.mean, manifest.std, self._device
+            patches_BPChw, positions, plan, self._task.augmentation, description.mean, description.std, self._device
         )
         return patches_NChw.reshape(shape)

@@ -323,7 +323,7 @@ class RoundDriver:
         """Deliver the gradients of the plan just trained, and return the mean of the weights that they lead to."""
         assert self._averaging is not None
         down = {m: Down(Share(trained.id), gradients[m]) for m in self._present}
-        shapes = {m: (self._averaging.num_shared,) for m in self._present}
+        shapes = {m: (self._averaging.weight_count,) for m in self._present}
         answers = exchange.exchange(down, shapes, meanwhile)
         return mean([shared_N for m in self._present if (shared_N := answers[m].shared_N) is not None])
 

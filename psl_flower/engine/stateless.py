@@ -58,7 +58,9 @@ class ForgetfulUpper:
         else:
             self._engine.go_to(step, saved)
             self._plan = None
-        return wire.expect_down(self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.num_shared)
+        return wire.expect_down(
+            self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.weight_count
+        )
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Do what `UpperEngine.reply` does, after `expects`.

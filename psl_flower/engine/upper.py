@@ -18,9 +18,9 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.optimizers import Optimizer, set_lr
-from psl_flower.engine.upper_averaging import num_shared, shared, take_over
+from psl_flower.engine.upper_averaging import load_weights, weight_count, weight_vector
 from psl_flower.errors import ProtocolError, RunError
-from psl_flower.models.cut import enter_gradient, from_wire, to_wire
+from psl_flower.models.cut import backward_from, from_wire, to_wire
 from psl_flower.models.split import smashed_size
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.devices import autocast, compute_dtype
@@ -80,7 +80,7 @@ class UpperEngine:
     ----------
     step : int
         Steps applied so far.
-    num_shared : int
+    weight_count : int
         Numbers that it shares where the Uppers are averaged; else 0.
     shared_after : StepId or None
         The step after which it has shared its weights, while it waits for the average.
@@ -109,7 +109,7 @@ class UpperEngine:
         self._checkpoints = checkpoints
         self._pending: tuple[Plan, torch.Tensor] | None = None
         self.sharing_s = 0.0
-        self.num_shared = num_shared(self.model) if options.averaged else 0
+        self.weight_count = weight_count(self.model) if options.averaged else 0
         self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
 
     @property
@@ -124,7 +124,7 @@ class UpperEngine:
 
     def expects(self, wire: WireFormat) -> Expectation:
         """Return what may come now: a turn, with a gradient exactly where one is due."""
-        return wire.expect_down(self.pending_shape, self.num_shared)
+        return wire.expect_down(self.pending_shape, self.weight_count)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Answer the frame of a turn with that of its outcome; see `handle`."""
@@ -150,7 +150,7 @@ class UpperEngine:
             self._apply(down.step.gradient_of, down.gradient_BKhwC)
         if isinstance(down.step, Share):
             self.shared_after = down.step.gradient_of
-            shared_N = shared(self.model)
+            shared_N = weight_vector(self.model)
             self.sharing_s = time.perf_counter() - started
             return Up(Shared(self.shared_after), shared_N=shared_N)
         if down.step.save:
@@ -238,7 +238,7 @@ class UpperEngine:
         self._pending = None
         gradient_NChw = from_wire(gradient_BKhwC.to(smashed_NChw.device, smashed_NChw.dtype))
         self._optimizer.zero_grad(set_to_none=True)
-        enter_gradient(smashed_NChw, gradient_NChw)
+        backward_from(smashed_NChw, gradient_NChw)
         set_lr(self._optimizer, plan.lr)
         self._optimizer.step()
         self.step += 1
@@ -248,7 +248,7 @@ class UpperEngine:
             raise ProtocolError(
                 f"expected the Uppers' average after {self.shared_after}, received that after {shared_after}"
             )
-        take_over(self.model, average_N)
+        load_weights(self.model, average_N)
         self.shared_after = None
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:

@@ -23,31 +23,31 @@ class Averaging:
     ----------
     every : int
         Steps from one averaging to the next, counted over the whole run, 1 or more.
-    num_shared : int
-        Length of what `shared` returns of any of the Uppers.
+    weight_count : int
+        Length of what `weight_vector` returns of any of the Uppers.
     """
 
     every: int
-    num_shared: int
+    weight_count: int
 
     def is_due(self, step: int) -> bool:
         """Return whether the Uppers are averaged when so many steps are applied."""
         return step % self.every == 0
 
 
-def num_shared(model: nn.Module) -> int:
+def weight_count(model: nn.Module) -> int:
     """Return how many numbers an Upper shares."""
     return sum(tensor.numel() for tensor in _tensors(model))
 
 
 @torch.no_grad()
-def shared(model: nn.Module) -> torch.Tensor:
+def weight_vector(model: nn.Module) -> torch.Tensor:
     """Return what an Upper shares: a row (N,) on the CPU, in the model's dtype, a copy."""
     return torch.cat([tensor.flatten().cpu() for tensor in _tensors(model)])
 
 
 @torch.no_grad()
-def take_over(model: nn.Module, mean_N: torch.Tensor) -> None:
+def load_weights(model: nn.Module, mean_N: torch.Tensor) -> None:
     """Put the numbers of such a row (N,) in place of the model's own.
 
     Raises

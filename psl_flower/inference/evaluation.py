@@ -71,7 +71,7 @@ def own_test_images(
     """
     _check_max(max_test)
     config, stores = assembled.config, stores_of(run, assembled, progress)
-    samples_N = stores.manifest.samples_of("test")
+    samples_N = stores.description.samples_of("test")
     if 0 < max_test < len(samples_N):
         samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
     batches = images_in(stores, samples_N, config.evaluate_batch_size)
@@ -93,7 +93,7 @@ def stores_of(
     config = assembled.config
     own = config.replace(workspace=str(run.path.parents[1]))
     stores = prepare_stores(own, progress, labels_version=labels_version)
-    if stores.manifest.source != assembled.manifest.source:
+    if stores.description.source != assembled.description.source:
         raise DataError(
             f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
             "those that it learnt; name a dataset with --dataset"
@@ -126,7 +126,7 @@ def other_test_images(
         If the dataset is not usable, or has a class that the network does not know.
     """
     _check_max(max_test)
-    config, known = assembled.config, assembled.manifest.class_names
+    config, known = assembled.config, assembled.description.class_names
     options: dict[str, Any] = {"test_fraction": config.test_fraction, "seed": config.seed, "max_test": max_test}
     asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     own: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
@@ -170,13 +170,13 @@ def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | 
 
 def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
     """Yield the images of these samples (N,), put together from their patches, with their classes."""
-    manifest = stores.manifest
-    grid = manifest.grid()
-    opened = [stores.open(m) for m in range(manifest.num_uppers)]
+    description = stores.description
+    grid = description.grid()
+    opened = [stores.open(m) for m in range(description.num_uppers)]
     try:
         for start in range(0, len(samples_N), batch_size):
             samples_B = samples_N[start : start + batch_size]
-            shape = (len(samples_B), grid.num_patches, manifest.channels, *manifest.patch_size)
+            shape = (len(samples_B), grid.num_patches, description.channels, *description.patch_size)
             patches_BPChw = np.empty(shape, np.uint8)
             for store in opened:
                 patches_BPChw[:, store.meta.positions] = store.read(samples_B)

@@ -21,7 +21,7 @@ import torch
 
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.inference.trained_model import Assembled, Deployable
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import write_atomically
 
 METADATA_FILE = "model.json"
@@ -68,7 +68,7 @@ def export_torch(assembled: Assembled, path: Path) -> Exported:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     buffer = BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(assembled.manifest))})
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(assembled.description))})
     encoded = buffer.getvalue()
     loaded = torch.export.load(BytesIO(encoded)).module()
     return _write(path, encoded, *_compare(assembled, network, lambda images_BCHW: loaded(images_BCHW)))
@@ -108,7 +108,7 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # names files of this machine
-    for key, value in metadata_of(assembled.manifest).items():
+    for key, value in metadata_of(assembled.description).items():
         model.metadata_props.add(key=key, value=value)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise RunError(f"{path}: the network is too large for one ONNX file (2 GB); export it for torch")
@@ -129,12 +129,12 @@ EXPORTERS: dict[str, tuple[str, Callable[[Assembled, Path], Exported]]] = {
 }
 
 
-def metadata_of(manifest: Manifest) -> dict[str, str]:
+def metadata_of(description: StoreSetDescription) -> dict[str, str]:
     """Return what is inside every exported file: JSON texts by name."""
     return {
-        "class_names": json.dumps(manifest.class_names),
-        "image_size": json.dumps(manifest.image_size),
-        "channels": json.dumps(manifest.channels),
+        "class_names": json.dumps(description.class_names),
+        "image_size": json.dumps(description.image_size),
+        "channels": json.dumps(description.channels),
         "input": json.dumps("float32 (batch, channels, height, width), pixels in 0..1"),
         "output": json.dumps("float32 logits (batch, classes)"),
     }
@@ -152,7 +152,7 @@ def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
 
 def _images(assembled: Assembled, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, assembled.manifest.channels, *assembled.manifest.image_size, generator=generator)
+    return torch.rand(batch, assembled.description.channels, *assembled.description.image_size, generator=generator)
 
 
 @torch.no_grad()

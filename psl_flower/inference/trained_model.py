@@ -24,7 +24,7 @@ from psl_flower.engine.inputs import channel_column, normalise
 from psl_flower.errors import DataError, RunError
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
 from psl_flower.system.files import write_atomically
 
@@ -37,7 +37,7 @@ class Assembled:
     ----------
     net : PatchSplitNet
         In eval mode, in float32, on `device`.
-    manifest : Manifest
+    description : StoreSetDescription
         Describes the images: size, channels, classes, statistics.
     config : RunConfig
         The settings of the run that trained it.
@@ -46,7 +46,7 @@ class Assembled:
     """
 
     net: PatchSplitNet
-    manifest: Manifest
+    description: StoreSetDescription
     config: RunConfig
     device: torch.device
 
@@ -84,11 +84,11 @@ class Assembled:
     @torch.inference_mode()
     def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the smashed data (B, P, C', h', w'), on `device`; parameters and errors as of `logits`."""
-        expected = (self.manifest.channels, *self.manifest.image_size)
+        expected = (self.description.channels, *self.description.image_size)
         if images_BCHW.dtype != torch.uint8 or tuple(images_BCHW.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
             raise DataError(f"expected uint8 (B, {shape}), got {images_BCHW.dtype} {tuple(images_BCHW.shape)}")
-        return self.net.smash(normalise(images_BCHW, self.manifest.mean, self.manifest.std, self.device))
+        return self.net.smash(normalise(images_BCHW, self.description.mean, self.description.std, self.device))
 
     @torch.inference_mode()
     def join(self, smashed_BPChw: torch.Tensor, absent: Collection[int] = ()) -> torch.Tensor:
@@ -108,8 +108,8 @@ class Assembled:
         pixels_HWC = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
         if pixels_HWC.ndim != 3 or pixels_HWC.dtype != np.uint8 or not pixels_HWC.size:
             raise DataError(f"{where}: expected uint8 (H, W, C), got {pixels.dtype} {pixels.shape}")
-        converted_HWC = convert_channels(pixels_HWC, self.manifest.channels, where)
-        return resize_image(converted_HWC, self.manifest.image_size).transpose(2, 0, 1)
+        converted_HWC = convert_channels(pixels_HWC, self.description.channels, where)
+        return resize_image(converted_HWC, self.description.image_size).transpose(2, 0, 1)
 
 
 class Deployable(nn.Module):
@@ -127,8 +127,8 @@ class Deployable(nn.Module):
     def __init__(self, assembled: Assembled) -> None:
         super().__init__()
         self.net = assembled.net
-        std = [s or 1.0 for s in assembled.manifest.std]
-        self.register_buffer("mean", channel_column(assembled.manifest.mean, assembled.device))
+        std = [s or 1.0 for s in assembled.description.std]
+        self.register_buffer("mean", channel_column(assembled.description.mean, assembled.device))
         self.register_buffer("std", channel_column(std, assembled.device))
         self.eval()
 
@@ -176,17 +176,17 @@ def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assemb
     """
     config, path = run.read_config(), run.model / MODEL_FILE
     weights = _load_weights(path, run, config)
-    manifest = run.read_manifest()
+    description = run.read_description()
     # An owner's stores may have an assignment of their own, which the setting's default does not say.
     told = config.assignment != RunConfig().assignment
-    if told and assign(manifest.grid(), manifest.num_uppers, config.assignment) != manifest.assignment:
+    if told and assign(description.grid(), description.num_uppers, config.assignment) != description.assignment:
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
-    net = make_network(config, manifest)
+    net = make_network(config, description)
     _check_weights(path, weights, net.state_dict())
     net.load_state_dict(weights)
     chosen = torch.device(device)
     net = net.eval().requires_grad_(False).to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Assembled(net=net, manifest=manifest, config=config, device=chosen)
+    return Assembled(net=net, description=description, config=config, device=chosen)
 
 
 def choose_run(workspace: Path, name: str = "") -> RunFolder:

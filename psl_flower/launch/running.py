@@ -14,7 +14,7 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.errors import RunError
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.superlink import LocalSuperLink
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, Status, free_name, open_run
 from psl_flower.runs.predictions import check, free_folder, prediction_of
 from psl_flower.runs.resuming import resumed_config
@@ -79,20 +79,20 @@ def prepare(
         asked, trained = prediction_of(config)
         stores = prepare_stores(asked, progress)
         stores.check_node_keys()
-        check(asked, trained, stores.manifest)
+        check(asked, trained, stores.description)
         if config.predict_light:
             from psl_flower.lightening import beginning  # loads torch
 
-            beginning.light_model(trained, stores.manifest.num_uppers)
-        return stores.manifest.num_uppers, free_folder(trained, config)
+            beginning.light_model(trained, stores.description.num_uppers)
+        return stores.description.num_uppers, free_folder(trained, config)
     if config.lighten:
         from psl_flower.lightening import beginning  # loads torch
 
         asked, trained, light = beginning.begin(config)
         stores = prepare_stores(asked, progress)
         stores.check_node_keys()
-        beginning.check_stores(trained, stores.manifest)
-        return stores.manifest.num_uppers, RunFolder(light.path)
+        beginning.check_stores(trained, stores.description)
+        return stores.description.num_uppers, RunFolder(light.path)
     if config.resume:
         run = open_run(workspace, config.resume)
         config = resumed_config(run, config)
@@ -100,16 +100,16 @@ def prepare(
         run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
     stores = prepare_stores(config, progress)
     stores.check_node_keys()
-    notes = [stores.keys_note, stores.grid_reason, "" if config.restore else _batches_note(config, stores.manifest)]
+    notes = [stores.keys_note, stores.grid_reason, "" if config.restore else _batches_note(config, stores.description)]
     for note in notes:
         if note and say is not None:
             say(note)
-    return stores.manifest.num_uppers, run
+    return stores.description.num_uppers, run
 
 
-def _batches_note(config: RunConfig, manifest: Manifest) -> str:
+def _batches_note(config: RunConfig, description: StoreSetDescription) -> str:
     """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
-    count = len(batch_order(config, manifest).pool)
+    count = len(batch_order(config, description).pool)
     if config.batch_size <= count or config.batch_size == RunConfig().batch_size:
         return ""
     return f"batch-size: {config.batch_size} is more than the {count} training images: every step takes all of them"

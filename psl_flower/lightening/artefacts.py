@@ -34,7 +34,7 @@ from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtim
 from psl_flower.lightening.parts import Cut, Join, OfPatches, Tail
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import Upper
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check_packages() -> None:
         ) from error
 
 
-def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
+def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefacts:
     """Return a folded network (`quantising.folded`) as ONNX in float32, checked against the network.
 
     Raises
@@ -113,11 +113,11 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
         If the answers of onnxruntime differ.
     """
     net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
-    C, (h, w) = manifest.channels, manifest.patch_size
+    C, (h, w) = description.channels, description.patch_size
     first: Upper = net.uppers[0]  # type: ignore[assignment]
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
-    template = _export(OfPatches(_scrambled(first), manifest), (patches_NChw,), [PATCHES], [SMASHED])
+    template = _export(OfPatches(_scrambled(first), description), (patches_NChw,), [PATCHES], [SMASHED])
     P = len(net.assignment)
     smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
     tail = _export(Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
@@ -125,8 +125,8 @@ def make_float(net: PatchSplitNet, manifest: Manifest) -> Artefacts:
         _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
     )
-    made = _assembled(manifest, uppers, tail, *_cut_and_join(net, manifest, smashed_NChw.shape[1:]))
-    _check(net, manifest, made.whole)
+    made = _assembled(description, uppers, tail, *_cut_and_join(net, description, smashed_NChw.shape[1:]))
+    _check(net, description, made.whole)
     return made
 
 
@@ -154,12 +154,12 @@ def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int
     return QuantisedUpper(_quantised(upper, PATCHES, pixels_NChw, bits), smashed_NChw)
 
 
-def make_int8(manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bits: int) -> Artefacts:
+def make_int8(description: StoreSetDescription, made: Artefacts, images_BCHW: torch.Tensor, bits: int) -> Artefacts:
     """Return the same network in int8.
 
     Parameters
     ----------
-    manifest : Manifest
+    description : StoreSetDescription
         Of its images.
     made : Artefacts
         The network in float32.
@@ -173,39 +173,41 @@ def make_int8(manifest: Manifest, made: Artefacts, images_BCHW: torch.Tensor, bi
     LighteningError
         If the runtime cannot quantise or load an operator.
     """
-    patches_BPChw = manifest.grid().split(images_BCHW)
+    patches_BPChw = description.grid().split(images_BCHW)
     parts = [
-        quantise_upper(upper, patches_BPChw[:, list(manifest.positions_of(m))].flatten(0, 1), bits)
+        quantise_upper(upper, patches_BPChw[:, list(description.positions_of(m))].flatten(0, 1), bits)
         for m, upper in enumerate(made.uppers)
     ]
-    return with_quantised_uppers(manifest, made, parts, bits)
+    return with_quantised_uppers(description, made, parts, bits)
 
 
-def with_quantised_uppers(manifest: Manifest, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int) -> Artefacts:
+def with_quantised_uppers(
+    description: StoreSetDescription, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int
+) -> Artefacts:
     """Return the network in int8 from its Uppers in int8 and the Lower in float32; otherwise as `make_int8`."""
     by_position: dict[int, torch.Tensor] = {}
     for m, part in enumerate(parts):
-        positions = manifest.positions_of(m)
+        positions = description.positions_of(m)
         maps_BKChw = part.smashed_NChw.reshape(-1, len(positions), *part.smashed_NChw.shape[1:])
         by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
     smashed_BPChw = torch.stack([by_position[p] for p in range(len(by_position))], 1)
     lower = _quantised(made.lower, SMASHED, smashed_BPChw, bits)
-    return _assembled(manifest, tuple(part.model for part in parts), lower, made.cut, made.join)
+    return _assembled(description, tuple(part.model for part in parts), lower, made.cut, made.join)
 
 
 def _cut_and_join(
-    net: PatchSplitNet, manifest: Manifest, smashed_shape: Sequence[int]
+    net: PatchSplitNet, description: StoreSetDescription, smashed_shape: Sequence[int]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    counts = [len(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
-    images_BCHW = torch.rand(2, manifest.channels, *manifest.image_size)
-    cut = _export(Cut(net, manifest), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
+    counts = [len(description.positions_of(m)) for m in range(description.num_uppers)]
+    images_BCHW = torch.rand(2, description.channels, *description.image_size)
+    cut = _export(Cut(net, description), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
     maps = tuple(torch.rand(2 * count, *smashed_shape) for count in counts)
     names = [f"map_{m}" for m in range(len(counts))]
-    return cut, _export(Join(net, manifest), maps, names, ["joined"], batches=counts)
+    return cut, _export(Join(net, description), maps, names, ["joined"], batches=counts)
 
 
 def _assembled(
-    manifest: Manifest,
+    description: StoreSetDescription,
     uppers: tuple[onnx.ModelProto, ...],
     lower: onnx.ModelProto,
     cut: onnx.ModelProto,
@@ -225,7 +227,7 @@ def _assembled(
     # The parts call different numbers of rows "batch"; the runtime finds the shapes between them itself.
     del whole.graph.value_info[:]
     del whole.metadata_props[:]
-    for key, value in metadata_of(manifest).items():
+    for key, value in metadata_of(description).items():
         whole.metadata_props.add(key=key, value=value)
     return Artefacts(uppers=uppers, lower=lower, cut=cut, join=join, whole=whole)
 
@@ -325,10 +327,12 @@ def _quantised(model: onnx.ModelProto, name: str, values: torch.Tensor, bits: in
 
 
 @torch.no_grad()
-def _check(net: PatchSplitNet, manifest: Manifest, model: onnx.ModelProto) -> None:
+def _check(net: PatchSplitNet, description: StoreSetDescription, model: onnx.ModelProto) -> None:
     """Raise LighteningError unless the exported network answers as the network does."""
-    images_BCHW = torch.rand(3, manifest.channels, *manifest.image_size, generator=torch.Generator().manual_seed(1))
-    expected_BK = net(_normalised(images_BCHW, manifest))
+    images_BCHW = torch.rand(
+        3, description.channels, *description.image_size, generator=torch.Generator().manual_seed(1)
+    )
+    expected_BK = net(_normalised(images_BCHW, description))
     (found_BK,) = open_session(model.SerializeToString(), 1).run([OUTPUT], {INPUT: images_BCHW.numpy()})
     difference = float((torch.from_numpy(found_BK) - expected_BK).abs().max() / expected_BK.abs().max())
     # Written this way round, an answer that is not a number is refused too.
@@ -339,8 +343,8 @@ def _check(net: PatchSplitNet, manifest: Manifest, model: onnx.ModelProto) -> No
         )
 
 
-def _normalised(pixels_BCHW: torch.Tensor, manifest: Manifest) -> torch.Tensor:
-    return (pixels_BCHW - channel_column(manifest.mean)) / channel_column([s or 1.0 for s in manifest.std])
+def _normalised(pixels_BCHW: torch.Tensor, description: StoreSetDescription) -> torch.Tensor:
+    return (pixels_BCHW - channel_column(description.mean)) / channel_column([s or 1.0 for s in description.std])
 
 
 @contextlib.contextmanager

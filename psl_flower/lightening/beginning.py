@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import Shipped
+from psl_flower.engine.build import OnnxInference
 from psl_flower.errors import ConfigError, OtherDataset, RunError
 from psl_flower.lightening.artefacts import LOWER_FILE, upper_file
 from psl_flower.lightening.folder import FOLDER, THIRD, LighteningFolder
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.request import parse_request
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.resuming import settings_of
 from psl_flower.system.files import write_atomically
@@ -29,14 +29,14 @@ class LightModel(NamedTuple):
     ----------
     lower : Path
         The Lower's file.
-    shipped : Shipped
+    shipped : OnnxInference
         What nodes are told.
     part : str
         Of the lightening; see `NodeTask.part`.
     """
 
     lower: Path
-    shipped: Shipped
+    shipped: OnnxInference
     part: str
 
 
@@ -62,12 +62,12 @@ def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, LighteningFolder]:
     return settings.replace(run_name="", resume="", restore="", **asked), run, folder
 
 
-def check_stores(run: RunFolder, manifest: Manifest) -> None:
+def check_stores(run: RunFolder, description: StoreSetDescription) -> None:
     """Raise OtherDataset unless these patch stores are those that a run was trained on."""
-    if manifest.fingerprint != run.read_manifest().fingerprint:
+    if description.fingerprint != run.read_description().fingerprint:
         raise OtherDataset(
-            f"{manifest.dataset}: its patch stores are not those that run {run.name} was trained on; put those back, "
-            "or train anew"
+            f"{description.dataset}: its patch stores are not those that run {run.name} was trained on; put those "
+            "back, or train anew"
         )
 
 
@@ -102,9 +102,11 @@ def light_model(run: RunFolder, num_uppers: int) -> LightModel:
     return LightModel(third / LOWER_FILE, shipped_from(third, num_uppers), f"{name}/{IN_PLACE}")
 
 
-def shipped_from(folder: Path, num_uppers: int) -> Shipped:
+def shipped_from(folder: Path, num_uppers: int) -> OnnxInference:
     """Return what nodes are told of the Uppers' files in a folder; raises RunError if one cannot be read."""
-    return Shipped(digests={m: hashlib.sha256(file).hexdigest() for m, file in enumerate(files_in(folder, num_uppers))})
+    return OnnxInference(
+        digests={m: hashlib.sha256(file).hexdigest() for m, file in enumerate(files_in(folder, num_uppers))}
+    )
 
 
 def files_in(folder: Path, num_uppers: int) -> list[bytes]:

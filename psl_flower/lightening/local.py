@@ -18,7 +18,7 @@ from psl_flower.lightening.judging import Speed, answers, measure_speed, open_se
 from psl_flower.lightening.method import Answers, Bench, Lightened
 from psl_flower.lightening.search import Attempt
 from psl_flower.lightening.settings import Asked, LighteningSettings
-from psl_flower.lightening.training import Progress, School, Training
+from psl_flower.lightening.training import LocalTrainer, Progress, Training
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.devices import choose_device
@@ -54,44 +54,46 @@ def lighten(
     check_packages()
     assembled = load_assembled(run, choose_device("auto"))
     # The labels that the run began with, as over the federation, whoever corrected some since.
-    stores = stores_of(run, assembled, progress, labels_version=assembled.manifest.labels_version)
+    stores = stores_of(run, assembled, progress, labels_version=assembled.description.labels_version)
     with contextlib.ExitStack() as closing:
-        opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
-        school = School(
+        opened = [
+            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
+        ]
+        trainer = LocalTrainer(
             config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress
         )
-        workshop = LocalWorkshop(school, threads=settings.threads, batch=settings.batch)
-        return Bench(LighteningFolder(run, settings), assembled, settings, workshop).find(asked, on_attempt)
+        backend = LocalBackend(trainer, threads=settings.threads, batch=settings.batch)
+        return Bench(LighteningFolder(run, settings), assembled, settings, backend).find(asked, on_attempt)
 
 
-class LocalWorkshop:
-    """A machine that has whole images: implements `psl_flower.lightening.method.Workshop`.
+class LocalBackend:
+    """A machine that has whole images: implements `psl_flower.lightening.method.Backend`.
 
     Parameters
     ----------
-    school : School
+    trainer : LocalTrainer
         Where networks are trained.
     threads, batch : int
         As in `LighteningSettings`.
     """
 
-    def __init__(self, school: School, *, threads: int, batch: int) -> None:
-        self._school, self._threads, self._batch = school, threads, batch
+    def __init__(self, trainer: LocalTrainer, *, threads: int, batch: int) -> None:
+        self._trainer, self._threads, self._batch = trainer, threads, batch
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
-        """Train a network in place; see `School.train`."""
+        """Train a network in place; see `LocalTrainer.train`."""
         teacher = training.teacher
         if teacher is not None:
-            teacher.net.to(self._school.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self._school.train(
+            teacher.net.to(self._trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self._trainer.train(
             training.what, net, training.epochs, training.checkpoint, teacher, rounding=training.weight_bits > 0
         )
 
     def quantise(self, made: Artefacts, samples_N: NDArray[np.int64], bits: int) -> Artefacts:
         """Return a network in int8, calibrated on these images."""
-        stores = self._school.stores
+        stores = self._trainer.stores
         images = torch.cat([images for images, _ in images_in(stores, samples_N, len(samples_N))])
-        return make_int8(stores.manifest, made, images, bits)
+        return make_int8(stores.description, made, images, bits)
 
     def answers(self, name: str, place: Path) -> Answers:
         """Return what the whole network's file answers to all test images."""
@@ -101,18 +103,18 @@ class LocalWorkshop:
 
     def speed(self, place: Path) -> Speed:
         """Return the speed of the whole network's file on test images."""
-        stores = self._school.stores
-        samples_N = np.resize(stores.manifest.samples_of("test"), self._batch)
+        stores = self._trainer.stores
+        samples_N = np.resize(stores.description.samples_of("test"), self._batch)
         images = torch.cat([images for images, _ in images_in(stores, samples_N, self._batch)])
         return measure_speed(open_session(place / WHOLE_FILE, self._threads), images)
 
     def _test_images(self, what: str, labels: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Yield the test images in batches, and note their labels."""
-        school = self._school
-        samples_N = school.stores.manifest.samples_of("test")
+        trainer = self._trainer
+        samples_N = trainer.stores.description.samples_of("test")
         done = 0
-        for images_BCHW, labels_B in images_in(school.stores, samples_N, school.config.evaluate_batch_size):
+        for images_BCHW, labels_B in images_in(trainer.stores, samples_N, trainer.config.evaluate_batch_size):
             labels.append(labels_B)
             done += len(labels_B)
             yield images_BCHW
-            school.progress(f"judging {what}", done, len(samples_N))
+            trainer.progress(f"judging {what}", done, len(samples_N))

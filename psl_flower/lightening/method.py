@@ -1,6 +1,6 @@
-"""The bench where models are made and judged: the method of JP2025075101 over a workshop that trains and measures.
+"""The bench where models are made and judged: the method of JP2025075101 over a backend that trains and measures.
 
-The workshop is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay
+The backend is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay
 on their nodes (`server.lightening`). Both give the same weights from the same settings.
 """
 
@@ -25,7 +25,7 @@ from psl_flower.lightening.judging import Speed
 from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
-from psl_flower.lightening.settings import Against, Asked, Lesson, LighteningSettings
+from psl_flower.lightening.settings import Against, Asked, LighteningSettings, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
 from psl_flower.lightening.training import Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
@@ -41,7 +41,7 @@ class Answers(NamedTuple):
     labels_N: NDArray[np.int64]
 
 
-class Workshop(Protocol):
+class Backend(Protocol):
     """Where networks are trained and artefacts measured."""
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
@@ -102,23 +102,23 @@ class Bench:
         The first model.
     settings : LighteningSettings
         How.
-    workshop : Workshop
+    backend : Backend
         Where.
     """
 
     def __init__(
-        self, folder: LighteningFolder, assembled: Assembled, settings: LighteningSettings, workshop: Workshop
+        self, folder: LighteningFolder, assembled: Assembled, settings: LighteningSettings, backend: Backend
     ) -> None:
         self.folder = folder
-        self._settings, self._workshop = settings, workshop
-        self._config, self._manifest = assembled.config, assembled.manifest
+        self._settings, self._backend = settings, backend
+        self._config, self._description = assembled.config, assembled.description
         self._first = assembled.net
         self._first_size = size_of_run(self._config)
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth
         )
         self._sizes = ladder(self._second_size, settings.max_pruned, settings.degrees)
-        self._epochs = settings.epochs or epochs_of_run(self._config, self._manifest)
+        self._epochs = settings.epochs or epochs_of_run(self._config, self._description)
         self._first_answers: NDArray[np.int64] | None = None
         self._seconds: dict[int, float] = {}
 
@@ -128,7 +128,7 @@ class Bench:
         Raises
         ------
         PslError
-            If a network, a setting or the runtime does not allow it; or whatever the workshop raises.
+            If a network, a setting or the runtime does not allow it; or whatever the backend raises.
         """
         first, first_int8 = self._judge_first()
         conditions = asked.conditions(first.accuracy)
@@ -152,13 +152,13 @@ class Bench:
         return Lightened(folder=self.folder, conditions=conditions, outcome=outcome, third=third)
 
     def _cost(self, size: BackboneSize) -> Cost:
-        return cost_of(self._config, self._manifest, size)
+        return cost_of(self._config, self._description, size)
 
     def _judge_first(self) -> tuple[Judged, Judged]:
         """Return what is measured of the first model, in float32 and directly quantised."""
         names = ("first", "first-int8")
         if not all(self.folder.judged(name) for name in names):
-            made = make_float(folded(self._first.cpu()), self._manifest)
+            made = make_float(folded(self._first.cpu()), self._description)
             self._judge("first", made, self._first_size)
             self._judge("first-int8", self._int8(made), self._first_size)
         first, int8 = (self.folder.judged(name) for name in names)
@@ -166,11 +166,11 @@ class Bench:
         return first, int8
 
     def _make_second(self) -> PatchSplitNet:
-        net = make_network(self._config, self._manifest, self._second_size)
+        net = make_network(self._config, self._description, self._second_size)
         began = time.monotonic()
         net = self._train("second", "second model", net, self._second_size)
         if self.folder.judged("second") is None:
-            self._judge("second", make_float(folded(net.cpu()), self._manifest), self._second_size, began)
+            self._judge("second", make_float(folded(net.cpu()), self._description), self._second_size, began)
         return net
 
     def _make_teacher(self, second: PatchSplitNet) -> _Taught | None:
@@ -180,11 +180,11 @@ class Bench:
             first, began = copy.deepcopy(first).requires_grad_(True), time.monotonic()
             first = self._train("first-distilled", "first, from the second", first, self._first_size, by_second)
             if self.folder.judged("first-distilled") is None:
-                made = make_float(folded(first.cpu()), self._manifest)
+                made = make_float(folded(first.cpu()), self._description)
                 self._judge("first-distilled", made, self._first_size, began)
-        if self._settings.teacher is Lesson.LABELS:
+        if self._settings.teacher is TeacherChoice.LABELS:
             return None
-        return self._as_teacher(first, self._first_size) if self._settings.teacher is Lesson.FIRST else by_second
+        return self._as_teacher(first, self._first_size) if self._settings.teacher is TeacherChoice.FIRST else by_second
 
     def _as_teacher(self, net: PatchSplitNet, size: BackboneSize) -> _Taught:
         frozen = copy.deepcopy(net).eval().requires_grad_(False)
@@ -193,7 +193,7 @@ class Bench:
     def _attempt(self, degree: int, second: PatchSplitNet, taught: _Taught | None) -> Judged:
         began, name, size = time.monotonic(), degree_name(degree), self._sizes[degree]
         settings = self._settings
-        third = prune(second.cpu(), make_network(self._config, self._manifest, size))
+        third = prune(second.cpu(), make_network(self._config, self._description, size))
         third = self._train(name, f"degree {degree}", third, size, taught)
         plain = folded(third.cpu())
         rounded = self._train(
@@ -206,7 +206,7 @@ class Bench:
             weight_bits=settings.weight_bits,
         )
         plain.load_state_dict(without_rounding(rounded))
-        judged = self._judge(name, self._int8(make_float(plain, self._manifest)), size, note=False)
+        judged = self._judge(name, self._int8(make_float(plain, self._description)), size, note=False)
         self._seconds[degree] = time.monotonic() - began
         return judged
 
@@ -230,12 +230,12 @@ class Bench:
             teacher_size=taught.size if taught else None,
             weight_bits=weight_bits,
         )
-        return self._workshop.train(training, net)
+        return self._backend.train(training, net)
 
     def _int8(self, made: Artefacts) -> Artefacts:
-        pool = self._manifest.samples_of("train")
+        pool = self._description.samples_of("train")
         drawn = np.sort(np.random.default_rng(0).permutation(pool)[:_CALIBRATION_IMAGES])
-        return self._workshop.quantise(made, drawn, self._settings.weight_bits)
+        return self._backend.quantise(made, drawn, self._settings.weight_bits)
 
     def _judge(
         self, name: str, made: Artefacts, size: BackboneSize, began: float | None = None, *, note: bool = True
@@ -243,8 +243,8 @@ class Bench:
         """Write an artefact and measure it as it lies on the disk."""
         place = self.folder.place(name)
         path = made.save(place)
-        found_N, right_N = self._workshop.answers(name, place)
-        speed = self._workshop.speed(place)
+        found_N, right_N = self._backend.answers(name, place)
+        speed = self._backend.speed(place)
         if name == "first":
             self._first_answers = found_N
         if self._settings.against is Against.FIRST:
@@ -264,7 +264,7 @@ class Bench:
 
     def _answers_of_first(self) -> NDArray[np.int64]:
         if self._first_answers is None:
-            self._first_answers = self._workshop.answers("first", self.folder.place("first")).found_N
+            self._first_answers = self._backend.answers("first", self.folder.place("first")).found_N
         return self._first_answers
 
     def _guess(self, conditions: Conditions, first_int8: Judged) -> int:

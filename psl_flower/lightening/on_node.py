@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import Phase, Shipped, make_upper, upper_options
+from psl_flower.engine.build import CompressionTraining, OnnxInference, make_upper, upper_options
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, LighteningError, NoCheckpoint, RunError
 from psl_flower.models.split import Upper
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.files import write_atomically
 
@@ -58,8 +58,8 @@ def check_runtime() -> None:
 
 def put_in_place(
     config: RunConfig,
-    manifest: Manifest,
-    phase: Phase,
+    description: StoreSetDescription,
+    phase: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
     weights: Mapping[str, torch.Tensor],
@@ -69,9 +69,9 @@ def put_in_place(
 
     Parameters
     ----------
-    config, manifest : RunConfig, Manifest
+    config, description : RunConfig, StoreSetDescription
         Of the training.
-    phase : Phase
+    phase : CompressionTraining
         What is trained.
     store : PatchStore
         Of the Upper.
@@ -89,17 +89,17 @@ def put_in_place(
     checkpoints.drop_after(-1)
     m = store.meta.upper
     if phase.teacher is not None:
-        _loaded(make_upper(config, manifest, m, phase.teacher), teacher)
+        _loaded(make_upper(config, description, m, phase.teacher), teacher)
         save_state(checkpoints.folder / _TEACHER_FILE, dict(teacher))
-    student = _loaded(_student(config, manifest, phase, m), weights)
-    engine = UpperEngine(student, store, upper_options(config, manifest, torch.device("cpu")), checkpoints)
+    student = _loaded(_student(config, description, phase, m), weights)
+    engine = UpperEngine(student, store, upper_options(config, description, torch.device("cpu")), checkpoints)
     checkpoints.save(0, engine.state())
 
 
 def training_engine(
     config: RunConfig,
-    manifest: Manifest,
-    phase: Phase,
+    description: StoreSetDescription,
+    phase: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
     device: torch.device,
@@ -121,13 +121,17 @@ def training_engine(
     m, teacher = store.meta.upper, None
     if phase.teacher is not None:
         taught = load_state(checkpoints.folder / _TEACHER_FILE)
-        teacher = _loaded(make_upper(config, manifest, m, phase.teacher), taught).eval().requires_grad_(False)
-    model = _student(config, manifest, phase, m)
-    return UpperEngine(model, store, upper_options(config, manifest, device), checkpoints, teacher)
+        teacher = _loaded(make_upper(config, description, m, phase.teacher), taught).eval().requires_grad_(False)
+    model = _student(config, description, phase, m)
+    return UpperEngine(model, store, upper_options(config, description, device), checkpoints, teacher)
 
 
 def shipped_engine(
-    config: RunConfig, manifest: Manifest, shipped: Shipped, store: PatchStore, checkpoints: Checkpoints
+    config: RunConfig,
+    description: StoreSetDescription,
+    shipped: OnnxInference,
+    store: PatchStore,
+    checkpoints: Checkpoints,
 ) -> UpperEngine:
     """Return an Upper that predicts by its file, `UPPER_FILE` beside its checkpoints; it cannot be trained.
 
@@ -145,10 +149,10 @@ def shipped_engine(
     content = _read(path)
     if hashlib.sha256(content).hexdigest() != shipped.digests.get(store.meta.upper):
         raise RunError(f"{path}: is another light Upper than the one expected; call psl lighten again")
-    options = upper_options(config, manifest, torch.device("cpu"))
+    options = upper_options(config, description, torch.device("cpu"))
     # The file takes pixels in 0..1 and normalises them itself.
     neutral = dataclasses.replace(
-        options, mean=[0.0] * manifest.channels, std=[1.0] * manifest.channels, autocast=False, averaged=False
+        options, mean=[0.0] * description.channels, std=[1.0] * description.channels, autocast=False, averaged=False
     )
     # A folder without checkpoints: a file has no steps.
     return UpperEngine(OnnxModule(content, torch.get_num_threads()), store, neutral, Checkpoints(path))
@@ -233,8 +237,8 @@ def _drop_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _student(config: RunConfig, manifest: Manifest, phase: Phase, upper: int) -> Upper:
-    model = make_upper(config, manifest, upper, phase.size)
+def _student(config: RunConfig, description: StoreSetDescription, phase: CompressionTraining, upper: int) -> Upper:
+    model = make_upper(config, description, upper, phase.size)
     if not phase.weight_bits:
         return model
     from psl_flower.lightening.quantising import folded, with_rounding

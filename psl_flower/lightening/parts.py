@@ -11,7 +11,7 @@ from torch import nn
 from psl_flower.engine.inputs import channel_column
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import Lower, Upper
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 
 
 class OfPatches(nn.Module):
@@ -20,11 +20,11 @@ class OfPatches(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, upper: Upper, manifest: Manifest) -> None:
+    def __init__(self, upper: Upper, description: StoreSetDescription) -> None:
         super().__init__()
         self.upper = upper
-        self.register_buffer("mean", channel_column(manifest.mean))
-        self.register_buffer("std", channel_column([s or 1.0 for s in manifest.std]))
+        self.register_buffer("mean", channel_column(description.mean))
+        self.register_buffer("std", channel_column([s or 1.0 for s in description.std]))
 
     def forward(self, patches_NChw: torch.Tensor) -> torch.Tensor:
         """Return smashed data (N, C', h', w') of patches (N, C, h, w), float32 pixels in 0..1."""
@@ -48,10 +48,10 @@ class Tail(nn.Module):
 class Cut(nn.Module):
     """Images to the patches of every Upper (B*K, C, h, w)."""
 
-    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
+    def __init__(self, net: PatchSplitNet, description: StoreSetDescription) -> None:
         super().__init__()
         self._grid = net.grid
-        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
+        self._positions = [list(description.positions_of(m)) for m in range(description.num_uppers)]
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the patches of every Upper, in the images' dtype."""
@@ -64,9 +64,9 @@ class Cut(nn.Module):
 class Join(nn.Module):
     """The smashed data of every Upper (B*K, C', h', w') to those of all positions (B, P, C', h', w')."""
 
-    def __init__(self, net: PatchSplitNet, manifest: Manifest) -> None:
+    def __init__(self, net: PatchSplitNet, description: StoreSetDescription) -> None:
         super().__init__()
-        self._positions = [list(manifest.positions_of(m)) for m in range(manifest.num_uppers)]
+        self._positions = [list(description.positions_of(m)) for m in range(description.num_uppers)]
         self._num_patches = len(net.assignment)
 
     def forward(self, *smashed: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ SECOND_RATIOS = (1.1, 16.0)
 EDGE = "edge"
 
 
-class Lesson(StrEnum):
+class TeacherChoice(StrEnum):
     """What the third model learns from: labels alone, or also the answers of the first or second."""
 
     LABELS = "labels"
@@ -101,7 +101,7 @@ class LighteningSettings:
         Epochs that the second and every third model is trained for; 0: as many as the run.
     rounding_epochs : int
         Epochs of the third after these, under quantisation; 0: a quarter of them, at least one.
-    teacher : Lesson
+    teacher : TeacherChoice
         What the third learns from.
     distil_share : float
         Weight of a teacher's answers in the loss, 0..1; the rest is the labels'.
@@ -131,7 +131,7 @@ class LighteningSettings:
     weight_bits: int = 7
     epochs: int = 0
     rounding_epochs: int = 0
-    teacher: Lesson = Lesson.SECOND
+    teacher: TeacherChoice = TeacherChoice.SECOND
     distil_share: float = 0.7
     distil_first: bool = False
     against: Against = Against.LABELS

@@ -20,7 +20,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_lower, make_upper
 from psl_flower.lightening.settings import Growth, Measure
 from psl_flower.models.architectures import BackboneSize, backbone_size
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 
 # Channels come in multiples of this: vector instructions work on 8 numbers or more at a time.
 CHANNEL_STEP = 8
@@ -42,16 +42,16 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-def cost_of(config: RunConfig, manifest: Manifest, size: BackboneSize | None = None) -> Cost:
+def cost_of(config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None) -> Cost:
     """Return what a network of this size costs, counted on tensors without content."""
     with torch.device("meta"):
-        upper, lower = make_upper(config, manifest, 0, size).eval(), make_lower(config, manifest, size).eval()
-        patches_PChw = torch.empty(len(manifest.assignment), manifest.channels, *manifest.patch_size)
+        upper, lower = make_upper(config, description, 0, size).eval(), make_lower(config, description, size).eval()
+        patches_PChw = torch.empty(len(description.assignment), description.channels, *description.patch_size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             # All Uppers are alike, so one of them counts for all patches.
             lower(upper(patches_PChw)[None])
     of_upper, of_lower = (sum(p.numel() for p in part.parameters()) for part in (upper, lower))
-    return Cost(manifest.num_uppers * of_upper + of_lower, counter.get_total_flops() // 2)
+    return Cost(description.num_uppers * of_upper + of_lower, counter.get_total_flops() // 2)
 
 
 def choose_second(

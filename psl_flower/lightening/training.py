@@ -14,11 +14,11 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import steps_per_round
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import Teacher
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import StoreSet
 
@@ -69,9 +69,9 @@ class Training:
         return self.place / f"{self.stage}.pt"
 
 
-def epochs_of_run(config: RunConfig, manifest: Manifest) -> int:
+def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
     """Return the epochs that a run was trained for, rounded up."""
-    order = batch_order(config, manifest)
+    order = batch_order(config, description)
     steps = config.rounds * steps_per_round(config, order)
     return -(-steps // order.steps_per_epoch)
 
@@ -92,7 +92,7 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class School:
+class LocalTrainer:
     """Where networks are trained: the run's images, settings and device.
 
     Attributes
@@ -154,10 +154,12 @@ class School:
         """
         config = training_config(self.config, epochs, rounding=rounding)
         stores = self.stores
-        monolith = Monolith(config, stores.manifest, stores.labels, self.opened, self.device, net=net, teacher=teacher)
+        monolith = OneProcessTrainer(
+            config, stores.description, stores.labels, self.opened, self.device, net=net, teacher=teacher
+        )
         if checkpoint.exists():
             monolith.load_state_dict(load_state(checkpoint))
-        per_epoch = batch_order(config, stores.manifest).steps_per_epoch
+        per_epoch = batch_order(config, stores.description).steps_per_epoch
         total = epochs * per_epoch
 
         def on_step(step: int, loss: float, _: float) -> None:

@@ -105,7 +105,7 @@ class _Entry(torch.autograd.Function):
         return gradient_NChw, None
 
 
-def enter_gradient(features_NChw: torch.Tensor, gradient_NChw: torch.Tensor) -> None:
+def backward_from(features_NChw: torch.Tensor, gradient_NChw: torch.Tensor) -> None:
     """Run the backward pass of one Upper from the gradient of its smashed data; both (N, C, h, w), of one dtype.
 
     Does what ``features.backward(gradient)`` does. That call loads torch's symbolic shapes and sympy, which costs every

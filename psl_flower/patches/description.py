@@ -17,7 +17,7 @@ from psl_flower.system.files import write_atomically
 VERSION = 2
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The description of one set of patch stores.
 
     Attributes
@@ -122,7 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises
         ------
         GridError
-            If the sizes do not fit each other; a manifest that `load` returned does not raise.
+            If the sizes do not fit each other; a description that `load` returned does not raise.
         """
         return PatchGrid(image_size=self.image_size, patch_size=self.patch_size, stride=self.stride, fit=self.fit)
 
@@ -139,7 +139,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return tuple(p for p, m in enumerate(self.assignment) if m == upper)
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON, durably; the file is the old one or the new one, never a part.
+        """Write the description as JSON, durably; the file is the old one or the new one, never a part.
 
         Raises
         ------
@@ -153,8 +153,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise StoreError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
-        """Read a manifest and check that its parts agree.
+    def load(cls, path: Path) -> StoreSetDescription:
+        """Read a description and check that its parts agree.
 
         Raises
         ------
@@ -166,16 +166,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         except OSError as error:
             raise StoreError(f"{path}: cannot read the manifest: {error.strerror or error}") from error
         try:
-            manifest = msgspec.json.decode(encoded, type=cls)
+            description = msgspec.json.decode(encoded, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{path}: the manifest is damaged: {error}") from error
-        problem = manifest._contradiction()
+        problem = description._contradiction()
         if problem:
             raise StoreError(f"{path}: the manifest is damaged: {problem}")
-        return manifest
+        return description
 
     def _contradiction(self) -> str:
-        """Return what is wrong with the manifest in itself, or nothing."""
+        """Return what is wrong with the description in itself, or nothing."""
         if self.version != VERSION:
             return f"expected version {VERSION}, found {self.version}"
         try:

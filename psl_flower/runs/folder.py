@@ -37,7 +37,7 @@ import psutil
 import tomli_w
 
 from psl_flower.config import RunConfig
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.system.files import write_atomically
 
@@ -280,18 +280,18 @@ class RunFolder:
         )
         self._write("predictions.npz", file.getvalue())
 
-    def write_manifest(self, manifest: Manifest) -> None:
+    def write_description(self, description: StoreSetDescription) -> None:
         """Write manifest.json."""
-        manifest.save(self.path / "manifest.json")
+        description.save(self.path / "manifest.json")
 
     @property
-    def has_manifest(self) -> bool:
+    def has_description(self) -> bool:
         """Whether the run has got as far as its stores."""
         return (self.path / "manifest.json").exists()
 
-    def read_manifest(self) -> Manifest:
+    def read_description(self) -> StoreSetDescription:
         """Read manifest.json; raises StoreError if it is missing or damaged."""
-        return Manifest.load(self.path / "manifest.json")
+        return StoreSetDescription.load(self.path / "manifest.json")
 
     def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         path = self.path / name

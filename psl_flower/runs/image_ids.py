@@ -20,7 +20,7 @@ class Numbered(Protocol):
         ...
 
 
-def parse_images(texts: Sequence[str], manifest: Numbered) -> list[int]:
+def parse_images(texts: Sequence[str], description: Numbered) -> list[int]:
     """Read image ids: a global number, or SPLIT:NUMBER; several in one text with commas between.
 
     Raises
@@ -35,8 +35,8 @@ def parse_images(texts: Sequence[str], manifest: Numbered) -> list[int]:
         split, colon, number = text.rpartition(":")
         if not number.isdecimal():
             raise ConfigError(f"image {text!r}: expected a number such as 17, or SPLIT:NUMBER such as test:17")
-        image = manifest.sample_of(split, int(number)) if colon else int(number)
-        manifest.split_of(image)
+        image = description.sample_of(split, int(number)) if colon else int(number)
+        description.split_of(image)
         images.append(image)
     if not images:
         raise ConfigError("no image is named: expected a number such as 17, or SPLIT:NUMBER such as test:17")

@@ -90,10 +90,10 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     folder = run if run.is_dir() else run.parent
     # The folder of a prediction has no manifest of its own: it lies in runs/NAME/predictions/.
     holders = (RunFolder(place) for place in (folder, *folder.absolute().parents[:2]))
-    holder = next((holder for holder in holders if holder.has_manifest), None)
+    holder = next((holder for holder in holders if holder.has_description), None)
     if holder is None:
         raise RunError(f"{run}: no manifest.json says which dataset the run was on; name the folder of a run")
-    began = holder.read_manifest()
+    began = holder.read_description()
     grid = Grid(
         image=began.image_size,
         patch=began.patch_size,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.errors import ConfigError, NoCheckpoint, OtherDataset, RunError
 from psl_flower.system.files import write_atomically
 from psl_flower.runs.image_ids import parse_images
@@ -146,7 +146,7 @@ def free_folder(run: RunFolder, config: RunConfig) -> RunFolder:
     return RunFolder(next(folder / candidate for candidate in candidates if not (folder / candidate).exists()))
 
 
-def samples_asked(config: RunConfig, manifest: Manifest) -> tuple[NDArray[np.int64], list[str]]:
+def samples_asked(config: RunConfig, description: StoreSetDescription) -> tuple[NDArray[np.int64], list[str]]:
     """Return the global indices (N,) of the images to predict, and the split of each.
 
     Raises
@@ -155,17 +155,17 @@ def samples_asked(config: RunConfig, manifest: Manifest) -> tuple[NDArray[np.int
         If an image is not in the dataset, none is named, or the file of images cannot be read.
     """
     if not config.predict_images:
-        samples_N = manifest.samples_of(config.predict_split)
+        samples_N = description.samples_of(config.predict_split)
         if not len(samples_N):
             raise ConfigError(f"predict-split: the dataset has no {config.predict_split} images")
         return samples_N, [config.predict_split] * len(samples_N)
-    images = parse_images(_ids(config.predict_images), manifest)
+    images = parse_images(_ids(config.predict_images), description)
     if not images:
         raise ConfigError(f"predict-images: {config.predict_images!r} names no image")
-    return np.array(images, np.int64), [manifest.split_of(image)[0] for image in images]
+    return np.array(images, np.int64), [description.split_of(image)[0] for image in images]
 
 
-def check(config: RunConfig, run: RunFolder, manifest: Manifest) -> None:
+def check(config: RunConfig, run: RunFolder, description: StoreSetDescription) -> None:
     """Check that what is asked for can be predicted with a run's model on these patch stores.
 
     Raises
@@ -175,15 +175,15 @@ def check(config: RunConfig, run: RunFolder, manifest: Manifest) -> None:
     ConfigError
         If an image or an Upper is asked for that is not there, or no Upper would be left.
     """
-    if manifest.fingerprint != run.read_manifest().fingerprint:
+    if description.fingerprint != run.read_description().fingerprint:
         raise OtherDataset(
             f"{config.dataset}: its patch stores are not those that run {run.name} was trained on, to which the nodes' "
             "weights belong; put those back, or train anew"
         )
-    samples_asked(config, manifest)
-    if not config.uppers_left_out() < set(range(manifest.num_uppers)):
+    samples_asked(config, description)
+    if not config.uppers_left_out() < set(range(description.num_uppers)):
         raise ConfigError(
-            f"predict-without: expected some of Uppers 0 to {manifest.num_uppers - 1}, but not all, "
+            f"predict-without: expected some of Uppers 0 to {description.num_uppers - 1}, but not all, "
             f"got {config.predict_without}"
         )
 

@@ -23,7 +23,7 @@ from psl_flower.data.images import resize_image
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import DataError, StoreError
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import StoreMeta, store_folder
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.plain import PlainStoreWriter
@@ -132,7 +132,7 @@ def _ingest(
     _save_labels(folder / LABELS_FILE, labels_N)
     sync_folder(folder)
     mean, std = _statistics(sums_C, squares_C, num_train * math.prod(grid.image_size))
-    Manifest(
+    StoreSetDescription(
         dataset=request.dataset,
         fingerprint=fingerprint,
         source=fingerprint,

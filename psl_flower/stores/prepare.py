@@ -52,20 +52,20 @@ def prepare_stores(
 
 def _check_settings(config: RunConfig, stores: StoreSet) -> None:
     """Refuse settings that say otherwise than the owner, who has cut the images already."""
-    manifest = stores.manifest
+    description = stores.description
     if config.stores == "plain":
         raise ConfigError(f"stores: plain is given, but {config.dataset} holds sealed stores")
     if config.grid == "auto":
         raise ConfigError(f"grid: auto is given, but {config.dataset} holds stores that are cut already; leave it out")
     cut: dict[str, tuple[object, object]] = {
-        "image-size": (size_text(config.image_size), size_text(manifest.image_size)),
-        "patch-size": (size_text(config.patch_size), size_text(manifest.patch_size)),
-        "stride": (size_text(config.stride), size_text(manifest.stride)),
-        "uppers": (config.uppers, manifest.num_uppers),
+        "image-size": (size_text(config.image_size), size_text(description.image_size)),
+        "patch-size": (size_text(config.patch_size), size_text(description.patch_size)),
+        "stride": (size_text(config.stride), size_text(description.stride)),
+        "uppers": (config.uppers, description.num_uppers),
         "max-train": (config.max_train, 0),
         "max-test": (config.max_test, 0),
         # Its default cannot be told from a setting that was left out.
-        "fit": ("pad" if config.fit == "pad" else "", manifest.fit),
+        "fit": ("pad" if config.fit == "pad" else "", description.fit),
     }
     for key, (given, found) in cut.items():
         if given and given != found:
@@ -74,9 +74,9 @@ def _check_settings(config: RunConfig, stores: StoreSet) -> None:
             )
     # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
     if config.assignment != RunConfig().assignment:
-        asked = assign(manifest.grid(), manifest.num_uppers, config.assignment)
-        if asked != manifest.assignment:
+        asked = assign(description.grid(), description.num_uppers, config.assignment)
+        if asked != description.assignment:
             raise ConfigError(
                 f"assignment: {config.assignment} is given, but {config.dataset} holds stores with the assignment "
-                f"{manifest.assignment}"
+                f"{description.assignment}"
             )

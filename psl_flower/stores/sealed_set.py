@@ -16,7 +16,7 @@ from psl_flower.data.images import Resized
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, ingest
@@ -180,7 +180,7 @@ def _as_set(
     created: bool,
 ) -> StoreSet:
     sealed = signed.manifest
-    manifest = Manifest(
+    description = StoreSetDescription(
         dataset=dataset,
         fingerprint=sealed.fingerprint,
         source=source,
@@ -201,7 +201,7 @@ def _as_set(
     )
     return StoreSet(
         folder=folder,
-        manifest=manifest,
+        description=description,
         labels=labels.labels_N,
         created=created,
         keys=ring.place if ring is not None else None,

@@ -24,7 +24,7 @@ from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprin
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
 from psl_flower.patches.cutting import explain_sizes
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, StoreMeta, store_folder
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
@@ -181,7 +181,7 @@ class StoreSet:
     ----------
     folder : Path
         Where they are.
-    manifest : Manifest
+    description : StoreSetDescription
         What they are.
     labels : NDArray[np.int64]
         (N,) index into the class names, of all samples in global order.
@@ -200,7 +200,7 @@ class StoreSet:
     """
 
     folder: Path
-    manifest: Manifest
+    description: StoreSetDescription
     labels: NDArray[np.int64]
     created: bool
     keys: Path | None = None
@@ -254,8 +254,8 @@ class StoreSet:
         StoreNotFound
             If a sealed store is not in this folder.
         """
-        if not 0 <= upper < self.manifest.num_uppers:
-            raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.manifest.num_uppers - 1}")
+        if not 0 <= upper < self.description.num_uppers:
+            raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.description.num_uppers - 1}")
         if self.sealed:
             return place_of(self.folder, manifests.load(self.folder).manifest, upper)
         return store_folder(self.folder, upper)
@@ -306,43 +306,45 @@ def load_set(folder: Path, fingerprint: str, *, created: bool) -> StoreSet:
         If a part is missing, damaged or of another set.
     """
     try:
-        manifest = Manifest.load(folder / MANIFEST_FILE)
-        if manifest.fingerprint != fingerprint:
-            raise StoreError(f"{folder}: the manifest belongs to other stores")
-        labels_N = _load_labels(folder / LABELS_FILE, manifest)
-        for upper in range(manifest.num_uppers):
-            _check_store(store_folder(folder, upper), manifest, upper)
+        description = StoreSetDescription.load(folder / MANIFEST_FILE)
+        if description.fingerprint != fingerprint:
+            raise StoreError(f"{folder}: its description is of other stores")
+        labels_N = _load_labels(folder / LABELS_FILE, description)
+        for upper in range(description.num_uppers):
+            _check_store(store_folder(folder, upper), description, upper)
     except StoreError as error:
         raise StoreError(f"{error}; delete {folder} to have it made again") from error
-    return StoreSet(folder=folder, manifest=manifest, labels=labels_N, created=created)
+    return StoreSet(folder=folder, description=description, labels=labels_N, created=created)
 
 
-def _load_labels(path: Path, manifest: Manifest) -> NDArray[np.int64]:
+def _load_labels(path: Path, description: StoreSetDescription) -> NDArray[np.int64]:
     try:
         labels_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
     except OSError as error:
         raise StoreError(f"{path}: cannot read the labels: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
         raise StoreError(f"{path}: the labels are damaged") from error
-    if labels_N.dtype != np.int64 or labels_N.shape != (manifest.num_samples,):
-        raise StoreError(f"{path}: expected int64 ({manifest.num_samples},), found {labels_N.dtype} {labels_N.shape}")
-    if not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < manifest.num_classes:
-        raise StoreError(f"{path}: a label is outside the {manifest.num_classes} classes")
+    if labels_N.dtype != np.int64 or labels_N.shape != (description.num_samples,):
+        raise StoreError(
+            f"{path}: expected int64 ({description.num_samples},), found {labels_N.dtype} {labels_N.shape}"
+        )
+    if not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < description.num_classes:
+        raise StoreError(f"{path}: a label is outside the {description.num_classes} classes")
     return labels_N
 
 
-def _check_store(path: Path, manifest: Manifest, upper: int) -> None:
+def _check_store(path: Path, description: StoreSetDescription, upper: int) -> None:
     expected = StoreMeta(
-        dataset=manifest.fingerprint,
+        dataset=description.fingerprint,
         upper=upper,
-        positions=manifest.positions_of(upper),
-        patch_shape=(manifest.channels, *manifest.patch_size),
-        num_samples=manifest.num_samples,
+        positions=description.positions_of(upper),
+        patch_shape=(description.channels, *description.patch_size),
+        num_samples=description.num_samples,
     )
     store = open_store(path)
     store.close()
     if store.meta != expected:
-        raise StoreError(f"{path}: is not the store of Upper {upper} that the manifest describes")
+        raise StoreError(f"{path}: is not the store of Upper {upper} that the set describes")
 
 
 def _slug(dataset: str) -> str:

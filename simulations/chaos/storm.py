@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from simulations.chaos.job import ROLES, Job
@@ -96,8 +96,8 @@ def _equal(run: RunFolder, steps: int) -> bool:
     torch.set_num_threads(1)
     config = run.read_config().replace(workspace=str(run.path.parents[1]))
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-    monolith = Monolith(config, stores.manifest, stores.labels, opened)
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+    monolith = OneProcessTrainer(config, stores.description, stores.labels, opened)
     monolith.train(steps)
     expected, found = monolith.net.state_dict(), load_file(run.model / "model.safetensors")
     return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clients.partitions import divide
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_adaptation, make_lower, make_network, make_upper, smashed_shapes
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.stores.store_set import StoreSet
 from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
 
@@ -21,12 +21,12 @@ _BATCH = 2
 
 def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
     """Return a method's cost; `config` and `stores` are those of its runs, of whole images but for patch-split."""
-    manifest = stores.manifest
-    samples_N = manifest.samples_of("train")
+    description = stores.description
+    samples_N = description.samples_of("train")
     if method.kind == PATCHES:
-        return _split(config, manifest, len(samples_N))
-    net = make_network(config, manifest)
-    images = torch.zeros(_BATCH, manifest.channels, *manifest.image_size)
+        return _split(config, description, len(samples_N))
+    net = make_network(config, description)
+    images = torch.zeros(_BATCH, description.channels, *description.image_size)
     node_images = len(samples_N)
     if method.kind == AVERAGING:
         parts = divide(
@@ -45,14 +45,14 @@ def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
     )  # fmt: skip
 
 
-def _split(config: RunConfig, manifest: Manifest, num_images: int) -> Cost:
-    shapes = smashed_shapes(config, manifest)
+def _split(config: RunConfig, description: StoreSetDescription, num_images: int) -> Cost:
+    shapes = smashed_shapes(config, description)
     busiest = max(shapes, key=lambda m: shapes[m][0])
-    upper, lower, adaptation = make_upper(config, manifest, busiest), make_lower(config, manifest), None
-    adaptation = make_adaptation(config, manifest)
+    upper, lower, adaptation = make_upper(config, description, busiest), make_lower(config, description), None
+    adaptation = make_adaptation(config, description)
     K, h, w, C = shapes[busiest]
-    patches = torch.zeros(_BATCH * K, manifest.channels, *manifest.patch_size)
-    smashed = torch.zeros(_BATCH, manifest.grid().num_patches, C, h, w, requires_grad=True)
+    patches = torch.zeros(_BATCH * K, description.channels, *description.patch_size)
+    smashed = torch.zeros(_BATCH, description.grid().num_patches, C, h, w, requires_grad=True)
 
     def serve() -> torch.Tensor:
         logits: torch.Tensor = lower(smashed)
@@ -63,7 +63,7 @@ def _split(config: RunConfig, manifest: Manifest, num_images: int) -> Cost:
         server_flops=_flops(serve),
         node_images=num_images,
         node_weights=_weights(upper),
-        weights=_weights(lower) + manifest.num_uppers * _weights(upper),
+        weights=_weights(lower) + description.num_uppers * _weights(upper),
     )
 
 

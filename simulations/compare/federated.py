@@ -106,7 +106,7 @@ def parts(config: RunConfig, own: Values, whole: StoreSet) -> list[NDArray[np.in
         If a setting is refused, or the images are too few for so many clients, or for clients that differ so much.
     """
     fed = FedAvgConfig.from_mapping(_settings(config, own))
-    samples_N = whole.manifest.samples_of("train")
+    samples_N = whole.description.samples_of("train")
     return divide(
         samples_N, whole.labels[samples_N],
         num_clients=fed.clients, kind=fed.partition, alpha=fed.dirichlet_alpha, seed=fed.run.seed,

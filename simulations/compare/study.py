@@ -135,8 +135,8 @@ class Study:
         )  # fmt: skip
         self._whole_config = whole_image_config(self._shared)
         self.whole = prepare_stores(self._whole_config, progress.ingesting)
-        self.methods = plan(self._shared, options.choice, self.whole.manifest.image_size)
-        self.steps_per_epoch = batch_order(config, self.whole.manifest).steps_per_epoch
+        self.methods = plan(self._shared, options.choice, self.whole.description.image_size)
+        self.steps_per_epoch = batch_order(config, self.whole.description).steps_per_epoch
         # Rounds end with an epoch, so a round is a whole part of one.
         wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
         self._evaluations = next(number for number in wanted if self.steps_per_epoch % number == 0)
@@ -157,16 +157,16 @@ class Study:
         began, options = circumstances(), self._options
         trials, costs = self._trials(), self._costs()
         target = target_accuracy(trials, self.methods, options.target)
-        manifest = self.whole.manifest
+        description = self.whole.description
         settings = Settings(
             config=common.without(self._config_given, DECIDED),
             options=options.told,
             engine=options.engine,
             epochs=options.epochs,
-            train_images=len(manifest.samples_of("train")),
-            test_images=len(manifest.samples_of("test")),
+            train_images=len(description.samples_of("train")),
+            test_images=len(description.samples_of("test")),
             steps_per_epoch=self.steps_per_epoch,
-            classes=manifest.class_names,
+            classes=description.class_names,
             target=target,
         )
         summaries = summarise(self.methods, costs, trials, target)
@@ -174,13 +174,13 @@ class Study:
 
     def holdings(self) -> list[Holding]:
         """Return, with pictures, what the nodes of every distributed method hold."""
-        samples_N = self.whole.manifest.samples_of("train")[:_PICTURED]
+        samples_N = self.whole.description.samples_of("train")[:_PICTURED]
         images_BCHW = self._images(samples_N)
         found: dict[str, Holding] = {}
         for method in self.methods:
             if method.kind == PATCHES and method.group not in found:
-                manifest = self._stores(method).manifest
-                found[method.group] = Holding(method.group, images_BCHW, manifest.grid(), manifest.assignment)
+                description = self._stores(method).description
+                found[method.group] = Holding(method.group, images_BCHW, description.grid(), description.assignment)
             elif method.kind == AVERAGING and method.own["partition"] not in found:
                 parts = federated.parts(self._config(method, self._options.seeds[0]), method.own, self.whole)
                 first_B = np.array([part[0] for part in parts[:_PICTURED]])
@@ -211,7 +211,7 @@ class Study:
             outcome, wall_s = self._do(method, seed, engine, name, clock)
             trial = Trial(
                 method=method.name, seed=seed, engine=engine, points=outcome.points, wall_s=wall_s,
-                confusion=confusion(outcome.label, outcome.predicted, len(self.whole.manifest.class_names)),
+                confusion=confusion(outcome.label, outcome.predicted, len(self.whole.description.class_names)),
                 up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent, **ran,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)

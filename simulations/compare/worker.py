@@ -137,7 +137,7 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
     config = RunConfig.from_mapping(job.config)
     device = choose_device(config.device)
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
     train = _exchange if job.kind == "in-process" else _alone
     outcome = train(job, config, stores, opened, device, tell)
     peaks = {"one process": peak()}
@@ -153,11 +153,11 @@ def _alone(
     from psl_flower.baselines.whole_image import MergedPatches
     from psl_flower.engine.batches import batch_order
     from psl_flower.engine.checkpoints import load_state, save_state
-    from psl_flower.engine.one_process import Monolith
+    from psl_flower.engine.one_process import OneProcessTrainer
 
-    make = MergedPatches if job.kind == MERGED else Monolith
-    trainer = make(config, stores.manifest, stores.labels, opened, device)
-    steps_per_epoch = batch_order(config, stores.manifest).steps_per_epoch
+    make = MergedPatches if job.kind == MERGED else OneProcessTrainer
+    trainer = make(config, stores.description, stores.labels, opened, device)
+    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
     points: list[Point] = []
     saved, saved_at = Path(job.folder) / "trial.pt", time.monotonic()
     if saved.exists():
@@ -189,13 +189,13 @@ def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: tor
     from psl_flower.inference.trained_model import Assembled
     from psl_flower.system.devices import autocast
 
-    samples_N = stores.manifest.samples_of("test")
+    samples_N = stores.description.samples_of("test")
     images = LabelledImages(
         dataset=config.dataset,
         num_images=len(samples_N),
         batches=images_in(stores, samples_N, config.evaluate_batch_size),
     )
-    assembled = Assembled(net=net.eval(), manifest=stores.manifest, config=config, device=device)
+    assembled = Assembled(net=net.eval(), description=stores.description, config=config, device=device)
     with autocast(device, config.autocast):
         points = absence_curve(assembled, images)
     return tuple(
@@ -228,24 +228,24 @@ def _exchange(
     from psl_flower.engine.rounds import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
-    manifest, folder = stores.manifest, Path(job.folder)
-    lower = make_lower_engine(config, manifest, device)
-    options = upper_options(config, manifest, device)
+    description, folder = stores.description, Path(job.folder)
+    lower = make_lower_engine(config, description, device)
+    options = upper_options(config, description, device)
     uppers = {
-        m: UpperEngine(make_upper(config, manifest, m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
+        m: UpperEngine(make_upper(config, description, m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
     wire = WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype)
     exchange = LocalExchange(uppers, wire)
     driver = RoundDriver(
         lower,
-        make_task(config, manifest, stores.labels),
-        smashed_shapes(config, manifest),
+        make_task(config, description, stores.labels),
+        smashed_shapes(config, description),
         Checkpoints(folder / "lower"),
-        averaging=make_averaging(config, manifest),
+        averaging=make_averaging(config, description),
         on_step=lambda report: tell(report.step),
     )
-    steps_per_epoch = batch_order(config, stores.manifest).steps_per_epoch
+    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
     points: list[Point] = []
     train_s = 0.0
     for _ in range(config.rounds):

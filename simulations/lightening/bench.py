@@ -20,7 +20,7 @@ from psl_flower.inference.trained_model import load_assembled
 from psl_flower.launch.superlink import environment
 from psl_flower.lightening.artefacts import WHOLE_FILE, check_packages
 from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.lightening.training import School, epochs_of_run
+from psl_flower.lightening.training import LocalTrainer, epochs_of_run
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.devices import choose_device
 from simulations import settings as common
@@ -63,8 +63,10 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     assembled = load_assembled(reference, choose_device("auto"))
     stores = stores_of(reference, assembled, progress.ingesting)
     with contextlib.ExitStack() as closing:
-        opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
-        school = School(
+        opened = [
+            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
+        ]
+        school = LocalTrainer(
             config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress.step
         )
         judge = Judge(assembled.config, stores, options.threads, options.batch)
@@ -95,9 +97,9 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         settings=Settings(
             **msgspec.structs.asdict(options),
             config=common.without(config, DECIDED),
-            train_images=len(stores.manifest.samples_of("train")),
-            test_images=len(stores.manifest.samples_of("test")),
-            epochs=epochs_of_run(assembled.config, stores.manifest),
+            train_images=len(stores.description.samples_of("train")),
+            test_images=len(stores.description.samples_of("test")),
+            epochs=epochs_of_run(assembled.config, stores.description),
             lightening=msgspec.to_builtins(settings),
         ),
         min_speed=min_speed,

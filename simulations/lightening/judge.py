@@ -61,7 +61,7 @@ class Judge:
 
     def __init__(self, config: RunConfig, stores: StoreSet, threads: int, batch: int) -> None:
         self._stores, self._threads, self._batch = stores, threads, batch
-        self._test = stores.manifest.samples_of("test")
+        self._test = stores.description.samples_of("test")
         self._evaluation_batch = config.evaluate_batch_size
 
     def right(self, path: Path) -> str:

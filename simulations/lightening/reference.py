@@ -10,7 +10,7 @@ from pathlib import Path
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import load_state, save_state
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
 from psl_flower.inference.trained_model import save_assembled
 from psl_flower.launch.running import local_paths
@@ -51,7 +51,7 @@ def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress)
         if (status := found.read_status()) is not None and status.state == "completed":
             return found
     stores = prepare_stores(config, progress.ingesting)
-    steps = batch_order(config, stores.manifest).steps_per_epoch
+    steps = batch_order(config, stores.description).steps_per_epoch
     progress.trial("reference")
     if engine == "flwr":
         patch_split(config, steps, lambda step: progress.step("training", step, steps * config.rounds))
@@ -63,11 +63,13 @@ def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress)
 def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: int, progress: Progress) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
-    run.write_manifest(stores.manifest)
+    run.write_description(stores.description)
     checkpoint, total, device = run.path / "one-graph.pt", steps * config.rounds, choose_device(config.device)
     with contextlib.ExitStack() as closing:
-        opened = [closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.manifest.num_uppers)]
-        monolith = Monolith(config, stores.manifest, stores.labels, opened, device)
+        opened = [
+            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
+        ]
+        monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, device)
         if checkpoint.exists():
             monolith.load_state_dict(load_state(checkpoint))
         while monolith.step < total:

@@ -19,7 +19,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.lightening.sizing import choose_second, cost_of, size_of_run
-from psl_flower.lightening.training import School, epochs_of_run
+from psl_flower.lightening.training import LocalTrainer, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from simulations.lightening.judge import Artefact
@@ -34,18 +34,18 @@ class Rivals:
     ----------
     first : PatchSplitNet
         The reference.
-    school : School
+    school : LocalTrainer
         Where one of them learns.
     """
 
-    def __init__(self, first: PatchSplitNet, school: School) -> None:
-        self._first, self._school = first, school
-        self._config, self._manifest = school.config, school.stores.manifest
+    def __init__(self, first: PatchSplitNet, school: LocalTrainer) -> None:
+        self._first, self._trainer = first, school
+        self._config, self._description = school.config, school.stores.description
 
     def reference_files(self, folder: Path) -> tuple[Path, Path]:
         """Make and return files of the reference in float32 and directly in int8."""
-        made = make_float(folded(self._first), self._manifest)
-        int8 = make_int8(self._manifest, made, self._calibration_images(), LighteningSettings().weight_bits)
+        made = make_float(folded(self._first), self._description)
+        int8 = make_int8(self._description, made, self._calibration_images(), LighteningSettings().weight_bits)
         return made.save(folder / "float32"), int8.save(folder / "int8")
 
     def at_degree(
@@ -57,14 +57,14 @@ class Rivals:
         statistics are measured again; the training has as many epochs as the third's in all, from the labels alone.
         """
         size = self._size(degree, settings)
-        cut = prune(self._first, make_network(self._config, self._manifest, size)).eval()
+        cut = prune(self._first, make_network(self._config, self._description, size)).eval()
         files = [(self._int8(self._measured_again(cut), settings, folder / names[0]), 0.0)]
-        began, epochs = time.monotonic(), settings.epochs or epochs_of_run(self._config, self._manifest)
+        began, epochs = time.monotonic(), settings.epochs or epochs_of_run(self._config, self._description)
         epochs += settings.rounding_epochs or max(1, epochs // 4)
         checkpoint = folder / f"degree-{degree:03d}.pt"
-        taught = self._school.train("cut reference", cut.requires_grad_(True), epochs, checkpoint)
+        taught = self._trainer.train("cut reference", cut.requires_grad_(True), epochs, checkpoint)
         files.append((self._int8(taught.cpu(), settings, folder / names[1]), time.monotonic() - began))
-        parameters, multiply_adds = cost_of(self._config, self._manifest, size)
+        parameters, multiply_adds = cost_of(self._config, self._description, size)
         return [
             Artefact(
                 name=name, degree=None, path=path, parameters=parameters, multiply_adds=multiply_adds, train_s=train_s
@@ -76,7 +76,7 @@ class Rivals:
         first = size_of_run(self._config)
         second = choose_second(
             first,
-            partial(cost_of, self._config, self._manifest),
+            partial(cost_of, self._config, self._description),
             ratio=settings.second_ratio,
             measure=settings.measure,
             growth=settings.growth,
@@ -94,15 +94,15 @@ class Rivals:
                 module.reset_running_stats()
                 module.momentum = None  # the mean of all batches
         for images_BCHW in self._calibration_images().split(_CALIBRATION_BATCH):  # type: ignore[no-untyped-call]
-            result.train()(normalise(images_BCHW, self._manifest.mean, self._manifest.std))
+            result.train()(normalise(images_BCHW, self._description.mean, self._description.std))
         return result.eval()
 
     def _int8(self, net: PatchSplitNet, settings: LighteningSettings, folder: Path) -> Path:
-        made, images_BCHW = make_float(folded(net), self._manifest), self._calibration_images()
-        return make_int8(self._manifest, made, images_BCHW, settings.weight_bits).save(folder)
+        made, images_BCHW = make_float(folded(net), self._description), self._calibration_images()
+        return make_int8(self._description, made, images_BCHW, settings.weight_bits).save(folder)
 
     def _calibration_images(self) -> torch.Tensor:
         """Return training images (B, C, H, W), the same every time."""
-        pool = self._manifest.samples_of("train")
+        pool = self._description.samples_of("train")
         drawn = np.sort(np.random.default_rng(0).permutation(pool)[:_CALIBRATION_IMAGES])
-        return torch.cat([images for images, _ in images_in(self._school.stores, drawn, _CALIBRATION_IMAGES)])
+        return torch.cat([images for images, _ in images_in(self._trainer.stores, drawn, _CALIBRATION_IMAGES)])

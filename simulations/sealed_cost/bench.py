@@ -64,7 +64,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     settings = Settings(
         **msgspec.structs.asdict(options),
         config=common.without(config, DECIDED),
-        uppers=stores.manifest.num_uppers,
+        uppers=stores.description.num_uppers,
     )
     trials = []
     for repetition in range(1, options.repetitions + 1):

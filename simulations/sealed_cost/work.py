@@ -82,7 +82,7 @@ def read(job: ReadJob) -> Reading:
     """Read batches from both kinds of store in turn, then train; the stores are made first if they are missing."""
     import torch
 
-    from psl_flower.engine.one_process import Monolith
+    from psl_flower.engine.one_process import OneProcessTrainer
     from psl_flower.stores.prepare import prepare_stores
     from psl_flower.system.machine import keep_freed_memory
 
@@ -90,7 +90,7 @@ def read(job: ReadJob) -> Reading:
     torch.set_num_threads(job.threads)
     config = RunConfig.from_mapping(job.config)
     sealed, plain = prepare_stores(config), prepare_stores(config.replace(stores="plain"))
-    rng, pool = np.random.default_rng(job.seed), sealed.manifest.samples_of("train")
+    rng, pool = np.random.default_rng(job.seed), sealed.description.samples_of("train")
     batches = [rng.choice(pool, config.batch_size, replace=False) for _ in range(job.batches + 1)]
     began = time.perf_counter()
     stores = {"sealed": sealed.open(0)}
@@ -104,9 +104,11 @@ def read(job: ReadJob) -> Reading:
             began = time.perf_counter()
             stores[kind].read(samples_B)
             seconds[kind].append(time.perf_counter() - began)
-    opened = [plain.open(m) for m in range(plain.manifest.num_uppers)]
+    opened = [plain.open(m) for m in range(plain.description.num_uppers)]
     step_s: list[float] = []
-    Monolith(config, plain.manifest, plain.labels, opened).train(job.steps, lambda *told: step_s.append(told[2]))
+    OneProcessTrainer(config, plain.description, plain.labels, opened).train(
+        job.steps, lambda *told: step_s.append(told[2])
+    )
     meta = stores["sealed"].meta
     return Reading(
         sealed_s=tuple(seconds["sealed"]),

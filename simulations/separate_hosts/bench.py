@@ -80,7 +80,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         upper_threads=max(1, options.threads // NUM_NODES),
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
-    task = make_task(shared, stores.manifest, stores.labels)
+    task = make_task(shared, stores.description, stores.labels)
     total_steps = options.total_steps
     if any(len(task.order.samples(step)) < config.batch_size for step in range(total_steps)):
         raise RunError(f"an epoch's smaller last batch is among the {total_steps} steps: more images or fewer steps")

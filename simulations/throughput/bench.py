@@ -54,7 +54,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         workspace=str(workspace), rounds=1, steps_per_round=options.total_steps, evaluate_every=0, collect_model=False,
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
-    nodes = int(federation(stores.manifest.num_uppers)["num-supernodes"])
+    nodes = int(federation(stores.description.num_uppers)["num-supernodes"])
     settings = Settings(
         **msgspec.structs.asdict(options),
         config=common.without(config, DECIDED),
@@ -81,7 +81,7 @@ class _Sessions:
     def __init__(self, config: RunConfig, settings: Settings, stores: StoreSet, progress: Progress, keep: bool) -> None:
         self._config, self._settings, self._stores, self._keep = config, settings, stores, keep
         self._progress, self._number = progress, 0
-        order = make_task(config, stores.manifest, stores.labels).order
+        order = make_task(config, stores.description, stores.labels).order
         self._batch_sizes = tuple(len(order.samples(step)) for step in range(settings.total_steps))
 
     def measure(self, mode: str, name: str) -> list[Measurement]:

@@ -202,9 +202,9 @@ def read_steps(run: RunFolder) -> list[StepTimes]:
 
 def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     """Return bytes up and down of the frames of a run through the test split, which is not training."""
-    shapes = smashed_shapes(config, stores.manifest)
+    shapes = smashed_shapes(config, stores.description)
     up = down = 0
-    for plan in make_task(config, stores.manifest, stores.labels).evaluation_plans(
+    for plan in make_task(config, stores.description, stores.labels).evaluation_plans(
         config.rounds * config.steps_per_round
     ):
         down += len(shapes) * frame_nbytes(Step(plan=plan))

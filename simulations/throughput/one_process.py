@@ -190,7 +190,7 @@ def work(job: Job) -> Done:
     import torch
 
     from psl_flower.config import RunConfig
-    from psl_flower.engine.one_process import Monolith
+    from psl_flower.engine.one_process import OneProcessTrainer
     from psl_flower.stores.prepare import prepare_stores
     from psl_flower.system.devices import choose_device
     from psl_flower.system.machine import keep_freed_memory
@@ -201,8 +201,8 @@ def work(job: Job) -> Done:
     torch.set_num_threads(job.threads)
     config = RunConfig.from_mapping(job.config)
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-    monolith = Monolith(config, stores.manifest, stores.labels, opened, choose_device(config.device))
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+    monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, choose_device(config.device))
     built_at = time.time()
     ends, step_s, losses = [], [], []
 

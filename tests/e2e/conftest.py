@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from tests.paths import ROOT
@@ -141,11 +141,11 @@ def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
     """Return the weights of the same network trained in this process on the run's own batches."""
     config = run.read_config()
     stores = prepare_stores(
-        config.replace(workspace=str(run.path.parents[1])), labels_version=run.read_manifest().labels_version
+        config.replace(workspace=str(run.path.parents[1])), labels_version=run.read_description().labels_version
     )
     assert not stores.created
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-    monolith = Monolith(config, stores.manifest, stores.labels, opened)
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+    monolith = OneProcessTrainer(config, stores.description, stores.labels, opened)
     monolith.train(num_steps)
     return monolith.net.state_dict()
 

@@ -47,7 +47,7 @@ def test_federated_averaging_is_the_mean_of_its_clients(place: Place, strategy: 
     assert (config.cutout, config.mixup, config.label_smoothing) == (4, 0.2, 0.1)
     stores = prepare_stores(config)
     assert not stores.created
-    manifest = stores.manifest
+    manifest = stores.description
     pool = manifest.samples_of("train")
     parts = divide(pool, stores.labels[pool], num_clients=CLIENTS, kind="dirichlet", alpha=0.5, seed=3)
     assert len(parts[0]) != len(parts[1])

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from psl_flower.cli.train import parse_settings
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
 from psl_flower.launch.running import app_folder
 from psl_flower.patches.store import store_folder
@@ -187,7 +187,7 @@ class Containers:
         )  # fmt: skip
         stores = prepare_stores(config)
         opened = [open_store(node.folder / "store", KeyRing(node.etc / "node.key")) for node in self.nodes]
-        monolith = Monolith(config, stores.manifest, stores.labels, opened)
+        monolith = OneProcessTrainer(config, stores.description, stores.labels, opened)
         monolith.train(num_steps)
         return monolith.net.state_dict()
 

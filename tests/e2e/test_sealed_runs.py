@@ -108,14 +108,14 @@ def test_wrong_images_are_restored_and_their_labels_corrected(place: Place, peop
     said = done(place, "train", *SETTINGS, "run-name=second")
     assert f"labels: version 1, {len(images)} images relabelled in all, last by restorer-1" in said
     second = place.run("second")
-    assert (first.read_manifest().labels_version, second.read_manifest().labels_version) == (0, 1)
+    assert (first.read_description().labels_version, second.read_description().labels_version) == (0, 1)
     corrected = oracle(second, STEPS)
     assert differing(model(second), corrected) == []
     assert differing(model(first), corrected) != []
 
     said = done(place, "train", "resume=stopped")
     assert "relabelled" not in said
-    assert stopped.read_manifest().labels_version == 0
+    assert stopped.read_description().labels_version == 0
     assert differing(model(stopped), oracle(stopped, 2 * STEPS)) == []
 
 

@@ -147,7 +147,7 @@ def test_cifar10(place: Place) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = place.run("cifar")
-    manifest = run.read_manifest()
+    manifest = run.read_description()
     assert (manifest.image_size, manifest.channels, manifest.num_classes) == ((32, 32), 3, 10)
     assert differing(model(run), oracle(run, 2)) == []
 
@@ -165,7 +165,7 @@ def test_a_folder_of_images_by_class(place: Place, tmp_path: Path) -> None:
         "steps-per-round=2", "run-name=pictures", "upper-threads=1", "lower-threads=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    manifest = place.run("pictures").read_manifest()
+    manifest = place.run("pictures").read_description()
     assert (manifest.image_size, manifest.patch_size, manifest.class_names) == (
         (24, 36),
         (12, 18),

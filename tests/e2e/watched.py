@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from psl_flower.cli.train import parse_settings
 from psl_flower.config import RunConfig
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
@@ -133,11 +133,11 @@ class Deployment(deployment.Deployment):
         monolith.train(num_steps)
         return monolith.net.state_dict()
 
-    def monolith(self, name: str) -> Monolith:
+    def monolith(self, name: str) -> OneProcessTrainer:
         """Return the network of a run before its first step, in this process, with the nodes' stores."""
         config = self.run(name).read_config().replace(workspace=str(self._workspace))
         stores = prepare_stores(config)
-        return Monolith(config, stores.manifest, stores.labels, [self.open_store(n) for n in range(4)])
+        return OneProcessTrainer(config, stores.description, stores.labels, [self.open_store(n) for n in range(4)])
 
     def open_store(self, n: int) -> PatchStore:
         return open_store(self.store(n), KeyRing(self.nodes[n].folder / "node.key"))

@@ -130,7 +130,7 @@ def task_of(config, stores, folder=""):
     return NodeTask(
         run="run",
         parties=(),
-        settings=encode_settings(config, stores.manifest),
+        settings=encode_settings(config, stores.description),
         activations="float32",
         gradients="float32",
         timeout_s=60.0,
@@ -141,11 +141,11 @@ def task_of(config, stores, folder=""):
 
 def strategy_of(config, stores, folder, **options):
     """Return the strategy of a run of 4 steps in 2 rounds, as the ServerApp makes it."""
-    lower = make_lower_engine(config, stores.manifest, torch.device("cpu"))
+    lower = make_lower_engine(config, stores.description, torch.device("cpu"))
     driver = RoundDriver(
         lower,
-        make_task(config, stores.manifest, stores.labels),
-        smashed_shapes(config, stores.manifest),
+        make_task(config, stores.description, stores.labels),
+        smashed_shapes(config, stores.description),
         Checkpoints(folder / "lower"),
     )
     placed: list[Placement] = []
@@ -236,12 +236,12 @@ def test_wrong_roles_are_named(nodes, kind, words, config, stores_for, hosts):
     assert WRONG
     stores = stores_for(config)
     with pytest.raises(kind, match=words):
-        place(hosts(*nodes), stores.manifest.assignment, "auto", task_of(config, stores), 20, adaptation=True)
+        place(hosts(*nodes), stores.description.assignment, "auto", task_of(config, stores), 20, adaptation=True)
 
 
 def test_a_run_without_it_leaves_that_node_alone(config, stores_for, hosts):
     stores = stores_for(config)
-    placement = place(hosts(0, ROLE, 1), stores.manifest.assignment, "auto", task_of(config, stores), 20)
+    placement = place(hosts(0, ROLE, 1), stores.description.assignment, "auto", task_of(config, stores), 20)
     assert placement.parties == {10: (0,), 12: (1,)}
 
 
@@ -278,7 +278,7 @@ def simulated(config, stores_for, num_nodes, slots, transport):
     grid = Hosts({n + 1: {"partition-id": n, "num-partitions": num_nodes} for n in range(num_nodes)})
     inventories = {n + 1: Inventory(partition=n, num_partitions=num_nodes, slots=slots) for n in range(num_nodes)}
     task = task_of(config, stores, str(stores.folder))
-    return _place_simulated(grid, inventories, stores.manifest.assignment, transport, task, 20, (), True)
+    return _place_simulated(grid, inventories, stores.description.assignment, transport, task, 20, (), True)
 
 
 @pytest.mark.parametrize(("num_nodes", "slots", "asked", "hosting", "chosen"), SIMULATED.values(), ids=SIMULATED.keys())

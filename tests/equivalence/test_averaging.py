@@ -213,7 +213,7 @@ def test_a_late_writer_of_an_upper_that_forgets_is_noticed(stores_for, tmp_path)
 def test_one_upper_alone_is_not_averaged(stores_for, tmp_path):
     config = averaged(uppers=1)
     parts = Federation(config, stores_for(config), tmp_path)
-    assert parts.uppers[0].num_shared == 0
+    assert parts.uppers[0].weight_count == 0
     parts.run()
     assert differences(Oracle(settings(uppers=1), stores_for(config)).after[STEPS], parts.snapshot()) == []
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from psl_flower.engine import adaptation as adaptation_module
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.losses import uppers_loss
@@ -83,9 +83,9 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
     """In float64, to 1e-9 of each tensor's size: sums over patches and over whole images differ in order only."""
     config = settings(flip=False, shift=0, uppers=2, alpha=alpha, lr=0.01)
     stores = stores_for(config)
-    manifest, grid = stores.manifest, stores.manifest.grid()
+    description, grid = stores.description, stores.description.grid()
     opened = [stores.open(m) for m in range(2)]
-    monolith = DoubleMonolith(config, manifest, stores.labels, opened)
+    monolith = DoubleMonolith(config, description, stores.labels, opened)
 
     net = PatchSplitNet(grid=grid, num_uppers=2, num_classes=10, in_channels=1, seed=config.seed).double()
     adaptation = AdaptationNet((8, 8), 10)
@@ -99,7 +99,7 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
         patches = torch.empty(len(samples), 4, 1, 8, 8, dtype=torch.uint8)
         for store in opened:
             patches[:, list(store.meta.positions)] = torch.from_numpy(store.read(samples))
-        images = ((grid.merge(patches).float() / 255 - manifest.mean[0]) / manifest.std[0]).double()
+        images = ((grid.merge(patches).float() / 255 - description.mean[0]) / description.std[0]).double()
         y = torch.from_numpy(stores.labels[samples])
         smashed = net.smash(images)
         loss = cross_entropy(net.join(smashed), y)
@@ -125,7 +125,7 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
             assert (tensor - found[name]).abs().max() <= 1e-9 * tensor.abs().max(), name
 
 
-class DoubleMonolith(Monolith):
+class DoubleMonolith(OneProcessTrainer):
     """Computes in float64."""
 
     def __init__(self, *args):

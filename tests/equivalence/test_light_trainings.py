@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import Phase, make_network, make_task
+from psl_flower.engine.build import CompressionTraining, make_network, make_task
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.exchange import Exchange, WireFormat
@@ -22,11 +22,11 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import NoCheckpoint, PeerLost, RunError
-from psl_flower.lightening.local import LocalWorkshop
+from psl_flower.lightening.local import LocalBackend
 from psl_flower.lightening.on_node import put_in_place, training_engine
 from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.quantising import folded, with_rounding
-from psl_flower.lightening.training import School, Training, training_config
+from psl_flower.lightening.training import LocalTrainer, Training, training_config
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.stores.store_set import StoreSet
@@ -44,14 +44,14 @@ def stores(stores_for) -> StoreSet:
 
 def a_teacher(config: RunConfig, stores: StoreSet) -> Teacher:
     """Return a teacher whose BatchNorm has seen something."""
-    net = make_network(config.replace(seed=7), stores.manifest, TEACHER)
+    net = make_network(config.replace(seed=7), stores.description, TEACHER)
     with torch.no_grad():
         net.train()(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
     return Teacher(net=net.eval().requires_grad_(False), share=SHARE)
 
 
 def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
-    net = make_network(config, stores.manifest, SIZE)
+    net = make_network(config, stores.description, SIZE)
     return with_rounding(folded(net), bits) if bits else net
 
 
@@ -78,27 +78,27 @@ class Parties:
     ) -> None:
         self.device = device
         self.config = training_config(config, 1, rounding=bits > 0)
-        self.folder, self.stores, self.manifest = folder, stores, stores.manifest
+        self.folder, self.stores, self.description = folder, stores, stores.description
         training = a_training(folder, teacher, bits)
-        self.phase = Phase(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
+        self.phase = CompressionTraining(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
         begins = net or student(config, stores, bits)
-        self.lower = lower_engine(self.config, self.manifest, training, copy.deepcopy(begins.lower), device)
+        self.lower = lower_engine(self.config, self.description, training, copy.deepcopy(begins.lower), device)
         self.checkpoints = Checkpoints(folder / "lower")
         if net is not None:
             for m, upper in enumerate(net.uppers):
                 taught = teacher.net.uppers[m].state_dict() if teacher else {}
                 with closing(stores.open(m)) as store:
                     put_in_place(
-                        self.config, self.manifest, self.phase, store, self.kept(m), upper.state_dict(), taught
+                        self.config, self.description, self.phase, store, self.kept(m), upper.state_dict(), taught
                     )
             self.checkpoints.save(0, self.lower.state())
         self.wire = WireFormat(
             activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
         )
-        self.parties = {m: self.upper(m) for m in range(self.manifest.num_uppers)}
-        shapes = shapes_up(self.config, self.manifest, training)
+        self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
+        shapes = shapes_up(self.config, self.description, training)
         self.driver = RoundDriver(
-            self.lower, make_task(self.config, self.manifest, stores.labels), shapes, self.checkpoints,
+            self.lower, make_task(self.config, self.description, stores.labels), shapes, self.checkpoints,
             checkpoint_every=2,
         )  # fmt: skip
 
@@ -106,7 +106,9 @@ class Parties:
         return Checkpoints(self.folder / f"upper-{m}" / "part")
 
     def upper(self, m: int) -> UpperEngine:
-        engine = training_engine(self.config, self.manifest, self.phase, self.stores.open(m), self.kept(m), self.device)
+        engine = training_engine(
+            self.config, self.description, self.phase, self.stores.open(m), self.kept(m), self.device
+        )
         engine.go_to(0)
         return engine
 
@@ -128,9 +130,9 @@ class Parties:
 def in_one_process(
     config: RunConfig, stores: StoreSet, folder: Path, net: PatchSplitNet, teacher: Teacher | None, bits: int
 ) -> Snapshot:
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-    school = School(config=config, stores=stores, opened=opened, device=CPU, progress=lambda *_: None)
-    trained = LocalWorkshop(school, threads=1, batch=1).train(a_training(folder, teacher, bits), net)
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+    trainer = LocalTrainer(config=config, stores=stores, opened=opened, device=CPU, progress=lambda *_: None)
+    trained = LocalBackend(trainer, threads=1, batch=1).train(a_training(folder, teacher, bits), net)
     return copied(trained.state_dict())
 
 
@@ -231,6 +233,6 @@ def test_without_weights_in_place_nothing_is_trained(stores: StoreSet, tmp_path:
 
 def test_weights_of_another_network_are_refused(stores: StoreSet, tmp_path: Path) -> None:
     config = settings()
-    net = make_network(config, stores.manifest, TEACHER)
+    net = make_network(config, stores.description, TEACHER)
     with pytest.raises(RunError, match="the weights are of another network"):
         Parties(config, stores, tmp_path, net=net)

@@ -95,25 +95,25 @@ def resumed(device, config, stores, folder):
 
 
 def whole_image(device, config, stores, folder):
-    samples = stores.manifest.samples_of("train")
+    samples = stores.description.samples_of("train")
     training = LocalTraining(
-        config, stores.manifest, stores.labels, stores.open(0), samples, total_epochs=2, proximal=0.01, device=device
+        config, stores.description, stores.labels, stores.open(0), samples, total_epochs=2, proximal=0.01, device=device
     )
     training.train_epochs(0, 2)
     return copied(training.net.state_dict()) | told(training.evaluate())
 
 
 def merged(device, config, stores, folder):
-    opened = [stores.open(m) for m in range(stores.manifest.num_uppers)]
-    training = MergedPatches(config, stores.manifest, stores.labels, opened, device)
+    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
+    training = MergedPatches(config, stores.description, stores.labels, opened, device)
     training.train(STEPS)
     return copied(training.net.state_dict()) | told(training.evaluate())
 
 
 def absent(device, config, stores, folder):
     net = Oracle(config, stores, at=(2,), device=device).monolith.net.eval()
-    assembled = Assembled(net=net, manifest=stores.manifest, config=config, device=device)
-    samples = stores.manifest.samples_of("test")
+    assembled = Assembled(net=net, description=stores.description, config=config, device=device)
+    samples = stores.description.samples_of("test")
     images = LabelledImages(dataset="digits", num_images=len(samples), batches=images_in(stores, samples, 5))
     points = absence_curve(assembled, images)
     classes, confidence = assembled.predict(next(images_in(stores, samples, 8))[0])

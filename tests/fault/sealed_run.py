@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
 from tests.in_process import InProcessGrid
@@ -47,7 +47,9 @@ def log_of(workspace: Path) -> str:
 
 def exact(run: RunFolder, stores: StoreSet) -> bool:
     """Return whether the model is that of one process."""
-    monolith = Monolith(run.read_config(), stores.manifest, stores.labels, [stores.open(m) for m in range(2)])
+    monolith = OneProcessTrainer(
+        run.read_config(), stores.description, stores.labels, [stores.open(m) for m in range(2)]
+    )
     monolith.train(STEPS)
     expected, found = monolith.net.state_dict(), load_file(run.model / "model.safetensors")
     return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)

@@ -175,7 +175,7 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
         with np.load(predictions / "predictions.npz") as file:
             predicted = file["predicted"]
         stores = prepare_stores(run_of(root).read_config().replace(workspace=str(root / "workspace")))
-        batches = [images for images, _ in images_in(stores, stores.manifest.samples_of("test"), 8)]
+        batches = [images for images, _ in images_in(stores, stores.description.samples_of("test"), 8)]
         np.testing.assert_array_equal(answers(open_session(third / "model.onnx", 1), batches), predicted)
 
     # Another file on a node than that of the Lower's light model is noticed; until then the Lower waits for that node.
@@ -370,9 +370,11 @@ def test_a_node_that_lost_its_weights_says_so(place: Path) -> None:
 
 def test_other_stores_are_refused(place: Path) -> None:
     run = run_of(place)
-    manifest = run.read_manifest()
-    run.write_manifest(
-        type(manifest)(**{f: getattr(manifest, f) for f in manifest.__struct_fields__} | {"fingerprint": "ab" * 8})
+    description = run.read_description()
+    run.write_description(
+        type(description)(
+            **{f: getattr(description, f) for f in description.__struct_fields__} | {"fingerprint": "ab" * 8}
+        )
     )
     with pytest.raises(OtherDataset, match="not those that run trained was trained on"):
         serve(grid(place), place)

@@ -94,17 +94,19 @@ def expected_without(root: Path, upper: int, batches: list[np.ndarray]) -> dict[
     assembled, nodes = load_assembled(run_of(root)), grid(root)
     config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
     stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
-    manifest, logits = stores.manifest, []
+    description, logits = stores.description, []
     opened = [stores.open(m) for m in range(len(nodes.state))]
     for samples_B in batches:
-        shape = (len(samples_B), manifest.grid().num_patches, manifest.channels, *manifest.patch_size)
+        shape = (len(samples_B), description.grid().num_patches, description.channels, *description.patch_size)
         patches = np.empty(shape, np.uint8)
         for store in opened:
             patches[:, store.meta.positions] = store.read(samples_B)
-        flat = normalise(torch.from_numpy(patches).flatten(0, 1), manifest.mean, manifest.std, torch.device("cpu"))
+        flat = normalise(
+            torch.from_numpy(patches).flatten(0, 1), description.mean, description.std, torch.device("cpu")
+        )
         with torch.no_grad():
             smashed = assembled.net.smash_patches(flat.reshape(shape))
-            smashed[:, list(manifest.positions_of(upper))] = 0
+            smashed[:, list(description.positions_of(upper))] = 0
             logits.append(assembled.net.join(smashed))
     found = predictions_from(torch.cat(logits), np.concatenate(batches), stores.labels)
     return {name: getattr(found, name) for name in ("sample", "label", "predicted", "confidence")}
@@ -163,7 +165,7 @@ def test_named_images_and_the_train_split(place: Path) -> None:
 def check_without(folder: RunFolder, root: Path, upper: int) -> None:
     result, found = load_result(folder.path), columns(folder)
     assert result is not None and not result.whole
-    assert result.absent == (Absent(upper=upper, positions=run_of(root).read_manifest().positions_of(upper)),)
+    assert result.absent == (Absent(upper=upper, positions=run_of(root).read_description().positions_of(upper)),)
     expected = expected_without(root, upper, [found["sample"][k : k + 5] for k in range(0, 12, 5)])
     np.testing.assert_array_equal(found["predicted"], expected["predicted"])
     np.testing.assert_allclose(found["confidence"], expected["confidence"], atol=1e-5)
@@ -179,7 +181,7 @@ def test_left_out_on_purpose(place: Path) -> None:
 def test_a_node_that_is_not_there_is_refused_by_default(place: Path) -> None:
     nodes = grid(place)
     nodes.gone.add(101)
-    positions = ", ".join(map(str, run_of(place).read_manifest().positions_of(1)))
+    positions = ", ".join(map(str, run_of(place).read_description().positions_of(1)))
     with pytest.raises(PositionMissing, match=rf"no node holds position {positions} of Upper 1 \(asked: node 100\)"):
         predict(nodes, place, node_timeout_s=ABSENT_TIMEOUT_S)
     folder = RunFolder(run_of(place).path / FOLDER / "asked")
@@ -295,7 +297,7 @@ def test_a_run_that_has_trained_nothing(place: Path) -> None:
 
 def test_another_dataset(place: Path) -> None:
     run = run_of(place)
-    manifest = run.read_manifest()
-    run.write_manifest(msgspec.structs.replace(manifest, fingerprint="ab" * 8))
+    description = run.read_description()
+    run.write_description(msgspec.structs.replace(description, fingerprint="ab" * 8))
     with pytest.raises(OtherDataset, match="not those that run trained was trained on"):
         predict(grid(place), place)

@@ -37,13 +37,13 @@ def test_each_point_is_the_network_without_these_uppers(run):
     assembled = load_assembled(run)
     points = absence_curve(assembled, own_test_images(run, assembled))
     assert [(p.absent, p.tried, p.possible) for p in points] == [(0, 1, 1), (1, 3, 3), (2, 3, 3)]
-    net, manifest = assembled.net, assembled.manifest
+    net, description = assembled.net, assembled.description
     for point in points:
         found = []
         for absent in _choices(3)[point.absent]:
             right = 0
             for images, labels in own_test_images(run, assembled).batches:
-                patches = manifest.grid().split(normalise(images, manifest.mean, manifest.std))
+                patches = description.grid().split(normalise(images, description.mean, description.std))
                 logits = net.join(net.smash_patches(patches, absent=absent))
                 right += int((logits.argmax(1) == torch.from_numpy(labels)).sum())
             found.append(right / 60)

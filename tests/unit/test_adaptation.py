@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode, Lesson
+from psl_flower.engine.adaptation import AdaptationEngine, AdaptationInput, AdaptationNode
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.optimizers import Sgd
@@ -80,7 +80,7 @@ def test_loss_and_gradient_are_those_of_plain_autograd(node):
 def test_what_a_node_learns_is_what_the_lower_would_learn(node):
     here = engine()
     for step in range(2):
-        learnt = here.learn(Lesson(SMASHED.permute(0, 1, 4, 2, 3), Targets(Y), (), 0.1))
+        learnt = here.learn(AdaptationInput(SMASHED.permute(0, 1, 4, 2, 3), Targets(Y), (), 0.1))
         here.update()
         answer = send(node, task(step), SMASHED)
         assert answer.message.loss == learnt.loss

@@ -175,7 +175,7 @@ def test_a_choice_is_made_once_and_remembered(tmp_path, monkeypatch):
     first = both(tmp_path, request)
     for stores in first:
         assert stores.created
-        assert stores.manifest.num_uppers == stores.manifest.grid().num_patches == 49
+        assert stores.description.num_uppers == stores.description.grid().num_patches == 49
         assert stores.grid_reason.startswith("grid: brightness turns ")
     assert first[0].grid_reason == first[1].grid_reason
     for size, stride in (((8, 8), (4, 4)), ((0, 0), (0, 0))):
@@ -185,8 +185,8 @@ def test_a_choice_is_made_once_and_remembered(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store_set, "open_dataset", None)
         again = both(tmp_path, request)
-    assert [(s.folder, s.manifest.grid(), s.grid_reason) for s in again] == [
-        (s.folder, s.manifest.grid(), s.grid_reason) for s in first
+    assert [(s.folder, s.description.grid(), s.grid_reason) for s in again] == [
+        (s.folder, s.description.grid(), s.grid_reason) for s in first
     ]
     assert not any(stores.created for stores in again)
     for stores in first:
@@ -207,8 +207,8 @@ def test_an_interrupted_ingest_goes_on_with_the_same_choice(tmp_path, monkeypatc
         make_sealed(tmp_path, request, interrupt)
     made = make_sealed(tmp_path, request)
     assert made.created
-    assert (made.manifest.grid().num_patches, made.manifest.num_uppers) == (49, 2)
-    assert made.manifest.num_samples == 24
+    assert (made.description.grid().num_patches, made.description.num_uppers) == (49, 2)
+    assert made.description.num_samples == 24
 
 
 def test_stores_that_an_owner_has_cut_are_not_cut_again(tmp_path):

@@ -1,13 +1,13 @@
-"""Manifest: JSON round trip, derived numbers, and every contradiction refused."""
+"""StoreSetDescription: JSON round trip, derived numbers, and every contradiction refused."""
 
 import msgspec
 import pytest
 
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid
-from psl_flower.patches.description import Manifest
+from psl_flower.patches.description import StoreSetDescription
 
-MANIFEST = Manifest(
+MANIFEST = StoreSetDescription(
     dataset="uoft-cs/cifar10",
     fingerprint="ab12",
     source="cd34",
@@ -27,7 +27,7 @@ MANIFEST = Manifest(
 def test_round_trip_is_exact_and_leaves_no_other_file(tmp_path):
     MANIFEST.save(tmp_path / "manifest.json")
     MANIFEST.save(tmp_path / "manifest.json")
-    assert Manifest.load(tmp_path / "manifest.json") == MANIFEST
+    assert StoreSetDescription.load(tmp_path / "manifest.json") == MANIFEST
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
 
@@ -101,7 +101,7 @@ def test_contradictions_are_refused(tmp_path, changes, match):
     path = tmp_path / "manifest.json"
     msgspec.structs.replace(MANIFEST, **changes).save(path)
     with pytest.raises(StoreError, match=match) as caught:
-        Manifest.load(path)
+        StoreSetDescription.load(path)
     assert str(path) in str(caught.value)
 
 
@@ -124,11 +124,11 @@ def test_damage_is_refused(tmp_path, old, new):
     assert old in content
     path.write_bytes(content.replace(old, new))
     with pytest.raises(StoreError, match="damaged"):
-        Manifest.load(path)
+        StoreSetDescription.load(path)
 
 
 def test_missing_and_unwritable(tmp_path):
     with pytest.raises(StoreError, match="cannot read the manifest"):
-        Manifest.load(tmp_path / "manifest.json")
+        StoreSetDescription.load(tmp_path / "manifest.json")
     with pytest.raises(StoreError, match="cannot write the manifest"):
         MANIFEST.save(tmp_path / "absent" / "manifest.json")

@@ -19,17 +19,17 @@ from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 
 def test_stores_hold_the_dataset(tmp_path, pictures):
     stores = ensure_stores(tmp_path / "root", request_for(pictures, stride=(2, 2), num_uppers=2))
-    manifest, expected = stores.manifest, files_of(pictures)
+    description, expected = stores.description, files_of(pictures)
     assert stores.created
-    assert stores.folder.name == f"my-pictures-{manifest.fingerprint[:12]}"
-    assert (manifest.num_uppers, manifest.grid().num_patches, manifest.channels) == (2, 9, 3)
-    assert manifest.splits == {"train": ((0, 9),), "test": ((9, 12),)}
-    assert manifest.class_names == ("a", "b")
+    assert stores.folder.name == f"my-pictures-{description.fingerprint[:12]}"
+    assert (description.num_uppers, description.grid().num_patches, description.channels) == (2, 9, 3)
+    assert description.splits == {"train": ((0, 9),), "test": ((9, 12),)}
+    assert description.class_names == ("a", "b")
     assert stores.labels.tolist() == [0] * 5 + [1] * 4 + [0, 0, 1]
     np.testing.assert_array_equal(images_of(stores), expected.transpose(0, 3, 1, 2))
     units = expected[:9].astype(np.float64) / 255
-    np.testing.assert_allclose(manifest.mean, units.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(manifest.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(description.mean, units.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(description.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
     everything = {p.relative_to(stores.folder).as_posix() for p in stores.folder.rglob("*") if p.is_file()}
     uppers = {f"store-00{m}/{file}" for m in (0, 1) for file in ("meta.json", "patches.u8")}
     assert everything == {"manifest.json", "lower/labels.npy"} | uppers
@@ -67,7 +67,7 @@ def test_reuse_decodes_nothing(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(store_set, "open_dataset", forbidden)
     again = ensure_stores(tmp_path / "root", request_for(pictures))
     assert not again.created
-    assert (again.folder, again.manifest) == (first.folder, first.manifest)
+    assert (again.folder, again.description) == (first.folder, first.description)
     np.testing.assert_array_equal(again.labels, first.labels)
     monkeypatch.undo()
     image = pictures / "train" / "a" / "0.png"
@@ -81,7 +81,7 @@ def test_digits_pad_and_one_upper_for_each_position(tmp_path):
         tmp_path, request_for("digits", patch_size=(5, 5), stride=(5, 5), fit="pad", max_train=20, max_test=5)
     )
     assert stores.folder.name.startswith("digits-")
-    assert stores.manifest.num_uppers == 16
+    assert stores.description.num_uppers == 16
     source = sources.open_dataset("digits", max_train=20, max_test=5)
     expected = [image for split in ("train", "test") for image, _ in source.samples(split)]
     np.testing.assert_array_equal(images_of(stores), np.stack(expected).transpose(0, 3, 1, 2))
@@ -90,7 +90,7 @@ def test_digits_pad_and_one_upper_for_each_position(tmp_path):
 def test_image_size_resizes_and_crops(tmp_path, pictures):
     Image.new("RGB", (20, 10), (9, 8, 7)).save(pictures / "train" / "b" / "3.png")
     stores = ensure_stores(tmp_path / "root", request_for(pictures, image_size=(4, 8)))
-    assert stores.manifest.image_size == (4, 8)
+    assert stores.description.image_size == (4, 8)
     plain = np.broadcast_to(np.array([9, 8, 7])[:, None, None], (3, 4, 8))
     np.testing.assert_array_equal(images_of(stores)[8], plain)
 
@@ -273,7 +273,7 @@ def test_real_data(tmp_path):
         pytest.skip(f"no {folder}; set PSL_DATA")
     small = {"patch_size": (16, 16), "stride": (8, 8), "num_uppers": 4, "max_train": 300, "max_test": 50}
     stores = ensure_stores(tmp_path, request_for(folder, **small))
-    assert stores.manifest.num_classes == 10
+    assert stores.description.num_classes == 10
     source = sources.open_dataset(str(folder), max_train=300, max_test=50)
     expected = [sample for split in ("train", "test") for sample in source.samples(split)]
     np.testing.assert_array_equal(images_of(stores), np.stack([i for i, _ in expected]).transpose(0, 3, 1, 2))

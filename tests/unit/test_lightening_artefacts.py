@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from tests.unit.test_lightening_loop import judged
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_network
@@ -27,7 +28,6 @@ from psl_flower.lightening.search import Attempt, Conditions, End, Outcome, Verd
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.runs.folder import RunFolder
-from tests.unit.test_lightening_loop import judged
 
 SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
 
@@ -37,19 +37,19 @@ def made(stores_for, tmp_path_factory):
     """Return a small network, its images, and its files in float32 and int8; three Uppers share four patches."""
     config = RunConfig(max_train=64, max_test=20, uppers=3)
     stores = stores_for(config)
-    manifest = stores.manifest
-    net = make_network(config, manifest, SIZE)
-    train = torch.cat([images for images, _ in images_in(stores, manifest.samples_of("train"), 64)])
-    test = torch.cat([images for images, _ in images_in(stores, manifest.samples_of("test"), 64)])
+    description = stores.description
+    net = make_network(config, description, SIZE)
+    train = torch.cat([images for images, _ in images_in(stores, description.samples_of("train"), 64)])
+    test = torch.cat([images for images, _ in images_in(stores, description.samples_of("test"), 64)])
     with torch.no_grad():
         for _ in range(20):
-            net.train()(normalise(train, manifest.mean, manifest.std))
+            net.train()(normalise(train, description.mean, description.std))
     plain = folded(net.eval().requires_grad_(False))
-    made_float = make_float(plain, manifest)
-    int8 = make_int8(manifest, made_float, train, 7)
+    made_float = make_float(plain, description)
+    int8 = make_int8(description, made_float, train, 7)
     folder = tmp_path_factory.mktemp("light")
     return SimpleNamespace(
-        net=net, manifest=manifest, test=test, float32=made_float.save(folder / "float32"),
+        net=net, description=description, test=test, float32=made_float.save(folder / "float32"),
         int8=int8.save(folder / "int8"),
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def logits(path, images):
 
 
 def test_float_files_answer_as_the_network(made):
-    expected = made.net(normalise(made.test, made.manifest.mean, made.manifest.std)).numpy()
+    expected = made.net(normalise(made.test, made.description.mean, made.description.std)).numpy()
     np.testing.assert_allclose(logits(made.float32, made.test), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -71,13 +71,13 @@ def test_int8_files_answer_nearly_as_the_network(made):
 
 def test_the_whole_answers_exactly_as_its_parts(made):
     """Uppers on their own patches, then the Lower: bit for bit the assembled file's answer, for any batch."""
-    grid = made.manifest.grid()
+    grid = made.description.grid()
     for number in (1, 7):
         patches = grid.split((made.test[:number].float() / 255).numpy())
         smashed = {}
         for m in range(3):
             session = open_session(made.int8.parent / upper_file(m), 1)
-            positions = made.manifest.positions_of(m)
+            positions = made.description.positions_of(m)
             flat = np.ascontiguousarray(patches[:, positions]).reshape(-1, *patches.shape[2:])
             maps = session.run(["smashed"], {"patches": flat})[0]
             maps = maps.reshape(number, len(positions), *maps.shape[1:])
@@ -148,14 +148,14 @@ def test_an_upper_that_never_trained_is_exported_too(made):
         for name, parameter in plain.uppers[0].named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    artefacts._check(plain, made.manifest, make_float(plain, made.manifest).whole)
+    artefacts._check(plain, made.description, make_float(plain, made.description).whole)
 
 
 def test_a_wrong_export_is_refused(made, monkeypatch):
     plain = folded(made.net)
-    monkeypatch.setattr(artefacts, "_normalised", lambda pixels, manifest: pixels * 0.5)
+    monkeypatch.setattr(artefacts, "_normalised", lambda pixels, description: pixels * 0.5)
     with pytest.raises(LighteningError, match="logits differ by"):
-        artefacts._check(plain, made.manifest, onnx.load(made.float32))
+        artefacts._check(plain, made.description, onnx.load(made.float32))
 
 
 def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):

@@ -9,13 +9,13 @@ from psl_flower.inference.evaluation import stores_of
 from psl_flower.inference.trained_model import load_assembled
 from psl_flower.lightening import local
 from psl_flower.lightening.local import lighten
-from psl_flower.lightening.settings import Asked, Lesson, LighteningSettings
+from psl_flower.lightening.settings import Asked, LighteningSettings, TeacherChoice
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.labels import LabelBook
 
 SETTINGS = LighteningSettings(
-    epochs=2, degrees=2, max_pruned=0.5, distil_first=True, teacher=Lesson.FIRST, second_ratio=1.5
+    epochs=2, degrees=2, max_pruned=0.5, distil_first=True, teacher=TeacherChoice.FIRST, second_ratio=1.5
 )
 # Any accuracy and speed will do, so that what is tried does not hang on how fast this machine is.
 ASKED = Asked(min_accuracy=0.0, min_speed=1e-3)
@@ -71,10 +71,10 @@ def test_the_labels_are_those_that_the_run_began_with(tmp_path, monkeypatch):
     owner = keyfile.load(began.keys / "owner.key")
     LabelBook(began.folder).relabel(manifests.load(began.folder).manifest, owner, [(0, other)], "misread")
 
-    def workshop(school, **_):
-        raise Seen(school.stores.labels.tolist())
+    def backend(trainer, **_):
+        raise Seen(trainer.stores.labels.tolist())
 
-    monkeypatch.setattr(local, "LocalWorkshop", workshop)
+    monkeypatch.setattr(local, "LocalBackend", backend)
     with pytest.raises(Seen) as caught:
         lighten(run, ASKED, SETTINGS, lambda *_: None)
     assert caught.value.args == (began.labels.tolist(),)

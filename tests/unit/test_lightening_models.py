@@ -15,7 +15,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
 from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
-from psl_flower.lightening.training import School, epochs_of_run
+from psl_flower.lightening.training import LocalTrainer, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize, backbone_size
 from psl_flower.patches import PatchGrid
@@ -116,10 +116,10 @@ def test_the_ladder_goes_down_by_equal_shares_and_repeats_nothing():
 
 def test_costs_are_those_of_the_network(stores_for):
     config = RunConfig(max_train=8, max_test=4, uppers=2)
-    manifest = stores_for(config).manifest
+    description = stores_for(config).description
     size = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
-    cost = cost_of(config, manifest, size)
-    net = make_network(config, manifest, size)
+    cost = cost_of(config, description, size)
+    net = make_network(config, description, size)
     assert cost.parameters == sum(p.numel() for p in net.parameters())
     # 4 patches of 8x8 through the stem (1->8) and one block (8->8 twice), 3x3; the rest on 16x16 halved each stage.
     upper = 4 * 64 * 9 * (1 * 8 + 8 * 8 + 8 * 8)
@@ -222,12 +222,12 @@ def test_the_loss_is_shared_between_labels_and_teacher():
 
 
 @pytest.fixture
-def school(stores_for):
-    """Return what makes a school of 24 digits: 3 steps an epoch, and the network that it trains."""
+def trainer(stores_for):
+    """Return what makes a trainer of 24 digits: 3 steps an epoch, and the network that it trains."""
     config = RunConfig(max_train=24, max_test=8, uppers=2, batch_size=8, lr=0.05, rounds=2, seed=5)
     stores = stores_for(config)
     opened = [stores.open(m) for m in range(2)]
-    yield lambda progress=lambda *_: None, **changes: School(
+    yield lambda progress=lambda *_: None, **changes: LocalTrainer(
         config=config.replace(**changes), stores=stores, opened=opened, device=torch.device("cpu"), progress=progress
     )
     for store in opened:
@@ -235,13 +235,13 @@ def school(stores_for):
 
 
 @pytest.mark.parametrize("rounding", [False, True])
-def test_an_interrupted_training_ends_with_the_same_weights(school, tmp_path, rounding):
+def test_an_interrupted_training_ends_with_the_same_weights(trainer, tmp_path, rounding):
     def pupil():
         net = make(SMALL).requires_grad_(True)
         return with_rounding(folded(net), 7) if rounding else net
 
     teacher = Teacher(net=make(SMALL), share=0.5)
-    whole = school().train("it", pupil(), 3, tmp_path / "whole.pt", teacher, rounding=rounding)
+    whole = trainer().train("it", pupil(), 3, tmp_path / "whole.pt", teacher, rounding=rounding)
 
     def interrupt(what, done, total):
         assert (what, total) == ("it", 9)
@@ -249,30 +249,30 @@ def test_an_interrupted_training_ends_with_the_same_weights(school, tmp_path, ro
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        school(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
+        trainer(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
     seen = []
-    rest = school(lambda _, done, __: seen.append(done))
+    rest = trainer(lambda _, done, __: seen.append(done))
     parts = rest.train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
     # From the last whole epoch on.
     assert seen == [4, 5, 6, 7, 8, 9]
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in parts.state_dict().items())
     assert not torch.equal(next(iter(parts.parameters())), next(iter(pupil().parameters())))
     # Finished, it is not trained again.
-    done = school(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
+    done = trainer(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
     assert torch.equal(next(iter(done.parameters())), next(iter(whole.parameters())))
     # Without the teacher it learns something else.
-    alone = school().train("it", pupil(), 3, tmp_path / "alone.pt", rounding=rounding)
+    alone = trainer().train("it", pupil(), 3, tmp_path / "alone.pt", rounding=rounding)
     assert not torch.equal(next(iter(alone.parameters())), next(iter(whole.parameters())))
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(school, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_training(trainer, tmp_path):
     net = make(SMALL).requires_grad_(True)
     with torch.no_grad():
         net.lower.fc.bias[0] = float("nan")
     with pytest.raises(
         TrainingError, match="degree 4: the loss is not finite at step 1; train the run with a lower lr"
     ):
-        school().train("degree 4", net, 1, tmp_path / "it.pt")
-    config, manifest = school().config, school().stores.manifest
-    assert epochs_of_run(config, manifest) == 2
-    assert epochs_of_run(config.replace(rounds=2, steps_per_round=2), manifest) == 2
+        trainer().train("degree 4", net, 1, tmp_path / "it.pt")
+    config, description = trainer().config, trainer().stores.description
+    assert epochs_of_run(config, description) == 2
+    assert epochs_of_run(config.replace(rounds=2, steps_per_round=2), description) == 2

@@ -116,7 +116,7 @@ def began_on(run, world):
     if not keys.exists():
         keyfile.save(world.lower, keys)
     stores = open_sealed_dataset(world.out, keys, "", SeenBook(run.parent / "seen"))
-    RunFolder(run).write_manifest(stores.manifest)
+    RunFolder(run).write_description(stores.description)
 
 
 def test_a_run_counts_for_every_generation_of_its_dataset(run, tmp_path):

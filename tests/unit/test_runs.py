@@ -160,10 +160,10 @@ def test_predictions(run):
 
 def test_manifest(run, stores_for):
     with pytest.raises(StoreError, match=r"manifest\.json: cannot read"):
-        run.read_manifest()
-    manifest = stores_for(RunConfig(max_train=24, max_test=8)).manifest
-    run.write_manifest(manifest)
-    assert run.read_manifest() == manifest
+        run.read_description()
+    description = stores_for(RunConfig(max_train=24, max_test=8)).description
+    run.write_description(description)
+    assert run.read_description() == description
 
 
 def test_a_full_disk_is_an_error_of_ours(run, monkeypatch):

@@ -129,7 +129,7 @@ def test_corrected_labels_are_used_and_the_old_ones_can_be_had(tmp_path, picture
     assert once.note.startswith("labels: version 1, 1 image relabelled in all, last by restorer-2 on 20")
     assert correct(made, "owner", (1, 0), (11, 0), (10, 1)) == 2
     twice = make_sealed(tmp_path, request_for(pictures))
-    assert twice.manifest.labels_version == 2
+    assert twice.description.labels_version == 2
     assert twice.note.startswith("labels: version 2, 3 images relabelled in all, last by owner on 20")
     begun = [0] * 5 + [1] * 4 + [0, 0, 1]
     assert made.labels.tolist() == begun

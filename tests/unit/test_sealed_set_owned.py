@@ -136,7 +136,7 @@ def test_images_appended_later_train_and_test(tmp_path):
     began = prepare_stores(owned(tmp_path))
     world.seal(second, plan, append=True)
     stores = prepare_stores(owned(tmp_path))
-    manifest = stores.manifest
+    manifest = stores.description
     assert manifest.splits == {"train": ((0, 6), (9, 13)), "test": ((6, 9), (13, 15))}
     assert manifest.source != began.manifest.source
     images, train, test = images_of(stores), manifest.samples_of("train"), manifest.samples_of("test")
@@ -171,11 +171,11 @@ def test_positions_that_a_rotation_moved_train(tmp_path):
         keyfile.save(identity, keys / f"{identity.name}.key")
     rotate(world.out, world.owner, world.places, Changes(drop_nodes=(1,)))
     stores = prepare_stores(owned(tmp_path))
-    assert stores.manifest.num_uppers == 3
+    assert stores.description.num_uppers == 3
     # The dropped node's folder is still there, and is not taken for a store.
     assert stores_beside(world.out, []) == [str(world.place(m)) for m in (0, 2, 3)]
     assert [stores.store_path(m) for m in range(3)] == [world.place(m) for m in (0, 2, 3)]
     np.testing.assert_array_equal(images_of(stores)[:6], source.images["train"].transpose(0, 3, 1, 2))
     config = owned(tmp_path, batch_size=3, rounds=1, evaluate_batch_size=4)
-    assert make_network(config, stores.manifest).assignment == stores.manifest.assignment
+    assert make_network(config, stores.description).assignment == stores.description.assignment
     Federation(config, stores, tmp_path / "states", small=True).run(stop_step=2)

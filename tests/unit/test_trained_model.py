@@ -13,7 +13,7 @@ from tiny_run import make_run
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.inputs import normalise
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import DataError, RunError, StoreError
 from psl_flower.inference.evaluation import evaluate, other_test_images, own_test_images
 from psl_flower.inference.trained_model import Deployable, choose_run, load_assembled, save_assembled
@@ -40,9 +40,9 @@ def test_round_trip_is_exact(tiny):
     loaded = assembled.net.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    manifest = assembled.manifest
+    description = assembled.description
     with torch.no_grad():
-        expected = net(normalise(images, manifest.mean, manifest.std))
+        expected = net(normalise(images, description.mean, description.std))
     torch.testing.assert_close(assembled.logits(images), expected)
     classes, confidences = assembled.predict(images)
     assert torch.equal(classes, expected.argmax(1))
@@ -66,9 +66,9 @@ def test_deployable_takes_pixels_in_0_to_1(tiny):
 
 def test_deployable_with_a_channel_that_never_changes(tiny):
     assembled = load_assembled(tiny[0])
-    constant = msgspec.structs.replace(assembled.manifest, std=(0.0,))
+    constant = msgspec.structs.replace(assembled.description, std=(0.0,))
     with torch.no_grad():
-        assert Deployable(replace(assembled, manifest=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
+        assert Deployable(replace(assembled, description=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
 
 
 def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
@@ -82,7 +82,7 @@ def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
             Image.fromarray(pixels).save(pictures / split / name / "0.png")
     stores = ensure_stores(tmp_path / "stores", StoreRequest(dataset=str(pictures), image_size=(16, 16)))
     store = [stores.open(m).read(np.arange(4))[:, 0] for m in range(4)]
-    ingested = stores.manifest.grid().merge(np.stack(store, 1))
+    ingested = stores.description.grid().merge(np.stack(store, 1))
     files = [pictures / split / name / "0.png" for split in ("train", "test") for name in "ab"]
     assembled = load_assembled(tiny[0])
     prepared = assembled.prepare([Image.open(file) for file in files])
@@ -122,7 +122,7 @@ def test_own_test_split_is_as_one_process_evaluates_it(tiny):
     assembled = load_assembled(run)
     stores = ensure_stores(run.path.parents[1] / "stores", store_request(assembled.config))
     opened = [stores.open(m) for m in range(2)]
-    oracle = Monolith(assembled.config, stores.manifest, stores.labels, opened)
+    oracle = OneProcessTrainer(assembled.config, stores.description, stores.labels, opened)
     oracle.net.load_state_dict(net.state_dict())
     expected = oracle.evaluate()
     found = evaluate(assembled, own_test_images(run, assembled))
@@ -154,9 +154,9 @@ def test_another_datasets_classes_are_matched_by_name(tmp_path, tiny):
 
 def test_a_dataset_that_changed_since_is_refused(tiny):
     assembled = load_assembled(tiny[0])
-    other = msgspec.structs.replace(assembled.manifest, source="00")
+    other = msgspec.structs.replace(assembled.description, source="00")
     with pytest.raises(DataError, match="not as it was"):
-        own_test_images(tiny[0], replace(assembled, manifest=other))
+        own_test_images(tiny[0], replace(assembled, description=other))
 
 
 def cut(path):
@@ -222,5 +222,5 @@ def test_the_newest_run_with_a_model_is_chosen(tmp_path):
 
 def test_default_grid_is_two_by_two(tmp_path):
     request = StoreRequest(dataset="digits", max_train=10, max_test=5)
-    manifest = ensure_stores(tmp_path, request).manifest
-    assert (manifest.patch_size, manifest.stride, manifest.num_uppers) == ((8, 8), (8, 8), 4)
+    description = ensure_stores(tmp_path, request).description
+    assert (description.patch_size, description.stride, description.num_uppers) == ((8, 8), (8, 8), 4)

@@ -44,7 +44,7 @@ def test_a_plan_is_answered_with_the_smashed_data_of_its_samples(engine, parts):
     other = parts.upper(0)
     other.model.load_state_dict(model)
     patches = torch.from_numpy(other.store.read(np.array([3, 1, 2]))).flatten(0, 1)
-    expected = other.model.train()(normalise(patches, parts.manifest.mean, parts.manifest.std))
+    expected = other.model.train()(normalise(patches, parts.description.mean, parts.description.std))
     assert torch.equal(from_wire(up.smashed_BKhwC), expected)
 
 
@@ -172,13 +172,13 @@ def test_sharing_answers_with_the_weights_that_the_gradient_led_to(averaged):
     model = averaged.model
     expected = [*model.parameters(), model.bn1.running_mean, model.bn1.running_var]
     assert torch.equal(up.shared_N, torch.cat([tensor.detach().flatten() for tensor in expected]))
-    assert len(up.shared_N) == averaged.num_shared
+    assert len(up.shared_N) == averaged.weight_count
 
 
 def test_an_average_is_taken_over_saved_and_run_with(averaged):
     averaged.handle(Down(Step(plan=plan())))
     averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
-    average_N = torch.arange(averaged.num_shared) / averaged.num_shared
+    average_N = torch.arange(averaged.weight_count) / averaged.weight_count
     up = averaged.handle(Down(Average(StepId(0, 0), plan(1), save=True), average_N=average_N))
     assert isinstance(up.answer, Smashed)
     saved = averaged._checkpoints.load(1)["model"]
@@ -193,12 +193,12 @@ def test_an_average_of_another_step_is_refused_and_changes_no_weight(after, aver
     averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
     with pytest.raises(ProtocolError, match=r"average after StepId\(epoch=0, step=0, attempt=0\), received that after"):
-        averaged.handle(Down(Average(after), average_N=torch.zeros(averaged.num_shared)))
+        averaged.handle(Down(Average(after), average_N=torch.zeros(averaged.weight_count)))
     assert differences(held, weights(averaged)) == []
 
 
 def test_an_average_is_not_taken_over_unless_weights_were_shared_and_not_twice(averaged):
-    zeros = torch.zeros(averaged.num_shared)
+    zeros = torch.zeros(averaged.weight_count)
     averaged.handle(Down(Step(plan=plan())))
     averaged.handle(Down(Step(gradient_of=StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
@@ -227,7 +227,7 @@ def test_nothing_about_averaging_is_received_where_uppers_are_not_averaged(engin
     def received(party, message, tensor):
         return decode_frame(bytearray(frame_bytes(Frame(message, (tensor,)))), party.expects(wire)).message
 
-    row = torch.zeros(averaged.num_shared)
+    row = torch.zeros(averaged.weight_count)
     assert received(averaged, Average(StepId(0, 0)), row) == Average(StepId(0, 0))
     with pytest.raises(ProtocolError, match="expected Step or Finish, received Average"):
         received(engine, Average(StepId(0, 0)), row)

@@ -6,7 +6,7 @@ import torch
 
 from psl_flower.baselines.whole_image import LocalTraining, MergedPatches, ProximalSgd, whole_image_config
 from psl_flower.config import RunConfig
-from psl_flower.engine.one_process import Monolith
+from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import TrainingError
 from tests.engines import settings
 
@@ -33,10 +33,10 @@ def test_the_whole_image_is_one_patch():
 
 def test_one_client_with_all_images_trains_as_one_process(stores_for):
     config, stores, store = whole(stores_for, rounds=2, steps_per_round=6)
-    everything = stores.manifest.samples_of("train")
-    local = LocalTraining(config, stores.manifest, stores.labels, store, everything, total_epochs=2)
+    everything = stores.description.samples_of("train")
+    local = LocalTraining(config, stores.description, stores.labels, store, everything, total_epochs=2)
     assert (local.num_samples, local.num_steps(2)) == (24, 12)
-    alone = Monolith(config, stores.manifest, stores.labels, [store])
+    alone = OneProcessTrainer(config, stores.description, stores.labels, [store])
     losses = []
     alone.train(12, lambda step, loss, seconds: losses.append(loss))
     assert local.train_epochs(0, 2) == pytest.approx(np.mean(losses))
@@ -45,13 +45,13 @@ def test_one_client_with_all_images_trains_as_one_process(stores_for):
 
 def test_a_later_round_goes_on_in_the_schedule(stores_for):
     config, stores, store = whole(stores_for)
-    samples = stores.manifest.samples_of("train")[:8]
-    local = LocalTraining(config, stores.manifest, stores.labels, store, samples, total_epochs=3)
+    samples = stores.description.samples_of("train")[:8]
+    local = LocalTraining(config, stores.description, stores.labels, store, samples, total_epochs=3)
     before = {name: value.clone() for name, value in local.net.state_dict().items()}
     local.train_epochs(2, 1)
     late = local.net.state_dict()
     assert local.step == 6
-    other = LocalTraining(config, stores.manifest, stores.labels, store, samples, total_epochs=3)
+    other = LocalTraining(config, stores.description, stores.labels, store, samples, total_epochs=3)
     assert differing(other.net.state_dict(), before) == []
     other.train_epochs(0, 1)
     # At the end of the schedule weights hardly move.
@@ -63,8 +63,8 @@ def test_a_later_round_goes_on_in_the_schedule(stores_for):
 
 def test_a_loss_that_is_not_finite_ends_it(stores_for):
     config, stores, store = whole(stores_for, lr=1e30, schedule="constant")
-    samples = stores.manifest.samples_of("train")
-    local = LocalTraining(config, stores.manifest, stores.labels, store, samples, total_epochs=1)
+    samples = stores.description.samples_of("train")
+    local = LocalTraining(config, stores.description, stores.labels, store, samples, total_epochs=1)
     with pytest.raises(TrainingError, match="lower lr"):
         local.train_epochs(0, 1)
 
@@ -84,11 +84,11 @@ def test_the_proximal_term_pulls_back_to_where_the_round_began():
 @pytest.mark.parametrize("stride", [(8, 8), (4, 4)])
 def test_images_flipped_patch_by_patch_are_flipped_images(stores_for, stride):
     config, stores, store = whole(stores_for, shift=0)
-    alone = Monolith(config, stores.manifest, stores.labels, [store])
+    alone = OneProcessTrainer(config, stores.description, stores.labels, [store])
     cut = settings(shift=0, stride=stride, alpha=0.0, average_every=1)  # which a network on whole images has no part in
     patches = stores_for(cut)
-    opened = [patches.open(m) for m in range(patches.manifest.num_uppers)]
-    merged = MergedPatches(cut, patches.manifest, patches.labels, opened)
+    opened = [patches.open(m) for m in range(patches.description.num_uppers)]
+    merged = MergedPatches(cut, patches.description, patches.labels, opened)
     for trainer in (alone, merged):
         trainer.train(3)
     names = {f"net.{name}": value for name, value in alone.net.state_dict().items()}
@@ -98,10 +98,10 @@ def test_images_flipped_patch_by_patch_are_flipped_images(stores_for, stride):
 
 def test_shifting_patches_is_not_shifting_the_image(stores_for):
     config, stores, store = whole(stores_for, shift=2)
-    alone = Monolith(config, stores.manifest, stores.labels, [store])
+    alone = OneProcessTrainer(config, stores.description, stores.labels, [store])
     cut = settings(shift=2, alpha=0.0)
     patches = stores_for(cut)
-    merged = MergedPatches(cut, patches.manifest, patches.labels, [patches.open(m) for m in range(4)])
+    merged = MergedPatches(cut, patches.description, patches.labels, [patches.open(m) for m in range(4)])
     for trainer in (alone, merged):
         trainer.train(1)
     names = {f"net.{name}": value for name, value in alone.net.state_dict().items()}

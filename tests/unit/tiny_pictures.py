@@ -59,15 +59,15 @@ def request_for(folder, **changes):
 
 def images_of(stores: StoreSet) -> np.ndarray:
     """Put the images (N, C, H, W) of a set together again from its stores."""
-    manifest = stores.manifest
-    count = manifest.num_samples
-    patches = np.zeros((count, manifest.grid().num_patches, manifest.channels, *manifest.patch_size), np.uint8)
-    for upper in range(manifest.num_uppers):
+    description = stores.description
+    count = description.num_samples
+    patches = np.zeros((count, description.grid().num_patches, description.channels, *description.patch_size), np.uint8)
+    for upper in range(description.num_uppers):
         store = stores.open(upper)
-        assert store.meta.dataset == manifest.fingerprint
+        assert store.meta.dataset == description.fingerprint
         patches[:, list(store.meta.positions)] = store.read(np.arange(count))
         store.close()
-    return manifest.grid().merge(patches)
+    return description.grid().merge(patches)
 
 
 def listing(root: Path) -> list[str]:

@@ -15,17 +15,17 @@ from psl_flower.stores.prepare import prepare_stores
 def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[RunFolder, PatchSplitNet]:
     """Return a run on 40 digits, as training leaves it, and its network, whose weights are random."""
     config = RunConfig(**{"dataset": "digits", "max_train": 40, "max_test": 20, "uppers": 2} | settings)
-    manifest = prepare_stores(config.replace(workspace=str(workspace))).manifest
+    description = prepare_stores(config.replace(workspace=str(workspace))).description
     run = create_run(workspace, name, config.dataset)
     run.write_config(config)
-    run.write_manifest(manifest)
+    run.write_description(description)
     run.append_metrics({"round": 1, "step": 2, "accuracy": 0.25})
     run.append_metrics({"round": 2, "step": 4, "accuracy": None})
     run.write_status(Status(state="completed", step=4, total_steps=4))
-    net = make_network(config, manifest)
+    net = make_network(config, description)
     # BatchNorm statistics that are not the initial ones.
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
-        net.train()(torch.rand(8, manifest.channels, *manifest.image_size))
+        net.train()(torch.rand(8, description.channels, *description.image_size))
     save_assembled(run.model, net.state_dict())
     return run, net.eval()
