@@ -26,10 +26,11 @@ run: setup       ## Train the embedded digits: 4 Upper nodes, one Lower, ResNet1
 test: setup      ## Run the default tests (some minutes)
 	$(BIN)/python -m pytest
 
-check: setup     ## Lint, format, types
+check: setup     ## Lint, format, types, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup    ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .

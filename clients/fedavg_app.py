@@ -45,17 +45,17 @@ def _train(message: Message, context: Context) -> RecordDict:
     fed = FedAvgConfig.from_mapping(context.run_config)
     config, description = decode_settings(settings)
     client, count = _own_part(context)
-    _prepare_process(config.upper_threads)
+    _prepare_process(config.machine.upper_threads)
     stores = _stores(settings)
     if stores.description.source != description.source:
-        raise ConfigError(f"{config.dataset}: is not the server's dataset here")
+        raise ConfigError(f"{config.data.dataset}: is not the server's dataset here")
     samples = _divided(settings, fed.partition, fed.dirichlet_alpha, count)[client]
     with closing(stores.open(0)) as store:
         local = LocalTraining(
             config, description, stores.labels, store, samples,
             total_epochs=fed.total_epochs,
             proximal=fed.proximal_mu if fed.strategy == "fedprox" else 0.0,
-            device=choose_device(config.device),
+            device=choose_device(config.machine.device),
         )  # fmt: skip
         local.net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         loss = local.train_epochs((first_round - 1) * fed.local_epochs, fed.local_epochs)
@@ -99,5 +99,5 @@ def _divided(settings: bytes, kind: str, alpha: float, count: int) -> list[NDArr
     """Return all clients' images, by client; divided once in a process."""
     stores = _stores(settings)
     samples_N = stores.description.samples_of("train")
-    seed = decode_settings(settings)[0].seed
+    seed = decode_settings(settings)[0].training.seed
     return divide(samples_N, stores.labels[samples_N], num_clients=count, kind=kind, alpha=alpha, seed=seed)

@@ -63,7 +63,7 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     override = decode_override(settings)
     if isinstance(override, OnnxInference):
         return shipped_engine(config, description, override, store, checkpoints)
-    device = choose_device(config.device)
+    device = choose_device(config.machine.device)
     if isinstance(override, CompressionTraining):
         return training_engine(config, description, override, store, checkpoints, device)
     return UpperEngine(
@@ -179,7 +179,7 @@ class Host:
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         config, description = decode_settings(self.task.settings)
-        return make_adaptation_node(config, description, choose_device(config.device), self.checkpoints(m))
+        return make_adaptation_node(config, description, choose_device(config.machine.device), self.checkpoints(m))
 
 
 def is_simulated(context: Context) -> bool:

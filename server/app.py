@@ -55,17 +55,17 @@ def main(grid: Grid, context: Context) -> None:
     forbid_core_dumps()  # the Lower's key opens the labels
     given = RunConfig.from_mapping(context.run_config)
     again: str | None = ""
-    if given.predict:
+    if given.run.predict:
         config, run, folder = predictions.begin(given)
         again = None
-    elif given.lighten:
+    elif given.run.lighten:
         config, run, light = beginning.begin(given)
         folder, again = RunFolder(light.path), "the same command"
         folder.forget_stop()
     else:
         config, run = continue_or_create(given)
         folder = run
-    reporter = Reporter(folder, run_id=str(context.run_id), every_s=config.progress_every_s, again=again)
+    reporter = Reporter(folder, run_id=str(context.run_id), every_s=config.run.progress_every_s, again=again)
     try:
         _run(grid, config, run, folder, reporter)
     except BaseException as error:
@@ -75,48 +75,50 @@ def main(grid: Grid, context: Context) -> None:
 
 def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, reporter: Reporter) -> None:
     """Do what the settings ask for with a run; what a prediction or a lightening brings goes to `folder`."""
-    kept = "predictions are to be" if config.predict else "settings, metrics and checkpoints are"
-    kept = "what is tried to lighten it is" if config.lighten else kept
+    kept = "predictions are to be" if config.run.predict else "settings, metrics and checkpoints are"
+    kept = "what is tried to lighten it is" if config.run.lighten else kept
     reporter.say("preparing", f"run {run.name}: {kept} in {folder.path}")
-    torch.set_num_threads(config.lower_threads or usable_cores())
-    device = choose_device(config.device)
-    if config.transport != "flower" and not config.restore:
+    torch.set_num_threads(config.machine.lower_threads or usable_cores())
+    device = choose_device(config.machine.device)
+    if config.wire.transport != "flower" and not config.run.restore:
         _identity(config)  # what is wrong with certificates is said now, not when the nodes have started
     stores = _stores(config, run, reporter)
     node_task = _node_task(config, run, stores)
-    if config.predict:
+    if config.run.predict:
         predict(grid, config, run, folder, stores, node_task, _transport_options(config), reporter)
         return
-    if config.lighten:
+    if config.run.lighten:
         lighten(grid, config, run, stores, node_task, _transport_options(config), reporter)
         return
     run.write_description(stores.description)
-    if config.restore:
+    if config.run.restore:
         restore(grid, config, run, stores, node_task, reporter)
         return
     task = make_task(config, stores.description, stores.labels)
     lower = make_lower_engine(config, stores.description, device)
     per_round, total_steps = steps_per_round(config, task.order), task.schedule.total_steps
     done, unfinished = _resume(run, lower, per_round, total_steps)
-    reporter.plan(rounds=config.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
+    reporter.plan(rounds=config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
     driver = RoundDriver(
         lower,
         task,
         smashed_shapes(config, stores.description),
         run.checkpoints,
         averaging=make_averaging(config, stores.description),
-        checkpoint_every=config.checkpoint_every,
+        checkpoint_every=config.run.checkpoint_every,
         on_step=reporter.step,
         stop_requested=run.stop_requested,
     )
     strategy = PatchSplit(
         driver,
         node_task,
-        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+        wire=WireFormat(
+            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype
+        ),
         steps_per_round=per_round,
         total_steps=total_steps,
         options=_transport_options(config),
-        evaluate_every=config.evaluate_every,
+        evaluate_every=config.training.evaluate_every,
         unfinished=unfinished,
         on_placed=lambda placement: reporter.placed(placement, _about(stores, config)),
         on_round=reporter.round,
@@ -143,14 +145,14 @@ def _node_task(config: RunConfig, run: RunFolder, stores: StoreSet) -> NodeTask:
         run=run.identity,
         parties=(),
         settings=encode_settings(config, stores.description),
-        activations=config.wire_activations,
-        gradients=config.wire_gradients,
-        timeout_s=config.step_timeout_s,
+        activations=config.wire.wire_activations,
+        gradients=config.wire.wire_gradients,
+        timeout_s=config.wire.step_timeout_s,
         stores=str(stores.folder),
         keys=str(stores.keys or ""),
         owner=stores.owner,
         state=str(run.nodes),
-        threads=config.upper_threads,
+        threads=config.machine.upper_threads,
         epoch=stores.epoch,
     )
 
@@ -162,7 +164,7 @@ def _stores(config: RunConfig, run: RunFolder, reporter: Reporter) -> StoreSet:
     version = began.labels_version if began is not None else None
     stores = prepare_stores(config, reporter.ingesting, labels_version=version)
     if began is not None and began.source != stores.description.source:
-        raise OtherDataset(f"{config.dataset}: has changed since run {run.name} began; start a new run")
+        raise OtherDataset(f"{config.data.dataset}: has changed since run {run.name} began; start a new run")
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.description.num_samples, stores.description.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
@@ -191,13 +193,13 @@ def _collected(
     config: RunConfig, run: RunFolder, strategy: PatchSplit, grid: Grid, lower: LowerEngine, reporter: Reporter
 ) -> str:
     """Collect the model, if that is asked for and possible; say what became of it."""
-    if not config.collect_model:
+    if not config.run.collect_model:
         return "no model collected"
     reporter.say("collecting", "collecting the Upper models from the nodes")
     try:
         uppers = strategy.collect(grid)
     except (PeerLost, NodeLost, PositionMissing) as error:
-        if config.on_missing_node != "continue":
+        if config.wire.on_missing_node != "continue":
             raise
         return f"no model collected: {error}; when all nodes are there again: {reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
@@ -208,15 +210,15 @@ def _collected(
 
 def _transport_options(config: RunConfig) -> TransportOptions:
     return TransportOptions(
-        transport=config.transport,
-        host=config.exchange_host,
-        port=config.exchange_port,
-        advertise=config.exchange_advertise,
+        transport=config.wire.transport,
+        host=config.wire.exchange_host,
+        port=config.wire.exchange_port,
+        advertise=config.wire.exchange_advertise,
         identity=lambda: _identity(config),
-        allow_plaintext=config.exchange_plaintext_on_untrusted_network,
-        node_timeout_s=config.node_timeout_s,
-        step_timeout_s=config.step_timeout_s,
-        on_missing_node=config.on_missing_node,
+        allow_plaintext=config.wire.exchange_plaintext_on_untrusted_network,
+        node_timeout_s=config.wire.node_timeout_s,
+        step_timeout_s=config.wire.step_timeout_s,
+        on_missing_node=config.wire.on_missing_node,
     )
 
 
@@ -228,12 +230,12 @@ def _identity(config: RunConfig) -> Identity | None:
     ConfigError
         If one of the operator's files cannot be used, or nodes cannot be told where to connect.
     """
-    advertised = config.exchange_advertise or config.exchange_host
+    advertised = config.wire.exchange_advertise or config.wire.exchange_host
     if is_wildcard(advertised):
         raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
-    files = (config.exchange_cert, config.exchange_key, config.exchange_client_ca)
-    near = is_loopback(config.exchange_host) and is_loopback(advertised)
-    if config.exchange_plaintext_on_untrusted_network or (near and not any(files)):
+    files = (config.wire.exchange_cert, config.wire.exchange_key, config.wire.exchange_client_ca)
+    near = is_loopback(config.wire.exchange_host) and is_loopback(advertised)
+    if config.wire.exchange_plaintext_on_untrusted_network or (near and not any(files)):
         return None
     cert, key, client_ca = files
     return endpoint_identity(advertised, cert=cert, key=key, client_ca=client_ca)
@@ -246,5 +248,5 @@ def _about(stores: StoreSet, config: RunConfig) -> str:
     return (
         f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
         f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{config.backbone} cut after {config.cut}"
+        f"{config.network.backbone} cut after {config.network.cut}"
     )

@@ -39,8 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     """Train as the run's configuration says."""
     keep_freed_memory()
     fed = FedAvgConfig.from_mapping(context.run_config)
-    run = create_run(fed.run.workspace_path(), fed.run.run_name, fed.run.dataset)
-    reporter = Reporter(run, run_id=str(context.run_id), every_s=fed.run.progress_every_s)
+    run = create_run(fed.config.workspace_path(), fed.config.run.run_name, fed.config.data.dataset)
+    reporter = Reporter(run, run_id=str(context.run_id), every_s=fed.config.run.progress_every_s)
     try:
         _run(grid, fed, run, reporter)
     except BaseException as error:
@@ -50,17 +50,19 @@ def main(grid: Grid, context: Context) -> None:
 
 def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> None:
     reporter.say("preparing", f"run {run.name}: settings and metrics are in {run.path}")
-    config = whole_image_config(fed.run)
-    torch.set_num_threads(config.lower_threads or usable_cores())
+    config = whole_image_config(fed.config)
+    torch.set_num_threads(config.machine.lower_threads or usable_cores())
     stores = prepare_stores(config, reporter.ingesting)
     run.write_config(config)
     write_atomically(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode())
     run.write_description(stores.description)
     began = time.monotonic()
     clients = _clients(grid, fed)
-    reporter.plan(rounds=config.rounds, total_steps=0, steps_per_round=1, done=0)
+    reporter.plan(rounds=config.training.rounds, total_steps=0, steps_per_round=1, done=0)
     with closing(stores.open(0)) as store:
-        evaluated = OneProcessTrainer(config, stores.description, stores.labels, [store], choose_device(config.device))
+        evaluated = OneProcessTrainer(
+            config, stores.description, stores.labels, [store], choose_device(config.machine.device)
+        )
         strategy = averaging(
             fed.strategy,
             clients=clients,
@@ -73,7 +75,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
         result = strategy.start(
             grid,
             initial_arrays=ArrayRecord({name: value.cpu() for name, value in evaluated.net.state_dict().items()}),
-            num_rounds=config.rounds,
+            num_rounds=config.training.rounds,
             timeout=fed.round_timeout_s,
             train_config=ConfigRecord({"settings": encode_settings(config, stores.description)}),
             evaluate_fn=rounds.evaluate,
@@ -142,14 +144,14 @@ def _clients(grid: Grid, fed: FedAvgConfig) -> int:
     NodeError
         If there are fewer than asked for, or none, after node-timeout-s.
     """
-    deadline = time.monotonic() + fed.run.node_timeout_s
+    deadline = time.monotonic() + fed.config.wire.node_timeout_s
     while True:
         there = len(list(grid.get_node_ids()))
         if there >= max(1, fed.clients):
             return fed.clients or there
         if time.monotonic() > deadline:
             raise NodeError(
-                f"expected {fed.clients or 'any'} clients, found {there} after {fed.run.node_timeout_s:g} s"
+                f"expected {fed.clients or 'any'} clients, found {there} after {fed.config.wire.node_timeout_s:g} s"
             )
         time.sleep(_POLL_S)
 

@@ -97,9 +97,9 @@ def lighten(
     check_packages()
     began = time.monotonic()
     beginning.check_stores(run, stores.description)
-    asked, settings = parse_request(config.lighten_with)
+    asked, settings = parse_request(config.run.lighten_with)
     folder = LighteningFolder(run, settings, federated=True)
-    assembled = load_assembled(run, choose_device(config.device))
+    assembled = load_assembled(run, choose_device(config.machine.device))
     backend = FederatedBackend(grid, folder.path, config, settings, stores, task, options, reporter)
     backend.check_nodes()
     found = Bench(folder, assembled, settings, backend).find(
@@ -153,7 +153,7 @@ class FederatedBackend:
         self._grid, self._folder, self._config, self._settings = grid, folder, config, settings
         self._description, self._labels = stores.description, stores.labels
         self._task, self._options, self._reporter = task, options, reporter
-        self._device = choose_device(config.device)
+        self._device = choose_device(config.machine.device)
         self._stop_requested = RunFolder(folder).stop_requested
 
     def check_nodes(self) -> None:
@@ -260,7 +260,7 @@ class FederatedBackend:
         work = make_task(config, self._description, self._labels)
         per_round, total_steps = steps_per_round(config, work.order), work.schedule.total_steps
         self._reporter.plan(
-            rounds=config.rounds,
+            rounds=config.training.rounds,
             total_steps=total_steps,
             steps_per_round=per_round,
             done=lower.step,
@@ -271,14 +271,16 @@ class FederatedBackend:
             work,
             shapes_up(config, self._description, training),
             checkpoints,
-            checkpoint_every=config.checkpoint_every,
+            checkpoint_every=config.run.checkpoint_every,
             on_step=self._reporter.step,
             stop_requested=self._stop_requested,
         )
         strategy = PatchSplit(
             driver,
             task,
-            wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+            wire=WireFormat(
+                activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype
+            ),
             steps_per_round=per_round,
             total_steps=total_steps,
             options=self._options,

@@ -79,9 +79,9 @@ def predict(
     description = stores.description
     predictions.check(config, run, description)
     samples_N, splits = predictions.samples_asked(config, description)
-    options = dataclasses.replace(options, without=config.uppers_left_out())
+    options = dataclasses.replace(options, without=config.run.uppers_left_out())
     step = max(run.checkpoints.steps())
-    if config.predict_light:
+    if config.run.predict_light:
         light = light_model(run, description.num_uppers)
         part = shipped_part(config, description, task, light, Checkpoints(folder.path / "checkpoints"))
     else:
@@ -204,21 +204,23 @@ def shipped_part(
         shapes={m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)},
         checkpoints=checkpoints,
         task=msgspec.structs.replace(task, settings=settings, part=light.part),
-        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients),
+        wire=WireFormat(activations=config.wire.wire_activations, gradients=config.wire.wire_gradients),
     )
 
 
 def _own_part(config: RunConfig, run: RunFolder, description: StoreSetDescription, task: NodeTask, step: int) -> Part:
     # The Adaptation Net has no part in predictions, and nothing is averaged.
     own = config.replace(alpha=0.0, adaptation_server=False, average_every=0)
-    lower = make_lower_engine(own, description, choose_device(config.device))
+    lower = make_lower_engine(own, description, choose_device(config.machine.device))
     lower.go_to(step, run.checkpoints)
     return Part(
         lower=lower,
         shapes=smashed_shapes(config, description),
         checkpoints=run.checkpoints,
         task=msgspec.structs.replace(task, settings=encode_settings(own, description)),
-        wire=WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype),
+        wire=WireFormat(
+            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype
+        ),
     )
 
 
@@ -232,7 +234,7 @@ def _unless_stopped(folder: RunFolder, note: Callable[[int, int], None]) -> Call
 
 
 def _about(run: RunFolder, config: RunConfig, step: int, images: int) -> str:
-    light = "its light Uppers" if config.predict_light else "its weights"
+    light = "its light Uppers" if config.run.predict_light else "its weights"
     return f"predicting {images} images with run {run.name} after {step} steps, {light} and patches where they are"
 
 

@@ -33,14 +33,14 @@ def restore(
     """
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
-    request = read_file(expanded(config.restore, "restore"), remote.MAX_AUTHORISATION_BYTES)
+    request = read_file(expanded(config.run.restore, "restore"), remote.MAX_AUTHORISATION_BYTES)
     asked = remote.check(request, manifests.load(stores.folder))
     reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     # Single messages: nothing here needs all nodes at once.
-    options = TransportOptions(transport="flower", node_timeout_s=config.node_timeout_s)
+    options = TransportOptions(transport="flower", node_timeout_s=config.wire.node_timeout_s)
     link = NodeLink(task, stores.description.assignment, False, WireFormat(), options)
     link.open_in_time(grid, {})
-    answers = gather_answers(grid, link.placement, task, request, config.node_timeout_s)
+    answers = gather_answers(grid, link.placement, task, request, config.wire.node_timeout_s)
     folder = run.path / "answers"
     folder.mkdir(exist_ok=True)
     for m, answer in answers.items():
@@ -48,5 +48,5 @@ def restore(
     reporter.end(
         "completed",
         f"{len(answers)} answers for {len(asked.images)} images: {folder}; the recipients open them: "
-        f"psl restore --request {config.restore} --answers {folder} ...",
+        f"psl restore --request {config.run.restore} --answers {folder} ...",
     )

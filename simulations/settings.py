@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from psl_flower.cli.train import parse_settings
-from psl_flower.config import RunConfig
+from psl_flower.config import RunConfig, parse_settings
 from psl_flower.errors import ConfigError
 from simulations.reports import Values
 

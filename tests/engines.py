@@ -56,7 +56,7 @@ def settings(**changes: Any) -> RunConfig:
         "flip": True,
         "shift": 1,
     }
-    return RunConfig(**(tiny | changes))
+    return RunConfig.of(**(tiny | changes))
 
 
 class SmallLower(nn.Module):
@@ -109,7 +109,7 @@ class Federation:
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
         self.wire = WireFormat(
-            activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
+            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=self.lower.dtype
         )
         self.losses: list[float] = []
         self.driver = RoundDriver(

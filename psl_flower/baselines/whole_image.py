@@ -40,7 +40,7 @@ def whole_image_config(config: RunConfig) -> RunConfig:
     DatasetNotFound, DataError
         If the size of the images is not set and the dataset cannot be read.
     """
-    size = config.image_size
+    size = config.data.image_size
     if size == (0, 0):
         image_HWC, _ = next(store_request(config).open_source().samples("train"))
         size = (image_HWC.shape[0], image_HWC.shape[1])
@@ -86,8 +86,10 @@ class LocalTraining(OneProcessTrainer):
         device: torch.device = torch.device("cpu"),
     ) -> None:
         super().__init__(config, description, labels, [store], device)
-        order = BatchOrder(pool=samples, batch_size=config.batch_size, seed=config.seed)
-        schedule = Schedule(kind=config.schedule, peak=config.lr, total_steps=total_epochs * order.steps_per_epoch)
+        order = BatchOrder(pool=samples, batch_size=config.training.batch_size, seed=config.training.seed)
+        schedule = Schedule(
+            kind=config.training.schedule, peak=config.training.lr, total_steps=total_epochs * order.steps_per_epoch
+        )
         self._task = dataclasses.replace(self._task, order=order, schedule=schedule)
         self._proximal = proximal
 
@@ -110,7 +112,7 @@ class LocalTraining(OneProcessTrainer):
         """
         parameters = list(self.net.parameters())
         self._optimizer = (
-            ProximalSgd(parameters, self._config.momentum, self._config.weight_decay, self._proximal)
+            ProximalSgd(parameters, self._config.training.momentum, self._config.training.weight_decay, self._proximal)
             if self._proximal
             else optimizer(self._config, parameters)
         )

@@ -1,14 +1,17 @@
-"""The command `psl settings`: what `psl train` and `flwr run` can be told."""
+"""The command `psl settings`: what `psl train` and `flwr run` accept."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
 
+from psl_flower.config import GROUPS
+from psl_flower.config.fields import Field, Value, fields_of, flat
 from psl_flower.errors import ConfigError
 
-_TABLE = "[tool.flwr.app.config]"
+_INDENT, _WIDTH = 36, 120
 
 
 def register(app: typer.Typer) -> None:
@@ -18,23 +21,33 @@ def register(app: typer.Typer) -> None:
 
 def settings(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Only settings with one of these in name or text.", metavar="WORD")
+        list[str] | None, typer.Argument(help="Only settings with one of these words in name or text.", metavar="WORD")
     ] = None,
-    app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
 ) -> None:
-    """List the settings of a run, each with its default and what it does, for `psl train KEY=VALUE`."""
-    from psl_flower.launch.running import app_folder
-
-    lines = _lines((app_folder(app) / "pyproject.toml").read_text("utf-8"))
-    if words:
-        lines = [line for line in lines if line[:1] != "#" and any(word.lower() in line.lower() for word in words)]
-    if not lines:
-        raise ConfigError(f"no setting with {' or '.join(words or [])}; psl settings lists all")
+    """List the settings of a run, each with its default and meaning, for `psl train KEY=VALUE`."""
+    lines = []
+    for name, group in GROUPS.items():
+        defaults = flat(group())
+        found = [_entry(field, defaults[field.key]) for field in fields_of(group)]
+        found = [entry for entry in found if not words or any(word.lower() in entry.lower() for word in words)]
+        lines += [] if words else [f"# --- {name.capitalize()} ---"]
+        lines += found
+    if words and not lines:
+        raise ConfigError(f"no setting with {' or '.join(words)}; psl settings lists all")
     typer.echo("\n".join(lines))
 
 
-def _lines(project: str) -> list[str]:
-    """Return the app's own list of its settings: that has defaults and explanations already."""
-    _, _, rest = project.partition(f"{_TABLE}\n")
-    listed, _, _ = rest.partition("\n[")
-    return listed.strip().splitlines()
+def _entry(field: Field, default: Value) -> str:
+    shown = str(default).lower() if isinstance(default, bool) else f'"{default}"' if default == "" else str(default)
+    choices = [choice for choice in field.about.choices if choice]
+    named = all(choice in field.about.doc or choice == default for choice in choices)
+    text = field.about.doc + ("" if named else f": {', '.join(choices)}")
+    head = f"{field.key}={shown}".ljust(_INDENT - 2) + "  "
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

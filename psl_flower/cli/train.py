@@ -8,14 +8,12 @@ import shutil
 import signal
 import sys
 import time
-import tomllib
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from psl_flower.cli.output import Json, Workspace
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.text import read_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +66,7 @@ def train(
 
 def _read(settings: list[str]) -> tuple[dict[str, object], RunConfig]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
-    from psl_flower.config import RunConfig
+    from psl_flower.config import RunConfig, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
@@ -162,10 +160,10 @@ class _Attempt:
             follower.skip_log(run)
             follower.say("starting Flower")
             superlink.wait()
-            again = None if config.predict else "the same command" if config.lighten else ""
+            again = None if config.run.predict else "the same command" if config.run.lighten else ""
             watch = self.watch = Watch(superlink, run, again)
             run_id = start(superlink, app, self._given, config, run, num_uppers, nodes)
-            status = _follow(watch, run, follower, "batch" if config.predict else "step, with a checkpoint")
+            status = _follow(watch, run, follower, "batch" if config.run.predict else "step, with a checkpoint")
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")):
                 _keep_log(superlink, run)
@@ -176,31 +174,6 @@ def _resuming(given: dict[str, object], config: RunConfig, run: RunFolder) -> tu
     """Return the settings that continue a run."""
     rest = {key: value for key, value in given.items() if key != "run-name"}
     return {**rest, "resume": run.name}, config.replace(run_name="", resume=run.name)
-
-
-def parse_settings(settings: list[str]) -> dict[str, object]:
-    """Return KEY=VALUE arguments as a flat mapping, each value read by its setting's type.
-
-    Raises
-    ------
-    ConfigError
-        If an argument is not KEY=VALUE, a key comes twice, or a value cannot be read.
-    """
-    from psl_flower.config import RunConfig
-
-    default = RunConfig().to_mapping()
-    return {key: _value(text, default.get(key, "")) for key, text in read_pairs(settings).items()}
-
-
-def _value(text: str, default: object) -> object:
-    """Read a value: a text needs no quotes, since the setting's type is known."""
-    if isinstance(default, str):
-        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-        return text[1:-1] if quoted else text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:

@@ -68,4 +68,6 @@ class BatchOrder:
 
 def batch_order(config: RunConfig, description: StoreSetDescription) -> BatchOrder:
     """Return which samples make up a run's steps; raises ConfigError if there are too few training images."""
-    return BatchOrder(pool=description.samples_of("train"), batch_size=config.batch_size, seed=config.seed)
+    return BatchOrder(
+        pool=description.samples_of("train"), batch_size=config.training.batch_size, seed=config.training.seed
+    )

@@ -113,14 +113,14 @@ def make_upper(
 ) -> Upper:
     """Return the Upper model of index `upper` with its initial weights; `size` as in `make_network`."""
     model = Upper(
-        backbone=config.backbone,
-        cut=config.cut,
-        stem=config.stem_for(description.image_size),
+        backbone=config.network.backbone,
+        cut=config.network.cut,
+        stem=config.network.stem_for(description.image_size),
         in_channels=description.channels,
-        protection=config.protection,
+        protection=config.network.protection,
         size=size,
     )
-    reset_parameters(model, upper_seed(config.seed, upper, config.upper_init))
+    reset_parameters(model, upper_seed(config.training.seed, upper, config.network.upper_init))
     return model
 
 
@@ -129,13 +129,13 @@ def make_lower(config: RunConfig, description: StoreSetDescription, size: Backbo
     model = Lower(
         grid=description.grid(),
         num_classes=description.num_classes,
-        backbone=config.backbone,
-        cut=config.cut,
-        stem=config.stem_for(description.image_size),
-        protection=config.protection,
+        backbone=config.network.backbone,
+        cut=config.network.cut,
+        stem=config.network.stem_for(description.image_size),
+        protection=config.network.protection,
         size=size,
     )
-    reset_parameters(model, lower_seed(config.seed))
+    reset_parameters(model, lower_seed(config.training.seed))
     return model
 
 
@@ -148,26 +148,26 @@ def make_network(
         num_uppers=description.num_uppers,
         num_classes=description.num_classes,
         in_channels=description.channels,
-        backbone=config.backbone,
-        cut=config.cut,
-        stem=config.stem_for(description.image_size),
+        backbone=config.network.backbone,
+        cut=config.network.cut,
+        stem=config.network.stem_for(description.image_size),
         # The stores', not the setting's: an owner's rotation may have moved positions.
         assignment=description.assignment,
-        protection=config.protection,
+        protection=config.network.protection,
         size=size,
-        seed=config.seed,
-        upper_init=config.upper_init,
+        seed=config.training.seed,
+        upper_init=config.network.upper_init,
     )
     return net
 
 
 def make_adaptation(config: RunConfig, description: StoreSetDescription) -> AdaptationNet | None:
     """Return the Adaptation Net with its initial weights; None where alpha is 0."""
-    if config.alpha == 0:
+    if config.network.alpha == 0:
         return None
     _, h, w, C = smashed_shapes(config, description)[0]
     net = AdaptationNet((h, w), description.num_classes, C)
-    reset_parameters(net, adaptation_seed(config.seed))
+    reset_parameters(net, adaptation_seed(config.training.seed))
     return net
 
 
@@ -175,14 +175,14 @@ def make_lower_engine(config: RunConfig, description: StoreSetDescription, devic
     """Return the Lower's side of a run."""
     return LowerEngine(
         make_lower(config, description),
-        None if config.adaptation_server else make_adaptation_engine(config, description, device),
+        None if config.network.adaptation_server else make_adaptation_engine(config, description, device),
         description.assignment,
-        alpha=config.alpha,
+        alpha=config.network.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.autocast,
+        use_autocast=config.machine.autocast,
         device=device,
-        adaptation_elsewhere=config.adaptation_server,
-        label_smoothing=config.label_smoothing,
+        adaptation_elsewhere=config.network.adaptation_server,
+        label_smoothing=config.training.label_smoothing,
     )
 
 
@@ -196,11 +196,11 @@ def make_adaptation_engine(
     return AdaptationEngine(
         net,
         description.assignment,
-        alpha=config.alpha,
+        alpha=config.network.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.autocast,
+        use_autocast=config.machine.autocast,
         device=device,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=config.training.label_smoothing,
     )
 
 
@@ -233,7 +233,7 @@ def upper_options(config: RunConfig, description: StoreSetDescription, device: t
         mean=description.mean,
         std=description.std,
         augmentation=augmentation(config, description),
-        autocast=config.autocast,
+        autocast=config.machine.autocast,
         device=device,
         averaged=_averages(config, description),
     )
@@ -243,11 +243,11 @@ def make_averaging(config: RunConfig, description: StoreSetDescription) -> Avera
     """Return when the Uppers are averaged; None where they are not, or there is but one."""
     if not _averages(config, description):
         return None
-    return Averaging(every=config.average_every, weight_count=weight_count(make_upper(config, description, 0)))
+    return Averaging(every=config.network.average_every, weight_count=weight_count(make_upper(config, description, 0)))
 
 
 def _averages(config: RunConfig, description: StoreSetDescription) -> bool:
-    return config.average_every > 0 and description.num_uppers > 1
+    return config.network.average_every > 0 and description.num_uppers > 1
 
 
 def make_task(config: RunConfig, description: StoreSetDescription, labels: NDArray[np.int64]) -> Task:
@@ -259,20 +259,20 @@ def make_task(config: RunConfig, description: StoreSetDescription, labels: NDArr
         If there are too few training images, or the augmentation does not fit them.
     """
     order = batch_order(config, description)
-    total_steps = config.rounds * steps_per_round(config, order)
+    total_steps = config.training.rounds * steps_per_round(config, order)
     return Task(
         order=order,
-        schedule=Schedule(kind=config.schedule, peak=config.lr, total_steps=total_steps),
+        schedule=Schedule(kind=config.training.schedule, peak=config.training.lr, total_steps=total_steps),
         labels=labels,
         augmentation=augmentation(config, description),
         test=description.samples_of("test"),
-        evaluate_batch_size=config.evaluate_batch_size,
+        evaluate_batch_size=config.training.evaluate_batch_size,
     )
 
 
 def steps_per_round(config: RunConfig, order: BatchOrder) -> int:
     """Return the steps of a round: the setting, or one epoch."""
-    return config.steps_per_round or order.steps_per_epoch
+    return config.training.steps_per_round or order.steps_per_epoch
 
 
 def smashed_shapes(
@@ -291,22 +291,22 @@ def augmentation(config: RunConfig, description: StoreSetDescription) -> Augment
     ConfigError
         If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
     """
-    config.check_shift(description.patch_size)
-    if config.cutout >= min(description.image_size):
+    config.training.check_shift(description.patch_size)
+    if config.training.cutout >= min(description.image_size):
         raise ConfigError(
-            f"cutout: a square of {config.cutout} pixels may blank whole images of "
+            f"cutout: a square of {config.training.cutout} pixels may blank whole images of "
             f"{size_text(description.image_size)}; choose less, such as {min(description.image_size) // 2}"
         )
     return Augmentation(
         grid=description.grid(),
-        flip=config.flip,
-        shift=config.shift,
-        cutout=config.cutout,
-        mixup=config.mixup,
-        patch_dropout=config.patch_dropout,
+        flip=config.training.flip,
+        shift=config.training.shift,
+        cutout=config.training.cutout,
+        mixup=config.training.mixup,
+        patch_dropout=config.training.patch_dropout,
     )
 
 
 def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the optimiser that the settings ask for."""
-    return Sgd(parameters, config.momentum, config.weight_decay)
+    return Sgd(parameters, config.training.momentum, config.training.weight_decay)

@@ -99,7 +99,7 @@ class OneProcessTrainer:
             dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
             patches_BPChw = self._patches(plan)
             self.net.train()
-            with autocast(self._device, self._config.autocast):
+            with autocast(self._device, self._config.machine.autocast):
                 smashed_BPChw = self._smash(patches_BPChw, absent)
                 given_BPChw = smashed_BPChw
                 if dropped_BM is not None:
@@ -111,14 +111,14 @@ class OneProcessTrainer:
                 upper_logits,
                 targets.to(self._device),
                 self._description.assignment,
-                self._config.alpha,
+                self._config.network.alpha,
                 num_absent=len(missing),
-                label_smoothing=self._config.label_smoothing,
+                label_smoothing=self._config.training.label_smoothing,
             ).full
             if self._teacher is not None:
                 loss = self._teacher.loss(
                     loss, logits_BK, patches_BPChw, flipped_B,
-                    activations=self._config.wire_activations, use_autocast=self._config.autocast,
+                    activations=self._config.wire.wire_activations, use_autocast=self._config.machine.autocast,
                 )  # fmt: skip
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -151,12 +151,12 @@ class OneProcessTrainer:
         self.net.eval()
         logits = []
         for plan in self._task.evaluation_plans(self.step):
-            with autocast(self._device, self._config.autocast):
+            with autocast(self._device, self._config.machine.autocast):
                 logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
         return predictions(torch.cat(logits), self._task.test, self._task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        codecs = (self._config.wire_activations, self._config.wire_gradients)
+        codecs = (self._config.wire.wire_activations, self._config.wire.wire_gradients)
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
         return smashed_BPChw
 

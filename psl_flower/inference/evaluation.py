@@ -74,8 +74,8 @@ def own_test_images(
     samples_N = stores.description.samples_of("test")
     if 0 < max_test < len(samples_N):
         samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
-    batches = images_in(stores, samples_N, config.evaluate_batch_size)
-    return LabelledImages(dataset=config.dataset, num_images=len(samples_N), batches=batches)
+    batches = images_in(stores, samples_N, config.training.evaluate_batch_size)
+    return LabelledImages(dataset=config.data.dataset, num_images=len(samples_N), batches=batches)
 
 
 def stores_of(
@@ -95,8 +95,8 @@ def stores_of(
     stores = prepare_stores(own, progress, labels_version=labels_version)
     if stores.description.source != assembled.description.source:
         raise DataError(
-            f"{config.dataset}: is not as it was when run {run.name} was trained on it, so test images may be among "
-            "those that it learnt; name a dataset with --dataset"
+            f"{config.data.dataset}: is not as it was when run {run.name} was trained on it, so test images may be "
+            "among those that it learnt; name a dataset with --dataset"
         )
     return stores
 
@@ -127,9 +127,13 @@ def other_test_images(
     """
     _check_max(max_test)
     config, known = assembled.config, assembled.description.class_names
-    options: dict[str, Any] = {"test_fraction": config.test_fraction, "seed": config.seed, "max_test": max_test}
+    options: dict[str, Any] = {
+        "test_fraction": config.data.test_fraction,
+        "seed": config.training.seed,
+        "max_test": max_test,
+    }
     asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    own: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    own: dict[str, Any] = {"image_column": config.data.image_column, "label_column": config.data.label_column}
     try:
         source = open_dataset(dataset, **options, **(asked if any(asked.values()) else own))
     except DataError:
@@ -143,7 +147,7 @@ def other_test_images(
 
     def batches() -> Iterator[Batch]:
         samples = source.samples("test")
-        while chunk := list(islice(samples, config.evaluate_batch_size)):
+        while chunk := list(islice(samples, config.training.evaluate_batch_size)):
             yield assembled.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
 
     return LabelledImages(dataset=dataset, num_images=source.num_samples("test"), batches=batches())

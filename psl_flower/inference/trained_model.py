@@ -178,8 +178,8 @@ def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assemb
     weights = _load_weights(path, run, config)
     description = run.read_description()
     # An owner's stores may have an assignment of their own, which the setting's default does not say.
-    told = config.assignment != RunConfig().assignment
-    if told and assign(description.grid(), description.num_uppers, config.assignment) != description.assignment:
+    told = config.patches.assignment != RunConfig().patches.assignment
+    if told and assign(description.grid(), description.num_uppers, config.patches.assignment) != description.assignment:
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
     net = make_network(config, description)
     _check_weights(path, weights, net.state_dict())
@@ -212,7 +212,7 @@ def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, to
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
-        if not config.collect_model:
+        if not config.run.collect_model:
             raise RunError(f"{path}: the run has no model, since its settings say collect-model = false") from None
         status = run.read_status()
         where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""

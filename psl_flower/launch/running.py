@@ -75,17 +75,17 @@ def prepare(
     from psl_flower.stores.prepare import prepare_stores
 
     workspace = config.workspace_path()
-    if config.predict:
+    if config.run.predict:
         asked, trained = prediction_of(config)
         stores = prepare_stores(asked, progress)
         stores.check_node_keys()
         check(asked, trained, stores.description)
-        if config.predict_light:
+        if config.run.predict_light:
             from psl_flower.lightening import beginning  # loads torch
 
             beginning.light_model(trained, stores.description.num_uppers)
         return stores.description.num_uppers, free_folder(trained, config)
-    if config.lighten:
+    if config.run.lighten:
         from psl_flower.lightening import beginning  # loads torch
 
         asked, trained, light = beginning.begin(config)
@@ -93,14 +93,18 @@ def prepare(
         stores.check_node_keys()
         beginning.check_stores(trained, stores.description)
         return stores.description.num_uppers, RunFolder(light.path)
-    if config.resume:
-        run = open_run(workspace, config.resume)
+    if config.run.resume:
+        run = open_run(workspace, config.run.resume)
         config = resumed_config(run, config)
     else:
-        run = RunFolder(workspace / "runs" / free_name(workspace, config.run_name, config.dataset))
+        run = RunFolder(workspace / "runs" / free_name(workspace, config.run.run_name, config.data.dataset))
     stores = prepare_stores(config, progress)
     stores.check_node_keys()
-    notes = [stores.keys_note, stores.grid_reason, "" if config.restore else _batches_note(config, stores.description)]
+    notes = [
+        stores.keys_note,
+        stores.grid_reason,
+        "" if config.run.restore else _batches_note(config, stores.description),
+    ]
     for note in notes:
         if note and say is not None:
             say(note)
@@ -110,9 +114,10 @@ def prepare(
 def _batches_note(config: RunConfig, description: StoreSetDescription) -> str:
     """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
     count = len(batch_order(config, description).pool)
-    if config.batch_size <= count or config.batch_size == RunConfig().batch_size:
+    size = config.training.batch_size
+    if size <= count or size == RunConfig().training.batch_size:
         return ""
-    return f"batch-size: {config.batch_size} is more than the {count} training images: every step takes all of them"
+    return f"batch-size: {size} is more than the {count} training images: every step takes all of them"
 
 
 def start(
@@ -146,8 +151,8 @@ def start(
     RunError
         If Flower refuses it.
     """
-    began = resumed_config(run, config) if config.resume else config
-    fitting = federation(num_uppers, nodes, adaptation=began.adaptation_server)
+    began = resumed_config(run, config) if config.run.resume else config
+    fitting = federation(num_uppers, nodes, adaptation=began.network.adaptation_server)
     return superlink.run(app, _run_config(given, config, run), fitting)
 
 
@@ -221,7 +226,7 @@ class Watch:
 
 def _run_config(given: Mapping[str, object], config: RunConfig, run: RunFolder) -> dict[str, object]:
     """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the run's name are spelled out."""
-    named = {} if config.resume or config.lighten else {"run-name": run.name}
+    named = {} if config.run.resume or config.run.lighten else {"run-name": run.name}
     return {**given, **named, **local_paths(given), "workspace": str(config.workspace_path())}
 
 

@@ -50,15 +50,15 @@ def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, LighteningFolder]:
     ConfigError
         If a setting is given that the run did not train with.
     """
-    run = open_run(config.workspace_path(), config.lighten)
+    run = open_run(config.workspace_path(), config.run.lighten)
     settings = settings_of(run, config, "lighten")
     try:
-        request = parse_request(config.lighten_with)
+        request = parse_request(config.run.lighten_with)
     except ConfigError as error:
         raise ConfigError(f"lighten-with: {error}") from None
     folder = LighteningFolder(run, request.settings, federated=True)
     # A node that is not there is waited for: without it, other weights would come out.
-    asked = {"lighten": config.lighten, "lighten_with": config.lighten_with, "on_missing_node": "wait"}
+    asked = {"lighten": config.run.lighten, "lighten_with": config.run.lighten_with, "on_missing_node": "wait"}
     return settings.replace(run_name="", resume="", restore="", **asked), run, folder
 
 

@@ -113,7 +113,7 @@ class LocalBackend:
         trainer = self._trainer
         samples_N = trainer.stores.description.samples_of("test")
         done = 0
-        for images_BCHW, labels_B in images_in(trainer.stores, samples_N, trainer.config.evaluate_batch_size):
+        for images_BCHW, labels_B in images_in(trainer.stores, samples_N, trainer.config.training.evaluate_batch_size):
             labels.append(labels_B)
             done += len(labels_B)
             yield images_BCHW

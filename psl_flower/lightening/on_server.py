@@ -38,11 +38,11 @@ def lower_engine(
         lower,
         None,
         description.assignment,
-        alpha=config.alpha,
+        alpha=config.network.alpha,
         make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.autocast,
+        use_autocast=config.machine.autocast,
         device=device,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=config.training.label_smoothing,
         teacher=teacher,
     )
 

@@ -98,7 +98,7 @@ def scaled(size: BackboneSize, share: float) -> BackboneSize:
 
 def size_of_run(config: RunConfig) -> BackboneSize:
     """Return the size of the first model."""
-    return backbone_size(config.backbone)
+    return backbone_size(config.network.backbone)
 
 
 def _larger(first: BackboneSize, ratio: float, growth: Growth) -> Iterator[BackboneSize]:

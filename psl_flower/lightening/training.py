@@ -72,7 +72,7 @@ class Training:
 def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
     """Return the epochs that a run was trained for, rounded up."""
     order = batch_order(config, description)
-    steps = config.rounds * steps_per_round(config, order)
+    steps = config.training.rounds * steps_per_round(config, order)
     return -(-steps // order.steps_per_epoch)
 
 
@@ -87,7 +87,7 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
     }  # fmt: skip
     if rounding:
         # Rounding computes in float32.
-        changes |= {"lr": config.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
+        changes |= {"lr": config.training.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
     return config.replace(**changes)
 
 

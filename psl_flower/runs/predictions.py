@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.config import RunConfig
+from psl_flower.config import GROUP_OF, RunConfig
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.errors import ConfigError, NoCheckpoint, OtherDataset, RunError
 from psl_flower.system.files import write_atomically
@@ -88,12 +88,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             run=run.name,
             step=step,
-            split="" if config.predict_images else config.predict_split,
+            split="" if config.run.predict_images else config.run.predict_split,
             images=len(predictions.sample),
             accuracy=predictions.accuracy,
             loss=predictions.loss,
             absent=tuple(absent),
-            light=config.predict_light,
+            light=config.run.predict_light,
         )
 
 
@@ -120,11 +120,11 @@ def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, RunFolder]:
 
 def prediction_of(config: RunConfig) -> tuple[RunConfig, RunFolder]:
     """Return the settings to predict with and the run whose model it is; see `begin`."""
-    run = open_run(config.workspace_path(), config.predict)
+    run = open_run(config.workspace_path(), config.run.predict)
     settings = settings_of(run, config, "predict")
     if not any(run.checkpoints.steps()):
         raise NoCheckpoint(f"{run.path}: the run has no checkpoint of a step yet, so there is no model to predict with")
-    asked = {name: getattr(config, name) for name in config.__dataclass_fields__ if name.startswith("predict")}
+    asked = {name: config.value(name) for name in GROUP_OF if name.startswith("predict")}
     return settings.replace(run_name="", resume="", restore="", **asked), run
 
 
@@ -137,11 +137,11 @@ def free_folder(run: RunFolder, config: RunConfig) -> RunFolder:
         If the name given is taken.
     """
     folder = run.path / FOLDER
-    if config.run_name:
-        if (folder / config.run_name).exists():
-            raise RunError(f"{folder / config.run_name}: there is a prediction of this name already; choose another")
-        return RunFolder(folder / config.run_name)
-    stem = f"{'images' if config.predict_images else config.predict_split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if config.run.run_name:
+        if (folder / config.run.run_name).exists():
+            raise RunError(f"{folder / config.run.run_name}: there is a prediction of this name already; choose another")
+        return RunFolder(folder / config.run.run_name)
+    stem = f"{'images' if config.run.predict_images else config.run.predict_split}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
     return RunFolder(next(folder / candidate for candidate in candidates if not (folder / candidate).exists()))
 
@@ -154,14 +154,14 @@ def samples_asked(config: RunConfig, description: StoreSetDescription) -> tuple[
     ConfigError
         If an image is not in the dataset, none is named, or the file of images cannot be read.
     """
-    if not config.predict_images:
-        samples_N = description.samples_of(config.predict_split)
+    if not config.run.predict_images:
+        samples_N = description.samples_of(config.run.predict_split)
         if not len(samples_N):
-            raise ConfigError(f"predict-split: the dataset has no {config.predict_split} images")
-        return samples_N, [config.predict_split] * len(samples_N)
-    images = parse_images(_ids(config.predict_images), description)
+            raise ConfigError(f"predict-split: the dataset has no {config.run.predict_split} images")
+        return samples_N, [config.run.predict_split] * len(samples_N)
+    images = parse_images(_ids(config.run.predict_images), description)
     if not images:
-        raise ConfigError(f"predict-images: {config.predict_images!r} names no image")
+        raise ConfigError(f"predict-images: {config.run.predict_images!r} names no image")
     return np.array(images, np.int64), [description.split_of(image)[0] for image in images]
 
 
@@ -177,14 +177,14 @@ def check(config: RunConfig, run: RunFolder, description: StoreSetDescription) -
     """
     if description.fingerprint != run.read_description().fingerprint:
         raise OtherDataset(
-            f"{config.dataset}: its patch stores are not those that run {run.name} was trained on, to which the nodes' "
+            f"{config.data.dataset}: its patch stores are not those that run {run.name} was trained on, to which the nodes' "
             "weights belong; put those back, or train anew"
         )
     samples_asked(config, description)
-    if not config.uppers_left_out() < set(range(description.num_uppers)):
+    if not config.run.uppers_left_out() < set(range(description.num_uppers)):
         raise ConfigError(
             f"predict-without: expected some of Uppers 0 to {description.num_uppers - 1}, but not all, "
-            f"got {config.predict_without}"
+            f"got {config.run.predict_without}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psl_flower.config import RunConfig
+from psl_flower.config import GROUP_OF, RunConfig
 from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder, create_run, open_run
 
@@ -29,11 +29,11 @@ def continue_or_create(config: RunConfig) -> tuple[RunConfig, RunFolder]:
         If a setting is given that would make a resumed run another one.
     """
     workspace = config.workspace_path()
-    if not config.resume:
-        run = create_run(workspace, config.run_name, config.dataset)
+    if not config.run.resume:
+        run = create_run(workspace, config.run.run_name, config.data.dataset)
         run.write_config(config)
         return config, run
-    run = open_run(workspace, config.resume)
+    run = open_run(workspace, config.run.resume)
     resumed = resumed_config(run, config)
     run.forget_stop()
     return resumed, run
@@ -70,14 +70,14 @@ def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
     began = run.read_config()
     default = RunConfig()
     changes: dict[str, object] = {}
-    for name in (field for field in default.__dataclass_fields__ if not _about_the_call(field)):
-        given = getattr(config, name)
-        if given in (getattr(default, name), getattr(began, name)):
+    for name in (field for field in GROUP_OF if not _about_the_call(field)):
+        given = config.value(name)
+        if given in (default.value(name), began.value(name)):
             continue
         if name not in _OPERATIONAL:
             key = name.replace("_", "-")
             raise ConfigError(
-                f"{key}: run {run.name} began with {getattr(began, name)!r}, {doing} was given {given!r}; "
+                f"{key}: run {run.name} began with {began.value(name)!r}, {doing} was given {given!r}; "
                 f"leave {key} out, or start a new run"
             )
         changes[name] = given

@@ -34,18 +34,18 @@ def prepare_stores(
         As `ensure_stores`, `ensure_sealed` and `open_sealed_dataset`.
     """
     workspace = config.workspace_path()
-    if config.keys and not config.keys_path().exists():
+    if config.data.keys and not config.keys_path().exists():
         # A mistyped path must not become a new set of everybody's keys.
         raise ConfigError(f"keys: {config.keys_path()}: no such folder, or key file; correct it, or leave keys out")
-    if is_sealed_dataset(config.dataset):
-        folder = expanded(config.dataset, "dataset").absolute()
+    if is_sealed_dataset(config.data.dataset):
+        folder = expanded(config.data.dataset, "dataset").absolute()
         stores = open_sealed_dataset(
-            folder, config.keys_path(), config.owner, SeenBook(workspace / "seen"), labels_version=labels_version
+            folder, config.keys_path(), config.data.owner, SeenBook(workspace / "seen"), labels_version=labels_version
         )
         _check_settings(config, stores)
         return stores
     request, root = store_request(config), stores_root(workspace)
-    if config.stores == "plain":
+    if config.data.stores == "plain":
         return ensure_stores(root / "plain", request, progress)
     return ensure_sealed(root, request, config.keys_path(), progress, labels_version=labels_version)
 
@@ -53,30 +53,32 @@ def prepare_stores(
 def _check_settings(config: RunConfig, stores: StoreSet) -> None:
     """Refuse settings that say otherwise than the owner, who has cut the images already."""
     description = stores.description
-    if config.stores == "plain":
-        raise ConfigError(f"stores: plain is given, but {config.dataset} holds sealed stores")
-    if config.grid == "auto":
-        raise ConfigError(f"grid: auto is given, but {config.dataset} holds stores that are cut already; leave it out")
+    if config.data.stores == "plain":
+        raise ConfigError(f"stores: plain is given, but {config.data.dataset} holds sealed stores")
+    if config.patches.grid == "auto":
+        raise ConfigError(
+            f"grid: auto is given, but {config.data.dataset} holds stores that are cut already; leave it out"
+        )
     cut: dict[str, tuple[object, object]] = {
-        "image-size": (size_text(config.image_size), size_text(description.image_size)),
-        "patch-size": (size_text(config.patch_size), size_text(description.patch_size)),
-        "stride": (size_text(config.stride), size_text(description.stride)),
-        "uppers": (config.uppers, description.num_uppers),
-        "max-train": (config.max_train, 0),
-        "max-test": (config.max_test, 0),
+        "image-size": (size_text(config.data.image_size), size_text(description.image_size)),
+        "patch-size": (size_text(config.patches.patch_size), size_text(description.patch_size)),
+        "stride": (size_text(config.patches.stride), size_text(description.stride)),
+        "uppers": (config.patches.uppers, description.num_uppers),
+        "max-train": (config.data.max_train, 0),
+        "max-test": (config.data.max_test, 0),
         # Its default cannot be told from a setting that was left out.
-        "fit": ("pad" if config.fit == "pad" else "", description.fit),
+        "fit": ("pad" if config.patches.fit == "pad" else "", description.fit),
     }
     for key, (given, found) in cut.items():
         if given and given != found:
             raise ConfigError(
-                f"{key}: {given} is given, but {config.dataset} holds stores made with {found or 'all images'}"
+                f"{key}: {given} is given, but {config.data.dataset} holds stores made with {found or 'all images'}"
             )
     # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
-    if config.assignment != RunConfig().assignment:
-        asked = assign(description.grid(), description.num_uppers, config.assignment)
+    if config.patches.assignment != RunConfig().patches.assignment:
+        asked = assign(description.grid(), description.num_uppers, config.patches.assignment)
         if asked != description.assignment:
             raise ConfigError(
-                f"assignment: {config.assignment} is given, but {config.dataset} holds stores with the assignment "
-                f"{description.assignment}"
+                f"assignment: {config.patches.assignment} is given, but {config.data.dataset} holds stores with the "
+                f"assignment {description.assignment}"
             )

@@ -15,7 +15,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,21 +274,20 @@ class StoreSet:
 def store_request(config: RunConfig) -> StoreRequest:
     """Return what a run's settings ask for."""
     return StoreRequest(
-        dataset=config.dataset,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        stride=config.stride,
-        # RunConfig has checked these against the same choices.
-        pattern=cast(Literal["", "auto"], config.grid),
-        fit=cast(Literal["exact", "pad"], config.fit),
-        num_uppers=config.uppers,
-        assignment=cast(Literal["scatter", "round-robin"], config.assignment),
-        image_column=config.image_column,
-        label_column=config.label_column,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-        max_train=config.max_train,
-        max_test=config.max_test,
+        dataset=config.data.dataset,
+        image_size=config.data.image_size,
+        patch_size=config.patches.patch_size,
+        stride=config.patches.stride,
+        pattern=config.patches.grid,
+        fit=config.patches.fit,
+        num_uppers=config.patches.uppers,
+        assignment=config.patches.assignment,
+        image_column=config.data.image_column,
+        label_column=config.data.label_column,
+        test_fraction=config.data.test_fraction,
+        seed=config.training.seed,
+        max_train=config.data.max_train,
+        max_test=config.data.max_test,
     )
 
 

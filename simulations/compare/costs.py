@@ -35,7 +35,7 @@ def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
             num_clients=int(method.own["clients"]),
             kind=str(method.own["partition"]),
             alpha=float(method.own["dirichlet-alpha"]),
-            seed=config.seed,
+            seed=config.training.seed,
         )
         node_images = max(map(len, parts))
     weights = _weights(net)

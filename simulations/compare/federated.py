@@ -50,7 +50,7 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
     RunError
         If the run fails, with its own last words.
     """
-    run = RunFolder(config.workspace_path() / "runs" / config.run_name)
+    run = RunFolder(config.workspace_path() / "runs" / config.run.run_name)
     if (run.path / "checkpoints").is_dir() and run.checkpoints.steps():
         config = config.replace(resume=run.name, run_name="")
     else:
@@ -85,7 +85,7 @@ def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
     RunError
         As `patch_split`.
     """
-    run = RunFolder(config.workspace_path() / "runs" / config.run_name)
+    run = RunFolder(config.workspace_path() / "runs" / config.run.run_name)
     shutil.rmtree(run.path, ignore_errors=True)
     memory = MemoryWatch()
     with LocalSuperLink() as superlink:
@@ -109,7 +109,7 @@ def parts(config: RunConfig, own: Values, whole: StoreSet) -> list[NDArray[np.in
     samples_N = whole.description.samples_of("train")
     return divide(
         samples_N, whole.labels[samples_N],
-        num_clients=fed.clients, kind=fed.partition, alpha=fed.dirichlet_alpha, seed=fed.run.seed,
+        num_clients=fed.clients, kind=fed.partition, alpha=fed.dirichlet_alpha, seed=fed.config.training.seed,
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ from itertools import product
 import msgspec
 
 from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
-from psl_flower.cli.train import parse_settings
-from psl_flower.config import RunConfig, parse_size, size_text
+from psl_flower.config import RunConfig, parse_settings, parse_size, size_text
 from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
@@ -108,7 +107,10 @@ def plan(config: RunConfig, choice: Choice, image_size: Size) -> list[Method]:
         If a grid does not fit the images.
     """
     grids = choice.grids or usual_grids(image_size)
-    cut = {grid: PatchGrid(image_size=image_size, patch_size=grid[0], stride=grid[1], fit=config.fit) for grid in grids}  # type: ignore[arg-type]
+    cut = {
+        grid: PatchGrid(image_size=image_size, patch_size=grid[0], stride=grid[1], fit=config.patches.fit)
+        for grid in grids
+    }
     first = grids[0]
     found: list[Method] = []
     for name in choice.methods:

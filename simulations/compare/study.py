@@ -128,7 +128,7 @@ class Study:
         self._options, self._folder, self._progress, self._config_given = options, folder, progress, config
         workspace = folder / "workspace"
         # One process that holds all stores and their keys seals nothing; what is read is the same.
-        stores = config.stores if options.engine == "flwr" else "plain"
+        stores = config.data.stores if options.engine == "flwr" else "plain"
         self._shared = config.replace(
             **local_paths(config.to_mapping()), workspace=str(workspace), seed=options.seeds[0], collect_model=False,
             stores=stores,
@@ -259,7 +259,7 @@ class Study:
 
     def _do(self, method: Method, seed: int, engine: str, name: str, clock: _Clock) -> tuple[worker.Outcome, float]:
         config = self._config(method, seed).replace(run_name=name)
-        total = config.rounds * (config.steps_per_round or 1)
+        total = config.training.rounds * (config.training.steps_per_round or 1)
 
         def show(done: int) -> None:
             what = "averaging" if method.kind == AVERAGING else "training"
@@ -272,7 +272,7 @@ class Study:
             outcome = federated.patch_split(config, self.steps_per_epoch, show)
         else:
             kind = method.kind if method.kind in (WHOLE, MERGED) else engine
-            threads = config.lower_threads or usable_cores()
+            threads = config.machine.lower_threads or usable_cores()
             # The one process makes its stores itself, unless they are there.
             scratch = str(self._folder / "workspace" / "runs" / name)
             job = worker.Job(

@@ -135,7 +135,7 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
     keep_freed_memory()
     torch.set_num_threads(job.threads)
     config = RunConfig.from_mapping(job.config)
-    device = choose_device(config.device)
+    device = choose_device(config.machine.device)
     stores = prepare_stores(config)
     opened = [stores.open(m) for m in range(stores.description.num_uppers)]
     train = _exchange if job.kind == "in-process" else _alone
@@ -165,9 +165,9 @@ def _alone(
         trainer.load_state_dict(state["trainer"])
         points = msgspec.convert(state["points"], list[Point])
     train_s, found = points[-1].train_s if points else 0.0, None
-    while len(points) < config.rounds:
+    while len(points) < config.training.rounds:
         began = time.perf_counter()
-        trainer.train(config.steps_per_round, lambda step, loss, seconds: tell(step))
+        trainer.train(config.training.steps_per_round, lambda step, loss, seconds: tell(step))
         train_s += time.perf_counter() - began
         found = trainer.evaluate()
         points.append(
@@ -191,12 +191,12 @@ def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: tor
 
     samples_N = stores.description.samples_of("test")
     images = LabelledImages(
-        dataset=config.dataset,
+        dataset=config.data.dataset,
         num_images=len(samples_N),
-        batches=images_in(stores, samples_N, config.evaluate_batch_size),
+        batches=images_in(stores, samples_N, config.training.evaluate_batch_size),
     )
     assembled = Assembled(net=net.eval(), description=stores.description, config=config, device=device)
-    with autocast(device, config.autocast):
+    with autocast(device, config.machine.autocast):
         points = absence_curve(assembled, images)
     return tuple(
         Absence(
@@ -235,7 +235,7 @@ def _exchange(
         m: UpperEngine(make_upper(config, description, m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
-    wire = WireFormat(activations=config.wire_activations, gradients=config.wire_gradients, dtype=lower.dtype)
+    wire = WireFormat(activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype)
     exchange = LocalExchange(uppers, wire)
     driver = RoundDriver(
         lower,
@@ -248,8 +248,8 @@ def _exchange(
     steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
     points: list[Point] = []
     train_s = 0.0
-    for _ in range(config.rounds):
-        report = driver.run(exchange, lower.step + config.steps_per_round, evaluate=True)
+    for _ in range(config.training.rounds):
+        report = driver.run(exchange, lower.step + config.training.steps_per_round, evaluate=True)
         found = report.predictions
         assert found is not None
         train_s += report.train_s

@@ -62,7 +62,7 @@ class Judge:
     def __init__(self, config: RunConfig, stores: StoreSet, threads: int, batch: int) -> None:
         self._stores, self._threads, self._batch = stores, threads, batch
         self._test = stores.description.samples_of("test")
-        self._evaluation_batch = config.evaluate_batch_size
+        self._evaluation_batch = config.training.evaluate_batch_size
 
     def right(self, path: Path) -> str:
         """Return for every test image "1" where the answer is right, otherwise "0"."""

@@ -54,7 +54,7 @@ def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress)
     steps = batch_order(config, stores.description).steps_per_epoch
     progress.trial("reference")
     if engine == "flwr":
-        patch_split(config, steps, lambda step: progress.step("training", step, steps * config.rounds))
+        patch_split(config, steps, lambda step: progress.step("training", step, steps * config.training.rounds))
     else:
         _as_one_graph(config, stores, RunFolder(workspace / "runs" / name), steps, progress)
     return open_run(workspace, name)
@@ -64,7 +64,11 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     run.write_description(stores.description)
-    checkpoint, total, device = run.path / "one-graph.pt", steps * config.rounds, choose_device(config.device)
+    checkpoint, total, device = (
+        run.path / "one-graph.pt",
+        steps * config.training.rounds,
+        choose_device(config.machine.device),
+    )
     with contextlib.ExitStack() as closing:
         opened = [
             closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)

@@ -91,7 +91,7 @@ def read(job: ReadJob) -> Reading:
     config = RunConfig.from_mapping(job.config)
     sealed, plain = prepare_stores(config), prepare_stores(config.replace(stores="plain"))
     rng, pool = np.random.default_rng(job.seed), sealed.description.samples_of("train")
-    batches = [rng.choice(pool, config.batch_size, replace=False) for _ in range(job.batches + 1)]
+    batches = [rng.choice(pool, config.training.batch_size, replace=False) for _ in range(job.batches + 1)]
     began = time.perf_counter()
     stores = {"sealed": sealed.open(0)}
     stores["sealed"].read(batches[0])

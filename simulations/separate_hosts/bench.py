@@ -82,13 +82,13 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     stores = prepare_stores(shared, progress.ingesting)
     task = make_task(shared, stores.description, stores.labels)
     total_steps = options.total_steps
-    if any(len(task.order.samples(step)) < config.batch_size for step in range(total_steps)):
+    if any(len(task.order.samples(step)) < config.training.batch_size for step in range(total_steps)):
         raise RunError(f"an epoch's smaller last batch is among the {total_steps} steps: more images or fewer steps")
     with _deployed(shared, workspace / "hosts", progress) as deployment:
         settings = Settings(
             **msgspec.structs.asdict(options),
             config=common.without(config, DECIDED),
-            upper_threads=shared.upper_threads,
+            upper_threads=shared.machine.upper_threads,
             nodes=NUM_NODES,
             netem=has_netem(deployment.network),
             congestion_control=_CONGESTION_CONTROL.read_text("ascii").strip(),
@@ -110,8 +110,8 @@ def _deployed(config: RunConfig, folder: Path, progress: Progress) -> Iterator[D
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
     network = Network(folder, NUM_NODES, environment())
     try:
-        ingest = ("--max-train", str(config.max_train), "--max-test", str(config.max_test))
-        deployment = Deployment(network, config.dataset, ingest, settings)
+        ingest = ("--max-train", str(config.data.max_train), "--max-test", str(config.data.max_test))
+        deployment = Deployment(network, config.data.dataset, ingest, settings)
         deployment.start()
         yield deployment
     finally:
@@ -148,8 +148,10 @@ class _Trials:
         job = one_process.Job(
             config=config.to_mapping(), threads=self._options.threads, steps=self._options.total_steps
         )
-        warmup, sizes = self._options.warmup, (config.batch_size,) * self._options.total_steps
-        with one_process.Opponent(job, config.step_timeout_s, lambda done: self._show("one process", done)) as opponent:
+        warmup, sizes = self._options.warmup, (config.training.batch_size,) * self._options.total_steps
+        with one_process.Opponent(
+            job, config.wire.step_timeout_s, lambda done: self._show("one process", done)
+        ) as opponent:
             return opponent.finish(0, warmup, sizes).step_s[warmup:]
 
     def _train(self, name: str, delay_s: float) -> tuple[float, RunFolder]:
@@ -168,7 +170,7 @@ class _Trials:
 
     def _follow(self, process: subprocess.Popen[bytes], run: RunFolder) -> None:
         """Wait for the end of a run, which must give signs of life."""
-        longest_s = self._config.node_timeout_s + self._config.step_timeout_s
+        longest_s = self._config.wire.node_timeout_s + self._config.wire.step_timeout_s
         seen, deadline = 0.0, time.monotonic() + longest_s
         while process.poll() is None:
             status = run.read_status()
@@ -199,7 +201,7 @@ class _Trials:
             repetition=repetition,
             delay_ms=delay_ms,
             round_trip_s=round_trip,
-            batch_size=self._config.batch_size,
+            batch_size=self._config.training.batch_size,
             # When the first step began is not written down; it is one of the warm-up.
             step_s=tuple(after.end - before.end for before, after in pairwise(steps))[options.warmup - 1 :],
             before_s=before_s,

@@ -90,7 +90,7 @@ class _Sessions:
         self._number += 1
         total = settings.total_steps
         with Opponent(
-            self._job(), self._config.step_timeout_s, lambda done: progress.step(ONE_PROCESS, done, total)
+            self._job(), self._config.wire.step_timeout_s, lambda done: progress.step(ONE_PROCESS, done, total)
         ) as opponent:
             opponent.wait_for(settings.warmup)
             opponent.hold()
@@ -130,5 +130,5 @@ class _Sessions:
             lower_threads=settings.threads,
             upper_threads=settings.upper_threads,
             run_name=name,
-            step_timeout_s=self._config.step_timeout_s * (turn + 1),
+            step_timeout_s=self._config.wire.step_timeout_s * (turn + 1),
         )

@@ -143,7 +143,7 @@ def _read(
     order = ("begin", "SuperLink", "flwr run", "ServerApp", "nodes", "first step")
     return Measurement(
         repetition=repetition,
-        mode=config.transport,
+        mode=config.wire.transport,
         images_per_s=rate(step_s, batch_sizes, warmup, cut),
         step_s=tuple(step_s),
         cut=cut,
@@ -205,9 +205,9 @@ def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     shapes = smashed_shapes(config, stores.description)
     up = down = 0
     for plan in make_task(config, stores.description, stores.labels).evaluation_plans(
-        config.rounds * config.steps_per_round
+        config.training.rounds * config.training.steps_per_round
     ):
         down += len(shapes) * frame_nbytes(Step(plan=plan))
         for shape in shapes.values():
-            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire_activations)
+            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire.wire_activations)
     return up, down

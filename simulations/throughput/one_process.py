@@ -202,7 +202,9 @@ def work(job: Job) -> Done:
     config = RunConfig.from_mapping(job.config)
     stores = prepare_stores(config)
     opened = [stores.open(m) for m in range(stores.description.num_uppers)]
-    monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, choose_device(config.device))
+    monolith = OneProcessTrainer(
+        config, stores.description, stores.labels, opened, choose_device(config.machine.device)
+    )
     built_at = time.time()
     ends, step_s, losses = [], [], []
 

@@ -30,7 +30,7 @@ CLIENTS, ROUNDS = 2, 2
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
 def test_federated_averaging_is_the_mean_of_its_clients(place: Place, strategy: str) -> None:
     """Two clients with unequal parts: after every round the weights are the mean of theirs, by images."""
-    config = RunConfig(
+    config = RunConfig.of(
         max_train=48, max_test=32, batch_size=16, lr=0.02, upper_threads=1, lower_threads=1, seed=3, rounds=ROUNDS,
         workspace=str(place.workspace), run_name="averaged", cutout=4, mixup=0.2, label_smoothing=0.1,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def test_federated_averaging_is_the_mean_of_its_clients(place: Place, strategy: 
     assert [point.epoch for point in outcome.points] == [1.0, 2.0]
 
     config = run.read_config().replace(workspace=str(place.workspace))
-    assert (config.cutout, config.mixup, config.label_smoothing) == (4, 0.2, 0.1)
+    assert (config.training.cutout, config.training.mixup, config.training.label_smoothing) == (4, 0.2, 0.1)
     stores = prepare_stores(config)
     assert not stores.created
     manifest = stores.description

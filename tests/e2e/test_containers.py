@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from psl_flower.cli.train import parse_settings
+from psl_flower.config import parse_settings
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
 from psl_flower.launch.running import app_folder

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psl_flower.cli.train import parse_settings
-from psl_flower.config import RunConfig
+from psl_flower.config import RunConfig, parse_settings
 from psl_flower.data.sources import open_dataset
 from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import remote

@@ -8,7 +8,7 @@ import torch
 from psl_flower.engine import rounds
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.engine.upper_averaging import shared
+from psl_flower.engine.upper_averaging import weight_vector
 from psl_flower.errors import PeerLost, ProtocolError
 from psl_flower.wire.messages import Average, Share
 from tests.engines import (
@@ -113,7 +113,7 @@ class Stubborn(UpperEngine):
 
     def _take_over(self, step, average_N):
         if self.store.meta.upper == 0:
-            average_N = shared(self.model)
+            average_N = weight_vector(self.model)
         super()._take_over(step, average_N)
 
 

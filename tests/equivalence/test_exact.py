@@ -60,7 +60,7 @@ def test_federated_training_is_bit_equal_to_one_process(changes, stores_for, tmp
     config = settings(steps_per_round=MANY, **changes)
     stores = stores_for(config)
     # Autocast is slow where processors do not compute in bfloat16.
-    steps = FEW if config.autocast else MANY if config.wire_activations == "float32" else 3
+    steps = FEW if config.machine.autocast else MANY if config.wire.wire_activations == "float32" else 3
     whole, parts = Oracle(config, stores, at=(steps,)), Federation(config, stores, tmp_path)
     before = parts.snapshot()
     predictions = parts.run(stop_step=steps)
@@ -87,9 +87,9 @@ def test_one_process_equals_plain_autograd_on_whole_images(alpha, stores_for):
     opened = [stores.open(m) for m in range(2)]
     monolith = DoubleMonolith(config, description, stores.labels, opened)
 
-    net = PatchSplitNet(grid=grid, num_uppers=2, num_classes=10, in_channels=1, seed=config.seed).double()
+    net = PatchSplitNet(grid=grid, num_uppers=2, num_classes=10, in_channels=1, seed=config.training.seed).double()
     adaptation = AdaptationNet((8, 8), 10)
-    reset_parameters(adaptation, adaptation_seed(config.seed))
+    reset_parameters(adaptation, adaptation_seed(config.training.seed))
     adaptation.double()
     optimizer = torch.optim.SGD([*net.parameters(), *adaptation.parameters()], lr=0.0, momentum=0.9, weight_decay=5e-4)
     # Without gradients, as alpha 0 leaves it, the Adaptation Net's weights must not even decay.

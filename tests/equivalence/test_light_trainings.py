@@ -93,7 +93,7 @@ class Parties:
                     )
             self.checkpoints.save(0, self.lower.state())
         self.wire = WireFormat(
-            activations=config.wire_activations, gradients=config.wire_gradients, dtype=self.lower.dtype
+            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=self.lower.dtype
         )
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
         shapes = shapes_up(self.config, self.description, training)

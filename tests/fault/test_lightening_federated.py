@@ -100,7 +100,7 @@ def run_of(root: Path) -> RunFolder:
 
 
 def folder(root: Path, asked: str = WITH) -> LighteningFolder:
-    return begin(RunConfig(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))[2]
+    return begin(RunConfig.of(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))[2]
 
 
 def folder_of(root: Path, asked: str = WITH) -> Path:

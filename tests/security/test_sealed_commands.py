@@ -188,8 +188,8 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
 
 def run_on(folder: Path, dataset: str) -> RunFolder:
     """Return the folder of a run on a dataset that was sealed in `folder`, as far as its stores."""
-    config = RunConfig(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
-    run = create_run(config.workspace_path(), "", config.dataset)
+    config = RunConfig.of(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
+    run = create_run(config.workspace_path(), "", config.data.dataset)
     run.write_description(prepare_stores(config).manifest)
     return run
 

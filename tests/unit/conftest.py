@@ -27,7 +27,7 @@ def datasets():
 @pytest.fixture
 def plain(stores_for):
     """Return a set of two plain stores."""
-    return stores_for(RunConfig(max_train=8, max_test=4, uppers=2))
+    return stores_for(RunConfig.of(max_train=8, max_test=4, uppers=2))
 
 
 @pytest.fixture(scope="module")

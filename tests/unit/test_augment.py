@@ -239,4 +239,4 @@ def test_the_one_whose_patches_stay_is_not_absent():
 )
 def test_what_leaves_nothing_of_the_images_is_refused(plain, settings, message):
     with pytest.raises(ConfigError, match=message):
-        make_task(RunConfig(**settings), plain.description, plain.labels)
+        make_task(RunConfig.of(**settings), plain.description, plain.labels)

@@ -91,7 +91,7 @@ def test_the_command_measures_the_same_again():
     again = parse(*line.split()[3:])
     assert command.read_options(again) == options
     assert command.read_config(again) == config
-    assert (config.max_train, config.flip, options.seeds) == (50, True, (1, 2))
+    assert (config.data.max_train, config.training.flip, options.seeds) == (50, True, (1, 2))
 
 
 def test_bytes_of_a_run_that_was_continued():
@@ -149,7 +149,7 @@ def test_options_of_one_strategy_are_its_own():
     prox, _, adam, _ = plan(RunConfig(), command.read_options(given).choice, (16, 16))
     assert (prox.own["proximal-mu"], adam.own["server-lr"]) == (0.3, 0.1)
     assert "server-lr" not in prox.own and "proximal-mu" not in adam.own
-    usual, alone = command.read_options(parse()).choice, FedAvgConfig(run=RunConfig())
+    usual, alone = command.read_options(parse()).choice, FedAvgConfig(config=RunConfig())
     assert (usual.proximal_mu, usual.server_lr) == (alone.proximal_mu, alone.server_lr)
 
 

@@ -212,7 +212,7 @@ def test_an_interrupted_ingest_goes_on_with_the_same_choice(tmp_path, monkeypatc
 
 
 def test_stores_that_an_owner_has_cut_are_not_cut_again(tmp_path):
-    config = RunConfig(workspace=str(tmp_path), max_train=20, max_test=4)
+    config = RunConfig.of(workspace=str(tmp_path), max_train=20, max_test=4)
     made = prepare_stores(config)
     with pytest.raises(ConfigError, match="grid: auto is given, but .* holds stores that are cut already"):
         prepare_stores(config.replace(dataset=str(made.folder), grid="auto", max_train=0, max_test=0))

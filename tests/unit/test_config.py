@@ -20,7 +20,7 @@ def test_the_app_and_the_code_have_the_same_keys_and_defaults():
 
 
 def test_mapping_and_back():
-    config = RunConfig(patch_size=(8, 16), stride=(4, 8), lr=0.5, flip=True, run_name="a-1", image_size=(32, 64))
+    config = RunConfig.of(patch_size=(8, 16), stride=(4, 8), lr=0.5, flip=True, run_name="a-1", image_size=(32, 64))
     mapping = config.to_mapping()
     assert mapping["patch-size"] == "8x16"
     assert mapping["run-name"] == "a-1"
@@ -29,14 +29,14 @@ def test_mapping_and_back():
 
 
 def test_absent_keys_take_their_defaults():
-    assert RunConfig.from_mapping({"lr": 1}) == RunConfig(lr=1.0)
+    assert RunConfig.from_mapping({"lr": 1}) == RunConfig.of(lr=1.0)
     assert type(RunConfig.from_mapping({"lr": 1}).lr) is float
 
 
 def test_settings_cannot_be_changed_but_replaced_checked():
     config = RunConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.lr = 1.0  # type: ignore[misc]
+        config.training.lr = 1.0  # type: ignore[misc]
     assert config.replace(lr=0.5).lr == 0.5
     with pytest.raises(ConfigError, match="lr:"):
         config.replace(lr=-1.0)
@@ -192,17 +192,17 @@ STEMS = [
 @pytest.mark.parametrize(("stem", "image", "expected"), STEMS)
 def test_stem_by_image_size(stem, image, expected):
     assert STEMS
-    assert RunConfig(stem=stem).stem_for(image) == expected
+    assert RunConfig.of(stem=stem).stem_for(image) == expected
 
 
 def test_workspace(monkeypatch, tmp_path):
     monkeypatch.setenv("PSL_WORKSPACE", str(tmp_path / "of environment"))
     assert RunConfig().workspace_path() == tmp_path / "of environment"
-    assert RunConfig(workspace=str(tmp_path / "own")).workspace_path() == tmp_path / "own"
+    assert RunConfig.of(workspace=str(tmp_path / "own")).workspace_path() == tmp_path / "own"
     monkeypatch.delenv("PSL_WORKSPACE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunConfig().workspace_path() == tmp_path / "psl-flower"
-    assert RunConfig(workspace="~/w").workspace_path() == tmp_path / "w"
+    assert RunConfig.of(workspace="~/w").workspace_path() == tmp_path / "w"
 
 
 def test_a_home_that_is_none_is_refused_in_words(tmp_path):

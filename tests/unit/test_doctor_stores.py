@@ -32,7 +32,7 @@ def test_a_store_that_may_not_be_looked_at(closed_folder):
 
 
 def test_store_of_another_set(plain, tmp_path):
-    other = ensure_stores(tmp_path, store_request(RunConfig(max_train=9, max_test=4, uppers=2)))
+    other = ensure_stores(tmp_path, store_request(RunConfig.of(max_train=9, max_test=4, uppers=2)))
     found = stores.check_store(str(plain.store_path(0)), None, None, "", other.folder / "manifest.json")
     assert "is of dataset" in only_failed(found)
     found = stores.check_store(str(plain.store_path(0)), None, None, "", tmp_path / "none.json")

@@ -17,10 +17,10 @@ APP = tomllib.loads((FEDAVG_APP / "pyproject.toml").read_text("utf-8"))["tool"][
 
 
 def test_the_apps_settings_are_the_defaults():
-    own, run = FedAvgConfig(run=RunConfig()).own_mapping(), RunConfig().to_mapping()
+    own, run = FedAvgConfig(config=RunConfig()).own_mapping(), RunConfig().to_mapping()
     assert set(own) <= set(APP["config"])
     assert APP["config"] == {key: (own | run)[key] for key in APP["config"]}
-    assert FedAvgConfig.from_mapping(APP["config"]) == FedAvgConfig(run=RunConfig())
+    assert FedAvgConfig.from_mapping(APP["config"]) == FedAvgConfig(config=RunConfig())
 
 
 def test_the_apps_components_are_there():

@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from tests.unit.test_lightening_loop import judged
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_network
@@ -28,6 +27,7 @@ from psl_flower.lightening.search import Attempt, Conditions, End, Outcome, Verd
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.runs.folder import RunFolder
+from tests.unit.test_lightening_search import judged
 
 SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
 
@@ -35,7 +35,7 @@ SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
 @pytest.fixture(scope="module")
 def made(stores_for, tmp_path_factory):
     """Return a small network, its images, and its files in float32 and int8; three Uppers share four patches."""
-    config = RunConfig(max_train=64, max_test=20, uppers=3)
+    config = RunConfig.of(max_train=64, max_test=20, uppers=3)
     stores = stores_for(config)
     description = stores.description
     net = make_network(config, description, SIZE)

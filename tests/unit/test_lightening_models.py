@@ -115,7 +115,7 @@ def test_the_ladder_goes_down_by_equal_shares_and_repeats_nothing():
 
 
 def test_costs_are_those_of_the_network(stores_for):
-    config = RunConfig(max_train=8, max_test=4, uppers=2)
+    config = RunConfig.of(max_train=8, max_test=4, uppers=2)
     description = stores_for(config).description
     size = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
     cost = cost_of(config, description, size)
@@ -224,7 +224,7 @@ def test_the_loss_is_shared_between_labels_and_teacher():
 @pytest.fixture
 def trainer(stores_for):
     """Return what makes a trainer of 24 digits: 3 steps an epoch, and the network that it trains."""
-    config = RunConfig(max_train=24, max_test=8, uppers=2, batch_size=8, lr=0.05, rounds=2, seed=5)
+    config = RunConfig.of(max_train=24, max_test=8, uppers=2, batch_size=8, lr=0.05, rounds=2, seed=5)
     stores = stores_for(config)
     opened = [stores.open(m) for m in range(2)]
     yield lambda progress=lambda *_: None, **changes: LocalTrainer(

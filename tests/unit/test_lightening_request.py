@@ -81,7 +81,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("given", "words"), SETTINGS)
 def test_settings_that_cannot_be(given, words):
     assert SETTINGS
-    assert RunConfig(lighten="a", lighten_with=CONDITIONS).lighten == "a"
+    assert RunConfig.of(lighten="a", lighten_with=CONDITIONS).lighten == "a"
     with pytest.raises(ConfigError) as caught:
-        RunConfig(**given)
+        RunConfig.of(**given)
     assert words in str(caught.value)

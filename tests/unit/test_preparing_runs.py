@@ -14,7 +14,7 @@ from tests.vectors.sealed_support import ArraySource, World
 
 @pytest.fixture
 def config(tmp_path, pictures):
-    return RunConfig(dataset=str(pictures), image_size=(8, 8), uppers=2, workspace=str(tmp_path / "workspace"))
+    return RunConfig.of(dataset=str(pictures), image_size=(8, 8), uppers=2, workspace=str(tmp_path / "workspace"))
 
 
 def test_keys_that_are_made_are_announced_once(tmp_path, config):
@@ -45,7 +45,7 @@ def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
     world = World(tmp_path / "sealed")
     world.seal(ArraySource())
     keys = tmp_path / "keys"
-    config = RunConfig(dataset=str(world.out), keys=str(keys), workspace=str(tmp_path / "workspace"))
+    config = RunConfig.of(dataset=str(world.out), keys=str(keys), workspace=str(tmp_path / "workspace"))
     for identity in (world.lower, world.nodes[0]):
         keyfile.save(identity, keys / f"{identity.name}.key")
     with pytest.raises(ConfigError, match=f"Upper 1 is sealed to node {world.nodes[1].public.fingerprint}, .* keys"):
@@ -73,7 +73,7 @@ def test_batches_that_the_images_do_not_make(config, stores):
 def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path):
     run, _ = make_run(tmp_path)
     run.checkpoints.save(4, {})
-    asked = RunConfig(predict=run.name, predict_light=True, workspace=str(tmp_path))
+    asked = RunConfig.of(predict=run.name, predict_light=True, workspace=str(tmp_path))
     with pytest.raises(RunError, match="no light model is in place; find one with: psl lighten tiny"):
         prepare(asked)
 
@@ -81,6 +81,6 @@ def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path
 def test_a_run_that_was_stopped_has_no_model_to_make_light(tmp_path):
     run, _ = make_run(tmp_path)
     (run.model / "model.safetensors").unlink()
-    asked = RunConfig(lighten=run.name, lighten_with="max-drop=0.1 min-speed=1", workspace=str(tmp_path))
+    asked = RunConfig.of(lighten=run.name, lighten_with="max-drop=0.1 min-speed=1", workspace=str(tmp_path))
     with pytest.raises(RunError, match=r"run tiny has no model yet; .*: psl train resume=tiny"):
         prepare(asked)

@@ -91,7 +91,7 @@ def test_a_retry_gives_settings_that_the_run_can_go_on_with(
     given, config = train._read(
         [f"dataset={spelled.format(tmp_path)}", f"workspace={tmp_path}", "run-name=it", "lr=0.1"]
     )
-    made = create_run(tmp_path, "it", config.dataset)
+    made = create_run(tmp_path, "it", config.data.dataset)
     # What the ServerApp is told, and writes down.
     told = RunConfig.from_mapping(_run_config(given, config, made))
     made.write_config(told)

@@ -15,7 +15,7 @@ from psl_flower.runs.folder import RunFolder, Status, create_run, list_runs, ope
 @pytest.fixture
 def run(tmp_path):
     made = create_run(tmp_path, "first", "digits")
-    made.write_config(RunConfig(lr=0.25))
+    made.write_config(RunConfig.of(lr=0.25))
     return made
 
 
@@ -59,7 +59,7 @@ def test_a_workspace_that_may_not_be_looked_into(closed_folder):
 
 
 def test_settings_come_back(run):
-    assert run.read_config() == RunConfig(lr=0.25)
+    assert run.read_config() == RunConfig.of(lr=0.25)
 
 
 DAMAGED = ["lr = ", "lr = -1.0", "unknown-key = 1", 'lr = "0.1"']
@@ -161,7 +161,7 @@ def test_predictions(run):
 def test_manifest(run, stores_for):
     with pytest.raises(StoreError, match=r"manifest\.json: cannot read"):
         run.read_description()
-    description = stores_for(RunConfig(max_train=24, max_test=8)).description
+    description = stores_for(RunConfig.of(max_train=24, max_test=8)).description
     run.write_description(description)
     assert run.read_description() == description
 

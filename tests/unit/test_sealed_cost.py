@@ -154,7 +154,7 @@ def test_what_the_benchmark_decides_are_settings():
 
 
 def test_a_trial_that_fails_says_why(tmp_path):
-    config = RunConfig(dataset=str(tmp_path / "absent")).to_mapping()
+    config = RunConfig.of(dataset=str(tmp_path / "absent")).to_mapping()
     with pytest.raises(RunError, match=r"the measurement failed: .*absent.*no such folder"):
         ask(IngestJob(config=config, folder=str(tmp_path)), Ingest)
 

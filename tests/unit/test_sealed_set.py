@@ -42,7 +42,7 @@ def test_the_patches_are_those_of_plain_stores(tmp_path, pictures, changes):
 
 
 def test_the_digits_of_a_run(tmp_path):
-    config = RunConfig(workspace=str(tmp_path), max_train=70, max_test=10)
+    config = RunConfig.of(workspace=str(tmp_path), max_train=70, max_test=10)
     sealed, plain = prepare_stores(config), prepare_stores(config.replace(stores="plain"))
     assert (sealed.folder.parent, sealed.keys) == (tmp_path / "stores", tmp_path / "keys")
     same_sets(sealed, plain)

@@ -109,7 +109,7 @@ def test_two_processes_at_once_make_one_set(tmp_path, pictures):
 
 def unwritable(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    config = RunConfig(max_train=20, max_test=5, workspace=str(tmp_path / "workspace"))
+    config = RunConfig.of(max_train=20, max_test=5, workspace=str(tmp_path / "workspace"))
     folder, _, _ = store_request(config).locate(tmp_path / "locked" / "stores")
     folder.with_name(f".{folder.name}.lock").mkdir(parents=True)
     return {
@@ -136,4 +136,4 @@ def test_what_cannot_be_written_is_one_error(tmp_path, where):
 def test_a_workspace_that_may_only_be_read(tmp_path):
     (tmp_path / "stores").mkdir(mode=0o500)
     with pytest.raises(StoreError, match="cannot make the stores"):
-        prepare_stores(RunConfig(max_train=20, max_test=5, workspace=str(tmp_path)))
+        prepare_stores(RunConfig.of(max_train=20, max_test=5, workspace=str(tmp_path)))

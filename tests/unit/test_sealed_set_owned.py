@@ -29,7 +29,7 @@ def owners(tmp_path):
 
 def owned(tmp_path, **changes):
     values = {"dataset": str(tmp_path / "sealed"), "workspace": str(tmp_path / "workspace")}
-    return RunConfig(**values | {"keys": str(tmp_path / "keys")} | changes)
+    return RunConfig.of(**values | {"keys": str(tmp_path / "keys")} | changes)
 
 
 def test_an_owners_dataset(tmp_path, owners):

@@ -23,7 +23,7 @@ SAMPLES = np.array([5, 39, 0, 17, 58])
 
 @pytest.fixture
 def stores(tmp_path: Path) -> StoreSet:
-    config = RunConfig(dataset="digits", max_train=40, max_test=20, uppers=2, workspace=str(tmp_path))
+    config = RunConfig.of(dataset="digits", max_train=40, max_test=20, uppers=2, workspace=str(tmp_path))
     return prepare_stores(config)
 
 

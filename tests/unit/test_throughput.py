@@ -259,8 +259,13 @@ def test_settings_of_the_runs():
     parse = make_parser().parse_args
     assert read_config(parse([])) == RunConfig.from_mapping(DEFAULTS)
     config = read_config(parse(["--wire", "int8", "--patch-size", "8x8", "--autocast", "lr=0.5", "uppers=2"]))
-    assert (config.wire_activations, config.wire_gradients) == ("int8", "int8")
-    assert (config.patch_size, config.autocast, config.lr, config.uppers) == ((8, 8), True, 0.5, 2)
+    assert (config.wire.wire_activations, config.wire.wire_gradients) == ("int8", "int8")
+    assert (config.patches.patch_size, config.machine.autocast, config.training.lr, config.patches.uppers) == (
+        (8, 8),
+        True,
+        0.5,
+        2,
+    )
     with pytest.raises(ConfigError):
         read_config(parse(["transport=stream"]))
 
@@ -312,7 +317,7 @@ def test_memory_of_processes():
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 def test_bytes_of_the_evaluation_are_exactly_those_of_its_frames(stores_for, tmp_path, codec):
-    config = RunConfig(
+    config = RunConfig.of(
         max_train=8, max_test=5, batch_size=4, evaluate_batch_size=2, rounds=1, steps_per_round=1,
         wire_activations=codec, wire_gradients=codec,
     )  # fmt: skip

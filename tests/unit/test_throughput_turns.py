@@ -26,7 +26,7 @@ COMPUTING = "import time\nwhile True: sum(range(200_000)); time.sleep(0.02)"
 
 @pytest.fixture
 def job(tmp_path):
-    config = RunConfig(
+    config = RunConfig.of(
         max_train=16, max_test=2, batch_size=4, rounds=1, steps_per_round=MANY_STEPS, lr=0.01,
         schedule="constant", stores="plain", workspace=str(tmp_path),
     )  # fmt: skip

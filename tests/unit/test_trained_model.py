@@ -171,7 +171,7 @@ def with_fewer_classes(run):
 
 def never_collected(run):
     shutil.rmtree(run.model)
-    run.write_config(RunConfig(collect_model=False))
+    run.write_config(RunConfig.of(collect_model=False))
 
 
 def without_one(run):
@@ -192,8 +192,12 @@ def without_one(run):
         (without_one, RunError, "another network .*lower.fc.weight$"),
         (lambda run: (run.path / "config.toml").write_text("uppers = 'two'"), RunError, "config.toml: damaged"),
         (lambda run: (run.path / "manifest.json").unlink(), StoreError, "manifest"),
-        (lambda run: run.write_config(RunConfig(assignment="round-robin")), RunError, "of different runs"),
-        (lambda run: run.write_config(RunConfig(uppers=2, backbone="resnet34")), RunError, "another network .* more"),
+        (lambda run: run.write_config(RunConfig.of(assignment="round-robin")), RunError, "of different runs"),
+        (
+            lambda run: run.write_config(RunConfig.of(uppers=2, backbone="resnet34")),
+            RunError,
+            "another network .* more",
+        ),
     ],
 )
 def test_a_bad_run_folder_is_refused(fresh, damage, error, match):

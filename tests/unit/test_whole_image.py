@@ -24,11 +24,16 @@ def differing(a, b):
 
 def test_the_whole_image_is_one_patch():
     config = whole_image_config(
-        RunConfig(max_train=20, patch_size=(8, 8), stride=(4, 4), uppers=3, wire_activations="int8")
+        RunConfig.of(max_train=20, patch_size=(8, 8), stride=(4, 4), uppers=3, wire_activations="int8")
     )
-    assert (config.patch_size, config.stride, config.uppers, config.alpha) == ((16, 16), (0, 0), 1, 0.0)
-    assert config.wire_activations == "float32"  # nothing is rounded at a cut that is none
-    assert whole_image_config(RunConfig(image_size=(24, 20))).patch_size == (24, 20)
+    assert (config.patches.patch_size, config.patches.stride, config.patches.uppers, config.network.alpha) == (
+        (16, 16),
+        (0, 0),
+        1,
+        0.0,
+    )
+    assert config.wire.wire_activations == "float32"  # nothing is rounded at a cut that is none
+    assert whole_image_config(RunConfig.of(image_size=(24, 20))).patch_size == (24, 20)
 
 
 def test_one_client_with_all_images_trains_as_one_process(stores_for):

@@ -14,9 +14,9 @@ from psl_flower.stores.prepare import prepare_stores
 
 def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[RunFolder, PatchSplitNet]:
     """Return a run on 40 digits, as training leaves it, and its network, whose weights are random."""
-    config = RunConfig(**{"dataset": "digits", "max_train": 40, "max_test": 20, "uppers": 2} | settings)
+    config = RunConfig.of(**{"dataset": "digits", "max_train": 40, "max_test": 20, "uppers": 2} | settings)
     description = prepare_stores(config.replace(workspace=str(workspace))).description
-    run = create_run(workspace, name, config.dataset)
+    run = create_run(workspace, name, config.data.dataset)
     run.write_config(config)
     run.write_description(description)
     run.append_metrics({"round": 1, "step": 2, "accuracy": 0.25})

@@ -1,0 +1,24 @@
+"""Settings: one frozen object in groups, parsed once from Flower's flat run configuration. Loads no torch."""
+
+from psl_flower.config.data import EMBEDDED
+from psl_flower.config.fields import Size, Value, parse_size, size_text
+from psl_flower.config.run import default_workspace
+from psl_flower.config.run_config import GROUP_OF, GROUPS, RunConfig, parse_settings
+from psl_flower.config.training import SCHEDULES
+from psl_flower.config.wire import CODECS, TRANSPORTS
+
+__all__ = [
+    "CODECS",
+    "EMBEDDED",
+    "GROUPS",
+    "GROUP_OF",
+    "SCHEDULES",
+    "TRANSPORTS",
+    "RunConfig",
+    "Size",
+    "Value",
+    "default_workspace",
+    "parse_settings",
+    "parse_size",
+    "size_text",
+]

@@ -1,0 +1,126 @@
+"""All settings of a run, in groups; made once from Flower's flat run configuration.
+
+The keys in `[tool.flwr.app.config]` of pyproject.toml are the groups' fields in kebab case, with these defaults; a test
+holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from psl_flower.config.data import DataSettings
+from psl_flower.config.fields import Settings, Value, fields_of, flat, parse, read_texts
+from psl_flower.config.machine import MachineSettings
+from psl_flower.config.network import NetworkSettings
+from psl_flower.config.patches import PatchSettings
+from psl_flower.config.run import RunSettings, default_workspace
+from psl_flower.config.training import TrainingSettings
+from psl_flower.config.wire import WireSettings
+from psl_flower.text import expanded, read_pairs
+
+GROUPS: dict[str, type[Settings]] = {
+    "data": DataSettings,
+    "patches": PatchSettings,
+    "network": NetworkSettings,
+    "training": TrainingSettings,
+    "machine": MachineSettings,
+    "wire": WireSettings,
+    "run": RunSettings,
+}
+# Field -> the group that it belongs to; no two groups share a name.
+GROUP_OF = {field.name: name for name, group in GROUPS.items() for field in fields_of(group)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """All settings of a run; sizes are (height, width) in pixels, (0, 0) where the default depends on the images.
+
+    Raises
+    ------
+    ConfigError
+        At construction, if settings of two groups contradict each other; each group checks its own.
+    """
+
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    patches: PatchSettings = dataclasses.field(default_factory=PatchSettings)
+    network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
+    training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    machine: MachineSettings = dataclasses.field(default_factory=MachineSettings)
+    wire: WireSettings = dataclasses.field(default_factory=WireSettings)
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.patches.patch_size != (0, 0):
+            self.training.check_shift(self.patches.patch_size)
+
+    @classmethod
+    def of(cls, **values: Any) -> RunConfig:
+        """Return the settings with these fields, of any group, and the defaults of the others.
+
+        Raises
+        ------
+        ConfigError
+            As at construction; TypeError if there is no such field.
+        """
+        return cls().replace(**values)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Parse a flat mapping with kebab-case keys; keys that are absent take their defaults.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown, a value has the wrong type (a bool is not an int), or as at construction.
+        """
+        parsed = parse(GROUPS.values(), values, "psl settings lists all")
+        groups: dict[str, Any] = {name: group(**own) for (name, group), own in zip(GROUPS.items(), parsed, strict=True)}
+        return cls(**groups)
+
+    def to_mapping(self) -> dict[str, Value]:
+        """Return all settings as a flat mapping with kebab-case keys, as `from_mapping` takes it."""
+        return {key: value for name in GROUPS for key, value in flat(getattr(self, name)).items()}
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with some fields, of any group, changed; checked again.
+
+        Raises
+        ------
+        ConfigError
+            As at construction; TypeError if there is no such field.
+        """
+        by_group: dict[str, dict[str, Any]] = {}
+        for field, value in changes.items():
+            if field not in GROUP_OF:
+                raise TypeError(f"no setting {field}")
+            by_group.setdefault(GROUP_OF[field], {})[field] = value
+        groups: dict[str, Any] = {
+            name: dataclasses.replace(getattr(self, name), **own) for name, own in by_group.items()
+        }
+        return dataclasses.replace(self, **groups)
+
+    def value(self, field: str) -> Any:
+        """Return a setting by the name of its field, of whichever group."""
+        return getattr(getattr(self, GROUP_OF[field]), field)
+
+    def workspace_path(self) -> Path:
+        """Return the absolute folder of stores and runs: the setting, else $PSL_WORKSPACE, else ~/psl-flower."""
+        return default_workspace(self.run.workspace)
+
+    def keys_path(self) -> Path:
+        """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
+        return expanded(self.data.keys, "keys").absolute() if self.data.keys else self.workspace_path() / "keys"
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, object]:
+    """Return KEY=VALUE words as a flat mapping for `RunConfig.from_mapping`, each value read by its setting's type.
+
+    Raises
+    ------
+    ConfigError
+        If a word is not KEY=VALUE, or a key comes twice.
+    """
+    return read_texts(GROUPS.values(), read_pairs(words))

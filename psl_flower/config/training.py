@@ -1,0 +1,50 @@
+"""Settings: steps, optimiser, schedule, augmentation, evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psl_flower.config.fields import Settings, Size, setting, size_text
+from psl_flower.errors import ConfigError
+
+SCHEDULES = ("one-cycle", "cosine", "constant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings(Settings):
+    """How the network is trained and evaluated."""
+
+    rounds: int = setting(3, "Flower rounds", least=1)
+    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
+    batch_size: int = setting(64, "images in a mini-batch, 2 or more", least=1, most=65_536)
+    lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "weight decay of SGD", least=0)
+    schedule: str = setting("one-cycle", "learning rate over the run", choices=SCHEDULES)
+    flip: bool = setting(False, "mirror images at random (all parties draw the same)")
+    shift: int = setting(1, "shift images at random by up to this many pixels (all parties draw the same)", least=0)
+    cutout: int = setting(0, "blank a random square of this many pixels a side in every image; 0: none", least=0)
+    mixup: float = setting(0.0, "mix images in pairs with weights from Beta(mixup, mixup); 0: off", least=0)
+    patch_dropout: float = setting(
+        0.0, "probability that the Lower trains on a sample without one Upper's patches, below 1", least=0, most=1
+    )
+    label_smoothing: float = setting(0.0, "share of a label spread over all classes, below 1", least=0, most=1)
+    seed: int = setting(0, "seed of everything random", least=0, most=2**32 - 1)
+    evaluate_every: int = setting(1, "rounds between evaluations on the test split; 0: only at the end", least=0)
+    evaluate_batch_size: int = setting(256, "images in an evaluation batch", least=1, most=65_536)
+
+    def check_shift(self, patch_size: Size) -> None:
+        """Raise ConfigError if the shift is too large for patches of (height, width) pixels."""
+        if self.shift >= min(patch_size):
+            raise ConfigError(
+                f"shift: {self.shift} pixels would empty patches of {size_text(patch_size)}; "
+                f"choose 0 to {min(patch_size) - 1}"
+            )
+
+    def _check(self) -> None:
+        if self.patch_dropout == 1:
+            raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
+        if self.label_smoothing == 1:
+            raise ConfigError("label-smoothing: with 1 every class is as right as any other; choose less, such as 0.1")
+        if self.batch_size == 1:
+            raise ConfigError("batch-size: BatchNorm needs 2 or more samples in a batch, got 1")

@@ -1,0 +1,46 @@
+"""Settings: how smashed data and gradients travel, and how long to wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psl_flower.config.fields import Settings, setting
+from psl_flower.errors import ConfigError
+
+TRANSPORTS = ("auto", "stream", "flower")
+ON_MISSING_NODE = ("wait", "continue")
+CODECS = ("float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireSettings(Settings):
+    """How smashed data and gradients travel between the parties, and how long to wait for nodes."""
+
+    transport: str = setting("auto", "stream, flower; auto: stream where all nodes can run at once", choices=TRANSPORTS)
+    wire_activations: str = setting("float32", "codec of smashed data", choices=CODECS)
+    wire_gradients: str = setting("float32", "codec of their gradients", choices=CODECS)
+    exchange_host: str = setting("127.0.0.1", "address the Lower listens on for streams; TLS unless all is loopback")
+    exchange_port: int = setting(0, "its port; 0: any free one", least=0, most=65_535)
+    exchange_advertise: str = setting("", "host that nodes connect to; empty: exchange-host")
+    exchange_cert: str = setting("", "certificate for streams, a PEM file on the server; empty: one made for the run")
+    exchange_key: str = setting("", "its private key, a PEM file")
+    exchange_client_ca: str = setting(
+        "", "authority that signs the nodes' certificates (mutual TLS); empty: none needed"
+    )
+    exchange_plaintext_on_untrusted_network: bool = setting(
+        False, "streams WITHOUT encryption also outside loopback; nodes must agree"
+    )
+    node_timeout_s: float = setting(180.0, "seconds to wait for nodes to come up and connect", least=0, open_ends=True)
+    step_timeout_s: float = setting(600.0, "longest seconds of one exchange", least=0, open_ends=True)
+    on_missing_node: str = setting(
+        "wait", "wait: stop after node-timeout-s; continue: train without the missing nodes", choices=ON_MISSING_NODE
+    )
+
+    def _check(self) -> None:
+        if bool(self.exchange_cert) != bool(self.exchange_key):
+            raise ConfigError("exchange-cert and exchange-key belong together: give both files, or neither")
+        if self.exchange_plaintext_on_untrusted_network and (self.exchange_cert or self.exchange_client_ca):
+            raise ConfigError(
+                "exchange-plaintext-on-untrusted-network contradicts exchange-cert and exchange-client-ca: "
+                "streams are in plaintext or they are not"
+            )
