@@ -46,4 +46,4 @@ bench: setup     ## Federated against one process, on digits; see docs/benchmark
 	$(BIN)/python -m simulations.throughput
 
 clean:           ## Remove what setup and the tools made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -190,7 +190,7 @@ def run_on(folder: Path, dataset: str) -> RunFolder:
     """Return the folder of a run on a dataset that was sealed in `folder`, as far as its stores."""
     config = RunConfig.of(dataset=str(folder / dataset), keys=str(folder), workspace=str(folder / "workspace"))
     run = create_run(config.workspace_path(), "", config.data.dataset)
-    run.write_description(prepare_stores(config).manifest)
+    run.write_description(prepare_stores(config).description)
     return run
 
 

@@ -157,7 +157,7 @@ def test_options_of_one_strategy_are_its_own():
     ("arguments", "message"),
     [
         (["--dirichlet-alpha", "0"], "dirichlet-alpha: expected a number above 0"),
-        (["--clients", "-3"], "clients: expected a number of 0 or more"),
+        (["--clients", "-3"], "clients: expected a number at least 0"),
         (["--clients", "17"], "20 training images are too few for 17 clients"),
     ],
 )

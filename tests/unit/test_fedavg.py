@@ -34,9 +34,9 @@ def test_the_apps_components_are_there():
     [
         ({"strategy": "krum"}, "expected one of fedavg, fedprox, fedadam"),
         ({"partition": "sorted"}, "expected one of iid, dirichlet"),
-        ({"local-epochs": 0}, "local-epochs: expected a number above 0"),
+        ({"local-epochs": 0}, "local-epochs: expected a number at least 1"),
         ({"dirichlet-alpha": 0}, "dirichlet-alpha: expected a number above 0"),
-        ({"clients": -1}, "clients: expected a number of 0 or more"),
+        ({"clients": -1}, "clients: expected a number at least 0"),
         ({"clients": True}, "clients: expected a whole number"),
         ({"proximal-mu": float("nan")}, "proximal-mu"),
         ({"colour": "red"}, "unknown setting colour"),

@@ -256,7 +256,7 @@ def test_another_sets_manifest_is_refused(tmp_path, pictures):
     two = ensure_stores(tmp_path / "root", request_for(pictures, seed=1))
     shutil.rmtree(two.folder)
     one.folder.rename(two.folder)
-    with pytest.raises(StoreError, match="belongs to other stores"):
+    with pytest.raises(StoreError, match="is of other stores"):
         ensure_stores(tmp_path / "root", request_for(pictures, seed=1))
 
 

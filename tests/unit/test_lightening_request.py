@@ -67,8 +67,6 @@ def test_refused(text, words):
 
 SETTINGS = [
     ({"lighten_with": CONDITIONS}, "lighten-with: is set, but lighten is not"),
-    ({"lighten": "a"}, "lighten-with: give one condition of accuracy"),
-    ({"lighten": "a", "lighten_with": "max-drop=0.1"}, "lighten-with: give one condition of speed"),
     ({"lighten": "../a", "lighten_with": CONDITIONS}, "lighten: expected letters, digits"),
     ({"lighten": "a", "lighten_with": CONDITIONS, "resume": "b"}, "lighten and resume contradict each other"),
     ({"lighten": "a", "lighten_with": CONDITIONS, "predict": "b"}, "lighten and predict contradict each other"),
@@ -81,7 +79,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("given", "words"), SETTINGS)
 def test_settings_that_cannot_be(given, words):
     assert SETTINGS
-    assert RunConfig.of(lighten="a", lighten_with=CONDITIONS).lighten == "a"
+    assert RunConfig.of(lighten="a", lighten_with=CONDITIONS).run.lighten == "a"
     with pytest.raises(ConfigError) as caught:
         RunConfig.of(**given)
     assert words in str(caught.value)

@@ -60,7 +60,7 @@ def test_a_second_call_decodes_and_draws_nothing(tmp_path, pictures, monkeypatch
     monkeypatch.setattr(store_set, "open_dataset", forbidden)
     again = make_sealed(tmp_path, request_for(pictures))
     assert not again.created
-    assert (again.folder, again.manifest, again.owner) == (first.folder, first.manifest, first.owner)
+    assert (again.folder, again.description, again.owner) == (first.folder, first.description, first.owner)
     assert content(tmp_path) == before
 
 
@@ -122,10 +122,10 @@ def correct(made: StoreSet, who: str, *changes: tuple[int, int]) -> int:
 
 def test_corrected_labels_are_used_and_the_old_ones_can_be_had(tmp_path, pictures):
     made = make_sealed(tmp_path, request_for(pictures))
-    assert (made.manifest.labels_version, made.note) == (0, "")
+    assert (made.description.labels_version, made.note) == (0, "")
     assert correct(made, "restorer-2", (1, 1)) == 1
     once = make_sealed(tmp_path, request_for(pictures))
-    assert (once.created, once.manifest.labels_version) == (False, 1)
+    assert (once.created, once.description.labels_version) == (False, 1)
     assert once.note.startswith("labels: version 1, 1 image relabelled in all, last by restorer-2 on 20")
     assert correct(made, "owner", (1, 0), (11, 0), (10, 1)) == 2
     twice = make_sealed(tmp_path, request_for(pictures))
@@ -137,7 +137,7 @@ def test_corrected_labels_are_used_and_the_old_ones_can_be_had(tmp_path, picture
     assert twice.labels.tolist() == [*begun[:10], 1, 0]
     for version, expected in enumerate((made, once, twice)):
         then = make_sealed(tmp_path, request_for(pictures), labels_version=version)
-        assert then.manifest == expected.manifest
+        assert then.description == expected.description
         assert then.note == expected.note
         np.testing.assert_array_equal(then.labels, expected.labels)
     with pytest.raises(LabelError, match="version 3 is missing") as caught:
@@ -162,7 +162,7 @@ def test_a_rotation_that_was_interrupted_costs_nothing(tmp_path, pictures, commi
     correct(made, "restorer-1", (1, 1))
     before = make_sealed(tmp_path, request_for(pictures))
     owner = keyfile.load(made.keys / "owner.key")
-    places = [made.store_path(m) for m in range(made.manifest.num_uppers)]
+    places = [made.store_path(m) for m in range(made.description.num_uppers)]
     with pytest.raises(KeyboardInterrupt):
         if committed:
             rotate(made.folder, owner, places, Changes(), disk=Dying())
@@ -171,7 +171,7 @@ def test_a_rotation_that_was_interrupted_costs_nothing(tmp_path, pictures, commi
     assert (made.folder / "draft.psl").exists()
     again = make_sealed(tmp_path, request_for(pictures))
     assert not again.created
-    assert again.manifest.fingerprint == before.manifest.fingerprint
+    assert again.description.fingerprint == before.description.fingerprint
     assert manifests.load(again.folder).manifest.epoch == 1 + committed
     np.testing.assert_array_equal(again.labels, before.labels)
     np.testing.assert_array_equal(images_of(again), files_of(pictures).transpose(0, 3, 1, 2))

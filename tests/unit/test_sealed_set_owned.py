@@ -37,10 +37,10 @@ def test_an_owners_dataset(tmp_path, owners):
     found = prepare_stores(owned(tmp_path, owner=str(world.owner.public)))
     assert (found.created, found.folder, found.owner) == (False, world.out, str(world.owner.public))
     assert found.labels.tolist() == source.all_labels
-    assert found.manifest.class_names == source.class_names
+    assert found.description.class_names == source.class_names
     units = source.images["train"] / 255
-    np.testing.assert_allclose(found.manifest.mean, units.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(found.manifest.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.description.mean, units.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.description.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
     with pytest.raises(WrongNodeKey):
         found.open(0)
     for node in world.nodes:
@@ -89,14 +89,14 @@ def test_older_states_than_seen_are_refused(tmp_path, owners):
     old = (world.out / manifests.FILE).read_bytes()
     world.seal(ArraySource(train=2, test=1, seed=1), append=True)
     LabelBook(world.out).relabel(world.signed.manifest, world.restorers[0], [(0, 2)], "misread")
-    assert prepare_stores(owned(tmp_path)).manifest.labels_version == 2
+    assert prepare_stores(owned(tmp_path)).description.labels_version == 2
     (world.out / "labels" / "000002.psl").unlink()
     with pytest.raises(LabelError, match="version 2 was seen before"):
         prepare_stores(owned(tmp_path))
     (world.out / manifests.FILE).write_bytes(old)
     with pytest.raises(StaleManifest):
         prepare_stores(owned(tmp_path))
-    assert prepare_stores(owned(tmp_path, workspace=str(tmp_path / "newcomer"))).manifest.num_samples == 9
+    assert prepare_stores(owned(tmp_path, workspace=str(tmp_path / "newcomer"))).description.num_samples == 9
 
 
 CONTRADICTIONS = [
@@ -119,7 +119,7 @@ def test_settings_that_contradict_the_owner_are_refused(tmp_path, changes):
     world.seal(ArraySource(shape=(4, 8, 1)), world.plan())
     keyfile.save(world.lower, tmp_path / "keys" / "lower.key")
     agreeing = owned(tmp_path, image_size=(4, 8), patch_size=(2, 2), stride=(2, 2), uppers=2)
-    assert prepare_stores(agreeing).manifest.patch_size == (2, 2)
+    assert prepare_stores(agreeing).description.patch_size == (2, 2)
     with pytest.raises(ConfigError, match=next(reversed(changes)).replace("_", "-")):
         prepare_stores(owned(tmp_path, **changes))
 
@@ -138,7 +138,7 @@ def test_images_appended_later_train_and_test(tmp_path):
     stores = prepare_stores(owned(tmp_path))
     manifest = stores.description
     assert manifest.splits == {"train": ((0, 6), (9, 13)), "test": ((6, 9), (13, 15))}
-    assert manifest.source != began.manifest.source
+    assert manifest.source != began.description.source
     images, train, test = images_of(stores), manifest.samples_of("train"), manifest.samples_of("test")
     for split, numbers in (("train", train), ("test", test)):
         expected = np.concatenate([first.images[split], second.images[split]]).transpose(0, 3, 1, 2)

@@ -103,7 +103,7 @@ def test_the_command_that_measures_it_again():
     assert words[:3] == ["python", "-m", "simulations.separate_hosts"]
     given = make_parser().parse_args(words[3:])
     assert (given.delays_ms, given.steps, given.warmup, given.repetitions, given.threads) == ((0.0, 50.0), 3, 1, 2, 2)
-    assert read_config(given).dataset == "elsewhere"
+    assert read_config(given).data.dataset == "elsewhere"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_the_whole_image_is_one_patch():
         0.0,
     )
     assert config.wire.wire_activations == "float32"  # nothing is rounded at a cut that is none
-    assert whole_image_config(RunConfig.of(image_size=(24, 20))).patch_size == (24, 20)
+    assert whole_image_config(RunConfig.of(image_size=(24, 20))).patches.patch_size == (24, 20)
 
 
 def test_one_client_with_all_images_trains_as_one_process(stores_for):

@@ -15,7 +15,7 @@ def make_sealed(tmp_path, wanted, progress=None, **options):
 
 def same_sets(sealed: StoreSet, plain: StoreSet) -> None:
     """Check that two sets hold the same, whatever they are called."""
-    ours, theirs = sealed.manifest, plain.description
+    ours, theirs = sealed.description, plain.description
     names = [name for name in theirs.__struct_fields__ if name not in ("dataset", "fingerprint")]
     assert {name: getattr(ours, name) for name in names} == {name: getattr(theirs, name) for name in names}
     np.testing.assert_array_equal(sealed.labels, plain.labels)
