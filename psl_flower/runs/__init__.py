@@ -1,0 +1,1 @@
+"""A run on disk: its folder, how it is continued, its predictions and mistakes."""
