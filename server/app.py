@@ -24,7 +24,7 @@ from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
 from psl_flower.inference.trained_model import save_assembled
-from psl_flower.lightening import beginning
+from psl_flower.lightening import folder as lightening_folder
 from psl_flower.runs import predictions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.resuming import continue_or_create
@@ -59,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
         config, run, folder = predictions.begin(given)
         again = None
     elif given.run.lighten:
-        config, run, light = beginning.begin(given)
+        config, run, light = lightening_folder.begin(given)
         folder, again = RunFolder(light.path), "the same command"
         folder.forget_stop()
     else:

@@ -27,7 +27,6 @@ from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import TrainingStopped
 from psl_flower.inference.trained_model import load_assembled
-from psl_flower.lightening import beginning
 from psl_flower.lightening.artefacts import (
     LOWER_FILE,
     WHOLE_FILE,
@@ -36,16 +35,14 @@ from psl_flower.lightening.artefacts import (
     check_packages,
     with_quantised_uppers,
 )
-from psl_flower.lightening.folder import LighteningFolder
+from psl_flower.lightening.folder import LighteningFolder, LightModel, check_stores, files_in, shipped_from
 from psl_flower.lightening.judging import Speed, measure_speed, open_session
 from psl_flower.lightening.method import Answers, Bench
 from psl_flower.lightening.on_node import IN_PLACE
-from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.report import attempt_line, write_report, write_result
-from psl_flower.lightening.request import parse_request
 from psl_flower.lightening.search import End
-from psl_flower.lightening.settings import EDGE, LighteningSettings
-from psl_flower.lightening.training import Training, training_config
+from psl_flower.lightening.settings import EDGE, LighteningSettings, parse_request
+from psl_flower.lightening.training import Training, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
@@ -96,7 +93,7 @@ def lighten(
     """
     check_packages()
     began = time.monotonic()
-    beginning.check_stores(run, stores.description)
+    check_stores(run, stores.description)
     asked, settings = parse_request(config.run.lighten_with)
     folder = LighteningFolder(run, settings, federated=True)
     assembled = load_assembled(run, choose_device(config.machine.device))
@@ -109,7 +106,7 @@ def lighten(
     outcome = found.outcome
     if found.third is not None:
         backend.put_in_place(found.third)
-        beginning.note_in_place(run, folder)
+        folder.mark_in_place()
     write_result(found)
     satisfied = outcome.end is End.SATISFIED
     what = f"light model: degree {outcome.best.degree}, in place on the nodes" if satisfied else outcome.reason
@@ -211,10 +208,8 @@ class FederatedBackend:
     def answers(self, name: str, place: Path) -> Answers:
         """Put the Uppers' files in place on the nodes, and return what these and the Lower's answer."""
         num_uppers = self._description.num_uppers
-        self._nodes(name).keep(beginning.files_in(place, num_uppers))
-        light = beginning.LightModel(
-            place / LOWER_FILE, beginning.shipped_from(place, num_uppers), self._name_of_part(name)
-        )
+        self._nodes(name).keep(files_in(place, num_uppers))
+        light = LightModel(place / LOWER_FILE, shipped_from(place, num_uppers), self._name_of_part(name))
         part = shipped_part(self._config, self._description, self._task, light, Checkpoints(place / "judging"))
         task = make_task(self._config, self._description, self._labels)
         about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
@@ -245,7 +240,7 @@ class FederatedBackend:
 
     def put_in_place(self, third: Path) -> None:
         """Put the light Uppers in place on the nodes, to predict with."""
-        self._nodes(IN_PLACE).keep(beginning.files_in(third, self._description.num_uppers))
+        self._nodes(IN_PLACE).keep(files_in(third, self._description.num_uppers))
 
     def _place(self, task: NodeTask, net: PatchSplitNet, training: Training) -> None:
         weights = {m: upper.state_dict() for m, upper in enumerate(net.uppers)}

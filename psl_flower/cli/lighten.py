@@ -12,8 +12,9 @@ from psl_flower.cli.steps import steps_shown
 from psl_flower.lightening.settings import EDGE, Against, Growth, Measure, TeacherChoice
 
 if TYPE_CHECKING:
+    from psl_flower.config import Value
     from psl_flower.lightening.folder import LighteningFolder
-    from psl_flower.lightening.request import Request, Value
+    from psl_flower.lightening.settings import Request
     from psl_flower.runs.folder import RunFolder
 
 
@@ -59,7 +60,7 @@ def lighten(
     met and what came closest (exit status 1). An interrupted lightening goes on when it is called again.
     """
     from psl_flower.errors import ConfigError, LighteningImpossible
-    from psl_flower.lightening.request import request_of
+    from psl_flower.lightening.settings import request_of
 
     values: dict[str, Value] = {
         "target": _target(target, node, local),
@@ -128,7 +129,7 @@ def _over_the_federation(
     from psl_flower.lightening.artefacts import check_packages
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.report import read_result
-    from psl_flower.lightening.request import request_text
+    from psl_flower.lightening.settings import request_text
 
     check_packages()
     workspace = str(run.path.parents[1])

@@ -81,17 +81,17 @@ def prepare(
         stores.check_node_keys()
         check(asked, trained, stores.description)
         if config.run.predict_light:
-            from psl_flower.lightening import beginning  # loads torch
+            from psl_flower.lightening import folder as lightening_folder  # loads torch
 
-            beginning.light_model(trained, stores.description.num_uppers)
+            lightening_folder.light_model(trained, stores.description.num_uppers)
         return stores.description.num_uppers, free_folder(trained, config)
     if config.run.lighten:
-        from psl_flower.lightening import beginning  # loads torch
+        from psl_flower.lightening import folder as lightening_folder  # loads torch
 
-        asked, trained, light = beginning.begin(config)
+        asked, trained, light = lightening_folder.begin(config)
         stores = prepare_stores(asked, progress)
         stores.check_node_keys()
-        beginning.check_stores(trained, stores.description)
+        lightening_folder.check_stores(trained, stores.description)
         return stores.description.num_uppers, RunFolder(light.path)
     if config.run.resume:
         run = open_run(workspace, config.run.resume)

@@ -6,6 +6,8 @@
 - third/: the light model that was found
 - report.md, pareto.png, pareto.svg: see `psl_flower.lightening.report`
 
+<run>/light/in-place names the lightening whose third model is in place on the nodes, to predict with.
+
 Thresholds are not part of the id: what was measured is used again under others. What was judged under other settings,
 or on another machine, is in another folder.
 """
@@ -18,19 +20,25 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from psl_flower.errors import RunError
-from psl_flower.lightening.artefacts import WHOLE_FILE
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import OnnxInference
+from psl_flower.errors import ConfigError, OtherDataset, RunError
+from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, upper_file
+from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.search import Attempt, Conditions, Judged
-from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.runs.folder import MODEL_FILE, RunFolder
+from psl_flower.lightening.settings import LighteningSettings, parse_request
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.folder import MODEL_FILE, RunFolder, open_run
+from psl_flower.runs.resuming import settings_of
 from psl_flower.system.files import write_atomically
 
 FOLDER = "light"
 THIRD = "third"
-_LOG, _SETTINGS = "log.jsonl", "settings.json"
+_LOG, _SETTINGS, _IN_PLACE_FILE = "log.jsonl", "settings.json", "in-place"
 # Change it with anything that changes what the same settings give.
 _VERSION = 1
 
@@ -148,6 +156,14 @@ class LighteningFolder:
             raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
         return target
 
+    def mark_in_place(self) -> None:
+        """Note that the third model is in place on all nodes; raises RunError if the disk refuses."""
+        path = self.path.parent / _IN_PLACE_FILE
+        try:
+            write_atomically(path, self.path.name.encode())
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+
     def _entry(self, what: str, judged: Judged, seconds: float) -> Entry:
         threads, batch = self._settings.threads, self._settings.batch
         return Entry(what=what, judged=judged, threads=threads, batch=batch, seconds=seconds)
@@ -175,6 +191,89 @@ class LighteningFolder:
             return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
+
+
+class LightModel(NamedTuple):
+    """A light model in place on the nodes.
+
+    Attributes
+    ----------
+    lower : Path
+        The Lower's file.
+    shipped : OnnxInference
+        What nodes are told.
+    part : str
+        Of the lightening; see `NodeTask.part`.
+    """
+
+    lower: Path
+    shipped: OnnxInference
+    part: str
+
+
+def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, LighteningFolder]:
+    """Return the settings to lighten with, the run that is lightened, and the lightening's folder, new or begun.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, it has no model, or the disk refuses.
+    ConfigError
+        If a setting is given that the run did not train with.
+    """
+    run = open_run(config.workspace_path(), config.run.lighten)
+    settings = settings_of(run, config, "lighten")
+    try:
+        request = parse_request(config.run.lighten_with)
+    except ConfigError as error:
+        raise ConfigError(f"lighten-with: {error}") from None
+    folder = LighteningFolder(run, request.settings, federated=True)
+    # A node that is not there is waited for: without it, other weights would come out.
+    asked = {"lighten": config.run.lighten, "lighten_with": config.run.lighten_with, "on_missing_node": "wait"}
+    return settings.replace(run_name="", resume="", restore="", **asked), run, folder
+
+
+def check_stores(run: RunFolder, description: StoreSetDescription) -> None:
+    """Raise OtherDataset unless these patch stores are those that a run was trained on."""
+    if description.fingerprint != run.read_description().fingerprint:
+        raise OtherDataset(
+            f"{description.dataset}: its patch stores are not those that run {run.name} was trained on; put those "
+            "back, or train anew"
+        )
+
+
+def light_model(run: RunFolder, num_uppers: int) -> LightModel:
+    """Return the light model of a run that is in place on the nodes.
+
+    Raises
+    ------
+    RunError
+        If there is none, or its files have gone.
+    """
+    try:
+        name = (run.path / FOLDER / _IN_PLACE_FILE).read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        raise RunError(f"{run.path}: no light model is in place; find one with: psl lighten {run.name}") from None
+    third = run.path / FOLDER / name / THIRD
+    return LightModel(third / LOWER_FILE, shipped_from(third, num_uppers), f"{name}/{IN_PLACE}")
+
+
+def shipped_from(folder: Path, num_uppers: int) -> OnnxInference:
+    """Return what nodes are told of the Uppers' files in a folder; raises RunError if one cannot be read."""
+    return OnnxInference(
+        digests={m: hashlib.sha256(file).hexdigest() for m, file in enumerate(files_in(folder, num_uppers))}
+    )
+
+
+def files_in(folder: Path, num_uppers: int) -> list[bytes]:
+    """Return the Uppers' files in a folder; raises RunError if one cannot be read."""
+    files = []
+    for path in (folder / upper_file(m) for m in range(num_uppers)):
+        try:
+            files.append(path.read_bytes())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return files
 
 
 def degree_name(degree: int) -> str:

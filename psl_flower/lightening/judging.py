@@ -1,4 +1,4 @@
-"""Judging an artefact as it is shipped: its file, run by onnxruntime.
+"""An artefact as it is shipped, its file run by onnxruntime: judged, or in the place of a module of torch.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from psl_flower.errors import LighteningError, RunError
 from psl_flower.inference.export import INPUT, OUTPUT
@@ -67,6 +68,38 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
         return onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
         )
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX file of one float32 input and one float32 output on the CPU.
+
+    Parameters
+    ----------
+    model : Path or bytes
+        The file, or what is in it.
+    threads : int
+        Of onnxruntime.
+
+    Raises
+    ------
+    LighteningError, RunError
+        As `open_session`.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int) -> None:
+        super().__init__()
+        self._session = open_session(model, threads)
+        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input without the batch, which may be any."""
+        return tuple(self._session.get_inputs()[0].shape[1:])
+
+    def forward(self, values: torch.Tensor, flipped: None = None) -> torch.Tensor:
+        """Return what the artefact answers, on the CPU; `flipped` stands where a Lower takes which are mirrored."""
+        given = {self._input: values.detach().float().contiguous().cpu().numpy()}
+        return torch.from_numpy(self._session.run([self._output], given)[0])
 
 
 @contextlib.contextmanager

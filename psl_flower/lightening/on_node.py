@@ -143,7 +143,7 @@ def shipped_engine(
         If this node cannot run it.
     """
     check_runtime()
-    from psl_flower.lightening.runtime import OnnxModule
+    from psl_flower.lightening.judging import OnnxModule
 
     path = checkpoints.folder / UPPER_FILE
     content = _read(path)

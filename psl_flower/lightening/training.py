@@ -1,4 +1,4 @@
-"""Trainings of a lightening, and how they go in one process, resumable after every epoch."""
+"""Trainings of a lightening: in one process, resumable after every epoch, and the Lower's part over the federation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
-from psl_flower.engine.build import steps_per_round
+from psl_flower.engine.build import optimizer, smashed_shapes, steps_per_round
 from psl_flower.engine.checkpoints import load_state, save_state
-from psl_flower.engine.distillation import Teacher
+from psl_flower.engine.distillation import LowerTeacher, Teacher
+from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
@@ -171,3 +173,48 @@ class LocalTrainer:
             monolith.train(min(per_epoch, total - monolith.step), on_step)
             save_state(checkpoint, monolith.state_dict())
         return monolith.net.eval()  # type: ignore[no-any-return]
+
+
+def lower_engine(
+    config: RunConfig, description: StoreSetDescription, training: Training, lower: nn.Module, device: torch.device
+) -> LowerEngine:
+    """Return the Lower's engine in a training, with the Lower of the teacher beside it, if there is one.
+
+    Parameters
+    ----------
+    config, description : RunConfig, StoreSetDescription
+        Of the training (`training_config`).
+    training : Training
+        What is trained; its teacher's Lower is moved to the device.
+    lower : nn.Module
+        With the weights to begin with; trained in place.
+    device : torch.device
+        Where it computes.
+    """
+    teacher = None
+    if training.teacher is not None:
+        kept = training.teacher.net.lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        *_, C = smashed_shapes(config, description, training.teacher_size)[0]
+        teacher = LowerTeacher(lower=kept, share=training.teacher.share, channels=C)
+    return LowerEngine(
+        lower,
+        None,
+        description.assignment,
+        alpha=config.network.alpha,
+        make_optimizer=lambda parameters: optimizer(config, parameters),
+        use_autocast=config.machine.autocast,
+        device=device,
+        label_smoothing=config.training.label_smoothing,
+        teacher=teacher,
+    )
+
+
+def shapes_up(
+    config: RunConfig, description: StoreSetDescription, training: Training
+) -> dict[int, tuple[int, int, int, int]]:
+    """Return (K, h, w, C) of what each Upper sends up: the student's smashed data, and the teacher's behind them."""
+    shapes = smashed_shapes(config, description, training.size)
+    if training.teacher is None:
+        return shapes
+    *_, taught = smashed_shapes(config, description, training.teacher_size)[0]
+    return {m: (K, h, w, C + taught) for m, (K, h, w, C) in shapes.items()}

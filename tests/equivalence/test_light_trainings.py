@@ -24,9 +24,8 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import NoCheckpoint, PeerLost, RunError
 from psl_flower.lightening.local import LocalBackend
 from psl_flower.lightening.on_node import put_in_place, training_engine
-from psl_flower.lightening.on_server import lower_engine, shapes_up
 from psl_flower.lightening.quantising import folded, with_rounding
-from psl_flower.lightening.training import LocalTrainer, Training, training_config
+from psl_flower.lightening.training import LocalTrainer, Training, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.stores.store_set import StoreSet

@@ -30,12 +30,11 @@ from psl_flower.errors import (
 )
 from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening import on_node
-from psl_flower.lightening.beginning import begin
-from psl_flower.lightening.folder import LighteningFolder
+from psl_flower.lightening.folder import LighteningFolder, begin
 from psl_flower.lightening.judging import answers, open_session
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
-from psl_flower.lightening.request import parse_request
+from psl_flower.lightening.settings import parse_request
 from psl_flower.models import architectures
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, load_result

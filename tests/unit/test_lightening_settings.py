@@ -4,8 +4,16 @@ import pytest
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
-from psl_flower.lightening.request import parse_request, request_of, request_text
-from psl_flower.lightening.settings import EDGE, Against, Asked, Growth, LighteningSettings
+from psl_flower.lightening.settings import (
+    EDGE,
+    Against,
+    Asked,
+    Growth,
+    LighteningSettings,
+    parse_request,
+    request_of,
+    request_text,
+)
 from psl_flower.system.machine import usable_cores
 
 CONDITIONS = "max-drop=0.01 min-speed=2000"
