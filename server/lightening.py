@@ -94,13 +94,13 @@ def lighten(
     check_packages()
     began = time.monotonic()
     check_stores(run, stores.description)
-    asked, settings = parse_request(config.run.lighten_with)
+    goals, settings = parse_request(config.run.lighten_with)
     folder = LighteningFolder(run, settings, federated=True)
     assembled = load_assembled(run, choose_device(config.machine.device))
     backend = FederatedBackend(grid, folder.path, config, settings, stores, task, options, reporter)
     backend.check_nodes()
     found = Bench(folder, assembled, settings, backend).find(
-        asked, lambda attempt: reporter.say("judging", attempt_line(attempt))
+        goals, lambda attempt: reporter.say("judging", attempt_line(attempt))
     )
     report = write_report(found)
     outcome = found.outcome

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from psl_flower.cli.output import Json, Workspace, print_table
 from psl_flower.cli.steps import steps_shown
-from psl_flower.lightening.settings import EDGE, Against, Growth, Measure, TeacherChoice
+from psl_flower.config.fields import Field, fields_of
+from psl_flower.lightening.settings import EDGE, GROUPS
 
 if TYPE_CHECKING:
-    from psl_flower.config import Value
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.settings import Request
     from psl_flower.runs.folder import RunFolder
@@ -23,75 +26,63 @@ def register(app: typer.Typer) -> None:
     app.command("lighten")(lighten)
 
 
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, in place of `**values`, an option for each goal and setting that it has no parameter for."""
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    del own["values"]
+    options = {field.name: _option(field) for group in GROUPS for field in fields_of(group)} | own
+    keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options.values()]
+    command.__dict__["__signature__"] = inspect.Signature(keyword_only)
+    return command
+
+
+def _option(field: Field) -> inspect.Parameter:
+    about = field.about
+    bounded = not about.open_ends
+    option = typer.Option(
+        field.default,
+        help=f"{about.doc[0].upper()}{about.doc[1:]}.",
+        min=about.least if bounded and math.isfinite(about.least) else None,
+        max=about.most if bounded and math.isfinite(about.most) else None,
+    )
+    kind = field.kind | None if field.default is None else field.kind
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+
+@_with_settings
 def lighten(
     run: Annotated[str, typer.Argument(help="Name of a run that has a model.")],
     node: Annotated[str, typer.Argument(help="With --target node: its name, or Flower's id.", show_default=False)] = "",
-    local: Annotated[bool, typer.Option("--local", help="In one process, on whole images; no federation.")] = False,
     target: Annotated[
         str,
         typer.Option(metavar="edge|node NAME", help="Where speed is measured: all of it here, or a node's Uppers."),
     ] = EDGE,
-    min_accuracy: Annotated[float | None, typer.Option(help="Accuracy to exceed, 0 to 1.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Instead: accuracy that it may lose, 0 to 1.")] = None,
-    min_speed: Annotated[float | None, typer.Option(help="Images/s to exceed, in batches.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Instead: time of one image to stay below.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0: all cores; 1 on a node.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time when images/s are measured.")] = 32,
-    against: Annotated[Against, typer.Option(help="What accuracy is: agreement with these.")] = Against.LABELS,
-    second_ratio: Annotated[float, typer.Option(help="Size of the second model over that of the first.")] = 2.0,
-    measure: Annotated[Measure, typer.Option(help="Which size that is.")] = Measure.MULTIPLY_ADDS,
-    growth: Annotated[Growth, typer.Option(help="How the second is larger.")] = Growth.WIDTH,
-    max_pruned: Annotated[float, typer.Option(help="Share of channels cut at the last degree.")] = 0.875,
-    degrees: Annotated[int, typer.Option(help="Degrees of lightening beyond 0.")] = 12,
-    weight_bits: Annotated[int, typer.Option(help="7 for every processor; 8 where it has VNNI.")] = 7,
-    epochs: Annotated[int, typer.Option(help="Epochs of each training; 0: as many as the run.")] = 0,
-    rounding_epochs: Annotated[int, typer.Option(help="Epochs with quantisation; 0: a quarter of them.")] = 0,
-    teacher: Annotated[TeacherChoice, typer.Option(help="What the third model learns from.")] = TeacherChoice.SECOND,
-    distil_share: Annotated[float, typer.Option(help="Weight of a teacher's answers; the rest is the labels'.")] = 0.7,
-    distil_first: Annotated[bool, typer.Option(help="First teach the first model the second's answers.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="In one process, on whole images; no federation.")] = False,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits.")] = 0,
     workspace: Workspace = "",
     as_json: Json = False,
+    **values: Any,
 ) -> None:
     """Find a model that is light and good enough: a larger one, pruned and quantised until both conditions hold.
 
-    Goes over the federation, in a simulation on this machine: patches stay on their nodes, where the light Uppers are
+    Runs over the federation, in a simulation on this machine: patches stay on their nodes, where the light Uppers are
     put in place. Ends with int8 ONNX files of every Upper, the Lower and the whole, or says which condition cannot be
-    met and what came closest (exit status 1). An interrupted lightening goes on when it is called again.
+    met and what came closest (exit status 1). Rerun an interrupted command: what is finished is kept.
     """
     from psl_flower.errors import ConfigError, LighteningImpossible
     from psl_flower.lightening.settings import request_of
 
-    values: dict[str, Value] = {
-        "target": _target(target, node, local),
-        "threads": threads,
-        "batch": batch,
-        "against": against,
-        "second-ratio": second_ratio,
-        "measure": measure,
-        "growth": growth,
-        "max-pruned": max_pruned,
-        "degrees": degrees,
-        "weight-bits": weight_bits,
-        "epochs": epochs,
-        "rounding-epochs": rounding_epochs,
-        "teacher": teacher,
-        "distil-share": distil_share,
-        "distil-first": distil_first,
-    }
-    conditions = {
-        "min-accuracy": min_accuracy, "max-drop": max_drop, "min-speed": min_speed, "max-latency-ms": max_latency_ms,
-    }  # fmt: skip
-    values |= {key: value for key, value in conditions.items() if value is not None}
+    values |= {"target": _target(target, node, local), "threads": threads}
     try:
-        request = request_of(values)
+        request = request_of({key.replace("_", "-"): value for key, value in values.items() if value is not None})
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     from psl_flower.config import default_workspace
     from psl_flower.runs.folder import open_run
 
     trained = open_run(default_workspace(workspace), run)
-    folder, result = _locally(trained, request) if local else _over_the_federation(trained, values, request, nodes)
+    folder, result = _locally(trained, request) if local else _over_the_federation(trained, request, nodes)
     _print(folder, request, result, as_json)
     if result["third"] is None:
         raise LighteningImpossible(
@@ -116,26 +107,21 @@ def _locally(run: RunFolder, request: Request) -> tuple[LighteningFolder, dict[s
     from psl_flower.lightening.report import as_json, attempt_line, write_report
 
     with steps_shown() as shown:
-        found = find(run, *request, shown.steps, lambda attempt: shown.say(attempt_line(attempt)))
+        found = find(run, request, shown.steps, lambda attempt: shown.say(attempt_line(attempt)))
     write_report(found)
     return found.folder, as_json(found)
 
 
-def _over_the_federation(
-    run: RunFolder, values: dict[str, Value], request: Request, nodes: int
-) -> tuple[LighteningFolder, dict[str, Any]]:
+def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[LighteningFolder, dict[str, Any]]:
     from psl_flower.cli.train import end_stopped, failure, run_to_end
     from psl_flower.config import RunConfig
     from psl_flower.lightening.artefacts import check_packages
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.report import read_result
-    from psl_flower.lightening.settings import request_text
 
     check_packages()
     workspace = str(run.path.parents[1])
-    # The cores of this machine are counted once.
-    text = request_text(values | {"threads": request.settings.threads})
-    given: dict[str, object] = {"lighten": run.name, "lighten-with": text, "workspace": workspace}
+    given: dict[str, object] = {"lighten": run.name, "lighten-with": request.text(), "workspace": workspace}
     folder, status, verdict = run_to_end(given, RunConfig.from_mapping(given), nodes=nodes)
     if status.state == "stopped":
         end_stopped(status)
@@ -154,7 +140,7 @@ def _print(folder: LighteningFolder, request: Request, result: dict[str, Any], a
         return
     first = folder.judged("first")
     assert first is not None
-    print_table([COLUMNS, *rows(folder.entries, request.asked.conditions(first.accuracy))])
+    print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy))])
     typer.echo(f"asked for: {result['conditions']}")
     typer.echo(f"report: {folder.path / REPORT_FILE}")
     if result["third"] is not None:

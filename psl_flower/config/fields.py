@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from types import NoneType
@@ -142,14 +141,17 @@ class Field:
 
     def read(self, text: str) -> Value:
         """Return what a person typed as a value that `typed` takes: a text needs no quotes, since the type is known."""
-        if self.kind not in (int, float, bool):
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            return text[1:-1] if quoted else text
+        if self.kind is bool:
+            return {"true": True, "false": False}.get(text, text)
         try:
-            value: Value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            if self.kind is int:
+                return int(text, 0)
+            if self.kind is float:
+                return float(text)
+        except ValueError:
             return text
-        return value
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
 
 
 def fields_of(group: type[Settings]) -> Iterator[Field]:

@@ -17,7 +17,7 @@ from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
 from psl_flower.lightening.method import Answers, Bench, Lightened
 from psl_flower.lightening.search import Attempt
-from psl_flower.lightening.settings import Asked, LighteningSettings
+from psl_flower.lightening.settings import Request
 from psl_flower.lightening.training import LocalTrainer, Progress, Training
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
@@ -26,8 +26,7 @@ from psl_flower.system.devices import choose_device
 
 def lighten(
     run: RunFolder,
-    asked: Asked,
-    settings: LighteningSettings,
+    request: Request,
     progress: Progress,
     on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> Lightened:
@@ -37,10 +36,8 @@ def lighten(
     ----------
     run : RunFolder
         With a trained model.
-    asked : Asked
-        The conditions.
-    settings : LighteningSettings
-        How.
+    request : Request
+        What is to be reached, and how.
     progress : callable
         Called as progress(what, done, in all).
     on_attempt : callable
@@ -62,8 +59,9 @@ def lighten(
         trainer = LocalTrainer(
             config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress
         )
+        goals, settings = request
         backend = LocalBackend(trainer, threads=settings.threads, batch=settings.batch)
-        return Bench(LighteningFolder(run, settings), assembled, settings, backend).find(asked, on_attempt)
+        return Bench(LighteningFolder(run, settings), assembled, settings, backend).find(goals, on_attempt)
 
 
 class LocalBackend:

@@ -25,7 +25,7 @@ from psl_flower.lightening.judging import Speed
 from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
-from psl_flower.lightening.settings import Against, Asked, LighteningSettings, TeacherChoice
+from psl_flower.lightening.settings import Against, Goals, LighteningSettings, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
 from psl_flower.lightening.training import Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
@@ -122,7 +122,7 @@ class Bench:
         self._first_answers: NDArray[np.int64] | None = None
         self._seconds: dict[int, float] = {}
 
-    def find(self, asked: Asked, on_attempt: Callable[[Attempt], None] = lambda _: None) -> Lightened:
+    def find(self, goals: Goals, on_attempt: Callable[[Attempt], None] = lambda _: None) -> Lightened:
         """Find a light model; an interrupted search goes on where it was. `on_attempt` gets every attempt.
 
         Raises
@@ -131,7 +131,7 @@ class Bench:
             If a network, a setting or the runtime does not allow it; or whatever the backend raises.
         """
         first, first_int8 = self._judge_first()
-        conditions = asked.conditions(first.accuracy)
+        conditions = goals.conditions(first.accuracy)
         second = self._make_second()
         taught = self._make_teacher(second)
 

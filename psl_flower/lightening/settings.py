@@ -1,17 +1,19 @@
-"""What a lightening is asked to do; loads no torch, so that bad input is refused at once."""
+"""What a lightening is to reach, and how: goals and settings, read from KEY=VALUE words; loads no torch.
+
+The keys are the fields of `Goals` and `LighteningSettings` in kebab case, such as "max-drop=0.01 min-speed=2000": the
+options of `psl lighten`, and what the setting `lighten-with` of a run holds.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import NamedTuple
 
-from psl_flower.config import Value
+from psl_flower.config.fields import Settings, fields_of, flat, parse, read_texts, setting
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.search import Conditions
 from psl_flower.system.machine import usable_cores
@@ -20,7 +22,6 @@ from psl_flower.text import read_pairs
 # The largest whole number of a weight, by bits, as onnxruntime has it. Of 7 bits, sums of two products of weights and
 # activations fit into 16 bits, and processors without VNNI add up so.
 LARGEST_WEIGHT = {7: 64, 8: 127}
-SECOND_RATIOS = (1.1, 16.0)
 EDGE = "edge"
 
 
@@ -55,36 +56,18 @@ class Measure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The conditions as a user gives them; see `psl_flower.lightening.search.Conditions`.
+class Goals(Settings):
+    """The conditions as a user gives them, one of accuracy and one of speed."""
 
-    Attributes
-    ----------
-    min_accuracy, max_drop : float or None
-        Exactly one of them; `max_drop` is allowed below the first model's accuracy, 0..1.
-    min_speed, max_latency_ms : float or None
-        Exactly one of them.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of range, or they are not exactly two.
-    """
-
-    min_accuracy: float | None = None
-    max_drop: float | None = None
-    min_speed: float | None = None
-    max_latency_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.min_accuracy is None) == (self.max_drop is None):
-            raise ConfigError("give one condition of accuracy: either min-accuracy or max-drop")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise ConfigError(f"max-drop: expected a share of 0 to 1, got {self.max_drop:g}")
-        self.conditions(1.0)  # refuses the others before any work
+    min_accuracy: float | None = setting(None, "accuracy to exceed, below 1", least=0, most=1)
+    max_drop: float | None = setting(None, "instead: largest allowed loss of accuracy", least=0, most=1)
+    min_speed: float | None = setting(None, "images/s to exceed, in batches", least=0, open_ends=True)
+    max_latency_ms: float | None = setting(
+        None, "instead: milliseconds that one image must stay below", least=0, open_ends=True
+    )
 
     def conditions(self, first_accuracy: float) -> Conditions:
-        """Return them as the loop takes them."""
+        """Return the thresholds that the search takes; `first_accuracy` is the first model's, 0..1."""
         least = self.min_accuracy
         if least is None:
             assert self.max_drop is not None
@@ -92,117 +75,76 @@ class Asked:
             least = max(0.0, math.nextafter(first_accuracy - self.max_drop, 0.0))
         return Conditions(min_accuracy=least, min_speed=self.min_speed, max_latency_ms=self.max_latency_ms)
 
+    def _check(self) -> None:
+        if self.min_accuracy == 1:
+            raise ConfigError("min-accuracy: no accuracy exceeds 1; choose less, such as 0.99")
+        if (self.min_accuracy is None) == (self.max_drop is None):
+            raise ConfigError("give one condition of accuracy: either min-accuracy or max-drop")
+        if (self.min_speed is None) == (self.max_latency_ms is None):
+            raise ConfigError("give one condition of speed: either min-speed or max-latency-ms")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LighteningSettings:
-    """How the second and third model are made and judged.
+class LighteningSettings(Settings):
+    """How the second and third model are made and judged; `target` is `EDGE` or the name of a node."""
 
-    Attributes
-    ----------
-    second_ratio, measure, growth
-        As in `psl_flower.lightening.sizing.choose_second`.
-    max_pruned, degrees
-        As in `psl_flower.lightening.pruning.ladder`.
-    weight_bits : {7, 8}
-        Of the int8 weights, those used: 7 are right on every processor, 8 need one with VNNI (or ARM's dot products).
-    epochs : int
-        Epochs that the second and every third model is trained for; 0: as many as the run.
-    rounding_epochs : int
-        Epochs of the third after these, under quantisation; 0: a quarter of them, at least one.
-    teacher : TeacherChoice
-        What the third learns from.
-    distil_share : float
-        Weight of a teacher's answers in the loss, 0..1; the rest is the labels'.
-    distil_first : bool
-        First train the first model on the second's answers; as a teacher it is then that one.
-    against : Against
-        What accuracy is.
-    threads : int
-        Of onnxruntime, when speed is measured; 1 or more.
-    batch : int
-        Images at a time, when images per second are measured.
-    target : str
-        Where speed is measured: `EDGE` is the whole network on this machine; else a node, which measures the Uppers
-        that it runs.
+    # Less leaves nothing to prune; of more, most would be trained to be pruned.
+    second_ratio: float = setting(2.0, "size of the second model over that of the first", least=1.1, most=16)
+    measure: Measure = setting(Measure.MULTIPLY_ADDS, "which size that is")
+    growth: Growth = setting(Growth.WIDTH, "how the second model is larger")
+    max_pruned: float = setting(0.875, "share of channels pruned at the last degree", least=0, most=1, open_ends=True)
+    degrees: int = setting(12, "degrees of lightening beyond 0, which only quantises", least=1)
+    weight_bits: int = setting(7, "bits of weights: 7 for every processor, 8 where it has VNNI", least=7, most=8)
+    epochs: int = setting(0, "epochs of each training; 0: as many as the run", least=0)
+    rounding_epochs: int = setting(0, "epochs of training under quantisation; 0: a quarter of epochs", least=0)
+    teacher: TeacherChoice = setting(TeacherChoice.SECOND, "what the third model learns from")
+    distil_share: float = setting(
+        0.7, "weight of the teacher's answers in the loss; the rest is the labels'", least=0, most=1
+    )
+    distil_first: bool = setting(False, "first train the first model on the second's answers, also as a teacher")
+    against: Against = setting(Against.LABELS, "what accuracy is: agreement with the labels, or with the first model")
+    threads: int = setting(1, "threads of onnxruntime when speed is measured", least=1)
+    batch: int = setting(32, "images at a time when images/s are measured", least=1)
+    target: str = setting(EDGE, "where speed is measured: the whole network here, or the Uppers of the node named")
 
-    Raises
-    ------
-    ConfigError
-        If a value is out of range.
-    """
-
-    second_ratio: float = 2.0
-    measure: Measure = Measure.MULTIPLY_ADDS
-    growth: Growth = Growth.WIDTH
-    max_pruned: float = 0.875
-    degrees: int = 12
-    weight_bits: int = 7
-    epochs: int = 0
-    rounding_epochs: int = 0
-    teacher: TeacherChoice = TeacherChoice.SECOND
-    distil_share: float = 0.7
-    distil_first: bool = False
-    against: Against = Against.LABELS
-    threads: int = 1
-    batch: int = 32
-    target: str = EDGE
-
-    def __post_init__(self) -> None:
-        if self.weight_bits not in LARGEST_WEIGHT:
-            raise ConfigError(f"weight-bits: expected 7 or 8, got {self.weight_bits}")
-        least, most = SECOND_RATIOS
-        if not least <= self.second_ratio <= most:
-            raise ConfigError(
-                f"second-ratio: expected {least:g} to {most:g}, got {self.second_ratio:g}: below, there is nothing to "
-                "lighten; above, most of the network would be trained to be cut away"
-            )
+    def _check(self) -> None:
+        if self.distil_share == 0:
+            raise ConfigError("distil-share: with 0 no teacher is learnt from; choose more, or set teacher=labels")
         if not self.target:
             raise ConfigError(f"target: expected {EDGE} or the name of a node, got an empty text")
-        if not 0 < self.max_pruned < 1:
-            raise ConfigError(f"max-pruned: expected a share above 0 and below 1, got {self.max_pruned:g}")
-        if not 0 < self.distil_share <= 1:
-            raise ConfigError(f"distil-share: expected a share above 0, at most 1, got {self.distil_share:g}")
-        for key, value, lowest in (
-            ("degrees", self.degrees, 1),
-            ("epochs", self.epochs, 0),
-            ("rounding-epochs", self.rounding_epochs, 0),
-            ("threads", self.threads, 1),
-            ("batch", self.batch, 1),
-        ):
-            if value < lowest:
-                raise ConfigError(f"{key}: expected {lowest} or more, got {value}")
+
+
+GROUPS = (Goals, LighteningSettings)
 
 
 class Request(NamedTuple):
-    """What is asked for, and how it is to be found."""
+    """What is to be reached, and how."""
 
-    asked: Asked
+    goals: Goals
     settings: LighteningSettings
 
+    def text(self) -> str:
+        """Return the request as `parse_request` reads it."""
+        values = flat(self.goals) | flat(self.settings)
+        texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+        return shlex.join(f"{key}={text}" for key, text in texts.items())
 
-def request_of(values: Mapping[str, Value]) -> Request:
+
+def request_of(values: Mapping[str, object]) -> Request:
     """Return a request of values by their keys; keys that are absent take their defaults.
 
-    `threads` is by default all cores of this machine, and 1 where the target is a node.
+    `threads` is by default, and where it is 0, all cores of this machine, and 1 where the target is a node.
 
     Raises
     ------
     ConfigError
         If a key is unknown, or a value mistyped, out of range or contradictory.
     """
-    known = _kinds()
-    for key in values.keys() - known.keys():
-        alike = difflib.get_close_matches(key, known, n=1)
-        rest = f"did you mean {alike[0]}?" if alike else f"known: {', '.join(known)}"
-        raise ConfigError(f"unknown key {key}; {rest}")
-    typed = {key.replace("-", "_"): _typed(key, value, known[key]) for key, value in values.items()}
-    if not typed.get("threads"):
-        typed["threads"] = usable_cores() if typed.get("target", EDGE) == EDGE else 1
-    asked = {field.name for field in dataclasses.fields(Asked)}
-    return Request(
-        Asked(**{name: value for name, value in typed.items() if name in asked}),
-        LighteningSettings(**{name: value for name, value in typed.items() if name not in asked}),
-    )
+    if values.get("threads", 0) == 0:
+        values = {**values, "threads": usable_cores() if values.get("target", EDGE) == EDGE else 1}
+    keys = ", ".join(field.key for group in GROUPS for field in fields_of(group))
+    goals, settings = parse(GROUPS, values, f"known: {keys}")
+    return Request(Goals(**goals), LighteningSettings(**settings))
 
 
 def parse_request(text: str) -> Request:
@@ -211,37 +153,4 @@ def parse_request(text: str) -> Request:
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"expected KEY=VALUE ..., got {text!r} ({error})") from None
-    return request_of(read_pairs(words))
-
-
-def request_text(values: Mapping[str, Value]) -> str:
-    """Return values by their keys as a text that `parse_request` reads."""
-    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
-    return " ".join(shlex.quote(f"{key}={text}") for key, text in texts.items())
-
-
-def _kinds() -> dict[str, Any]:
-    """Return the type of every key's value."""
-    hints = get_type_hints(Asked) | get_type_hints(LighteningSettings)
-    fields = [*dataclasses.fields(Asked), *dataclasses.fields(LighteningSettings)]
-    kinds = {field.name.replace("_", "-"): hints[field.name] for field in fields}
-    # A value that may be left out is of the other type where it is given.
-    return {key: next((k for k in get_args(kind) if k is not type(None)), kind) for key, kind in kinds.items()}
-
-
-def _typed(key: str, value: Value, kind: Any) -> Any:
-    if issubclass(kind, StrEnum):
-        if value not in list(kind):
-            raise ConfigError(f"{key}: expected one of {', '.join(kind)}, got {value!r}")
-        return kind(value)
-    if kind is bool and value in ("true", "false"):
-        return value == "true"
-    try:
-        if kind in (int, float) and not isinstance(value, bool):
-            return kind(value)
-    except ValueError:
-        pass
-    if type(value) is kind:
-        return value
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}")
+    return request_of(read_texts(GROUPS, read_pairs(words)))

@@ -2,8 +2,7 @@
 
 Too small a gap leaves nothing to lighten: pruning then starts at what the first already is. Too large a gap cannot be
 made to fit: what is cut away is most of the network, and its training cost is lost. `choose_second` therefore takes the
-gap as a number, 2 by default, and settings refuse one outside
-`SECOND_RATIOS`.
+gap as a number, 2 by default, and `LighteningSettings.second_ratio` bounds it.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_the_very_files_of_one_process(lightened: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     shutil.copytree(lightened, tmp_path / "place")
     run = run_of(tmp_path / "place")
-    found = lighten_locally(run, *parse_request(IMPOSSIBLE), lambda *_: None)
+    found = lighten_locally(run, parse_request(IMPOSSIBLE), lambda *_: None)
     federated, local = folder_of(tmp_path / "place", IMPOSSIBLE), found.folder.path
     assert federated != local
     for name in ("second/training.pt", "degree-001/training.pt", "degree-001/rounding.pt"):

@@ -297,9 +297,9 @@ LIGHTEN = [
     (["never", "--max-drop", "0.1", "--min-speed", "9"], 1, "no such run (there: tiny"),
     (["tiny", "--local"], 2, "one condition of accuracy"),
     (["tiny", "--local", "--min-accuracy", "0.9"], 2, "one condition of speed"),
-    (["tiny", "--local", "--min-accuracy", "1.5", "--min-speed", "9"], 2, "min-accuracy: expected a share"),
+    (["tiny", "--local", "--min-accuracy", "1.5", "--min-speed", "9"], 2, "'--min-accuracy': 1.5 is not in the range 0<=x<=1"),
     (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--max-latency-ms", "9"], 2, "one condition of speed"),
-    (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--weight-bits", "4"], 2, "weight-bits: expected 7 or 8"),
+    (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--weight-bits", "4"], 2, "'--weight-bits': 4 is not in the range 7<=x<=8"),
     (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--teacher", "nobody"], 2, "'nobody' is not one of"),
     (["never", "--local", "--max-drop", "0.1", "--min-speed", "9"], 1, "no such run (there: tiny"),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from psl_flower.config import RunConfig, parse_size, size_text
+from psl_flower.config import RunConfig, parse_settings, parse_size, size_text
 from psl_flower.errors import ConfigError
 from tests.paths import ROOT
 
@@ -169,6 +169,36 @@ def test_wrong_settings_are_refused(values, message):
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_mapping(values)
     assert message in str(caught.value)
+
+
+TEXTS = [
+    ("lr=.5", 0.5),
+    ("lr=1e-3", 1e-3),
+    ("lr=nan", "lr: expected a number above 0, got nan"),
+    ("lr=much", "lr: expected a number, got 'much'"),
+    ("seed=0x10", 16),
+    ("seed=1_000", 1000),
+    ("rounds=2.5", "rounds: expected a whole number, got '2.5'"),
+    ("rounds=true", "rounds: expected a whole number, got 'true'"),
+    ("flip=true", True),
+    ("flip=1", "flip: expected true or false, got '1'"),
+    ("dataset='my pictures'", "my pictures"),
+    ("dataset=3", "3"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), TEXTS)
+def test_what_people_type_is_read_by_the_settings_type(word, expected):
+    assert TEXTS
+    values = parse_settings([word])
+    if isinstance(expected, str) and ": expected" in expected:
+        with pytest.raises(ConfigError) as caught:
+            RunConfig.from_mapping(values)
+        assert expected in str(caught.value)
+        return
+    (key,) = values
+    found = RunConfig.from_mapping(values).value(key)
+    assert (found, type(found)) == (expected, type(expected))
 
 
 def test_every_bounded_setting_is_tried_above():

@@ -9,7 +9,7 @@ from psl_flower.inference.evaluation import stores_of
 from psl_flower.inference.trained_model import load_assembled
 from psl_flower.lightening import local
 from psl_flower.lightening.local import lighten
-from psl_flower.lightening.settings import Asked, LighteningSettings, TeacherChoice
+from psl_flower.lightening.settings import Goals, LighteningSettings, Request, TeacherChoice
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.labels import LabelBook
@@ -18,7 +18,7 @@ SETTINGS = LighteningSettings(
     epochs=2, degrees=2, max_pruned=0.5, distil_first=True, teacher=TeacherChoice.FIRST, second_ratio=1.5
 )
 # Any accuracy and speed will do, so that what is tried does not hang on how fast this machine is.
-ASKED = Asked(min_accuracy=0.0, min_speed=1e-3)
+REQUEST = Request(Goals(min_accuracy=0.0, min_speed=1e-3), SETTINGS)
 STAGES = (
     "judging first-int8", "second model", "judging second", "first, from the second", "degree 0", "degree 0, rounded",
     "judging degree-000",
@@ -37,7 +37,7 @@ def outcome(result):
 
 @pytest.mark.slow
 def test_interrupted_at_every_stage_it_ends_with_the_same_files(tmp_path):
-    whole = lighten(tiny(tmp_path / "whole"), ASKED, SETTINGS, lambda *_: None)
+    whole = lighten(tiny(tmp_path / "whole"), REQUEST, lambda *_: None)
     run, interrupted = tiny(tmp_path / "parts"), []
 
     def interrupt(what, done, total):
@@ -48,8 +48,8 @@ def test_interrupted_at_every_stage_it_ends_with_the_same_files(tmp_path):
 
     for _ in STAGES:
         with pytest.raises(KeyboardInterrupt):
-            lighten(run, ASKED, SETTINGS, interrupt)
-    parts = lighten(run, ASKED, SETTINGS, interrupt)
+            lighten(run, REQUEST, interrupt)
+    parts = lighten(run, REQUEST, interrupt)
     assert tuple(interrupted) == STAGES
     assert outcome(parts) == outcome(whole)
     assert outcome(parts)[1].keys() == {"first", "first-int8", "second", "first-distilled", "degree-000"}
@@ -76,6 +76,6 @@ def test_the_labels_are_those_that_the_run_began_with(tmp_path, monkeypatch):
 
     monkeypatch.setattr(local, "LocalBackend", backend)
     with pytest.raises(Seen) as caught:
-        lighten(run, ASKED, SETTINGS, lambda *_: None)
+        lighten(run, REQUEST, lambda *_: None)
     assert caught.value.args == (began.labels.tolist(),)
     assert stores_of(run, assembled).labels[0] == other

@@ -7,12 +7,11 @@ from psl_flower.errors import ConfigError
 from psl_flower.lightening.settings import (
     EDGE,
     Against,
-    Asked,
+    Goals,
     Growth,
     LighteningSettings,
     parse_request,
     request_of,
-    request_text,
 )
 from psl_flower.system.machine import usable_cores
 
@@ -20,14 +19,19 @@ CONDITIONS = "max-drop=0.01 min-speed=2000"
 
 
 def test_a_request_is_read():
-    asked, settings = parse_request(
+    goals, settings = parse_request(
         f"{CONDITIONS} degrees=3 growth=both distil-first=true target='node 3' second-ratio=3"
     )
-    assert asked == Asked(max_drop=0.01, min_speed=2000.0)
+    assert goals == Goals(max_drop=0.01, min_speed=2000.0)
     assert settings == LighteningSettings(
         degrees=3, growth=Growth.BOTH, distil_first=True, target="node 3", second_ratio=3.0, threads=1
     )
     assert type(settings.second_ratio) is float
+
+
+def test_numbers_are_written_as_people_write_them():
+    goals, settings = parse_request("max-drop=.01 min-speed=2e3 max-pruned=5e-1 batch=0x10")
+    assert (goals.max_drop, goals.min_speed, settings.max_pruned, settings.batch) == (0.01, 2000.0, 0.5, 16)
 
 
 def test_threads_are_this_machines_cores_or_one_of_a_node():
@@ -42,7 +46,7 @@ def test_what_is_written_is_read_again():
         "min-accuracy": 0.5, "max-latency-ms": 2.5, "target": "the 'attic'", "against": Against.FIRST, "degrees": 4,
         "distil-first": True,
     }  # fmt: skip
-    assert parse_request(request_text(values)) == request_of(values)
+    assert parse_request(request_of(values).text()) == request_of(values)
     assert request_of({**values, "target": EDGE}) != request_of(values)
 
 
@@ -50,18 +54,19 @@ REFUSED = [
     ("", "give one condition of accuracy"),
     ("max-drop=0.1", "give one condition of speed"),
     (f"{CONDITIONS} min-accuracy=0.5", "give one condition of accuracy"),
-    (f"{CONDITIONS} degree=3", "unknown key degree; did you mean degrees?"),
-    (f"{CONDITIONS} zebra=3", "unknown key zebra; known: min-accuracy"),
+    (f"{CONDITIONS} degree=3", "unknown setting degree; did you mean degrees?"),
+    (f"{CONDITIONS} zebra=3", "unknown setting zebra; known: min-accuracy"),
     (f"{CONDITIONS} degrees=many", "degrees: expected a whole number, got 'many'"),
     (f"{CONDITIONS} degrees=2.5", "degrees: expected a whole number, got '2.5'"),
     (f"{CONDITIONS} second-ratio=big", "second-ratio: expected a number, got 'big'"),
     (f"{CONDITIONS} distil-first=1", "distil-first: expected true or false, got '1'"),
     (f"{CONDITIONS} teacher=nobody", "teacher: expected one of labels, first, second, got 'nobody'"),
+    (f"{CONDITIONS} threads=false", "threads: expected a whole number, got 'false'"),
     (f"{CONDITIONS} degrees=3 degrees=4", "degrees is given twice"),
     (f"{CONDITIONS} degrees", "expected KEY=VALUE, got 'degrees'"),
     (f"{CONDITIONS} target='attic", "expected KEY=VALUE ..., got"),
     (f"{CONDITIONS} target=", "target: expected edge or the name of a node, got an empty text"),
-    ("max-drop=2 min-speed=1", "max-drop: expected a share of 0 to 1, got 2"),
+    ("max-drop=2 min-speed=1", "max-drop: expected a number at least 0 and at most 1, got 2.0"),
 ]
 
 
