@@ -23,7 +23,7 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeLost, OtherDataset, PeerLost, PositionMissing, RunError
-from psl_flower.inference.trained_model import save_assembled
+from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.lightening import folder as lightening_folder
 from psl_flower.runs import predictions
 from psl_flower.runs.folder import RunFolder
@@ -204,7 +204,7 @@ def _collected(
         return f"no model collected: {error}; when all nodes are there again: {reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
-    save_assembled(run.model, state)
+    save_trained_model(run.model, state)
     return f"model in {run.model}; try: psl evaluate --run {run.name}"
 
 

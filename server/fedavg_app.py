@@ -18,7 +18,7 @@ from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.engine.build import encode_settings
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import NodeError
-from psl_flower.inference.trained_model import save_assembled
+from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -80,7 +80,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
             train_config=ConfigRecord({"settings": encode_settings(config, stores.description)}),
             evaluate_fn=rounds.evaluate,
         )
-    model = save_assembled(run.model, result.arrays.to_torch_state_dict())
+    model = save_trained_model(run.model, result.arrays.to_torch_state_dict())
     reporter.end(
         "completed",
         f"run {run.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; "

@@ -26,7 +26,7 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import TrainingStopped
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening.artefacts import (
     LOWER_FILE,
     WHOLE_FILE,
@@ -96,10 +96,10 @@ def lighten(
     check_stores(run, stores.description)
     goals, settings = parse_request(config.run.lighten_with)
     folder = LighteningFolder(run, settings, federated=True)
-    assembled = load_assembled(run, choose_device(config.machine.device))
+    trained = load_trained_model(run, choose_device(config.machine.device))
     backend = FederatedBackend(grid, folder.path, config, settings, stores, task, options, reporter)
     backend.check_nodes()
-    found = Bench(folder, assembled, settings, backend).find(
+    found = Bench(folder, trained, settings, backend).find(
         goals, lambda attempt: reporter.say("judging", attempt_line(attempt))
     )
     report = write_report(found)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages, Progress
-    from psl_flower.inference.trained_model import Assembled
+    from psl_flower.inference.trained_model import TrainedModel
     from psl_flower.runs.folder import RunFolder
 
 _BATCH = 64
@@ -85,7 +85,7 @@ def predict(
     from psl_flower.cli.terminal import progress_bar
     from psl_flower.errors import PslError
 
-    folder, assembled = _load(run, workspace)
+    folder, trained = _load(run, workspace)
     answers: list[dict[str, Any]] = []
     paths: list[Path] = []
     for given in files:
@@ -96,7 +96,7 @@ def predict(
     with progress_bar(len(paths) > _BATCH) as progress:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
-            answers += _predict_batch(assembled, batch, top)
+            answers += _predict_batch(trained, batch, top)
             if progress:
                 progress("predict", start + len(batch), len(paths))
     if as_json:
@@ -130,18 +130,18 @@ def evaluate(
     from psl_flower.cli.terminal import progress_bar
     from psl_flower.inference import evaluation
 
-    folder, assembled = _load(run, workspace)
+    folder, trained = _load(run, workspace)
     with progress_bar(True) as progress:
         if dataset:
             images = evaluation.other_test_images(
-                assembled, dataset, max_test, image_column=image_column, label_column=label_column
+                trained, dataset, max_test, image_column=image_column, label_column=label_column
             )
         else:
-            images = evaluation.own_test_images(folder, assembled, max_test, progress)
+            images = evaluation.own_test_images(folder, trained, max_test, progress)
         if absent_curve:
-            _evaluate_absence(folder, assembled, images, out or folder.path, progress, as_json)
+            _evaluate_absence(folder, trained, images, out or folder.path, progress, as_json)
             return
-        answers = evaluation.evaluate(assembled, images, progress)
+        answers = evaluation.evaluate(trained, images, progress)
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -149,7 +149,7 @@ def evaluate(
         "accuracy": answers.accuracy,
         "loss": answers.loss,
         "run_accuracy": last_accuracy(folder),
-        "classes": _by_class(answers, assembled.description.class_names),
+        "classes": _by_class(answers, trained.description.class_names),
     }
     if as_json:
         typer.echo(json.dumps(report))
@@ -169,13 +169,13 @@ def export(
     from psl_flower.errors import ConfigError
     from psl_flower.inference.export import EXPORTERS
 
-    folder, assembled = _load(run, workspace)
+    folder, trained = _load(run, workspace)
     ending, write = EXPORTERS[to]
     target = out or Path(f"{folder.name}{ending}")
     if target.is_file() and not force:
         raise ConfigError(f"{target} exists already; name a new file with --out, or replace it with --force")
     with spinner(f"exporting for {to}"):
-        exported = write(assembled, target)
+        exported = write(trained, target)
     if as_json:
         report = {"run": folder.name, "format": to, "file": str(exported.path), "bytes": exported.num_bytes}
         differences = {"difference": exported.difference, "relative_difference": exported.relative_difference}
@@ -187,13 +187,13 @@ def export(
     )
 
 
-def _load(run: str, workspace: str) -> tuple[RunFolder, Assembled]:
+def _load(run: str, workspace: str) -> tuple[RunFolder, TrainedModel]:
     from psl_flower.config import default_workspace
-    from psl_flower.inference.trained_model import choose_run, load_assembled
+    from psl_flower.inference.trained_model import choose_run, load_trained_model
     from psl_flower.system.devices import choose_device
 
     folder = choose_run(default_workspace(workspace), run)
-    return folder, load_assembled(folder, choose_device("auto"))
+    return folder, load_trained_model(folder, choose_device("auto"))
 
 
 def _images_in(given: Path) -> list[Path]:
@@ -218,7 +218,7 @@ def _images_in(given: Path) -> list[Path]:
     return found
 
 
-def _predict_batch(assembled: Assembled, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
+def _predict_batch(trained: TrainedModel, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """Return, for each file, its likeliest classes or what is wrong with it."""
     import torch
 
@@ -229,17 +229,17 @@ def _predict_batch(assembled: Assembled, paths: Sequence[Path], top: int) -> lis
     prepared: dict[Path, torch.Tensor] = {}
     for path in paths:
         try:
-            prepared[path] = assembled.prepare([decode_image(path.read_bytes(), str(path))])
+            prepared[path] = trained.prepare([decode_image(path.read_bytes(), str(path))])
         except OSError as error:
             answers[path] = _refusal(path, CorruptImage(f"{path}: cannot be read: {error.strerror or error}"))
         except PslError as error:
             answers[path] = _refusal(path, error)
     if prepared:
-        probability_BK = assembled.logits(torch.cat(list(prepared.values()))).softmax(1)
+        probability_BK = trained.logits(torch.cat(list(prepared.values()))).softmax(1)
         for path, probability_K in zip(prepared, probability_BK, strict=True):
             values, classes = probability_K.topk(min(top, len(probability_K)))
             likeliest = [
-                {"class": assembled.description.class_names[k], "probability": p}
+                {"class": trained.description.class_names[k], "probability": p}
                 for p, k in zip(values.tolist(), classes.tolist(), strict=True)
             ]
             answers[path] = {"file": str(path), "classes": likeliest}
@@ -270,7 +270,7 @@ def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]
 
 def _evaluate_absence(
     folder: RunFolder,
-    assembled: Assembled,
+    trained: TrainedModel,
     images: LabelledImages,
     out: Path,
     progress: Progress | None,
@@ -280,7 +280,7 @@ def _evaluate_absence(
 
     from psl_flower.inference.absence import absence_curve, write_csv, write_png
 
-    points = absence_curve(assembled, images, progress)
+    points = absence_curve(trained, images, progress)
     files = [out / "absent.csv", out / "absent.png"]
     write_csv(points, files[0])
     write_png(points, files[1], f"{folder.name}, {images.num_images} images of {images.dataset}")

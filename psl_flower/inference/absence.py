@@ -18,7 +18,7 @@ import torch
 
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.inference.evaluation import LabelledImages
-from psl_flower.inference.trained_model import Assembled
+from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.system.files import write_atomically
 
 # Numbers of absent Uppers that are tried, spread over all that are possible, and choices of Uppers for each number.
@@ -51,7 +51,7 @@ class AbsencePoint:
 
 
 def absence_curve(
-    assembled: Assembled, images: LabelledImages, progress: Callable[[str, int, int], None] | None = None
+    trained: TrainedModel, images: LabelledImages, progress: Callable[[str, int, int], None] | None = None
 ) -> list[AbsencePoint]:
     """Return the accuracy with all Uppers, without one, and so on to one that is left.
 
@@ -59,7 +59,7 @@ def absence_curve(
 
     Parameters
     ----------
-    assembled : Assembled
+    trained : TrainedModel
         The trained network.
     images : LabelledImages
         Test images; they are used up.
@@ -71,14 +71,14 @@ def absence_curve(
     CorruptImage, DataError, StoreError
         If an image or a store cannot be read.
     """
-    chosen = _choices(len(assembled.net.uppers))
+    chosen = _choices(len(trained.net.uppers))
     right = {absent: 0 for of_count in chosen.values() for absent in of_count}
     done = 0
     for images_BCHW, labels_B in images.batches:
         y_B = torch.from_numpy(labels_B)
-        smashed_BPChw = assembled.smash(images_BCHW)
+        smashed_BPChw = trained.smash(images_BCHW)
         for absent in right:
-            predicted_B = assembled.join(smashed_BPChw, absent).argmax(1)
+            predicted_B = trained.join(smashed_BPChw, absent).argmax(1)
             right[absent] += int((predicted_B == y_B).sum())
         done += len(labels_B)
         if progress:
@@ -93,7 +93,7 @@ def absence_curve(
                 lowest=min(accuracies),
                 highest=max(accuracies),
                 tried=len(accuracies),
-                possible=math.comb(len(assembled.net.uppers), count),
+                possible=math.comb(len(trained.net.uppers), count),
             )
         )
     return points

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from psl_flower.data.sources import open_dataset
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.errors import ConfigError, DataError
-from psl_flower.inference.trained_model import Assembled
+from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -47,7 +47,7 @@ class LabelledImages:
 
 
 def own_test_images(
-    run: RunFolder, assembled: Assembled, max_test: int = 0, progress: Progress | None = None
+    run: RunFolder, trained: TrainedModel, max_test: int = 0, progress: Progress | None = None
 ) -> LabelledImages:
     """Return the test split of the run's dataset, from its patch stores, which are made if they are not there.
 
@@ -55,7 +55,7 @@ def own_test_images(
     ----------
     run : RunFolder
         Its workspace holds the stores.
-    assembled : Assembled
+    trained : TrainedModel
         The run's network.
     max_test : int
         Only so many images, drawn at random, alike every time; 0: all.
@@ -70,7 +70,7 @@ def own_test_images(
         Whatever `prepare_stores` raises.
     """
     _check_max(max_test)
-    config, stores = assembled.config, stores_of(run, assembled, progress)
+    config, stores = trained.config, stores_of(run, trained, progress)
     samples_N = stores.description.samples_of("test")
     if 0 < max_test < len(samples_N):
         samples_N = np.sort(np.random.default_rng(0).permutation(samples_N)[:max_test])
@@ -79,7 +79,7 @@ def own_test_images(
 
 
 def stores_of(
-    run: RunFolder, assembled: Assembled, progress: Progress | None = None, *, labels_version: int | None = None
+    run: RunFolder, trained: TrainedModel, progress: Progress | None = None, *, labels_version: int | None = None
 ) -> StoreSet:
     """Return the patch stores of the run's dataset, which are made if they are not there.
 
@@ -90,10 +90,10 @@ def stores_of(
     DataError, PslError
         As `own_test_images`.
     """
-    config = assembled.config
+    config = trained.config
     own = config.replace(workspace=str(run.path.parents[1]))
     stores = prepare_stores(own, progress, labels_version=labels_version)
-    if stores.description.source != assembled.description.source:
+    if stores.description.source != trained.description.source:
         raise DataError(
             f"{config.data.dataset}: is not as it was when run {run.name} was trained on it, so test images may be "
             "among those that it learnt; name a dataset with --dataset"
@@ -102,7 +102,7 @@ def stores_of(
 
 
 def other_test_images(
-    assembled: Assembled, dataset: str, max_test: int = 0, *, image_column: str = "", label_column: str = ""
+    trained: TrainedModel, dataset: str, max_test: int = 0, *, image_column: str = "", label_column: str = ""
 ) -> LabelledImages:
     """Return the test split of any dataset whose classes are among the network's; nothing is stored.
 
@@ -111,7 +111,7 @@ def other_test_images(
 
     Parameters
     ----------
-    assembled : Assembled
+    trained : TrainedModel
         The network.
     dataset : str
         As the setting of that name.
@@ -126,7 +126,7 @@ def other_test_images(
         If the dataset is not usable, or has a class that the network does not know.
     """
     _check_max(max_test)
-    config, known = assembled.config, assembled.description.class_names
+    config, known = trained.config, trained.description.class_names
     options: dict[str, Any] = {
         "test_fraction": config.data.test_fraction,
         "seed": config.training.seed,
@@ -148,12 +148,12 @@ def other_test_images(
     def batches() -> Iterator[Batch]:
         samples = source.samples("test")
         while chunk := list(islice(samples, config.training.evaluate_batch_size)):
-            yield assembled.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
+            yield trained.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
 
     return LabelledImages(dataset=dataset, num_images=source.num_samples("test"), batches=batches())
 
 
-def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | None = None) -> Predictions:
+def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress | None = None) -> Predictions:
     """Return what the network answers; `progress` is called as ("evaluate", images done, images in all).
 
     Raises
@@ -164,7 +164,7 @@ def evaluate(assembled: Assembled, images: LabelledImages, progress: Progress | 
     logits, labels = [], []
     done = 0
     for images_BCHW, labels_B in images.batches:
-        logits.append(assembled.logits(images_BCHW))
+        logits.append(trained.logits(images_BCHW))
         labels.append(labels_B)
         done += len(labels_B)
         if progress:

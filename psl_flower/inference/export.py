@@ -20,7 +20,7 @@ from typing import cast
 import torch
 
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.inference.trained_model import Assembled, Deployable
+from psl_flower.inference.trained_model import Deployable, TrainedModel
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import write_atomically
 
@@ -53,7 +53,7 @@ class Exported:
     relative_difference: float
 
 
-def export_torch(assembled: Assembled, path: Path) -> Exported:
+def export_torch(trained: TrainedModel, path: Path) -> Exported:
     """Write the network as one file that plain torch loads, and nothing of this project is needed for.
 
     Raises
@@ -62,19 +62,19 @@ def export_torch(assembled: Assembled, path: Path) -> Exported:
         If the file's answers differ from the network's by more than `TOLERANCE`, or the disk refuses.
     """
     _check_target(path)
-    network = _on_cpu(assembled)
+    network = _on_cpu(trained)
     with torch.no_grad():
-        program = torch.export.export(network, (_images(assembled, 2),), dynamic_shapes=_any_batch())
+        program = torch.export.export(network, (_images(trained, 2),), dynamic_shapes=_any_batch())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     buffer = BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(assembled.description))})
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(trained.description))})
     encoded = buffer.getvalue()
     loaded = torch.export.load(BytesIO(encoded)).module()
-    return _write(path, encoded, *_compare(assembled, network, lambda images_BCHW: loaded(images_BCHW)))
+    return _write(path, encoded, *_compare(trained, network, lambda images_BCHW: loaded(images_BCHW)))
 
 
-def export_onnx(assembled: Assembled, path: Path) -> Exported:
+def export_onnx(trained: TrainedModel, path: Path) -> Exported:
     """Write the network as one self-contained ONNX file.
 
     Raises
@@ -93,11 +93,11 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
         raise ConfigError(f"ONNX needs {error.name}, which is not installed: pip install 'psl-flower[onnx]'") from error
 
     _check_target(path)
-    network = _on_cpu(assembled)
+    network = _on_cpu(trained)
     with torch.no_grad():
         program = torch.onnx.export(
             network,
-            (_images(assembled, 2),),
+            (_images(trained, 2),),
             dynamo=True,
             dynamic_shapes=_any_batch(),
             input_names=[INPUT],
@@ -108,7 +108,7 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # names files of this machine
-    for key, value in metadata_of(assembled.description).items():
+    for key, value in metadata_of(trained.description).items():
         model.metadata_props.add(key=key, value=value)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise RunError(f"{path}: the network is too large for one ONNX file (2 GB); export it for torch")
@@ -120,10 +120,10 @@ def export_onnx(assembled: Assembled, path: Path) -> Exported:
     def run(images_BCHW: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images_BCHW.numpy()})[0])
 
-    return _write(path, encoded, *_compare(assembled, network, run))
+    return _write(path, encoded, *_compare(trained, network, run))
 
 
-EXPORTERS: dict[str, tuple[str, Callable[[Assembled, Path], Exported]]] = {
+EXPORTERS: dict[str, tuple[str, Callable[[TrainedModel, Path], Exported]]] = {
     "torch": (".pt2", export_torch),
     "onnx": (".onnx", export_onnx),
 }
@@ -140,9 +140,9 @@ def metadata_of(description: StoreSetDescription) -> dict[str, str]:
     }
 
 
-def _on_cpu(assembled: Assembled) -> Deployable:
+def _on_cpu(trained: TrainedModel) -> Deployable:
     # The torch format keeps whole storages: it warns of weights in another memory order as if they were parts of one.
-    network = copy.deepcopy(Deployable(assembled)).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = copy.deepcopy(Deployable(trained)).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return cast(Deployable, network)
 
 
@@ -150,19 +150,19 @@ def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
-def _images(assembled: Assembled, batch: int) -> torch.Tensor:
+def _images(trained: TrainedModel, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, assembled.description.channels, *assembled.description.image_size, generator=generator)
+    return torch.rand(batch, trained.description.channels, *trained.description.image_size, generator=generator)
 
 
 @torch.no_grad()
 def _compare(
-    assembled: Assembled, network: Deployable, exported: Callable[[torch.Tensor], torch.Tensor]
+    trained: TrainedModel, network: Deployable, exported: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[float, float]:
     """Return the largest absolute difference of logits, and the largest absolute logit, over several batch sizes."""
     differences, scales = [], []
     for batch in _CHECKED_BATCHES:
-        images_BCHW = _images(assembled, batch)
+        images_BCHW = _images(trained, batch)
         expected_BK = network(images_BCHW)
         differences.append((exported(images_BCHW) - expected_BK).abs().max())
         scales.append(expected_BK.abs().max())

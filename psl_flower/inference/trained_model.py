@@ -30,7 +30,7 @@ from psl_flower.system.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assembled:
+class TrainedModel:
     """A trained network and all that it takes to use it.
 
     Attributes
@@ -117,19 +117,19 @@ class Deployable(nn.Module):
 
     Parameters
     ----------
-    assembled : Assembled
+    trained : TrainedModel
         The trained network; shared, not copied.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, assembled: Assembled) -> None:
+    def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
-        self.net = assembled.net
-        std = [s or 1.0 for s in assembled.description.std]
-        self.register_buffer("mean", channel_column(assembled.description.mean, assembled.device))
-        self.register_buffer("std", channel_column(std, assembled.device))
+        self.net = trained.net
+        std = [s or 1.0 for s in trained.description.std]
+        self.register_buffer("mean", channel_column(trained.description.mean, trained.device))
+        self.register_buffer("std", channel_column(std, trained.device))
         self.eval()
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class Deployable(nn.Module):
         return logits
 
 
-def save_assembled(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
+def save_trained_model(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
     """Write the weights of a trained network to `folder`/model.safetensors, in one piece; makes the folder.
 
     Parameters
@@ -164,7 +164,7 @@ def save_assembled(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
     return path
 
 
-def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assembled:
+def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> TrainedModel:
     """Build the network of a run with its trained weights, in eval mode.
 
     Raises
@@ -186,7 +186,7 @@ def load_assembled(run: RunFolder, device: torch.device | str = "cpu") -> Assemb
     net.load_state_dict(weights)
     chosen = torch.device(device)
     net = net.eval().requires_grad_(False).to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Assembled(net=net, description=description, config=config, device=chosen)
+    return TrainedModel(net=net, description=description, config=config, device=chosen)
 
 
 def choose_run(workspace: Path, name: str = "") -> RunFolder:

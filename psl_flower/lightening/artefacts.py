@@ -125,7 +125,7 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
         _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
     )
-    made = _assembled(description, uppers, tail, *_cut_and_join(net, description, smashed_NChw.shape[1:]))
+    made = _joined(description, uppers, tail, *_cut_and_join(net, description, smashed_NChw.shape[1:]))
     _check(net, description, made.whole)
     return made
 
@@ -192,7 +192,7 @@ def with_quantised_uppers(
         by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
     smashed_BPChw = torch.stack([by_position[p] for p in range(len(by_position))], 1)
     lower = _quantised(made.lower, SMASHED, smashed_BPChw, bits)
-    return _assembled(description, tuple(part.model for part in parts), lower, made.cut, made.join)
+    return _joined(description, tuple(part.model for part in parts), lower, made.cut, made.join)
 
 
 def _cut_and_join(
@@ -206,7 +206,7 @@ def _cut_and_join(
     return cut, _export(Join(net, description), maps, names, ["joined"], batches=counts)
 
 
-def _assembled(
+def _joined(
     description: StoreSetDescription,
     uppers: tuple[onnx.ModelProto, ...],
     lower: onnx.ModelProto,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.inference.evaluation import images_in, stores_of
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, check_packages, make_int8
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
@@ -49,19 +49,19 @@ def lighten(
         If the run, its images, a setting or the runtime does not allow it.
     """
     check_packages()
-    assembled = load_assembled(run, choose_device("auto"))
+    trained = load_trained_model(run, choose_device("auto"))
     # The labels that the run began with, as over the federation, whoever corrected some since.
-    stores = stores_of(run, assembled, progress, labels_version=assembled.description.labels_version)
+    stores = stores_of(run, trained, progress, labels_version=trained.description.labels_version)
     with contextlib.ExitStack() as closing:
         opened = [
             closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
         ]
         trainer = LocalTrainer(
-            config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress
+            config=trained.config, stores=stores, opened=opened, device=trained.device, progress=progress
         )
         goals, settings = request
         backend = LocalBackend(trainer, threads=settings.threads, batch=settings.batch)
-        return Bench(LighteningFolder(run, settings), assembled, settings, backend).find(goals, on_attempt)
+        return Bench(LighteningFolder(run, settings), trained, settings, backend).find(goals, on_attempt)
 
 
 class LocalBackend:

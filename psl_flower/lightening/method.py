@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from psl_flower.engine.build import make_network
 from psl_flower.engine.distillation import Teacher
-from psl_flower.inference.trained_model import Assembled
+from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import Speed
@@ -98,7 +98,7 @@ class Bench:
     ----------
     folder : LighteningFolder
         For all files and the log.
-    assembled : Assembled
+    trained : TrainedModel
         The first model.
     settings : LighteningSettings
         How.
@@ -107,12 +107,12 @@ class Bench:
     """
 
     def __init__(
-        self, folder: LighteningFolder, assembled: Assembled, settings: LighteningSettings, backend: Backend
+        self, folder: LighteningFolder, trained: TrainedModel, settings: LighteningSettings, backend: Backend
     ) -> None:
         self.folder = folder
         self._settings, self._backend = settings, backend
-        self._config, self._description = assembled.config, assembled.description
-        self._first = assembled.net
+        self._config, self._description = trained.config, trained.description
+        self._first = trained.net
         self._first_size = size_of_run(self._config)
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth

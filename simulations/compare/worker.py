@@ -186,7 +186,7 @@ def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: tor
     """Return the accuracy with all Uppers of a trained network, without one, without two and so on."""
     from psl_flower.inference.absence import absence_curve
     from psl_flower.inference.evaluation import LabelledImages, images_in
-    from psl_flower.inference.trained_model import Assembled
+    from psl_flower.inference.trained_model import TrainedModel
     from psl_flower.system.devices import autocast
 
     samples_N = stores.description.samples_of("test")
@@ -195,7 +195,7 @@ def _absent(net: PatchSplitNet, config: RunConfig, stores: StoreSet, device: tor
         num_images=len(samples_N),
         batches=images_in(stores, samples_N, config.training.evaluate_batch_size),
     )
-    assembled = Assembled(net=net.eval(), description=stores.description, config=config, device=device)
+    assembled = TrainedModel(net=net.eval(), description=stores.description, config=config, device=device)
     with autocast(device, config.machine.autocast):
         points = absence_curve(assembled, images)
     return tuple(

@@ -16,7 +16,7 @@ import msgspec
 from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.inference.evaluation import stores_of
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.launch.superlink import environment
 from psl_flower.lightening.artefacts import WHOLE_FILE, check_packages
 from psl_flower.lightening.settings import LighteningSettings
@@ -60,7 +60,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
     check_packages()
     began, started = circumstances(), time.monotonic()
     reference = trained(config, options.engine, workspace.absolute(), progress)
-    assembled = load_assembled(reference, choose_device("auto"))
+    assembled = load_trained_model(reference, choose_device("auto"))
     stores = stores_of(reference, assembled, progress.ingesting)
     with contextlib.ExitStack() as closing:
         opened = [

@@ -12,7 +12,7 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
-from psl_flower.inference.trained_model import save_assembled
+from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.launch.running import local_paths
 from psl_flower.runs.folder import RunFolder, Status, open_run
 from psl_flower.stores.prepare import prepare_stores
@@ -79,5 +79,5 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
         while monolith.step < total:
             monolith.train(steps, lambda step, *_: progress.step("training", step, total))
             save_state(checkpoint, monolith.state_dict())
-    save_assembled(run.model, monolith.net.state_dict())
+    save_trained_model(run.model, monolith.net.state_dict())
     run.write_status(Status(state="completed", step=total, total_steps=total))

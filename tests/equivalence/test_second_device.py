@@ -17,7 +17,7 @@ from psl_flower.baselines.whole_image import LocalTraining, MergedPatches
 from psl_flower.engine.local import LocalExchange
 from psl_flower.inference.absence import absence_curve
 from psl_flower.inference.evaluation import LabelledImages, images_in
-from psl_flower.inference.trained_model import Assembled
+from psl_flower.inference.trained_model import TrainedModel
 from tests import second_device
 from tests.engines import CPU, STEPS, Federation, ForgetfulExchange, Oracle, copied, differences, prefixed, settings
 from tests.equivalence.test_light_trainings import Parties, a_teacher, student
@@ -112,11 +112,11 @@ def merged(device, config, stores, folder):
 
 def absent(device, config, stores, folder):
     net = Oracle(config, stores, at=(2,), device=device).monolith.net.eval()
-    assembled = Assembled(net=net, description=stores.description, config=config, device=device)
+    trained = TrainedModel(net=net, description=stores.description, config=config, device=device)
     samples = stores.description.samples_of("test")
     images = LabelledImages(dataset="digits", num_images=len(samples), batches=images_in(stores, samples, 5))
-    points = absence_curve(assembled, images)
-    classes, confidence = assembled.predict(next(images_in(stores, samples, 8))[0])
+    points = absence_curve(trained, images)
+    classes, confidence = trained.predict(next(images_in(stores, samples, 8))[0])
     accuracy = torch.tensor([point.accuracy for point in points])
     return {"accuracy": accuracy, "classes": classes, "confidence": confidence}
 

@@ -28,7 +28,7 @@ from psl_flower.errors import (
     RunError,
 )
 from psl_flower.inference.evaluation import evaluate, own_test_images
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, Absent, load_result
 from psl_flower.stores.prepare import prepare_stores
@@ -91,7 +91,7 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
 
 def expected_without(root: Path, upper: int, batches: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Return what the assembled network says with zeros in place of an Upper's smashed data."""
-    assembled, nodes = load_assembled(run_of(root)), grid(root)
+    trained, nodes = load_trained_model(run_of(root)), grid(root)
     config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
     stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
     description, logits = stores.description, []
@@ -105,9 +105,9 @@ def expected_without(root: Path, upper: int, batches: list[np.ndarray]) -> dict[
             torch.from_numpy(patches).flatten(0, 1), description.mean, description.std, torch.device("cpu")
         )
         with torch.no_grad():
-            smashed = assembled.net.smash_patches(flat.reshape(shape))
+            smashed = trained.net.smash_patches(flat.reshape(shape))
             smashed[:, list(description.positions_of(upper))] = 0
-            logits.append(assembled.net.join(smashed))
+            logits.append(trained.net.join(smashed))
     found = predictions_from(torch.cat(logits), np.concatenate(batches), stores.labels)
     return {name: getattr(found, name) for name in ("sample", "label", "predicted", "confidence")}
 
@@ -134,8 +134,8 @@ def test_all_nodes_predict_what_the_run_itself_did(trained: Path, place: Path, t
 
 def test_the_assembled_model_agrees(place: Path) -> None:
     found = columns(predict(grid(place), place))
-    assembled = load_assembled(run_of(place))
-    answers = evaluate(assembled, own_test_images(run_of(place), assembled))
+    trained = load_trained_model(run_of(place))
+    answers = evaluate(trained, own_test_images(run_of(place), trained))
     np.testing.assert_array_equal(found["predicted"], answers.predicted)
     np.testing.assert_allclose(found["confidence"], answers.confidence, atol=1e-5)
 

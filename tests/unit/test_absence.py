@@ -20,7 +20,7 @@ from psl_flower.inference.absence import (
     write_png,
 )
 from psl_flower.inference.evaluation import own_test_images
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 
 POINTS = [
     AbsencePoint(absent=0, accuracy=0.75, lowest=0.75, highest=0.75, tried=1, possible=1),
@@ -34,15 +34,15 @@ def run(tmp_path_factory):
 
 
 def test_each_point_is_the_network_without_these_uppers(run):
-    assembled = load_assembled(run)
-    points = absence_curve(assembled, own_test_images(run, assembled))
+    trained = load_trained_model(run)
+    points = absence_curve(trained, own_test_images(run, trained))
     assert [(p.absent, p.tried, p.possible) for p in points] == [(0, 1, 1), (1, 3, 3), (2, 3, 3)]
-    net, description = assembled.net, assembled.description
+    net, description = trained.net, trained.description
     for point in points:
         found = []
         for absent in _choices(3)[point.absent]:
             right = 0
-            for images, labels in own_test_images(run, assembled).batches:
+            for images, labels in own_test_images(run, trained).batches:
                 patches = description.grid().split(normalise(images, description.mean, description.std))
                 logits = net.join(net.smash_patches(patches, absent=absent))
                 right += int((logits.argmax(1) == torch.from_numpy(labels)).sum())
@@ -55,8 +55,8 @@ def test_each_point_is_the_network_without_these_uppers(run):
 
 
 def test_progress_counts_images(run):
-    assembled, seen = load_assembled(run), []
-    absence_curve(assembled, own_test_images(run, assembled, 20), lambda *said: seen.append(said))
+    trained, seen = load_trained_model(run), []
+    absence_curve(trained, own_test_images(run, trained, 20), lambda *said: seen.append(said))
     assert seen[-1] == ("evaluate", 20, 20)
 
 

@@ -129,7 +129,7 @@ def test_export(psl, tmp_path, monkeypatch):
     assert status == 1 and "tiny.pt2 exists already" in err and "--force" in err
     assert Path("tiny.pt2").read_bytes() == b"somebody else's"
 
-    def pretend(assembled, path):
+    def pretend(trained, path):
         return Exported(path=path, num_bytes=7, difference=1e-7, relative_difference=1e-6)
 
     monkeypatch.setitem(EXPORTERS, "onnx", (".onnx", pretend))

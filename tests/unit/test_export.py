@@ -15,7 +15,7 @@ from tiny_run import make_run
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.inference import export
 from psl_flower.inference.export import export_onnx, export_torch
-from psl_flower.inference.trained_model import Deployable, load_assembled
+from psl_flower.inference.trained_model import Deployable, load_trained_model
 
 # Run in a folder of its own, isolated (-I), with torch only.
 PLAIN_TORCH = """
@@ -32,17 +32,17 @@ print(extra["model.json"])
 def tiny(tmp_path_factory):
     """Return a network of two Uppers on four overlapping patches of a padded image."""
     settings = {"patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "uppers": 2}
-    return load_assembled(make_run(tmp_path_factory.mktemp("workspace"), **settings)[0])
+    return load_trained_model(make_run(tmp_path_factory.mktemp("workspace"), **settings)[0])
 
 
-def batches(assembled):
+def batches(trained):
     generator = torch.Generator().manual_seed(9)
     return [torch.rand(n, 1, 16, 16, generator=generator) for n in (1, 3, 8)]
 
 
-def answers(assembled):
+def answers(trained):
     with torch.no_grad():
-        return [Deployable(assembled)(images) for images in batches(assembled)]
+        return [Deployable(trained)(images) for images in batches(trained)]
 
 
 def test_torch_file_needs_only_torch(tmp_path, tiny):
@@ -80,10 +80,10 @@ def test_a_wrong_file_is_not_written(tmp_path, tiny, monkeypatch):
     """The check tells a difference: here the network that it is compared with is another one."""
     compared = export._compare
 
-    def with_another(assembled, network, exported):
+    def with_another(trained, network, exported):
         with torch.no_grad():
             network.net.lower.fc.bias += 0.01
-        return compared(assembled, network, exported)
+        return compared(trained, network, exported)
 
     monkeypatch.setattr(export, "_compare", with_another)
     with pytest.raises(RunError, match="not written: its logits differ"):

@@ -6,7 +6,7 @@ import pytest
 from tiny_run import make_run
 
 from psl_flower.inference.evaluation import stores_of
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening import local
 from psl_flower.lightening.local import lighten
 from psl_flower.lightening.settings import Goals, LighteningSettings, Request, TeacherChoice
@@ -65,8 +65,8 @@ class Seen(Exception):
 def test_the_labels_are_those_that_the_run_began_with(tmp_path, monkeypatch):
     """As over the federation: whoever corrects some afterwards changes what an evaluation is held to."""
     run = make_run(tmp_path, image_size=(8, 8), batch_size=8, rounds=1, alpha=0.0)[0]
-    assembled = load_assembled(run)
-    began = stores_of(run, assembled)
+    trained = load_trained_model(run)
+    began = stores_of(run, trained)
     other = int(began.labels[0] + 1) % 10
     owner = keyfile.load(began.keys / "owner.key")
     LabelBook(began.folder).relabel(manifests.load(began.folder).manifest, owner, [(0, other)], "misread")
@@ -78,4 +78,4 @@ def test_the_labels_are_those_that_the_run_began_with(tmp_path, monkeypatch):
     with pytest.raises(Seen) as caught:
         lighten(run, REQUEST, lambda *_: None)
     assert caught.value.args == (began.labels.tolist(),)
-    assert stores_of(run, assembled).labels[0] == other
+    assert stores_of(run, trained).labels[0] == other

@@ -9,7 +9,7 @@ from tiny_run import make_run
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import CorruptImage, DataError
 from psl_flower.inference.evaluation import other_test_images
-from psl_flower.inference.trained_model import load_assembled
+from psl_flower.inference.trained_model import load_trained_model
 from tests.paths import DATA
 from tests.unit.tiny_pictures import colour, encode, levels
 
@@ -57,13 +57,13 @@ def test_columns_are_found_by_type(parquet, datasets, tmp_path):
     assert chosen.class_names == ("7", "8", "9")
     assert levels(chosen, "test") == [(1, 0), (2, 1), (3, 2)]
     # A run that was trained with these columns is evaluated by them, unless the dataset has none such.
-    assembled = load_assembled(make_run(tmp_path / "workspace")[0])
+    trained = load_trained_model(make_run(tmp_path / "workspace")[0])
     for own, asked, expected in (("id", "", [7, 8, 9]), ("", "id", [7, 8, 9]), ("gone", "id", [7, 8, 9])):
-        trained = replace(assembled, config=assembled.config.replace(label_column=own))
-        batches = other_test_images(trained, name, label_column=asked).batches
+        other = replace(trained, config=trained.config.replace(label_column=own))
+        batches = other_test_images(other, name, label_column=asked).batches
         assert [int(label) for _, labels in batches for label in labels] == expected
     with pytest.raises(DataError, match="knows no class 'a'"):
-        other_test_images(replace(assembled, config=assembled.config.replace(label_column="gone")), name)
+        other_test_images(replace(trained, config=trained.config.replace(label_column="gone")), name)
     for options, match in (
         ({"image_column": "id"}, "no image column 'id'; image columns: picture"),
         ({"label_column": "picture"}, "no label column 'picture'.*coarse, fine_label, id"),

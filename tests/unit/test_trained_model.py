@@ -16,7 +16,7 @@ from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import DataError, RunError, StoreError
 from psl_flower.inference.evaluation import evaluate, other_test_images, own_test_images
-from psl_flower.inference.trained_model import Deployable, choose_run, load_assembled, save_assembled
+from psl_flower.inference.trained_model import Deployable, choose_run, load_trained_model, save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreRequest, store_request
@@ -35,16 +35,16 @@ def fresh(tiny, tmp_path):
 
 def test_round_trip_is_exact(tiny):
     run, net = tiny
-    assembled = load_assembled(run)
-    assert not assembled.net.training
-    loaded = assembled.net.state_dict()
+    trained = load_trained_model(run)
+    assert not trained.net.training
+    loaded = trained.net.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    description = assembled.description
+    description = trained.description
     with torch.no_grad():
         expected = net(normalise(images, description.mean, description.std))
-    torch.testing.assert_close(assembled.logits(images), expected)
-    classes, confidences = assembled.predict(images)
+    torch.testing.assert_close(trained.logits(images), expected)
+    classes, confidences = trained.predict(images)
     assert torch.equal(classes, expected.argmax(1))
     assert confidences.shape == (3,)
     assert ((confidences > 0.1) & (confidences <= 1)).all()
@@ -52,23 +52,23 @@ def test_round_trip_is_exact(tiny):
 
 def test_weights_that_share_one_buffer_are_saved(tmp_path):
     buffer = torch.arange(12.0)
-    path = save_assembled(tmp_path / "model", {"a": buffer[:6].view(2, 3), "b": buffer[6:].view(2, 3).t()})
+    path = save_trained_model(tmp_path / "model", {"a": buffer[:6].view(2, 3), "b": buffer[6:].view(2, 3).t()})
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
     assert torch.equal(load_file(path)["b"], buffer[6:].view(2, 3).t())
 
 
 def test_deployable_takes_pixels_in_0_to_1(tiny):
-    assembled = load_assembled(tiny[0])
+    trained = load_trained_model(tiny[0])
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(Deployable(assembled)(images / 255.0), assembled.logits(images))
+        assert torch.equal(Deployable(trained)(images / 255.0), trained.logits(images))
 
 
 def test_deployable_with_a_channel_that_never_changes(tiny):
-    assembled = load_assembled(tiny[0])
-    constant = msgspec.structs.replace(assembled.description, std=(0.0,))
+    trained = load_trained_model(tiny[0])
+    constant = msgspec.structs.replace(trained.description, std=(0.0,))
     with torch.no_grad():
-        assert Deployable(replace(assembled, description=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
+        assert Deployable(replace(trained, description=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
 
 
 def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
@@ -84,16 +84,16 @@ def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
     store = [stores.open(m).read(np.arange(4))[:, 0] for m in range(4)]
     ingested = stores.description.grid().merge(np.stack(store, 1))
     files = [pictures / split / name / "0.png" for split in ("train", "test") for name in "ab"]
-    assembled = load_assembled(tiny[0])
-    prepared = assembled.prepare([Image.open(file) for file in files])
+    trained = load_trained_model(tiny[0])
+    prepared = trained.prepare([Image.open(file) for file in files])
     assert prepared.dtype == torch.uint8
     np.testing.assert_array_equal(prepared.numpy(), ingested)
-    arrays = assembled.prepare([np.asarray(Image.open(file)) for file in files])
+    arrays = trained.prepare([np.asarray(Image.open(file)) for file in files])
     assert torch.equal(arrays, prepared)
 
 
 def test_channels_are_converted(tmp_path, tiny):
-    grey = load_assembled(tiny[0])
+    grey = load_trained_model(tiny[0])
     colour = np.zeros((16, 16, 3), np.uint8)
     colour[..., 1] = 100
     assert grey.prepare([colour]).unique().tolist() == [59]  # luma 0.587
@@ -105,37 +105,37 @@ def test_channels_are_converted(tmp_path, tiny):
 )
 def test_what_is_no_image_is_refused(tiny, image):
     with pytest.raises(DataError, match="image 0"):
-        load_assembled(tiny[0]).prepare([image])
+        load_trained_model(tiny[0]).prepare([image])
 
 
 def test_an_empty_batch_and_a_wrong_one_are_refused(tiny):
-    assembled = load_assembled(tiny[0])
+    trained = load_trained_model(tiny[0])
     with pytest.raises(DataError, match="got none"):
-        assembled.prepare([])
+        trained.prepare([])
     for images in (torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
         with pytest.raises(DataError, match="expected uint8"):
-            assembled.logits(images)
+            trained.logits(images)
 
 
 def test_own_test_split_is_as_one_process_evaluates_it(tiny):
     run, net = tiny
-    assembled = load_assembled(run)
-    stores = ensure_stores(run.path.parents[1] / "stores", store_request(assembled.config))
+    trained = load_trained_model(run)
+    stores = ensure_stores(run.path.parents[1] / "stores", store_request(trained.config))
     opened = [stores.open(m) for m in range(2)]
-    oracle = OneProcessTrainer(assembled.config, stores.description, stores.labels, opened)
+    oracle = OneProcessTrainer(trained.config, stores.description, stores.labels, opened)
     oracle.net.load_state_dict(net.state_dict())
     expected = oracle.evaluate()
-    found = evaluate(assembled, own_test_images(run, assembled))
+    found = evaluate(trained, own_test_images(run, trained))
     assert found.label.tolist() == expected.label.tolist()
     assert len(found.label) == 20
     assert found.predicted.tolist() == expected.predicted.tolist()
     np.testing.assert_array_equal(found.confidence, expected.confidence)
     assert found.loss == expected.loss
     # The same dataset, not from stores: the same images, in another order.
-    other = evaluate(assembled, other_test_images(assembled, "digits", max_test=20))
+    other = evaluate(trained, other_test_images(trained, "digits", max_test=20))
     assert sorted(other.confidence.tolist()) == pytest.approx(sorted(expected.confidence.tolist()), rel=1e-5)
-    few = own_test_images(run, assembled, max_test=5)
-    assert few.num_images == 5 == len(evaluate(assembled, few).label)
+    few = own_test_images(run, trained, max_test=5)
+    assert few.num_images == 5 == len(evaluate(trained, few).label)
 
 
 def test_another_datasets_classes_are_matched_by_name(tmp_path, tiny):
@@ -144,19 +144,19 @@ def test_another_datasets_classes_are_matched_by_name(tmp_path, tiny):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (20, 24), (i, 0, 0)).save(tmp_path / split / name / f"{i}.png")
-    assembled = load_assembled(tiny[0])
-    found = evaluate(assembled, other_test_images(assembled, str(tmp_path)))
+    trained = load_trained_model(tiny[0])
+    found = evaluate(trained, other_test_images(trained, str(tmp_path)))
     assert found.label.tolist() == [3, 3, 3, 7, 7, 7]
     (tmp_path / "train" / "7").rename(tmp_path / "train" / "eleven")
     with pytest.raises(DataError, match="knows no class 'eleven'"):
-        other_test_images(assembled, str(tmp_path))
+        other_test_images(trained, str(tmp_path))
 
 
 def test_a_dataset_that_changed_since_is_refused(tiny):
-    assembled = load_assembled(tiny[0])
-    other = msgspec.structs.replace(assembled.description, source="00")
+    trained = load_trained_model(tiny[0])
+    other = msgspec.structs.replace(trained.description, source="00")
     with pytest.raises(DataError, match="not as it was"):
-        own_test_images(tiny[0], replace(assembled, description=other))
+        own_test_images(tiny[0], replace(trained, description=other))
 
 
 def cut(path):
@@ -166,7 +166,7 @@ def cut(path):
 def with_fewer_classes(run):
     weights = load_file(run.model / "model.safetensors")
     weights["lower.fc.weight"] = weights["lower.fc.weight"][:9]
-    save_assembled(run.model, weights)
+    save_trained_model(run.model, weights)
 
 
 def never_collected(run):
@@ -177,7 +177,7 @@ def never_collected(run):
 def without_one(run):
     weights = load_file(run.model / "model.safetensors")
     del weights["lower.fc.weight"]
-    save_assembled(run.model, weights)
+    save_trained_model(run.model, weights)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def without_one(run):
 def test_a_bad_run_folder_is_refused(fresh, damage, error, match):
     damage(fresh)
     with pytest.raises(error, match=match):
-        load_assembled(fresh)
+        load_trained_model(fresh)
 
 
 def test_the_newest_run_with_a_model_is_chosen(tmp_path):
@@ -211,7 +211,7 @@ def test_the_newest_run_with_a_model_is_chosen(tmp_path):
         choose_run(tmp_path)
     run = create_run(tmp_path, "one", "digits")
     run.write_config(RunConfig())
-    save_assembled(run.model, {})
+    save_trained_model(run.model, {})
     unfinished = tmp_path / "runs" / "two"
     unfinished.mkdir()
     (unfinished / "config.toml").write_text("")

@@ -6,7 +6,7 @@ import torch
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import make_network
-from psl_flower.inference.trained_model import save_assembled
+from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder, Status, create_run
 from psl_flower.stores.prepare import prepare_stores
@@ -27,5 +27,5 @@ def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[R
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         net.train()(torch.rand(8, description.channels, *description.image_size))
-    save_assembled(run.model, net.state_dict())
+    save_trained_model(run.model, net.state_dict())
     return run, net.eval()
