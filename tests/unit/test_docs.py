@@ -6,7 +6,9 @@ import tomllib
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+import psl_flower
 from tests.paths import ROOT
 
 FOLDERS = ("psl_flower", "strategies", "clients", "server", "simulations")
@@ -117,3 +119,13 @@ def test_the_picture_and_the_page_have_every_room_in_order():
     assert set(FOLDERS[1:]) <= set(drawn)
     described = set(re.findall(r"\*\*(\w+)\*\*", text_of("docs/architecture.md")))
     assert {*rooms, *FOLDERS[1:]} <= described
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    assert citation["version"] == project["version"] == psl_flower.__version__
+    assert citation["license"] == project["license"]
+    assert {reference["type"] for reference in citation["references"]} == {"conference-paper", "patent"}
+    for entry in (citation, *citation["references"]):
+        assert entry["title"] and entry["authors"]
