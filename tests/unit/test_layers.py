@@ -1,4 +1,4 @@
-"""Who may import whom (README, How it works), from the source and from a fresh process."""
+"""Who may import whom (docs/architecture.md), from the source and from a fresh process."""
 
 import ast
 import os
