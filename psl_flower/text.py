@@ -1,4 +1,4 @@
-"""What people type and read: paths, KEY=VALUE pairs, amounts of bytes and time."""
+"""What people type and read: paths, KEY=VALUE pairs, times."""
 
 from __future__ import annotations
 
@@ -56,15 +56,6 @@ def read_pairs(words: Iterable[str], form: str = "KEY=VALUE") -> dict[str, str]:
             raise ConfigError(f"{key} is given twice")
         found[key] = value
     return found
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes, such as "1.5 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def duration(seconds: float) -> str:

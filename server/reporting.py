@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 import msgspec
+from rich.filesize import decimal
 from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.runs.folder import RunFolder, Status, this_process
-from psl_flower.text import duration, size
+from psl_flower.text import duration
 from psl_flower.wire.messages import ADAPTATION
 from strategies.nodes import Placement
 
@@ -185,7 +186,8 @@ class Reporter:
             trained = f"loss {metrics['loss']:.4f}{accuracy}, {metrics['images_per_s']:.0f} images/s"
         log.info(
             "%sround %d/%d done%s: %s, %s up, %s down",
-            self._prefix, metrics["round"], self._status.rounds, absent, trained, size(bytes_up), size(bytes_down),
+            self._prefix, metrics["round"], self._status.rounds, absent, trained,
+            decimal(bytes_up), decimal(bytes_down),
         )  # fmt: skip
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
@@ -203,7 +205,7 @@ class Reporter:
         log.info(
             "round %d/%d done: loss %.4f, test accuracy %.2f%%, %.0f images/s, %s up, %s down, %s left",
             number, rounds, metrics["loss"], 100 * predictions.accuracy, metrics["images_per_s"],
-            size(metrics["bytes_up"]), size(metrics["bytes_down"]), duration(eta_s),
+            decimal(metrics["bytes_up"]), decimal(metrics["bytes_down"]), duration(eta_s),
         )  # fmt: skip
 
     def predicted(self, done: int, total: int) -> None:

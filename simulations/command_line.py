@@ -156,7 +156,7 @@ class Benchmark(Generic[Asked, Measured]):
         config = checked(self.read_config, given, parser)
         check_out(given.out)
         options = msgspec.convert(given, self.options, from_attributes=True)
-        with workspace as place, Progress(sys.stderr) as progress:
+        with workspace as place, Progress() as progress:
             report = self.measure(config, options, place, progress)
         deliver(given, report, self.present(report))
 

@@ -1,24 +1,19 @@
-"""Shows on a terminal how a run goes; where there is no terminal, as lines."""
+"""Shows on a terminal how a run goes; where there is no terminal, as the lines of its log."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
+from psl_flower.cli.progress import Progress
 from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.text import duration
 
-_LINE_EVERY_S = 5.0
 _LOG = "log.txt"
 
 
-class Follower:
-    """A progress bar on a terminal, lines elsewhere; use as a context manager.
+class Follower(Progress):
+    """The progress of one run; use as a context manager.
 
     Parameters
     ----------
@@ -27,70 +22,30 @@ class Follower:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[details]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("preparing", total=None, details="")
-        self._said, self._said_at = "", 0.0
+        super().__init__(stream, every_s=5.0)
         self._log_at = 0
         self._notice = ""
         self._noted = set[str]()
 
-    def __enter__(self) -> Follower:
-        """Show it."""
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take it away."""
-        self._progress.stop()
-
-    def say(self, message: str) -> None:
-        """Show one line."""
-        if self._console.is_terminal:
-            self._progress.update(self._task, description=message)
-        elif message != self._said:
-            self._console.print(message)
-        self._said = message
-
     def note(self, message: str) -> None:
-        """Show one line that stays, also on a terminal; the run's log may say it again."""
+        """Print one line that stays; the run's log may repeat it."""
         self._noted.add(message)
-        self._console.print(message)
+        self.say(message)
 
     def notice(self, message: str) -> None:
-        """Show one line that stays: what the user has asked for is being done."""
+        """Print one line that stays, and keep its beginning as the bar's title: what the user asked for."""
         self._notice = message.partition(";")[0]
-        self._console.print(message)
-        self._progress.update(self._task, description=self._notice)
+        self.say(message)
+        self._bars.update(self._bar, description=self._notice)
 
     def skip_log(self, run: RunFolder) -> None:
         """Show nothing of what an earlier attempt has left in the run's log."""
         with contextlib.suppress(OSError):
             self._log_at = (run.path / _LOG).stat().st_size
 
-    def ingesting(self, stage: str, done: int, total: int) -> None:
-        """Show how far the making of the patch stores is."""
-        self._progress.update(self._task, completed=done, total=total, details=f"{done} of {total} {stage} images")
-        now = time.monotonic()
-        if self._console.is_terminal:
-            self._progress.update(self._task, description="making the patch stores")
-        elif now - self._said_at >= _LINE_EVERY_S or done == total:
-            self._said_at = now
-            self.say(f"making the patch stores: {done} of {total} {stage} images")
-
-    def show(self, status: Status, run: RunFolder) -> None:
-        """Show a status."""
-        if not self._console.is_terminal:
+    def follow(self, status: Status, run: RunFolder) -> None:
+        """Show a run's status, or print what its log has added."""
+        if not self._on_terminal:
             self._copy_log(run)
             return
         parts = [f"step {status.step}/{status.total_steps}"] if status.total_steps else []
@@ -106,13 +61,8 @@ class Follower:
         title = status.message
         if status.state == "training" and status.round:
             title = f"{title}{', ' * bool(title)}round {status.round}/{status.rounds}"
-        self._progress.update(
-            self._task,
-            description=self._notice or title[:100],
-            completed=status.images or status.step,
-            total=status.total_images or status.total_steps or None,
-            details=", ".join(parts),
-        )
+        total = status.total_images or status.total_steps or None
+        self.show(self._notice or title[:100], status.images or status.step, total, ", ".join(parts))
 
     def _copy_log(self, run: RunFolder) -> None:
         """Print what the run has added to its log, but for its last words, which the caller has to say."""
@@ -129,4 +79,4 @@ class Follower:
         for line in whole.decode("utf-8", "replace").splitlines():
             words = line.split(" ", 3)[-1].rstrip()
             if words != last_words and words not in self._noted:
-                self._console.print(words)
+                self.say(words)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from psl_flower.cli.output import Json, Workspace, print_table
-from psl_flower.cli.steps import steps_shown
+from psl_flower.cli.progress import Progress
 from psl_flower.config.fields import Field, fields_of
 from psl_flower.lightening.settings import EDGE, GROUPS
 
@@ -106,8 +106,8 @@ def _locally(run: RunFolder, request: Request) -> tuple[LighteningFolder, dict[s
     from psl_flower.lightening.local import lighten as find
     from psl_flower.lightening.report import as_json, attempt_line, write_report
 
-    with steps_shown() as shown:
-        found = find(run, request, shown.steps, lambda attempt: shown.say(attempt_line(attempt)))
+    with Progress(every_s=5.0) as progress:
+        found = find(run, request, progress.steps, lambda attempt: progress.say(attempt_line(attempt)))
     write_report(found)
     return found.folder, as_json(found)
 

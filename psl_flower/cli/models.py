@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, spinner
+from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
+from psl_flower.cli.progress import Progress
 from psl_flower.cli.runs import last_accuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
-    from psl_flower.inference.evaluation import LabelledImages, Progress
+    from psl_flower.inference.evaluation import LabelledImages
     from psl_flower.inference.trained_model import TrainedModel
     from psl_flower.runs.folder import RunFolder
 
@@ -82,7 +83,6 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
-    from psl_flower.cli.terminal import progress_bar
     from psl_flower.errors import PslError
 
     folder, trained = _load(run, workspace)
@@ -93,12 +93,11 @@ def predict(
             paths += _images_in(given)
         except PslError as error:
             answers.append(_refusal(given, error))
-    with progress_bar(len(paths) > _BATCH) as progress:
+    with Progress(enabled=len(paths) > _BATCH) as progress:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             answers += _predict_batch(trained, batch, top)
-            if progress:
-                progress("predict", start + len(batch), len(paths))
+            progress.steps("predict", start + len(batch), len(paths))
     if as_json:
         typer.echo(json.dumps({"run": folder.name, "images": answers}))
     else:
@@ -127,21 +126,20 @@ def evaluate(
         raise typer.BadParameter("--out goes with --absent-curve")
     if (image_column or label_column) and not dataset:
         raise typer.BadParameter("--image-column and --label-column go with --dataset")
-    from psl_flower.cli.terminal import progress_bar
     from psl_flower.inference import evaluation
 
     folder, trained = _load(run, workspace)
-    with progress_bar(True) as progress:
+    with Progress() as progress:
         if dataset:
             images = evaluation.other_test_images(
                 trained, dataset, max_test, image_column=image_column, label_column=label_column
             )
         else:
-            images = evaluation.own_test_images(folder, trained, max_test, progress)
+            images = evaluation.own_test_images(folder, trained, max_test, progress.steps)
         if absent_curve:
-            _evaluate_absence(folder, trained, images, out or folder.path, progress, as_json)
+            _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
-        answers = evaluation.evaluate(trained, images, progress)
+        answers = evaluation.evaluate(trained, images, progress.steps)
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -174,7 +172,8 @@ def export(
     target = out or Path(f"{folder.name}{ending}")
     if target.is_file() and not force:
         raise ConfigError(f"{target} exists already; name a new file with --out, or replace it with --force")
-    with spinner(f"exporting for {to}"):
+    with Progress() as progress:
+        progress.begin(f"exporting for {to}")
         exported = write(trained, target)
     if as_json:
         report = {"run": folder.name, "format": to, "file": str(exported.path), "bytes": exported.num_bytes}
@@ -273,7 +272,7 @@ def _evaluate_absence(
     trained: TrainedModel,
     images: LabelledImages,
     out: Path,
-    progress: Progress | None,
+    progress: Callable[[str, int, int], None],
     as_json: bool,
 ) -> None:
     from dataclasses import asdict

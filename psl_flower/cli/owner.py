@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from psl_flower.cli.output import Json
+from psl_flower.cli.progress import Progress
 from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
@@ -21,7 +22,6 @@ from psl_flower.cli.terminal import (
     numbered,
     parse_size,
     passphrase_source,
-    progress_bar,
     stores_beside,
 )
 from psl_flower.errors import ConfigError
@@ -157,8 +157,8 @@ def ingest(
         signed = manifests.load(base, owner.public)
         done = Ingested(signed, signed.manifest.num_samples, 0, 0)
     else:
-        with progress_bar(not as_json) as progress:
-            done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress)
+        with Progress(enabled=not as_json) as progress:
+            done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress.steps)
     seconds = time.monotonic() - start
     manifest = done.signed.manifest
     SeenBook().check(done.signed)
@@ -252,8 +252,8 @@ def verify(
     from psl_flower.sealed.verify import verify as do_verify
 
     signed, known = load_trusted(manifest, owner_key, SeenBook(state))
-    with progress_bar(not as_json) as progress:
-        report = do_verify(store, signed, progress)
+    with Progress(enabled=not as_json) as progress:
+        report = do_verify(store, signed, progress.steps)
     if as_json:
         typer.echo(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
     else:
@@ -313,14 +313,14 @@ def rotate(
     )
     folder = manifest if manifest.is_dir() else manifest.parent
     owner = keyfile.load(owner_key, passphrase_source(passphrase_file)).expect(Role.OWNER)
-    with progress_bar(not as_json) as progress:
+    with Progress(enabled=not as_json) as progress:
         signed = do_rotate(
             folder,
             owner,
             stores_beside(folder, store or ()),
             changes,
             delete_old=delete_old,
-            progress=progress,
+            progress=progress.steps,
         )
     SeenBook().check(signed)
     new = signed.manifest

@@ -1,11 +1,10 @@
-"""What the owner's and restorer's commands share: passphrases, progress, sizes, places, trust."""
+"""What the owner's and restorer's commands share: passphrases, sizes, places, trust."""
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -129,24 +128,3 @@ def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
             # A rotation has dropped a node; its folder may still be there.
             return [str(place_of(folder, manifest, entry.upper)) for entry in manifest.stores]
     return found
-
-
-@contextlib.contextmanager
-def progress_bar(enabled: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show progress on standard error, once per stage; nothing where it is no terminal."""
-    if not enabled or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield show

@@ -158,7 +158,7 @@ class _Attempt:
             num_uppers, run = prepare(config, follower.ingesting, follower.note)
             self.folder = run
             follower.skip_log(run)
-            follower.say("starting Flower")
+            follower.begin("starting Flower")
             superlink.wait()
             again = None if config.run.predict else "the same command" if config.run.lighten else ""
             watch = self.watch = Watch(superlink, run, again)
@@ -189,7 +189,7 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
         try:
             status, over = watch.look()
             if status is not None:
-                follower.show(status, run)
+                follower.follow(status, run)
                 # Nothing is lost with processes that have yet to end, and whoever sent SIGTERM does not wait for them.
                 if over or (status.ended and isinstance(asked, Terminated)):
                     return status

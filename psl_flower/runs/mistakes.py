@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import OtherDataset, RunError
-from psl_flower.runs.predictions import predictions_of
 from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.predictions import predictions_of
 from psl_flower.sealed.manifest import Grid, Manifest, fingerprint_of
 
 FILE = "predictions.npz"

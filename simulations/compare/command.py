@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -105,7 +104,7 @@ def _compare(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Progress(sys.stderr) as progress:
+        with Progress() as progress:
             compared = study.Study(config, options, folder, progress)
             report = compared.run()
             holdings = compared.holdings()

@@ -37,9 +37,9 @@ def test_only_what_is_new_is_shown(run, log):
     with Follower(shown) as follower:
         follower.skip_log(run)
         log("continuing after step 7 of 12")
-        follower.show(Status(state="training"), run)
+        follower.follow(Status(state="training"), run)
         log("Grün")
-        follower.show(Status(state="training"), run)
+        follower.follow(Status(state="training"), run)
     assert shown.getvalue().splitlines() == ["continuing after step 7 of 12", "Grün"]
 
 
@@ -51,8 +51,8 @@ def test_the_last_words_are_left_to_the_command(run):
         reporter.end("completed", "run tiny completed")
         for handler in logging.getLogger("psl_flower").handlers:
             handler.close()
-        follower.show(Status(state="training"), run)  # it ended after that was read
-        follower.show(run.read_status(), run)
+        follower.follow(Status(state="training"), run)  # it ended after that was read
+        follower.follow(run.read_status(), run)
     assert shown.getvalue().splitlines() == ["4 nodes"]
 
 
@@ -61,7 +61,7 @@ def test_a_notice_stays_until_the_end(run):
     with Follower(shown) as follower:
         follower.notice("stopping after this step; Ctrl-C again ends the run at once")
         before = len(shown.getvalue())
-        follower.show(Status(state="training", round=1, rounds=3, step=2, total_steps=9), run)
+        follower.follow(Status(state="training", round=1, rounds=3, step=2, total_steps=9), run)
     assert "Ctrl-C again" in shown.getvalue()[:before]
     assert "stopping after this step" in shown.getvalue()[before:]
     assert "round 1/3" not in shown.getvalue()
