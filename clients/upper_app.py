@@ -37,8 +37,8 @@ from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
 from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import Hello, party_names
-from psl_flower.wire.node_messages import Claim, Failure, Inventory, NodeTask, StreamTicket, decode, encode
+from psl_flower.wire.messages import Failed, Hello, party_names
+from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, StreamTicket, decode, encode
 from psl_flower.wire.stream import UpperStream, connect
 
 _STEPS = "a number of steps"
@@ -213,8 +213,7 @@ def _connect(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNo
 def _report(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNode, error: Exception) -> None:
     """Tell the Lower at once why this party does not take part, so that it need not wait for it."""
     with _connect(host, ticket, party) as stream:
-        failure = Failure.of(error)
-        stream.fail(failure.kind, failure.message)
+        stream.fail(Failed.of(error))
 
 
 def _answer(message: Message, context: Context, handler: Handler) -> Message:
@@ -223,7 +222,7 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
     try:
         reply = handler(message, context)
     except PslError as error:
-        reply = content({"failure": encode(Failure.of(error))})
+        reply = content({"failure": encode(Failed.of(error))})
     return Message(reply, reply_to=message)
 
 

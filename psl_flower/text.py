@@ -63,3 +63,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return a peer's text made safe for a log: at most `limit` characters, no control characters."""
+    return "".join(char if char.isprintable() else " " for char in text[:limit])
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text as valid Unicode of at most `limit` characters, with dots where more is left out."""
+    fitting = text if len(text) <= limit else text[: limit - 3] + "..."
+    return fitting.encode("utf-8", "replace").decode()  # a lone surrogate, as in an undecodable file name

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.errors import FrameMismatch
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
-from psl_flower.wire.messages import only_evaluates, party_names, steps_applied
+from psl_flower.wire.messages import party_names
 from psl_flower.wire.node_messages import NodeTask, encode
 from strategies.messages import ask, content, values
 from strategies.nodes import Placement, task_for
@@ -61,7 +61,7 @@ class FlowerExchange(Exchange):
         for node, hosted in hosts.items():
             parts: dict[str, bytes | int] = {
                 "task": self._tasks[node],
-                "step": steps_applied(frames[hosted[0]].message),
+                "step": frames[hosted[0]].message.steps_applied,
             }
             for m in hosted:
                 frame = frame_bytes(frames[m])
@@ -69,7 +69,7 @@ class FlowerExchange(Exchange):
                 parts[f"party-{m}"] = frame
                 if m in self._saved:
                     parts[f"saved-{m}"] = self._saved[m]
-                    if not only_evaluates(frames[m].message):
+                    if frames[m].message.changes_state:
                         del self._saved[m]  # from then on a party has a state of its own between messages
             messages.append(Message(content(parts), node, f"{MessageType.QUERY}.step"))
         replies = ask(self._grid, messages, self._timeout_s, self._placement.names, meanwhile)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.wire.messages import pack_samples
 from psl_flower.wire.node_messages import Measured, NodeTask, encode
+from psl_flower.wire.plan import pack_samples
 from strategies.link import NodeLink, TransportOptions
 from strategies.messages import ask, content, decoded, values
 from strategies.nodes import Placement, task_for

@@ -13,7 +13,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.wire.node_messages import Failure, Record, decode
+from psl_flower.wire.messages import Failed
+from psl_flower.wire.node_messages import Record, decode
 
 RECORD = "psl"
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.
@@ -56,7 +57,7 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
     failure = values(reply).get("failure")
     if failure is None:
         return None
-    told = decode(failure, Failure, node)
+    told = decode(failure, Failed, node)
     if told.kind in _CONSEQUENCES:
         return None
     return NodeError.reported(told.kind, f"{node}: {told.message} ({told.kind})")

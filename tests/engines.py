@@ -34,7 +34,7 @@ from psl_flower.models.split import reset_parameters
 from psl_flower.patches import PatchGrid
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import ADAPTATION, Average, Step, only_evaluates, steps_applied
+from psl_flower.wire.messages import ADAPTATION, Turn
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -188,13 +188,13 @@ class ForgetfulExchange(LocalExchange):
         meanwhile()
         answers = {}
         for m, frame in frames.items():
-            plan = frame.message.plan if isinstance(frame.message, Step | Average) else None
+            plan = frame.message.plan if isinstance(frame.message, Turn) else None
             if plan is not None and plan.id.step == self._fail_at and m == 1:
                 raise PeerLost("node 1 vanished")
             fresh = self._parts.adaptation_node() if m == ADAPTATION else self._parts.upper(m)
             party = forgetful(fresh, self._parts.folder / f"live-{m}.pt")
-            wanted = party.expects(self.wire, steps_applied(frame.message), self._saved.get(m))
-            if not only_evaluates(frame.message):
+            wanted = party.expects(self.wire, frame.message.steps_applied, self._saved.get(m))
+            if frame.message.changes_state:
                 self._saved.pop(m, None)
             reply = frame_bytes(party.reply(decode_frame(bytearray(frame_bytes(frame)), wanted), self.wire))
             answers[m] = decode_frame(bytearray(reply), expected[m])

@@ -22,7 +22,8 @@ from psl_flower.losses import Targets, uppers_loss
 from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved, StepId, pack_samples
+from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved
+from psl_flower.wire.plan import StepId, pack_samples
 
 
 class AdaptationInput(NamedTuple):
@@ -231,7 +232,7 @@ class AdaptationNode:
             self.engine.update()
         self.step += 1
         gradient_BPhwC = learnt.gradient_BPChw.permute(0, 1, 3, 4, 2).contiguous().cpu()
-        return wire.adapted_frame(Adapted(message.id, learnt.loss), gradient_BPhwC)
+        return wire.frame(Adapted(message.id, learnt.loss), gradient_BPhwC)
 
     def state(self) -> dict[str, Any]:
         """Return all that is needed to go on after `step` steps."""
@@ -304,8 +305,8 @@ class RemoteAdaptation:
         y_B, other_B, weight = lesson.targets
         others = b"" if other_B is None else pack_samples(other_B.cpu())
         task = Adapt(self._step, lesson.lr, pack_samples(y_B.cpu()), tuple(lesson.absent), others, weight)
-        expected = wire.expect_adapted(self._step, tuple(smashed_BPhwC.shape))
-        frames = {ADAPTATION: wire.adapt_frame(task, smashed_BPhwC)}
+        expected = wire.expect_answer(task, tuple(smashed_BPhwC.shape))
+        frames = {ADAPTATION: wire.frame(task, smashed_BPhwC)}
         answer = self._exchange.carry(frames, {ADAPTATION: expected}, meanwhile)[ADAPTATION]
         assert isinstance(answer.message, Adapted)
         gradient_BPhwC = answer.tensor.to(lesson.smashed_BPChw.device)
@@ -323,4 +324,5 @@ def keep(exchange: Exchange, step: int) -> None:
     PslError
         If it fails, or is lost.
     """
-    exchange.carry({ADAPTATION: Frame(Keep(step))}, {ADAPTATION: Expectation(Saved)}, lambda: None)
+    wire, task = exchange.wire, Keep(step)
+    exchange.carry({ADAPTATION: wire.frame(task)}, {ADAPTATION: wire.expect_answer(task)}, lambda: None)

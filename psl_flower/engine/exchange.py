@@ -13,19 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import (
-    Adapt,
-    Adapted,
-    Average,
-    Finish,
-    Keep,
-    Saved,
-    Share,
-    Shared,
-    Smashed,
-    Step,
-    StepId,
-)
+from psl_flower.wire.messages import Adapt, Answer, Average, Finish, Keep, Message, Role, Share, Step, Turn
 
 
 class Down(NamedTuple):
@@ -33,17 +21,15 @@ class Down(NamedTuple):
 
     Attributes
     ----------
-    step : Step, Share or Average
+    turn : Step, Share or Average
         What it is to do.
-    gradient_BKhwC : torch.Tensor or None
-        Gradient of its pending smashed data, to a `Share`, and to a `Step` whose `gradient_of` is not None.
-    average_N : torch.Tensor or None
-        Mean of what the Uppers shared (`psl_flower.engine.upper_averaging`), float32, to an `Average`.
+    tensor : torch.Tensor or None
+        Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
+        the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
     """
 
-    step: Step | Share | Average
-    gradient_BKhwC: torch.Tensor | None = None
-    average_N: torch.Tensor | None = None
+    turn: Turn
+    tensor: torch.Tensor | None = None
 
 
 class Up(NamedTuple):
@@ -52,16 +38,14 @@ class Up(NamedTuple):
     Attributes
     ----------
     answer : Smashed, Shared or Saved
-        `Smashed` to what has a plan, `Shared` to a `Share`, `Saved` to anything else.
-    smashed_BKhwC : torch.Tensor or None
-        Smashed data, in the dtype that the Lower computes in.
-    shared_N : torch.Tensor or None
-        What the Upper shares (`psl_flower.engine.upper_averaging`), float32.
+        As the turn's `answered_by` says.
+    tensor : torch.Tensor or None
+        Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
+        Upper shares (N,), float32.
     """
 
-    answer: Smashed | Shared | Saved
-    smashed_BKhwC: torch.Tensor | None = None
-    shared_N: torch.Tensor | None = None
+    answer: Answer
+    tensor: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,24 +64,32 @@ class WireFormat:
     gradients: str = "float32"
     dtype: torch.dtype = torch.float32
 
-    def down_frame(self, down: Down) -> Frame:
-        """Return the frame of what goes to an Upper."""
-        if down.average_N is not None:
-            return Frame(down.step, (down.average_N,))
-        tensors = () if down.gradient_BKhwC is None else (down.gradient_BKhwC,)
-        return Frame(down.step, tensors, self.gradients)
+    def codec(self, role: Role | None) -> str:
+        """Return the codec of a message's tensor.
 
-    def up_frame(self, up: Up) -> Frame:
-        """Return the frame of an Upper's answer."""
-        if up.shared_N is not None:
-            return Frame(up.answer, (up.shared_N,))
-        tensors = () if up.smashed_BKhwC is None else (up.smashed_BKhwC,)
-        return Frame(up.answer, tensors, self.activations)
+        Weights are never rounded, and what the Adaptation Net's node is sent and answers is rounded as little as can
+        be. Smashed data cross the wire a second time there: as they did the first time, or whole where int8 brought
+        them, since their scales, one for each Upper and channel, are known no more. Their gradient is rounded once,
+        with the Lower's own.
+        """
+        lossless = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+        brief = self.dtype == torch.float32 and self.activations in ("bfloat16", "float16")
+        codecs = {
+            "smashed": self.activations,
+            "gradient": self.gradients,
+            "joined": self.activations if brief else lossless,
+            "joined gradient": lossless,
+        }
+        return codecs.get(role or "", "float32")
 
-    def expect_down(self, pending_shape: tuple[int, ...] | None, weight_count: int = 0) -> Expectation:
+    def frame(self, message: Message, tensor: torch.Tensor | None = None) -> Frame:
+        """Return the frame of a message and its tensor, if it carries one."""
+        return Frame(message, () if tensor is None else (tensor,), self.codec(message.carries))
+
+    def expect_turn(self, pending_shape: tuple[int, ...] | None, weight_count: int = 0) -> Expectation:
         """Return what an Upper may receive, given the shape of its pending smashed data.
 
-        Where Uppers are averaged, each shares `weight_count` numbers, which are never rounded; else that is 0.
+        Where Uppers are averaged, each shares `weight_count` numbers; else that is 0.
         """
         if pending_shape is not None:
             kinds = (Step, Share, Finish) if weight_count else (Step, Finish)
@@ -106,59 +98,28 @@ class WireFormat:
             return Expectation((Step, Average, Finish), codec="float32", shape=(weight_count,))
         return Expectation((Step, Finish))
 
-    def expect_up(self, step: Step | Share | Average, shape: tuple[int, ...] | None) -> Expectation:
-        """Return what an Upper may answer to a step with smashed data of the given shape, or with what it shares."""
-        if isinstance(step, Share):
-            return Expectation(Shared, codec="float32", shape=shape, step=step.gradient_of)
-        if step.plan is None:
-            return Expectation(Saved)
-        return Expectation(Smashed, codec=self.activations, shape=shape, step=step.plan.id, dtype=self.dtype)
-
-    @property
-    def lossless(self) -> str:
-        """Codec that carries numbers of `dtype` as they are."""
-        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
-
-    @property
-    def again(self) -> str:
-        """Codec that carries smashed data, which crossed the wire once, a second time as they are.
-
-        Where int8 brought them they go on whole: their scales, one for each Upper and channel, are known no more.
-        """
-        brief = self.dtype == torch.float32 and self.activations in ("bfloat16", "float16")
-        return self.activations if brief else self.lossless
-
-    def adapt_frame(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> Frame:
-        """Return the frame of what goes to the Adaptation Net."""
-        return Frame(task, (smashed_BPhwC,), self.again)
-
     def expect_adapt(self, shape: tuple[int, ...]) -> Expectation:
         """Return what the Adaptation Net may receive: smashed data (B, P, h, w, C) of the given shape, or none."""
-        return Expectation((Adapt, Keep, Finish), codec=self.again, shape=shape, dtype=self.dtype)
+        return Expectation((Adapt, Keep, Finish), codec=self.codec(Adapt.carries), shape=shape, dtype=self.dtype)
 
-    def adapted_frame(self, answer: Adapted, gradient_BPhwC: torch.Tensor) -> Frame:
-        """Return the frame of the Adaptation Net's answer; its gradient is rounded once, with the Lower's own."""
-        return Frame(answer, (gradient_BPhwC,), self.lossless)
-
-    def expect_adapted(self, step: StepId, shape: tuple[int, ...]) -> Expectation:
-        """Return what the Adaptation Net may answer in a step with smashed data (B, P, h, w, C)."""
-        return Expectation(Adapted, codec=self.lossless, shape=shape, step=step, dtype=self.dtype)
+    def expect_answer(self, message: Message, shape: tuple[int, ...] | None = None) -> Expectation:
+        """Return what a party may answer, given the shape of the answer's tensor, if it carries one."""
+        kind = message.answered_by
+        assert kind is not None
+        dtype = torch.float32 if kind.carries == "weights" else self.dtype
+        return Expectation(kind, codec=self.codec(kind.carries), shape=shape, step=message.answer_of, dtype=dtype)
 
 
 def down_of(frame: Frame) -> Down:
-    """Return what a frame that holds a `Step`, `Share` or `Average` carries to an Upper."""
-    assert isinstance(frame.message, Step | Share | Average)
-    if isinstance(frame.message, Average):
-        return Down(frame.message, average_N=frame.tensor)
-    return Down(frame.message, frame.tensor if frame.tensors else None)
+    """Return what a frame that holds a turn carries to an Upper."""
+    assert isinstance(frame.message, Turn)
+    return Down(frame.message, *frame.tensors)
 
 
 def up_of(frame: Frame) -> Up:
-    """Return what a frame that holds `Smashed`, `Shared` or `Saved` carries to the Lower."""
-    assert isinstance(frame.message, Smashed | Shared | Saved)
-    if isinstance(frame.message, Shared):
-        return Up(frame.message, shared_N=frame.tensor)
-    return Up(frame.message, frame.tensor if frame.tensors else None)
+    """Return what a frame that holds an Upper's answer carries to the Lower."""
+    assert isinstance(frame.message, Answer)
+    return Up(frame.message, *frame.tensors)
 
 
 class Party(Protocol):
@@ -208,8 +169,8 @@ class Exchange(ABC):
         PslError
             As `carry`.
         """
-        frames = {m: self.wire.down_frame(part) for m, part in down.items()}
-        expected = {m: self.wire.expect_up(part.step, shapes[m] if shapes else None) for m, part in down.items()}
+        frames = {m: self.wire.frame(*part) for m, part in down.items()}
+        expected = {m: self.wire.expect_answer(part.turn, shapes[m] if shapes else None) for m, part in down.items()}
         return {m: up_of(frame) for m, frame in self.carry(frames, expected, meanwhile).items()}
 
     @abstractmethod

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.engine.augment import Augmentation
-from psl_flower.wire.messages import Plan
+from psl_flower.wire.plan import Plan
 
 
 def normalise(

@@ -30,7 +30,7 @@ from psl_flower.patches.assignment import absent_positions
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.devices import autocast
-from psl_flower.wire.messages import Plan
+from psl_flower.wire.plan import Plan
 
 
 class OneProcessTrainer:

@@ -25,7 +25,8 @@ from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
 from psl_flower.losses import Targets
-from psl_flower.wire.messages import ADAPTATION, Average, Plan, Share, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
+from psl_flower.wire.plan import Plan, StepId, pack_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +270,7 @@ class RoundDriver:
             answers = self._turn(exchange, trained, gradients, plan)
             targets, flipped_B = self.task.targets(plan)
             computing = time.perf_counter()
-            smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
+            smashed = _tensors(answers)
             adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
             dropped_BM = self.task.dropped(plan, len(self._shapes), report.absent)
             loss, gradients = self.lower.train_step(
@@ -305,7 +306,7 @@ class RoundDriver:
 
         if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
             average_N = self._shared_mean(exchange, trained, gradients, meanwhile)
-            down = {m: Down(Average(trained.id, plan, due), average_N=average_N) for m in self._present}
+            down = {m: Down(Average(trained.id, plan, due), average_N) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
         else:
             step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
@@ -325,7 +326,7 @@ class RoundDriver:
         down = {m: Down(Share(trained.id), gradients[m]) for m in self._present}
         shapes = {m: (self._averaging.weight_count,) for m in self._present}
         answers = exchange.exchange(down, shapes, meanwhile)
-        return mean([shared_N for m in self._present if (shared_N := answers[m].shared_N) is not None])
+        return mean(list(_tensors(answers).values()))
 
     def _evaluate(self, exchange: Exchange) -> Predictions:
         logits: list[torch.Tensor] = []
@@ -333,8 +334,7 @@ class RoundDriver:
         for plan in self.task.evaluation_plans(self.lower.step):
             down = {m: Down(Step(plan=plan)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
-            smashed = {m: up.smashed_BKhwC for m, up in answers.items() if up.smashed_BKhwC is not None}
-            logits.append(self.lower.logits(smashed))
+            logits.append(self.lower.logits(_tensors(answers)))
             done += plan.num_samples
             self._on_evaluated(done, len(self.task.test))
             self._end_if_asked()
@@ -347,8 +347,7 @@ class RoundDriver:
     def _report(
         plan: Plan, loss: StepLoss, answers: dict[int, Up], began: float, computing: float, now: float
     ) -> StepReport:
-        spent = [up.answer for up in answers.values() if isinstance(up.answer, Smashed)]
-        upper_s = max(answer.read_s + answer.forward_s + answer.backward_s for answer in spent)
+        upper_s = max(up.answer.seconds for up in answers.values())
         lower_s = now - computing
         return StepReport(
             step=plan.id.step + 1,
@@ -360,6 +359,10 @@ class RoundDriver:
             lower_s=lower_s,
             wire_s=max(0.0, now - began - upper_s - lower_s),
         )
+
+
+def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
+    return {m: up.tensor for m, up in answers.items() if up.tensor is not None}
 
 
 def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:

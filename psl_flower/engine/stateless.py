@@ -19,7 +19,8 @@ from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Average, Plan, Share, StepId
+from psl_flower.wire.messages import Shared
+from psl_flower.wire.plan import Plan, StepId
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -58,7 +59,7 @@ class ForgetfulUpper:
         else:
             self._engine.go_to(step, saved)
             self._plan = None
-        return wire.expect_down(
+        return wire.expect_turn(
             self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.weight_count
         )
 
@@ -70,23 +71,22 @@ class ForgetfulUpper:
         ProtocolError
             If a gradient comes and no plan is pending.
         """
-        return wire.up_frame(self._handle(down_of(frame)))
+        return wire.frame(*self._handle(down_of(frame)))
 
     def _handle(self, down: Down) -> Up:
         started = time.perf_counter() - self._engine.sharing_s  # what was before sharing belongs to the same step
-        trained = None if isinstance(down.step, Average) else down.step.gradient_of
-        plan = None if isinstance(down.step, Share) else down.step.plan
-        if trained is not None:
+        turn, plan = down.turn, down.turn.plan
+        if turn.gradient_of is not None:
             if self._plan is None:
-                raise ProtocolError(f"received the gradient of {trained}, but no plan is pending")
+                raise ProtocolError(f"received the gradient of {turn.gradient_of}, but no plan is pending")
             self._engine.run(self._plan)
         if plan is not None:
-            down = down._replace(step=msgspec.structs.replace(down.step, plan=None))
+            down = down._replace(turn=msgspec.structs.replace(turn, plan=None))
         applied = self._engine.handle(down)
-        if isinstance(down.step, Share):
+        if turn.answered_by is Shared:
             self._engine.sharing_s = time.perf_counter() - started  # the pass that was run again, too
-        pending = plan if plan is not None and plan.mode == "train" else None
-        if trained is not None or isinstance(down.step, Average) or pending is not None:
+        if turn.changes_state:
+            pending = plan if plan is not None and plan.mode == "train" else None
             told = {
                 "pending": _text(pending),
                 "shared": _text(self._engine.shared_after),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from psl_flower.engine.exchange import Exchange, Party, WireFormat
-from psl_flower.errors import PslError
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Finish
+from psl_flower.wire.messages import Failed
 from psl_flower.wire.stream import UpperStream
 
 
@@ -64,14 +63,12 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
         while waiting:
             for m, (party, stream) in list(waiting.items()):
                 frame = stream.receive(party.expects(wire), timeout_s)
-                if isinstance(frame.message, Finish):
+                if frame.message.answered_by is None:
                     del waiting[m]
                     continue
                 answer = party.reply(frame, wire)
                 stream.send(answer.message, answer.tensors, answer.codec, timeout_s=timeout_s)
     except Exception as error:
-        kind = type(error).__name__
-        text = str(error) if isinstance(error, PslError) else f"{kind}: {error}"
         for _, stream in waiting.values():
-            stream.fail(kind, text)
+            stream.fail(Failed.of(error))
         raise

@@ -25,7 +25,8 @@ from psl_flower.models.split import smashed_size
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, StepId
+from psl_flower.wire.messages import Saved, Share, Shared, Smashed
+from psl_flower.wire.plan import Plan, StepId
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -124,11 +125,11 @@ class UpperEngine:
 
     def expects(self, wire: WireFormat) -> Expectation:
         """Return what may come now: a turn, with a gradient exactly where one is due."""
-        return wire.expect_down(self.pending_shape, self.weight_count)
+        return wire.expect_turn(self.pending_shape, self.weight_count)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Answer the frame of a turn with that of its outcome; see `handle`."""
-        return wire.up_frame(self.handle(down_of(frame)))
+        return wire.frame(*self.handle(down_of(frame)))
 
     def handle(self, down: Down) -> Up:
         """Apply the gradient or take over the average, if any; save, if asked; run the plan, if any, and answer.
@@ -142,25 +143,24 @@ class UpperEngine:
             If the store or the disk fails.
         """
         started = time.perf_counter()
-        if isinstance(down.step, Average):
-            self._take_over(down.step.of, down.average_N)
+        turn, tensor = down
+        if turn.average_of is not None:
+            self._take_over(turn.average_of, tensor)
         elif self.shared_after is not None:
             raise ProtocolError(f"expected the Uppers' average after {self.shared_after}, received none")
-        elif down.step.gradient_of is not None and down.gradient_BKhwC is not None:
-            self._apply(down.step.gradient_of, down.gradient_BKhwC)
-        if isinstance(down.step, Share):
-            self.shared_after = down.step.gradient_of
+        elif turn.gradient_of is not None and tensor is not None:
+            self._apply(turn.gradient_of, tensor)
+        if isinstance(turn, Share):
+            self.shared_after = turn.gradient_of
             shared_N = weight_vector(self.model)
             self.sharing_s = time.perf_counter() - started
-            return Up(Shared(self.shared_after), shared_N=shared_N)
-        if down.step.save:
+            return Up(Shared(self.shared_after), shared_N)
+        if turn.save:
             self._checkpoints.save(self.step, self.state())
         # What was done before sharing belongs to the same step.
         backward_s = time.perf_counter() - started + self.sharing_s
         self.sharing_s = 0.0
-        if down.step.plan is None:
-            return Up(Saved(self.step))
-        return self.run(down.step.plan, backward_s)
+        return Up(Saved(self.step)) if turn.plan is None else self.run(turn.plan, backward_s)
 
     def run(self, plan: Plan, backward_s: float = 0.0) -> Up:
         """Run a plan forward and return its smashed data (B, K, h', w', C') in the dtype they are computed in."""

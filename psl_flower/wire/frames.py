@@ -1,7 +1,7 @@
 """Frames: a fixed header, bounded metadata, then the raw bytes of at most one tensor. Never pickle.
 
     header    20 bytes   magic "PSLF", version u32, metadata bytes u32, payload bytes u64, all little-endian
-    metadata             MessagePack of `messages.Envelope`: the message, codec and shape of each tensor
+    metadata             MessagePack of `Envelope`: the message, codec and shape of each tensor
     payload              the tensor as its codec lays it out; its length follows from codec and shape alone
 
 A receiver reads the header and checks it (`parse_header`), reads the metadata and checks it against the
@@ -16,41 +16,18 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from psl_flower.errors import (
-    FrameMismatch,
-    FrameTooLarge,
-    FrameVersionError,
-    NodeError,
-    ProtocolError,
-    WireError,
-)
+from psl_flower.errors import FrameMismatch, FrameTooLarge, FrameVersionError, ProtocolError, WireError
+from psl_flower.text import printable
 from psl_flower.wire.codecs import CODECS, Bytes, get_codec
-from psl_flower.wire.messages import (
-    MAX_DIM,
-    MAX_RANK,
-    UP,
-    Abort,
-    Adapted,
-    Average,
-    Envelope,
-    Failed,
-    Message,
-    Shape,
-    Share,
-    Shared,
-    Smashed,
-    Step,
-    StepId,
-    TensorSpec,
-    name_of,
-    num_tensors,
-    printable,
-)
+from psl_flower.wire.messages import Abort, Failed, Message
+from psl_flower.wire.plan import Record, StepId
 
 MAGIC = b"PSLF"
 VERSION = 1
@@ -61,7 +38,24 @@ HEADER_BYTES = _HEADER.size
 # overflow.
 MAX_ELEMENTS = 2**40
 
-_OF_A_STEP = Smashed | Adapted | Shared | Step | Share | Average
+MAX_RANK = 6
+MAX_DIM = 2**32 - 1
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
+
+
+class TensorSpec(Record, frozen=True):
+    """What is declared of one tensor of the payload: codec name and shape."""
+
+    codec: Annotated[str, Meta(max_length=32)]
+    shape: Shape
+
+
+class Envelope(Record, frozen=True):
+    """A frame's metadata: the message and the tensors that follow it, in order."""
+
+    message: Message
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=1)] = ()
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
@@ -84,7 +78,7 @@ class Frame:
     message : Message
         One of `psl_flower.wire.messages`.
     tensors : tuple of Tensor
-        As many as `num_tensors(message)`. To be sent: float32, bfloat16 or float16. Received: CPU,
+        As many as `message.num_tensors`. To be sent: float32, bfloat16 or float16. Received: CPU,
         contiguous, writable, in the dtype of the `Expectation`.
     codec : str
         Codec of the tensors on the wire.
@@ -130,8 +124,8 @@ class Expectation:
     codec, shape : str and tuple of int, or None
         What a tensor must be, exactly. None: no tensor is accepted.
     step : StepId or None
-        What `Smashed.id`, `Adapted.id`, `Shared.id`, `Average.of` or the `gradient_of` of `Step` and `Share` must be;
-        None: not checked (without codec and shape a `Step` cannot carry a gradient in any case).
+        What `Message.tensor_of` must be, where the message can carry a tensor; None: not checked (without codec and
+        shape a `Step` cannot carry a gradient in any case).
     dtype : torch.dtype
         Floating dtype that a received tensor is decoded to.
     """
@@ -220,22 +214,22 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
     message = envelope.message
     name = f"{peer}: {type(message).__name__} frame"
     types = expect.types if isinstance(expect.types, tuple) else (expect.types,)
-    ending = Failed if UP.intersection(types) else Abort
+    ending = Failed if any(kind.goes_up for kind in types) else Abort
     if not isinstance(message, (*types, ending)):
-        raise ProtocolError(f"{peer}: expected {name_of(types)}, received {type(message).__name__}")
-    step = _step_of(message)
-    if isinstance(message, _OF_A_STEP) and expect.step is not None and step != expect.step:
-        raise ProtocolError(f"{name}: expected {expect.step}, received {step}")
-    if len(envelope.tensors) != num_tensors(message):
-        raise FrameMismatch(f"{name}: expected {num_tensors(message)} tensors, received {len(envelope.tensors)}")
+        wanted = " or ".join(kind.__name__ for kind in types) or "nothing"
+        raise ProtocolError(f"{peer}: expected {wanted}, received {type(message).__name__}")
+    if message.carries is not None and expect.step is not None and message.tensor_of != expect.step:
+        raise ProtocolError(f"{name}: expected {expect.step}, received {message.tensor_of}")
+    if len(envelope.tensors) != message.num_tensors:
+        raise FrameMismatch(f"{name}: expected {message.num_tensors} tensors, received {len(envelope.tensors)}")
     declared_bytes = 0
     for spec in envelope.tensors:
         _check_shape(name, spec.shape)
         if expect.codec is None or expect.shape is None:
             raise FrameMismatch(f"{name}: expected no tensor, received {_described(spec)}")
         if (spec.codec, spec.shape) != (expect.codec, tuple(expect.shape)):
-            wanted = TensorSpec(expect.codec, tuple(expect.shape))
-            raise FrameMismatch(f"{name}: expected {_described(wanted)}, received {_described(spec)}")
+            due = TensorSpec(expect.codec, tuple(expect.shape))
+            raise FrameMismatch(f"{name}: expected {_described(due)}, received {_described(spec)}")
         declared_bytes += get_codec(spec.codec).nbytes(spec.shape)
     if header.payload_bytes != declared_bytes:
         raise FrameMismatch(f"{name}: expected {declared_bytes} bytes of payload, received {header.payload_bytes}")
@@ -285,18 +279,16 @@ def raise_ending(frame: Frame, peer: str) -> None:
     ProtocolError
         `Abort`: the Lower's reason.
     """
-    if isinstance(frame.message, Failed):
-        kind = printable(frame.message.kind)
-        raise NodeError.reported(kind, f"{peer} failed: {kind}: {printable(frame.message.message, 2000)}")
-    if isinstance(frame.message, Abort):
-        raise ProtocolError(f"{peer} ended the exchange: {printable(frame.message.reason, 2000)}")
+    error = frame.message.error(peer)
+    if error is not None:
+        raise error
 
 
 def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
     """Return header and metadata of a frame to be sent."""
     name = f"{type(message).__name__} frame to be sent"
-    if len(shapes) != num_tensors(message):
-        raise ProtocolError(f"{name}: expected {num_tensors(message)} tensors, got {len(shapes)}")
+    if len(shapes) != message.num_tensors:
+        raise ProtocolError(f"{name}: expected {message.num_tensors} tensors, got {len(shapes)}")
     for shape in shapes:
         _check_shape(name, shape)
     try:
@@ -306,15 +298,6 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
     _check_limit(name, "metadata", len(metadata), Limits().metadata_bytes)
     payload_bytes = sum(get_codec(codec).nbytes(shape) for shape in shapes)
     return _HEADER.pack(MAGIC, VERSION, len(metadata), payload_bytes) + metadata
-
-
-def _step_of(message: Message) -> StepId | None:
-    match message:
-        case Smashed(id=step) | Adapted(id=step) | Shared(id=step) | Average(of=step):
-            return step
-        case Step(gradient_of=gradient_of) | Share(gradient_of=gradient_of):
-            return gradient_of
-    return None
 
 
 def _check_limit(peer: str, part: str, size: int, limit: int) -> None:

@@ -5,108 +5,147 @@ Down (Lower to Upper): `Welcome`, `Step`, `Share` and `Average` (where Uppers ar
 that node is one party more, of the number `ADAPTATION`, with `Adapt` and `Keep` in place of `Step` and `Adapted` in
 place of `Smashed`. Messages travel as MessagePack maps with a ``type`` key; a field that is missing, unknown, mistyped
 or out of range is refused. `Failed` and `Abort` may come at any moment of their direction; every other message only
-when it is expected.
+when it is expected. What transports and parties need to know of a message, they ask the message (`_Message`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
-from numpy.typing import ArrayLike, NDArray
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from psl_flower.errors import NodeError, ProtocolError, PslError
+from psl_flower.text import cut, printable
+from psl_flower.wire.plan import Count, Packed, Plan, Record, StepId, Weight, check_finite, check_packed
 
 TOKEN_BYTES = 32
-MAX_SAMPLES = 65_536
 MAX_TEXT = 2_000
-MAX_RANK = 6
-MAX_DIM = 2**32 - 1
 
+# Constraints on fields hold while decoding only: a sender's texts are made to fit, so reporting never fails.
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 # Stands for the Adaptation Net where parties go by the numbers of Uppers.
 ADAPTATION = -1
 
 Party = Annotated[int, Meta(ge=ADAPTATION)]
-Count = Annotated[int, Meta(ge=0)]
-Weight = Annotated[float, Meta(ge=0, le=1)]
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(max_length=256)]
 Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
-Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
+# What a tensor is. "joined" are the smashed data of all positions, which go on to the Adaptation Net.
+Role = Literal["smashed", "gradient", "weights", "joined", "joined gradient"]
 
 
-class _Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all records."""
+class _Message(Record, frozen=True):
+    """Base of the messages, each with its own answers to what transports and parties ask."""
 
-
-class StepId(_Record, frozen=True, order=True):
-    """Identity of a step within a run, counted from 0; `attempt` numbers the batches of an evaluation after it.
-
-    A step of training that is tried again is the same step: all parties have gone back before.
-    """
-
-    epoch: Count
-    step: Count
-    attempt: Count = 0
-
-
-class Plan(_Record, frozen=True, omit_defaults=True):
-    """What to run forward next.
-
-    Attributes
-    ----------
-    id : StepId
-        The step.
-    mode : {"train", "evaluate"}
-        "evaluate" keeps no graph and moves no BatchNorm statistics.
-    lr : float
-        Learning rate of this step's update, finite, at least 0.
-    samples : bytes
-        Sample indices, little-endian int64, at most 65,536; see `pack_samples`.
-    augment_seed : int
-        Seed of the epoch's coordinated augmentation, 0..2**64 - 1.
-    mix_weight : float
-        Weight, 0..1, of a sample's own pixels where samples are mixed in pairs (`Augmentation.partners`); 1 mixes none.
-    """
-
-    id: StepId
-    mode: Literal["train", "evaluate"]
-    lr: float
-    samples: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
-    augment_seed: Count
-    mix_weight: Weight = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that are not finite or below 0, and a ragged list of samples."""
-        _check_finite(lr=self.lr, mix_weight=self.mix_weight)
-        _check_packed(samples=self.samples)
+    goes_up: ClassVar[bool] = False  # from a party to the Lower
+    carries: ClassVar[Role | None] = None  # what its one tensor is; None for a message that never has one
 
     @property
-    def num_samples(self) -> int:
-        """Number of samples in the mini-batch."""
-        return len(self.samples) // 8
+    def tensor_of(self) -> StepId | None:
+        """The step that its tensor belongs to; None without a tensor."""
+        return None
 
-    def sample_indices(self) -> NDArray[np.int64]:
-        """Return the sample indices (B,) int64, read-only."""
-        return np.frombuffer(self.samples, dtype="<i8")
+    @property
+    def num_tensors(self) -> int:
+        """Number of tensors that come with it, 0 or 1."""
+        return int(self.tensor_of is not None)
 
-    def __repr__(self) -> str:
-        """Return a short form, with the number of samples in place of their bytes."""
-        return f"Plan({self.id}, {self.mode}, lr={self.lr:g}, {self.num_samples} samples)"
+    @property
+    def answered_by(self) -> type[Answer] | None:
+        """What the party answers; None if nothing."""
+        return None
+
+    @property
+    def answer_of(self) -> StepId | None:
+        """The step that the answer's tensor belongs to, if it has one."""
+        return None
+
+    @property
+    def steps_applied(self) -> int:
+        """Steps that a party must have applied when this comes: those before the step of the tensor."""
+        return self.tensor_of.step if self.tensor_of is not None else 0
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether a party is another one afterwards, also by waiting for the gradient of a step."""
+        return False
+
+    @property
+    def seconds(self) -> float:
+        """Time that the party spent on what this answers, as far as it says so."""
+        return 0.0
+
+    def error(self, peer: str) -> PslError | None:
+        """Return the error that `peer` ends the exchange with by this message; None if it does not."""
+        return None
 
 
-def pack_samples(indices: ArrayLike) -> bytes:
-    """Return sample indices or classes (B,) as `Plan.samples`, `Adapt.classes` and `Adapt.others` carry them."""
-    return np.asarray(indices, dtype="<i8").tobytes()
+class _OfStep(_Message, frozen=True):
+    """Base of messages that always carry a tensor, of the step `id`."""
+
+    id: StepId
+
+    @property
+    def tensor_of(self) -> StepId:
+        """The step."""
+        return self.id
 
 
-class Welcome(_Record, frozen=True, tag="welcome"):
+class _Turn(_Message, frozen=True):
+    """Base of what an Upper is asked to do. A field that a kind lacks is None there."""
+
+    @property
+    def gradient_of(self) -> StepId | None:
+        """The pending step that the tensor is the gradient of."""
+        return None
+
+    @property
+    def average_of(self) -> StepId | None:
+        """The step after which the Uppers shared what the tensor is the average of."""
+        return None
+
+    @property
+    def plan(self) -> Plan | None:
+        """What to run forward."""
+        return None
+
+    @property
+    def tensor_of(self) -> StepId | None:
+        """The step of the gradient, or of the average."""
+        return self.gradient_of or self.average_of
+
+    @property
+    def answered_by(self) -> type[Smashed | Shared | Saved]:
+        """`Smashed` to what has a plan, else `Saved`."""
+        return Smashed if self.plan is not None else Saved
+
+    @property
+    def answer_of(self) -> StepId | None:
+        """The plan's step; without a plan that of the gradient."""
+        return self.plan.id if self.plan is not None else self.tensor_of
+
+    @property
+    def steps_applied(self) -> int:
+        """Those before the gradient's step or the plan's, or up to the average's."""
+        if self.average_of is not None:
+            return self.average_of.step + 1
+        step = self.gradient_of or self.answer_of
+        return step.step if step is not None else 0
+
+    @property
+    def changes_state(self) -> bool:
+        """True unless it asks for an evaluation alone."""
+        return self.tensor_of is not None or (self.plan is not None and self.plan.mode == "train")
+
+
+class Welcome(_Message, frozen=True, tag="welcome"):
     """The Lower accepts the Upper; `Step` follows."""
 
 
-class Step(_Record, frozen=True, tag="step"):
+class Step(_Turn, frozen=True, tag="step"):
     """One turn of the Upper: apply the gradient, save, then run the plan forward and answer.
 
     Attributes
@@ -119,18 +158,25 @@ class Step(_Record, frozen=True, tag="step"):
         Whether to write a checkpoint after the gradient is applied and before the plan is run.
     """
 
+    carries = "gradient"
     gradient_of: StepId | None = None
     plan: Plan | None = None
     save: bool = False
 
 
-class Share(_Record, frozen=True, tag="share"):
+class Share(_Turn, frozen=True, tag="share"):
     """Apply the gradient, the frame's one tensor, of the pending step `gradient_of`, and answer with `Shared`."""
 
+    carries = "gradient"
     gradient_of: StepId
 
+    @property
+    def answered_by(self) -> type[Shared]:
+        """The Upper's weights."""
+        return Shared
 
-class Average(_Record, frozen=True, tag="average"):
+
+class Average(_Turn, frozen=True, tag="average"):
     """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer.
 
     Attributes
@@ -143,12 +189,18 @@ class Average(_Record, frozen=True, tag="average"):
         Whether to write a checkpoint after the average is taken over and before the plan is run.
     """
 
+    carries = "weights"
     of: StepId
     plan: Plan | None = None
     save: bool = False
 
+    @property
+    def average_of(self) -> StepId:
+        """The step `of`."""
+        return self.of
 
-class Adapt(_Record, frozen=True, tag="adapt", omit_defaults=True):
+
+class Adapt(_OfStep, frozen=True, tag="adapt", omit_defaults=True):
     """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
 
     Attributes
@@ -167,17 +219,32 @@ class Adapt(_Record, frozen=True, tag="adapt", omit_defaults=True):
         Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
     """
 
-    id: StepId
+    carries = "joined"
     lr: float
-    classes: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)]
+    classes: Packed
     absent: Positions = ()
-    others: Annotated[bytes, Meta(max_length=8 * MAX_SAMPLES)] = b""
+    others: Packed = b""
     weight: Weight = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a learning rate that is not finite or below 0, and ragged lists of classes."""
-        _check_finite(lr=self.lr, weight=self.weight)
-        _check_packed(classes=self.classes, others=self.others)
+        check_finite(lr=self.lr, weight=self.weight)
+        check_packed(classes=self.classes, others=self.others)
+
+    @property
+    def answered_by(self) -> type[Adapted]:
+        """The gradient at the smashed data, and the loss."""
+        return Adapted
+
+    @property
+    def answer_of(self) -> StepId:
+        """The step."""
+        return self.id
+
+    @property
+    def changes_state(self) -> bool:
+        """Always: the net is updated."""
+        return True
 
     def class_indices(self) -> NDArray[np.int64]:
         """Return the classes (B,) int64, read-only."""
@@ -192,29 +259,44 @@ class Adapt(_Record, frozen=True, tag="adapt", omit_defaults=True):
         return f"Adapt({self.id}, lr={self.lr:g}, {len(self.classes) // 8} classes, absent={self.absent})"
 
 
-class Keep(_Record, frozen=True, tag="keep"):
+class Keep(_Message, frozen=True, tag="keep"):
     """The Adaptation Net is to write a checkpoint of its state after `step` steps; answered with `Saved`."""
 
     step: Count
 
+    @property
+    def answered_by(self) -> type[Saved]:
+        """The steps applied."""
+        return Saved
 
-class Abort(_Record, frozen=True, tag="abort"):
+    @property
+    def steps_applied(self) -> int:
+        """Those that the checkpoint is of."""
+        return self.step
+
+
+class Abort(_Message, frozen=True, tag="abort"):
     """The Lower ends the exchange because of an error; `reason` is cut at 2,000 characters."""
 
     reason: Text
 
     def __post_init__(self) -> None:
         """Make a text fit that is too long or not valid Unicode."""
-        _shorten(self, "reason")
+        msgspec.structs.force_setattr(self, "reason", cut(self.reason, MAX_TEXT))
+
+    def error(self, peer: str) -> ProtocolError:
+        """Return the error with the Lower's reason."""
+        return ProtocolError(f"{peer} ended the exchange: {printable(self.reason, MAX_TEXT)}")
 
 
-class Finish(_Record, frozen=True, tag="finish"):
+class Finish(_Message, frozen=True, tag="finish"):
     """The round is over; the Upper closes the stream."""
 
 
-class Hello(_Record, frozen=True, tag="hello"):
+class Hello(_Message, frozen=True, tag="hello"):
     """Who opens the stream, and by what right; every field must equal the ticket's."""
 
+    goes_up = True
     run: Name
     node: int
     upper: Party
@@ -228,119 +310,81 @@ class Hello(_Record, frozen=True, tag="hello"):
         return f"Hello(run={self.run!r}, node={self.node}, upper={self.upper}, token=<hidden>)"
 
 
-class Smashed(_Record, frozen=True, tag="smashed"):
+class Smashed(_OfStep, frozen=True, tag="smashed"):
     """Answer to a plan: the frame's one tensor is the smashed data of step `id`; times in seconds.
 
     `read_s` is reading the store, `forward_s` this forward pass, `backward_s` the backward pass and update
     before it.
     """
 
-    id: StepId
+    goes_up = True
+    carries = "smashed"
     read_s: float = 0.0
     forward_s: float = 0.0
     backward_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse times that are not finite or below 0."""
-        _check_finite(read_s=self.read_s, forward_s=self.forward_s, backward_s=self.backward_s)
+        check_finite(read_s=self.read_s, forward_s=self.forward_s, backward_s=self.backward_s)
+
+    @property
+    def seconds(self) -> float:
+        """All three together."""
+        return self.read_s + self.forward_s + self.backward_s
 
 
-class Adapted(_Record, frozen=True, tag="adapted"):
+class Adapted(_OfStep, frozen=True, tag="adapted"):
     """Answer to `Adapt`: the frame's one tensor is the gradient of alpha times the loss at the smashed data.
 
     `loss` is `psl_flower.losses.LossParts.uppers`, not finite where training diverges.
     """
 
-    id: StepId
+    goes_up = True
+    carries = "joined gradient"
     loss: float
 
 
-class Shared(_Record, frozen=True, tag="shared"):
+class Shared(_OfStep, frozen=True, tag="shared"):
     """Answer to `Share`: the frame's one tensor is the Upper's weights after step `id`."""
 
-    id: StepId
+    goes_up = True
+    carries = "weights"
 
 
-class Saved(_Record, frozen=True, tag="saved"):
+class Saved(_Message, frozen=True, tag="saved"):
     """Answer to a `Step` or `Average` without a plan, and to `Keep`; `step` counts the steps applied so far."""
 
+    goes_up = True
     step: Count
 
 
-class Failed(_Record, frozen=True, tag="failed"):
-    """The Upper stops because of an error of its own; both texts are cut at 2,000 characters."""
+class Failed(_Message, frozen=True, tag="failed"):
+    """A party stops because of an error of its own, of class `kind`; both texts are cut at 2,000 characters."""
 
+    goes_up = True
     kind: Text
     message: Text
 
+    @classmethod
+    def of(cls, error: BaseException) -> Failed:
+        """Describe an error by class and text, without a traceback; the text names the class if it is not ours."""
+        kind = type(error).__name__
+        return cls(kind, str(error) if isinstance(error, PslError) else f"{kind}: {error}")
+
     def __post_init__(self) -> None:
         """Make a text fit that is too long or not valid Unicode."""
-        _shorten(self, "kind")
-        _shorten(self, "message")
+        for name in ("kind", "message"):
+            msgspec.structs.force_setattr(self, name, cut(getattr(self, name), MAX_TEXT))
+
+    def error(self, peer: str) -> NodeError:
+        """Return the error with the party's own words; NodeLost for one that may pass."""
+        kind = printable(self.kind)
+        return NodeError.reported(kind, f"{peer} failed: {kind}: {printable(self.message, MAX_TEXT)}")
 
 
-Message = (
-    Welcome
-    | Step
-    | Share
-    | Average
-    | Adapt
-    | Keep
-    | Abort
-    | Finish
-    | Hello
-    | Smashed
-    | Adapted
-    | Shared
-    | Saved
-    | Failed
-)
-UP: frozenset[type[Message]] = frozenset((Hello, Smashed, Adapted, Shared, Saved, Failed))
-
-
-class TensorSpec(_Record, frozen=True):
-    """What is declared of one tensor of the payload: codec name and shape."""
-
-    codec: Annotated[str, Meta(max_length=32)]
-    shape: Shape
-
-
-class Envelope(_Record, frozen=True):
-    """A frame's metadata: the message and the tensors that follow it, in order."""
-
-    message: Message
-    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=1)] = ()
-
-
-def num_tensors(message: Message) -> int:
-    """Return how many tensors come with `message`: 1 for those that say so, and for a `Step` with a gradient."""
-    if isinstance(message, Step):
-        return int(message.gradient_of is not None)
-    return int(isinstance(message, Share | Average | Smashed | Shared | Adapt | Adapted))
-
-
-def steps_applied(message: Message) -> int:
-    """Return the number of steps that a party must have applied when this turn of it comes."""
-    match message:
-        case Average(of=StepId(step=step)):
-            return step + 1
-        case Share(gradient_of=StepId(step=step)):
-            return step
-        case Step(gradient_of=StepId(step=step)) | Step(plan=Plan(id=StepId(step=step))):
-            return step
-        case Adapt(id=StepId(step=step)) | Keep(step=step):
-            return step
-    return 0
-
-
-def only_evaluates(message: Message) -> bool:
-    """Return whether a party that is asked this is afterwards what it was before."""
-    return (
-        isinstance(message, Step)
-        and message.gradient_of is None
-        and message.plan is not None
-        and (message.plan.mode == "evaluate")
-    )
+Turn = Step | Share | Average
+Answer = Smashed | Shared | Saved | Adapted
+Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Finish
 
 
 def party_names(parties: Iterable[int]) -> str:
@@ -350,35 +394,3 @@ def party_names(parties: Iterable[int]) -> str:
     more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""
     named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else []
     return " and ".join([*named, *(["the Adaptation Net"] if ADAPTATION in numbers else [])])
-
-
-def name_of(kinds: Sequence[type[Any]]) -> str:
-    """Return the names of message types for an error's text."""
-    return " or ".join(kind.__name__ for kind in kinds) or "nothing"
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Return a peer's text made safe for a log: at most `limit` characters, no control characters."""
-    return "".join(char if char.isprintable() else " " for char in text[:limit])
-
-
-# Constraints on the fields hold while decoding only: a sender's texts are made to fit here, so reporting
-# never fails.
-def _shorten(record: Struct, field: str) -> None:
-    text: str = getattr(record, field)
-    fitting = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
-    fitting = fitting.encode("utf-8", "replace").decode()  # a lone surrogate, as in an undecodable file name
-    if fitting != text:
-        msgspec.structs.force_setattr(record, field, fitting)
-
-
-def _check_finite(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{name}: expected a finite number, at least 0, got {number}")
-
-
-def _check_packed(**indices: bytes) -> None:
-    for name, packed in indices.items():
-        if len(packed) % 8 or len(packed) > 8 * MAX_SAMPLES:
-            raise ValueError(f"{name}: expected 8 bytes each, at most {MAX_SAMPLES}, got {len(packed)} bytes")

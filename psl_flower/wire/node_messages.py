@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from psl_flower.errors import FrameMismatch, PositionError, PositionMissing, PslError
+from psl_flower.errors import FrameMismatch, PositionError, PositionMissing
 from psl_flower.wire.messages import ADAPTATION
 
 # They become folders on the node, within its own: neither may lead out of that.
@@ -150,19 +150,6 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     images_per_s: float
     latency_ms: float
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node's failure of its own: the error's class and its text."""
-
-    kind: str
-    message: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Describe an error; of one that is not ours only the class and the text, no traceback."""
-        kind = type(error).__name__
-        return cls(kind=kind, message=str(error) if isinstance(error, PslError) else f"{kind}: {error}")
 
 
 def encode(record: msgspec.Struct) -> bytes:

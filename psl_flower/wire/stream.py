@@ -98,9 +98,9 @@ class UpperStream:
                 raise_ending(word, self._connection.peer)
             raise
 
-    def fail(self, kind: str, message: str) -> None:
+    def fail(self, reason: Failed) -> None:
         """Tell the Lower, as far as that is possible, why this Upper stops; then close. Never raises."""
-        self._connection.part(Frame(Failed(kind, message)), linger_s=1.0)
+        self._connection.part(Frame(reason), linger_s=1.0)
 
     def close(self) -> None:
         """Close the stream; never raises."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from psl_flower.errors import PeerLost, ProtocolError, PslError
 from psl_flower.wire.connection import Connection, Interrupted
 from psl_flower.wire.frames import Expectation, Frame, raise_ending
-from psl_flower.wire.messages import Abort, Failed, Hello, Saved, Smashed, Welcome, party_names
+from psl_flower.wire.messages import Abort, Hello, Saved, Smashed, Welcome, party_names
 
 Outcome = Frame | BaseException | None
 
@@ -133,8 +133,7 @@ class Worker(threading.Thread):
         if job.expect is None:
             return None
         answer = self._connection.receive(job.expect, job.deadline)
-        if isinstance(answer.message, Failed):
-            raise_ending(answer, self.name_of_peer)
+        raise_ending(answer, self.name_of_peer)
         return answer
 
     def _leave(self) -> None:

@@ -149,9 +149,8 @@ class Vanishing(LocalExchange):
         self._parts, self._at = parts, at
 
     def exchange(self, down, shapes, meanwhile):
-        step = down[0].step
-        about = step.gradient_of if isinstance(step, Share) else step.of if isinstance(step, Average) else None
-        if about is not None and about.step == 3 and isinstance(step, self._at):
+        turn = down[0].turn
+        if isinstance(turn, self._at) and turn.tensor_of.step == 3:
             meanwhile()
             self._parts.uppers[0].handle(down[0])
             raise PeerLost("node 1 vanished")

@@ -21,7 +21,7 @@ from psl_flower.errors import PeerLost
 from psl_flower.losses import uppers_loss
 from psl_flower.models import AdaptationNet, PatchSplitNet
 from psl_flower.models.split import adaptation_seed, reset_parameters
-from psl_flower.wire.messages import Plan
+from psl_flower.wire.plan import Plan
 from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
 
 OVERLAP = {"stride": (4, 4)}
@@ -157,7 +157,7 @@ class Vanishing(LocalExchange):
         self._parts, self._fail_at = parts, fail_at
 
     def exchange(self, down, shapes, meanwhile):
-        plan = down[0].step.plan
+        plan = down[0].turn.plan
         if plan is not None and plan.id.step == self._fail_at:
             meanwhile()
             self._parts.uppers[0].handle(down[0])
@@ -201,9 +201,9 @@ class DroppedGradient(LocalExchange):
     """The first gradient of Upper 0 never arrives; zeros do."""
 
     def exchange(self, down, shapes, meanwhile):
-        trained, gradient = down[0].step.gradient_of, down[0].gradient_BKhwC
+        trained, gradient = down[0].turn.gradient_of, down[0].tensor
         if trained is not None and trained.step == 0:
-            down = dict(down) | {0: down[0]._replace(gradient_BKhwC=torch.zeros_like(gradient))}
+            down = dict(down) | {0: down[0]._replace(tensor=torch.zeros_like(gradient))}
         return super().exchange(down, shapes, meanwhile)
 
 

@@ -56,7 +56,7 @@ class Tampering(LocalExchange):
         self._parts, self._step, self._change = parts, step, change
 
     def exchange(self, down, shapes, meanwhile):
-        plan = down[1].step.plan
+        plan = down[1].turn.plan
         if plan is None or plan.id.step != self._step:
             return super().exchange(down, shapes, meanwhile)
         meanwhile()
@@ -64,8 +64,8 @@ class Tampering(LocalExchange):
         for m, engine in self._parts.uppers.items():
             up = engine.handle(down[m])
             up = self._change(up) if m == 1 else up
-            expected = self._parts.wire.expect_up(down[m].step, shapes[m])
-            reply = bytearray(frame_bytes(self._parts.wire.up_frame(up)))
+            expected = self._parts.wire.expect_answer(down[m].turn, shapes[m])
+            reply = bytearray(frame_bytes(self._parts.wire.frame(*up)))
             answers[m] = up_of(decode_frame(reply, expected, peer=f"Upper {m}"))
         return answers
 
@@ -77,17 +77,17 @@ class Blind(LocalExchange):
         super().__init__(parts.uppers, parts.wire)
 
     def exchange(self, down, shapes, meanwhile):
-        assert all(each.step.plan is None or each.step.plan.mode == "train" for each in down.values())
+        assert all(each.turn.plan is None or each.turn.plan.mode == "train" for each in down.values())
         return super().exchange(down, shapes, meanwhile)
 
 
 def with_nan(up: Up) -> Up:
-    up.smashed_BKhwC[0, 0, 0, 0, 0] = float("nan")
+    up.tensor[0, 0, 0, 0, 0] = float("nan")
     return up
 
 
 def one_sample_less(up: Up) -> Up:
-    return up._replace(smashed_BKhwC=up.smashed_BKhwC[:-1])
+    return up._replace(tensor=up.tensor[:-1])
 
 
 def of_another_step(up: Up) -> Up:
@@ -123,9 +123,9 @@ def test_weights_that_are_not_finite_are_never_committed(make, oracle):
 
     class Overflowing(LocalExchange):
         def exchange(self, down, shapes, meanwhile):
-            trained = down[1].step.gradient_of
+            trained = down[1].turn.gradient_of
             if trained is not None and trained.step == 3:
-                down[1].gradient_BKhwC.fill_(float("inf"))
+                down[1].tensor.fill_(float("inf"))
             return super().exchange(down, shapes, meanwhile)
 
     with pytest.raises(TrainingError, match="step 4: weights or momentum are not finite; the last checkpoint is kept"):
@@ -139,11 +139,11 @@ class Repeating(LocalExchange):
 
     def exchange(self, down, shapes, meanwhile):
         answers = super().exchange(down, shapes, meanwhile)
-        trained = down[0].step.gradient_of
+        trained = down[0].turn.gradient_of
         if trained is not None and trained.step == 1:
             frame = decode_frame(
-                bytearray(frame_bytes(self.wire.down_frame(down[0]))),
-                self.wire.expect_down(tuple(down[0].gradient_BKhwC.shape)),
+                bytearray(frame_bytes(self.wire.frame(*down[0]))),
+                self.wire.expect_turn(tuple(down[0].tensor.shape)),
             )
             self._parties[0].handle(down_of(frame))
         return answers

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from psl_flower.errors import FrameMismatch, FrameTooLarge, ProtocolError, WireError
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.frames import Expectation, Limits, decode_frame, encode_frame, frame_nbytes
-from psl_flower.wire.messages import ADAPTATION, Failed, Hello, Keep, Message, Plan, Saved, Smashed, Step, StepId
+from psl_flower.wire.messages import ADAPTATION, Failed, Hello, Keep, Message, Saved, Smashed, Step
+from psl_flower.wire.plan import Plan, StepId
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INTEGERS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}

@@ -23,7 +23,8 @@ from psl_flower.errors import AuthenticationError, PeerLost, PslError
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame, encode_frame
 from psl_flower.wire.gate import RefusalLog
-from psl_flower.wire.messages import Finish, Hello, Message, Smashed, Step, StepId
+from psl_flower.wire.messages import Finish, Hello, Message, Smashed, Step
+from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import UpperStream, connect
 from psl_flower.wire.tls import ephemeral_identity
 

@@ -18,7 +18,8 @@ import torch
 from psl_flower.errors import AuthenticationError, PeerLost, ProtocolError, PslError
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame, encode_frame
-from psl_flower.wire.messages import Abort, Hello, Message, Saved, Smashed, Step, StepId
+from psl_flower.wire.messages import Abort, Hello, Message, Saved, Smashed, Step
+from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import UpperStream, connect
 from psl_flower.wire.tls import ephemeral_identity
 

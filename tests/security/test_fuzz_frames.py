@@ -15,24 +15,20 @@ from psl_flower.wire.codecs import CODECS
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, encode_frame
 from psl_flower.wire.messages import (
-    UP,
     Abort,
     Average,
     Failed,
     Finish,
     Hello,
     Message,
-    Plan,
     Saved,
     Share,
     Shared,
     Smashed,
     Step,
-    StepId,
     Welcome,
-    num_tensors,
-    pack_samples,
 )
+from psl_flower.wire.plan import Plan, StepId, pack_samples
 from psl_flower.wire.stream import connect
 
 SEED = 20_240_229
@@ -63,9 +59,9 @@ def corpus() -> list[tuple[bytes, Expectation]]:
         kinds: tuple[type[Message], ...] = (type(message),)
         if isinstance(message, Failed | Abort):
             kinds = (Smashed, Saved) if isinstance(message, Failed) else (Step, Finish)
-        for codec in CODECS if num_tensors(message) else ("float32",):
-            raw = b"".join(encode_frame(message, [tensor] * num_tensors(message), codec))
-            tensors = (codec, SHAPE, ID) if num_tensors(message) else ()
+        for codec in CODECS if message.num_tensors else ("float32",):
+            raw = b"".join(encode_frame(message, [tensor] * message.num_tensors, codec))
+            tensors = (codec, SHAPE, ID) if message.num_tensors else ()
             frames.append((raw, Expectation(kinds, *tensors)))
     return frames
 
@@ -142,9 +138,9 @@ def mutated(raw: bytes, draw: random.Random, others: list[bytes]) -> bytes:
 def check(frame: Frame, expect: Expectation) -> None:
     """Check that a frame which was let through is of the form that the receiver asked for."""
     kinds = expect.types if isinstance(expect.types, tuple) else (expect.types,)
-    ending = Failed if UP.intersection(kinds) else Abort
+    ending = Failed if any(kind.goes_up for kind in kinds) else Abort
     assert isinstance(frame.message, (*kinds, ending))
-    assert len(frame.tensors) == num_tensors(frame.message)
+    assert len(frame.tensors) == frame.message.num_tensors
     for tensor in frame.tensors:
         assert tuple(tensor.shape) == expect.shape and tensor.dtype == expect.dtype
         match frame.message:
@@ -155,7 +151,7 @@ def check(frame: Frame, expect: Expectation) -> None:
             case other:
                 pytest.fail(f"{other} has no tensor")
     plain = Step(None, frame.message.plan, frame.message.save) if isinstance(frame.message, Step) else frame.message
-    if not num_tensors(plain):
+    if not plain.num_tensors:
         assert decode_frame(b"".join(encode_frame(plain)), Expectation(type(plain))).message == plain
 
 

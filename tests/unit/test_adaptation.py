@@ -16,8 +16,9 @@ from psl_flower.losses import Targets
 from psl_flower.models import AdaptationNet
 from psl_flower.models.split import reset_parameters
 from psl_flower.wire.codecs import wire_roundtrip
-from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
-from psl_flower.wire.messages import Adapt, Adapted, Keep, Saved, Step, StepId, pack_samples
+from psl_flower.wire.frames import decode_frame, frame_bytes
+from psl_flower.wire.messages import Adapt, Adapted, Keep, Saved, Step
+from psl_flower.wire.plan import StepId, pack_samples
 
 ASSIGNMENT, CLASSES = (0, 1, 1, 0), 3
 WIRE = WireFormat()
@@ -56,7 +57,7 @@ def mixed(others):
 
 def send(node, message, *tensors, wire=WIRE):
     """Let a node answer a frame as it comes off a wire."""
-    frame = Frame(message, tensors, wire.again)
+    frame = wire.frame(message, *tensors)
     return node.reply(decode_frame(bytearray(frame_bytes(frame)), node.expects(wire)), wire)
 
 
@@ -168,12 +169,12 @@ def test_a_state_is_kept_and_found_again(node, tmp_path):
 def test_what_crossed_the_wire_once_crosses_it_again_unchanged(codec, dtype):
     wire = WireFormat(activations=codec, gradients=codec, dtype=dtype)
     received = wire_roundtrip(SMASHED, codec).to(dtype)
-    assert torch.equal(wire_roundtrip(received, wire.again).to(dtype), received)
+    assert torch.equal(wire_roundtrip(received, wire.codec("joined")).to(dtype), received)
     gradient = torch.randn(5, 7).to(dtype)
-    assert torch.equal(wire_roundtrip(gradient, wire.lossless).to(dtype), gradient)
+    assert torch.equal(wire_roundtrip(gradient, wire.codec("joined gradient")).to(dtype), gradient)
 
 
 def test_the_brief_codecs_stay_brief():
-    assert WireFormat(activations="bfloat16").again == "bfloat16"
-    assert WireFormat(activations="float16").again == "float16"
-    assert WireFormat(activations="int8").again == "float32"
+    assert WireFormat(activations="bfloat16").codec("joined") == "bfloat16"
+    assert WireFormat(activations="float16").codec("joined") == "float16"
+    assert WireFormat(activations="int8").codec("joined") == "float32"

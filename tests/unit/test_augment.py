@@ -11,7 +11,7 @@ from psl_flower.engine.inputs import network_input
 from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
 from psl_flower.seeds import uniform
-from psl_flower.wire.messages import Plan, StepId, pack_samples
+from psl_flower.wire.plan import Plan, StepId, pack_samples
 
 SAMPLES = np.arange(100, 140)
 SEED = 11

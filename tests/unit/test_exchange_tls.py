@@ -22,7 +22,8 @@ from psl_flower.errors import AuthenticationError, ConfigError
 from psl_flower.wire.credentials import endpoint_identity, node_tls
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Hello, Smashed, Step, StepId
+from psl_flower.wire.messages import Hello, Smashed, Step
+from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import connect
 from psl_flower.wire.tls import Identity, NodeTls
 from server.app import _identity

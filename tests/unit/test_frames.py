@@ -19,7 +19,6 @@ from psl_flower.wire.frames import (
     raise_ending,
 )
 from psl_flower.wire.messages import (
-    MAX_SAMPLES,
     Abort,
     Adapt,
     Adapted,
@@ -29,16 +28,14 @@ from psl_flower.wire.messages import (
     Hello,
     Keep,
     Message,
-    Plan,
     Saved,
     Share,
     Shared,
     Smashed,
     Step,
-    StepId,
     Welcome,
-    pack_samples,
 )
+from psl_flower.wire.plan import MAX_SAMPLES, Plan, StepId, pack_samples
 
 ID = StepId(1, 2, 3)
 PLAN = Plan(ID, "train", 0.5, pack_samples([7, 8]), 2**63 - 1)

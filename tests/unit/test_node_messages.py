@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from psl_flower.errors import FrameMismatch, PositionError, StoreError
+from psl_flower.wire.messages import Failed
 from psl_flower.wire.node_messages import (
     Claim,
-    Failure,
     Inventory,
     NodeTask,
     StreamTicket,
@@ -26,7 +26,7 @@ TASK = NodeTask(
     run="r", parties=(0, 2), settings=b"\x00\xff", activations="float32", gradients="int8", timeout_s=1.5, threads=2
 )
 TICKET = StreamTicket(host="h", port=1, cert_pem=None, node=-(2**60), tokens={3: b"t" * 32}, step=7, saved={3: 7})
-RECORDS = [TASK, TICKET, claim(1, 1, 2), Inventory(claims=(claim(0, 0),)), Failure(kind="StoreError", message="gone")]
+RECORDS = [TASK, TICKET, claim(1, 1, 2), Inventory(claims=(claim(0, 0),)), Failed("StoreError", "gone")]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
@@ -89,9 +89,9 @@ def test_a_ticket_shows_no_token():
 
 
 def test_failures_keep_the_text():
-    assert Failure.of(StoreError("no store")) == Failure(kind="StoreError", message="no store")
+    assert Failed.of(StoreError("no store")) == Failed("StoreError", "no store")
     # An error that is not ours may have a text that says nothing without its class.
-    assert Failure.of(KeyError("x")) == Failure(kind="KeyError", message="KeyError: 'x'")
+    assert Failed.of(KeyError("x")) == Failed(kind="KeyError", message="KeyError: 'x'")
 
 
 COMPLETE = [

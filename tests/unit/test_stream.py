@@ -21,7 +21,8 @@ from psl_flower.errors import (
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Finish, Hello, Plan, Saved, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.messages import Failed, Finish, Hello, Saved, Smashed, Step
+from psl_flower.wire.plan import Plan, StepId, pack_samples
 from psl_flower.wire.stream import UpperStream, connect
 from psl_flower.wire.tls import Identity, ephemeral_identity, is_loopback
 
@@ -163,7 +164,7 @@ def test_one_failure_is_raised_at_once_and_the_others_go_on(
     failing = join(endpoint, 1)
     silent = join(endpoint, 2)
     endpoint.wait_for(range(3), 5)
-    failing.fail("StoreError", "record 7 is damaged")
+    failing.fail(Failed("StoreError", "record 7 is damaged"))
     began = time.monotonic()
     with (
         silent,
@@ -179,7 +180,7 @@ def test_one_failure_is_raised_at_once_and_the_others_go_on(
 def test_the_word_of_an_upper_that_failed_between_steps_is_heard_although_sending_breaks(
     endpoint: ExchangeEndpoint,
 ) -> None:
-    join(endpoint, 0).fail("MemoryError", "too little")
+    join(endpoint, 0).fail(Failed("MemoryError", "too little"))
     endpoint.wait_for([0], 5)
     large = Frame(Step(StepId(0, 0)), (torch.zeros(64, 1, 64, 64, 64),))
     with pytest.raises((NodeError, PeerLost)) as caught:

@@ -9,7 +9,8 @@ from psl_flower.engine.inputs import normalise
 from psl_flower.errors import ProtocolError, RunError, StoreError
 from psl_flower.models.cut import from_wire
 from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
-from psl_flower.wire.messages import Average, Plan, Saved, Share, Shared, Smashed, Step, StepId, pack_samples
+from psl_flower.wire.messages import Average, Saved, Share, Shared, Smashed, Step
+from psl_flower.wire.plan import Plan, StepId, pack_samples
 from tests.engines import Federation, differences, prefixed, settings
 
 
@@ -37,15 +38,15 @@ def test_a_plan_is_answered_with_the_smashed_data_of_its_samples(engine, parts):
     up = engine.handle(Down(Step(plan=plan())))
     assert isinstance(up.answer, Smashed)
     assert up.answer.id == StepId(0, 0, 0)
-    assert up.smashed_BKhwC.shape == (3, 2, 8, 8, 64) == engine.pending_shape
-    assert up.smashed_BKhwC.is_contiguous()
-    assert not up.smashed_BKhwC.requires_grad
+    assert up.tensor.shape == (3, 2, 8, 8, 64) == engine.pending_shape
+    assert up.tensor.is_contiguous()
+    assert not up.tensor.requires_grad
 
     other = parts.upper(0)
     other.model.load_state_dict(model)
     patches = torch.from_numpy(other.store.read(np.array([3, 1, 2]))).flatten(0, 1)
     expected = other.model.train()(normalise(patches, parts.description.mean, parts.description.std))
-    assert torch.equal(from_wire(up.smashed_BKhwC), expected)
+    assert torch.equal(from_wire(up.tensor), expected)
 
 
 def test_a_gradient_is_applied_by_momentum_sgd_with_the_rate_of_its_own_plan(engine):
@@ -69,7 +70,7 @@ def test_evaluation_changes_nothing_and_keeps_nothing(engine):
     before = weights(engine)
     up = engine.handle(Down(Step(plan=plan(0, "evaluate"))))
     again = engine.handle(Down(Step(plan=plan(0, "evaluate", attempt=1))))
-    assert torch.equal(up.smashed_BKhwC, again.smashed_BKhwC)
+    assert torch.equal(up.tensor, again.tensor)
     assert differences(before, weights(engine)) == []
     assert engine.pending_shape is None
 
@@ -171,15 +172,15 @@ def test_sharing_answers_with_the_weights_that_the_gradient_led_to(averaged):
     assert averaged.step == 1
     model = averaged.model
     expected = [*model.parameters(), model.bn1.running_mean, model.bn1.running_var]
-    assert torch.equal(up.shared_N, torch.cat([tensor.detach().flatten() for tensor in expected]))
-    assert len(up.shared_N) == averaged.weight_count
+    assert torch.equal(up.tensor, torch.cat([tensor.detach().flatten() for tensor in expected]))
+    assert len(up.tensor) == averaged.weight_count
 
 
 def test_an_average_is_taken_over_saved_and_run_with(averaged):
     averaged.handle(Down(Step(plan=plan())))
     averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
     average_N = torch.arange(averaged.weight_count) / averaged.weight_count
-    up = averaged.handle(Down(Average(StepId(0, 0), plan(1), save=True), average_N=average_N))
+    up = averaged.handle(Down(Average(StepId(0, 0), plan(1), save=True), average_N))
     assert isinstance(up.answer, Smashed)
     saved = averaged._checkpoints.load(1)["model"]
     first = saved["conv1.weight"]
@@ -193,7 +194,7 @@ def test_an_average_of_another_step_is_refused_and_changes_no_weight(after, aver
     averaged.handle(Down(Share(StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
     with pytest.raises(ProtocolError, match=r"average after StepId\(epoch=0, step=0, attempt=0\), received that after"):
-        averaged.handle(Down(Average(after), average_N=torch.zeros(averaged.weight_count)))
+        averaged.handle(Down(Average(after), torch.zeros(averaged.weight_count)))
     assert differences(held, weights(averaged)) == []
 
 
@@ -203,13 +204,13 @@ def test_an_average_is_not_taken_over_unless_weights_were_shared_and_not_twice(a
     averaged.handle(Down(Step(gradient_of=StepId(0, 0)), torch.ones(averaged.pending_shape)))
     held = weights(averaged)
     with pytest.raises(ProtocolError, match="average after None, received"):
-        averaged.handle(Down(Average(StepId(0, 0)), average_N=zeros))
+        averaged.handle(Down(Average(StepId(0, 0)), zeros))
     assert differences(held, weights(averaged)) == []
     averaged.handle(Down(Step(plan=plan(1))))
     averaged.handle(Down(Share(StepId(0, 1)), torch.ones(averaged.pending_shape)))
-    averaged.handle(Down(Average(StepId(0, 1)), average_N=zeros + 1))
+    averaged.handle(Down(Average(StepId(0, 1)), zeros + 1))
     with pytest.raises(ProtocolError, match="average after None, received"):
-        averaged.handle(Down(Average(StepId(0, 1)), average_N=zeros))
+        averaged.handle(Down(Average(StepId(0, 1)), zeros))
 
 
 def test_no_step_begins_without_the_average_that_is_waited_for(averaged):
