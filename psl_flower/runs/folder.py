@@ -37,8 +37,8 @@ import psutil
 import tomli_w
 
 from psl_flower.config import RunConfig
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import write_atomically
 
 if TYPE_CHECKING:

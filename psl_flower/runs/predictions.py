@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import GROUP_OF, RunConfig
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.errors import ConfigError, NoCheckpoint, OtherDataset, RunError
-from psl_flower.system.files import write_atomically
-from psl_flower.runs.image_ids import parse_images
-from psl_flower.text import expanded
-from psl_flower.runs.resuming import settings_of
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
+from psl_flower.runs.image_ids import parse_images
+from psl_flower.runs.resuming import settings_of
+from psl_flower.system.files import write_atomically
+from psl_flower.text import expanded
 
 if TYPE_CHECKING:
     from psl_flower.engine.rounds import Predictions
@@ -139,7 +139,9 @@ def free_folder(run: RunFolder, config: RunConfig) -> RunFolder:
     folder = run.path / FOLDER
     if config.run.run_name:
         if (folder / config.run.run_name).exists():
-            raise RunError(f"{folder / config.run.run_name}: there is a prediction of this name already; choose another")
+            raise RunError(
+                f"{folder / config.run.run_name}: there is a prediction of this name already; choose another"
+            )
         return RunFolder(folder / config.run.run_name)
     stem = f"{'images' if config.run.predict_images else config.run.predict_split}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
@@ -177,8 +179,8 @@ def check(config: RunConfig, run: RunFolder, description: StoreSetDescription) -
     """
     if description.fingerprint != run.read_description().fingerprint:
         raise OtherDataset(
-            f"{config.data.dataset}: its patch stores are not those that run {run.name} was trained on, to which the nodes' "
-            "weights belong; put those back, or train anew"
+            f"{config.data.dataset}: its patch stores are not those that run {run.name} was trained on, to which the "
+            "nodes' weights belong; put those back, or train anew"
         )
     samples_asked(config, description)
     if not config.run.uppers_left_out() < set(range(description.num_uppers)):
