@@ -30,7 +30,7 @@ read a dataset            `open_dataset`
 make or open its stores   `prepare_stores`
 train in this process     `OneProcessTrainer`, to the very weights of the federated run
 find runs                 `list_runs`, `open_run`, `choose_run` (the newest that has a model)
-use a trained model       `load_assembled`, then `evaluate` with `own_test_images`, or `Assembled.prepare` and `predict`
+use a trained model       `load_trained_model`, then `evaluate` with `own_test_images`, or `TrainedModel.predict`
 catch any error           `PslError`
 train over Flower         `strategies.PatchSplit` with `clients.upper_app.upper_app`; from a shell `psl train`
 ========================  ==============================================================================================
@@ -90,9 +90,9 @@ if TYPE_CHECKING:
     from psl_flower.errors import PslError as PslError
     from psl_flower.inference.evaluation import evaluate as evaluate
     from psl_flower.inference.evaluation import own_test_images as own_test_images
-    from psl_flower.inference.trained_model import Assembled as Assembled
+    from psl_flower.inference.trained_model import TrainedModel as TrainedModel
     from psl_flower.inference.trained_model import choose_run as choose_run
-    from psl_flower.inference.trained_model import load_assembled as load_assembled
+    from psl_flower.inference.trained_model import load_trained_model as load_trained_model
     from psl_flower.losses import full_loss as full_loss
     from psl_flower.models import AdaptationNet as AdaptationNet
     from psl_flower.models import PatchSplitNet as PatchSplitNet
@@ -111,7 +111,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.one_process": ["OneProcessTrainer"],
         "errors": ["PslError"],
         "inference.evaluation": ["evaluate", "own_test_images"],
-        "inference.trained_model": ["Assembled", "choose_run", "load_assembled"],
+        "inference.trained_model": ["TrainedModel", "choose_run", "load_trained_model"],
         "losses": ["full_loss"],
         "models": ["AdaptationNet", "PatchSplitNet"],
         "patches": ["PatchGrid"],

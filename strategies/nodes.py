@@ -11,6 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
+from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions, encode
 from strategies.messages import ask, content, decoded
@@ -66,10 +67,8 @@ class Placement:
 
     def absence(self, assignment: Sequence[int]) -> str:
         """Say which Uppers are absent, and which positions with them; empty if none are."""
-        return "; ".join(
-            f"Upper {m} (position {', '.join(str(p) for p, owner in enumerate(assignment) if owner == m)})"
-            for m in self.absent
-        )
+        positions = positions_by_upper(assignment)
+        return "; ".join(f"Upper {m} (position {', '.join(map(str, positions[m]))})" for m in self.absent)
 
 
 def place(

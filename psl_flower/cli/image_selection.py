@@ -38,7 +38,7 @@ def images_asked(
     if bool(image) == (wrong_only is not None):
         raise ConfigError("name the images with --image, or a run with --wrong-only; one of the two")
     if wrong_only is None:
-        return dict.fromkeys(parse_images(image, manifest))
+        return dict.fromkeys(parse_images(image, manifest.description))
     check_dataset(wrong_only, manifest)
     return {found.image: found for found in mistakes(wrong_only, split=split, limit=limit, labels_N=labels_N)}
 
@@ -47,7 +47,7 @@ def image_name(manifest: Manifest, image: int) -> str:
     """Return an image's name by split, such as "test:17"; its number if it was added after this manifest."""
     if image >= manifest.num_samples:
         return str(image)
-    split, within = manifest.split_of(image)
+    split, within = manifest.description.split_of(image)
     return f"{split}:{within}"
 
 
@@ -57,7 +57,7 @@ def captions(
     """Return what is written beneath each image."""
     made = []
     for number, mistake in images.items():
-        split, within = manifest.split_of(number)
+        split, within = manifest.description.split_of(number)
         label = int(labels_N[number]) if labels_N is not None else mistake.label if mistake else None
         made.append(
             Caption(

@@ -104,7 +104,7 @@ def ingest(
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.data.images import Resized
     from psl_flower.data.sources import open_dataset
-    from psl_flower.patches.cutting import half_of
+    from psl_flower.patches.cutting import first_image, half_of
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
@@ -140,7 +140,13 @@ def ingest(
             raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
         resized = parse_size(image_size, "--image-size") if image_size else (0, 0)
         chosen = choose_for(opened, resized, "pad" if fit == "pad" else "exact", len(nodes))
-    size = chosen.grid.patch_size if chosen else parse_size(patch, "--patch") if patch else half_of(source)
+    size = (
+        chosen.grid.patch_size
+        if chosen
+        else parse_size(patch, "--patch")
+        if patch
+        else half_of(first_image(source).shape[:2])
+    )
     step = chosen.grid.stride if chosen else parse_size(stride, "--stride") if stride else size
     plan = Plan(
         patch_size=size,

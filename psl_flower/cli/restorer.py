@@ -218,7 +218,7 @@ def relabel(
     if len(label or ()) > 1:
         raise ConfigError("--label: one class for all images named; for several classes use --csv, or several commands")
     rows = _rows(image or [], "".join(label or ()), changes)
-    wanted = [(k, _label_of(content, text)) for names, text in rows for k in parse_images([names], content)]
+    wanted = [(k, _label_of(content, text)) for names, text in rows for k in parse_images([names], content.description)]
     new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why) if new else before.version
     seen.check_labels(content.dataset, list(book.read(content, author).digests))

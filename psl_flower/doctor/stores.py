@@ -60,8 +60,7 @@ def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     what = "manifest"
     try:
         sealed = os.path.isdir(path) or path.suffix == Path(manifests.FILE).suffix
-        described: StoreSetDescription | manifests.Manifest
-        described = manifests.load(path).manifest if sealed else StoreSetDescription.load(path)
+        described = manifests.load(path).manifest.description if sealed else StoreSetDescription.load(path)
     except PslError as error:
         do = f"give the {manifests.FILE} of the owner, or the run's: runs/NAME/manifest.json on the server"
         return [failed(what, str(error), do)]
@@ -69,7 +68,7 @@ def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     if meta.dataset != described.fingerprint:
         found = f"{path}: is of dataset {described.fingerprint[:12]}, the store of {meta.dataset[:12]}"
         return [failed(what, found, "get the store that was made with the others of this set")]
-    if meta.positions != tuple(p for p, upper in enumerate(described.assignment) if upper == meta.upper):
+    if meta.positions != described.positions_of(meta.upper):
         found = f"{path}: assigns other positions to Upper {meta.upper} than the store holds"
         return [failed(what, found, "get the store that was made with the others of this set")]
     if len(store) != described.num_samples:

@@ -279,7 +279,7 @@ def smashed_shapes(
     config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None
 ) -> dict[int, tuple[int, int, int, int]]:
     """Return (K, h, w, C) of each Upper's smashed data, without the batch; `size` as in `make_network`."""
-    C, h, w = smashed_size(make_upper(config, description, 0, size), (description.channels, *description.patch_size))
+    C, h, w = smashed_size(make_upper(config, description, 0, size), description.patch_shape)
     return {m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)}
 
 

@@ -20,7 +20,7 @@ from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
 from psl_flower.losses import Targets, lower_loss
-from psl_flower.patches.assignment import absent_positions
+from psl_flower.patches.assignment import absent_positions, positions_by_upper
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.messages import ADAPTATION
 
@@ -100,9 +100,7 @@ class LowerEngine:
         self._teacher = teacher
         self.step = 0
         self.saved = dict.fromkeys([*sorted(set(self.assignment)), *([ADAPTATION] * adaptation_elsewhere)], 0)
-        self._positions = {
-            m: [p for p, owner in enumerate(self.assignment) if owner == m] for m in sorted(set(self.assignment))
-        }
+        self._positions = dict(enumerate(map(list, positions_by_upper(self.assignment))))
         self._alpha, self._label_smoothing = alpha, label_smoothing
         self._autocast = use_autocast
         self._optimizer = make_optimizer(self.lower.parameters())

@@ -28,7 +28,7 @@ from psl_flower.losses import loss_parts
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import absent_positions
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.patches.store import PatchStore
+from psl_flower.patches.store import PatchStore, read_all_positions
 from psl_flower.system.devices import autocast
 from psl_flower.wire.plan import Plan
 
@@ -162,18 +162,9 @@ class OneProcessTrainer:
 
     def _patches(self, plan: Plan) -> torch.Tensor:
         """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""
-        samples_B = plan.sample_indices()
-        shape = (
-            len(samples_B),
-            len(self._description.assignment),
-            self._description.channels,
-            *self._description.patch_size,
-        )
-        patches_BPChw = np.empty(shape, np.uint8)
-        for store in self._stores:
-            patches_BPChw[:, store.meta.positions] = store.read(samples_B)
-        description, positions = self._description, range(shape[1])
+        patches_BPChw = read_all_positions(self._stores, plan.sample_indices())
+        description, positions = self._description, range(patches_BPChw.shape[1])
         patches_NChw = network_input(
             patches_BPChw, positions, plan, self._task.augmentation, description.mean, description.std, self._device
         )
-        return patches_NChw.reshape(shape)
+        return patches_NChw.reshape(patches_BPChw.shape)

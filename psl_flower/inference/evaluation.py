@@ -18,6 +18,7 @@ from psl_flower.data.sources import open_dataset
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.errors import ConfigError, DataError
 from psl_flower.inference.trained_model import TrainedModel
+from psl_flower.patches.store import read_all_positions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -180,11 +181,8 @@ def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -
     try:
         for start in range(0, len(samples_N), batch_size):
             samples_B = samples_N[start : start + batch_size]
-            shape = (len(samples_B), grid.num_patches, description.channels, *description.patch_size)
-            patches_BPChw = np.empty(shape, np.uint8)
-            for store in opened:
-                patches_BPChw[:, store.meta.positions] = store.read(samples_B)
-            yield torch.from_numpy(np.ascontiguousarray(grid.merge(patches_BPChw))), stores.labels[samples_B]
+            images_BCHW = grid.merge(read_all_positions(opened, samples_B))
+            yield torch.from_numpy(np.ascontiguousarray(images_BCHW)), stores.labels[samples_B]
     finally:
         for store in opened:
             store.close()

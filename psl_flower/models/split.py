@@ -16,7 +16,7 @@ from psl_flower.models.architectures import UPPER_INITS, BackboneSize, last_stag
 from psl_flower.models.cut import boundary, cut_pair
 from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
-from psl_flower.patches.assignment import assign
+from psl_flower.patches.assignment import assign, positions_by_upper
 from psl_flower.seeds import derive
 
 
@@ -251,11 +251,10 @@ class PatchSplitNet(nn.Module):
         Uppers that are absent do not run; zeros stand for their smashed data.
         """
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
-        for m, upper in enumerate(self.uppers):
+        for m, (upper, positions) in enumerate(zip(self.uppers, positions_by_upper(self.assignment), strict=True)):
             if m in absent:
                 continue
-            positions = [p for p, owner in enumerate(self.assignment) if owner == m]
-            patches_NChw = channels_last(patches_BPChw[:, positions].flatten(0, 1))
+            patches_NChw = channels_last(patches_BPChw[:, list(positions)].flatten(0, 1))
             smashed = _by_patch(boundary(upper(patches_NChw), activations, gradients), len(positions))
             for k, p in enumerate(positions):
                 by_position[p] = smashed[:, k]

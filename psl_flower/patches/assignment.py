@@ -46,6 +46,11 @@ def assign(grid: PatchGrid, num_uppers: int, method: str = "scatter") -> tuple[i
     return min(candidates, key=lambda groups: (-min_distance(grid, groups), _energy(np.array(groups), cost)))
 
 
+def positions_by_upper(assignment: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the positions of each Upper, ascending."""
+    return tuple(tuple(p for p, m in enumerate(assignment) if m == upper) for upper in range(max(assignment) + 1))
+
+
 def absent_positions(assignment: Sequence[int], present: Collection[int]) -> list[int]:
     """Return the positions of all Uppers but the present ones, ascending."""
     return [p for p, owner in enumerate(assignment) if owner not in present]

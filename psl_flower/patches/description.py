@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import ConfigError, StoreError
+from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
+from psl_flower.patches.store import StoreMeta
 from psl_flower.system.files import write_atomically
 
 VERSION = 2
@@ -79,11 +81,17 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     @property
     def num_samples(self) -> int:
         """Images, over all splits."""
-        return max(stop for ranges in self.splits.values() for _, stop in ranges)
+        return sum(stop - start for ranges in self.splits.values() for start, stop in ranges)
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return (self.channels, *self.patch_size)
 
     def samples_of(self, split: str) -> NDArray[np.int64]:
-        """Return the global indices (N,) of the samples of "train" or "test", in order."""
-        return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in self.splits[split]])
+        """Return the global indices (N,) of the samples of "train" or "test", in order; none of any other split."""
+        parts = [np.arange(start, stop, dtype=np.int64) for start, stop in self.splits.get(split, ())]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def split_of(self, sample: int) -> tuple[str, int]:
         """Return a sample's split and its number within it.
@@ -136,7 +144,17 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         """
         if not 0 <= upper < self.num_uppers:
             raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.num_uppers - 1}")
-        return tuple(p for p, m in enumerate(self.assignment) if m == upper)
+        return positions_by_upper(self.assignment)[upper]
+
+    def meta_of(self, upper: int) -> StoreMeta:
+        """Return what an Upper's store says of itself, but for the epoch of its keys; raises as `positions_of`."""
+        return StoreMeta(
+            dataset=self.fingerprint,
+            upper=upper,
+            positions=self.positions_of(upper),
+            patch_shape=self.patch_shape,
+            num_samples=self.num_samples,
+        )
 
     def save(self, path: Path) -> None:
         """Write the description as JSON, durably; the file is the old one or the new one, never a part.

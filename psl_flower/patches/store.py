@@ -1,10 +1,11 @@
 """What a patch store is to the rest: positions of one Upper, read by sample index.
 
-Shape suffixes: B batch, K positions of this Upper, C channels, h and w pixels of a patch.
+Shape suffixes: B batch, P positions of all Uppers, K positions of this Upper, C channels, h and w pixels of a patch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -66,6 +67,21 @@ class PatchStore(Protocol):
     def close(self) -> None:
         """Release files; reading afterwards raises StoreError."""
         ...
+
+
+def read_all_positions(stores: Sequence[PatchStore], samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return all patches (B, P, C, h, w) of the given sample indices, from all stores of a set.
+
+    Raises
+    ------
+    StoreError
+        If an index is out of range or the data is damaged.
+    """
+    num_patches = sum(len(store.meta.positions) for store in stores)
+    patches_BPChw = np.empty((len(samples_B), num_patches, *stores[0].meta.patch_shape), np.uint8)
+    for store in stores:
+        patches_BPChw[:, list(store.meta.positions)] = store.read(samples_B)
+    return patches_BPChw
 
 
 def store_folder(folder: Path, upper: int) -> Path:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from psl_flower.errors import ConfigError
+from psl_flower.patches.description import StoreSetDescription
 
 
-class Numbered(Protocol):
-    """What knows the splits of a dataset: a manifest."""
-
-    def split_of(self, sample: int) -> tuple[str, int]:
-        """Return a sample's split and its number within it; raises if there is no such sample."""
-        ...
-
-    def sample_of(self, split: str, number: int) -> int:
-        """Return the global index of an image of a split; raises if there is none."""
-        ...
-
-
-def parse_images(texts: Sequence[str], description: Numbered) -> list[int]:
+def parse_images(texts: Sequence[str], description: StoreSetDescription) -> list[int]:
     """Read image ids: a global number, or SPLIT:NUMBER; several in one text with commas between.
 
     Raises
     ------
     ConfigError
-        If one is neither, or none is named.
-    ConfigError, ManifestError
-        If an image is not in the dataset, as the manifest has it.
+        If one is neither or not in the dataset, or none is named.
     """
     images = []
     for text in (part.strip() for item in texts for part in item.split(",") if part.strip()):

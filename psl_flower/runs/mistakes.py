@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import OtherDataset, RunError
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import predictions_of
-from psl_flower.sealed.manifest import Grid, Manifest, fingerprint_of
+from psl_flower.sealed.manifest import Manifest
 
 FILE = "predictions.npz"
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
@@ -94,14 +94,7 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     if holder is None:
         raise RunError(f"{run}: no manifest.json says which dataset the run was on; name the folder of a run")
     began = holder.read_description()
-    grid = Grid(
-        image=began.image_size,
-        patch=began.patch_size,
-        stride=began.stride,
-        fit=began.fit,
-        channels=began.channels,
-    )
-    if fingerprint_of(manifest.dataset, grid, began.assignment, began.num_samples) != began.fingerprint:
+    if not manifest.is_dataset_of(began):
         raise OtherDataset(
             f"{run}: was a run on other stores, of {began.dataset}; the images that it got wrong are not those of "
             f"{manifest.name}, dataset {manifest.dataset.hex()}: name the manifest of its stores, or a run on these"

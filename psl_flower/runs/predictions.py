@@ -179,8 +179,8 @@ def check(config: RunConfig, run: RunFolder, description: StoreSetDescription) -
     """
     if description.fingerprint != run.read_description().fingerprint:
         raise OtherDataset(
-            f"{config.data.dataset}: its patch stores are not those that run {run.name} was trained on, to which the nodes' "
-            "weights belong; put those back, or train anew"
+            f"{config.data.dataset}: its patch stores are not those that run {run.name} was trained on, to which the "
+            "nodes' weights belong; put those back, or train anew"
         )
     samples_asked(config, description)
     if not config.run.uppers_left_out() < set(range(description.num_uppers)):

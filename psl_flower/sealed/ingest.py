@@ -1,26 +1,21 @@
-"""From images to sealed stores: a new dataset, more images, or what an interrupted ingest left.
-
-Shape suffixes: B batch, P positions, H and W pixels of the image, C channels.
-"""
+"""From images to sealed stores: a new dataset, more images, or what an interrupted ingest left."""
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
+from psl_flower.errors import ConfigError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
-from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Source, explain_sizes
+from psl_flower.patches.assignment import assign, positions_by_upper
+from psl_flower.patches.cutting import PixelSums, Progress, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
 from psl_flower.sealed import epoch as epochs
@@ -30,25 +25,11 @@ from psl_flower.sealed.disk import DISK, Disk, locked
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import (
-    DRAFT_FILE,
-    LOCK_FILE,
-    Grid,
-    Manifest,
-    PixelSums,
-    SignedManifest,
-    StoreEntry,
-)
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
-
-Progress = Callable[[str, int, int], None]
-
-_SPLITS = ("train", "test")
-_CHUNK_IMAGES = 256
-_CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +126,6 @@ def ingest(
             raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
         if draft is None and current is None and append:
             raise ConfigError(f"{out} holds no dataset to append to")
-        first_HWC, _ = next(source.samples("train"), (None, 0))
         keys: list[Secret] = []
         if draft is not None:
             _check_same(draft, source, plan, out, append)
@@ -154,14 +134,16 @@ def ingest(
             draft = _next_generation(current, source)
             keys = _open_keys(draft.manifest, owner)
         else:
-            draft, keys = _first_generation(source, first_HWC, owner, plan)
+            draft, keys = _first_generation(source, owner, plan)
         before = current.manifest.num_samples if current is not None else 0
         folders = _folders(out, draft.manifest, places or {}, disk)
         _check_places(folders, draft.manifest)
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
             resumed = sealing.done - before
-            _fill(sealing, source, draft.manifest, resumed, progress)
+            grid, channels = draft.manifest.grid.patch_grid, draft.manifest.grid.channels
+            for chunk in cut(source, grid, channels, start=resumed, room=lambda: sealing.room, progress=progress):
+                sealing.add_chunk(chunk)
             signed = sealing.commit()
         drop_draft(out, disk)
         return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
@@ -204,63 +186,16 @@ def _check_places(folders: list[Folder], manifest: Manifest) -> None:
                 raise _elsewhere(folder.name, store) from None
 
 
-def _fill(sealing: Sealing, source: Source, manifest: Manifest, skip: int, progress: Progress | None) -> None:
-    grid, channels = manifest.patch_grid, manifest.grid.channels
-    for split in _SPLITS:
-        total = source.num_samples(split)
-        start = min(skip, total)
-        skip -= start
-        samples = _sized(source, split, start, grid.image_size, channels)
-        done = start
-        while chunk := list(islice(samples, min(sealing.room, _chunk_images(grid.image_size, channels)))):
-            images_BCHW = np.stack([image for image, _ in chunk]).transpose(0, 3, 1, 2)
-            pixels = _sums(images_BCHW) if split == "train" else None
-            sealing.describe(split, np.array([label for _, label in chunk], np.int64), pixels)
-            sealing.add(grid.split(images_BCHW).astype(np.uint8, copy=False))
-            done += len(chunk)
-            if progress is not None:
-                progress(split, done, total)
-
-
-def _sized(
-    source: Source, split: str, start: int, size: tuple[int, int], channels: int
-) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    for number, (image_HWC, label) in enumerate(source.samples(split, start), start):
-        if image_HWC.shape != (*size, channels):
-            raise DataError(
-                f"{source.name}: image {split}:{number} is {'x'.join(map(str, image_HWC.shape))}, expected "
-                f"{size[0]}x{size[1]}x{channels}; set image-size to bring all of them to one size"
-            )
-        yield image_HWC, label
-
-
-def _chunk_images(size: tuple[int, int], channels: int) -> int:
-    return max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (size[0] * size[1] * channels)))
-
-
-def _sums(images_BCHW: NDArray[np.uint8]) -> PixelSums:
-    B, _, H, W = images_BCHW.shape
-    # A squared pixel fits 16 bits, so int64 holds the sum over 2**47 pixels exactly.
-    squares_C = np.square(images_BCHW, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
-    sums_C = images_BCHW.sum(axis=(0, 2, 3), dtype=np.int64)
-    return PixelSums(count=B * H * W, sums=tuple(sums_C.tolist()), squares=tuple(squares_C.tolist()))
-
-
-def _first_generation(
-    source: Source, first_HWC: NDArray[np.uint8] | None, owner: Identity, plan: Plan
-) -> tuple[Draft, list[Secret]]:
-    if first_HWC is None:
-        raise DataError(f"{source.name}: there is no training image")
-    height, width, channels = first_HWC.shape
+def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draft, list[Secret]]:
+    height, width, channels = first_image(source).shape
     with explain_sizes(source):
-        cut = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
-    assignment = assign(cut, len(plan.nodes), plan.assignment)
-    grid = Grid(image=cut.image_size, patch=cut.patch_size, stride=cut.stride, fit=cut.fit, channels=channels)
+        grid = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
+    assignment = assign(grid, len(plan.nodes), plan.assignment)
     dataset, root = secrets.token_bytes(ID_BYTES), Secret.random()
-    segment_samples, block = sizes(cut.num_patches * channels * cut.patch_size[0] * cut.patch_size[1], len(plan.nodes))
+    segment_samples, block = sizes(grid.num_patches * channels * math.prod(grid.patch_size), len(plan.nodes))
     made = [
-        epochs.new_store(root, dataset, 1, m, tuple(p for p, n in enumerate(assignment) if n == m), node)
-        for m, node in enumerate(plan.nodes)
+        epochs.new_store(root, dataset, 1, m, positions, node)
+        for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), plan.nodes, strict=True))
     ]
     manifest = Manifest(
         dataset=dataset,
@@ -271,12 +206,12 @@ def _first_generation(
         created=now(),
         owner=str(owner.public),
         lower=str(plan.lower) if plan.lower else "",
-        grid=grid,
+        grid=Grid.of(grid, channels),
         assignment=assignment,
         classes=source.class_names,
         splits=(),
         num_samples=0,
-        pixels=PixelSums(count=0, sums=(0,) * channels, squares=(0,) * channels),
+        pixels=PixelSums.zero(channels),
         labels_version=-1,
         labels_digest=b"",
         segment_samples=segment_samples,
@@ -323,7 +258,7 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
         plan.patch_size,
         plan.stride,
         plan.fit,
-        assign(manifest.patch_grid, len(manifest.stores), plan.assignment),
+        assign(manifest.grid.patch_grid, len(manifest.stores), plan.assignment),
         plan.threshold,
         str(plan.lower) if plan.lower else "",
     )

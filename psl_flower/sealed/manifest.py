@@ -6,26 +6,24 @@ owner's stands above all. It is public: keys and shares in it are sealed to thos
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from psl_flower.errors import ManifestError, SignatureInvalid, WrongOwner
+from psl_flower.patches.cutting import SPLITS, PixelSums
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.patches.grid import PatchGrid
 from psl_flower.sealed import envelope
 from psl_flower.sealed.disk import read_file
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.suite import SUITE, Purpose, digest
-
-if TYPE_CHECKING:
-    from psl_flower.patches import PatchGrid
 
 FILE = "manifest.psl"
 DRAFT_FILE = "draft.psl"
@@ -47,6 +45,16 @@ class Grid(_Part, frozen=True, kw_only=True):
     fit: Literal["exact", "pad"]
     channels: int
 
+    @classmethod
+    def of(cls, grid: PatchGrid, channels: int) -> Grid:
+        """Return a grid as the manifest holds it."""
+        return cls(image=grid.image_size, patch=grid.patch_size, stride=grid.stride, fit=grid.fit, channels=channels)
+
+    @property
+    def patch_grid(self) -> PatchGrid:
+        """The grid as the rest of the program knows it."""
+        return PatchGrid(image_size=self.image, patch_size=self.patch, stride=self.stride, fit=self.fit)
+
 
 class SplitRange(_Part, frozen=True, kw_only=True):
     """A run of samples of one split: global indices first to first + count - 1."""
@@ -54,25 +62,6 @@ class SplitRange(_Part, frozen=True, kw_only=True):
     name: str
     first: int
     count: int
-
-
-class PixelSums(_Part, frozen=True, kw_only=True):
-    """Exact sums over the training images' pixels (0 to 255), per channel: mean and deviation follow."""
-
-    count: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean per channel, in 0..1; 0 where there are no pixels."""
-        return tuple(s / (255 * max(1, self.count)) for s in self.sums)
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel, in 0..1."""
-        n = max(1, self.count)
-        return tuple(math.sqrt((n * q - s * s) / (n * n)) / 255 for s, q in zip(self.sums, self.squares, strict=True))
 
 
 class SegmentEntry(_Part, frozen=True, kw_only=True):
@@ -126,7 +115,7 @@ class Remains(_Part, frozen=True, kw_only=True):
     files: tuple[str, ...]
 
 
-class Manifest(_Part, frozen=True, kw_only=True):
+class Manifest(_Part, frozen=True, kw_only=True, dict=True):
     """See the module.
 
     `lower` is the public key that labels are sealed to; empty where they are not sealed. `labels_version` and
@@ -162,48 +151,39 @@ class Manifest(_Part, frozen=True, kw_only=True):
     root_commitment: bytes
     root_for_owner: bytes
 
-    @property
-    def patch_grid(self) -> PatchGrid:
-        """The grid as the rest of the program knows it."""
-        # Imported here because it brings torch, which `psl keygen` and the like need not wait for.
-        from psl_flower.patches import PatchGrid
+    @functools.cached_property
+    def description(self) -> StoreSetDescription:
+        """What the rest of the program knows of the stores.
 
-        g = self.grid
-        return PatchGrid(image_size=g.image, patch_size=g.patch, stride=g.stride, fit=g.fit)
+        A run on them has its own words for `dataset` and `source`, and may use other labels than `labels_version`.
+        """
+        grid = self.grid
+        fingerprint = fingerprint_of(self.dataset, grid, self.assignment, self.num_samples)
+        return StoreSetDescription(
+            dataset=self.name,
+            fingerprint=fingerprint,
+            source=fingerprint,
+            image_size=grid.image,
+            channels=grid.channels,
+            patch_size=grid.patch,
+            stride=grid.stride,
+            fit=grid.fit,
+            assignment=self.assignment,
+            class_names=self.classes,
+            splits={
+                name: tuple((part.first, part.first + part.count) for part in self.splits if part.name == name)
+                for name in SPLITS
+            },
+            mean=self.pixels.mean,
+            std=self.pixels.std,
+            labels_version=max(0, self.labels_version),
+        )
 
-    @property
-    def patch_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        return (self.grid.channels, *self.grid.patch)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex name of dataset, grid, assignment and number of samples; the same for all parties."""
-        return fingerprint_of(self.dataset, self.grid, self.assignment, self.num_samples)
-
-    def split_of(self, sample: int) -> tuple[str, int]:
-        """Return a sample's split and its number within it."""
-        seen: dict[str, int] = {}
-        for part in self.splits:
-            if part.first <= sample < part.first + part.count:
-                return part.name, seen.get(part.name, 0) + sample - part.first
-            seen[part.name] = seen.get(part.name, 0) + part.count
-        raise ManifestError(f"image {sample} is not in this dataset of {self.num_samples}")
-
-    def sample_of(self, split: str, number: int) -> int:
-        """Return the global index of the `number`-th sample of a split."""
-        left = number
-        for part in self.splits:
-            if part.name == split:
-                if 0 <= left < part.count:
-                    return part.first + left
-                left -= part.count
-        raise ManifestError(f"image {split}:{number} is not in this dataset")
-
-    def samples_of(self, split: str) -> NDArray[np.int64]:
-        """Return the global indices of a split's samples, in order; none if there is no such split."""
-        parts = [np.arange(p.first, p.first + p.count, dtype=np.int64) for p in self.splits if p.name == split]
-        return np.concatenate([np.empty(0, np.int64), *parts])
+    def is_dataset_of(self, description: StoreSetDescription) -> bool:
+        """Whether a description is of this dataset, in this or another of its generations."""
+        grid = Grid.of(description.grid(), description.channels)
+        found = fingerprint_of(self.dataset, grid, description.assignment, description.num_samples)
+        return found == description.fingerprint
 
     def check(self, where: str) -> None:
         """Check that the parts agree, so that readers may rely on them.
@@ -218,13 +198,13 @@ class Manifest(_Part, frozen=True, kw_only=True):
         sound = (
             self.suite == SUITE
             and min(self.epoch, self.generation, self.segment_samples, self.block, self.grid.channels) >= 1
-            and positions == list(range(self.patch_grid.num_patches))
+            and positions == list(range(self.grid.patch_grid.num_patches))
             and self.assignment == tuple(holds[p] for p in positions)
             and [store.upper for store in self.stores] == list(range(len(self.stores)))
             and _tiles((part.first, part.count) for part in self.splits) == self.num_samples
             and all(_tiles((s.first, s.count) for s in store.segments) == self.num_samples for store in self.stores)
             and all([s.segment for s in store.segments] == list(range(len(store.segments))) for store in self.stores)
-            and len(self.pixels.sums) == len(self.pixels.squares) == self.grid.channels
+            and self.pixels.is_sound(self.grid.channels)
             and 1 <= self.threshold <= max(1, len(self.restorers)) <= 255
         )
         if not sound:
@@ -307,7 +287,7 @@ def load_copy(folder: Folder, owner: PublicIdentity | None = None) -> SignedMani
 
 
 def fingerprint_of(dataset: bytes, grid: Grid, assignment: tuple[int, ...], num_samples: int) -> str:
-    """Return the hex name of one state of a dataset; see `Manifest.fingerprint`."""
+    """Return the hex name of dataset, grid, assignment and number of samples; the same for all parties."""
     return digest(msgspec.json.encode((dataset, grid, assignment, num_samples))).hex()[:32]
 
 

@@ -1,6 +1,6 @@
 """Restoration: k restorers put images together, after the audit log says so.
 
-Shape suffixes: B images, P positions, C channels, H and W pixels of the image, h and w of a patch.
+Shape suffixes: B images, C channels, H and W pixels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import RestoreRefused
+from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.epoch import open_under_root
@@ -72,7 +73,7 @@ def restore(
     if not images:
         raise RestoreRefused("no image is asked for")
     for image in images:
-        manifest.split_of(image)
+        manifest.description.split_of(image)
     if seen is not None:
         seen.check(signed)
     with shares.open_root(manifest, restorers) as root:
@@ -123,19 +124,11 @@ def close_all(stores: Sequence[SealedStore]) -> None:
         store.close()
 
 
-def read_patches(manifest: Manifest, stores: Sequence[SealedStore], samples_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return all patches (B, P, C, h, w) of samples, from all stores."""
-    patches_BPChw = np.empty((len(samples_B), manifest.patch_grid.num_patches, *manifest.patch_shape), np.uint8)
-    for store in stores:
-        patches_BPChw[:, list(store.meta.positions)] = store.read(samples_B)
-    return patches_BPChw
-
-
 def _images(manifest: Manifest, stores: Sequence[SealedStore], images: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-    grid = manifest.patch_grid
+    grid = manifest.description.grid()
     try:
         for start in range(0, len(images), _BATCH):
             samples_B = np.asarray(images[start : start + _BATCH], np.int64)
-            yield grid.merge(read_patches(manifest, stores, samples_B)).astype(np.uint8, copy=False)
+            yield grid.merge(read_all_positions(stores, samples_B)).astype(np.uint8, copy=False)
     finally:
         close_all(stores)

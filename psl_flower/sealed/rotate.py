@@ -16,7 +16,9 @@ import msgspec
 import numpy as np
 
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
-from psl_flower.patches.assignment import assign
+from psl_flower.patches.assignment import assign, positions_by_upper
+from psl_flower.patches.cutting import Progress
+from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
@@ -25,7 +27,7 @@ from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.disk import DISK, Disk, locked
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
-from psl_flower.sealed.ingest import Progress, now
+from psl_flower.sealed.ingest import now
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import (
@@ -38,7 +40,7 @@ from psl_flower.sealed.manifest import (
     segment_file,
 )
 from psl_flower.sealed.matching import match_all
-from psl_flower.sealed.restore import close_all, open_all, read_patches
+from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft
 from psl_flower.sealed.secret import Secret
 
@@ -144,7 +146,7 @@ def rotate(
                 total = current.manifest.num_samples
                 while (done := sealing.done) < total:
                     samples_B = np.arange(done, min(total, done + min(_BATCH, sealing.room)), dtype=np.int64)
-                    sealing.add(read_patches(current.manifest, stores, samples_B))
+                    sealing.add(read_all_positions(stores, samples_B))
                     if progress is not None:
                         progress("rotate", sealing.done, total)
                 signed = sealing.commit()
@@ -160,11 +162,11 @@ def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> t
     old = current.manifest
     epoch, generation, root = old.epoch + 1, old.generation + 1, Secret.random()
     nodes, gone = _nodes(old, changes)
-    assignment = old.assignment if len(nodes) == len(old.stores) else assign(old.patch_grid, len(nodes))
+    assignment = old.assignment if len(nodes) == len(old.stores) else assign(old.grid.patch_grid, len(nodes))
     restorers, left = _restorers(old, changes)
     made = [
-        epochs.new_store(root, old.dataset, epoch, m, tuple(p for p, n in enumerate(assignment) if n == m), node)
-        for m, node in enumerate(nodes)
+        epochs.new_store(root, old.dataset, epoch, m, positions, node)
+        for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), nodes, strict=True))
     ]
     threshold = changes.threshold or min(old.threshold, max(1, len(restorers)))
     if restorers and threshold < old.threshold and not changes.threshold:

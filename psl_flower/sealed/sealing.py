@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import KeyMismatch, StoreNotFound
+from psl_flower.patches.cutting import Chunk
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
-from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, PixelSums, SignedManifest, SplitRange
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, SignedManifest, SplitRange
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.segment import SegmentWriter
 from psl_flower.sealed.suite import Purpose, context
@@ -121,16 +122,16 @@ class Sealing:
         if self.room == 0:
             self._finish_segment()
 
-    def describe(self, split: str, labels_B: NDArray[np.int64], pixels: PixelSums | None) -> None:
-        """Say of the samples about to be added: their split, labels, and pixels' sums if they train."""
+    def add_chunk(self, chunk: Chunk) -> None:
+        """Add new samples, at most `room`, with their labels and the sums of their pixels."""
         last = self._splits[-1] if self._splits else None
-        if last is not None and last.name == split:
-            self._splits[-1] = msgspec.structs.replace(last, count=last.count + len(labels_B))
+        if last is not None and last.name == chunk.split:
+            self._splits[-1] = msgspec.structs.replace(last, count=last.count + len(chunk.labels_B))
         else:
-            self._splits.append(SplitRange(name=split, first=self.done, count=len(labels_B)))
-        self._labels += labels_B.astype("<u4").tobytes()
-        if pixels is not None:
-            self._pixels = _plus(self._pixels, pixels)
+            self._splits.append(SplitRange(name=chunk.split, first=self.done, count=len(chunk.labels_B)))
+        self._labels += chunk.labels_B.astype("<u4").tobytes()
+        self._pixels += chunk.pixels
+        self.add(chunk.patches_BPChw)
 
     def commit(self) -> SignedManifest:
         """Finish the segments, write labels and manifest; the draft stays until `drop_draft`."""
@@ -235,14 +236,6 @@ def sizes(bytes_per_image: int, num_stores: int) -> tuple[int, int]:
     block = max(_MIN_BLOCK, min(_MAX_BLOCK, _BLOCK_BYTES // bytes_per_image))
     per_store = max(1, bytes_per_image // num_stores)
     return max(block, min(MAX_SEGMENT_SAMPLES, _SEGMENT_BYTES // per_store // block * block)), block
-
-
-def _plus(a: PixelSums, b: PixelSums) -> PixelSums:
-    return PixelSums(
-        count=a.count + b.count,
-        sums=tuple(x + y for x, y in zip(a.sums, b.sums, strict=True)),
-        squares=tuple(x + y for x, y in zip(a.squares, b.squares, strict=True)),
-    )
 
 
 def _labels_info(manifest: Manifest) -> bytes:

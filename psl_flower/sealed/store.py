@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,14 +43,7 @@ class SealedStore:
             If a segment's length or header is not what the manifest says, or the key is not the store's.
         """
         self._folder, self._entry = folder, entry
-        self._meta = StoreMeta(
-            dataset=manifest.fingerprint,
-            upper=entry.upper,
-            positions=entry.positions,
-            patch_shape=manifest.patch_shape,
-            num_samples=manifest.num_samples,
-            epoch=manifest.epoch,
-        )
+        self._meta = msgspec.structs.replace(manifest.description.meta_of(entry.upper), epoch=manifest.epoch)
         self._ids = SampleIds(data_key, entry.store)
         self._segments: list[_OpenSegment] = []
         for part in entry.segments:
@@ -58,7 +52,7 @@ class SealedStore:
             header.check(data, data_key, f"{folder.name}/{name}")
             self._segments.append(_OpenSegment(name, header, part, RecordCipher(header, data_key), self._ids))
         self._ends = np.cumsum([part.count for part in entry.segments], dtype=np.int64)
-        self._record_shape = (len(entry.positions), *manifest.patch_shape)
+        self._record_shape = (len(entry.positions), *self._meta.patch_shape)
         self._closed = False
 
     @classmethod

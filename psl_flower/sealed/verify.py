@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from psl_flower.errors import (
     StaleManifest,
     StoreError,
 )
+from psl_flower.patches.cutting import Progress
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import merkle
 from psl_flower.sealed.folder import Folder
@@ -31,7 +32,6 @@ from psl_flower.sealed.matching import match
 from psl_flower.sealed.segment import check_head, scan
 from psl_flower.sealed.suite import equal
 
-Progress = Callable[[str, int, int], None]
 _MAX_NAMED = 20
 
 

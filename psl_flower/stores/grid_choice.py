@@ -13,7 +13,7 @@ from psl_flower.data.sources import ImageSource
 from psl_flower.errors import StoreError
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.complexity import MAX_IMAGES, GridChoice, choose_grid
-from psl_flower.patches.cutting import explain_sizes
+from psl_flower.patches.cutting import explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.stores.store_set import StoreRequest
 from psl_flower.system.files import write_atomically
@@ -50,8 +50,7 @@ def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> Pa
 
 def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_uppers: int) -> GridChoice:
     """Choose the grid for a source's images, brought to `image_size` unless it is (0, 0); see `choose_grid`."""
-    first_HWC, _ = next(source.samples("train"))
-    height, width = first_HWC.shape[:2] if image_size == (0, 0) else image_size
+    height, width = first_image(source).shape[:2] if image_size == (0, 0) else image_size
 
     def images() -> Iterator[NDArray[np.uint8]]:
         for image_HWC in source.spread("train", MAX_IMAGES):

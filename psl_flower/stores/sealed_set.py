@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from psl_flower.config import EMBEDDED
-from psl_flower.data.images import Resized
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, ingest
@@ -131,7 +131,7 @@ def open_sealed_dataset(
     seen.check_labels(manifest.dataset, list(labels.digests))
     if labels_version is not None:
         labels = _read_labels(folder, signed, ring, labels_version)
-    return _as_set(folder, signed, ring, labels, str(folder), manifest.fingerprint, created=False)
+    return _as_set(folder, signed, ring, labels, str(folder), manifest.description.fingerprint, created=False)
 
 
 def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
@@ -149,7 +149,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         assignment=request.assignment,
         lower=demo.lower.public,
     )
-    images = source if request.image_size == (0, 0) else Resized(source, request.image_size)
+    images = request.sized(source)
     try:
         try:
             ingest(images, folder, demo.owner, plan, progress=progress)
@@ -179,25 +179,8 @@ def _as_set(
     *,
     created: bool,
 ) -> StoreSet:
-    sealed = signed.manifest
-    description = StoreSetDescription(
-        dataset=dataset,
-        fingerprint=sealed.fingerprint,
-        source=source,
-        image_size=sealed.grid.image,
-        channels=sealed.grid.channels,
-        patch_size=sealed.grid.patch,
-        stride=sealed.grid.stride,
-        fit=sealed.grid.fit,
-        assignment=sealed.assignment,
-        class_names=sealed.classes,
-        splits={
-            name: tuple((part.first, part.first + part.count) for part in sealed.splits if part.name == name)
-            for name in ("train", "test")
-        },
-        mean=sealed.pixels.mean,
-        std=sealed.pixels.std,
-        labels_version=labels.version,
+    description = msgspec.structs.replace(
+        signed.manifest.description, dataset=dataset, source=source, labels_version=labels.version
     )
     return StoreSet(
         folder=folder,
@@ -207,7 +190,7 @@ def _as_set(
         keys=ring.place if ring is not None else None,
         owner=str(signed.owner),
         note=_corrections(labels.history),
-        epoch=sealed.epoch,
+        epoch=signed.manifest.epoch,
     )
 
 

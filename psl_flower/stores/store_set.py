@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.data.images import Resized
 from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
-from psl_flower.patches.cutting import explain_sizes
+from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.patches.store import PatchStore, StoreMeta, store_folder
+from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import PublicIdentity, Role
@@ -111,6 +112,10 @@ class StoreRequest:
         """Open the dataset; raises as `open_dataset` does."""
         return open_dataset(self.dataset, **asdict(self.source_options()))
 
+    def sized(self, source: ImageSource) -> Source:
+        """Return the source with every image brought to the image size, where one is stated."""
+        return source if self.image_size == (0, 0) else Resized(source, self.image_size)
+
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
         """Return where this request's set belongs, whether or not it is there yet.
 
@@ -138,8 +143,7 @@ class StoreRequest:
 
     def grid(self, image_size: tuple[int, int]) -> PatchGrid:
         """Return the grid on images of (height, width); raises GridError if it does not fit them."""
-        half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
-        patch_size = half if self.patch_size == (0, 0) else self.patch_size
+        patch_size = half_of(image_size) if self.patch_size == (0, 0) else self.patch_size
         stride = patch_size if self.stride == (0, 0) else self.stride
         return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit)
 
@@ -153,9 +157,9 @@ class StoreRequest:
         """
         if self.image_size != (0, 0):
             return self.grid(self.image_size)
-        first_HWC, _ = next(source.samples("train"))
+        height, width, _ = first_image(source).shape
         with explain_sizes(source):
-            return self.grid((first_HWC.shape[0], first_HWC.shape[1]))
+            return self.grid((height, width))
 
     def fingerprint(self, source_fingerprint: str) -> str:
         """Return the hex digits that stand for the stores made by this request from that source."""
@@ -333,16 +337,9 @@ def _load_labels(path: Path, description: StoreSetDescription) -> NDArray[np.int
 
 
 def _check_store(path: Path, description: StoreSetDescription, upper: int) -> None:
-    expected = StoreMeta(
-        dataset=description.fingerprint,
-        upper=upper,
-        positions=description.positions_of(upper),
-        patch_shape=(description.channels, *description.patch_size),
-        num_samples=description.num_samples,
-    )
     store = open_store(path)
     store.close()
-    if store.meta != expected:
+    if store.meta != description.meta_of(upper):
         raise StoreError(f"{path}: is not the store of Upper {upper} that the set describes")
 
 

@@ -29,6 +29,7 @@ from psl_flower.errors import (
 )
 from psl_flower.inference.evaluation import evaluate, own_test_images
 from psl_flower.inference.trained_model import load_trained_model
+from psl_flower.patches.store import read_all_positions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, Absent, load_result
 from psl_flower.stores.prepare import prepare_stores
@@ -97,15 +98,12 @@ def expected_without(root: Path, upper: int, batches: list[np.ndarray]) -> dict[
     description, logits = stores.description, []
     opened = [stores.open(m) for m in range(len(nodes.state))]
     for samples_B in batches:
-        shape = (len(samples_B), description.grid().num_patches, description.channels, *description.patch_size)
-        patches = np.empty(shape, np.uint8)
-        for store in opened:
-            patches[:, store.meta.positions] = store.read(samples_B)
+        patches = read_all_positions(opened, samples_B)
         flat = normalise(
             torch.from_numpy(patches).flatten(0, 1), description.mean, description.std, torch.device("cpu")
         )
         with torch.no_grad():
-            smashed = trained.net.smash_patches(flat.reshape(shape))
+            smashed = trained.net.smash_patches(flat.reshape(patches.shape))
             smashed[:, list(description.positions_of(upper))] = 0
             logits.append(trained.net.join(smashed))
     found = predictions_from(torch.cat(logits), np.concatenate(batches), stores.labels)

@@ -74,7 +74,7 @@ def share_nothing(world: World) -> None:
     seen: set[bytes] = set()
     pieces = 0
     for entry in world.signed.manifest.stores:
-        shape = world.signed.manifest.patch_shape
+        shape = world.signed.manifest.description.patch_shape
         length = len(entry.positions) * shape[0] * shape[1] * shape[2]
         head, record = header_bytes(len(entry.positions)), 44 + length
         for file in sorted(world.place(entry.upper).glob("epoch-*")):
@@ -135,17 +135,17 @@ def test_appending_and_reading_at_random(tmp_path: Path, monkeypatch: pytest.Mon
         ("train", 25, 10),
         ("test", 35, 5),
     ]
-    assert manifest.samples_of("test").tolist() == [*range(21, 25), *range(35, 40)]
-    assert manifest.samples_of("other").tolist() == []
-    assert manifest.split_of(26) == ("train", 22)
-    assert manifest.sample_of("train", 22) == 26
+    assert manifest.description.samples_of("test").tolist() == [*range(21, 25), *range(35, 40)]
+    assert manifest.description.samples_of("other").tolist() == []
+    assert manifest.description.split_of(26) == ("train", 22)
+    assert manifest.description.sample_of("train", 22) == 26
     train = np.concatenate([first.images["train"], second.images["train"]])
     assert manifest.pixels.mean == pytest.approx((train.mean() / 255,))
     assert manifest.pixels.std == pytest.approx((train.std() / 255,))
     store = world.open(1)
     assert isinstance(store, PatchStore)
     assert (store.meta.num_samples, store.meta.upper, len(store)) == (40, 1, 40)
-    expected = manifest.patch_grid.split(everything)[:, list(store.meta.positions)]
+    expected = manifest.description.grid().split(everything)[:, list(store.meta.positions)]
     rng = np.random.default_rng(0)
     for size in (0, 1, 7, 128):
         samples = rng.integers(0, 40, size)
@@ -225,7 +225,7 @@ def test_a_store_at_a_url(tmp_path: Path) -> None:
     world.seal(source, places={1: url})
     assert not world.place(1).exists()
     store = SealedStore.open(url, world.nodes[1], owner=world.owner.public)
-    grid = world.signed.manifest.patch_grid
+    grid = world.signed.manifest.description.grid()
     samples = np.array([5, 0, 21, 5])
     expected = grid.split(source.all_NCHW)[samples][:, list(store.meta.positions)]
     assert (store.read(samples) == expected).all()

@@ -43,7 +43,7 @@ def test_a_refused_restoration_leaves_nothing(world: World, tmp_path: Path) -> N
         restore(world.signed, world.places, world.restorers[:1], [0], why="", log=log)
     with pytest.raises(errors.StoreNotFound):
         restore(world.signed, world.places[:1], world.restorers, [0], why="", log=log)
-    with pytest.raises(errors.ManifestError):
+    with pytest.raises(errors.ConfigError, match="there is no image"):
         restore(world.signed, world.places, world.restorers, [COUNT], why="", log=log)
     assert not log.path.exists()
 

@@ -8,8 +8,8 @@ from sklearn.datasets import load_sample_image
 from psl_flower.config import RunConfig
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError, DataError, GridError
+from psl_flower.patches import cutting
 from psl_flower.patches.complexity import STEP, choose_grid, count_turns
-from psl_flower.sealed import ingest as sealed_ingest
 from psl_flower.seeds import derive
 from psl_flower.stores import store_set
 from psl_flower.stores.grid_choice import REASON_FILE, choose_for
@@ -197,7 +197,7 @@ def test_a_choice_is_made_once_and_remembered(tmp_path, monkeypatch):
 def test_an_interrupted_ingest_goes_on_with_the_same_choice(tmp_path, monkeypatch):
     pictures = plain_and_busy(tmp_path / "pictures")
     request = request_for(pictures, patch_size=(0, 0), stride=(0, 0), pattern="auto", num_uppers=2)
-    monkeypatch.setattr(sealed_ingest, "_CHUNK_IMAGES", 4)
+    monkeypatch.setattr(cutting, "_CHUNK_IMAGES", 4)
 
     def interrupt(stage, done, total):
         if done > 4:

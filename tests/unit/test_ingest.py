@@ -11,6 +11,7 @@ from PIL import Image
 
 from psl_flower.data import sources
 from psl_flower.errors import ConfigError, CorruptImage, DataError, DatasetNotFound, GridError, StoreError
+from psl_flower.patches import cutting
 from psl_flower.stores import ingest, store_set
 from psl_flower.stores.ingest import ensure_stores
 from tests.paths import DATA, ROOT
@@ -36,13 +37,13 @@ def test_stores_hold_the_dataset(tmp_path, pictures):
 
 
 def test_chunks_and_progress(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(ingest, "_CHUNK_IMAGES", 4)
+    monkeypatch.setattr(cutting, "_CHUNK_IMAGES", 4)
     calls = []
     stores = ensure_stores(tmp_path / "root", request_for(pictures), lambda *call: calls.append(call))
     assert calls == [("train", 4, 9), ("train", 8, 9), ("train", 9, 9), ("test", 3, 3)]
     np.testing.assert_array_equal(images_of(stores), files_of(pictures).transpose(0, 3, 1, 2))
     calls.clear()
-    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 2 * 8 * 8 * 3 + 1)
+    monkeypatch.setattr(cutting, "_CHUNK_BYTES", 2 * 8 * 8 * 3 + 1)
     ensure_stores(tmp_path / "other", request_for(pictures), lambda *call: calls.append(call))
     assert [done for stage, done, _ in calls if stage == "train"] == [2, 4, 6, 8, 9]
 
@@ -97,7 +98,7 @@ def test_image_size_resizes_and_crops(tmp_path, pictures):
 
 def test_images_of_different_sizes_are_refused(tmp_path, pictures):
     Image.new("RGB", (20, 10)).save(pictures / "test" / "b" / "0.png")
-    with pytest.raises(DataError, match=r"8x8 and, in split 'test', 10x20 .* set image-size"):
+    with pytest.raises(DataError, match=r"image test:2 is 10x20x3 .*expected 8x8x3 .* set image-size"):
         ensure_stores(tmp_path / "root", request_for(pictures))
     assert listing(tmp_path / "root") == []
 

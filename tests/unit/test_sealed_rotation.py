@@ -57,7 +57,9 @@ def test_everything_is_new_but_the_images(world: World) -> None:
         assert new.key_commitment != was.key_commitment
     assert (world.open(0).read(np.arange(12)) == old).all()
     assert (restored(world, world.restorers[:2]) == SOURCE.all_NCHW).all()
-    assert manifest.fingerprint == before.manifest.fingerprint  # a run may go on after a rotation
+    assert (
+        manifest.description.fingerprint == before.manifest.description.fingerprint
+    )  # a run may go on after a rotation
     assert [entry.action for entry in AuditLog(world.out / "audit.log").read(manifest)] == [
         "rotate",
         "restore",
@@ -74,7 +76,7 @@ def test_dropping_a_node_gives_its_positions_to_the_others(world: World) -> None
     assert verify(places, world.signed).ok
     for upper, (place, node) in enumerate(zip(places, [world.nodes[0], world.nodes[2]], strict=True)):
         store = SealedStore.open(place, node, owner=world.owner.public)
-        expected = manifest.patch_grid.split(SOURCE.all_NCHW)[:, list(manifest.stores[upper].positions)]
+        expected = manifest.description.grid().split(SOURCE.all_NCHW)[:, list(manifest.stores[upper].positions)]
         assert (store.read(np.arange(12)) == expected).all()
         with pytest.raises(errors.WrongNodeKey):
             SealedStore.open(place, gone)

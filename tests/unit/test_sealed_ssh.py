@@ -108,7 +108,7 @@ def test_a_broken_connection_while_writing(host: SshHost, tmp_path: Path, monkey
     report = verify([world.place(0), places[1]], world.signed)
     assert report.ok and not any(store.strangers for store in report.stores)
     store = SealedStore.open(places[1], world.nodes[1], owner=world.owner.public)
-    expected = world.signed.manifest.patch_grid.split(source.all_NCHW)[:, list(store.meta.positions)]
+    expected = world.signed.manifest.description.grid().split(source.all_NCHW)[:, list(store.meta.positions)]
     np.testing.assert_array_equal(store.read(np.arange(22)), expected)
     store.close()
 

@@ -58,7 +58,7 @@ def test_this_program_reads_the_frozen_files(frozen: Path) -> None:
     receive(frozen / "node-000.pslbundle", identity(frozen, "node0"), frozen / "new", owner=signed.owner)
     store = SealedStore.open(frozen / "new", identity(frozen, "node0"))
     positions = list(store.meta.positions)
-    assert (store.read(np.arange(27)) == signed.manifest.patch_grid.split(IMAGES)[:, positions]).all()
+    assert (store.read(np.arange(27)) == signed.manifest.description.grid().split(IMAGES)[:, positions]).all()
 
 
 def test_a_second_reader_opens_the_frozen_stores() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from psl_flower.patches.store import read_all_positions
 from psl_flower.stores.store_set import StoreRequest, StoreSet
 
 
@@ -60,12 +61,10 @@ def request_for(folder, **changes):
 def images_of(stores: StoreSet) -> np.ndarray:
     """Put the images (N, C, H, W) of a set together again from its stores."""
     description = stores.description
-    count = description.num_samples
-    patches = np.zeros((count, description.grid().num_patches, description.channels, *description.patch_size), np.uint8)
-    for upper in range(description.num_uppers):
-        store = stores.open(upper)
+    opened = [stores.open(upper) for upper in range(description.num_uppers)]
+    patches = read_all_positions(opened, np.arange(description.num_samples))
+    for store in opened:
         assert store.meta.dataset == description.fingerprint
-        patches[:, list(store.meta.positions)] = store.read(np.arange(count))
         store.close()
     return description.grid().merge(patches)
 

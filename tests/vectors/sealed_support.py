@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.ingest import Ingested, Plan, ingest
@@ -113,13 +114,10 @@ class World:
     def images(self) -> np.ndarray:
         """Put all images together from all stores, as each store's own manifest has it."""
         stores = [self.open(m) for m in range(len(self.nodes))]
-        manifest = manifests.load(self.place(0)).manifest
-        samples = np.arange(len(stores[0]))
-        patches = np.empty((len(samples), manifest.patch_grid.num_patches, *manifest.patch_shape), np.uint8)
+        patches = read_all_positions(stores, np.arange(len(stores[0])))
         for store in stores:
-            patches[:, list(store.meta.positions)] = store.read(samples)
             store.close()
-        return manifest.patch_grid.merge(patches)
+        return manifests.load(self.place(0)).manifest.description.grid().merge(patches)
 
 
 class Killed(BaseException):
