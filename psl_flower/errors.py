@@ -67,7 +67,8 @@
     │   └── PositionMissing    ... is held by no node that is there; it may come back
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
-    ├── LighteningError        a network cannot be lightened, as where the runtime does not support an operator
+    ├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
+    ├── LighteningError        a network cannot be lightened, or what came from the server is no light model
     │   └── LighteningImpossible  no degree of lightening meets the conditions; the best one is shown
     ├── PredictionStopped      the user asked to stop a prediction; nothing was written
     └── RunError               a run folder, checkpoint or model is missing, damaged or of another run
@@ -165,8 +166,12 @@ class TrainingStopped(TrainingError):
     """The user asked to stop; a checkpoint was written."""
 
 
+class ExportError(PslError):
+    """A network cannot be written as one file, or that file cannot be run or answers otherwise than the network."""
+
+
 class LighteningError(PslError):
-    """A network cannot be lightened, as where the runtime does not support an operator."""
+    """A network cannot be lightened, or what came from the server is no light model."""
 
 
 class LighteningImpossible(LighteningError):

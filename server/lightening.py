@@ -26,6 +26,7 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import TrainingStopped
+from psl_flower.inference.onnx_files import open_session
 from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening.artefacts import (
     LOWER_FILE,
@@ -36,7 +37,7 @@ from psl_flower.lightening.artefacts import (
     with_quantised_uppers,
 )
 from psl_flower.lightening.folder import LighteningFolder, LightModel, check_stores, files_in, shipped_from
-from psl_flower.lightening.judging import Speed, measure_speed, open_session
+from psl_flower.lightening.judging import Speed, measure_speed
 from psl_flower.lightening.method import Answers, Bench
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.report import attempt_line, write_report, write_result

@@ -22,8 +22,8 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
 from psl_flower.errors import PredictionStopped
+from psl_flower.inference.onnx_files import OnnxModule
 from psl_flower.lightening.folder import LightModel, light_model
-from psl_flower.lightening.judging import OnnxModule
 from psl_flower.lightening.on_node import check_runtime
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs import predictions

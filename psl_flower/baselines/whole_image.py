@@ -30,6 +30,7 @@ from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import store_request
+from psl_flower.system.devices import to_device
 
 
 def whole_image_config(config: RunConfig) -> RunConfig:
@@ -173,7 +174,7 @@ class MergedPatches(OneProcessTrainer):
     ) -> None:
         super().__init__(config, description, labels, stores, device)
         whole = whole_image_description(description)
-        net = make_network(config, whole).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = to_device(make_network(config, whole), device)
         self.net = _Merging(net, description.grid(), description.num_uppers)
         self._averaging = None
         self._optimizer = optimizer(config, self.net.parameters())

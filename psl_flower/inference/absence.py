@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from psl_flower.errors import ConfigError, RunError
+from psl_flower.errors import RunError
 from psl_flower.inference.evaluation import LabelledImages
 from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.system.files import write_atomically
+from psl_flower.system.machine import require_packages
 
 # Numbers of absent Uppers that are tried, spread over all that are possible, and choices of Uppers for each number.
 MAX_COUNTS = 12
@@ -118,13 +119,10 @@ def write_png(points: Sequence[AbsencePoint], path: Path, title: str) -> None:
     RunError
         If the disk refuses.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ConfigError(
-            f"a picture needs {error.name}, which is not installed: pip install 'psl-flower[plots]'"
-        ) from error
+    require_packages("a picture", "plots", "matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(5.2, 3.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     counts = [point.absent for point in points]

@@ -15,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import cast
 
 import torch
 
-from psl_flower.errors import ConfigError, RunError
-from psl_flower.inference.trained_model import Deployable, TrainedModel
+from psl_flower.errors import ExportError, RunError
+from psl_flower.inference.onnx_files import INPUT, OUTPUT, OnnxModule, to_onnx
+from psl_flower.inference.trained_model import Normalised, TrainedModel
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.system.devices import to_device
 from psl_flower.system.files import write_atomically
+from psl_flower.system.machine import require_packages
 
 METADATA_FILE = "model.json"
-INPUT, OUTPUT = "images", "logits"
 # Of the logits' scale: two libraries sum in different orders, in float32 through some twenty layers.
 TOLERANCE = 1e-4
 _CHECKED_BATCHES = (1, 2, 5)
@@ -58,20 +59,23 @@ def export_torch(trained: TrainedModel, path: Path) -> Exported:
 
     Raises
     ------
+    ExportError
+        If the file's answers differ from the network's by more than `TOLERANCE`.
     RunError
-        If the file's answers differ from the network's by more than `TOLERANCE`, or the disk refuses.
+        If the disk refuses.
     """
     _check_target(path)
     network = _on_cpu(trained)
     with torch.no_grad():
-        program = torch.export.export(network, (_images(trained, 2),), dynamic_shapes=_any_batch())
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.export.export(network, (_images(trained.description, 2),), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     buffer = BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata_of(trained.description))})
     encoded = buffer.getvalue()
     loaded = torch.export.load(BytesIO(encoded)).module()
-    return _write(path, encoded, *_compare(trained, network, lambda images_BCHW: loaded(images_BCHW)))
+    return _write(path, encoded, *check_answers(str(path), trained.description, network, loaded))
 
 
 def export_onnx(trained: TrainedModel, path: Path) -> Exported:
@@ -81,52 +85,75 @@ def export_onnx(trained: TrainedModel, path: Path) -> Exported:
     ------
     ConfigError
         If the packages for ONNX are not installed.
+    ExportError
+        If ONNX has no operator for one of the network's, the file would be above ONNX's limit of 2 GB, or
+        onnxruntime's answers differ from the network's by more than `TOLERANCE`.
     RunError
-        If onnxruntime's answers differ from the network's by more than `TOLERANCE`, the file would be above ONNX's
-        limit of 2 GB, or the disk refuses.
+        If the disk refuses.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx needs it
-    except ImportError as error:
-        raise ConfigError(f"ONNX needs {error.name}, which is not installed: pip install 'psl-flower[onnx]'") from error
+    require_packages("ONNX", "onnx", "onnx", "onnxruntime", "onnxscript")
+    from onnx.checker import MAXIMUM_PROTOBUF
 
     _check_target(path)
     network = _on_cpu(trained)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            (_images(trained, 2),),
-            dynamo=True,
-            dynamic_shapes=_any_batch(),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    for node in model.graph.node:
-        del node.metadata_props[:]  # names files of this machine
+    model = to_onnx(network, (_images(trained.description, 2),), [INPUT], [OUTPUT])
     for key, value in metadata_of(trained.description).items():
         model.metadata_props.add(key=key, value=value)
-    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise RunError(f"{path}: the network is too large for one ONNX file (2 GB); export it for torch")
+    if model.ByteSize() >= MAXIMUM_PROTOBUF:
+        raise ExportError(f"{path}: the network is too large for one ONNX file (2 GB); export it for torch")
     encoded = model.SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(encoded, options, providers=["CPUExecutionProvider"])
-
-    def run(images_BCHW: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images_BCHW.numpy()})[0])
-
-    return _write(path, encoded, *_compare(trained, network, run))
+    session = OnnxModule(encoded, torch.get_num_threads())
+    return _write(path, encoded, *check_answers(str(path), trained.description, network, session))
 
 
 EXPORTERS: dict[str, tuple[str, Callable[[TrainedModel, Path], Exported]]] = {
     "torch": (".pt2", export_torch),
     "onnx": (".onnx", export_onnx),
 }
+
+
+@torch.no_grad()
+def check_answers(
+    name: str,
+    description: StoreSetDescription,
+    network: Callable[[torch.Tensor], torch.Tensor],
+    exported: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[float, float]:
+    """Compare the logits of a network and of the file made of it, on random images in batches of several sizes.
+
+    Parameters
+    ----------
+    name : str
+        The file's, for the error.
+    description : StoreSetDescription
+        Of the images.
+    network, exported : callable
+        Return float32 logits (B, K) of float32 images (B, C, H, W), pixels in 0..1, on the CPU.
+
+    Returns
+    -------
+    tuple[float, float]
+        The largest absolute difference, and the largest absolute logit.
+
+    Raises
+    ------
+    ExportError
+        If the difference is above `TOLERANCE` of the largest logit, or NaN.
+    """
+    differences, scales = [], []
+    for batch in _CHECKED_BATCHES:
+        images_BCHW = _images(description, batch)
+        expected_BK = network(images_BCHW)
+        differences.append((exported(images_BCHW) - expected_BK).abs().max())
+        scales.append(expected_BK.abs().max())
+    # torch's maximum, unlike Python's, keeps NaN, and so does this comparison.
+    difference, scale = float(torch.stack(differences).max()), float(torch.stack(scales).max())
+    if not difference <= TOLERANCE * scale:
+        raise ExportError(
+            f"{name}: not written: its logits differ by {difference:.2e} from the network's, whose largest is "
+            f"{scale:.2e}; allowed is {TOLERANCE:g} of that"
+        )
+    return difference, scale
 
 
 def metadata_of(description: StoreSetDescription) -> dict[str, str]:
@@ -140,34 +167,15 @@ def metadata_of(description: StoreSetDescription) -> dict[str, str]:
     }
 
 
-def _on_cpu(trained: TrainedModel) -> Deployable:
+def _on_cpu(trained: TrainedModel) -> Normalised:
     # The torch format keeps whole storages: it warns of weights in another memory order as if they were parts of one.
-    network = copy.deepcopy(Deployable(trained)).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return cast(Deployable, network)
+    network = copy.deepcopy(Normalised(trained.net, trained.description))
+    return to_device(network, "cpu", torch.contiguous_format)
 
 
-def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
-    return ({0: torch.export.Dim("batch", min=1)},)
-
-
-def _images(trained: TrainedModel, batch: int) -> torch.Tensor:
+def _images(description: StoreSetDescription, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, trained.description.channels, *trained.description.image_size, generator=generator)
-
-
-@torch.no_grad()
-def _compare(
-    trained: TrainedModel, network: Deployable, exported: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[float, float]:
-    """Return the largest absolute difference of logits, and the largest absolute logit, over several batch sizes."""
-    differences, scales = [], []
-    for batch in _CHECKED_BATCHES:
-        images_BCHW = _images(trained, batch)
-        expected_BK = network(images_BCHW)
-        differences.append((exported(images_BCHW) - expected_BK).abs().max())
-        scales.append(expected_BK.abs().max())
-    # torch's maximum, unlike Python's, keeps what is not a number.
-    return float(torch.stack(differences).max()), float(torch.stack(scales).max())
+    return torch.rand(batch, description.channels, *description.image_size, generator=generator)
 
 
 def _check_target(path: Path) -> None:
@@ -179,12 +187,6 @@ def _check_target(path: Path) -> None:
 
 
 def _write(path: Path, encoded: bytes, difference: float, scale: float) -> Exported:
-    # Written this way round, an answer that is not a number is refused too.
-    if not difference <= TOLERANCE * scale:
-        raise RunError(
-            f"{path}: not written: its logits differ by {difference:.2e} from the network's, whose largest is "
-            f"{scale:.2e}; allowed is {TOLERANCE:g} of that"
-        )
     try:
         write_atomically(path, encoded)
     except OSError as error:

@@ -26,6 +26,7 @@ from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
+from psl_flower.system.devices import to_device
 from psl_flower.system.files import write_atomically
 
 
@@ -112,30 +113,32 @@ class TrainedModel:
         return resize_image(converted_HWC, self.description.image_size).transpose(2, 0, 1)
 
 
-class Deployable(nn.Module):
-    """The network with its normalisation inside, so that it can be used without knowing anything else.
+class Normalised(nn.Module):
+    """A network, or an Upper, with its normalisation inside, so that it can be used without knowing anything else.
 
     Parameters
     ----------
-    trained : TrainedModel
-        The trained network; shared, not copied.
+    net : PatchSplitNet or Upper
+        Shared, not copied; all becomes eval mode.
+    description : StoreSetDescription
+        Of its images.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, trained: TrainedModel) -> None:
+    def __init__(self, net: nn.Module, description: StoreSetDescription) -> None:
         super().__init__()
-        self.net = trained.net
-        std = [s or 1.0 for s in trained.description.std]
-        self.register_buffer("mean", channel_column(trained.description.mean, trained.device))
-        self.register_buffer("std", channel_column(std, trained.device))
+        self.net = net
+        device = next(net.parameters()).device
+        self.register_buffer("mean", channel_column(description.mean, device))
+        self.register_buffer("std", channel_column([s or 1.0 for s in description.std], device))
         self.eval()
 
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits (B, K) of float32 images (B, C, H, W) with pixels in 0..1."""
-        logits: torch.Tensor = self.net((images_BCHW - self.mean) / self.std)
-        return logits
+    def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return what the network answers to float32 images, or patches, with pixels in 0..1."""
+        answer: torch.Tensor = self.net((pixels_NCHW - self.mean) / self.std)
+        return answer
 
 
 def save_trained_model(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
@@ -185,7 +188,7 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     _check_weights(path, weights, net.state_dict())
     net.load_state_dict(weights)
     chosen = torch.device(device)
-    net = net.eval().requires_grad_(False).to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = to_device(net.eval().requires_grad_(False), chosen)
     return TrainedModel(net=net, description=description, config=config, device=chosen)
 
 

@@ -14,35 +14,33 @@ patch.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import nn
 
-from psl_flower.engine.inputs import channel_column
-from psl_flower.errors import ConfigError, LighteningError, RunError
-from psl_flower.inference.export import INPUT, OUTPUT, TOLERANCE, metadata_of
-from psl_flower.lightening.judging import PATCHES, SMASHED, open_session, runtime_errors
-from psl_flower.lightening.parts import Cut, Join, OfPatches, Tail
+from psl_flower.errors import RunError
+from psl_flower.inference.export import check_answers, metadata_of
+from psl_flower.inference.onnx_files import INPUT, OUTPUT, OnnxModule, open_session, quiet, runtime_errors, to_onnx
+from psl_flower.inference.trained_model import Normalised
+from psl_flower.lightening.judging import PATCHES, SMASHED
+from psl_flower.lightening.parts import Cut, Join
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import Upper
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.system.devices import to_device
 from psl_flower.system.files import write_atomically
+from psl_flower.system.machine import require_packages
 
 if TYPE_CHECKING:
     import onnx
 
 WHOLE_FILE, LOWER_FILE = "model.onnx", "lower.onnx"
 _CALIBRATION_BATCH = 32
-_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +91,7 @@ def upper_file(upper: int) -> str:
 
 def check_packages() -> None:
     """Raise ConfigError unless the packages that lightening needs are installed."""
-    try:
-        import matplotlib  # noqa: F401
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"lightening needs {error.name}, which is not installed: pip install 'psl-flower[lighten]'"
-        ) from error
+    require_packages("lightening", "lighten", "matplotlib", "onnx", "onnxruntime", "onnxscript")
 
 
 def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefacts:
@@ -109,23 +99,22 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
 
     Raises
     ------
-    LighteningError
-        If the answers of onnxruntime differ.
+    ExportError
+        If ONNX has no operator for one of the network's, or the answers of onnxruntime differ.
     """
-    net = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
+    net = to_device(copy.deepcopy(net), "cpu", torch.contiguous_format).requires_grad_(False)
     C, (h, w) = description.channels, description.patch_size
-    first: Upper = net.uppers[0]  # type: ignore[assignment]
+    first = cast(Upper, net.uppers[0])
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
-    template = _export(OfPatches(_scrambled(first), description), (patches_NChw,), [PATCHES], [SMASHED])
-    P = len(net.assignment)
-    smashed_BPChw = torch.stack([smashed_NChw] * P, 1)
-    tail = _export(Tail(net.lower), (smashed_BPChw,), [SMASHED], [OUTPUT])
+    template = to_onnx(Normalised(_scrambled(first), description), (patches_NChw,), [PATCHES], [SMASHED])
+    smashed_BPChw = torch.stack([smashed_NChw] * len(net.assignment), 1)
+    lower = to_onnx(net.lower, (smashed_BPChw,), [SMASHED], [OUTPUT])
     uppers = tuple(
-        _with_weights(template, {f"upper.{name}": tensor for name, tensor in upper.state_dict().items()})
+        _with_weights(template, {f"net.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
     )
-    made = _joined(description, uppers, tail, *_cut_and_join(net, description, smashed_NChw.shape[1:]))
+    made = _joined(description, uppers, lower, *_cut_and_join(description, smashed_NChw.shape[1:]))
     _check(net, description, made.whole)
     return made
 
@@ -170,13 +159,12 @@ def make_int8(description: StoreSetDescription, made: Artefacts, images_BCHW: to
 
     Raises
     ------
-    LighteningError
+    ExportError
         If the runtime cannot quantise or load an operator.
     """
-    patches_BPChw = description.grid().split(images_BCHW)
+    patches = Cut(description)(images_BCHW)
     parts = [
-        quantise_upper(upper, patches_BPChw[:, list(description.positions_of(m))].flatten(0, 1), bits)
-        for m, upper in enumerate(made.uppers)
+        quantise_upper(upper, patches_NChw, bits) for upper, patches_NChw in zip(made.uppers, patches, strict=True)
     ]
     return with_quantised_uppers(description, made, parts, bits)
 
@@ -185,25 +173,20 @@ def with_quantised_uppers(
     description: StoreSetDescription, made: Artefacts, parts: Sequence[QuantisedUpper], bits: int
 ) -> Artefacts:
     """Return the network in int8 from its Uppers in int8 and the Lower in float32; otherwise as `make_int8`."""
-    by_position: dict[int, torch.Tensor] = {}
-    for m, part in enumerate(parts):
-        positions = description.positions_of(m)
-        maps_BKChw = part.smashed_NChw.reshape(-1, len(positions), *part.smashed_NChw.shape[1:])
-        by_position |= {p: maps_BKChw[:, k] for k, p in enumerate(positions)}
-    smashed_BPChw = torch.stack([by_position[p] for p in range(len(by_position))], 1)
+    smashed_BPChw = Join(description)(*(part.smashed_NChw for part in parts))
     lower = _quantised(made.lower, SMASHED, smashed_BPChw, bits)
     return _joined(description, tuple(part.model for part in parts), lower, made.cut, made.join)
 
 
 def _cut_and_join(
-    net: PatchSplitNet, description: StoreSetDescription, smashed_shape: Sequence[int]
+    description: StoreSetDescription, smashed_shape: Sequence[int]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     counts = [len(description.positions_of(m)) for m in range(description.num_uppers)]
     images_BCHW = torch.rand(2, description.channels, *description.image_size)
-    cut = _export(Cut(net, description), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
+    cut = to_onnx(Cut(description), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
     maps = tuple(torch.rand(2 * count, *smashed_shape) for count in counts)
     names = [f"map_{m}" for m in range(len(counts))]
-    return cut, _export(Join(net, description), maps, names, ["joined"], batches=counts)
+    return cut, to_onnx(Join(description), maps, names, ["joined"], batches=counts)
 
 
 def _joined(
@@ -240,42 +223,6 @@ def _merged(first: onnx.ModelProto, second: onnx.ModelProto, io_map: dict[str, s
     return compose.merge_models(first, second, io_map=list(io_map.items()))
 
 
-def _export(
-    module: nn.Module,
-    inputs: tuple[torch.Tensor, ...],
-    input_names: list[str],
-    output_names: list[str],
-    batches: Sequence[int] | None = None,
-) -> onnx.ModelProto:
-    """Return a module as ONNX, for any batch; `batches`: images for each of the first axis, where inputs differ.
-
-    Raises
-    ------
-    LighteningError
-        If ONNX has no operator for one of the module's.
-    """
-    batch = torch.export.Dim("batch", min=1)
-    dims = [{0: count * batch if count > 1 else batch} for count in batches or [1] * len(inputs)]
-    shapes: Any = (tuple(dims),) if batches else tuple(dims)
-    with torch.no_grad(), _quiet():
-        try:
-            program = torch.onnx.export(
-                module.eval(), inputs, dynamo=True, dynamic_shapes=shapes, input_names=input_names,
-                output_names=output_names, verbose=False, optimize=True,
-            )  # fmt: skip
-        except torch.onnx.OnnxExporterError as error:
-            deepest: BaseException = error
-            while deepest.__cause__ is not None:
-                deepest = deepest.__cause__
-            why = str(deepest).splitlines()[0]
-            raise LighteningError(f"this network cannot be written as ONNX: {why}") from error
-    assert program is not None
-    model = program.model_proto
-    for node in model.graph.node:
-        del node.metadata_props[:]  # names files of this machine
-    return model
-
-
 @torch.no_grad()
 def _scrambled(upper: Upper) -> Upper:
     """Return a copy with random weights: the exporter makes one of weights that are equal, as an untrained Upper's."""
@@ -304,19 +251,18 @@ def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> o
 
 def _quantised(model: onnx.ModelProto, name: str, values: torch.Tensor, bits: int) -> onnx.ModelProto:
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches: Iterator[torch.Tensor] = iter(torch.split(values, _CALIBRATION_BATCH))
+    batches = iter(torch.split(values, _CALIBRATION_BATCH))
 
+    class Reader:
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._batches, None)
+            batch = next(batches, None)
             return None if batch is None else {name: batch.contiguous().numpy()}
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "int8.onnx"
         with runtime_errors("onnxruntime cannot quantise this network"):
             quantize_static(
@@ -326,38 +272,7 @@ def _quantised(model: onnx.ModelProto, name: str, values: torch.Tensor, bits: in
         return onnx.load(path)
 
 
-@torch.no_grad()
 def _check(net: PatchSplitNet, description: StoreSetDescription, model: onnx.ModelProto) -> None:
-    """Raise LighteningError unless the exported network answers as the network does."""
-    images_BCHW = torch.rand(
-        3, description.channels, *description.image_size, generator=torch.Generator().manual_seed(1)
-    )
-    expected_BK = net(_normalised(images_BCHW, description))
-    (found_BK,) = open_session(model.SerializeToString(), 1).run([OUTPUT], {INPUT: images_BCHW.numpy()})
-    difference = float((torch.from_numpy(found_BK) - expected_BK).abs().max() / expected_BK.abs().max())
-    # Written this way round, an answer that is not a number is refused too.
-    if not difference <= TOLERANCE:
-        raise LighteningError(
-            f"the exported network's logits differ by {difference:.1e} of the largest from the trained one's; "
-            f"allowed is {TOLERANCE:g}"
-        )
-
-
-def _normalised(pixels_BCHW: torch.Tensor, description: StoreSetDescription) -> torch.Tensor:
-    return (pixels_BCHW - channel_column(description.mean)) / channel_column([s or 1.0 for s in description.std])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' advice to their developers off the screen; one thread at a time, as it is off for all."""
-    import warnings
-
-    with _one_at_a_time:
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            logging.disable(before)
+    """Raise ExportError unless the exported network answers as the network does."""
+    exported = OnnxModule(model.SerializeToString(), 1)
+    check_answers(WHOLE_FILE, description, Normalised(net, description), exported)

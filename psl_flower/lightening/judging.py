@@ -1,25 +1,21 @@
-"""An artefact as it is shipped, its file run by onnxruntime: judged, or in the place of a module of torch.
+"""Judging an artefact as it is shipped: its file, run by onnxruntime.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from psl_flower.errors import LighteningError, RunError
-from psl_flower.inference.export import INPUT, OUTPUT
+from psl_flower.inference.onnx_files import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,78 +40,6 @@ class Speed:
 
     images_per_s: float
     latency_ms: float
-
-
-def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Return a session of onnxruntime on the CPU.
-
-    Raises
-    ------
-    LighteningError
-        If the runtime does not support an operator of the model, or the file is damaged.
-    RunError
-        If there is no such file.
-    """
-    import onnxruntime
-
-    if isinstance(model, Path) and not model.is_file():
-        raise RunError(f"{model}: there is no such file")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    where = f"{model}: " if isinstance(model, Path) else ""
-    with runtime_errors(f"{where}onnxruntime cannot run this model"):
-        return onnxruntime.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
-        )
-
-
-class OnnxModule(nn.Module):
-    """Runs an ONNX file of one float32 input and one float32 output on the CPU.
-
-    Parameters
-    ----------
-    model : Path or bytes
-        The file, or what is in it.
-    threads : int
-        Of onnxruntime.
-
-    Raises
-    ------
-    LighteningError, RunError
-        As `open_session`.
-    """
-
-    def __init__(self, model: Path | bytes, threads: int) -> None:
-        super().__init__()
-        self._session = open_session(model, threads)
-        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the input without the batch, which may be any."""
-        return tuple(self._session.get_inputs()[0].shape[1:])
-
-    def forward(self, values: torch.Tensor, flipped: None = None) -> torch.Tensor:
-        """Return what the artefact answers, on the CPU; `flipped` stands where a Lower takes which are mirrored."""
-        given = {self._input: values.detach().float().contiguous().cpu().numpy()}
-        return torch.from_numpy(self._session.run([self._output], given)[0])
-
-
-@contextlib.contextmanager
-def runtime_errors(problem: str) -> Iterator[None]:
-    """Raise LighteningError, with `problem` before the runtime's own words, for what onnxruntime raises."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    # The runtime's errors have no base of their own.
-    kinds = (
-        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
-        state.NotImplemented, state.RuntimeException,
-    )  # fmt: skip
-    try:
-        yield
-    except kinds as error:
-        raise LighteningError(f"{problem}: {str(error).splitlines()[0]}") from error
 
 
 def answers(session: onnxruntime.InferenceSession, batches: Iterable[torch.Tensor]) -> NDArray[np.int64]:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.inference.evaluation import images_in, stores_of
+from psl_flower.inference.onnx_files import open_session
 from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, check_packages, make_int8
 from psl_flower.lightening.folder import LighteningFolder
-from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
+from psl_flower.lightening.judging import Speed, answers, measure_speed
 from psl_flower.lightening.method import Answers, Bench, Lightened
 from psl_flower.lightening.search import Attempt
 from psl_flower.lightening.settings import Request

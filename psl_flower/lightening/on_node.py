@@ -26,11 +26,12 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import CompressionTraining, OnnxInference, make_upper, upper_options
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import ConfigError, LighteningError, NoCheckpoint, RunError
+from psl_flower.errors import LighteningError, NoCheckpoint, RunError
 from psl_flower.models.split import Upper
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.files import write_atomically
+from psl_flower.system.machine import require_packages
 
 if TYPE_CHECKING:
     import onnx
@@ -47,13 +48,7 @@ _TEACHER_FILE = "teacher.pt"
 
 def check_runtime() -> None:
     """Raise ConfigError unless this machine can run and quantise light Uppers."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"light models need {error.name}, which is not installed here: pip install 'psl-flower[lighten]'"
-        ) from error
+    require_packages("a light model", "lighten", "onnx", "onnxruntime")
 
 
 def put_in_place(
@@ -143,7 +138,7 @@ def shipped_engine(
         If this node cannot run it.
     """
     check_runtime()
-    from psl_flower.lightening.judging import OnnxModule
+    from psl_flower.inference.onnx_files import OnnxModule
 
     path = checkpoints.folder / UPPER_FILE
     content = _read(path)
@@ -169,7 +164,7 @@ def keep_file(folder: Path, content: bytes) -> None:
         If the disk refuses.
     """
     check_runtime()
-    from psl_flower.lightening.judging import open_session
+    from psl_flower.inference.onnx_files import open_session
 
     _parsed(content)
     open_session(content, 1)
@@ -199,7 +194,8 @@ def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Spe
         If the file is missing or cannot be run.
     """
     check_runtime()
-    from psl_flower.lightening.judging import PATCHES, SMASHED, measure_speed, open_session
+    from psl_flower.inference.onnx_files import open_session
+    from psl_flower.lightening.judging import PATCHES, SMASHED, measure_speed
 
     patches_BKChw = torch.from_numpy(store.read(np.resize(np.arange(len(store)), batch)))
     K = patches_BKChw.shape[1]
@@ -210,7 +206,7 @@ def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Spe
 def _parsed(content: bytes) -> onnx.ModelProto:
     """Return the model that bytes from the server hold; raises LighteningError unless it is one, whole in itself."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_from_string(content)

@@ -100,12 +100,12 @@ def _layers(part: nn.Module, owner: str) -> Iterator[_Layer]:
     for name, stage in part.named_children():
         if name == "conv1":
             stream = "stem"
-            yield _Layer(stage, part.bn1, "", stream)  # type: ignore[arg-type]
+            yield _layer(part, "conv1", "bn1", "", stream)
         elif name.startswith("layer"):
-            for number, block in enumerate(stage.children()):
+            for number, block in enumerate(cast(Iterator[BasicBlock | Bottleneck], stage.children())):
                 before = stream or _stream_before(name, block)
                 stream = before if block.downsample is None else name
-                yield from _block_layers(block, f"{owner}.{name}.{number}", before, stream)  # type: ignore[arg-type]
+                yield from _block_layers(block, f"{owner}.{name}.{number}", before, stream)
 
 
 def _stream_before(stage: str, first_block: nn.Module) -> str:
@@ -118,15 +118,19 @@ def _stream_before(stage: str, first_block: nn.Module) -> str:
 
 
 def _block_layers(block: BasicBlock | Bottleneck, owner: str, before: str, after: str) -> Iterator[_Layer]:
-    yield _Layer(block.conv1, block.bn1, before, f"{owner}.1")
+    yield _layer(block, "conv1", "bn1", before, f"{owner}.1")
     if isinstance(block, Bottleneck):
-        yield _Layer(block.conv2, block.bn2, f"{owner}.1", f"{owner}.2")
-        yield _Layer(block.conv3, block.bn3, f"{owner}.2", after)
+        yield _layer(block, "conv2", "bn2", f"{owner}.1", f"{owner}.2")
+        yield _layer(block, "conv3", "bn3", f"{owner}.2", after)
     else:
-        yield _Layer(block.conv2, block.bn2, f"{owner}.1", after)
+        yield _layer(block, "conv2", "bn2", f"{owner}.1", after)
     if block.downsample is not None:
-        conv, norm = block.downsample.children()
-        yield _Layer(conv, norm, before, after)  # type: ignore[arg-type]
+        yield _layer(block.downsample, "0", "1", before, after)
+
+
+def _layer(owner: nn.Module, conv: str, norm: str, before: str, after: str) -> _Layer:
+    found = cast(nn.Conv2d, owner.get_submodule(conv)), cast(nn.BatchNorm2d, owner.get_submodule(norm))
+    return _Layer(*found, before, after)
 
 
 def _channels_to_keep(layers: list[_Layer], num_kept: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from psl_flower.errors import ConfigError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def choose_device(setting: str) -> torch.device:
@@ -23,6 +27,15 @@ def choose_device(setting: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {setting} was asked for, but this machine has {torch.cuda.device_count()} GPUs")
     return device
+
+
+def to_device(
+    module: ModuleT, device: torch.device | str, memory_format: torch.memory_format = torch.channels_last
+) -> ModuleT:
+    """Move a module to a device, in place, its 4-dimensional weights in a memory order; return it."""
+    move: Any = module.to  # torch's own annotations lack the memory order
+    move(device, memory_format=memory_format)
+    return module
 
 
 def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager[object]:

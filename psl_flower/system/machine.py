@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
 import re
 import shutil
 import subprocess
+
+from psl_flower.errors import ConfigError
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -63,3 +66,14 @@ def list_gpus() -> tuple[str, ...]:
     # GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)
     found = re.findall(r"^GPU \d+: (.*?) \(UUID", listed.stdout, re.MULTILINE)
     return tuple(found) if listed.returncode == 0 else ()
+
+
+def require_packages(purpose: str, extra: str, *packages: str) -> None:
+    """Raise ConfigError, naming the extra that installs them, unless all packages that a purpose needs are there."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"{purpose} needs {error.name}, which is not installed: pip install 'psl-flower[{extra}]'"
+            ) from error

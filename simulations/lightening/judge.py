@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.inference.evaluation import images_in
-from psl_flower.lightening.judging import Speed, answers, measure_speed, open_session
+from psl_flower.inference.onnx_files import open_session
+from psl_flower.lightening.judging import Speed, answers, measure_speed
 from psl_flower.stores.store_set import StoreSet
 from simulations.lightening.results import Model
 from simulations.reports import Spread

@@ -1,7 +1,6 @@
 """Exports: the same answers as the network, in a process that knows nothing of this project."""
 
 import json
-import math
 import subprocess
 import sys
 
@@ -12,10 +11,10 @@ import pytest
 import torch
 from tiny_run import make_run
 
-from psl_flower.errors import ConfigError, RunError
+from psl_flower.errors import ConfigError, ExportError, RunError
 from psl_flower.inference import export
 from psl_flower.inference.export import export_onnx, export_torch
-from psl_flower.inference.trained_model import Deployable, load_trained_model
+from psl_flower.inference.trained_model import Normalised, load_trained_model
 
 # Run in a folder of its own, isolated (-I), with torch only.
 PLAIN_TORCH = """
@@ -42,7 +41,7 @@ def batches(trained):
 
 def answers(trained):
     with torch.no_grad():
-        return [Deployable(trained)(images) for images in batches(trained)]
+        return [Normalised(trained.net, trained.description)(images) for images in batches(trained)]
 
 
 def test_torch_file_needs_only_torch(tmp_path, tiny):
@@ -78,28 +77,32 @@ def test_onnx_file_is_self_contained(tmp_path, tiny):
 
 def test_a_wrong_file_is_not_written(tmp_path, tiny, monkeypatch):
     """The check tells a difference: here the network that it is compared with is another one."""
-    compared = export._compare
+    check = export.check_answers
 
-    def with_another(trained, network, exported):
+    def with_another(name, description, network, exported):
         with torch.no_grad():
             network.net.lower.fc.bias += 0.01
-        return compared(trained, network, exported)
+        return check(name, description, network, exported)
 
-    monkeypatch.setattr(export, "_compare", with_another)
-    with pytest.raises(RunError, match="not written: its logits differ"):
+    monkeypatch.setattr(export, "check_answers", with_another)
+    with pytest.raises(ExportError, match=r"model\.pt2: not written: its logits differ"):
         export_torch(tiny, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_that_are_not_numbers_are_refused(tmp_path, tiny):
-    def not_numbers(images):
-        return torch.full((len(images), 10), torch.nan)
+def test_answers_that_are_not_numbers_are_refused(tmp_path, tiny, monkeypatch):
+    class NotNumbers(torch.nn.Module):
+        def __init__(self, *_):
+            super().__init__()
 
-    difference, scale = export._compare(tiny, Deployable(tiny), not_numbers)
-    assert math.isnan(difference)
-    assert scale > 0
-    with pytest.raises(RunError, match="not written"):
-        export._write(tmp_path / "model.onnx", b"", difference, scale)
+        def forward(self, images):
+            return torch.full((len(images), 10), torch.nan)
+
+    with pytest.raises(ExportError, match="x: not written: its logits differ by nan"):
+        export.check_answers("x", tiny.description, Normalised(tiny.net, tiny.description), NotNumbers())
+    monkeypatch.setattr(export, "OnnxModule", NotNumbers)
+    with pytest.raises(ExportError, match="not written"):
+        export_onnx(tiny, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import DataError, RunError, StoreError
 from psl_flower.inference.evaluation import evaluate, other_test_images, own_test_images
-from psl_flower.inference.trained_model import Deployable, choose_run, load_trained_model, save_trained_model
+from psl_flower.inference.trained_model import Normalised, choose_run, load_trained_model, save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreRequest, store_request
@@ -61,14 +61,14 @@ def test_deployable_takes_pixels_in_0_to_1(tiny):
     trained = load_trained_model(tiny[0])
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(Deployable(trained)(images / 255.0), trained.logits(images))
+        assert torch.equal(Normalised(trained.net, trained.description)(images / 255.0), trained.logits(images))
 
 
 def test_deployable_with_a_channel_that_never_changes(tiny):
     trained = load_trained_model(tiny[0])
     constant = msgspec.structs.replace(trained.description, std=(0.0,))
     with torch.no_grad():
-        assert Deployable(replace(trained, description=constant))(torch.rand(2, 1, 16, 16)).isfinite().all()
+        assert Normalised(trained.net, constant)(torch.rand(2, 1, 16, 16)).isfinite().all()
 
 
 def test_images_are_prepared_as_ingest_does(tmp_path, tiny):
