@@ -22,7 +22,7 @@ from psl_flower.wire.node_messages import Measured, encode
 
 
 def ready(message: Message, context: Context) -> RecordDict:
-    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    """Check that this node can take part: its operator allows it, and the runtime is installed."""
     for _ in _stores(host_of(message, context)):
         on_node.check_runtime()
     return content({})

@@ -1,1 +1,1 @@
-"""Opponents of patch-split learning: the whole image in one process, and federated averaging."""
+"""What patch-split learning is compared with: the whole image in one process, and federated averaging."""

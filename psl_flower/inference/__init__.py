@@ -1,1 +1,1 @@
-"""What a trained network is for: reading it, evaluating it, doing without nodes, exporting it."""
+"""Use of a trained network: loading, evaluation, prediction without some nodes, export."""

@@ -1,4 +1,4 @@
-"""How well a trained network does without some of its Uppers: accuracy by how many are absent, as table and picture.
+"""Accuracy of a trained network by the number of absent Uppers, as table and picture.
 
 Shape suffixes: B batch, P patches, C channels, h and w of a patch's smashed data.
 """
@@ -29,7 +29,7 @@ MAX_CHOICES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsencePoint:
-    """Accuracy without so many Uppers.
+    """Accuracy with a number of Uppers absent.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class AbsencePoint:
     accuracy, lowest, highest : float
         Mean, least and most over the choices of Uppers, 0..1.
     tried : int
-        Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, alike every time.
+        Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, the same ones every time.
     possible : int
         Choices that there are.
     """
@@ -56,7 +56,7 @@ def absence_curve(
 ) -> list[AbsencePoint]:
     """Return the accuracy with all Uppers, without one, and so on to one that is left.
 
-    Zeros stand for the smashed data of absent Uppers, as in a run that goes on without them (`on-missing-node`).
+    Zeros stand for the smashed data of absent Uppers, as in a run that continues without them (`on-missing-node`).
 
     Parameters
     ----------

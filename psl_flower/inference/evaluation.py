@@ -50,7 +50,7 @@ class LabelledImages:
 def own_test_images(
     run: RunFolder, trained: TrainedModel, max_test: int = 0, progress: Progress | None = None
 ) -> LabelledImages:
-    """Return the test split of the run's dataset, from its patch stores, which are made if they are not there.
+    """Return the test split of the run's dataset, from its patch stores, which are made if they are missing.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def own_test_images(
     trained : TrainedModel
         The run's network.
     max_test : int
-        Only so many images, drawn at random, alike every time; 0: all.
+        Images to use at most, drawn at random, the same ones every time; 0: all.
     progress : callable, optional
         As in `prepare_stores`.
 
@@ -82,7 +82,7 @@ def own_test_images(
 def stores_of(
     run: RunFolder, trained: TrainedModel, progress: Progress | None = None, *, labels_version: int | None = None
 ) -> StoreSet:
-    """Return the patch stores of the run's dataset, which are made if they are not there.
+    """Return the patch stores of the run's dataset, which are made if they are missing.
 
     Parameters are those of `own_test_images`, and of `prepare_stores`.
 
@@ -117,7 +117,7 @@ def other_test_images(
     dataset : str
         As the setting of that name.
     max_test : int
-        At most so many images; 0: all.
+        Images to use at most; 0: all.
     image_column, label_column : str
         As the settings of these names; by default the run's, where the dataset has them.
 
@@ -174,7 +174,7 @@ def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress |
 
 
 def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-    """Yield the images of these samples (N,), put together from their patches, with their classes."""
+    """Yield the images of these samples (N,), joined from their patches, with their classes."""
     description = stores.description
     grid = description.grid()
     opened = [stores.open(m) for m in range(description.num_uppers)]

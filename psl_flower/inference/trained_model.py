@@ -1,4 +1,4 @@
-"""The trained model as the owner gets it: all Upper models and the Lower model in one network, without a wire.
+"""The trained model as the owner gets it: all Uppers and the Lower in one network, in one process.
 
 Shape suffixes: B batch, K classes, C channels, H and W pixels of an image.
 """
@@ -84,7 +84,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the smashed data (B, P, C', h', w'), on `device`; parameters and errors as of `logits`."""
+        """Return the smashed data (B, P, C', h', w'), on `device`; parameters and errors as in `logits`."""
         expected = (self.description.channels, *self.description.image_size)
         if images_BCHW.dtype != torch.uint8 or tuple(images_BCHW.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
@@ -181,8 +181,11 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     weights = _load_weights(path, run, config)
     description = run.read_description()
     # An owner's stores may have an assignment of their own, which the setting's default does not say.
-    told = config.patches.assignment != RunConfig().patches.assignment
-    if told and assign(description.grid(), description.num_uppers, config.patches.assignment) != description.assignment:
+    set_here = config.patches.assignment != RunConfig().patches.assignment
+    if (
+        set_here
+        and assign(description.grid(), description.num_uppers, config.patches.assignment) != description.assignment
+    ):
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
     net = make_network(config, description)
     _check_weights(path, weights, net.state_dict())

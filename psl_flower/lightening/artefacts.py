@@ -1,4 +1,4 @@
-"""The files that are shipped: every Upper and the Lower as ONNX, in int8, and the whole network put together from them.
+"""The files of a light model: every Upper and the Lower as int8 ONNX, and the whole network joined from them.
 
     upper-000.onnx ...   float32 patches (N, C, h, w), pixels in 0..1 -> float32 smashed data (N, C', h', w')
     lower.onnx           float32 smashed data (B, P, C', h', w') -> float32 logits (B, K)
@@ -6,7 +6,7 @@
 
 torch.onnx exports, onnxruntime's static quantisation makes int8 of it (weights for each output channel, activations
 calibrated on training images), and `onnx.compose` joins the parts, so the whole answers exactly as its parts do. Uppers
-are alike but for their weights, so one of them is exported and given the others' weights.
+differ in their weights alone, so one of them is exported and given the others' weights.
 
 Shape suffixes: B batch, N patches of one Upper (B*K), P patches, C channels, H and W pixels of an image, h and w of a
 patch.
@@ -54,7 +54,7 @@ class Artefacts:
     lower : onnx.ModelProto
         The Lower.
     cut, join : onnx.ModelProto
-        What is before the Uppers and between them and the Lower; without weights.
+        What stands before the Uppers, and between them and the Lower; without weights.
     whole : onnx.ModelProto
         All of it.
     """
@@ -135,7 +135,7 @@ class QuantisedUpper(NamedTuple):
 
 
 def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int) -> QuantisedUpper:
-    """Return an Upper in int8, calibrated on its own patches, uint8; `bits` and errors as of `make_int8`."""
+    """Return an Upper in int8, calibrated on its own patches, uint8; `bits` and errors as in `make_int8`."""
     pixels_NChw = patches_NChw.float() / 255
     session = open_session(upper.SerializeToString(), torch.get_num_threads())
     maps = [session.run([SMASHED], {PATCHES: part.numpy()})[0] for part in torch.split(pixels_NChw, _CALIBRATION_BATCH)]

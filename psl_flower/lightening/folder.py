@@ -76,7 +76,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LighteningFolder:
-    """The files of one lightening; made if it is not there.
+    """The files of one lightening; creates the folder.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class LighteningFolder:
     settings : LighteningSettings
         How.
     federated : bool
-        Whether it goes over the federation.
+        Whether it runs over the federation.
 
     Raises
     ------
@@ -95,14 +95,14 @@ class LighteningFolder:
 
     def __init__(self, run: RunFolder, settings: LighteningSettings, *, federated: bool = False) -> None:
         self._settings = settings
-        told = {
+        identity = {
             "version": _VERSION,
             "settings": asdict(settings),
             "federated": federated,
             "model": _digest(run),
             "machine": f"{platform.node()} {platform.machine()} {_processor()}",
         }
-        encoded = msgspec.json.encode(told, order="sorted")
+        encoded = msgspec.json.encode(identity, order="sorted")
         self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Judging an artefact as it is shipped: its file, run by onnxruntime.
+"""Judges an artefact by its file, run by onnxruntime: what it answers, and how fast.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Input and output of an Upper's artefact.
 PATCHES, SMASHED = "patches", "smashed"
-# Runs before the clock starts, and then at least so many, for at least so long.
+# Runs before the clock starts; then the least number of timed runs, and the least seconds that they take in all.
 _WARM_UP_RUNS, _LEAST_RUNS, _LEAST_S = 3, 15, 1.0
 
 
@@ -66,9 +66,9 @@ def measure_speed(
     session : onnxruntime.InferenceSession
         As `open_session` makes it, with the threads to measure with.
     images_BCHW : torch.Tensor
-        One batch, uint8; its first image alone gives the latency. For an Upper: patches, so many of each image.
+        One batch, uint8; its first image alone gives the latency. For an Upper: patches, `per_image` of each image.
     clock : callable, optional
-        Seconds; another clock.
+        Returns seconds; by default the process's or the wall's, by the number of threads.
     names : tuple[str, str]
         Of the artefact's input and output.
     per_image : int

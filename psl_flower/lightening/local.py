@@ -31,7 +31,7 @@ def lighten(
     progress: Progress,
     on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> Lightened:
-    """Find a light model of a run; an interrupted lightening goes on where it was.
+    """Find a light model of a run; called again after an interruption, it keeps what is finished.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def lighten(
     """
     check_packages()
     trained = load_trained_model(run, choose_device("auto"))
-    # The labels that the run began with, as over the federation, whoever corrected some since.
+    # The labels that the run was trained with, as over the federation, even if some were corrected since.
     stores = stores_of(run, trained, progress, labels_version=trained.description.labels_version)
     with contextlib.ExitStack() as closing:
         opened = [

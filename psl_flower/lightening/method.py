@@ -47,12 +47,12 @@ class Backend(Protocol):
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network, from the weights it has; return it, or another of the same kind, in eval mode.
 
-        An interrupted training goes on from its last checkpoint; a finished one is not repeated.
+        An interrupted training continues from its last checkpoint; a finished one is not repeated.
         """
         ...
 
     def quantise(self, made: Artefacts, samples_N: NDArray[np.int64], bits: int) -> Artefacts:
-        """Return a network in int8, calibrated on these images; parameters as of `artefacts.make_int8`."""
+        """Return a network in int8, calibrated on these images; parameters as in `artefacts.make_int8`."""
         ...
 
     def answers(self, name: str, place: Path) -> Answers:
@@ -66,7 +66,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lightened:
-    """What came out.
+    """The result of a lightening.
 
     Attributes
     ----------
@@ -123,7 +123,14 @@ class Bench:
         self._seconds: dict[int, float] = {}
 
     def find(self, goals: Goals, on_attempt: Callable[[Attempt], None] = lambda _: None) -> Lightened:
-        """Find a light model; an interrupted search goes on where it was. `on_attempt` gets every attempt.
+        """Find a light model; called again after an interruption, it keeps what is finished.
+
+        Parameters
+        ----------
+        goals : Goals
+            What is to be reached.
+        on_attempt : callable
+            Called with every attempt.
 
         Raises
         ------

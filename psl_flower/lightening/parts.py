@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.description import StoreSetDescription
 
 
@@ -17,7 +18,7 @@ class Cut(nn.Module):
     def __init__(self, description: StoreSetDescription) -> None:
         super().__init__()
         self._grid = description.grid()
-        self._positions = [list(description.positions_of(m)) for m in range(description.num_uppers)]
+        self._positions = [list(positions) for positions in positions_by_upper(description.assignment)]
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the patches of every Upper, in the images' dtype."""
@@ -32,7 +33,7 @@ class Join(nn.Module):
 
     def __init__(self, description: StoreSetDescription) -> None:
         super().__init__()
-        self._positions = [list(description.positions_of(m)) for m in range(description.num_uppers)]
+        self._positions = [list(positions) for positions in positions_by_upper(description.assignment)]
 
     def forward(self, *smashed: torch.Tensor) -> torch.Tensor:
         """Return the smashed data of all positions, in their dtype."""

@@ -1,8 +1,8 @@
 """Structured pruning: whole channels are cut, so that the network is smaller on every machine.
 
-Channels that a residual sum joins are cut together, and alike on all Uppers, because the Lower's weights serve all
-positions; channels inside a block are chosen for that block alone. What is kept are the channels whose weights are
-largest, with BatchNorm folded in (Li et al., Pruning Filters for Efficient ConvNets, 2017).
+Channels that a residual sum joins are cut together, the same ones on all Uppers, because the Lower's weights serve all
+positions; channels inside a block are chosen for that block alone. The channels with the largest weights are kept,
+BatchNorm folded in (Li et al., Pruning Filters for Efficient ConvNets, 2017).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _stream_before(stage: str, first_block: nn.Module) -> str:
     if stage == "layer1":
         return "stem"
     before = f"layer{int(stage[-1]) - 1}"
-    # Without a convolution of its own on the shortcut, the first stage goes on with the stem's channels.
+    # Without a convolution of its own on the shortcut, the first stage keeps the stem's channels.
     return "stem" if before == "layer1" and isinstance(first_block, BasicBlock) else before
 
 
@@ -140,7 +140,7 @@ def _channels_to_keep(layers: list[_Layer], num_kept: Mapping[str, int]) -> dict
         variance = cast(torch.Tensor, layer.norm.running_var)
         scale = layer.norm.weight / torch.sqrt(variance + layer.norm.eps)
         own = (layer.conv.weight * scale[:, None, None, None]).abs().sum((1, 2, 3))
-        # Each layer counts alike, however large its weights are.
+        # Each layer counts the same, however large its weights are.
         own = own / own.mean().clamp_min(torch.finfo(own.dtype).tiny)
         importance[layer.out] = importance.get(layer.out, torch.zeros_like(own)) + own
     return {group: scores.topk(num_kept[group]).indices.sort().values for group, scores in importance.items()}

@@ -1,4 +1,4 @@
-"""What came out of a lightening, for people: a table and a plot of accuracy against speed and size."""
+"""The report of a lightening: a table and a plot of accuracy against speed and size."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NAMES = {
 }
 # In the plots: marker and colour.
 _KINDS = {
-    "compared with": ("s", "tab:blue"),
-    "light, by degree: satisfies": ("o", "tab:green"),
-    "light: does not": ("o", "tab:orange"),
+    "reference": ("s", "tab:blue"),
+    "light, by degree: conditions met": ("o", "tab:green"),
+    "light, by degree: not met": ("o", "tab:orange"),
 }
 
 
 def newest(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
-    """Return the newest entry of everything that was judged: what is compared with first, then degrees ascending.
+    """Return the newest entry of everything that was judged: references first, then degrees ascending.
 
     Verdicts are those under the conditions given, whatever they were when the entry was made.
     """
@@ -224,8 +224,8 @@ def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, m
 
 def _kind(entry: Entry) -> str:
     if entry.degree is None:
-        return "compared with"
-    return "light, by degree: satisfies" if entry.verdict == Verdict.SATISFIED else "light: does not"
+        return "reference"
+    return "light, by degree: conditions met" if entry.verdict == Verdict.SATISFIED else "light, by degree: not met"
 
 
 def _plain_numbers(axes: Axes) -> None:

@@ -205,5 +205,5 @@ def _why(too_slow: int, too_wrong: int, max_degree: int) -> tuple[End, str]:
         return End.NEVER_ACCURATE, "the condition of accuracy fails even at degree 0, the least lightened"
     return End.OSCILLATES, (
         f"degree {too_slow} is accurate and too slow, degree {too_wrong} fast and not accurate enough, "
-        "and there is none between them: lightening would go to and fro"
+        "and no degree lies between them"
     )

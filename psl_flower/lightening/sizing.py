@@ -47,7 +47,7 @@ def cost_of(config: RunConfig, description: StoreSetDescription, size: BackboneS
         upper, lower = make_upper(config, description, 0, size).eval(), make_lower(config, description, size).eval()
         patches_PChw = torch.empty(len(description.assignment), description.channels, *description.patch_size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            # All Uppers are alike, so one of them counts for all patches.
+            # All Uppers have the same size, so one of them counts for all patches.
             lower(upper(patches_PChw)[None])
     of_upper, of_lower = (sum(p.numel() for p in part.parameters()) for part in (upper, lower))
     return Cost(description.num_uppers * of_upper + of_lower, counter.get_total_flops() // 2)

@@ -29,9 +29,9 @@ from psl_flower.errors import (
     TrainingStopped,
 )
 from psl_flower.inference.evaluation import images_in
+from psl_flower.inference.onnx_files import open_session
 from psl_flower.lightening import on_node
 from psl_flower.lightening.folder import LighteningFolder, begin
-from psl_flower.inference.onnx_files import open_session
 from psl_flower.lightening.judging import answers
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
