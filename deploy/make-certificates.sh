@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes what the SuperLink needs for TLS: a certificate authority of your own, and the server's certificate and key.
+# Makes the SuperLink's TLS files: a certificate authority of your own, and the server's certificate and key.
 #
 #     make-certificates.sh FOLDER NAME_OR_ADDRESS...
 #     make-certificates.sh FOLDER --node NAME
 #
-# Nodes and whoever calls `flwr` get FOLDER/ca.crt; the server also server.pem and server.key. The second form makes
-# NAME.pem and NAME.key, by which a node proves itself on the exchange port where that is asked for (mutual TLS).
-# FOLDER/ca.key stays with whoever runs this, off the server. Call it again to renew a certificate: the authority is
-# kept. PSL_CA_DAYS, PSL_SERVER_DAYS and PSL_NODE_DAYS set how long they are valid (3650, 365 and 365 days).
+# Give FOLDER/ca.crt to nodes and to whoever calls `flwr`, and to the server also server.pem and server.key. The second
+# form makes NAME.pem and NAME.key, with which a node proves itself on the exchange port under mutual TLS. Keep
+# FOLDER/ca.key off the server. Call this again to renew a certificate; it keeps the authority. PSL_CA_DAYS,
+# PSL_SERVER_DAYS and PSL_NODE_DAYS set how long certificates are valid (3650, 365 and 365 days).
 set -euo pipefail
 
 if [ $# -lt 2 ] || { [ "$2" = --node ] && [ $# -ne 3 ]; }; then
@@ -23,7 +23,7 @@ if [ "$1" = --node ]; then
     set -- "$2"
 else
     own=server usage=serverAuth days=${PSL_SERVER_DAYS:-365}
-    # A SuperLink that listens on all addresses is reached by its own helpers there, and starts no run without them.
+    # A SuperLink that listens on all addresses is reached by its own helpers at these, and starts no run without them.
     for loopback in 127.0.0.1 ::1; do
         [[ " $* " == *" $loopback "* ]] || set -- "$@" "$loopback"
     done
