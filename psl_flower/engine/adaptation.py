@@ -135,7 +135,7 @@ class AdaptationEngine:
             label_smoothing=self._label_smoothing,
         )
         self._optimizer.zero_grad(set_to_none=True)
-        (self._alpha * loss).backward()  # type: ignore[no-untyped-call]
+        (self._alpha * loss).backward()
         set_lr(self._optimizer, lesson.lr)
         self._update_due = True
         assert leaf_BPChw.grad is not None

@@ -21,7 +21,7 @@ from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import RunError, TrainingError
 from psl_flower.losses import Targets, lower_loss
 from psl_flower.patches.assignment import absent_positions, positions_by_upper
-from psl_flower.system.devices import autocast, compute_dtype
+from psl_flower.system.devices import autocast, compute_dtype, to_device
 from psl_flower.wire.messages import ADAPTATION
 
 
@@ -92,7 +92,7 @@ class LowerEngine:
         label_smoothing: float = 0.0,
         teacher: LowerTeacher | None = None,
     ) -> None:
-        self.lower = lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lower = to_device(lower, device)
         self.adaptation = adaptation
         self.adaptation_elsewhere = adaptation_elsewhere
         self.assignment = tuple(assignment)
@@ -265,7 +265,7 @@ class LowerEngine:
                 taught_BK = self._teacher.lower(self._join(taught_smashed), flipped_B)
             loss = shared_loss(loss, logits_BK, taught_BK, self._teacher.share)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         set_lr(self._optimizer, lr)
         return loss.detach(), int((logits_BK.detach().argmax(1) == targets.y_B).sum())
 

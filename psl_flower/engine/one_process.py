@@ -29,7 +29,7 @@ from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import absent_positions
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, read_all_positions
-from psl_flower.system.devices import autocast
+from psl_flower.system.devices import autocast, to_device
 from psl_flower.wire.plan import Plan
 
 
@@ -74,7 +74,7 @@ class OneProcessTrainer:
         teacher: Teacher | None = None,
     ) -> None:
         made = net or make_network(config, description)
-        self.net = made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net: Any = to_device(made, device)  # a baseline puts another kind of module here
         self._teacher = teacher
         self.adaptation = make_adaptation(config, description)
         self.step = 0
@@ -121,7 +121,7 @@ class OneProcessTrainer:
                     activations=self._config.wire.wire_activations, use_autocast=self._config.machine.autocast,
                 )  # fmt: skip
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
             self.step += 1

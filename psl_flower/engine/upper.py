@@ -23,7 +23,7 @@ from psl_flower.errors import ProtocolError, RunError
 from psl_flower.models.cut import backward_from, from_wire, to_wire
 from psl_flower.models.split import smashed_size
 from psl_flower.patches.store import PatchStore
-from psl_flower.system.devices import autocast, compute_dtype
+from psl_flower.system.devices import autocast, compute_dtype, to_device
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Saved, Share, Shared, Smashed
 from psl_flower.wire.plan import Plan, StepId
@@ -97,11 +97,11 @@ class UpperEngine:
         checkpoints: Checkpoints,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = to_device(model, options.device)
         self.store = store
         self._teacher = None
         if teacher is not None:
-            self._teacher = teacher.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._teacher = to_device(teacher, options.device)
         self.step = 0
         self.shared_after: StepId | None = None
         self._options = options

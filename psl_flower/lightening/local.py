@@ -22,7 +22,7 @@ from psl_flower.lightening.settings import Request
 from psl_flower.lightening.training import LocalTrainer, Progress, Training
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.devices import choose_device
+from psl_flower.system.devices import choose_device, to_device
 
 
 def lighten(
@@ -83,7 +83,7 @@ class LocalBackend:
         """Train a network in place; see `LocalTrainer.train`."""
         teacher = training.teacher
         if teacher is not None:
-            teacher.net.to(self._trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_device(teacher.net, self._trainer.device)
         return self._trainer.train(
             training.what, net, training.epochs, training.checkpoint, teacher, rounding=training.weight_bits > 0
         )

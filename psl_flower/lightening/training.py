@@ -23,6 +23,7 @@ from psl_flower.models.architectures import BackboneSize
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import to_device
 
 # Of the run's own peak learning rate: rounding moves weights a little, and there is no BatchNorm to hold them.
 _ROUNDING_LR_SHARE = 0.02
@@ -193,7 +194,7 @@ def lower_engine(
     """
     teacher = None
     if training.teacher is not None:
-        kept = training.teacher.net.lower.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kept = to_device(training.teacher.net.lower, device)
         *_, C = smashed_shapes(config, description, training.teacher_size)[0]
         teacher = LowerTeacher(lower=kept, share=training.teacher.share, channels=C)
     return LowerEngine(

@@ -70,7 +70,7 @@ def _split(config: RunConfig, description: StoreSetDescription, num_images: int)
 def _flops(forward: Callable[[], torch.Tensor]) -> float:
     """Return the operations of a forward and a backward pass, for one image."""
     with FlopCounterMode(display=False) as counter:
-        forward().sum().backward()  # type: ignore[no-untyped-call]
+        forward().sum().backward()
     return float(counter.get_total_flops()) / _BATCH
 
 

@@ -93,7 +93,7 @@ class Rivals:
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
                 module.momentum = None  # the mean of all batches
-        for images_BCHW in self._calibration_images().split(_CALIBRATION_BATCH):  # type: ignore[no-untyped-call]
+        for images_BCHW in self._calibration_images().split(_CALIBRATION_BATCH):
             result.train()(normalise(images_BCHW, self._description.mean, self._description.std))
         return result.eval()
 
