@@ -39,6 +39,8 @@ class Description:
         Whether `least` and `most` themselves are outside.
     choices : tuple[str, ...]
         The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
+    path : bool
+        Whether a text may name a file or folder of this machine.
     """
 
     doc: str
@@ -46,6 +48,7 @@ class Description:
     most: float = math.inf
     open_ends: bool = False
     choices: tuple[str, ...] = ()
+    path: bool = False
 
     def check(self, key: str, value: object) -> None:
         """Raise ConfigError if a value is out of range or none of the choices."""
@@ -72,9 +75,10 @@ def setting(
     most: float = math.inf,
     open_ends: bool = False,
     choices: Iterable[str] = (),
+    path: bool = False,
 ) -> T:
     """Declare a field of a group of settings; see `Description`. Typed as its default, as `dataclasses.field` is."""
-    about = Description(doc=doc, least=least, most=most, open_ends=open_ends, choices=tuple(choices))
+    about = Description(doc=doc, least=least, most=most, open_ends=open_ends, choices=tuple(choices), path=path)
     field: T = dataclasses.field(default=default, metadata={_KEY: about})
     return field
 
@@ -205,7 +209,15 @@ def read_texts(groups: Iterable[type[Settings]], texts: Mapping[str, str]) -> di
 
 def flat(group: Settings) -> dict[str, Any]:
     """Return the values of a group by their kebab-case keys, sizes as texts; those that are None left out."""
-    values = {field.key: getattr(group, field.name) for field in fields_of(type(group))}
+    return _outside({field.key: getattr(group, field.name) for field in fields_of(type(group))})
+
+
+def defaults(group: type[Settings]) -> dict[str, Any]:
+    """Return the defaults of a group as `flat` returns values."""
+    return _outside({field.key: field.default for field in fields_of(group)})
+
+
+def _outside(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: size_text(value) if isinstance(value, tuple) else value
         for key, value in values.items()
