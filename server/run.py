@@ -108,7 +108,7 @@ class ServerRun(Generic[K]):
             host=wire.exchange_host,
             port=wire.exchange_port,
             advertise=wire.exchange_advertise,
-            identity=lambda: endpoint_identity_of(self.config),
+            identity=lambda: server_identity(self.config),
             allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
             node_timeout_s=wire.node_timeout_s,
             step_timeout_s=wire.step_timeout_s,
@@ -206,7 +206,7 @@ class ServerRun(Generic[K]):
         return predictions, strategy.placement
 
 
-def endpoint_identity_of(config: RunConfig) -> Identity | None:
+def server_identity(config: RunConfig) -> Identity | None:
     """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
 
     Raises
