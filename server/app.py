@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
 def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerRun[Kind]:
     """Return the run with its stores; what this machine cannot do is refused before the nodes start."""
     config = work.config
-    reporter.say("preparing", f"run {work.source.name}: {kind.keeps} in {work.folder.path}")
+    reporter.say("preparing", f"run {work.source.name}: files are in {work.folder.path}")
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     choose_device(config.machine.device)
     if config.wire.transport != "flower":
@@ -53,7 +53,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
     stores = _stores(work, reporter)
     kind.check(work, stores.description)
     return ServerRun(
-        grid=grid, kind=kind, config=config, source=work.source, folder=work.folder, stores=stores, reporter=reporter
+        config=config, source=work.source, folder=work.folder, grid=grid, kind=kind, stores=stores, reporter=reporter
     )
 
 

@@ -18,8 +18,7 @@ from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
 from psl_flower.engine.upper_averaging import Averaging
 from psl_flower.errors import ConfigError
-from psl_flower.kinds import Kind
-from psl_flower.runs.folder import RunFolder
+from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.wire.credentials import endpoint_identity
@@ -60,8 +59,8 @@ class Parties:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerRun(Generic[K]):
-    """One run, as its handler gets it.
+class ServerRun(Work, Generic[K]):
+    """One run, as its handler gets it: what it works with, and also the following.
 
     Attributes
     ----------
@@ -69,12 +68,6 @@ class ServerRun(Generic[K]):
         Flower's.
     kind : Kind
         What is to be done.
-    config : RunConfig
-        The settings to do it with.
-    source : RunFolder
-        The run whose settings, weights and nodes' states these are.
-    folder : RunFolder
-        Where status, log and results go.
     stores : StoreSet
         The patch stores, as they are now.
     reporter : Reporter
@@ -83,9 +76,6 @@ class ServerRun(Generic[K]):
 
     grid: Grid
     kind: K
-    config: RunConfig
-    source: RunFolder
-    folder: RunFolder
     stores: StoreSet
     reporter: Reporter
 
@@ -162,8 +152,6 @@ class ServerRun(Generic[K]):
             driver,
             parties.node_task,
             wire=self.blueprint.wire(parties.lower.dtype),
-            steps_per_round=task.steps_per_round,
-            total_steps=task.schedule.total_steps,
             options=dataclasses.replace(self.options, without=without),
             evaluate_every=evaluate_every,
             unfinished=unfinished,

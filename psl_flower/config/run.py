@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from psl_flower.config.fields import Settings, setting
-from psl_flower.errors import ConfigError
+from psl_flower.config.fields import RUN_NAME, Settings, setting
 from psl_flower.text import expanded
-
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +15,7 @@ class RunSettings(Settings):
     """Where a run lies."""
 
     workspace: str = setting("", "folder of stores and runs; empty: $PSL_WORKSPACE, or ~/psl-flower")
-    run_name: str = setting("", "name of the run; empty: made of the dataset and the time")
-
-    def _check(self) -> None:
-        check_run_name("run-name", self.run_name)
+    run_name: str = setting("", "name of the run; empty: made of the dataset and the time", form=RUN_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +27,6 @@ class OutputSettings(Settings):
     )
     collect_model: bool = setting(True, "collect the Upper models at the end into runs/<name>/model")
     progress_every_s: float = setting(2.0, "seconds between lines of progress", least=0)
-
-
-def check_run_name(key: str, name: str) -> None:
-    """Raise ConfigError if a setting that names a run is not empty, and no name of a folder."""
-    if name and not _RUN_NAME.fullmatch(name):
-        raise ConfigError(f"{key}: expected letters, digits, '.', '_' and '-', 100 at most, got {name!r}")
 
 
 def default_workspace(setting: str = "") -> Path:

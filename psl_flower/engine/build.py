@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -121,51 +122,42 @@ class Blueprint:
 
     def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
         """Return Upper model m with its initial weights."""
-        network = self.config.network
-        model = Upper(
-            backbone=network.backbone,
-            cut=network.cut,
-            stem=network.stem_for(self.description.image_size),
-            in_channels=self.description.channels,
-            protection=network.protection,
-            size=size,
-        )
-        reset_parameters(model, upper_seed(self.config.training.seed, m, network.upper_init))
+        model = Upper(in_channels=self.description.channels, size=size, **self._architecture)
+        reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
         return model
 
     def lower(self, size: BackboneSize | None = None) -> Lower:
         """Return the Lower model with its initial weights."""
-        network = self.config.network
-        model = Lower(
-            grid=self.description.grid(),
-            num_classes=self.description.num_classes,
-            backbone=network.backbone,
-            cut=network.cut,
-            stem=network.stem_for(self.description.image_size),
-            protection=network.protection,
-            size=size,
-        )
+        description = self.description
+        model = Lower(grid=description.grid(), num_classes=description.num_classes, size=size, **self._architecture)
         reset_parameters(model, lower_seed(self.config.training.seed))
         return model
 
     def network(self, size: BackboneSize | None = None) -> PatchSplitNet:
         """Return the whole network with the initial weights of all parties."""
-        network, description = self.config.network, self.description
+        description = self.description
         return PatchSplitNet(
             grid=description.grid(),
             num_uppers=description.num_uppers,
             num_classes=description.num_classes,
             in_channels=description.channels,
-            backbone=network.backbone,
-            cut=network.cut,
-            stem=network.stem_for(description.image_size),
             # The stores', not the setting's: an owner's rotation may have moved positions.
             assignment=description.assignment,
-            protection=network.protection,
             size=size,
             seed=self.config.training.seed,
-            upper_init=network.upper_init,
+            upper_init=self.config.network.upper_init,
+            **self._architecture,
         )
+
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        network = self.config.network
+        return {
+            "backbone": network.backbone,
+            "cut": network.cut,
+            "stem": network.stem_for(self.description.image_size),
+            "protection": network.protection,
+        }
 
     def adaptation(self) -> AdaptationNet | None:
         """Return the Adaptation Net with its initial weights; None where alpha is 0."""
@@ -185,29 +177,27 @@ class Blueprint:
             self.lower() if lower is None else lower,
             None if network.adaptation_server else self.adaptation_engine(device),
             self.description.assignment,
-            alpha=network.alpha,
-            make_optimizer=self.optimizer,
-            use_autocast=self.config.machine.autocast,
-            device=device,
             adaptation_elsewhere=network.adaptation_server,
-            label_smoothing=self.config.training.label_smoothing,
             teacher=teacher,
+            device=device,
+            **self._learning,
         )
 
     def adaptation_engine(self, device: torch.device) -> AdaptationEngine | None:
         """Return the Adaptation Net's side of a run; None where alpha is 0."""
         net = self.adaptation()
-        if net is None:
-            return None
-        return AdaptationEngine(
-            net,
-            self.description.assignment,
-            alpha=self.config.network.alpha,
-            make_optimizer=self.optimizer,
-            use_autocast=self.config.machine.autocast,
-            device=device,
-            label_smoothing=self.config.training.label_smoothing,
+        return (
+            None if net is None else AdaptationEngine(net, self.description.assignment, device=device, **self._learning)
         )
+
+    @property
+    def _learning(self) -> dict[str, Any]:
+        return {
+            "alpha": self.config.network.alpha,
+            "make_optimizer": self.optimizer,
+            "use_autocast": self.config.machine.autocast,
+            "label_smoothing": self.config.training.label_smoothing,
+        }
 
     def adaptation_node(self, device: torch.device, checkpoints: Checkpoints) -> AdaptationNode:
         """Return the Adaptation Net as a party of a run, on a node of its own.

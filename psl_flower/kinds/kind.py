@@ -48,8 +48,6 @@ class Kind(Settings):
     ----------
     handler : str
         "module:function", called on the server with a `server.run.ServerRun`.
-    keeps : str
-        What its folder is for, with a verb.
     unit : str
         What a run that is asked to stop still completes.
     takes_name : bool
@@ -59,7 +57,6 @@ class Kind(Settings):
     """
 
     handler: ClassVar[str]
-    keeps: ClassVar[str] = "settings, metrics and checkpoints are"
     unit: ClassVar[str] = "step, with a checkpoint"
     takes_name: ClassVar[bool] = True
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from psl_flower.config import check_run_name
-from psl_flower.config.fields import setting
+from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
 from psl_flower.lightening.settings import Request, parse_request
@@ -20,40 +19,26 @@ class Lighten(Kind):
     """Find a light model; called again, it continues."""
 
     handler: ClassVar[str] = "server.lightening:lighten"
-    keeps: ClassVar[str] = "what is tried to lighten it is"
     takes_name: ClassVar[bool] = False
 
-    lighten: str = setting("", "find a light model of the run of this name, over the federation (docs/lightening.md)")
+    lighten: str = setting(
+        "", "find a light model of the run of this name, over the federation (docs/lightening.md)", form=RUN_NAME
+    )
     lighten_with: str = setting("", "its goals, such as max-drop=0.01 min-speed=2000: the options of psl lighten")
 
     def _check(self) -> None:
-        check_run_name("lighten", self.lighten)
         _ = self.request
 
     @property
     def request(self) -> Request:
-        """The goals, and how they are to be met.
-
-        Raises
-        ------
-        ConfigError
-            If a goal is missing, unknown, mistyped, out of range or contradictory.
-        """
+        """The goals, and how they are to be met; raises ConfigError unless they are complete and valid."""
         try:
             return parse_request(self.lighten_with)
         except ConfigError as error:
             raise ConfigError(f"lighten-with: {error}") from None
 
     def find(self) -> Work:
-        """Return the trained run, and the folder of the lightening, new or begun.
-
-        Raises
-        ------
-        RunError
-            If there is no such run, it has no model, or the disk refuses.
-        ConfigError
-            If a setting is given that the run did not train with.
-        """
+        """Return the trained run, and the folder of the lightening, new or begun."""
         from psl_flower.lightening.folder import LighteningFolder  # loads torch
 
         run = open_run(self.config.workspace_path(), self.lighten)
@@ -64,7 +49,7 @@ class Lighten(Kind):
         return Work(config=settings, source=run, folder=RunFolder(folder.path))
 
     def begin(self) -> Work:
-        """Return the same, and take back an earlier request to stop."""
+        """Return the same; an earlier request to stop is taken back."""
         work = self.find()
         work.folder.forget_stop()
         return work

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,8 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.config import check_run_name
-from psl_flower.config.fields import setting
+from psl_flower.config.fields import RUN_NAME, Form, setting
 from psl_flower.errors import ConfigError, NoCheckpoint, RunError
 from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
 from psl_flower.patches.description import StoreSetDescription
@@ -23,29 +21,26 @@ from psl_flower.runs.predictions import FOLDER
 from psl_flower.runs.resuming import settings_of
 from psl_flower.text import expanded
 
+_UPPERS = Form(r"(\d{1,6}(,\d{1,6})*)?", 'numbers of Uppers, such as "0,3"')
 _MAX_IDS_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predict(Kind):
-    """Predict a split of a run's dataset, or some of its images; nothing is trained, and the run stays as it is."""
+    """Predict a split of a run's dataset, or some of its images; the run stays as it is."""
 
     handler: ClassVar[str] = "server.predicting:predict"
-    keeps: ClassVar[str] = "predictions are to be"
     unit: ClassVar[str] = "batch"
 
-    predict: str = setting("", "predict with the model of the run of this name where it lies; nothing is trained")
+    predict: str = setting(
+        "", "predict with the model of the run of this name where it lies; nothing is trained", form=RUN_NAME
+    )
     predict_split: str = setting("test", "which split to predict", choices=("test", "train"))
     predict_images: str = setting("", "instead: images such as 17,test:5, or a file of them", path=True)
-    predict_without: str = setting("", "Uppers to leave out, such as 0,3: zeros replace their smashed data")
+    predict_without: str = setting(
+        "", "Uppers to leave out, such as 0,3: zeros replace their smashed data", form=_UPPERS
+    )
     predict_light: bool = setting(False, "predict with the light Uppers and Lower that psl lighten has put in place")
-
-    def _check(self) -> None:
-        check_run_name("predict", self.predict)
-        if not re.fullmatch(r"(\d{1,6}(,\d{1,6})*)?", self.predict_without):
-            raise ConfigError(
-                f'predict-without: expected numbers of Uppers, such as "0,3", got {self.predict_without!r}'
-            )
 
     @property
     def split(self) -> str:
@@ -58,17 +53,7 @@ class Predict(Kind):
         return frozenset(int(text) for text in self.predict_without.split(",") if text)
 
     def find(self) -> Work:
-        """Return the trained run, and the folder of the prediction: of the name given, or of the split and the time.
-
-        Raises
-        ------
-        NoCheckpoint
-            If the run has trained nothing yet.
-        RunError
-            If there is no such run, or a prediction of this name already.
-        ConfigError
-            If a setting is given that the run did not train with.
-        """
+        """Return the trained run, and the folder of the prediction: of the name given, or of the split and the time."""
         run = open_run(self.config.workspace_path(), self.predict)
         settings = settings_of(run, self.config, "predict")
         if not any(run.checkpoints.steps()):
@@ -87,17 +72,7 @@ class Predict(Kind):
         return work
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Check that what is asked for is there.
-
-        Raises
-        ------
-        OtherDataset
-            If the weights of the run belong to other stores.
-        ConfigError
-            If an image or an Upper is asked for that is not there, or no Upper would be left.
-        RunError
-            If the light model is asked for, and none is in place.
-        """
+        """Check that the stores are the run's, and that the images, Uppers and light model asked for are there."""
         check_stores(work, description)
         self.samples(description)
         if not self.without < set(range(description.num_uppers)):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from psl_flower.config import check_run_name
-from psl_flower.config.fields import setting
+from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
@@ -20,28 +19,17 @@ class Resume(Train):
 
     takes_name: ClassVar[bool] = False
 
-    resume: str = setting("", "continue the run of this name")
-
-    def _check(self) -> None:
-        check_run_name("resume", self.resume)
+    resume: str = setting("", "continue the run of this name", form=RUN_NAME)
 
     def find(self) -> Work:
-        """Return the old run, with its settings; see `settings_of` for those that may be given.
-
-        Raises
-        ------
-        RunError
-            If there is no such run, or it trained nothing.
-        ConfigError
-            If a setting is given that would make it another run.
-        """
+        """Return the old run with its settings, and with those given that `settings_of` lets pass."""
         run = open_run(self.config.workspace_path(), self.resume)
         if run.instead:
             raise RunError(f"{run.path}: was made with {run.instead}; it trained nothing that could be continued")
         return Work(config=settings_of(run, self.config, "resume"), source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same, and take back an earlier request to stop."""
+        """Return the same; an earlier request to stop is taken back."""
         work = self.find()
         work.folder.forget_stop()
         return work

@@ -154,8 +154,6 @@ def strategy_of(config, stores, folder, **options):
         driver,
         task_of(config, stores),
         wire=WireFormat(),
-        steps_per_round=2,
-        total_steps=STEPS,
         options=TransportOptions(**options),
         on_placed=placed.append,
     )

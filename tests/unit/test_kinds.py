@@ -31,7 +31,6 @@ class Count(Kind):
     """A sixth kind: counts the images of a split."""
 
     handler: ClassVar[str] = f"{__name__}:count_images"
-    keeps: ClassVar[str] = "what is counted is"
 
     count: str = setting("", "split whose images are counted", choices=("", "train", "test"))
     count_notes: str = setting("", "file of notes", path=True)
@@ -60,7 +59,7 @@ def test_a_sixth_kind_is_registered_with_one_line(given: dict[str, Any], tmp_pat
     assert json.loads((work.folder.path / "counted.json").read_text())["counted"] == 24
     status = work.folder.read_status()
     assert status is not None and (status.state, status.message) == ("completed", "24 images")
-    assert f"run counted: what is counted is in {work.folder.path}" in (work.folder.path / "log.txt").read_text()
+    assert f"run counted: files are in {work.folder.path}" in (work.folder.path / "log.txt").read_text()
     with pytest.raises(RunError, match="was made with count; it trained nothing that could be continued"):
         kind_of({"resume": "counted", "workspace": str(tmp_path)}).find()
 
