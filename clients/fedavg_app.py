@@ -17,7 +17,7 @@ from clients.host import simulation_slots
 from clients.partitions import divide
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import LocalTraining
-from psl_flower.engine.build import decode_settings
+from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError, FrameMismatch, PslError
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -43,7 +43,8 @@ def _train(message: Message, context: Context) -> RecordDict:
     if not isinstance(settings, bytes) or not isinstance(first_round, int):
         raise FrameMismatch("the server: expected settings and the number of the round")
     fed = FedAvgConfig.from_mapping(context.run_config)
-    config, description = decode_settings(settings)
+    blueprint = Blueprint.decode(settings)
+    config, description = blueprint.config, blueprint.description
     client, count = _own_part(context)
     _prepare_process(config.machine.upper_threads)
     stores = _stores(settings)
@@ -90,8 +91,7 @@ def _prepare_process(threads: int) -> None:
 @lru_cache(maxsize=1)
 def _stores(settings: bytes) -> StoreSet:
     """Return the store of whole images; once in a process that serves several messages of a run."""
-    config, _ = decode_settings(settings)
-    return prepare_stores(config)
+    return prepare_stores(Blueprint.decode(settings).config)
 
 
 @lru_cache(maxsize=1)
@@ -99,5 +99,5 @@ def _divided(settings: bytes, kind: str, alpha: float, count: int) -> list[NDArr
     """Return all clients' images, by client; divided once in a process."""
     stores = _stores(settings)
     samples_N = stores.description.samples_of("train")
-    seed = decode_settings(settings)[0].training.seed
+    seed = Blueprint.decode(settings).config.training.seed
     return divide(samples_N, stores.labels[samples_N], num_clients=count, kind=kind, alpha=alpha, seed=seed)

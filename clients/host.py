@@ -12,13 +12,9 @@ from flwr.app import Context
 
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import (
+    Blueprint,
     CompressionTraining,
     OnnxInference,
-    decode_override,
-    decode_settings,
-    make_adaptation_node,
-    make_upper,
-    upper_options,
 )
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.upper import UpperEngine
@@ -58,17 +54,15 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     RunError
         If weights or files of a lightening are not in place here.
     """
-    config, description = decode_settings(settings)
-    check_store(description, upper, store)
-    override = decode_override(settings)
+    blueprint = Blueprint.decode(settings)
+    check_store(blueprint.description, upper, store)
+    override = blueprint.override
     if isinstance(override, OnnxInference):
-        return shipped_engine(config, description, override, store, checkpoints)
-    device = choose_device(config.machine.device)
+        return shipped_engine(blueprint, override, store, checkpoints)
+    device = choose_device(blueprint.config.machine.device)
     if isinstance(override, CompressionTraining):
-        return training_engine(config, description, override, store, checkpoints, device)
-    return UpperEngine(
-        make_upper(config, description, upper), store, upper_options(config, description, device), checkpoints
-    )
+        return training_engine(blueprint, override, store, checkpoints, device)
+    return UpperEngine(blueprint.upper(upper), store, blueprint.upper_options(device), checkpoints)
 
 
 def check_store(description: StoreSetDescription, upper: int, store: PatchStore) -> None:
@@ -178,8 +172,8 @@ class Host:
                 raise
         if not self.simulated and not serves_adaptation(self.context):
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
-        config, description = decode_settings(self.task.settings)
-        return make_adaptation_node(config, description, choose_device(config.machine.device), self.checkpoints(m))
+        blueprint = Blueprint.decode(self.task.settings)
+        return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
 
 
 def is_simulated(context: Context) -> bool:

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from clients.host import Host, check_lightening_allowed, check_store
 from clients.messages import LOWER, content, host_of, number, some_bytes, values
-from psl_flower.engine.build import CompressionTraining, decode_override, decode_settings
+from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
 from psl_flower.lightening import on_node
 from psl_flower.patches.store import PatchStore
@@ -31,14 +31,14 @@ def ready(message: Message, context: Context) -> RecordDict:
 def place(message: Message, context: Context) -> RecordDict:
     """Keep the weights that a training begins with."""
     host = host_of(message, context)
-    config, description = decode_settings(host.task.settings)
-    phase = decode_override(host.task.settings)
+    blueprint = Blueprint.decode(host.task.settings)
+    phase = blueprint.override
     if not isinstance(phase, CompressionTraining):
         raise FrameMismatch(f"{LOWER}: expected a training of a lightening, received none")
     for m, store in _stores(host):
         weights = _tensors(message, f"upper-{m}")
         teacher = _tensors(message, f"teacher-{m}") if phase.teacher is not None else {}
-        on_node.put_in_place(config, description, phase, store, host.checkpoints(m), weights, teacher)
+        on_node.put_in_place(blueprint, phase, store, host.checkpoints(m), weights, teacher)
     return content({})
 
 
@@ -81,7 +81,7 @@ def _stores(host: Host) -> Iterator[tuple[int, PatchStore]]:
     if not host.task.part:
         raise FrameMismatch(f"{LOWER}: expected a part of a lightening, received none")
     check_lightening_allowed(host.context)
-    _, description = decode_settings(host.task.settings)
+    description = Blueprint.decode(host.task.settings).description
     for m in host.task.parties:
         with closing(host.open_store(m)) as store:
             check_store(description, m, store)

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import whole_image_config
-from psl_flower.engine.build import encode_settings
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import NodeError
 from psl_flower.inference.trained_model import save_trained_model
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     keep_freed_memory()
     fed = FedAvgConfig.from_mapping(context.run_config)
     run = create_run(fed.config.workspace_path(), fed.config.run.run_name, fed.config.data.dataset)
-    reporter = Reporter(run, run_id=str(context.run_id), every_s=fed.config.run.progress_every_s)
+    reporter = Reporter(run, run_id=str(context.run_id), every_s=fed.config.output.progress_every_s)
     try:
         _run(grid, fed, run, reporter)
     except BaseException as error:
@@ -77,7 +77,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
             initial_arrays=ArrayRecord({name: value.cpu() for name, value in evaluated.net.state_dict().items()}),
             num_rounds=config.training.rounds,
             timeout=fed.round_timeout_s,
-            train_config=ConfigRecord({"settings": encode_settings(config, stores.description)}),
+            train_config=ConfigRecord({"settings": Blueprint(config, stores.description).encode()}),
             evaluate_fn=rounds.evaluate,
         )
     model = save_trained_model(run.model, result.arrays.to_torch_state_dict())

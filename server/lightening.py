@@ -12,22 +12,17 @@ import shutil
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from psl_flower.config import RunConfig
-from psl_flower.engine.build import CompressionTraining, encode_settings, make_task, steps_per_round
+from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
-from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import TrainingStopped
 from psl_flower.inference.onnx_files import open_session
 from psl_flower.inference.trained_model import load_trained_model
+from psl_flower.kinds import Lighten
 from psl_flower.lightening.artefacts import (
     LOWER_FILE,
     WHOLE_FILE,
@@ -36,54 +31,24 @@ from psl_flower.lightening.artefacts import (
     check_packages,
     with_quantised_uppers,
 )
-from psl_flower.lightening.folder import LighteningFolder, LightModel, check_stores, files_in, shipped_from
+from psl_flower.lightening.folder import LighteningFolder, LightModel, files_in, shipped_from
 from psl_flower.lightening.judging import Speed, measure_speed
 from psl_flower.lightening.method import Answers, Bench
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.report import attempt_line, write_report, write_result
 from psl_flower.lightening.search import End
-from psl_flower.lightening.settings import EDGE, LighteningSettings, parse_request
+from psl_flower.lightening.settings import EDGE, LighteningSettings
 from psl_flower.lightening.training import Training, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
-from psl_flower.runs.folder import RunFolder
-from psl_flower.stores.store_set import StoreSet
-from psl_flower.system.devices import choose_device
 from psl_flower.text import duration
 from psl_flower.wire.node_messages import NodeTask
-from server.predicting import run_through, shipped_part
-from server.reporting import Reporter
-from strategies import PatchSplit
+from server.predicting import light_parties
+from server.run import Parties, ServerRun
 from strategies.lightening import LightNodes
-from strategies.link import TransportOptions
 
 
-def lighten(
-    grid: Grid,
-    config: RunConfig,
-    run: RunFolder,
-    stores: StoreSet,
-    task: NodeTask,
-    options: TransportOptions,
-    reporter: Reporter,
-) -> None:
+def lighten(run: ServerRun[Lighten]) -> None:
     """Find a light model as the settings ask for it, and put it in place; see `psl_flower.lightening.folder`.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    config : RunConfig
-        The trained run's, with what is asked.
-    run : RunFolder
-        The trained run.
-    stores : StoreSet
-        The run's dataset, as it is now.
-    task : NodeTask
-        The trained run's.
-    options : TransportOptions
-        How the parties reach each other.
-    reporter : Reporter
-        Tells the user.
 
     Raises
     ------
@@ -94,14 +59,13 @@ def lighten(
     """
     check_packages()
     began = time.monotonic()
-    check_stores(run, stores.description)
-    goals, settings = parse_request(config.run.lighten_with)
-    folder = LighteningFolder(run, settings, federated=True)
-    trained = load_trained_model(run, choose_device(config.machine.device))
-    backend = FederatedBackend(grid, folder.path, config, settings, stores, task, options, reporter)
+    goals, settings = run.kind.request
+    folder = LighteningFolder(run.source, settings, federated=True)
+    trained = load_trained_model(run.source, run.device)
+    backend = FederatedBackend(run, settings)
     backend.check_nodes()
     found = Bench(folder, trained, settings, backend).find(
-        goals, lambda attempt: reporter.say("judging", attempt_line(attempt))
+        goals, lambda attempt: run.reporter.say("judging", attempt_line(attempt))
     )
     report = write_report(found)
     outcome = found.outcome
@@ -111,7 +75,7 @@ def lighten(
     write_result(found)
     satisfied = outcome.end is End.SATISFIED
     what = f"light model: degree {outcome.best.degree}, in place on the nodes" if satisfied else outcome.reason
-    reporter.end("completed", f"{what}; {duration(time.monotonic() - began)}; report: {report}")
+    run.reporter.end("completed", f"{what}; {duration(time.monotonic() - began)}; report: {report}")
 
 
 class FederatedBackend:
@@ -119,40 +83,15 @@ class FederatedBackend:
 
     Parameters
     ----------
-    grid : Grid
-        Flower's.
-    folder : Path
-        Of the lightening.
-    config : RunConfig
-        The trained run's.
+    run : ServerRun
+        Of the trained run; its stores are for labels and description alone: patches are read on the nodes.
     settings : LighteningSettings
         How models are judged.
-    stores : StoreSet
-        For the labels and the manifest alone: patches are read on the nodes.
-    task : NodeTask
-        The trained run's.
-    options : TransportOptions
-        How the parties reach each other.
-    reporter : Reporter
-        Tells the user.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        folder: Path,
-        config: RunConfig,
-        settings: LighteningSettings,
-        stores: StoreSet,
-        task: NodeTask,
-        options: TransportOptions,
-        reporter: Reporter,
-    ) -> None:
-        self._grid, self._folder, self._config, self._settings = grid, folder, config, settings
-        self._description, self._labels = stores.description, stores.labels
-        self._task, self._options, self._reporter = task, options, reporter
-        self._device = choose_device(config.machine.device)
-        self._stop_requested = RunFolder(folder).stop_requested
+    def __init__(self, run: ServerRun[Lighten], settings: LighteningSettings) -> None:
+        self._run, self._settings = run, settings
+        self._blueprint, self._description, self._reporter = run.blueprint, run.stores.description, run.reporter
 
     def check_nodes(self) -> None:
         """Raise NodeError unless every node can take part, and there is the one that speed is to be measured on."""
@@ -173,19 +112,23 @@ class FederatedBackend:
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
-        config = training_config(self._config, training.epochs, rounding=training.weight_bits > 0)
-        checkpoints = Checkpoints(training.place / training.stage)
+        config = training_config(self._run.config, training.epochs, rounding=training.weight_bits > 0)
         phase = CompressionTraining(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
-        name = f"{training.place.name}-{training.stage}"
-        task = self._part(name, encode_settings(config, self._description, phase))
-        lower = lower_engine(config, self._description, training, copy.deepcopy(net.lower), self._device)
+        blueprint = Blueprint(config, self._description, phase)
+        parties = Parties(
+            lower=lower_engine(blueprint, training, copy.deepcopy(net.lower), self._run.device),
+            shapes=shapes_up(blueprint, training),
+            checkpoints=Checkpoints(training.place / training.stage),
+            node_task=self._node_task(f"{training.place.name}-{training.stage}", blueprint),
+        )
+        lower, checkpoints = parties.lower, parties.checkpoints
         if checkpoints.steps():
             lower.go_to(checkpoints.steps()[-1], checkpoints)
         else:
             self._reporter.say("starting", f"{training.what}: putting the Uppers' weights in place")
-            self._place(task, net, training)
+            self._place(parties.node_task, net, training)
             checkpoints.save(0, lower.state())
-        uppers = self._run(config, training, lower, checkpoints, task)
+        uppers = self._train(blueprint, training, parties)
         for upper, weights in zip(net.uppers, uppers, strict=True):
             upper.load_state_dict(weights)
         net.lower.load_state_dict(lower.lower.state_dict())
@@ -211,14 +154,12 @@ class FederatedBackend:
         num_uppers = self._description.num_uppers
         self._nodes(name).keep(files_in(place, num_uppers))
         light = LightModel(place / LOWER_FILE, shipped_from(place, num_uppers), self._name_of_part(name))
-        part = shipped_part(self._config, self._description, self._task, light, Checkpoints(place / "judging"))
-        task = make_task(self._config, self._description, self._labels)
+        parties = light_parties(self._run, light, Checkpoints(place / "judging"))
+        task = self._blueprint.task(self._run.stores.labels)
         about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
-        predictions, _ = run_through(
-            self._grid,
-            part,
+        predictions, _ = self._run.predictions(
+            parties,
             task,
-            self._options,
             on_placed=lambda placement: self._reporter.placed(placement, about, "judging"),
             on_evaluated=self._judged,
         )
@@ -249,63 +190,42 @@ class FederatedBackend:
         taught = {m: upper.state_dict() for m, upper in enumerate(uppers)}
         self._light(task).place(weights, taught)
 
-    def _run(
-        self, config: RunConfig, training: Training, lower: LowerEngine, checkpoints: Checkpoints, task: NodeTask
-    ) -> list[dict[str, torch.Tensor]]:
+    def _train(self, blueprint: Blueprint, training: Training, parties: Parties) -> list[dict[str, torch.Tensor]]:
         """Train from where the Lower is to the end; return the Uppers' weights."""
-        work = make_task(config, self._description, self._labels)
-        per_round, total_steps = steps_per_round(config, work.order), work.schedule.total_steps
+        task, done = blueprint.task(self._run.stores.labels), parties.lower.step
+        per_round, total_steps = task.steps_per_round, task.schedule.total_steps
         self._reporter.plan(
-            rounds=config.training.rounds,
+            rounds=blueprint.config.training.rounds,
             total_steps=total_steps,
             steps_per_round=per_round,
-            done=lower.step,
+            done=done,
             what=training.what,
         )
-        driver = RoundDriver(
-            lower,
-            work,
-            shapes_up(config, self._description, training),
-            checkpoints,
-            checkpoint_every=config.run.checkpoint_every,
-            on_step=self._reporter.step,
-            stop_requested=self._stop_requested,
+        strategy = self._run.strategy(
+            parties, task, on_placed=lambda placement: self._reporter.placed(placement, training.what)
         )
-        strategy = PatchSplit(
-            driver,
-            task,
-            wire=WireFormat(
-                activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype
-            ),
-            steps_per_round=per_round,
-            total_steps=total_steps,
-            options=self._options,
-            evaluate_every=None,
-            on_placed=lambda placement: self._reporter.placed(placement, training.what),
-            on_round=self._reporter.round,
-        )
-        rounds_left = math.ceil(total_steps / per_round) - lower.step // per_round
+        rounds_left = math.ceil(total_steps / per_round) - done // per_round
         try:
             if rounds_left:
-                strategy.start(self._grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left)
-            collected = strategy.collect(self._grid)
+                strategy.start(self._run.grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left)
+            collected = strategy.collect(self._run.grid)
         finally:
             strategy.close()
         return [collected[m] for m in sorted(collected)]
 
     def _judged(self, done: int, total: int) -> None:
         self._reporter.predicted(done, total)
-        if done < total and self._stop_requested():
+        if done < total and self._run.folder.stop_requested():
             raise TrainingStopped("stopped, as asked; what was trained is kept")
 
     def _nodes(self, name: str) -> LightNodes:
-        return self._light(self._part(name, encode_settings(self._config, self._description)))
+        return self._light(self._node_task(name, self._blueprint))
 
     def _light(self, task: NodeTask) -> LightNodes:
-        return LightNodes(self._grid, task, self._description.assignment, self._options)
+        return LightNodes(self._run.grid, task, self._description.assignment, self._run.options)
 
-    def _part(self, name: str, settings: bytes) -> NodeTask:
-        return msgspec.structs.replace(self._task, settings=settings, part=self._name_of_part(name))
+    def _node_task(self, name: str, blueprint: Blueprint) -> NodeTask:
+        return self._run.node_task(blueprint, self._name_of_part(name))
 
     def _name_of_part(self, name: str) -> str:
-        return f"{self._folder.name}/{name}"
+        return f"{self._run.folder.name}/{name}"

@@ -7,179 +7,83 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import msgspec
 import torch
-from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
 
-from psl_flower.config import RunConfig
-from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, optimizer, smashed_shapes
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
+from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import PredictionStopped
 from psl_flower.inference.onnx_files import OnnxModule
+from psl_flower.kinds import Kind, Predict
 from psl_flower.lightening.folder import LightModel, light_model
 from psl_flower.lightening.on_node import check_runtime
-from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs import predictions
-from psl_flower.runs.folder import RunFolder
-from psl_flower.stores.store_set import StoreSet
-from psl_flower.system.devices import choose_device
+from psl_flower.runs.predictions import Absent, Result, save_result
 from psl_flower.text import duration
-from psl_flower.wire.node_messages import NodeTask
-from server.reporting import Reporter
-from strategies import PatchSplit
-from strategies.link import TransportOptions
-from strategies.nodes import Placement
+from server.run import Parties, ServerRun
 
 
-def predict(
-    grid: Grid,
-    config: RunConfig,
-    run: RunFolder,
-    folder: RunFolder,
-    stores: StoreSet,
-    task: NodeTask,
-    options: TransportOptions,
-    reporter: Reporter,
-) -> None:
-    """Predict what the settings ask for; what comes out goes to `folder`, see `psl_flower.runs.predictions`.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    config : RunConfig
-        The trained run's, with what is asked.
-    run, folder : RunFolder
-        The trained run, and where predictions go.
-    stores : StoreSet
-        The run's dataset, as it is now.
-    task : NodeTask
-        The trained run's.
-    options : TransportOptions
-        How the parties reach each other.
-    reporter : Reporter
-        Tells the user.
+def predict(run: ServerRun[Predict]) -> None:
+    """Predict what is asked for; what comes out goes to the run's folder, see `psl_flower.runs.predictions`.
 
     Raises
     ------
-    OtherDataset
-        If the nodes' weights belong to other stores.
     PredictionStopped
         If the user asked to stop.
     PslError
         If a node is missing, keeps no weights of this run, or fails.
     """
-    description = stores.description
-    predictions.check(config, run, description)
-    samples_N, splits = predictions.samples_asked(config, description)
-    options = dataclasses.replace(options, without=config.run.uppers_left_out())
-    step = max(run.checkpoints.steps())
-    if config.run.predict_light:
-        light = light_model(run, description.num_uppers)
-        part = shipped_part(config, description, task, light, Checkpoints(folder.path / "checkpoints"))
+    kind, description, reporter = run.kind, run.stores.description, run.reporter
+    samples_N, splits = kind.samples(description)
+    step = max(run.source.checkpoints.steps())
+    if kind.predict_light:
+        light = light_model(run.source, description.num_uppers)
+        parties = light_parties(run, light, Checkpoints(run.folder.path / "checkpoints"))
     else:
-        part = _own_part(config, run, description, task, step)
+        parties = _own_parties(run, step)
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
-    about = _about(run, config, step, len(samples_N))
-    predicted, placement = run_through(
-        grid,
-        part,
-        dataclasses.replace(make_task(config, description, stores.labels), test=samples_N),
-        options,
+    weights = "its light Uppers" if kind.predict_light else "its weights"
+    about = (
+        f"predicting {len(samples_N)} images with run {run.source.name} after {step} steps, {weights} and patches "
+        "where they are"
+    )
+
+    def on_evaluated(done: int, total: int) -> None:
+        reporter.predicted(done, total)
+        if done < total and run.folder.stop_requested():
+            raise PredictionStopped(f"stopped after {done} of {total} images, as asked; no predictions were written")
+
+    predicted, placement = run.predictions(
+        parties,
+        dataclasses.replace(run.blueprint.task(run.stores.labels), test=samples_N),
         on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
-        on_evaluated=_unless_stopped(folder, reporter.predicted),
+        on_evaluated=on_evaluated,
+        without=kind.without,
     )
-    absent = [predictions.Absent(upper=m, positions=description.positions_of(m)) for m in placement.absent]
-    result = predictions.Result.of(run, step, config, predicted, absent)
-    folder.write_predictions(predicted, splits)
-    predictions.save_result(folder, result)
+    result = Result(
+        run=run.source.name,
+        step=step,
+        split=kind.split,
+        images=len(predicted.sample),
+        accuracy=predicted.accuracy,
+        loss=predicted.loss,
+        absent=tuple(Absent(upper=m, positions=description.positions_of(m)) for m in placement.absent),
+        light=kind.predict_light,
+    )
+    run.folder.write_predictions(predicted, splits)
+    save_result(run.folder, result)
     reporter.note_accuracy(result.accuracy)
-    reporter.end("completed", f"{_summary(result, predicted)} in {duration(time.monotonic() - began)}: {folder.path}")
+    took = duration(time.monotonic() - began)
+    reporter.end("completed", f"{_summary(result, predicted)} in {took}: {run.folder.path}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What predicts.
-
-    Attributes
-    ----------
-    lower : LowerEngine
-        The Lower, at the step of the Uppers' states.
-    shapes : dict
-        (K, h, w, C) of each Upper's smashed data.
-    checkpoints : Checkpoints
-        The Lower's.
-    task : NodeTask
-        For the nodes.
-    wire : WireFormat
-        Codecs and dtype.
-    """
-
-    lower: LowerEngine
-    shapes: dict[int, tuple[int, int, int, int]]
-    checkpoints: Checkpoints
-    task: NodeTask
-    wire: WireFormat
-
-
-def run_through(
-    grid: Grid,
-    part: Part,
-    task: Task,
-    options: TransportOptions,
-    *,
-    on_placed: Callable[[Placement], None] = lambda placement: None,
-    on_evaluated: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Predictions, Placement]:
-    """Return the predictions of the task's test samples, and who took part.
-
-    Raises
-    ------
-    PslError
-        If a node is missing, keeps no such weights, or fails.
-    """
-    lower = part.lower
-    driver = RoundDriver(lower, task, part.shapes, part.checkpoints, on_evaluated=on_evaluated)
-    reports: list[RoundReport] = []
-    strategy = PatchSplit(
-        driver,
-        part.task,
-        wire=part.wire,
-        # A round of no step, at the end of which the test split is run through: that of this prediction.
-        steps_per_round=1,
-        total_steps=lower.step,
-        options=options,
-        on_placed=on_placed,
-        on_round=lambda number, report, up, down: reports.append(report),
-    )
-    try:
-        strategy.start(grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=1)
-    finally:
-        strategy.close()
-    predictions = reports[-1].predictions
-    assert predictions is not None
-    return predictions, strategy.placement
-
-
-def shipped_part(
-    config: RunConfig, description: StoreSetDescription, task: NodeTask, light: LightModel, checkpoints: Checkpoints
-) -> Part:
-    """Return the part of light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
+def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoints) -> Parties:
+    """Return light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
 
     Parameters
     ----------
-    config, description : RunConfig, StoreSetDescription
-        The run's.
-    task : NodeTask
-        The run's.
+    run : ServerRun
+        Of a prediction or a lightening.
     light : LightModel
         The files.
     checkpoints : Checkpoints
@@ -193,52 +97,30 @@ def shipped_part(
         If onnxruntime is not installed.
     """
     check_runtime()
-    model = OnnxModule(light.lower, torch.get_num_threads())
+    model, description = OnnxModule(light.lower, torch.get_num_threads()), run.stores.description
     C, h, w = model.input_shape[-3:]
-    settings = encode_settings(config, description, light.shipped)
-    engine = LowerEngine(
-        model, None, description.assignment, alpha=0.0, make_optimizer=lambda parameters: optimizer(config, parameters)
-    )
-    return Part(
-        lower=engine,
+    own = run.blueprint
+    exact = dataclasses.replace(own, config=own.config.replace(autocast=False))
+    return Parties(
+        lower=exact.lower_engine(torch.device("cpu"), model),
         shapes={m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)},
         checkpoints=checkpoints,
-        task=msgspec.structs.replace(task, settings=settings, part=light.part),
-        wire=WireFormat(activations=config.wire.wire_activations, gradients=config.wire.wire_gradients),
+        node_task=run.node_task(dataclasses.replace(own, override=light.shipped), light.part),
     )
 
 
-def _own_part(config: RunConfig, run: RunFolder, description: StoreSetDescription, task: NodeTask, step: int) -> Part:
-    # The Adaptation Net has no part in predictions, and nothing is averaged.
-    own = config.replace(alpha=0.0, adaptation_server=False, average_every=0)
-    lower = make_lower_engine(own, description, choose_device(config.machine.device))
-    lower.go_to(step, run.checkpoints)
-    return Part(
+def _own_parties(run: ServerRun[Predict], step: int) -> Parties:
+    lower = run.blueprint.lower_engine(run.device)
+    lower.go_to(step, run.source.checkpoints)
+    return Parties(
         lower=lower,
-        shapes=smashed_shapes(config, description),
-        checkpoints=run.checkpoints,
-        task=msgspec.structs.replace(task, settings=encode_settings(own, description)),
-        wire=WireFormat(
-            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype
-        ),
+        shapes=run.blueprint.smashed_shapes(),
+        checkpoints=run.source.checkpoints,
+        node_task=run.node_task(),
     )
 
 
-def _unless_stopped(folder: RunFolder, note: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    def on_evaluated(done: int, total: int) -> None:
-        note(done, total)
-        if done < total and folder.stop_requested():
-            raise PredictionStopped(f"stopped after {done} of {total} images, as asked; no predictions were written")
-
-    return on_evaluated
-
-
-def _about(run: RunFolder, config: RunConfig, step: int, images: int) -> str:
-    light = "its light Uppers" if config.run.predict_light else "its weights"
-    return f"predicting {images} images with run {run.name} after {step} steps, {light} and patches where they are"
-
-
-def _summary(result: predictions.Result, predictions: Predictions) -> str:
+def _summary(result: Result, predictions: Predictions) -> str:
     without = "".join(
         f", without Upper {part.upper} (position {', '.join(map(str, part.positions))})" for part in result.absent
     )

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
+from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import duration
 from psl_flower.wire.messages import ADAPTATION
@@ -37,19 +38,15 @@ class Reporter:
         Flower's id of the run.
     every_s : float
         Seconds between lines in the log; 0 for lines at the end of rounds only.
-    again : str or None
-        The command that continues it, if it is not a training alone; None if none does.
-
-    Attributes
-    ----------
-    again : str
-        The command that continues the run.
+    again : callable
+        How it is continued.
     """
 
-    def __init__(self, run: RunFolder, *, run_id: str, every_s: float, again: str | None = "") -> None:
-        self._run, self._every_s = run, every_s
-        self._trains, self._goes_on = again == "", bool(again)
-        self.again = again or f"psl train resume={run.name}"
+    def __init__(
+        self, run: RunFolder, *, run_id: str, every_s: float, again: Again = lambda folder, simulated: ""
+    ) -> None:
+        self._run, self._every_s, self._again = run, every_s, again
+        self._simulated = True
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
@@ -60,6 +57,11 @@ class Reporter:
         self._recent: list[StepReport] = []
         self._evaluation_s = 0.0
         self._began = time.monotonic()
+
+    @property
+    def again(self) -> str:
+        """How the run is continued; empty if it cannot be."""
+        return self._again(self._run, self._simulated)
 
     def say(self, state: str, message: str) -> None:
         """Enter a state, with one line for the user."""
@@ -89,8 +91,7 @@ class Reporter:
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
         kind = "simulated nodes" if placement.simulated else "nodes"
-        if not placement.simulated and self._trains:
-            self.again = f"flwr run . FEDERATION --stream --run-config 'resume=\"{self._run.name}\"'"
+        self._simulated = placement.simulated
         if about != self._about:
             self._about = about
             log.info("%s", about)
@@ -241,16 +242,12 @@ class Reporter:
             log.error("%s", unwritten)
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, PredictionStopped):
-            self.end("stopped", str(error))
-        elif isinstance(error, TrainingStopped):
-            self.end("stopped", f"{error}; continue with: {self.again}")
-        elif isinstance(error, PslError):
-            goes_on = self._run.checkpoints.steps() if self._trains else self._goes_on
-            again = f"; continue with: {self.again}" if goes_on else ""
-            self.end("failed", f"error: {error}{again}")
-        else:
+        if not isinstance(error, PslError):
             self.end("failed", f"error: {type(error).__name__}: {error}; the traceback follows in Flower's log")
+            return
+        stopped = isinstance(error, TrainingStopped | PredictionStopped)
+        again = f"; continue with: {self.again}" if self.again else ""
+        self.end("stopped" if stopped else "failed", f"{'' if stopped else 'error: '}{error}{again}")
 
     def final_accuracy(self) -> str:
         """Return the last test accuracy for a sentence, or nothing."""

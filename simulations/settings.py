@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from psl_flower.config import RunConfig, parse_settings
+from psl_flower.config.fields import defaults
 from psl_flower.errors import ConfigError
+from psl_flower.kinds import KINDS
 from simulations.reports import Values
 
 # Throughput does not depend on the schedule; a gentle one keeps the loss of a short run finite. The run through the
@@ -15,9 +17,12 @@ DEFAULTS: dict[str, object] = {
     "lr": 0.01, "schedule": "constant", "max-test": 2, "progress-every-s": 0.0,
 }  # fmt: skip
 
+# A benchmark trains; reports of earlier versions have these settings too.
+_OF_KINDS = {key: value for kind in KINDS.values() for key, value in defaults(kind).items()}
+
 # Keys that every benchmark decides, each with the option that asks for it; empty where there is none.
 DECIDED = {
-    "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", "resume": "", "restore": "",
+    "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", **dict.fromkeys(_OF_KINDS, ""),
     "evaluate-every": "", "checkpoint-every": "", "collect-model": "",
 }  # fmt: skip
 
@@ -26,7 +31,7 @@ def merge(
     options: Mapping[str, object],
     texts: list[str],
     decided: Mapping[str, str],
-    defaults: Mapping[str, object] = DEFAULTS,
+    chosen: Mapping[str, object] = DEFAULTS,
 ) -> RunConfig:
     """Return a run's settings of a command's options (None: not given) and KEY=VALUE arguments.
 
@@ -38,7 +43,7 @@ def merge(
         The arguments.
     decided : mapping
         Keys that the benchmark decides, each with the option that asks for it, or an empty text.
-    defaults : mapping
+    chosen : mapping
         What the benchmark chooses unless asked.
 
     Raises
@@ -54,7 +59,7 @@ def merge(
             raise ConfigError(f"{key}: the benchmark decides it{f'; see {option}' if option else ''}")
         if key in asked:
             raise ConfigError(f"{key} is given twice, as an option and as KEY=VALUE")
-    return RunConfig.from_mapping({**defaults, **asked, **settings})
+    return RunConfig.from_mapping({**chosen, **asked, **settings})
 
 
 def without(config: RunConfig, decided: Collection[str]) -> Values:
@@ -62,7 +67,7 @@ def without(config: RunConfig, decided: Collection[str]) -> Values:
     return {key: value for key, value in config.to_mapping().items() if key not in decided}
 
 
-def differing(config: Values, defaults: Mapping[str, object] = DEFAULTS) -> Values:
+def differing(config: Values, chosen: Mapping[str, object] = DEFAULTS) -> Values:
     """Return those of a report's settings that were asked for: other than the benchmark's defaults."""
-    usual = RunConfig.from_mapping(defaults).to_mapping()
+    usual = _OF_KINDS | RunConfig.from_mapping(chosen).to_mapping()
     return {key: value for key, value in config.items() if value != usual.get(key)}

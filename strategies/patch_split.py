@@ -3,7 +3,7 @@
 In a ServerApp of your own, with models of your own:
 
     driver = RoundDriver(LowerEngine(my_lower, None, assignment, ...), task, smashed_shapes, checkpoints)
-    strategy = PatchSplit(driver, node_task, wire=WireFormat(), steps_per_round=100, total_steps=1000)
+    strategy = PatchSplit(driver, node_task, wire=WireFormat())
     strategy.start(grid, initial_arrays=ArrayRecord(my_lower.state_dict()), num_rounds=10)
 
 and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models. Uppers
@@ -46,13 +46,11 @@ class PatchSplit(Strategy):
     Parameters
     ----------
     driver : RoundDriver
-        The Lower's engine, the task and the checkpoints.
+        The Lower's engine, the task with the steps of a round and of the whole run, and the checkpoints.
     task : NodeTask
         What nodes are told; its `parties` are filled in for each node.
     wire : WireFormat
         Codecs, and the dtype that the Lower computes in.
-    steps_per_round, total_steps : int
-        Steps of a round, and of the whole run, which no round exceeds.
     options : TransportOptions
         How the parties reach each other, and what happens when a node is missing.
     evaluate_every : int
@@ -70,8 +68,6 @@ class PatchSplit(Strategy):
         task: NodeTask,
         *,
         wire: WireFormat,
-        steps_per_round: int,
-        total_steps: int,
         options: TransportOptions | None = None,
         evaluate_every: int | None = 1,
         unfinished: bool = False,
@@ -83,7 +79,7 @@ class PatchSplit(Strategy):
         self._link = NodeLink(
             task, driver.lower.assignment, driver.lower.adaptation_elsewhere, wire, self._options, on_placed
         )
-        self._steps_per_round, self._total_steps = steps_per_round, total_steps
+        self._steps_per_round, self._total_steps = driver.task.steps_per_round, driver.task.schedule.total_steps
         self._evaluate_every, self._on_round, self._unfinished = evaluate_every, on_round, unfinished
         self._report = RoundReport()
         self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates

@@ -11,18 +11,9 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.adaptation import AdaptationNode
-from psl_flower.engine.build import (
-    make_adaptation_node,
-    make_averaging,
-    make_lower_engine,
-    make_task,
-    make_upper,
-    optimizer,
-    smashed_shapes,
-    upper_options,
-)
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -95,29 +86,28 @@ class Federation:
         self.config, self.stores, self.folder, self.make_engine = config, stores, folder, make_engine
         self.device = device
         self.description = stores.description
+        self.blueprint = blueprint = Blueprint(config, stores.description)
         if not small:
-            self.lower = make_lower_engine(config, self.description, device)
+            self.lower = blueprint.lower_engine(device)
         else:
             self.lower = LowerEngine(
                 SmallLower(self.description.grid()),
                 None,
                 self.description.assignment,
                 alpha=0.0,
-                make_optimizer=lambda parameters: optimizer(config, parameters),
+                make_optimizer=blueprint.optimizer,
             )
         self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
-        self.wire = WireFormat(
-            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=self.lower.dtype
-        )
+        self.wire = blueprint.wire(self.lower.dtype)
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,
-            make_task(config, self.description, stores.labels),
-            smashed_shapes(config, self.description),
+            blueprint.task(stores.labels),
+            blueprint.smashed_shapes(),
             self.checkpoints,
-            averaging=make_averaging(config, self.description),
+            averaging=blueprint.averaging(),
             on_step=lambda report: self.losses.append(report.loss.full),
             **driver_options,
         )
@@ -125,15 +115,15 @@ class Federation:
     def upper(self, m: int) -> UpperEngine:
         """Return a fresh engine of Upper m."""
         return self.make_engine(
-            make_upper(self.config, self.description, m),
+            self.blueprint.upper(m),
             self.stores.open(m),
-            upper_options(self.config, self.description, self.device),
+            self.blueprint.upper_options(self.device),
             Checkpoints(self.folder / f"upper-{m}"),
         )
 
     def adaptation_node(self) -> AdaptationNode:
         """Return a fresh Adaptation Net for a node of its own."""
-        return make_adaptation_node(self.config, self.description, self.device, Checkpoints(self.folder / "adaptation"))
+        return self.blueprint.adaptation_node(self.device, Checkpoints(self.folder / "adaptation"))
 
     @property
     def parties(self) -> dict[int, UpperEngine | AdaptationNode]:

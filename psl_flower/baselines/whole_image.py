@@ -20,7 +20,7 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import BatchOrder
-from psl_flower.engine.build import make_network, optimizer
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.optimizers import Sgd
 from psl_flower.engine.schedule import Schedule
@@ -115,7 +115,7 @@ class LocalTraining(OneProcessTrainer):
         self._optimizer = (
             ProximalSgd(parameters, self._config.training.momentum, self._config.training.weight_decay, self._proximal)
             if self._proximal
-            else optimizer(self._config, parameters)
+            else self._blueprint.optimizer(parameters)
         )
         self.step = self.num_steps(first)
         losses: list[float] = []
@@ -174,10 +174,11 @@ class MergedPatches(OneProcessTrainer):
     ) -> None:
         super().__init__(config, description, labels, stores, device)
         whole = whole_image_description(description)
-        net = to_device(make_network(config, whole), device)
+        blueprint = Blueprint(config, whole)
+        net = to_device(blueprint.network(), device)
         self.net = _Merging(net, description.grid(), description.num_uppers)
         self._averaging = None
-        self._optimizer = optimizer(config, self.net.parameters())
+        self._optimizer = blueprint.optimizer(self.net.parameters())
 
 
 def whole_image_description(description: StoreSetDescription) -> StoreSetDescription:

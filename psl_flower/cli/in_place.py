@@ -37,16 +37,16 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
         If it cannot be done; see `server.predicting`.
     """
     from psl_flower.cli.train import end_stopped, failure, run_to_end
-    from psl_flower.config import RunConfig
     from psl_flower.errors import ConfigError, RunError
+    from psl_flower.kinds import kind_of
     from psl_flower.runs.predictions import load_result
 
     given = {**asked, "predict": run, **({"workspace": workspace} if workspace else {})}
     try:
-        config = RunConfig.from_mapping(given)
+        kind = kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    folder, status, verdict = run_to_end(given, config, nodes=nodes)
+    folder, status, verdict = run_to_end(given, kind, nodes=nodes)
     if status.state == "stopped":
         end_stopped(status)
     problem = failure(folder, status, verdict)

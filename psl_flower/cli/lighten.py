@@ -114,7 +114,7 @@ def _locally(run: RunFolder, request: Request) -> tuple[LighteningFolder, dict[s
 
 def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[LighteningFolder, dict[str, Any]]:
     from psl_flower.cli.train import end_stopped, failure, run_to_end
-    from psl_flower.config import RunConfig
+    from psl_flower.kinds import kind_of
     from psl_flower.lightening.artefacts import check_packages
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.report import read_result
@@ -122,7 +122,7 @@ def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[
     check_packages()
     workspace = str(run.path.parents[1])
     given: dict[str, object] = {"lighten": run.name, "lighten-with": request.text(), "workspace": workspace}
-    folder, status, verdict = run_to_end(given, RunConfig.from_mapping(given), nodes=nodes)
+    folder, status, verdict = run_to_end(given, kind_of(given), nodes=nodes)
     if status.state == "stopped":
         end_stopped(status)
     problem = failure(folder, status, verdict)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from psl_flower.config import GROUPS
-from psl_flower.config.fields import Field, Value, fields_of, flat
+from psl_flower.config.fields import Field, Value, defaults, fields_of
 from psl_flower.errors import ConfigError
 
 _INDENT, _WIDTH = 36, 120
@@ -25,12 +24,14 @@ def settings(
     ] = None,
 ) -> None:
     """List the settings of a run, each with its default and meaning, for `psl train KEY=VALUE`."""
+    from psl_flower.kinds import setting_groups
+
     lines = []
-    for name, group in GROUPS.items():
-        defaults = flat(group())
-        found = [_entry(field, defaults[field.key]) for field in fields_of(group)]
+    for name, group in setting_groups().items():
+        shown = defaults(group)
+        found = [_entry(field, shown[field.key]) for field in fields_of(group)]
         found = [entry for entry in found if not words or any(word.lower() in entry.lower() for word in words)]
-        lines += [] if words else [f"# --- {name.capitalize()} ---"]
+        lines += [f"# --- {name.capitalize()} ---"] if found and not words else []
         lines += found
     if words and not lines:
         raise ConfigError(f"no setting with {' or '.join(words)}; psl settings lists all")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from psl_flower.cli.follow import Follower
-    from psl_flower.config import RunConfig
+    from psl_flower.kinds import Kind
     from psl_flower.launch.running import Watch
     from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs.folder import RunFolder, Status
@@ -59,26 +59,27 @@ def train(
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
     the same, but end it at once if that step takes longer than a few seconds.
     """
-    given, config = _read([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
-    run, status, verdict = run_to_end(given, config, nodes=nodes, retries=retries, app=app)
+    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
+    run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
     _report(run, status, verdict, as_json)
 
 
-def _read(settings: list[str]) -> tuple[dict[str, object], RunConfig]:
+def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
-    from psl_flower.config import RunConfig, parse_settings
+    from psl_flower.config import parse_settings
+    from psl_flower.kinds import kind_of, setting_groups
     from psl_flower.launch.running import local_paths
 
     try:
-        given = parse_settings(settings)
+        given = parse_settings(settings, setting_groups().values())
         given |= local_paths(given)
-        return given, RunConfig.from_mapping(given)
+        return given, kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 def run_to_end(
-    given: dict[str, object], config: RunConfig, *, nodes: int = 0, retries: int = 0, app: str = ""
+    given: dict[str, object], kind: Kind, *, nodes: int = 0, retries: int = 0, app: str = ""
 ) -> tuple[RunFolder, Status, str]:
     """Start Flower and a run, and show how it goes; return its folder, its last status, and how Flower ended it.
 
@@ -86,8 +87,8 @@ def run_to_end(
     ----------
     given : dict
         The settings to pass on, by their kebab-case keys.
-    config : RunConfig
-        The same settings, parsed.
+    kind : Kind
+        Of the same settings.
     nodes : int
         Simulated nodes; 0 for what fits.
     retries : int
@@ -100,19 +101,20 @@ def run_to_end(
     PslError
         If it cannot be started.
     """
+    from psl_flower.kinds import kind_of
     from psl_flower.launch.running import app_folder
     from psl_flower.launch.signals import Terminated
     from psl_flower.runs.folder import Status
 
     folder = app_folder(app)
     while True:
-        attempt = _Attempt(given, config)
+        attempt = _Attempt(given, kind)
         try:
             status, verdict = attempt.run(folder, nodes)
         except RunError as error:
             # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
             run = attempt.folder
-            if retries == 0 or run is None or not run.checkpoints.steps():
+            if retries == 0 or run is None or not kind.again(run, True):
                 raise
             status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
@@ -124,11 +126,12 @@ def run_to_end(
         run = attempt.folder
         assert run is not None  # it has ended
         completed = status.state == "completed" and verdict.endswith("completed")
-        if completed or status.state == "stopped" or retries == 0 or not run.checkpoints.steps():
+        if completed or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
         typer.echo(f"{status.message}; going on by itself, {retries} retries left", err=True)
-        given, config = _resuming(given, config, run)
+        given = kind.continued(given, run)
+        kind = kind_of(given)
 
 
 class _Attempt:
@@ -142,8 +145,8 @@ class _Attempt:
         Looks after the run, once it is about to start.
     """
 
-    def __init__(self, given: dict[str, object], config: RunConfig) -> None:
-        self._given, self._config = given, config
+    def __init__(self, given: dict[str, object], kind: Kind) -> None:
+        self._given, self._kind = given, kind
         self.folder: RunFolder | None = None
         self.watch: Watch | None = None
 
@@ -153,27 +156,20 @@ class _Attempt:
         from psl_flower.launch.running import Watch, prepare, start
         from psl_flower.launch.superlink import LocalSuperLink
 
-        config = self._config
+        kind = self._kind
         with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
-            num_uppers, run = prepare(config, follower.ingesting, follower.note)
-            self.folder = run
+            num_uppers, work = prepare(kind, follower.ingesting, follower.note)
+            run = self.folder = work.folder
             follower.skip_log(run)
             follower.begin("starting Flower")
             superlink.wait()
-            again = None if config.run.predict else "the same command" if config.run.lighten else ""
-            watch = self.watch = Watch(superlink, run, again)
-            run_id = start(superlink, app, self._given, config, run, num_uppers, nodes)
-            status = _follow(watch, run, follower, "batch" if config.run.predict else "step, with a checkpoint")
+            watch = self.watch = Watch(superlink, run, kind.again)
+            run_id = start(superlink, app, self._given, kind, work, num_uppers, nodes)
+            status = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")):
                 _keep_log(superlink, run)
             return status, verdict
-
-
-def _resuming(given: dict[str, object], config: RunConfig, run: RunFolder) -> tuple[dict[str, object], RunConfig]:
-    """Return the settings that continue a run."""
-    rest = {key: value for key, value in given.items() if key != "run-name"}
-    return {**rest, "resume": run.name}, config.replace(run_name="", resume=run.name)
 
 
 def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:

@@ -15,7 +15,9 @@ EMBEDDED = "digits"
 class DataSettings(Settings):
     """Which images to train on, and how they are stored."""
 
-    dataset: str = setting(EMBEDDED, "digits (embedded), a hub name, or a folder: parquet files, or images by class")
+    dataset: str = setting(
+        EMBEDDED, "digits (embedded), a hub name, or a folder: parquet files, or images by class", path=True
+    )
     image_column: str = setting("", "column of the images; empty: found by type")
     label_column: str = setting("", "column of the labels; empty: found by type")
     test_fraction: float = setting(
@@ -26,8 +28,12 @@ class DataSettings(Settings):
     stores: str = setting(
         "sealed", "sealed: one encrypted store per node; plain: not encrypted", choices=("sealed", "plain")
     )
-    keys: str = setting("", "this machine's private keys: a folder of them, or one file; empty: keys/ in the workspace")
-    owner: str = setting("", "public key of the owner to trust, or its file, if dataset is a folder of psl ingest")
+    keys: str = setting(
+        "", "this machine's private keys: a folder of them, or one file; empty: keys/ in the workspace", path=True
+    )
+    owner: str = setting(
+        "", "public key of the owner to trust, or its file, if dataset is a folder of psl ingest", path=True
+    )
     image_size: Size = setting(
         (0, 0), "resize and centre-crop images to HEIGHTxWIDTH pixels; empty: keep them, all must have one size"
     )

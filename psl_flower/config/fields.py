@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from types import NoneType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from psl_flower.errors import ConfigError
 
@@ -23,6 +23,17 @@ T = TypeVar("T")
 
 _KEY = "setting"
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class Form(NamedTuple):
+    """What a text must look like: a regular expression, and how errors name it."""
+
+    pattern: str
+    words: str
+
+
+# Empty where no run is named.
+RUN_NAME = Form(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", "letters, digits, '.', '_' and '-', 100 at most")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,10 @@ class Description:
         Whether `least` and `most` themselves are outside.
     choices : tuple[str, ...]
         The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
+    form : Form or None
+        What a text must look like.
+    path : bool
+        Whether a text may name a file or folder of this machine.
     """
 
     doc: str
@@ -46,9 +61,11 @@ class Description:
     most: float = math.inf
     open_ends: bool = False
     choices: tuple[str, ...] = ()
+    form: Form | None = None
+    path: bool = False
 
     def check(self, key: str, value: object) -> None:
-        """Raise ConfigError if a value is out of range or none of the choices."""
+        """Raise ConfigError if a value is out of range, of another form or none of the choices."""
         if self.choices and value not in self.choices:
             named = (choice or "an empty text" for choice in self.choices)
             raise ConfigError(f"{key}: expected one of {', '.join(named)}, got {value!r}")
@@ -56,6 +73,9 @@ class Description:
             inside = self.least < value < self.most if self.open_ends else self.least <= value <= self.most
             if not (inside and math.isfinite(value)):
                 raise ConfigError(f"{key}: expected a number {self._range()}, got {value!r}")
+
+        if self.form is not None and not re.fullmatch(self.form.pattern, str(value)):
+            raise ConfigError(f"{key}: expected {self.form.words}, got {value!r}")
 
     def _range(self) -> str:
         least, most = ("above", "below") if self.open_ends else ("at least", "at most")
@@ -72,9 +92,13 @@ def setting(
     most: float = math.inf,
     open_ends: bool = False,
     choices: Iterable[str] = (),
+    form: Form | None = None,
+    path: bool = False,
 ) -> T:
     """Declare a field of a group of settings; see `Description`. Typed as its default, as `dataclasses.field` is."""
-    about = Description(doc=doc, least=least, most=most, open_ends=open_ends, choices=tuple(choices))
+    about = Description(
+        doc=doc, least=least, most=most, open_ends=open_ends, choices=tuple(choices), form=form, path=path
+    )
     field: T = dataclasses.field(default=default, metadata={_KEY: about})
     return field
 
@@ -205,7 +229,15 @@ def read_texts(groups: Iterable[type[Settings]], texts: Mapping[str, str]) -> di
 
 def flat(group: Settings) -> dict[str, Any]:
     """Return the values of a group by their kebab-case keys, sizes as texts; those that are None left out."""
-    values = {field.key: getattr(group, field.name) for field in fields_of(type(group))}
+    return _outside({field.key: getattr(group, field.name) for field in fields_of(type(group))})
+
+
+def defaults(group: type[Settings]) -> dict[str, Any]:
+    """Return the defaults of a group as `flat` returns values."""
+    return _outside({field.key: field.default for field in fields_of(group)})
+
+
+def _outside(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: size_text(value) if isinstance(value, tuple) else value
         for key, value in values.items()

@@ -1,7 +1,7 @@
-"""All settings of a run, in groups; made once from Flower's flat run configuration.
+"""Settings of a training, in groups; parsed from Flower's flat run configuration by `psl_flower.kinds.kind_of`.
 
-The keys in `[tool.flwr.app.config]` of pyproject.toml are the groups' fields in kebab case, with these defaults; a test
-holds the two together.
+The keys in `[tool.flwr.app.config]` of pyproject.toml are the fields of these groups and of the kinds of runs in kebab
+case, with these defaults; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psl_flower.config.fields import Settings, Value, fields_of, flat, parse, re
 from psl_flower.config.machine import MachineSettings
 from psl_flower.config.network import NetworkSettings
 from psl_flower.config.patches import PatchSettings
-from psl_flower.config.run import RunSettings, default_workspace
+from psl_flower.config.run import OutputSettings, RunSettings, default_workspace
 from psl_flower.config.training import TrainingSettings
 from psl_flower.config.wire import WireSettings
 from psl_flower.text import expanded, read_pairs
@@ -29,6 +29,7 @@ GROUPS: dict[str, type[Settings]] = {
     "machine": MachineSettings,
     "wire": WireSettings,
     "run": RunSettings,
+    "output": OutputSettings,
 }
 # Field -> the group that it belongs to; no two groups share a name.
 GROUP_OF = {field.name: name for name, group in GROUPS.items() for field in fields_of(group)}
@@ -36,7 +37,7 @@ GROUP_OF = {field.name: name for name, group in GROUPS.items() for field in fiel
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """All settings of a run; sizes are (height, width) in pixels, (0, 0) where the default depends on the images.
+    """What a training is made of; sizes are (height, width) in pixels, (0, 0) where the default depends on the images.
 
     Raises
     ------
@@ -51,6 +52,7 @@ class RunConfig:
     machine: MachineSettings = dataclasses.field(default_factory=MachineSettings)
     wire: WireSettings = dataclasses.field(default_factory=WireSettings)
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
 
     def __post_init__(self) -> None:
         if self.patches.patch_size != (0, 0):
@@ -77,7 +79,12 @@ class RunConfig:
             If a key is unknown, a value has the wrong type (a bool is not an int), or as at construction.
         """
         parsed = parse(GROUPS.values(), values, "psl settings lists all")
-        groups: dict[str, Any] = {name: group(**own) for (name, group), own in zip(GROUPS.items(), parsed, strict=True)}
+        return cls.of_groups(dict(zip(GROUPS, parsed, strict=True)))
+
+    @classmethod
+    def of_groups(cls, parsed: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+        """Return the settings with these fields, by the names of their groups; others are left aside."""
+        groups: dict[str, Any] = {name: group(**parsed[name]) for name, group in GROUPS.items()}
         return cls(**groups)
 
     def to_mapping(self) -> dict[str, Value]:
@@ -115,12 +122,16 @@ class RunConfig:
         return expanded(self.data.keys, "keys").absolute() if self.data.keys else self.workspace_path() / "keys"
 
 
-def parse_settings(words: Iterable[str]) -> dict[str, object]:
+def parse_settings(
+    words: Iterable[str], groups: Iterable[type[Settings]] = tuple(GROUPS.values())
+) -> dict[str, object]:
     """Return KEY=VALUE words as a flat mapping for `RunConfig.from_mapping`, each value read by its setting's type.
+
+    `groups` has more settings where the mapping is for `psl_flower.kinds.kind_of`.
 
     Raises
     ------
     ConfigError
         If a word is not KEY=VALUE, or a key comes twice.
     """
-    return read_texts(GROUPS.values(), read_pairs(words))
+    return read_texts(groups, read_pairs(words))

@@ -22,10 +22,12 @@ class WireSettings(Settings):
     exchange_host: str = setting("127.0.0.1", "address the Lower listens on for streams; TLS unless all is loopback")
     exchange_port: int = setting(0, "its port; 0: any free one", least=0, most=65_535)
     exchange_advertise: str = setting("", "host that nodes connect to; empty: exchange-host")
-    exchange_cert: str = setting("", "certificate for streams, a PEM file on the server; empty: one made for the run")
-    exchange_key: str = setting("", "its private key, a PEM file")
+    exchange_cert: str = setting(
+        "", "certificate for streams, a PEM file on the server; empty: one made for the run", path=True
+    )
+    exchange_key: str = setting("", "its private key, a PEM file", path=True)
     exchange_client_ca: str = setting(
-        "", "authority that signs the nodes' certificates (mutual TLS); empty: none needed"
+        "", "authority that signs the nodes' certificates (mutual TLS); empty: none needed", path=True
     )
     exchange_plaintext_on_untrusted_network: bool = setting(
         False, "streams WITHOUT encryption also outside loopback; nodes must agree"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,8 +15,10 @@ from torch import nn
 from psl_flower.config import RunConfig, size_text
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.augment import Augmentation
-from psl_flower.engine.batches import BatchOrder, batch_order
+from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.distillation import LowerTeacher
+from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.optimizers import Optimizer, Sgd
 from psl_flower.engine.rounds import Task
@@ -66,247 +70,232 @@ class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     digests: dict[int, str]
 
 
-class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Encoded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     config: dict[str, str | int | float | bool]
     description: StoreSetDescription
     override: CompressionTraining | OnnxInference | None = None
 
 
-def encode_settings(
-    config: RunConfig, description: StoreSetDescription, override: CompressionTraining | OnnxInference | None = None
-) -> bytes:
-    """Return what a node builds its models from, as `NodeTask.settings` carries it.
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What all parties of a run are built from, each on its own machine.
 
-    `override` names other models than the run's own.
+    In all methods, `size` is that of the network's backbone, its own by default.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The run's settings.
+    description : StoreSetDescription
+        Of the stores that it works with.
+    override : CompressionTraining, OnnxInference or None
+        What nodes have in place of the run's own Uppers.
     """
-    return msgspec.msgpack.encode(_Settings(config=config.to_mapping(), description=description, override=override))
 
+    config: RunConfig
+    description: StoreSetDescription
+    override: CompressionTraining | OnnxInference | None = None
 
-def decode_settings(settings: bytes) -> tuple[RunConfig, StoreSetDescription]:
-    """Return the settings and the description of the stores that `encode_settings` was given.
-
-    Raises
-    ------
-    FrameMismatch
-        If the bytes are not that.
-    ConfigError
-        If the settings are not valid.
-    """
-    told = _decoded(settings)
-    return RunConfig.from_mapping(told.config), told.description
-
-
-def decode_override(settings: bytes) -> CompressionTraining | OnnxInference | None:
-    """Return what other models `encode_settings` was told of; errors as of `decode_settings`."""
-    return _decoded(settings).override
-
-
-def _decoded(settings: bytes) -> _Settings:
-    try:
-        return msgspec.msgpack.decode(settings, type=_Settings)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
-
-
-def make_upper(
-    config: RunConfig, description: StoreSetDescription, upper: int, size: BackboneSize | None = None
-) -> Upper:
-    """Return the Upper model of index `upper` with its initial weights; `size` as in `make_network`."""
-    model = Upper(
-        backbone=config.network.backbone,
-        cut=config.network.cut,
-        stem=config.network.stem_for(description.image_size),
-        in_channels=description.channels,
-        protection=config.network.protection,
-        size=size,
-    )
-    reset_parameters(model, upper_seed(config.training.seed, upper, config.network.upper_init))
-    return model
-
-
-def make_lower(config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None) -> Lower:
-    """Return the Lower model with its initial weights; `size` as in `make_network`."""
-    model = Lower(
-        grid=description.grid(),
-        num_classes=description.num_classes,
-        backbone=config.network.backbone,
-        cut=config.network.cut,
-        stem=config.network.stem_for(description.image_size),
-        protection=config.network.protection,
-        size=size,
-    )
-    reset_parameters(model, lower_seed(config.training.seed))
-    return model
-
-
-def make_network(
-    config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None
-) -> PatchSplitNet:
-    """Return the whole network with the initial weights of all parties; `size` is the backbone's own by default."""
-    net = PatchSplitNet(
-        grid=description.grid(),
-        num_uppers=description.num_uppers,
-        num_classes=description.num_classes,
-        in_channels=description.channels,
-        backbone=config.network.backbone,
-        cut=config.network.cut,
-        stem=config.network.stem_for(description.image_size),
-        # The stores', not the setting's: an owner's rotation may have moved positions.
-        assignment=description.assignment,
-        protection=config.network.protection,
-        size=size,
-        seed=config.training.seed,
-        upper_init=config.network.upper_init,
-    )
-    return net
-
-
-def make_adaptation(config: RunConfig, description: StoreSetDescription) -> AdaptationNet | None:
-    """Return the Adaptation Net with its initial weights; None where alpha is 0."""
-    if config.network.alpha == 0:
-        return None
-    _, h, w, C = smashed_shapes(config, description)[0]
-    net = AdaptationNet((h, w), description.num_classes, C)
-    reset_parameters(net, adaptation_seed(config.training.seed))
-    return net
-
-
-def make_lower_engine(config: RunConfig, description: StoreSetDescription, device: torch.device) -> LowerEngine:
-    """Return the Lower's side of a run."""
-    return LowerEngine(
-        make_lower(config, description),
-        None if config.network.adaptation_server else make_adaptation_engine(config, description, device),
-        description.assignment,
-        alpha=config.network.alpha,
-        make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.machine.autocast,
-        device=device,
-        adaptation_elsewhere=config.network.adaptation_server,
-        label_smoothing=config.training.label_smoothing,
-    )
-
-
-def make_adaptation_engine(
-    config: RunConfig, description: StoreSetDescription, device: torch.device
-) -> AdaptationEngine | None:
-    """Return the Adaptation Net's side of a run; None where alpha is 0."""
-    net = make_adaptation(config, description)
-    if net is None:
-        return None
-    return AdaptationEngine(
-        net,
-        description.assignment,
-        alpha=config.network.alpha,
-        make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.machine.autocast,
-        device=device,
-        label_smoothing=config.training.label_smoothing,
-    )
-
-
-def make_adaptation_node(
-    config: RunConfig, description: StoreSetDescription, device: torch.device, checkpoints: Checkpoints
-) -> AdaptationNode:
-    """Return the Adaptation Net as a party of a run, on a node of its own.
-
-    Raises
-    ------
-    ConfigError
-        If the run has none, or too few training images.
-    """
-    engine = make_adaptation_engine(config, description, device)
-    if engine is None:
-        raise ConfigError("adaptation-server: with alpha = 0 there is no Adaptation Net")
-    return AdaptationNode(
-        engine,
-        smashed_shape=smashed_shapes(config, description)[0][1:],
-        num_classes=description.num_classes,
-        num_samples=batch_order(config, description).num_samples,
-        checkpoints=checkpoints,
-    )
-
-
-def upper_options(config: RunConfig, description: StoreSetDescription, device: torch.device) -> UpperOptions:
-    """Return what an Upper needs to know besides its model and store."""
-    return UpperOptions(
-        make_optimizer=lambda parameters: optimizer(config, parameters),
-        mean=description.mean,
-        std=description.std,
-        augmentation=augmentation(config, description),
-        autocast=config.machine.autocast,
-        device=device,
-        averaged=_averages(config, description),
-    )
-
-
-def make_averaging(config: RunConfig, description: StoreSetDescription) -> Averaging | None:
-    """Return when the Uppers are averaged; None where they are not, or there is but one."""
-    if not _averages(config, description):
-        return None
-    return Averaging(every=config.network.average_every, weight_count=weight_count(make_upper(config, description, 0)))
-
-
-def _averages(config: RunConfig, description: StoreSetDescription) -> bool:
-    return config.network.average_every > 0 and description.num_uppers > 1
-
-
-def make_task(config: RunConfig, description: StoreSetDescription, labels: NDArray[np.int64]) -> Task:
-    """Return what is trained on which samples.
-
-    Raises
-    ------
-    ConfigError
-        If there are too few training images, or the augmentation does not fit them.
-    """
-    order = batch_order(config, description)
-    total_steps = config.training.rounds * steps_per_round(config, order)
-    return Task(
-        order=order,
-        schedule=Schedule(kind=config.training.schedule, peak=config.training.lr, total_steps=total_steps),
-        labels=labels,
-        augmentation=augmentation(config, description),
-        test=description.samples_of("test"),
-        evaluate_batch_size=config.training.evaluate_batch_size,
-    )
-
-
-def steps_per_round(config: RunConfig, order: BatchOrder) -> int:
-    """Return the steps of a round: the setting, or one epoch."""
-    return config.training.steps_per_round or order.steps_per_epoch
-
-
-def smashed_shapes(
-    config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None
-) -> dict[int, tuple[int, int, int, int]]:
-    """Return (K, h, w, C) of each Upper's smashed data, without the batch; `size` as in `make_network`."""
-    C, h, w = smashed_size(make_upper(config, description, 0, size), description.patch_shape)
-    return {m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)}
-
-
-def augmentation(config: RunConfig, description: StoreSetDescription) -> Augmentation:
-    """Return the transforms that the settings ask for.
-
-    Raises
-    ------
-    ConfigError
-        If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
-    """
-    config.training.check_shift(description.patch_size)
-    if config.training.cutout >= min(description.image_size):
-        raise ConfigError(
-            f"cutout: a square of {config.training.cutout} pixels may blank whole images of "
-            f"{size_text(description.image_size)}; choose less, such as {min(description.image_size) // 2}"
+    def encode(self) -> bytes:
+        """Return it as `NodeTask.settings` carries it."""
+        return msgspec.msgpack.encode(
+            _Encoded(config=self.config.to_mapping(), description=self.description, override=self.override)
         )
-    return Augmentation(
-        grid=description.grid(),
-        flip=config.training.flip,
-        shift=config.training.shift,
-        cutout=config.training.cutout,
-        mixup=config.training.mixup,
-        patch_dropout=config.training.patch_dropout,
-    )
 
+    @classmethod
+    def decode(cls, settings: bytes) -> Blueprint:
+        """Return what was encoded.
 
-def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimiser that the settings ask for."""
-    return Sgd(parameters, config.training.momentum, config.training.weight_decay)
+        Raises
+        ------
+        FrameMismatch
+            If the bytes are not that.
+        ConfigError
+            If the settings are not valid.
+        """
+        try:
+            encoded = msgspec.msgpack.decode(settings, type=_Encoded)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
+        config = RunConfig.from_mapping(encoded.config)
+        return cls(config, encoded.description, encoded.override)
+
+    def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
+        """Return Upper model m with its initial weights."""
+        model = Upper(in_channels=self.description.channels, size=size, **self._architecture)
+        reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
+        return model
+
+    def lower(self, size: BackboneSize | None = None) -> Lower:
+        """Return the Lower model with its initial weights."""
+        description = self.description
+        model = Lower(grid=description.grid(), num_classes=description.num_classes, size=size, **self._architecture)
+        reset_parameters(model, lower_seed(self.config.training.seed))
+        return model
+
+    def network(self, size: BackboneSize | None = None) -> PatchSplitNet:
+        """Return the whole network with the initial weights of all parties."""
+        description = self.description
+        return PatchSplitNet(
+            grid=description.grid(),
+            num_uppers=description.num_uppers,
+            num_classes=description.num_classes,
+            in_channels=description.channels,
+            # The stores', not the setting's: an owner's rotation may have moved positions.
+            assignment=description.assignment,
+            size=size,
+            seed=self.config.training.seed,
+            upper_init=self.config.network.upper_init,
+            **self._architecture,
+        )
+
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        network = self.config.network
+        return {
+            "backbone": network.backbone,
+            "cut": network.cut,
+            "stem": network.stem_for(self.description.image_size),
+            "protection": network.protection,
+        }
+
+    def adaptation(self) -> AdaptationNet | None:
+        """Return the Adaptation Net with its initial weights; None where alpha is 0."""
+        if self.config.network.alpha == 0:
+            return None
+        _, h, w, C = self.smashed_shapes()[0]
+        net = AdaptationNet((h, w), self.description.num_classes, C)
+        reset_parameters(net, adaptation_seed(self.config.training.seed))
+        return net
+
+    def lower_engine(
+        self, device: torch.device, lower: nn.Module | None = None, teacher: LowerTeacher | None = None
+    ) -> LowerEngine:
+        """Return the Lower's side of a run; with `lower` as its model, and taught by `teacher`, where given."""
+        network = self.config.network
+        return LowerEngine(
+            self.lower() if lower is None else lower,
+            None if network.adaptation_server else self.adaptation_engine(device),
+            self.description.assignment,
+            adaptation_elsewhere=network.adaptation_server,
+            teacher=teacher,
+            device=device,
+            **self._learning,
+        )
+
+    def adaptation_engine(self, device: torch.device) -> AdaptationEngine | None:
+        """Return the Adaptation Net's side of a run; None where alpha is 0."""
+        net = self.adaptation()
+        return (
+            None if net is None else AdaptationEngine(net, self.description.assignment, device=device, **self._learning)
+        )
+
+    @property
+    def _learning(self) -> dict[str, Any]:
+        return {
+            "alpha": self.config.network.alpha,
+            "make_optimizer": self.optimizer,
+            "use_autocast": self.config.machine.autocast,
+            "label_smoothing": self.config.training.label_smoothing,
+        }
+
+    def adaptation_node(self, device: torch.device, checkpoints: Checkpoints) -> AdaptationNode:
+        """Return the Adaptation Net as a party of a run, on a node of its own.
+
+        Raises
+        ------
+        ConfigError
+            If the run has none, or too few training images.
+        """
+        engine = self.adaptation_engine(device)
+        if engine is None:
+            raise ConfigError("adaptation-server: with alpha = 0 there is no Adaptation Net")
+        return AdaptationNode(
+            engine,
+            smashed_shape=self.smashed_shapes()[0][1:],
+            num_classes=self.description.num_classes,
+            num_samples=batch_order(self.config, self.description).num_samples,
+            checkpoints=checkpoints,
+        )
+
+    def upper_options(self, device: torch.device) -> UpperOptions:
+        """Return what an Upper needs to know besides its model and store."""
+        return UpperOptions(
+            make_optimizer=self.optimizer,
+            mean=self.description.mean,
+            std=self.description.std,
+            augmentation=self.augmentation(),
+            autocast=self.config.machine.autocast,
+            device=device,
+            averaged=self._averages,
+        )
+
+    def averaging(self) -> Averaging | None:
+        """Return when the Uppers are averaged; None where they are not, or there is but one."""
+        if not self._averages:
+            return None
+        return Averaging(every=self.config.network.average_every, weight_count=weight_count(self.upper(0)))
+
+    @property
+    def _averages(self) -> bool:
+        return self.config.network.average_every > 0 and self.description.num_uppers > 1
+
+    def wire(self, dtype: torch.dtype) -> WireFormat:
+        """Return the codecs of the wire, for a Lower that computes in `dtype`."""
+        wire = self.config.wire
+        return WireFormat(activations=wire.wire_activations, gradients=wire.wire_gradients, dtype=dtype)
+
+    def task(self, labels: NDArray[np.int64]) -> Task:
+        """Return what is trained on which samples; `labels` are those of all samples.
+
+        Raises
+        ------
+        ConfigError
+            If there are too few training images, or the augmentation does not fit them.
+        """
+        training, order = self.config.training, batch_order(self.config, self.description)
+        steps_per_round = training.steps_per_round or order.steps_per_epoch
+        total_steps = training.rounds * steps_per_round
+        return Task(
+            order=order,
+            schedule=Schedule(kind=training.schedule, peak=training.lr, total_steps=total_steps),
+            labels=labels,
+            augmentation=self.augmentation(),
+            test=self.description.samples_of("test"),
+            evaluate_batch_size=training.evaluate_batch_size,
+            steps_per_round=steps_per_round,
+        )
+
+    def smashed_shapes(self, size: BackboneSize | None = None) -> dict[int, tuple[int, int, int, int]]:
+        """Return (K, h, w, C) of each Upper's smashed data, without the batch."""
+        description = self.description
+        C, h, w = smashed_size(self.upper(0, size), description.patch_shape)
+        return {m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)}
+
+    def augmentation(self) -> Augmentation:
+        """Return the transforms that the settings ask for.
+
+        Raises
+        ------
+        ConfigError
+            If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
+        """
+        training, description = self.config.training, self.description
+        training.check_shift(description.patch_size)
+        if training.cutout >= min(description.image_size):
+            raise ConfigError(
+                f"cutout: a square of {training.cutout} pixels may blank whole images of "
+                f"{size_text(description.image_size)}; choose less, such as {min(description.image_size) // 2}"
+            )
+        return Augmentation(
+            grid=description.grid(),
+            flip=training.flip,
+            shift=training.shift,
+            cutout=training.cutout,
+            mixup=training.mixup,
+            patch_dropout=training.patch_dropout,
+        )
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimiser that the settings ask for."""
+        return Sgd(parameters, self.config.training.momentum, self.config.training.weight_decay)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_adaptation, make_averaging, make_network, make_task, optimizer
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
@@ -73,16 +73,17 @@ class OneProcessTrainer:
         net: PatchSplitNet | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        made = net or make_network(config, description)
+        self._blueprint = blueprint = Blueprint(config, description)
+        made = net or blueprint.network()
         self.net: Any = to_device(made, device)  # a baseline puts another kind of module here
         self._teacher = teacher
-        self.adaptation = make_adaptation(config, description)
+        self.adaptation = blueprint.adaptation()
         self.step = 0
         self._config, self._description, self._stores, self._device = config, description, stores, device
-        self._task = make_task(config, description, labels)
+        self._task = blueprint.task(labels)
         adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
-        self._averaging = make_averaging(config, description)
-        self._optimizer = optimizer(config, [*self.net.parameters(), *adaptation_parameters])
+        self._averaging = blueprint.averaging()
+        self._optimizer = blueprint.optimizer([*self.net.parameters(), *adaptation_parameters])
 
     def train(
         self,

@@ -6,6 +6,7 @@ two where the Uppers are averaged after it.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ class Task:
         Global indices of the test split's samples, int64.
     evaluate_batch_size : int
         Samples in an evaluation batch.
+    steps_per_round : int
+        Steps of a round.
     """
 
     order: BatchOrder
@@ -127,6 +130,13 @@ class Task:
     augmentation: Augmentation
     test: NDArray[np.int64]
     evaluate_batch_size: int
+    steps_per_round: int
+
+    def evaluating(self, step: int) -> Task:
+        """Return a task that is over after `step` steps, but for the run through the test samples."""
+        return dataclasses.replace(
+            self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
+        )
 
     def train_plan(self, step: int) -> Plan:
         """Return the plan of a training step."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.data.images import convert_channels, image_to_array, resize_image
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import channel_column, normalise
 from psl_flower.errors import DataError, RunError
 from psl_flower.models import PatchSplitNet
@@ -187,7 +187,7 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
         and assign(description.grid(), description.num_uppers, config.patches.assignment) != description.assignment
     ):
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
-    net = make_network(config, description)
+    net = Blueprint(config, description).network()
     _check_weights(path, weights, net.state_dict())
     net.load_state_dict(weights)
     chosen = torch.device(device)
@@ -218,7 +218,7 @@ def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, to
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
-        if not config.run.collect_model:
+        if not config.output.collect_model:
             raise RunError(f"{path}: the run has no model, since its settings say collect-model = false") from None
         status = run.read_status()
         where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""

@@ -24,16 +24,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.build import OnnxInference
-from psl_flower.errors import ConfigError, OtherDataset, RunError
+from psl_flower.errors import RunError
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, upper_file
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.search import Attempt, Conditions, Judged
-from psl_flower.lightening.settings import LighteningSettings, parse_request
-from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import MODEL_FILE, RunFolder, open_run
-from psl_flower.runs.resuming import settings_of
+from psl_flower.lightening.settings import LighteningSettings
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import write_atomically
 
 FOLDER = "light"
@@ -209,37 +206,6 @@ class LightModel(NamedTuple):
     lower: Path
     shipped: OnnxInference
     part: str
-
-
-def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, LighteningFolder]:
-    """Return the settings to lighten with, the run that is lightened, and the lightening's folder, new or begun.
-
-    Raises
-    ------
-    RunError
-        If there is no such run, it has no model, or the disk refuses.
-    ConfigError
-        If a setting is given that the run did not train with.
-    """
-    run = open_run(config.workspace_path(), config.run.lighten)
-    settings = settings_of(run, config, "lighten")
-    try:
-        request = parse_request(config.run.lighten_with)
-    except ConfigError as error:
-        raise ConfigError(f"lighten-with: {error}") from None
-    folder = LighteningFolder(run, request.settings, federated=True)
-    # A node that is not there is waited for: without it, other weights would come out.
-    asked = {"lighten": config.run.lighten, "lighten_with": config.run.lighten_with, "on_missing_node": "wait"}
-    return settings.replace(run_name="", resume="", restore="", **asked), run, folder
-
-
-def check_stores(run: RunFolder, description: StoreSetDescription) -> None:
-    """Raise OtherDataset unless these patch stores are those that a run was trained on."""
-    if description.fingerprint != run.read_description().fingerprint:
-        raise OtherDataset(
-            f"{description.dataset}: its patch stores are not those that run {run.name} was trained on; put those "
-            "back, or train anew"
-        )
 
 
 def light_model(run: RunFolder, num_uppers: int) -> LightModel:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.distillation import Teacher
 from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
@@ -111,14 +111,15 @@ class Bench:
     ) -> None:
         self.folder = folder
         self._settings, self._backend = settings, backend
-        self._config, self._description = trained.config, trained.description
+        self._blueprint = Blueprint(trained.config, trained.description)
+        self._description = trained.description
         self._first = trained.net
-        self._first_size = size_of_run(self._config)
+        self._first_size = size_of_run(trained.config)
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth
         )
         self._sizes = ladder(self._second_size, settings.max_pruned, settings.degrees)
-        self._epochs = settings.epochs or epochs_of_run(self._config, self._description)
+        self._epochs = settings.epochs or epochs_of_run(trained.config, trained.description)
         self._first_answers: NDArray[np.int64] | None = None
         self._seconds: dict[int, float] = {}
 
@@ -159,7 +160,7 @@ class Bench:
         return Lightened(folder=self.folder, conditions=conditions, outcome=outcome, third=third)
 
     def _cost(self, size: BackboneSize) -> Cost:
-        return cost_of(self._config, self._description, size)
+        return cost_of(self._blueprint, size)
 
     def _judge_first(self) -> tuple[Judged, Judged]:
         """Return what is measured of the first model, in float32 and directly quantised."""
@@ -173,7 +174,7 @@ class Bench:
         return first, int8
 
     def _make_second(self) -> PatchSplitNet:
-        net = make_network(self._config, self._description, self._second_size)
+        net = self._blueprint.network(self._second_size)
         began = time.monotonic()
         net = self._train("second", "second model", net, self._second_size)
         if self.folder.judged("second") is None:
@@ -200,7 +201,7 @@ class Bench:
     def _attempt(self, degree: int, second: PatchSplitNet, taught: _Taught | None) -> Judged:
         began, name, size = time.monotonic(), degree_name(degree), self._sizes[degree]
         settings = self._settings
-        third = prune(second.cpu(), make_network(self._config, self._description, size))
+        third = prune(second.cpu(), self._blueprint.network(size))
         third = self._train(name, f"degree {degree}", third, size, taught)
         plain = folded(third.cpu())
         rounded = self._train(

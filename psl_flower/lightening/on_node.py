@@ -22,13 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.config import RunConfig
-from psl_flower.engine.build import CompressionTraining, OnnxInference, make_upper, upper_options
+from psl_flower.engine.build import Blueprint, CompressionTraining, OnnxInference
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import LighteningError, NoCheckpoint, RunError
 from psl_flower.models.split import Upper
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.files import write_atomically
 from psl_flower.system.machine import require_packages
@@ -52,8 +50,7 @@ def check_runtime() -> None:
 
 
 def put_in_place(
-    config: RunConfig,
-    description: StoreSetDescription,
+    blueprint: Blueprint,
     phase: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
@@ -64,7 +61,7 @@ def put_in_place(
 
     Parameters
     ----------
-    config, description : RunConfig, StoreSetDescription
+    blueprint : Blueprint
         Of the training.
     phase : CompressionTraining
         What is trained.
@@ -84,16 +81,15 @@ def put_in_place(
     checkpoints.drop_after(-1)
     m = store.meta.upper
     if phase.teacher is not None:
-        _loaded(make_upper(config, description, m, phase.teacher), teacher)
+        _loaded(blueprint.upper(m, phase.teacher), teacher)
         save_state(checkpoints.folder / _TEACHER_FILE, dict(teacher))
-    student = _loaded(_student(config, description, phase, m), weights)
-    engine = UpperEngine(student, store, upper_options(config, description, torch.device("cpu")), checkpoints)
+    student = _loaded(_student(blueprint, phase, m), weights)
+    engine = UpperEngine(student, store, blueprint.upper_options(torch.device("cpu")), checkpoints)
     checkpoints.save(0, engine.state())
 
 
 def training_engine(
-    config: RunConfig,
-    description: StoreSetDescription,
+    blueprint: Blueprint,
     phase: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
@@ -116,14 +112,13 @@ def training_engine(
     m, teacher = store.meta.upper, None
     if phase.teacher is not None:
         taught = load_state(checkpoints.folder / _TEACHER_FILE)
-        teacher = _loaded(make_upper(config, description, m, phase.teacher), taught).eval().requires_grad_(False)
-    model = _student(config, description, phase, m)
-    return UpperEngine(model, store, upper_options(config, description, device), checkpoints, teacher)
+        teacher = _loaded(blueprint.upper(m, phase.teacher), taught).eval().requires_grad_(False)
+    model = _student(blueprint, phase, m)
+    return UpperEngine(model, store, blueprint.upper_options(device), checkpoints, teacher)
 
 
 def shipped_engine(
-    config: RunConfig,
-    description: StoreSetDescription,
+    blueprint: Blueprint,
     shipped: OnnxInference,
     store: PatchStore,
     checkpoints: Checkpoints,
@@ -144,11 +139,10 @@ def shipped_engine(
     content = _read(path)
     if hashlib.sha256(content).hexdigest() != shipped.digests.get(store.meta.upper):
         raise RunError(f"{path}: is another light Upper than the one expected; call psl lighten again")
-    options = upper_options(config, description, torch.device("cpu"))
+    options = blueprint.upper_options(torch.device("cpu"))
     # The file takes pixels in 0..1 and normalises them itself.
-    neutral = dataclasses.replace(
-        options, mean=[0.0] * description.channels, std=[1.0] * description.channels, autocast=False, averaged=False
-    )
+    C = blueprint.description.channels
+    neutral = dataclasses.replace(options, mean=[0.0] * C, std=[1.0] * C, autocast=False, averaged=False)
     # A folder without checkpoints: a file has no steps.
     return UpperEngine(OnnxModule(content, torch.get_num_threads()), store, neutral, Checkpoints(path))
 
@@ -233,8 +227,8 @@ def _drop_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _student(config: RunConfig, description: StoreSetDescription, phase: CompressionTraining, upper: int) -> Upper:
-    model = make_upper(config, description, upper, phase.size)
+def _student(blueprint: Blueprint, phase: CompressionTraining, m: int) -> Upper:
+    model = blueprint.upper(m, phase.size)
     if not phase.weight_bits:
         return model
     from psl_flower.lightening.quantising import folded, with_rounding

@@ -16,10 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_lower, make_upper
+from psl_flower.engine.build import Blueprint
 from psl_flower.lightening.settings import Growth, Measure
 from psl_flower.models.architectures import BackboneSize, backbone_size
-from psl_flower.patches.description import StoreSetDescription
 
 # Channels come in multiples of this: vector instructions work on 8 numbers or more at a time.
 CHANNEL_STEP = 8
@@ -41,10 +40,11 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-def cost_of(config: RunConfig, description: StoreSetDescription, size: BackboneSize | None = None) -> Cost:
+def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:
     """Return what a network of this size costs, counted on tensors without content."""
+    description = blueprint.description
     with torch.device("meta"):
-        upper, lower = make_upper(config, description, 0, size).eval(), make_lower(config, description, size).eval()
+        upper, lower = blueprint.upper(0, size).eval(), blueprint.lower(size).eval()
         patches_PChw = torch.empty(len(description.assignment), description.channels, *description.patch_size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             # All Uppers have the same size, so one of them counts for all patches.

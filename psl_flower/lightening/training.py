@@ -12,7 +12,7 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
-from psl_flower.engine.build import optimizer, smashed_shapes, steps_per_round
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import LowerTeacher, Teacher
 from psl_flower.engine.lower import LowerEngine
@@ -74,9 +74,8 @@ class Training:
 
 def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
     """Return the epochs that a run was trained for, rounded up."""
-    order = batch_order(config, description)
-    steps = config.training.rounds * steps_per_round(config, order)
-    return -(-steps // order.steps_per_epoch)
+    per_epoch = batch_order(config, description).steps_per_epoch
+    return -(-config.training.rounds * (config.training.steps_per_round or per_epoch) // per_epoch)
 
 
 def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunConfig:
@@ -176,14 +175,12 @@ class LocalTrainer:
         return monolith.net.eval()  # type: ignore[no-any-return]
 
 
-def lower_engine(
-    config: RunConfig, description: StoreSetDescription, training: Training, lower: nn.Module, device: torch.device
-) -> LowerEngine:
+def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:
     """Return the Lower's engine in a training, with the Lower of the teacher beside it, if there is one.
 
     Parameters
     ----------
-    config, description : RunConfig, StoreSetDescription
+    blueprint : Blueprint
         Of the training (`training_config`).
     training : Training
         What is trained; its teacher's Lower is moved to the device.
@@ -195,27 +192,15 @@ def lower_engine(
     teacher = None
     if training.teacher is not None:
         kept = to_device(training.teacher.net.lower, device)
-        *_, C = smashed_shapes(config, description, training.teacher_size)[0]
+        *_, C = blueprint.smashed_shapes(training.teacher_size)[0]
         teacher = LowerTeacher(lower=kept, share=training.teacher.share, channels=C)
-    return LowerEngine(
-        lower,
-        None,
-        description.assignment,
-        alpha=config.network.alpha,
-        make_optimizer=lambda parameters: optimizer(config, parameters),
-        use_autocast=config.machine.autocast,
-        device=device,
-        label_smoothing=config.training.label_smoothing,
-        teacher=teacher,
-    )
+    return blueprint.lower_engine(device, lower, teacher)
 
 
-def shapes_up(
-    config: RunConfig, description: StoreSetDescription, training: Training
-) -> dict[int, tuple[int, int, int, int]]:
+def shapes_up(blueprint: Blueprint, training: Training) -> dict[int, tuple[int, int, int, int]]:
     """Return (K, h, w, C) of what each Upper sends up: the student's smashed data, and the teacher's behind them."""
-    shapes = smashed_shapes(config, description, training.size)
+    shapes = blueprint.smashed_shapes(training.size)
     if training.teacher is None:
         return shapes
-    *_, taught = smashed_shapes(config, description, training.teacher_size)[0]
+    *_, taught = blueprint.smashed_shapes(training.teacher_size)[0]
     return {m: (K, h, w, C + taught) for m, (K, h, w, C) in shapes.items()}

@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 import tomli_w
 
-from psl_flower.config import RunConfig
+from psl_flower.config import RunConfig, Value
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import write_atomically
@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from psl_flower.engine.rounds import Predictions
 
 MODEL_FILE = "model.safetensors"
+_INSTEAD = "instead"  # a table in config.toml
+# What earlier versions noted in config.toml beside the settings of a training.
+_NOT_OF_TRAINING = {
+    "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
+    "lighten-with",
+}  # fmt: skip
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,30 +194,51 @@ class RunFolder:
         """Take the request back, as a resumed run does."""
         (self.path / "stop").unlink(missing_ok=True)
 
-    def write_config(self, config: RunConfig) -> None:
-        """Write config.toml.
+    def write_config(self, config: RunConfig, instead: Mapping[str, Value] | None = None) -> None:
+        """Write config.toml; `instead` are settings of what is done instead of training.
 
         Raises
         ------
         RunError
             If the disk refuses.
         """
-        self._write("config.toml", tomli_w.dumps(config.to_mapping()).encode())
+        table = {_INSTEAD: dict(instead)} if instead else {}
+        self._write("config.toml", tomli_w.dumps(config.to_mapping() | table).encode())
 
     def read_config(self) -> RunConfig:
-        """Read config.toml.
+        """Read the settings of a training in config.toml.
 
         Raises
         ------
         RunError
             If it is missing or damaged.
         """
+        noted = self._read_settings()
+        try:
+            return RunConfig.from_mapping(
+                {key: value for key, value in noted.items() if key not in {_INSTEAD, *_NOT_OF_TRAINING}}
+            )
+        except ConfigError as error:
+            raise RunError(f"{self.path / 'config.toml'}: damaged: {error}") from error
+
+    @property
+    def instead(self) -> str:
+        """The setting that made the run do something else than train; empty if it trains. Raises as `read_config`."""
+        noted = self._read_settings()
+        return next(iter(noted.get(_INSTEAD, {})), "restore" if noted.get("restore") else "")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the Lower has written a checkpoint; loads no torch."""
+        return any((self.path / "checkpoints").glob("step-*.pt"))
+
+    def _read_settings(self) -> dict[str, Any]:
         path = self.path / "config.toml"
         try:
-            return RunConfig.from_mapping(tomllib.loads(path.read_text("utf-8")))
+            return tomllib.loads(path.read_text("utf-8"))
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (ValueError, ConfigError) as error:
+        except ValueError as error:
             raise RunError(f"{path}: damaged: {error}") from error
 
     def write_status(self, status: Status) -> None:

@@ -1,10 +1,10 @@
-"""A new run's folder, or an old run's with the settings that it began with."""
+"""The settings that an old run began with, and what may be changed about them."""
 
 from __future__ import annotations
 
 from psl_flower.config import GROUP_OF, RunConfig
 from psl_flower.errors import ConfigError
-from psl_flower.runs.folder import RunFolder, create_run, open_run
+from psl_flower.runs.folder import RunFolder
 
 # What may differ when a run is continued: it changes how the run goes, not what comes out.
 _OPERATIONAL = (
@@ -13,41 +13,6 @@ _OPERATIONAL = (
     "node_timeout_s", "step_timeout_s", "checkpoint_every", "progress_every_s", "collect_model", "evaluate_every",
     "keys", "owner", "on_missing_node",
 )  # fmt: skip
-
-
-def continue_or_create(config: RunConfig) -> tuple[RunConfig, RunFolder]:
-    """Return the settings to train with, and the run's folder.
-
-    For a new run these are the settings given. With `resume`, they are those that the run began with; of the settings
-    given, those that cannot change the result replace the old ones, if they are not the defaults.
-
-    Raises
-    ------
-    RunError
-        If there is no such run, or one of this name already, or the workspace cannot be written.
-    ConfigError
-        If a setting is given that would make a resumed run another one.
-    """
-    workspace = config.workspace_path()
-    if not config.run.resume:
-        run = create_run(workspace, config.run.run_name, config.data.dataset)
-        run.write_config(config)
-        return config, run
-    run = open_run(workspace, config.run.resume)
-    resumed = resumed_config(run, config)
-    run.forget_stop()
-    return resumed, run
-
-
-def resumed_config(run: RunFolder, config: RunConfig) -> RunConfig:
-    """Return the settings with which a run goes on; see `continue_or_create`.
-
-    Raises
-    ------
-    ConfigError
-        If a setting is given that would make it another run.
-    """
-    return settings_of(run, config, "resume").replace(run_name="", resume="")
 
 
 def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
@@ -70,7 +35,7 @@ def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
     began = run.read_config()
     default = RunConfig()
     changes: dict[str, object] = {}
-    for name in (field for field in GROUP_OF if not _about_the_call(field)):
+    for name in (field for field in GROUP_OF if field not in ("run_name", "workspace")):
         given = config.value(name)
         if given in (default.value(name), began.value(name)):
             continue
@@ -81,8 +46,4 @@ def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
                 f"leave {key} out, or start a new run"
             )
         changes[name] = given
-    return began.replace(workspace=str(config.workspace_path()), **changes)
-
-
-def _about_the_call(field: str) -> bool:
-    return field in ("resume", "run_name", "workspace") or field.startswith(("predict", "lighten"))
+    return began.replace(workspace=str(config.workspace_path()), run_name="", **changes)

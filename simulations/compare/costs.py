@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clients.partitions import divide
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_adaptation, make_lower, make_network, make_upper, smashed_shapes
-from psl_flower.patches.description import StoreSetDescription
+from psl_flower.engine.build import Blueprint
 from psl_flower.stores.store_set import StoreSet
 from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
 
@@ -22,10 +21,11 @@ _BATCH = 2
 def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
     """Return a method's cost; `config` and `stores` are those of its runs, of whole images but for patch-split."""
     description = stores.description
+    blueprint = Blueprint(config, description)
     samples_N = description.samples_of("train")
     if method.kind == PATCHES:
-        return _split(config, description, len(samples_N))
-    net = make_network(config, description)
+        return _split(blueprint, len(samples_N))
+    net = blueprint.network()
     images = torch.zeros(_BATCH, description.channels, *description.image_size)
     node_images = len(samples_N)
     if method.kind == AVERAGING:
@@ -45,11 +45,10 @@ def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
     )  # fmt: skip
 
 
-def _split(config: RunConfig, description: StoreSetDescription, num_images: int) -> Cost:
-    shapes = smashed_shapes(config, description)
+def _split(blueprint: Blueprint, num_images: int) -> Cost:
+    description, shapes = blueprint.description, blueprint.smashed_shapes()
     busiest = max(shapes, key=lambda m: shapes[m][0])
-    upper, lower, adaptation = make_upper(config, description, busiest), make_lower(config, description), None
-    adaptation = make_adaptation(config, description)
+    upper, lower, adaptation = blueprint.upper(busiest), blueprint.lower(), blueprint.adaptation()
     K, h, w, C = shapes[busiest]
     patches = torch.zeros(_BATCH * K, description.channels, *description.patch_size)
     smashed = torch.zeros(_BATCH, description.grid().num_patches, C, h, w, requires_grad=True)

@@ -16,6 +16,7 @@ from clients.partitions import divide
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
+from psl_flower.kinds import Kind, Resume, Train
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
@@ -51,17 +52,17 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
         If the run fails, with its own last words.
     """
     run = RunFolder(config.workspace_path() / "runs" / config.run.run_name)
-    if (run.path / "checkpoints").is_dir() and run.checkpoints.steps():
-        config = config.replace(resume=run.name, run_name="")
+    kind: Kind = Train(config=config)
+    if run.has_checkpoint:
+        kind = Resume(config=config.replace(run_name=""), resume=run.name)
     else:
         shutil.rmtree(run.path, ignore_errors=True)
     memory = MemoryWatch()
     with LocalSuperLink() as superlink:
-        num_uppers, run = prepare(config)
+        num_uppers, work = prepare(kind)
         superlink.wait()
-        watch = Watch(superlink, run)
-        given = {key: value for key, value in config.to_mapping().items() if key != "run-name" or value}
-        start(superlink, app_folder(), given, config, run, num_uppers)
+        watch = Watch(superlink, run, kind.again)
+        start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
         _follow(watch, superlink, run, memory, lambda status: show(status.step))
     rows = run.read_metrics()
     points = _points(rows, [row["step"] / steps_per_epoch for row in rows])

@@ -214,35 +214,26 @@ def _exchange(
 ) -> Outcome:
     """Train with all parties of the federated engine."""
     from psl_flower.engine.batches import batch_order
-    from psl_flower.engine.build import (
-        make_averaging,
-        make_lower_engine,
-        make_task,
-        make_upper,
-        smashed_shapes,
-        upper_options,
-    )
+    from psl_flower.engine.build import Blueprint
     from psl_flower.engine.checkpoints import Checkpoints
-    from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
     from psl_flower.engine.rounds import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
-    description, folder = stores.description, Path(job.folder)
-    lower = make_lower_engine(config, description, device)
-    options = upper_options(config, description, device)
+    blueprint, folder = Blueprint(config, stores.description), Path(job.folder)
+    lower = blueprint.lower_engine(device)
+    options = blueprint.upper_options(device)
     uppers = {
-        m: UpperEngine(make_upper(config, description, m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
+        m: UpperEngine(blueprint.upper(m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
-    wire = WireFormat(activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=lower.dtype)
-    exchange = LocalExchange(uppers, wire)
+    exchange = LocalExchange(uppers, blueprint.wire(lower.dtype))
     driver = RoundDriver(
         lower,
-        make_task(config, description, stores.labels),
-        smashed_shapes(config, description),
+        blueprint.task(stores.labels),
+        blueprint.smashed_shapes(),
         Checkpoints(folder / "lower"),
-        averaging=make_averaging(config, description),
+        averaging=blueprint.averaging(),
         on_step=lambda report: tell(report.step),
     )
     steps_per_epoch = batch_order(config, stores.description).steps_per_epoch

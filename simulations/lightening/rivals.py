@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
 from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening.artefacts import make_float, make_int8
@@ -41,6 +41,7 @@ class Rivals:
     def __init__(self, first: PatchSplitNet, school: LocalTrainer) -> None:
         self._first, self._trainer = first, school
         self._config, self._description = school.config, school.stores.description
+        self._blueprint = Blueprint(self._config, self._description)
 
     def reference_files(self, folder: Path) -> tuple[Path, Path]:
         """Make and return files of the reference in float32 and directly in int8."""
@@ -57,14 +58,14 @@ class Rivals:
         statistics are measured again; the training has as many epochs as the third's in all, from the labels alone.
         """
         size = self._size(degree, settings)
-        cut = prune(self._first, make_network(self._config, self._description, size)).eval()
+        cut = prune(self._first, self._blueprint.network(size)).eval()
         files = [(self._int8(self._measured_again(cut), settings, folder / names[0]), 0.0)]
         began, epochs = time.monotonic(), settings.epochs or epochs_of_run(self._config, self._description)
         epochs += settings.rounding_epochs or max(1, epochs // 4)
         checkpoint = folder / f"degree-{degree:03d}.pt"
         taught = self._trainer.train("cut reference", cut.requires_grad_(True), epochs, checkpoint)
         files.append((self._int8(taught.cpu(), settings, folder / names[1]), time.monotonic() - began))
-        parameters, multiply_adds = cost_of(self._config, self._description, size)
+        parameters, multiply_adds = cost_of(self._blueprint, size)
         return [
             Artefact(
                 name=name, degree=None, path=path, parameters=parameters, multiply_adds=multiply_adds, train_s=train_s
@@ -76,7 +77,7 @@ class Rivals:
         first = size_of_run(self._config)
         second = choose_second(
             first,
-            partial(cost_of, self._config, self._description),
+            partial(cost_of, self._blueprint),
             ratio=settings.second_ratio,
             measure=settings.measure,
             growth=settings.growth,

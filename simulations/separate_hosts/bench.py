@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_task
+from psl_flower.engine.build import Blueprint
 from psl_flower.errors import RunError
 from psl_flower.launch.running import local_paths
 from psl_flower.launch.superlink import environment
@@ -80,7 +80,7 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         upper_threads=max(1, options.threads // NUM_NODES),
     )  # fmt: skip
     stores = prepare_stores(shared, progress.ingesting)
-    task = make_task(shared, stores.description, stores.labels)
+    task = Blueprint(shared, stores.description).task(stores.labels)
     total_steps = options.total_steps
     if any(len(task.order.samples(step)) < config.training.batch_size for step in range(total_steps)):
         raise RunError(f"an epoch's smaller last batch is among the {total_steps} steps: more images or fewer steps")

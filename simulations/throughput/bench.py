@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_task
+from psl_flower.engine.build import Blueprint
 from psl_flower.launch.running import federation, local_paths
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -81,7 +81,7 @@ class _Sessions:
     def __init__(self, config: RunConfig, settings: Settings, stores: StoreSet, progress: Progress, keep: bool) -> None:
         self._config, self._settings, self._stores, self._keep = config, settings, stores, keep
         self._progress, self._number = progress, 0
-        order = make_task(config, stores.description, stores.labels).order
+        order = Blueprint(config, stores.description).task(stores.labels).order
         self._batch_sizes = tuple(len(order.samples(step)) for step in range(settings.total_steps))
 
     def measure(self, mode: str, name: str) -> list[Measurement]:

@@ -12,8 +12,9 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_task, smashed_shapes
+from psl_flower.engine.build import Blueprint
 from psl_flower.errors import RunError
+from psl_flower.kinds import Train
 from psl_flower.launch.running import Watch, app_folder, prepare, start
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
@@ -68,11 +69,13 @@ def measure(
     memory = MemoryWatch()
     stamps = {"begin": time.time()}
     with LocalSuperLink() as superlink:
-        num_uppers, run = prepare(config)
+        kind = Train(config=config)
+        num_uppers, work = prepare(kind)
+        run = work.folder
         superlink.wait()
         stamps["SuperLink"] = time.time()
-        watch = Watch(superlink, run)
-        start(superlink, app_folder(), config.to_mapping(), config, run, num_uppers)
+        watch = Watch(superlink, run, kind.again)
+        start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
         stamps["flwr run"] = time.time()
         stamps["nodes"], status = _follow(watch, superlink, memory, show, turns)
         if status.state != "completed":
@@ -202,11 +205,10 @@ def read_steps(run: RunFolder) -> list[StepTimes]:
 
 def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     """Return bytes up and down of the frames of a run through the test split, which is not training."""
-    shapes = smashed_shapes(config, stores.description)
+    blueprint = Blueprint(config, stores.description)
+    task, shapes = blueprint.task(stores.labels), blueprint.smashed_shapes()
     up = down = 0
-    for plan in make_task(config, stores.description, stores.labels).evaluation_plans(
-        config.training.rounds * config.training.steps_per_round
-    ):
+    for plan in task.evaluation_plans(task.schedule.total_steps):
         down += len(shapes) * frame_nbytes(Step(plan=plan))
         for shape in shapes.values():
             up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire.wire_activations)

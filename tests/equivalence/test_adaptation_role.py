@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.upper_app import app
-from psl_flower.engine.build import encode_settings, make_lower_engine, make_task, smashed_shapes
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.rounds import RoundDriver
@@ -130,7 +130,7 @@ def task_of(config, stores, folder=""):
     return NodeTask(
         run="run",
         parties=(),
-        settings=encode_settings(config, stores.description),
+        settings=Blueprint(config, stores.description).encode(),
         activations="float32",
         gradients="float32",
         timeout_s=60.0,
@@ -141,11 +141,12 @@ def task_of(config, stores, folder=""):
 
 def strategy_of(config, stores, folder, **options):
     """Return the strategy of a run of 4 steps in 2 rounds, as the ServerApp makes it."""
-    lower = make_lower_engine(config, stores.description, torch.device("cpu"))
+    blueprint = Blueprint(config, stores.description)
+    lower = blueprint.lower_engine(torch.device("cpu"))
     driver = RoundDriver(
         lower,
-        make_task(config, stores.description, stores.labels),
-        smashed_shapes(config, stores.description),
+        blueprint.task(stores.labels),
+        blueprint.smashed_shapes(),
         Checkpoints(folder / "lower"),
     )
     placed: list[Placement] = []
@@ -153,8 +154,6 @@ def strategy_of(config, stores, folder, **options):
         driver,
         task_of(config, stores),
         wire=WireFormat(),
-        steps_per_round=2,
-        total_steps=STEPS,
         options=TransportOptions(**options),
         on_placed=placed.append,
     )

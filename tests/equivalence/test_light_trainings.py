@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import CompressionTraining, make_network, make_task
+from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import Teacher
-from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.engine.upper import UpperEngine
@@ -43,14 +43,14 @@ def stores(stores_for) -> StoreSet:
 
 def a_teacher(config: RunConfig, stores: StoreSet) -> Teacher:
     """Return a teacher whose BatchNorm has seen something."""
-    net = make_network(config.replace(seed=7), stores.description, TEACHER)
+    net = Blueprint(config.replace(seed=7), stores.description).network(TEACHER)
     with torch.no_grad():
         net.train()(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
     return Teacher(net=net.eval().requires_grad_(False), share=SHARE)
 
 
 def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
-    net = make_network(config, stores.description, SIZE)
+    net = Blueprint(config, stores.description).network(SIZE)
     return with_rounding(folded(net), bits) if bits else net
 
 
@@ -78,26 +78,23 @@ class Parties:
         self.device = device
         self.config = training_config(config, 1, rounding=bits > 0)
         self.folder, self.stores, self.description = folder, stores, stores.description
+        self.blueprint = Blueprint(self.config, stores.description)
         training = a_training(folder, teacher, bits)
         self.phase = CompressionTraining(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
         begins = net or student(config, stores, bits)
-        self.lower = lower_engine(self.config, self.description, training, copy.deepcopy(begins.lower), device)
+        self.lower = lower_engine(self.blueprint, training, copy.deepcopy(begins.lower), device)
         self.checkpoints = Checkpoints(folder / "lower")
         if net is not None:
             for m, upper in enumerate(net.uppers):
                 taught = teacher.net.uppers[m].state_dict() if teacher else {}
                 with closing(stores.open(m)) as store:
-                    put_in_place(
-                        self.config, self.description, self.phase, store, self.kept(m), upper.state_dict(), taught
-                    )
+                    put_in_place(self.blueprint, self.phase, store, self.kept(m), upper.state_dict(), taught)
             self.checkpoints.save(0, self.lower.state())
-        self.wire = WireFormat(
-            activations=config.wire.wire_activations, gradients=config.wire.wire_gradients, dtype=self.lower.dtype
-        )
+        self.wire = self.blueprint.wire(self.lower.dtype)
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
-        shapes = shapes_up(self.config, self.description, training)
+        shapes = shapes_up(self.blueprint, training)
         self.driver = RoundDriver(
-            self.lower, make_task(self.config, self.description, stores.labels), shapes, self.checkpoints,
+            self.lower, self.blueprint.task(stores.labels), shapes, self.checkpoints,
             checkpoint_every=2,
         )  # fmt: skip
 
@@ -105,9 +102,7 @@ class Parties:
         return Checkpoints(self.folder / f"upper-{m}" / "part")
 
     def upper(self, m: int) -> UpperEngine:
-        engine = training_engine(
-            self.config, self.description, self.phase, self.stores.open(m), self.kept(m), self.device
-        )
+        engine = training_engine(self.blueprint, self.phase, self.stores.open(m), self.kept(m), self.device)
         engine.go_to(0)
         return engine
 
@@ -232,6 +227,6 @@ def test_without_weights_in_place_nothing_is_trained(stores: StoreSet, tmp_path:
 
 def test_weights_of_another_network_are_refused(stores: StoreSet, tmp_path: Path) -> None:
     config = settings()
-    net = make_network(config, stores.description, TEACHER)
+    net = Blueprint(config, stores.description).network(TEACHER)
     with pytest.raises(RunError, match="the weights are of another network"):
         Parties(config, stores, tmp_path, net=net)

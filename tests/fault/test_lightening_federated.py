@@ -31,7 +31,7 @@ from psl_flower.errors import (
 from psl_flower.inference.evaluation import images_in
 from psl_flower.inference.onnx_files import open_session
 from psl_flower.lightening import on_node
-from psl_flower.lightening.folder import LighteningFolder, begin
+from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import answers
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
@@ -100,7 +100,7 @@ def run_of(root: Path) -> RunFolder:
 
 
 def folder(root: Path, asked: str = WITH) -> LighteningFolder:
-    return begin(RunConfig.of(lighten="trained", lighten_with=asked, workspace=str(root / "workspace")))[2]
+    return LighteningFolder(run_of(root), parse_request(asked).settings, federated=True)
 
 
 def folder_of(root: Path, asked: str = WITH) -> Path:

@@ -6,7 +6,7 @@ import torch
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.augment import Augmentation
-from psl_flower.engine.build import make_task
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import network_input
 from psl_flower.errors import ConfigError
 from psl_flower.patches import PatchGrid
@@ -239,4 +239,4 @@ def test_the_one_whose_patches_stay_is_not_absent():
 )
 def test_what_leaves_nothing_of_the_images_is_refused(plain, settings, message):
     with pytest.raises(ConfigError, match=message):
-        make_task(RunConfig.of(**settings), plain.description, plain.labels)
+        Blueprint(RunConfig.of(**settings), plain.description).task(plain.labels)

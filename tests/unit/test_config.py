@@ -7,16 +7,20 @@ import pytest
 
 from psl_flower.config import RunConfig, parse_settings, parse_size, size_text
 from psl_flower.errors import ConfigError
+from psl_flower.kinds import Train, kind_of
 from tests.paths import ROOT
+from tests.settings import known_settings
+
+CONDITIONS = "max-drop=0.01 min-speed=2000"
 
 
 def test_the_app_and_the_code_have_the_same_keys_and_defaults():
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    ours = RunConfig().to_mapping()
+    ours = known_settings()
     assert list(table) == list(ours)
     assert table == ours
     assert {key: type(value) for key, value in table.items()} == {key: type(value) for key, value in ours.items()}
-    assert RunConfig.from_mapping(table) == RunConfig()
+    assert kind_of(table) == Train()
 
 
 def test_mapping_and_back():
@@ -143,6 +147,10 @@ CONTRADICTORY = [
     ({"average-every": 8, "upper-init": "own"}, "average-every and upper-init=own contradict each other"),
     ({"resume": "a", "run-name": "b"}, "resume and run-name contradict each other"),
     ({"resume": "a", "restore": "asked.psl"}, "restore and resume contradict each other"),
+    ({"lighten": "a", "lighten-with": CONDITIONS, "resume": "b"}, "lighten and resume contradict each other"),
+    ({"lighten": "a", "lighten-with": CONDITIONS, "predict": "b"}, "lighten and predict contradict each other"),
+    ({"lighten": "a", "lighten-with": CONDITIONS, "restore": "b"}, "lighten and restore contradict each other"),
+    ({"lighten": "a", "lighten-with": CONDITIONS, "run-name": "b"}, "lighten and run-name contradict each other"),
     ({"exchange-cert": "a.pem"}, "exchange-cert and exchange-key belong together"),
     ({"exchange-key": "a.key"}, "exchange-cert and exchange-key belong together"),
     (
@@ -157,7 +165,11 @@ CONTRADICTORY = [
     ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
     ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
     ({"predict-light": True}, "predict-light: is set, but predict is not"),
+    ({"lighten-with": CONDITIONS}, "lighten-with: is set, but lighten is not"),
     ({"lighten-with": "max-drop=2"}, "lighten-with: is set, but lighten is not"),
+    ({"lighten": "a", "lighten-with": "max-drop=2"}, "lighten-with: max-drop: expected a share of 0 to 1, got 2"),
+    ({"lighten": "a"}, "lighten-with: give one condition of accuracy"),
+    ({"lighten": "a", "lighten-with": "max-drop=0.1"}, "lighten-with: give one condition of speed"),
     ({"adaptation-server": True, "alpha": 0.0}, "adaptation-server: there is no Adaptation Net with alpha = 0"),
     ({"patch-size": "4x8", "shift": 4}, "shift: 4 pixels would empty patches of 4x8; choose 0 to 3"),
 ]
@@ -167,7 +179,7 @@ CONTRADICTORY = [
 def test_wrong_settings_are_refused(values, message):
     assert all((MISTYPED, UNKNOWN, OUT_OF_RANGE, CONTRADICTORY))
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_mapping(values)
+        kind_of(values)
     assert message in str(caught.value)
 
 
@@ -207,7 +219,7 @@ def test_every_bounded_setting_is_tried_above():
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
     free |= {"predict-light", "lighten-with"}
-    assert set(RunConfig().to_mapping()) == tried | free
+    assert known_settings().keys() == tried | free
 
 
 STEMS = [

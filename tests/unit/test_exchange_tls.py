@@ -26,7 +26,7 @@ from psl_flower.wire.messages import Hello, Smashed, Step
 from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import connect
 from psl_flower.wire.tls import Identity, NodeTls
-from server.app import _identity
+from server.run import server_identity
 from tests.authority import DAY, NOW, Authority
 
 RUN = "run-1"
@@ -296,9 +296,9 @@ def test_when_streams_are_encrypted(authority):
         {"exchange_cert": cert, "exchange_key": key},
         {"exchange_client_ca": str(authority.path)},
     ]
-    assert [_identity(RunConfig.of(**settings)) for settings in plain] == [None] * len(plain)
+    assert [server_identity(RunConfig.of(**settings)) for settings in plain] == [None] * len(plain)
     for settings in encrypted:
-        identity = _identity(RunConfig.of(**settings))
+        identity = server_identity(RunConfig.of(**settings))
         assert identity is not None
         assert bool(identity.peers_pem) == ("exchange_client_ca" in settings)
         assert (identity.cert_pem == Path(cert).read_text()) == ("exchange_cert" in settings)
@@ -307,7 +307,7 @@ def test_when_streams_are_encrypted(authority):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_nodes_must_be_told_an_address(host):
     with pytest.raises(ConfigError, match="^exchange-advertise: .* is every address; set the one"):
-        _identity(RunConfig.of(exchange_host=host))
+        server_identity(RunConfig.of(exchange_host=host))
 
 
 def test_both_ends_must_ask_for_plaintext(authority):

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
 from psl_flower.errors import ExportError, RunError
 from psl_flower.inference.evaluation import images_in
@@ -39,7 +39,7 @@ def made(stores_for, tmp_path_factory):
     config = RunConfig.of(max_train=64, max_test=20, uppers=3)
     stores = stores_for(config)
     description = stores.description
-    net = make_network(config, description, SIZE)
+    net = Blueprint(config, description).network(SIZE)
     train = torch.cat([images for images, _ in images_in(stores, description.samples_of("train"), 64)])
     test = torch.cat([images for images, _ in images_in(stores, description.samples_of("test"), 64)])
     with torch.no_grad():

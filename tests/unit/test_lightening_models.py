@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.distillation import TEMPERATURE, Teacher, divergence
 from psl_flower.errors import ConfigError, TrainingError
 from psl_flower.lightening.pruning import ladder, prune
@@ -118,8 +118,8 @@ def test_costs_are_those_of_the_network(stores_for):
     config = RunConfig.of(max_train=8, max_test=4, uppers=2)
     description = stores_for(config).description
     size = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
-    cost = cost_of(config, description, size)
-    net = make_network(config, description, size)
+    cost = cost_of(Blueprint(config, description), size)
+    net = Blueprint(config, description).network(size)
     assert cost.parameters == sum(p.numel() for p in net.parameters())
     # 4 patches of 8x8 through the stem (1->8) and one block (8->8 twice), 3x3; the rest on 16x16 halved each stage.
     upper = 4 * 64 * 9 * (1 * 8 + 8 * 8 + 8 * 8)

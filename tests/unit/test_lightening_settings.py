@@ -2,7 +2,6 @@
 
 import pytest
 
-from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.settings import (
     EDGE,
@@ -75,24 +74,4 @@ def test_refused(text, words):
     assert REFUSED
     with pytest.raises(ConfigError) as caught:
         parse_request(text)
-    assert words in str(caught.value)
-
-
-SETTINGS = [
-    ({"lighten_with": CONDITIONS}, "lighten-with: is set, but lighten is not"),
-    ({"lighten": "../a", "lighten_with": CONDITIONS}, "lighten: expected letters, digits"),
-    ({"lighten": "a", "lighten_with": CONDITIONS, "resume": "b"}, "lighten and resume contradict each other"),
-    ({"lighten": "a", "lighten_with": CONDITIONS, "predict": "b"}, "lighten and predict contradict each other"),
-    ({"lighten": "a", "lighten_with": CONDITIONS, "restore": "b"}, "lighten and restore contradict each other"),
-    ({"lighten": "a", "lighten_with": CONDITIONS, "run_name": "b"}, "lighten and run-name contradict each other"),
-    ({"predict_light": True}, "predict-light: is set, but predict is not"),
-]
-
-
-@pytest.mark.parametrize(("given", "words"), SETTINGS)
-def test_settings_that_cannot_be(given, words):
-    assert SETTINGS
-    assert RunConfig.of(lighten="a", lighten_with=CONDITIONS).run.lighten == "a"
-    with pytest.raises(ConfigError) as caught:
-        RunConfig.of(**given)
     assert words in str(caught.value)

@@ -7,6 +7,7 @@ from tiny_run import make_run
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.kinds import Train, kind_of
 from psl_flower.launch.running import prepare
 from psl_flower.sealed import keyfile
 from tests.vectors.sealed_support import ArraySource, World
@@ -19,25 +20,25 @@ def config(tmp_path, pictures):
 
 def test_keys_that_are_made_are_announced_once(tmp_path, config):
     said = []
-    assert prepare(config, say=said.append)[0] == 2
+    assert prepare(Train(config=config), say=said.append)[0] == 2
     (line,) = said
     assert f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}" in line
-    prepare(config, say=said.append)
+    prepare(Train(config=config), say=said.append)
     assert len(said) == 1
 
 
 def test_git_passes_by_what_a_run_makes(config, tmp_path):
     git = ["git", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "--quiet"], check=True)
-    prepare(config)
-    prepare(config.replace(stores="plain"))
+    prepare(Train(config=config))
+    prepare(Train(config=config.replace(stores="plain")))
     listed = [*git, "ls-files", "--others", "--exclude-standard", "--", "workspace"]
     assert subprocess.run(listed, check=True, capture_output=True, text=True).stdout == ""
 
 
 def test_keys_that_are_named_must_be_there(tmp_path, config):
     with pytest.raises(ConfigError, match=r"keys: .*mistyped: no such folder"):
-        prepare(config.replace(keys=str(tmp_path / "mistyped")))
+        prepare(Train(config=config.replace(keys=str(tmp_path / "mistyped"))))
     assert not (tmp_path / "mistyped").exists() and not (tmp_path / "workspace" / "stores").exists()
 
 
@@ -49,10 +50,10 @@ def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
     for identity in (world.lower, world.nodes[0]):
         keyfile.save(identity, keys / f"{identity.name}.key")
     with pytest.raises(ConfigError, match=f"Upper 1 is sealed to node {world.nodes[1].public.fingerprint}, .* keys"):
-        prepare(config)
+        prepare(Train(config=config))
     keyfile.save(world.nodes[1], keys / "node1.key")
     said = []
-    assert prepare(config, say=said.append)[0] == 2
+    assert prepare(Train(config=config), say=said.append)[0] == 2
     assert said == []
 
 
@@ -60,12 +61,12 @@ def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
 def test_batches_that_the_images_do_not_make(config, stores):
     config = config.replace(stores=stores)
     with pytest.raises(ConfigError, match="training needs 2 or more images, the dataset has 1"):
-        prepare(config.replace(max_train=1))
-    prepare(config)
+        prepare(Train(config=config.replace(max_train=1)))
+    prepare(Train(config=config))
     said = []
-    prepare(config.replace(batch_size=2), say=said.append)
+    prepare(Train(config=config.replace(batch_size=2)), say=said.append)
     assert said == []
-    prepare(config.replace(batch_size=2000), say=said.append)
+    prepare(Train(config=config.replace(batch_size=2000)), say=said.append)
     (line,) = said
     assert "batch-size: 2000 is more than the " in line and "every step takes all of them" in line
 
@@ -73,7 +74,7 @@ def test_batches_that_the_images_do_not_make(config, stores):
 def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path):
     run, _ = make_run(tmp_path)
     run.checkpoints.save(4, {})
-    asked = RunConfig.of(predict=run.name, predict_light=True, workspace=str(tmp_path))
+    asked = kind_of({"predict": run.name, "predict-light": True, "workspace": str(tmp_path)})
     with pytest.raises(RunError, match="no light model is in place; find one with: psl lighten tiny"):
         prepare(asked)
 
@@ -81,6 +82,6 @@ def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path
 def test_a_run_that_was_stopped_has_no_model_to_make_light(tmp_path):
     run, _ = make_run(tmp_path)
     (run.model / "model.safetensors").unlink()
-    asked = RunConfig.of(lighten=run.name, lighten_with="max-drop=0.1 min-speed=1", workspace=str(tmp_path))
+    asked = kind_of({"lighten": run.name, "lighten-with": "max-drop=0.1 min-speed=1", "workspace": str(tmp_path)})
     with pytest.raises(RunError, match=r"run tiny has no model yet; .*: psl train resume=tiny"):
         prepare(asked)

@@ -11,6 +11,7 @@ import pytest
 from psl_flower.engine.lower import StepLoss
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import RunError, TrainingStopped
+from psl_flower.kinds import Lighten, Predict, Restore, Train
 from psl_flower.runs.folder import create_run
 from server.reporting import Reporter
 from tests.authority import DAY, NOW, Authority
@@ -41,12 +42,18 @@ def _told(run, error):
 
 
 @pytest.mark.parametrize(
-    ("again", "told"), [("", "; continue with: psl train resume=tiny"), ("it", "; continue with: it"), (None, "")]
+    ("kind", "told"),
+    [
+        (Train(), "; continue with: psl train resume=tiny"),
+        (Lighten(lighten="a", lighten_with="max-drop=0.1 min-speed=1"), "; continue with: the same command"),
+        (Predict(predict="a"), ""),
+        (Restore(restore="a"), ""),
+    ],
 )
-def test_an_error_says_how_to_go_on_if_that_can_be(tmp_path, again, told):
+def test_an_error_says_how_to_go_on_if_that_can_be(tmp_path, kind, told):
     run = create_run(tmp_path, "tiny", "digits")
     run.checkpoints.save(1, {})
-    Reporter(run, run_id="1", every_s=0, again=again).fail(RunError("why"))
+    Reporter(run, run_id="1", every_s=0, again=kind.again).fail(RunError("why"))
     assert run.read_status().message == f"error: why{told}"
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from psl_flower.cli import train
-from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
+from psl_flower.kinds import Kind, Lighten, Predict, Restore, Resume, Train, kind_of
 from psl_flower.launch.running import Watch, _run_config, local_paths
 from psl_flower.runs.folder import RunFolder, Status, create_run
-from psl_flower.runs.resuming import resumed_config
 from psl_flower.sealed import manifest as manifests
 from psl_flower.stores.sealed_set import is_sealed_dataset
 
@@ -32,7 +31,7 @@ def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     class Attempt:
         watch = None
 
-        def __init__(self, given: dict[str, object], config: RunConfig) -> None:
+        def __init__(self, given: dict[str, object], kind: Kind) -> None:
             self.folder = run
             self.given = given
 
@@ -48,7 +47,7 @@ def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def end(retries: int) -> str:
-    return train.run_to_end({}, RunConfig(), retries=retries)[1].state
+    return train.run_to_end({}, Train(), retries=retries)[1].state
 
 
 def test_what_fails_is_tried_again_be_it_the_run_or_flower(
@@ -88,16 +87,15 @@ def test_a_retry_gives_settings_that_the_run_can_go_on_with(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "pictures").mkdir()
-    given, config = train._read(
+    given, kind = train.read_settings(
         [f"dataset={spelled.format(tmp_path)}", f"workspace={tmp_path}", "run-name=it", "lr=0.1"]
     )
-    made = create_run(tmp_path, "it", config.data.dataset)
     # What the ServerApp is told, and writes down.
-    told = RunConfig.from_mapping(_run_config(given, config, made))
-    made.write_config(told)
-    again, resuming = train._resuming(given, config, made)
-    assert RunConfig.from_mapping(again) == resuming
-    assert resumed_config(made, resuming) == told.replace(run_name="")
+    told = kind_of(_run_config(given, kind, kind.find().folder))
+    made = told.begin()
+    again = kind_of(kind.continued(given, made.folder))
+    assert isinstance(again, Resume) and again.resume == "it"
+    assert again.find().config == told.config.replace(run_name="")
 
 
 def test_the_embedded_dataset_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +110,16 @@ def test_the_embedded_dataset_is_no_folder(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_prediction_that_fails_is_nothing_to_continue(run: RunFolder) -> None:
     """It too has checkpoints: those of the light Uppers that were shipped for it."""
-    for again, told in ((None, ""), ("", "; continue with: psl train resume=tiny"), ("it", "; continue with: it")):
-        assert Watch(SuperLink(up=False), run, again).note_end("failed", "why").message == f"why{told}"
+    lightening = Lighten(lighten="tiny", lighten_with="max-drop=0.1 min-speed=1")
+    ways = {
+        Predict(predict="tiny"): "",
+        Restore(restore="asked.psl"): "",
+        Train(): "; continue with: psl train resume=tiny",
+        Resume(resume="tiny"): "; continue with: psl train resume=tiny",
+        lightening: "; continue with: the same command",
+    }
+    for kind, told in ways.items():
+        assert Watch(SuperLink(up=False), run, kind.again).note_end("failed", "why").message == f"why{told}"
         (run.path / "status.json").unlink()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from psl_flower.cli.terminal import stores_beside
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError, LabelError, StaleManifest, WrongNodeKey, WrongOwner
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
@@ -177,5 +177,5 @@ def test_positions_that_a_rotation_moved_train(tmp_path):
     assert [stores.store_path(m) for m in range(3)] == [world.place(m) for m in (0, 2, 3)]
     np.testing.assert_array_equal(images_of(stores)[:6], source.images["train"].transpose(0, 3, 1, 2))
     config = owned(tmp_path, batch_size=3, rounds=1, evaluate_batch_size=4)
-    assert make_network(config, stores.description).assignment == stores.description.assignment
+    assert Blueprint(config, stores.description).network().assignment == stores.description.assignment
     Federation(config, stores, tmp_path / "states", small=True).run(stop_step=2)

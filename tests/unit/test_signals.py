@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from psl_flower.kinds import Train
 from psl_flower.launch import signals
 from psl_flower.launch.running import Watch
 from psl_flower.runs.folder import RunFolder, Status, create_run
@@ -77,7 +78,7 @@ def run(tmp_path) -> RunFolder:
 def test_the_end_is_noted_unless_the_run_has_said_it(run):
     run.write_status(Status(state="completed", step=9))
     time.sleep(0.01)
-    watch = Watch(None, run)
+    watch = Watch(None, run, Train().again)
     noted = watch.note_end("stopped", "ended at once by SIGTERM")
     assert noted.state == "stopped", "the old status was another attempt's"
     assert run.read_status().message == "ended at once by SIGTERM"

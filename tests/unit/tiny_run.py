@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import make_network
+from psl_flower.engine.build import Blueprint
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder, Status, create_run
@@ -22,7 +22,7 @@ def make_run(workspace: Path, name: str = "tiny", **settings: object) -> tuple[R
     run.append_metrics({"round": 1, "step": 2, "accuracy": 0.25})
     run.append_metrics({"round": 2, "step": 4, "accuracy": None})
     run.write_status(Status(state="completed", step=4, total_steps=4))
-    net = make_network(config, description)
+    net = Blueprint(config, description).network()
     # BatchNorm statistics that are not the initial ones.
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)

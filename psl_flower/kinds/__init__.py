@@ -1,0 +1,72 @@
+"""What a run does is a type: Train, Resume, Restore, Predict or Lighten, made from its settings by `kind_of`.
+
+Loads no torch, so that wrong settings are refused at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psl_flower.config import GROUPS, RunConfig
+from psl_flower.config.fields import Settings, fields_of, parse
+from psl_flower.errors import ConfigError
+from psl_flower.kinds.kind import Again, Kind, Work
+from psl_flower.kinds.lighten import Lighten
+from psl_flower.kinds.predict import Predict
+from psl_flower.kinds.restore import Restore
+from psl_flower.kinds.resume import Resume
+from psl_flower.kinds.train import Train
+
+__all__ = [
+    "KINDS",
+    "Again",
+    "Kind",
+    "Lighten",
+    "Predict",
+    "Restore",
+    "Resume",
+    "Train",
+    "Work",
+    "kind_of",
+    "setting_groups",
+]
+
+# By the setting that asks for it; a run that none of them asks for trains.
+KINDS: dict[str, type[Kind]] = {
+    "train": Train,
+    "resume": Resume,
+    "restore": Restore,
+    "predict": Predict,
+    "lighten": Lighten,
+}
+
+
+def setting_groups() -> dict[str, type[Settings]]:
+    """Return all groups of settings by their names, those of the kinds included, in the order of pyproject.toml."""
+    *before, last = GROUPS.items()
+    return dict([*before, *KINDS.items(), last])
+
+
+def kind_of(values: Mapping[str, Any]) -> Kind:
+    """Return what a run is to do, from Flower's flat mapping; keys that are absent take their defaults.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown, a value mistyped or out of range, or two settings contradict each other.
+    """
+    groups = setting_groups()
+    parsed = dict(zip(groups, parse(groups.values(), values, "psl settings lists all"), strict=True))
+    config = RunConfig.of_groups(parsed)
+    asked = [key for key in KINDS if values.get(key)]
+    if len(asked) > 1:
+        raise ConfigError(f"{asked[1]} and {asked[0]} contradict each other: a run does one of them")
+    chosen = asked[0] if asked else "train"
+    for key, kind in KINDS.items():
+        for field in fields_of(kind) if key != chosen else ():
+            if parsed[key].get(field.name, field.default) != field.default:
+                raise ConfigError(f"{field.key}: is set, but {key} is not; name the run with {key}")
+    if config.run.run_name and not KINDS[chosen].takes_name:
+        raise ConfigError(f"{chosen} and run-name contradict each other: the run has its name; leave run-name out")
+    return KINDS[chosen](config=config, **parsed[chosen])

@@ -1,0 +1,107 @@
+"""What a run does, as a type: the settings that ask for it, its folder, how to continue it, its handler on the server.
+
+A new kind of run is a class like those beside this module, a line in `psl_flower.kinds.KINDS`, and its handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from psl_flower.config import RunConfig
+from psl_flower.config.fields import Settings, flat
+from psl_flower.errors import OtherDataset
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.folder import RunFolder, create_run, free_name
+
+# Returns how to continue what a folder is of, from the folder and whether its nodes are simulated; empty: not at all.
+Again = Callable[[RunFolder, bool], str]
+# For work with a trained model: the Adaptation Net has no part in it, and nothing is averaged.
+TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_every": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run works with.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Its settings: those given, or those of an old run.
+    source : RunFolder
+        The run whose settings, weights and nodes' states these are.
+    folder : RunFolder
+        Where status, log and results go; of a training, `source`.
+    """
+
+    config: RunConfig
+    source: RunFolder
+    folder: RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Settings):
+    """A kind of run, made by `psl_flower.kinds.kind_of`; by default one that makes the folder of a new run.
+
+    Attributes
+    ----------
+    handler : str
+        "module:function", called on the server with a `server.run.ServerRun`.
+    unit : str
+        What a run that is asked to stop still completes.
+    takes_name : bool
+        Whether `run-name` names its folder.
+    config : RunConfig
+        The settings given besides its own, which are declared with `setting`.
+    """
+
+    handler: ClassVar[str]
+    unit: ClassVar[str] = "step, with a checkpoint"
+    takes_name: ClassVar[bool] = True
+
+    config: RunConfig = field(default_factory=RunConfig)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return all settings given as a flat mapping with kebab-case keys, as `kind_of` takes it."""
+        return self.config.to_mapping() | flat(self)
+
+    def find(self) -> Work:
+        """Return what it works with; its folder need not be there yet.
+
+        Raises
+        ------
+        PslError
+            If a name is taken, or an old run is missing or was made with other settings.
+        """
+        workspace = self.config.workspace_path()
+        name = free_name(workspace, self.config.run.run_name, self.config.data.dataset)
+        run = RunFolder(workspace / "runs" / name)
+        return Work(config=self.config, source=run, folder=run)
+
+    def begin(self) -> Work:
+        """Return what it works with, its folder made or opened; errors as of `find`."""
+        run = create_run(self.config.workspace_path(), self.config.run.run_name, self.config.data.dataset)
+        run.write_config(self.config, flat(self))
+        return Work(config=self.config, source=run, folder=run)
+
+    def check(self, work: Work, description: StoreSetDescription) -> str:
+        """Raise PslError if it cannot be done with these stores; return a line for the user, or an empty text."""
+        return ""
+
+    def again(self, folder: RunFolder, simulated: bool) -> str:
+        """Return how to continue it, as `Again`."""
+        return ""
+
+    def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
+        """Return the settings that continue it where `again` says that it can be; `given` are those it began with."""
+        return dict(given)
+
+
+def check_stores(work: Work, description: StoreSetDescription) -> None:
+    """Raise OtherDataset unless these patch stores are those that a run was trained on."""
+    if description.fingerprint != work.source.read_description().fingerprint:
+        raise OtherDataset(
+            f"{work.config.data.dataset}: its patch stores are not those that run {work.source.name} was trained on, "
+            "to which the nodes' weights belong; put those back, or train anew"
+        )

@@ -1,0 +1,215 @@
+"""What a handler gets of a run, and the one place where the Lower's side of training and prediction is wired."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import Blueprint
+from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
+from psl_flower.engine.upper_averaging import Averaging
+from psl_flower.errors import ConfigError
+from psl_flower.kinds import Kind, Work
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.devices import choose_device
+from psl_flower.wire.credentials import endpoint_identity
+from psl_flower.wire.node_messages import NodeTask
+from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
+from server.reporting import Reporter
+from strategies import PatchSplit
+from strategies.link import TransportOptions
+from strategies.nodes import Placement
+
+K = TypeVar("K", bound=Kind, covariant=True)
+OnRound = Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parties:
+    """Who computes in a training or a prediction.
+
+    Attributes
+    ----------
+    lower : LowerEngine
+        The Lower, at the step of the Uppers' states.
+    shapes : dict
+        (K, h, w, C) of what each Upper sends up.
+    checkpoints : Checkpoints
+        The Lower's.
+    node_task : NodeTask
+        What nodes are told.
+    averaging : Averaging or None
+        When the Uppers are averaged, if they are.
+    """
+
+    lower: LowerEngine
+    shapes: dict[int, tuple[int, int, int, int]]
+    checkpoints: Checkpoints
+    node_task: NodeTask
+    averaging: Averaging | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRun(Work, Generic[K]):
+    """One run, as its handler gets it: what it works with, and also the following.
+
+    Attributes
+    ----------
+    grid : Grid
+        Flower's.
+    kind : Kind
+        What is to be done.
+    stores : StoreSet
+        The patch stores, as they are now.
+    reporter : Reporter
+        Tells the user.
+    """
+
+    grid: Grid
+    kind: K
+    stores: StoreSet
+    reporter: Reporter
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What the parties are built from."""
+        return Blueprint(self.config, self.stores.description)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the Lower computes."""
+        return choose_device(self.config.machine.device)
+
+    @property
+    def options(self) -> TransportOptions:
+        """How the parties reach each other."""
+        wire = self.config.wire
+        return TransportOptions(
+            transport=wire.transport,
+            host=wire.exchange_host,
+            port=wire.exchange_port,
+            advertise=wire.exchange_advertise,
+            identity=lambda: server_identity(self.config),
+            allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
+            node_timeout_s=wire.node_timeout_s,
+            step_timeout_s=wire.step_timeout_s,
+            on_missing_node=wire.on_missing_node,
+        )
+
+    def node_task(self, blueprint: Blueprint | None = None, part: str = "") -> NodeTask:
+        """Return what nodes are told: to build their parties from the run's blueprint, or another one, for a part."""
+        config, stores = self.config, self.stores
+        return NodeTask(
+            run=self.source.identity,
+            parties=(),
+            settings=(blueprint or self.blueprint).encode(),
+            activations=config.wire.wire_activations,
+            gradients=config.wire.wire_gradients,
+            timeout_s=config.wire.step_timeout_s,
+            stores=str(stores.folder),
+            keys=str(stores.keys or ""),
+            owner=stores.owner,
+            state=str(self.source.nodes),
+            threads=config.machine.upper_threads,
+            epoch=stores.epoch,
+            part=part,
+        )
+
+    def strategy(
+        self,
+        parties: Parties,
+        task: Task,
+        *,
+        on_placed: Callable[[Placement], None],
+        on_round: OnRound | None = None,
+        on_evaluated: Callable[[int, int], None] = lambda done, total: None,
+        evaluate_every: int | None = None,
+        unfinished: bool = False,
+        without: frozenset[int] = frozenset(),
+    ) -> PatchSplit:
+        """Return the strategy that lets these parties do a task; parameters as of `PatchSplit` and `RoundDriver`."""
+        driver = RoundDriver(
+            parties.lower,
+            task,
+            parties.shapes,
+            parties.checkpoints,
+            averaging=parties.averaging,
+            checkpoint_every=self.config.output.checkpoint_every,
+            on_step=self.reporter.step,
+            on_evaluated=on_evaluated,
+            stop_requested=self.folder.stop_requested,
+        )
+        return PatchSplit(
+            driver,
+            parties.node_task,
+            wire=self.blueprint.wire(parties.lower.dtype),
+            options=dataclasses.replace(self.options, without=without),
+            evaluate_every=evaluate_every,
+            unfinished=unfinished,
+            on_placed=on_placed,
+            on_round=on_round or self.reporter.round,
+        )
+
+    def predictions(
+        self,
+        parties: Parties,
+        task: Task,
+        *,
+        on_placed: Callable[[Placement], None],
+        on_evaluated: Callable[[int, int], None],
+        without: frozenset[int] = frozenset(),
+    ) -> tuple[Predictions, Placement]:
+        """Return the predictions of a task's test samples, and who took part.
+
+        Raises
+        ------
+        PslError
+            If a node is missing, keeps no such weights, or fails.
+        """
+        reports: list[RoundReport] = []
+        strategy = self.strategy(
+            parties,
+            task.evaluating(parties.lower.step),
+            evaluate_every=0,
+            on_placed=on_placed,
+            on_round=lambda number, report, up, down: reports.append(report),
+            on_evaluated=on_evaluated,
+            without=without,
+        )
+        try:
+            strategy.start(self.grid, initial_arrays=ArrayRecord(parties.lower.lower.state_dict()), num_rounds=1)
+        finally:
+            strategy.close()
+        predictions = reports[-1].predictions
+        assert predictions is not None
+        return predictions, strategy.placement
+
+
+def server_identity(config: RunConfig) -> Identity | None:
+    """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
+
+    Raises
+    ------
+    ConfigError
+        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
+    """
+    wire = config.wire
+    advertised = wire.exchange_advertise or wire.exchange_host
+    if is_wildcard(advertised):
+        raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
+    near = is_loopback(wire.exchange_host) and is_loopback(advertised)
+    given = wire.exchange_cert or wire.exchange_key or wire.exchange_client_ca
+    if wire.exchange_plaintext_on_untrusted_network or (near and not given):
+        return None
+    return endpoint_identity(
+        advertised, cert=wire.exchange_cert, key=wire.exchange_key, client_ca=wire.exchange_client_ca
+    )
