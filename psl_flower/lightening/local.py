@@ -22,7 +22,7 @@ from psl_flower.lightening.settings import Request
 from psl_flower.lightening.training import LocalTrainer, Progress, Training
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.devices import choose_device, to_device
+from psl_flower.system.devices import choose_device
 
 
 def lighten(
@@ -81,12 +81,7 @@ class LocalBackend:
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place; see `LocalTrainer.train`."""
-        teacher = training.teacher
-        if teacher is not None:
-            to_device(teacher.net, self._trainer.device)
-        return self._trainer.train(
-            training.what, net, training.epochs, training.checkpoint, teacher, rounding=training.weight_bits > 0
-        )
+        return self._trainer.train(training, net)
 
     def quantise(self, made: Artefacts, samples_N: NDArray[np.int64], bits: int) -> Artefacts:
         """Return a network in int8, calibrated on these images."""

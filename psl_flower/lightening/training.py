@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,35 +118,11 @@ class LocalTrainer:
     device: torch.device
     progress: Progress
 
-    def train(
-        self,
-        what: str,
-        net: PatchSplitNet,
-        epochs: int,
-        checkpoint: Path,
-        teacher: Teacher | None = None,
-        *,
-        rounding: bool = False,
-    ) -> PatchSplitNet:
-        """Train a network in place for some epochs of the run's training images; returns it in eval mode.
+    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+        """Train a network in place on the run's training images; return it, on the device and in eval mode.
 
         Batches, augmentation and learning rate are the run's own, without the Uppers' own losses. An interrupted
-        training goes on from its last epoch.
-
-        Parameters
-        ----------
-        what : str
-            For `progress`.
-        net : PatchSplitNet
-            Changed in place, and moved to the device.
-        epochs : int
-            1 or more.
-        checkpoint : Path
-            File of its state; kept, so that a finished training is not repeated.
-        teacher : Teacher, optional
-            Whose answers it learns too.
-        rounding : bool
-            Whether it trains under rounding (`quantising.with_rounding`): with a lower learning rate.
+        training continues from its last epoch; its checkpoint is kept, so that a finished one is not repeated.
 
         Raises
         ------
@@ -154,25 +131,29 @@ class LocalTrainer:
         RunError
             If the disk refuses, or the checkpoint is damaged.
         """
-        config = training_config(self.config, epochs, rounding=rounding)
-        stores = self.stores
-        monolith = OneProcessTrainer(
+        config = training_config(self.config, training.epochs, rounding=training.weight_bits > 0)
+        stores, teacher = self.stores, training.teacher
+        if teacher is not None:
+            to_device(teacher.net, self.device)
+        trainer = OneProcessTrainer(
             config, stores.description, stores.labels, self.opened, self.device, net=net, teacher=teacher
         )
-        if checkpoint.exists():
-            monolith.load_state_dict(load_state(checkpoint))
+        if training.checkpoint.exists():
+            trainer.load_state_dict(load_state(training.checkpoint))
         per_epoch = batch_order(config, stores.description).steps_per_epoch
-        total = epochs * per_epoch
+        total = training.epochs * per_epoch
 
         def on_step(step: int, loss: float, _: float) -> None:
-            if loss != loss or abs(loss) == float("inf"):
-                raise TrainingError(f"{what}: the loss is not finite at step {step}; train the run with a lower lr")
-            self.progress(what, step, total)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{training.what}: the loss is not finite at step {step}; train the run with a lower lr"
+                )
+            self.progress(training.what, step, total)
 
-        while monolith.step < total:
-            monolith.train(min(per_epoch, total - monolith.step), on_step)
-            save_state(checkpoint, monolith.state_dict())
-        return monolith.net.eval()  # type: ignore[no-any-return]
+        while trainer.step < total:
+            trainer.train(min(per_epoch, total - trainer.step), on_step)
+            save_state(training.checkpoint, trainer.state_dict())
+        return net.eval()
 
 
 def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:

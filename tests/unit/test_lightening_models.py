@@ -15,7 +15,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
 from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
-from psl_flower.lightening.training import LocalTrainer, epochs_of_run
+from psl_flower.lightening.training import LocalTrainer, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize, backbone_size
 from psl_flower.patches import PatchGrid
@@ -234,14 +234,18 @@ def trainer(stores_for):
         store.close()
 
 
+def a_training(place, epochs=3, what="it", **more):
+    return Training(what=what, place=place, size=SMALL, epochs=epochs, **more)
+
+
 @pytest.mark.parametrize("rounding", [False, True])
 def test_an_interrupted_training_ends_with_the_same_weights(trainer, tmp_path, rounding):
     def pupil():
         net = make(SMALL).requires_grad_(True)
         return with_rounding(folded(net), 7) if rounding else net
 
-    teacher = Teacher(net=make(SMALL), share=0.5)
-    whole = trainer().train("it", pupil(), 3, tmp_path / "whole.pt", teacher, rounding=rounding)
+    teacher, bits = Teacher(net=make(SMALL), share=0.5), 7 if rounding else 0
+    whole = trainer().train(a_training(tmp_path / "whole", teacher=teacher, weight_bits=bits), pupil())
 
     def interrupt(what, done, total):
         assert (what, total) == ("it", 9)
@@ -249,19 +253,19 @@ def test_an_interrupted_training_ends_with_the_same_weights(trainer, tmp_path, r
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
+        trainer(interrupt).train(a_training(tmp_path / "parts", teacher=teacher, weight_bits=bits), pupil())
     seen = []
     rest = trainer(lambda _, done, __: seen.append(done))
-    parts = rest.train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
+    parts = rest.train(a_training(tmp_path / "parts", teacher=teacher, weight_bits=bits), pupil())
     # From the last whole epoch on.
     assert seen == [4, 5, 6, 7, 8, 9]
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in parts.state_dict().items())
     assert not torch.equal(next(iter(parts.parameters())), next(iter(pupil().parameters())))
     # Finished, it is not trained again.
-    done = trainer(interrupt).train("it", pupil(), 3, tmp_path / "parts.pt", teacher, rounding=rounding)
+    done = trainer(interrupt).train(a_training(tmp_path / "parts", teacher=teacher, weight_bits=bits), pupil())
     assert torch.equal(next(iter(done.parameters())), next(iter(whole.parameters())))
     # Without the teacher it learns something else.
-    alone = trainer().train("it", pupil(), 3, tmp_path / "alone.pt", rounding=rounding)
+    alone = trainer().train(a_training(tmp_path / "alone", weight_bits=bits), pupil())
     assert not torch.equal(next(iter(alone.parameters())), next(iter(whole.parameters())))
 
 
@@ -272,7 +276,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(trainer, tmp_path):
     with pytest.raises(
         TrainingError, match="degree 4: the loss is not finite at step 1; train the run with a lower lr"
     ):
-        trainer().train("degree 4", net, 1, tmp_path / "it.pt")
+        trainer().train(a_training(tmp_path, epochs=1, what="degree 4"), net)
     config, description = trainer().config, trainer().stores.description
     assert epochs_of_run(config, description) == 2
     assert epochs_of_run(config.replace(rounds=2, steps_per_round=2), description) == 2
