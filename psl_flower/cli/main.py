@@ -93,7 +93,7 @@ def _version(wanted: bool) -> None:
 def _program(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Patch split learning on Flower: train an image recogniser although no server holds a recognisable image."""
+    """Patch split learning on Flower: train an image classifier without giving any server whole images."""
     forbid_core_dumps()  # commands open keys
 
 

@@ -6,9 +6,11 @@ import tomllib
 from xml.etree import ElementTree
 
 import pytest
+import typer
 import yaml
 
 import psl_flower
+from psl_flower.cli.main import make_app
 from tests.paths import ROOT
 
 FOLDERS = ("psl_flower", "strategies", "clients", "server", "simulations")
@@ -18,6 +20,7 @@ DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})(?:\.[A-Za-z_]\w*)+")
 # Files of a deployment, which deploy.md has beside modules of the same beginning.
 FILES = {"server.pem", "server.key", "server.crt"}
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)}|tests|deploy|docs)/[\w./-]*")
+COMMAND = re.compile(r"(?<![\w/.:-])psl ([a-z][a-z-]*)([^`;&#\n]*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SOURCE = "\n".join(
     path.read_text("utf-8")
@@ -57,6 +60,14 @@ def paths_in(text):
             yield path
 
 
+def commands_in(text):
+    """Yield (command, its arguments) of every `psl ...` in code: between backticks, or indented."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    code = re.findall(r"`([^`]+)`", text) + re.findall(r"^    .*$", text, re.MULTILINE)
+    for piece in code:
+        yield from COMMAND.findall(" ".join(piece.split()))
+
+
 def anchors(text):
     """Return the anchors that a forge makes of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
@@ -68,6 +79,7 @@ def test_there_are_pages_and_names():
     everything = "\n".join(map(text_of, NAMES))
     assert len(set(DOTTED.findall(everything))) > 15
     assert len(set(paths_in(everything))) > 30
+    assert len(set(commands_in(everything))) > 40
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,11 +105,27 @@ def test_links_lead_somewhere(name):
             assert anchor in anchors(page.read_text("utf-8")), target
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
+def test_commands_options_and_settings_exist(name):
+    known = typer.main.get_command(make_app()).commands
+    settings = tomllib.loads(text_of("pyproject.toml"))["tool"]["flwr"]["app"]["config"].keys()
+    for command, arguments in commands_in(text_of(name)):
+        assert command in known, f"psl {command}"
+        options = {option for parameter in known[command].params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", arguments)) <= options | {"--help"}, (command, arguments)
+        if command == "train":
+            keys = re.findall(r"(?<!\S)([a-z][a-z-]*)=", arguments)
+            assert set(keys) <= settings, arguments
+
+
 def test_names_that_are_gone_are_found():
     assert exists("psl_flower.models.split.PatchSplitNet") and exists("strategies.PatchSplit")
     assert not exists("psl_flower.monolith") and not exists("psl_flower.engine.lower.Monolith")
     assert list(paths_in("see psl_flower/models.py, docs/results/NAME.json and tests/unit.")) == [
         "psl_flower/models.py", "tests/unit",
+    ]  # fmt: skip
+    assert list(commands_in("Not psl so, but `psl train x=1` and\n\n    node$ psl doctor --json # says\n")) == [
+        ("train", " x=1"), ("doctor", " --json "),
     ]  # fmt: skip
     assert anchors("## What each can learn\n### `grid=auto`, why\n") == {"what-each-can-learn", "gridauto-why"}
 
