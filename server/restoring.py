@@ -10,8 +10,8 @@ from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import remote
-from psl_flower.sealed.disk import read_file, write_file
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.files import read_file, write_file
 from psl_flower.text import expanded
 from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
@@ -33,7 +33,7 @@ def restore(
     """
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
-    request = read_file(expanded(config.run.restore, "restore"), remote.MAX_AUTHORISATION_BYTES)
+    request = read_file(expanded(config.run.restore, "restore"), limit=remote.MAX_AUTHORISATION_BYTES)
     asked = remote.check(request, manifests.load(stores.folder))
     reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     # Single messages: nothing here needs all nodes at once.
@@ -42,9 +42,8 @@ def restore(
     link.open_in_time(grid, {})
     answers = gather_answers(grid, link.placement, task, request, config.wire.node_timeout_s)
     folder = run.path / "answers"
-    folder.mkdir(exist_ok=True)
     for m, answer in answers.items():
-        write_file(folder / f"upper-{m:03d}.psl", answer)
+        write_file(folder / f"upper-{m:03d}.psl", answer, mode=0o644, parents=True)
     reporter.end(
         "completed",
         f"{len(answers)} answers for {len(asked.images)} images: {folder}; the recipients open them: "

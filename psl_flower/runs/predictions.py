@@ -27,7 +27,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.resuming import settings_of
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.text import expanded
 
 if TYPE_CHECKING:
@@ -111,10 +111,8 @@ def begin(config: RunConfig) -> tuple[RunConfig, RunFolder, RunFolder]:
     """
     settings, run = prediction_of(config)
     folder = free_folder(run, config)
-    try:
+    with disk_errors(folder.path, "made", RunError):
         folder.path.mkdir(parents=True)
-    except OSError as error:
-        raise RunError(f"{folder.path}: cannot be made: {error.strerror or error}") from error
     return settings, run, folder
 
 
@@ -198,11 +196,7 @@ def save_result(folder: RunFolder, result: Result) -> None:
     RunError
         If the disk refuses.
     """
-    path = folder.path / _RESULT
-    try:
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(result), indent=2))
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(folder.path / _RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2), RunError)
 
 
 def load_result(folder: Path) -> Result | None:
@@ -214,11 +208,11 @@ def load_result(folder: Path) -> Result | None:
         If the file is damaged.
     """
     path = folder / _RESULT
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    try:
+        return msgspec.json.decode(read_file(path, RunError), type=Result)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
 
 
