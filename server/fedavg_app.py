@@ -17,13 +17,13 @@ from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.errors import NodeError
+from psl_flower.errors import NodeError, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import write_file
 from psl_flower.system.machine import keep_freed_memory, usable_cores
 from psl_flower.text import duration
 from server.reporting import Reporter
@@ -54,7 +54,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     stores = prepare_stores(config, reporter.ingesting)
     run.write_config(config)
-    write_atomically(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode())
+    write_file(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode(), RunError)
     run.write_description(stores.description)
     began = time.monotonic()
     clients = _clients(grid, fed)

@@ -7,7 +7,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.kinds import Restore
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import remote
-from psl_flower.sealed.disk import read_file, write_file
+from psl_flower.system.files import read_file, write_file
 from psl_flower.text import expanded
 from server.run import ServerRun
 from strategies.link import NodeLink
@@ -28,7 +28,7 @@ def restore(run: ServerRun[Restore]) -> None:
     run.folder.write_description(stores.description)
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
-    request = read_file(expanded(file, "restore"), remote.MAX_AUTHORISATION_BYTES)
+    request = read_file(expanded(file, "restore"), limit=remote.MAX_AUTHORISATION_BYTES)
     asked = remote.check(request, manifests.load(stores.folder))
     run.reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     task = run.node_task()
@@ -36,9 +36,8 @@ def restore(run: ServerRun[Restore]) -> None:
     link.open_in_time(run.grid, {})
     answers = gather_answers(run.grid, link.placement, task, request, run.config.wire.node_timeout_s)
     folder = run.folder.path / "answers"
-    folder.mkdir(exist_ok=True)
     for m, answer in answers.items():
-        write_file(folder / f"upper-{m:03d}.psl", answer)
+        write_file(folder / f"upper-{m:03d}.psl", answer, mode=0o644, parents=True)
     run.reporter.end(
         "completed",
         f"{len(answers)} answers for {len(asked.images)} images: {folder}; the recipients open them: "

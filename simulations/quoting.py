@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
+from psl_flower.system.files import read_file
 from simulations.command_line import exit_status
 from simulations.page import AnyReport, draw, load_all, markdown, present
 from simulations.reports import write
@@ -40,10 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         for path in parser.parse_args(arguments).files:
-            try:
-                text = path.read_text("utf-8")
-            except OSError as error:
-                raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+            text = read_file(path, RunError).decode()
             write(path, fill(text, load_result).encode())
             for plot, name, drawing in plots(text):
                 write(path.parent / plot, draw(load_result(name), drawing, source_of(name)))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from psl_flower.errors import RunError
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 
 # Settings of a run by their kebab-case keys.
 Values = dict[str, str | int | float | bool]
@@ -73,10 +73,7 @@ def save(path: Path, report: Report) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; raises RunError if the disk refuses."""
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(path, content, RunError)
 
 
 def load(path: Path, kind: type[Kind]) -> Kind | None:
@@ -96,7 +93,7 @@ def load(path: Path, kind: type[Kind]) -> Kind | None:
     """
     expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
     try:
-        content = path.read_bytes()
+        content = read_file(path, RunError)
         head = msgspec.json.decode(content)
         if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
             return None
@@ -105,7 +102,5 @@ def load(path: Path, kind: type[Kind]) -> Kind | None:
                 f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
             )
         return msgspec.json.decode(content, type=kind)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error

@@ -153,7 +153,7 @@ def authorise(
     'restore="FILE" ...', and psl restore --request FILE --answers RUN/answers.
     """
     from psl_flower.sealed import remote
-    from psl_flower.sealed.disk import read_file, write_file
+    from psl_flower.system.files import read_file, write_file
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
@@ -164,7 +164,7 @@ def authorise(
     if co_sign is not None:
         if image or wrong_only or recipient or why:
             raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
-        data = read_file(co_sign, remote.MAX_AUTHORISATION_BYTES)
+        data = read_file(co_sign, limit=remote.MAX_AUTHORISATION_BYTES)
         for restorer in restorers:
             data = remote.co_sign(data, signed, restorer)
     else:
@@ -177,7 +177,7 @@ def authorise(
             recipients=[keyfile.load_public(text, Role.RESTORER) for text in recipient or ()],
             valid_s=valid_hours * 3600,
         )
-    write_file(out, data)
+    write_file(out, data, mode=0o644)
     request, signers = remote.describe(data)
     threshold = signed.manifest.threshold
     if as_json:
@@ -266,13 +266,15 @@ def _answered(
 ) -> tuple[dict[int, Mistake | None], Iterator[NDArray[np.uint8]]]:
     """Return the images that distant nodes have answered for."""
     from psl_flower.sealed import remote
-    from psl_flower.sealed.disk import read_file
+    from psl_flower.system.files import read_file
 
-    data = read_file(request, remote.MAX_AUTHORISATION_BYTES)
+    data = read_file(request, limit=remote.MAX_AUTHORISATION_BYTES)
     files = sorted(answers.glob("*.psl"))
     if not files:
         raise ConfigError(f"{answers}: holds no answers (*.psl)")
-    opened = remote.open_answers([read_file(f, 2 * remote.MAX_ANSWER_BYTES) for f in files], data, signed, restorer)
+    opened = remote.open_answers(
+        [read_file(f, limit=2 * remote.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
+    )
     return dict.fromkeys(remote.describe(data)[0].images), iter([opened])
 
 

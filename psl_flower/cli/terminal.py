@@ -13,11 +13,11 @@ import typer
 from psl_flower.errors import ConfigError, PassphraseError, StoreNotFound
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import read_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.system.files import read_file
 from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
@@ -33,7 +33,7 @@ def passphrase_source(file: Path | None) -> Callable[[str], str]:
 
     def ask(name: str) -> str:
         if file is not None:
-            text = read_file(file, _PASSPHRASE_LIMIT).decode("utf-8", errors="replace")
+            text = read_file(file, limit=_PASSPHRASE_LIMIT).decode("utf-8", errors="replace")
             return text.splitlines()[0] if text else ""
         if not sys.stdin.isatty():
             raise PassphraseError(f"{name} is protected by a passphrase; give it with --passphrase-file")

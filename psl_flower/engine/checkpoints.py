@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from psl_flower.errors import NoCheckpoint, RunError, TrainingError
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import write_file
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 # The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
@@ -116,13 +116,7 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
     with buffer.getbuffer() as content:
         digest = hashlib.sha256(content).digest()
     buffer.write(digest)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue(), durable=durable)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot write: {error.strerror or error}; free some space or choose another workspace"
-        ) from error
+    write_file(path, buffer.getbuffer(), RunError, parents=True, durable=durable)
 
 
 def load_state(path: Path) -> dict[str, Any]:

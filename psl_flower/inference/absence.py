@@ -19,7 +19,7 @@ import torch
 from psl_flower.errors import RunError
 from psl_flower.inference.evaluation import LabelledImages
 from psl_flower.inference.trained_model import TrainedModel
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import write_file
 from psl_flower.system.machine import require_packages
 
 # Numbers of absent Uppers that are tried, spread over all that are possible, and choices of Uppers for each number.
@@ -106,7 +106,7 @@ def write_csv(points: Sequence[AbsencePoint], path: Path) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([field.name for field in fields(AbsencePoint)])
     rows.writerows(astuple(point) for point in points)
-    _write(path, text.getvalue().encode())
+    write_file(path, text.getvalue().encode(), RunError, parents=True)
 
 
 def write_png(points: Sequence[AbsencePoint], path: Path, title: str) -> None:
@@ -134,7 +134,7 @@ def write_png(points: Sequence[AbsencePoint], path: Path, title: str) -> None:
     axes.grid(color="#dddddd")
     encoded = BytesIO()
     figure.savefig(encoded, format="png")
-    _write(path, encoded.getvalue())
+    write_file(path, encoded.getvalue(), RunError, parents=True)
 
 
 def _choices(num_uppers: int) -> dict[int, list[tuple[int, ...]]]:
@@ -150,11 +150,3 @@ def _choices(num_uppers: int) -> dict[int, list[tuple[int, ...]]]:
             drawn[tuple(sorted(generator.permutation(num_uppers)[:count].tolist()))] = None
         chosen[count] = list(drawn)
     return chosen
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -23,7 +23,7 @@ from psl_flower.inference.onnx_files import INPUT, OUTPUT, OnnxModule, to_onnx
 from psl_flower.inference.trained_model import Normalised, TrainedModel
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.devices import to_device
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import write_file
 from psl_flower.system.machine import require_packages
 
 METADATA_FILE = "model.json"
@@ -187,10 +187,7 @@ def _check_target(path: Path) -> None:
 
 
 def _write(path: Path, encoded: bytes, difference: float, scale: float) -> Exported:
-    try:
-        write_atomically(path, encoded)
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(path, encoded, RunError)
     return Exported(
         path=path,
         num_bytes=len(encoded),

@@ -27,7 +27,7 @@ from psl_flower.patches.assignment import assign
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
 from psl_flower.system.devices import to_device
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +159,7 @@ def save_trained_model(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
     path = folder / MODEL_FILE
     # Tensors may be views into one buffer that a frame came in, which the format does not allow.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(tensors, metadata={"format": "pt"}))
-    except OSError as error:
-        raise RunError(f"{path}: cannot write the model: {error.strerror or error}") from error
+    write_file(path, save(tensors, metadata={"format": "pt"}), RunError, parents=True)
     return path
 
 
@@ -215,16 +211,14 @@ def choose_run(workspace: Path, name: str = "") -> RunFolder:
 
 
 def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:
-    try:
-        return load(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         if not config.output.collect_model:
-            raise RunError(f"{path}: the run has no model, since its settings say collect-model = false") from None
+            raise RunError(f"{path}: the run has no model, since its settings say collect-model = false")
         status = run.read_status()
         where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""
-        raise RunError(f"{path}: the run has no model; it may not have finished{where}") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{path}: the run has no model; it may not have finished{where}")
+    try:
+        return load(read_file(path, RunError))
     except (SafetensorError, ValueError) as error:
         raise RunError(f"{path}: the model is damaged: {error}") from error
 

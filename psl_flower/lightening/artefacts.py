@@ -33,7 +33,7 @@ from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import Upper
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.devices import to_device
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import write_file
 from psl_flower.system.machine import require_packages
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ class Artefacts:
         files = {upper_file(m): model for m, model in enumerate(self.uppers)}
         files |= {LOWER_FILE: self.lower, WHOLE_FILE: self.whole}
         for name, model in files.items():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / name, model.SerializeToString())
-            except OSError as error:
-                raise RunError(f"{folder / name}: cannot write: {error.strerror or error}") from error
+            write_file(folder / name, model.SerializeToString(), RunError, parents=True)
         return folder / WHOLE_FILE
 
 

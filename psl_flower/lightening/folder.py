@@ -31,7 +31,7 @@ from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import disk_errors, read_file, write_file
 
 FOLDER = "light"
 THIRD = "third"
@@ -101,11 +101,7 @@ class LighteningFolder:
         }
         encoded = msgspec.json.encode(identity, order="sorted")
         self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / _SETTINGS, msgspec.json.format(encoded))
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be made: {error.strerror or error}") from error
+        write_file(self.path / _SETTINGS, msgspec.json.format(encoded), RunError, parents=True)
         self.entries = self._read()
 
     @property
@@ -143,23 +139,17 @@ class LighteningFolder:
     def keep_third(self, attempt: Attempt) -> Path:
         """Copy the files of an attempt to third/ and return that folder."""
         source, target = self.place(degree_name(attempt.degree)), self.place(THIRD)
-        try:
+        with disk_errors(target, "written", RunError):
             if target.exists():
                 shutil.rmtree(target)
             target.mkdir()
             for path in sorted(source.glob("*.onnx")):
                 shutil.copy2(path, target)
-        except OSError as error:
-            raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
         return target
 
     def mark_in_place(self) -> None:
         """Note that the third model is in place on all nodes; raises RunError if the disk refuses."""
-        path = self.path.parent / _IN_PLACE_FILE
-        try:
-            write_atomically(path, self.path.name.encode())
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        write_file(self.path.parent / _IN_PLACE_FILE, self.path.name.encode(), RunError)
 
     def _entry(self, what: str, judged: Judged, seconds: float) -> Entry:
         threads, batch = self._settings.threads, self._settings.batch
@@ -168,11 +158,8 @@ class LighteningFolder:
     def _append(self, entry: Entry) -> None:
         entry = msgspec.structs.replace(entry, at=time.time())
         path = self.path / _LOG
-        try:
-            with path.open("ab") as file:
-                file.write(msgspec.json.encode(entry) + b"\n")
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        with disk_errors(path, "written", RunError), path.open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
         self.entries.append(entry)
 
     def _read(self) -> list[Entry]:
@@ -180,13 +167,13 @@ class LighteningFolder:
         if not path.exists():
             return []
         try:
-            content = path.read_bytes()
+            content = read_file(path, RunError)
             whole = content.rpartition(b"\n")[0]
             if len(whole) + 1 < len(content):
                 # A crash left an unfinished line, to which the next one must not be joined.
-                write_atomically(path, whole + b"\n" if whole else b"")
+                write_file(path, whole + b"\n" if whole else b"", RunError)
             return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
 
 
@@ -233,13 +220,7 @@ def shipped_from(folder: Path, num_uppers: int) -> OnnxInference:
 
 def files_in(folder: Path, num_uppers: int) -> list[bytes]:
     """Return the Uppers' files in a folder; raises RunError if one cannot be read."""
-    files = []
-    for path in (folder / upper_file(m) for m in range(num_uppers)):
-        try:
-            files.append(path.read_bytes())
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return files
+    return [read_file(folder / upper_file(m), RunError) for m in range(num_uppers)]
 
 
 def degree_name(degree: int) -> str:
@@ -249,13 +230,10 @@ def degree_name(degree: int) -> str:
 
 def _digest(run: RunFolder) -> str:
     path = run.model / MODEL_FILE
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
+    if not run.has_model:
         again = f"psl train resume={run.name}"
-        raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}")
+    return hashlib.sha256(read_file(path, RunError)).hexdigest()
 
 
 def _processor() -> str:

@@ -28,7 +28,7 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import LighteningError, NoCheckpoint, RunError
 from psl_flower.models.split import Upper
 from psl_flower.patches.store import PatchStore
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 from psl_flower.system.machine import require_packages
 
 if TYPE_CHECKING:
@@ -163,11 +163,7 @@ def keep_file(folder: Path, content: bytes) -> None:
     _parsed(content)
     open_session(content, 1)
     _drop_others(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / UPPER_FILE, content)
-    except OSError as error:
-        raise RunError(f"{folder / UPPER_FILE}: cannot write: {error.strerror or error}") from error
+    write_file(folder / UPPER_FILE, content, RunError, parents=True)
 
 
 def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits: int) -> QuantisedUpper:
@@ -245,9 +241,6 @@ def _loaded(model: Upper, weights: Mapping[str, torch.Tensor]) -> Upper:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise RunError(f"{path}: no light Upper was put in place here; call psl lighten again") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not path.exists():
+        raise RunError(f"{path}: no light Upper was put in place here; call psl lighten again")
+    return read_file(path, RunError)

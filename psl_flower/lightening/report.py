@@ -13,7 +13,7 @@ from psl_flower.lightening.folder import Entry, LighteningFolder
 from psl_flower.lightening.method import Lightened
 from psl_flower.lightening.search import Attempt, Conditions, Verdict
 from psl_flower.lightening.settings import EDGE
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import disk_errors, read_file, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,19 +103,15 @@ def write_result(result: Lightened) -> None:
     RunError
         If the disk refuses.
     """
-    path = result.folder.path / RESULT_FILE
-    try:
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(as_json(result))))
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(result.folder.path / RESULT_FILE, msgspec.json.format(msgspec.json.encode(as_json(result))), RunError)
 
 
 def read_result(folder: LighteningFolder) -> dict[str, Any]:
     """Return what `write_result` wrote; raises RunError if it is missing or damaged."""
     path = folder.path / RESULT_FILE
     try:
-        result: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        result: dict[str, Any] = msgspec.json.decode(read_file(path, RunError))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
     return result
 
@@ -149,12 +145,10 @@ def write_report(result: Lightened) -> Path:
         "",
     ]
     path = folder.path / REPORT_FILE
-    try:
-        write_atomically(path, "\n".join(lines).encode())
+    with disk_errors(folder.path, "written", RunError):
+        write_file(path, "\n".join(lines).encode(), RunError)
         for name in PLOT_FILES:
             _plot(result, folder.path / name)
-    except OSError as error:
-        raise RunError(f"{folder.path}: cannot write the report: {error.strerror or error}") from error
     return path
 
 

@@ -14,7 +14,7 @@ from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import StoreMeta
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 
 VERSION = 2
 
@@ -164,11 +164,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         StoreError
             If the disk refuses.
         """
-        encoded = msgspec.json.format(msgspec.json.encode(self), indent=2)
-        try:
-            write_atomically(path, encoded)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot write the manifest: {error.strerror or error}") from error
+        write_file(path, msgspec.json.format(msgspec.json.encode(self), indent=2), StoreError)
 
     @classmethod
     def load(cls, path: Path) -> StoreSetDescription:
@@ -180,11 +176,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             If the file is missing, unreadable, damaged, of another version, or contradicts itself.
         """
         try:
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path}: cannot read the manifest: {error.strerror or error}") from error
-        try:
-            description = msgspec.json.decode(encoded, type=cls)
+            description = msgspec.json.decode(read_file(path), type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{path}: the manifest is damaged: {error}") from error
         problem = description._contradiction()

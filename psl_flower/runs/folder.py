@@ -39,7 +39,7 @@ import tomli_w
 from psl_flower.config import RunConfig, Value
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import disk_errors, read_file, write_file
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
@@ -235,9 +235,7 @@ class RunFolder:
     def _read_settings(self) -> dict[str, Any]:
         path = self.path / "config.toml"
         try:
-            return tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+            return tomllib.loads(read_file(path, RunError).decode())
         except ValueError as error:
             raise RunError(f"{path}: damaged: {error}") from error
 
@@ -262,11 +260,8 @@ class RunFolder:
             If the disk refuses.
         """
         path = self.path / "metrics.jsonl"
-        try:
-            with path.open("ab") as file:
-                file.write(msgspec.json.encode(dict(metrics)) + b"\n")
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        with disk_errors(path, "written", RunError), path.open("ab") as file:
+            file.write(msgspec.json.encode(dict(metrics)) + b"\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all rounds of metrics.jsonl, without a last line that a crash left unfinished."""
@@ -321,11 +316,7 @@ class RunFolder:
         return StoreSetDescription.load(self.path / "manifest.json")
 
     def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
-        path = self.path / name
-        try:
-            write_atomically(path, content, durable=durable)
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+        write_file(self.path / name, content, RunError, durable=durable)
 
 
 def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
@@ -337,7 +328,7 @@ def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
         If there is a run of this name already, or the disk refuses.
     """
     runs = workspace / "runs"
-    try:
+    with disk_errors(runs, "made", RunError, advice="set workspace"):
         runs.mkdir(parents=True, exist_ok=True)
         while True:
             path = runs / free_name(workspace, name, dataset)
@@ -346,8 +337,6 @@ def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
                 return RunFolder(path)
             except FileExistsError:
                 continue  # another run has just taken it
-    except OSError as error:
-        raise RunError(f"{runs}: cannot make the run's folder: {error.strerror or error}; set workspace") from error
 
 
 def free_name(workspace: Path, name: str, dataset: str) -> str:
@@ -396,8 +385,6 @@ def list_runs(workspace: Path) -> list[RunFolder]:
         If this user may not look there.
     """
     runs = workspace / "runs"
-    try:
+    with disk_errors(runs, "listed", RunError):
         configs = sorted(runs.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
-    except OSError as error:
-        raise RunError(f"{runs}: cannot be listed: {error.strerror or error}") from error
     return [RunFolder(path.parent) for path in configs]

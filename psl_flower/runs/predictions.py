@@ -16,7 +16,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 
 FOLDER = "predictions"
 _RESULT = "result.json"
@@ -73,11 +73,7 @@ def save_result(folder: RunFolder, result: Result) -> None:
     RunError
         If the disk refuses.
     """
-    path = folder.path / _RESULT
-    try:
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(result), indent=2))
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(folder.path / _RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2), RunError)
 
 
 def load_result(folder: Path) -> Result | None:
@@ -89,11 +85,11 @@ def load_result(folder: Path) -> Result | None:
         If the file is damaged.
     """
     path = folder / _RESULT
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    try:
+        return msgspec.json.decode(read_file(path, RunError), type=Result)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
 
 

@@ -5,14 +5,14 @@ docs/threat-model.md.
 
     keys, keyfile, keyring           identities, their files, folders of these
     secret, suite                    primitives and purposes
-    disk, folders, url_folder        crash-safe files, local or by URL
+    folder, folders, url_folder      the files of a store, local or by URL
     header, records, merkle, segment the immutable files of a store
     envelope, manifest, seen         signed documents; what was seen before
     epoch, shares                    keys of one epoch; k of n
     sealing, ingest, rotate, bundle  the owner
     store                            the node
     labels                           the Lower server, and who corrects labels
-    audit, restore, export, wrong    the restorers
+    audit, restore, export           the restorers
     remote                           restoration through others' hands
     matching, verify                 anyone
 """

@@ -18,11 +18,11 @@ import msgspec
 
 from psl_flower.errors import AuditLogEdited, AuditLogTruncated, StoreError, StoreNotFound
 from psl_flower.sealed import envelope
-from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.suite import Purpose, digest
+from psl_flower.system.files import DISK, Disk, locked, make_folder, read_file, write_file
 
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
@@ -103,7 +103,7 @@ class AuditLog:
         AuditError
             If the log so far cannot be trusted: nothing may be released on top of it.
         """
-        self._disk.make_folder(self.path.parent)
+        make_folder(self.path.parent, disk=self._disk)
         with locked(self.path.with_suffix(".lock")):
             lines = self._lines()
             self._check(lines, signed.manifest)
@@ -121,9 +121,10 @@ class AuditLog:
             raw = msgspec.json.encode(entry)
             signatures = tuple(_Signature(str(p.public), p.sign(Purpose.SIGN_AUDIT, raw)) for p in who)
             lines.append(msgspec.json.encode(_Line(msgspec.Raw(raw), signatures)))
-            write_file(self.path, b"".join(line + b"\n" for line in lines), disk=self._disk)
+            write_file(self.path, b"".join(line + b"\n" for line in lines), mode=0o644, disk=self._disk)
             head = _Head(signed.manifest.dataset, len(lines), digest(lines[-1]))
-            write_file(self._head, envelope.sign(HEAD, envelope.encode(head), list(who)), disk=self._disk)
+            data = envelope.sign(HEAD, envelope.encode(head), list(who))
+            write_file(self._head, data, mode=0o644, disk=self._disk)
         return entry
 
     def read(self, manifest: Manifest, seen: SeenBook | None = None) -> list[Entry]:
@@ -146,7 +147,7 @@ class AuditLog:
 
     def _lines(self) -> list[bytes]:
         try:
-            data = read_file(self.path, _LIMIT)
+            data = read_file(self.path, limit=_LIMIT)
         except StoreNotFound:
             return []
         if data and not data.endswith(b"\n"):
@@ -191,7 +192,7 @@ class AuditLog:
 
     def _check_head(self, lines: list[bytes], manifest: Manifest, known: dict[str, bytes]) -> None:
         try:
-            data = read_file(self._head, envelope.MAX_BYTES)
+            data = read_file(self._head, limit=envelope.MAX_BYTES)
         except StoreNotFound:
             if len(lines) > 1:
                 raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told") from None

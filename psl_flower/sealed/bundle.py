@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from psl_flower.errors import BundleDamaged, StoreNotFound, UnknownFormat, UnknownVersion, WrongNodeKey
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import NewFolder
 from psl_flower.sealed.folders import LocalFolder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest, StoreEntry, segment_file
@@ -31,6 +30,7 @@ from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.suite import TAG_BYTES, Purpose, context, derive
 from psl_flower.sealed.verify import verify
+from psl_flower.system.files import NewFolder, disk_errors
 
 MAGIC = b"PSLBUNDL"
 VERSION = 1
@@ -169,10 +169,8 @@ def _content(store: Path, names: list[str]) -> Iterator[bytes]:
 
 
 def _open(bundle: Path) -> BinaryIO:
-    try:
+    with disk_errors(bundle, "read", StoreNotFound):
         return bundle.open("rb")
-    except OSError as error:
-        raise StoreNotFound(f"{bundle}: {error.strerror}") from None
 
 
 def _read_head(file: BinaryIO, node: Identity, where: str) -> tuple[bytes, ChaCha20Poly1305]:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from psl_flower.errors import StoreUnreachable
-from psl_flower.sealed.disk import NewFolder
+from psl_flower.system.files import NewFolder, disk_errors
 
 _PER_SHEET, _COLUMNS = 100, 10
 _TILE, _CAPTION = 96, 34
@@ -65,7 +64,7 @@ def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequenc
     sheets: list[str] = []
     with NewFolder(out) as folder:
         images = release()
-        try:
+        with disk_errors(out, "written"):
             tiles: list[Image.Image] = []
             done = 0
             for batch_BCHW in images:
@@ -79,8 +78,6 @@ def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequenc
                         _sheet(tiles).save(folder / sheets[-1])
                         tiles.clear()
             _table(folder / "images.csv", captions)
-        except OSError as error:
-            raise StoreUnreachable(f"cannot write to {out}: {error.strerror or type(error).__name__}") from None
     return [out / name for name in sheets]
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-BUFFER_BYTES = 1 << 20
-
 
 class Draft(Protocol):
     """A file being written."""

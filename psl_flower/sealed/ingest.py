@@ -21,7 +21,6 @@ from psl_flower.patches.store import store_folder
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
-from psl_flower.sealed.disk import DISK, Disk, locked
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
@@ -30,6 +29,7 @@ from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
+from psl_flower.system.files import DISK, Disk, locked, make_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def ingest(
         See the subclasses.
     """
     owner.expect(Role.OWNER)
-    disk.make_folder(out)
+    make_folder(out, disk=disk)
     with locked(out / LOCK_FILE):
         draft = load_draft(out, owner.public)
         current = manifests.load(out, owner.public) if (out / manifests.FILE).exists() else None

@@ -25,10 +25,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from psl_flower.errors import IdentityError, InsecureKeyFile, PassphraseError, StoreExists, StoreNotFound
-from psl_flower.sealed.disk import DISK, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
+from psl_flower.system.files import read_file, write_file
 
 TITLE = "psl-flower secret key, version 1: give it to nobody"
 _FIELDS = ("role", "name", "public", "protection", "secret")
@@ -67,9 +67,8 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
         with _stretch(passphrase, salt, _MEMORY_KIB, _PASSES, _LANES) as key:
             body = wrap(key, identity.secret.reveal(), _bound(lines))
     lines.append(f"secret: {base64.b64encode(body).decode()}")
-    DISK.make_folder(path.parent)
-    write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
-    write_file(public_path, f"{identity.public}\n".encode())
+    write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600, parents=True)
+    write_file(public_path, f"{identity.public}\n".encode(), mode=0o644)
 
 
 def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
@@ -93,7 +92,7 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     IdentityError
         If it is not a key file, or was damaged.
     """
-    text = read_file(path, _LIMIT)
+    text = read_file(path, limit=_LIMIT)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise InsecureKeyFile(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
@@ -121,7 +120,7 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
     if text_or_path.strip().startswith("psl1-"):
         return PublicIdentity.parse(text_or_path, role)
     try:
-        content = read_file(Path(text_or_path), _LIMIT).decode("utf-8", errors="replace")
+        content = read_file(Path(text_or_path), limit=_LIMIT).decode("utf-8", errors="replace")
     except StoreNotFound:
         raise IdentityError(f"{text_or_path} is neither a public key nor a file that holds one") from None
     for line in content.splitlines():

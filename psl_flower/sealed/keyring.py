@@ -9,9 +9,9 @@ from pathlib import Path
 
 from psl_flower.errors import ConfigError, IdentityError, PassphraseError
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.disk import DISK, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import LOCK_FILE
+from psl_flower.system.files import locked, make_ignored_folder, read_file
 
 # A demonstration on one machine: two restorers, both needed.
 DEMO_RESTORERS = ("restorer-1", "restorer-2")
@@ -74,7 +74,7 @@ class KeyRing:
             return None
 
         def ask(name: str) -> str:
-            lines = read_file(file, 4096).decode("utf-8", errors="replace").splitlines()
+            lines = read_file(file, limit=4096).decode("utf-8", errors="replace").splitlines()
             if not lines:
                 raise PassphraseError(f"{file}: is empty; its first line must be the passphrase of {name}")
             return lines[0]
@@ -102,14 +102,11 @@ def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
     StoreError
         If the disk refuses.
     """
-    made = not folder.exists()
-    if made:
+    if not folder.exists():
         # Not the permissions of a folder that somebody else made and named: its key files are private anyway.
-        DISK.make_folder(folder)
+        make_ignored_folder(folder)
         folder.chmod(0o700)
     with locked(folder / LOCK_FILE):
-        if made:
-            write_file(folder / ".gitignore", b"*\n")
         return DemoKeys(
             owner=_made(folder, Role.OWNER, "owner"),
             lower=_made(folder, Role.LOWER, "lower"),

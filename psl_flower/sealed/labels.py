@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from psl_flower.errors import LabelError, StoreError
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
+from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
 
 FOLDER = "labels"
 KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
@@ -232,7 +232,7 @@ class LabelBook:
         """
         path = self.folder / _file(number)
         try:
-            signed = envelope.parse(KIND, read_file(path, envelope.MAX_BYTES), str(path))
+            signed = envelope.parse(KIND, read_file(path, limit=envelope.MAX_BYTES), str(path))
             version = envelope.decode(signed.payload, Version, str(path))
             same = (version.dataset, version.generation) == (manifest.dataset, manifest.generation)
             if same and signed.signed_by(owner.public) and self._open(version, owner) == body:
@@ -266,9 +266,8 @@ class LabelBook:
             readers=readers,
             body=plain,
         )
-        self._disk.make_folder(self.folder)
         data = envelope.sign(KIND, envelope.encode(version), [author])
-        write_file(self.folder / _file(number), data, mode=0o600, disk=self._disk)
+        write_file(self.folder / _file(number), data, mode=0o600, parents=True, disk=self._disk)
         return number, digest(data)
 
     def _chain(self, manifest: Manifest, last: int) -> list[tuple[Version, bytes]]:
@@ -281,7 +280,7 @@ class LabelBook:
         for number, file in enumerate(files):
             if file.name != _file(number):
                 raise LabelError(f"{self.folder}: label version {number} is missing")
-            signed = envelope.parse(KIND, read_file(file, envelope.MAX_BYTES), str(file))
+            signed = envelope.parse(KIND, read_file(file, limit=envelope.MAX_BYTES), str(file))
             version = envelope.decode(signed.payload, Version, str(file))
             if version.generation > last:
                 break

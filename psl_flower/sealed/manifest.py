@@ -20,10 +20,10 @@ from psl_flower.patches.cutting import SPLITS, PixelSums
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.sealed import envelope
-from psl_flower.sealed.disk import read_file
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.suite import SUITE, Purpose, digest
+from psl_flower.system.files import read_file
 
 FILE = "manifest.psl"
 DRAFT_FILE = "draft.psl"
@@ -278,7 +278,7 @@ def parse(data: bytes, where: str, owner: PublicIdentity | None = None) -> Signe
 def load(path: Path, owner: PublicIdentity | None = None) -> SignedManifest:
     """Read a manifest file (or the one in a folder); see `parse`."""
     file = path / FILE if path.is_dir() else path
-    return parse(read_file(file, envelope.MAX_BYTES), str(file), owner)
+    return parse(read_file(file, limit=envelope.MAX_BYTES), str(file), owner)
 
 
 def load_copy(folder: Folder, owner: PublicIdentity | None = None) -> SignedManifest:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from psl_flower.errors import StoreError, StoreExists, StoreNotFound
 from psl_flower.patches.store import store_folder
-from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
+from psl_flower.system.files import DISK, Disk
 
 _STORE_AT = slice(32, 48)
 

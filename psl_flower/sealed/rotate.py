@@ -24,7 +24,6 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.disk import DISK, Disk, locked
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.ingest import now
@@ -43,6 +42,7 @@ from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft
 from psl_flower.sealed.secret import Secret
+from psl_flower.system.files import DISK, Disk, locked
 
 _BATCH = 256
 

@@ -19,7 +19,6 @@ from psl_flower.errors import KeyMismatch, StoreNotFound
 from psl_flower.patches.cutting import Chunk
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import DISK, Disk, locked, read_file, write_file
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
@@ -27,6 +26,7 @@ from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, SignedMa
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.segment import SegmentWriter
 from psl_flower.sealed.suite import Purpose, context
+from psl_flower.system.files import DISK, Disk, disk_errors, locked, read_file, write_file
 
 KIND = envelope.Kind(b"PSLDRAFT", Purpose.SIGN_DRAFT, "draft")
 MAX_SEGMENT_SAMPLES = 16384
@@ -147,7 +147,7 @@ class Sealing:
         signed = manifests.sign(self._manifest, self._owner)
         for folder in self._folders:
             folder.write(manifests.FILE, signed.data)
-        write_file(self._out / manifests.FILE, signed.data, disk=self._disk)
+        write_file(self._out / manifests.FILE, signed.data, mode=0o644, disk=self._disk)
         return signed
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ def load_draft(out: Path, owner: PublicIdentity) -> Draft | None:
         If it is another owner's.
     """
     try:
-        data = read_file(out / DRAFT_FILE, envelope.MAX_BYTES)
+        data = read_file(out / DRAFT_FILE, limit=envelope.MAX_BYTES)
     except StoreNotFound:
         return None
     signed = envelope.parse(KIND, data, str(out / DRAFT_FILE))
@@ -213,8 +213,9 @@ def is_committed(draft: Draft, current: SignedManifest) -> bool:
 
 def drop_draft(out: Path, disk: Disk) -> None:
     """Remove the draft: the last step of what a command does, after which the command repeated is another one."""
-    disk.remove(out / DRAFT_FILE)
-    disk.sync_folder(out)
+    with disk_errors(out / DRAFT_FILE, "removed"):
+        disk.remove(out / DRAFT_FILE)
+        disk.sync_folder(out)
 
 
 def drop_committed(out: Path, owner: PublicIdentity) -> None:

@@ -22,8 +22,8 @@ from psl_flower.errors import (
     StoreNotFound,
     WrongOwner,
 )
-from psl_flower.sealed.disk import DISK, locked, read_file, write_file
 from psl_flower.sealed.manifest import LOCK_FILE, SignedManifest
+from psl_flower.system.files import locked, make_folder, read_file, write_file
 
 _LIMIT = 64 << 20
 
@@ -133,12 +133,12 @@ class SeenBook:
                 self._save(book)
 
     def _locked(self) -> AbstractContextManager[None]:
-        DISK.make_folder(self.folder)
+        make_folder(self.folder)
         return locked(self.folder / LOCK_FILE)
 
     def _load(self) -> dict[str, _Seen]:
         try:
-            return msgspec.json.decode(read_file(self._file, _LIMIT), type=dict[str, _Seen])
+            return msgspec.json.decode(read_file(self._file, limit=_LIMIT), type=dict[str, _Seen])
         except StoreNotFound:
             return {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psl_flower.errors import PatchServerLost, StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
-from psl_flower.sealed.folder import BUFFER_BYTES, Draft
+from psl_flower.sealed.folder import Draft
+from psl_flower.system.files import BUFFER_BYTES
 
 _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")

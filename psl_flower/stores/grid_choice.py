@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from psl_flower.data.images import resize_image
 from psl_flower.data.sources import ImageSource
-from psl_flower.errors import StoreError
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.complexity import MAX_IMAGES, GridChoice, choose_grid
 from psl_flower.patches.cutting import explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.stores.store_set import StoreRequest
-from psl_flower.system.files import write_atomically
+from psl_flower.system.files import read_file, write_file
 
 REASON_FILE = "grid.txt"
 
@@ -43,8 +42,7 @@ def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> Pa
     if request.pattern != "auto":
         return request.grid_of(source)
     choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / REASON_FILE, choice.reason.encode())
+    write_file(folder / REASON_FILE, choice.reason.encode(), parents=True)
     return choice.grid
 
 
@@ -71,9 +69,6 @@ def grid_reason(folder: Path, request: StoreRequest) -> str:
     if request.pattern != "auto":
         return ""
     path = folder / REASON_FILE
-    try:
-        if not path.exists():
-            request_grid(folder, request, request.open_source())
-        return path.read_text("utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read or made: {error.strerror or error}") from error
+    if not path.exists():
+        request_grid(folder, request, request.open_source())
+    return read_file(path).decode("utf-8", errors="replace")

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from psl_flower.data.sources import ImageSource
@@ -26,7 +24,7 @@ from psl_flower.patches.store import store_folder
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.plain import PlainStoreWriter
 from psl_flower.stores.store_set import LABELS_FILE, MANIFEST_FILE, StoreRequest, StoreSet, load_set
-from psl_flower.system.files import make_ignored_folder, sync_folder, write_atomically
+from psl_flower.system.files import disk_errors, locked, make_ignored_folder, write_file
 
 __all__ = ["Progress", "StoreRequest", "StoreSet", "ensure_stores"]
 
@@ -58,7 +56,7 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
         If the disk refuses, another process takes over an hour, or an existing set is damaged.
     """
     folder, fingerprint, source = request.locate(root)
-    with disk_errors(folder):
+    with disk_errors(folder, "made", StoreError):
         if (folder / MANIFEST_FILE).exists():
             return _load(folder, fingerprint, request, created=False)
         make_ignored_folder(root)
@@ -120,39 +118,15 @@ def _ingest(
         for writer in writers:
             writer.abort()
     _save_labels(folder / LABELS_FILE, labels_N)
-    sync_folder(folder)
     msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
-    sync_folder(folder.parent)
 
 
 def _save_labels(path: Path, labels_N: NDArray[np.int64]) -> None:
-    path.parent.mkdir()
     encoded = BytesIO()
     np.save(encoded, labels_N, allow_pickle=False)
-    write_atomically(path, encoded.getvalue())
+    write_file(path, encoded.getbuffer(), parents=True)
 
 
-@contextmanager
-def lock_set(folder: Path) -> Iterator[None]:
-    """Hold a set of stores against other processes that would make it.
-
-    Raises
-    ------
-    StoreError
-        If another process takes over an hour.
-    """
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise StoreError(f"{path}: another process has been ingesting for over an hour; end it, or wait") from error
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the system refuses into a StoreError that names the file, or the set's folder."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or folder}: cannot make the stores: {error.strerror or error}") from error
+def lock_set(folder: Path) -> AbstractContextManager[None]:
+    """Hold a set of stores against other processes that would make it; raises StoreError if one takes over an hour."""
+    return locked(folder.with_name(f".{folder.name}.lock"), _LOCK_TIMEOUT_S)

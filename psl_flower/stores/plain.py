@@ -8,11 +8,6 @@ Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -22,7 +17,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta
-from psl_flower.system.files import sync_folder
+from psl_flower.system.files import NewFile, NewFolder, disk_errors, read_file, write_file
 
 META_FILE = "meta.json"
 PATCHES_FILE = "patches.u8"
@@ -48,7 +43,7 @@ class PlainStore:
         self._meta = _read_meta(path / META_FILE)
         record = _record_shape(self._meta)
         patches_path = path / PATCHES_FILE
-        with _disk_errors("read", patches_path):
+        with disk_errors(patches_path, "read", StoreError):
             found = patches_path.stat().st_size
             expected = self._meta.num_samples * prod(record)
             if found != expected:
@@ -100,8 +95,7 @@ class PlainStore:
 class PlainStoreWriter:
     """Fills one plain store by streamed appends; implements `StoreWriter`.
 
-    Everything goes to a temporary folder beside the final one, which appears complete (by rename) or not at
-    all.
+    Its folder appears complete, with `finish`, or not at all.
 
     Parameters
     ----------
@@ -123,16 +117,13 @@ class PlainStoreWriter:
         self._record = _record_shape(meta)
         self._num_written = 0
         self._open = True
-        with _disk_errors("write", path):
-            if path.exists():
-                raise StoreError(f"{path}: exists already; a store is never overwritten")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-            try:
-                self._file = (self._temp / PATCHES_FILE).open("xb")
-            except BaseException:
-                shutil.rmtree(self._temp, ignore_errors=True)
-                raise
+        self._folder = NewFolder(path, private=False)
+        self._made = self._folder.make()
+        try:
+            self._file = NewFile(self._made / PATCHES_FILE, mode=0o666)
+        except BaseException:
+            self._folder.abort()
+            raise
 
     def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
         """Append the patches (B, K, C, h, w), uint8, of B further samples.
@@ -154,8 +145,7 @@ class PlainStoreWriter:
                 f"{self._path}: expected {self._meta.num_samples} samples, "
                 f"got {self._num_written + len(patches_BKChw)} or more"
             )
-        with _disk_errors("write", self._path):
-            self._file.write(np.ascontiguousarray(patches_BKChw).data)
+        self._file.write(np.ascontiguousarray(patches_BKChw).reshape(-1).data)
         self._num_written += len(patches_BKChw)
 
     def finish(self) -> None:
@@ -170,45 +160,20 @@ class PlainStoreWriter:
         self._require_open()
         if self._num_written != self._meta.num_samples:
             raise StoreError(f"{self._path}: expected {self._meta.num_samples} samples, got {self._num_written}")
-        with _disk_errors("write", self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            with (self._temp / META_FILE).open("xb") as meta_file:
-                meta_file.write(msgspec.json.encode(self._meta))
-                meta_file.flush()
-                os.fsync(meta_file.fileno())
-            # mkdtemp makes a private folder; the store gets the permissions of any other new folder.
-            self._temp.chmod(self._path.parent.stat().st_mode & 0o777)
-            sync_folder(self._temp)
-            self._temp.rename(self._path)
-            self._open = False
-            self._file.close()
-            sync_folder(self._path.parent)
+        self._file.commit()
+        write_file(self._made / META_FILE, msgspec.json.encode(self._meta), mode=0o666)
+        self._folder.commit()
+        self._open = False
 
     def abort(self) -> None:
         """Drop what was written. Harmless after `finish` or a former `abort`."""
-        if not self._open:
-            return
         self._open = False
-        try:
-            # On a full disk the buffer cannot be flushed; it is dropped with the file.
-            self._file.close()
-        except OSError:
-            pass
-        finally:
-            shutil.rmtree(self._temp, ignore_errors=True)
+        self._file.abort()
+        self._folder.abort()
 
     def _require_open(self) -> None:
         if not self._open:
             raise StoreError(f"{self._path}: the writer is finished or aborted")
-
-
-@contextmanager
-def _disk_errors(verb: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: cannot {verb} the store: {error.strerror or error}") from error
 
 
 def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
@@ -216,10 +181,8 @@ def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
 
 
 def _read_meta(path: Path) -> StoreMeta:
-    with _disk_errors("read", path):
-        encoded = path.read_bytes()
     try:
-        meta = msgspec.json.decode(encoded, type=StoreMeta)
+        meta = msgspec.json.decode(read_file(path), type=StoreMeta)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: the store's description is damaged: {error}") from error
     _check_meta(meta, str(path))

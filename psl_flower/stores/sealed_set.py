@@ -27,9 +27,9 @@ from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
-from psl_flower.stores.ingest import Progress, disk_errors, lock_set
+from psl_flower.stores.ingest import Progress, lock_set
 from psl_flower.stores.store_set import StoreRequest, StoreSet
-from psl_flower.system.files import make_ignored_folder
+from psl_flower.system.files import disk_errors, make_ignored_folder
 from psl_flower.text import expanded
 
 
@@ -68,7 +68,7 @@ def ensure_sealed(
         stores that were sealed under other keys.
     """
     folder, fingerprint, source = request.locate(root)
-    with disk_errors(folder):
+    with disk_errors(folder, "made", StoreError):
         make_ignored_folder(root)
         with lock_set(folder):
             # With a manifest it is whole, whatever was interrupted since, and may hold corrections of labels.

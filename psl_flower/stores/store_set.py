@@ -32,6 +32,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.matching import place_of
 from psl_flower.stores.opening import open_of_set, open_store
+from psl_flower.system.files import disk_errors
 
 if TYPE_CHECKING:
     # It brings in the networks, which the owner's commands do without.
@@ -322,9 +323,8 @@ def load_set(folder: Path, fingerprint: str, *, created: bool) -> StoreSet:
 
 def _load_labels(path: Path, description: StoreSetDescription) -> NDArray[np.int64]:
     try:
-        labels_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot read the labels: {error.strerror or error}") from error
+        with disk_errors(path, "read", StoreError):
+            labels_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise StoreError(f"{path}: the labels are damaged") from error
     if labels_N.dtype != np.int64 or labels_N.shape != (description.num_samples,):

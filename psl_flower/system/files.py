@@ -1,44 +1,328 @@
-"""Writing a file so that after a crash it is the old one or the new one, never a part."""
+"""Files that appear whole or not at all, whatever happens meanwhile; and one wording for what a disk refuses.
+
+Each operation of `Disk` is a place where a crash may come: tests replace it by one that stops at a chosen operation,
+or forgets what was not yet synchronised.
+
+What is being written has a hidden name that nobody can guess, `.NAME.<16 hex digits>.tmp`, and is locked by who writes
+it. So the next to write NAME can tell what a crash left, and removes that.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
-import tempfile
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` to `path` through a temporary file beside it and a rename.
+from psl_flower.errors import PslError, StoreExists, StoreNotFound, StoreUnreachable
+
+BUFFER_BYTES = 1 << 20
+
+
+class Disk:
+    """Operations on local files; every method raises OSError where the system refuses."""
+
+    def make_folder(self, path: Path) -> None:
+        """Create a folder and its parents; the folders it stands in are synchronised."""
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            self.sync_folder(folder.parent)
+
+    def create(self, path: Path, mode: int) -> int:
+        """Create an empty file, where there is nothing of that name, and return its descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+    def write(self, descriptor: int, data: bytes | bytearray | memoryview, path: Path) -> None:
+        """Write all of the bytes."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        """Force a file's content to the disk."""
+        os.fsync(descriptor)
+
+    def sync_folder(self, path: Path) -> None:
+        """Force a folder's names to the disk."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Put a file in the place of another, at once."""
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there."""
+        path.unlink(missing_ok=True)
+
+
+DISK = Disk()
+
+
+@contextlib.contextmanager
+def disk_errors(
+    path: Path,
+    what: str,
+    error: type[PslError] = StoreUnreachable,
+    *,
+    missing: type[PslError] | None = None,
+    advice: str = "",
+) -> Iterator[None]:
+    """Turn what the system refuses into an error of ours: "PATH: cannot be WHAT: REASON; ADVICE".
 
     Parameters
     ----------
     path : Path
-        File to write; its folder exists.
-    content : bytes
-        All of its content.
-    durable : bool
-        Also wait until file and folder are on the disk, so that the new file survives a power cut.
+        What is worked on; of a folder, the file in it that was refused is named.
+    what : str
+        Such as "read" or "written".
+    error, missing : type[PslError]
+        The error, and that for a file that is not there, by default the same.
+    advice : str, optional
+        What to do; of a full disk something is said in any case.
+    """
+    try:
+        yield
+    except OSError as refusal:
+        inside = isinstance(refusal.filename, str) and path in Path(refusal.filename).parents
+        gone = isinstance(refusal, FileNotFoundError | NotADirectoryError)
+        message = f"{refusal.filename if inside else path}: cannot be {what}: {refusal.strerror or refusal}"
+        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = advice or "free some space, or name a place on another disk"
+        raise (missing if missing and gone else error)(f"{message}; {advice}" if advice else message) from refusal
+
+
+def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: int | None = None) -> bytes:
+    """Read a whole file, of at most `limit` bytes.
 
     Raises
     ------
-    OSError
-        If the disk refuses; the old file is then as it was.
+    StoreNotFound
+        If it is not there, and no other error is named.
+    StoreUnreachable, or `error`
+        If it cannot be read, or is larger than the limit.
     """
-    descriptor, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    missing = StoreNotFound if error is StoreUnreachable else None
+    with disk_errors(path, "read", error, missing=missing), path.open("rb") as file:
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise error(f"{path}: is larger than {limit} bytes: not a file of this kind")
+    return data
+
+
+def write_file(
+    path: Path,
+    content: bytes | memoryview,
+    error: type[PslError] = StoreUnreachable,
+    *,
+    mode: int | None = None,
+    parents: bool = False,
+    durable: bool = True,
+    disk: Disk = DISK,
+) -> None:
+    """Write a file whole or not at all; parameters and errors are those of `NewFile`."""
+    file = NewFile(path, error, mode=mode, parents=parents, durable=durable, disk=disk)
     try:
-        with open(descriptor, "wb") as file:
-            # mkstemp makes a private file; this one is to be as readable as its folder.
-            os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(descriptor)
-        Path(temp).rename(path)
-    except BaseException:
-        Path(temp).unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
+        file.write(content)
+        file.commit()
+    finally:
+        file.abort()
+
+
+class NewFile:
+    """A file being written, which appears whole under its name with `commit`, in the place of an older one.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    error : type[PslError]
+        Raised where the system refuses; the older file is then as it was.
+    mode : int, optional
+        Permissions, less those that the umask takes away; by default as readable as its folder.
+    parents : bool
+        Make missing folders.
+    durable : bool
+        Wait until content and name are on the disk, so that the file survives a power cut.
+    disk : Disk
+        Operations on files.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        error: type[PslError] = StoreUnreachable,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        durable: bool = True,
+        disk: Disk = DISK,
+    ) -> None:
+        self._path, self._error, self._durable, self._disk = path, error, durable, disk
+        self._buffer = bytearray()
+        self._descriptor: int | None = None
+        with self._errors():
+            if parents:
+                disk.make_folder(path.parent)
+            for left in _left_by_a_crash(path):
+                disk.remove(left)
+            self._descriptor = self._create(mode)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        with self._errors():
+            if len(self._buffer) + len(data) > BUFFER_BYTES:
+                self._flush()
+            if len(data) >= BUFFER_BYTES:
+                self._disk.write(self._opened, data, self._temporary)
+            else:
+                self._buffer += data
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name."""
+        with self._errors():
+            self._flush()
+            if self._durable:
+                self._disk.sync(self._opened, self._temporary)
+            self._disk.rename(self._temporary, self._path)
+            self._close()
+            if self._durable:
+                self._disk.sync_folder(self._path.parent)
+
+    def abort(self) -> None:
+        """Drop what was written; harmless after `commit`."""
+        if self._descriptor is not None:
+            self._close()
+            with contextlib.suppress(OSError):
+                self._disk.remove(self._temporary)
+
+    @property
+    def _opened(self) -> int:
+        assert self._descriptor is not None
+        return self._descriptor
+
+    def _create(self, mode: int | None) -> int:
+        # As its folder, but never for all to write, as /tmp is.
+        of_folder = self._path.parent.stat().st_mode & 0o664
+        while True:
+            self._temporary = _temporary(self._path)
+            descriptor = self._disk.create(self._temporary, of_folder if mode is None else mode)
+            _hold(descriptor)
+            if os.fstat(descriptor).st_nlink:
+                break
+            os.close(descriptor)  # taken for a leftover before it was locked
+        if mode is None:
+            os.fchmod(descriptor, of_folder)  # the umask had its say when the folder was made
+        return descriptor
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._disk.write(self._opened, self._buffer, self._temporary)
+            self._buffer.clear()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._opened, None
+        os.close(descriptor)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors(self._path, "written", self._error)
+
+
+class NewFolder:
+    """A folder that appears whole under its name or not at all.
+
+    Within `with`, files are written to the folder that it yields, a hidden neighbour; leaving without an error gives it
+    its name, leaving with one removes it.
+
+    Parameters
+    ----------
+    target : Path
+        The folder; missing parents are made.
+    private : bool
+        Only this user may look into it; otherwise as readable as the folder it stands in.
+
+    Raises
+    ------
+    StoreExists
+        If something that is not an empty folder has the name already, or it is the current folder or a mounted one.
+    StoreUnreachable
+        If the disk refuses.
+    """
+
+    def __init__(self, target: Path, *, private: bool = True) -> None:
+        with disk_errors(target, "read"):
+            taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
+            current = target.is_dir() and target.samefile(os.curdir)
+            mounted = target.is_mount()
+            self._target = target.absolute()
+        if taken:
+            raise StoreExists(f"{target} exists already; name a new or an empty folder")
+        if mounted:
+            raise StoreExists(f"{target} is a mounted folder, which cannot be replaced; name a new folder in it")
+        if current:
+            # It would be replaced: who stands in it, such as the shell, would see nothing of the new one.
+            raise StoreExists(f"{target} is the current folder, which cannot be replaced; name a new folder")
+        self._private = private
+        self._lock: int | None = None
+        self._path = _temporary(self._target)
+
+    def make(self) -> Path:
+        """Make the hidden folder and return it."""
+        with disk_errors(self._target, "written"):
+            DISK.make_folder(self._target.parent)
+            for left in _left_by_a_crash(self._target):
+                shutil.rmtree(left, ignore_errors=True)
+            self._path.mkdir(mode=0o700)
+            self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _hold(self._lock)
+        return self._path
+
+    def commit(self) -> None:
+        """Make the folder durable and give it its name; where that is refused, it is dropped."""
+        try:
+            with disk_errors(self._target, "written"):
+                if not self._private:
+                    self._path.chmod(self._target.parent.stat().st_mode & 0o777)
+                DISK.sync_folder(self._path)
+                DISK.rename(self._path, self._target)
+                DISK.sync_folder(self._target.parent)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the folder with what is in it; harmless after `commit`."""
+        shutil.rmtree(self._path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Path:
+        """See `make`."""
+        return self.make()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Give it its name, or drop it after an error."""
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def make_folder(path: Path, error: type[PslError] = StoreUnreachable, *, disk: Disk = DISK) -> None:
+    """Make a folder and its parents, durably, where they are missing; raises `error` where the system refuses."""
+    with disk_errors(path, "made", error):
+        disk.make_folder(path)
 
 
 def make_ignored_folder(folder: Path) -> None:
@@ -46,19 +330,55 @@ def make_ignored_folder(folder: Path) -> None:
 
     Raises
     ------
-    OSError
+    StoreUnreachable
         If the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    ignore = folder / ".gitignore"
-    if not ignore.exists():
-        write_atomically(ignore, b"*\n")
+    make_folder(folder)
+    if not (folder / ".gitignore").exists():
+        write_file(folder / ".gitignore", b"*\n")
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
+    """Hold a lock file against other processes.
+
+    Raises
+    ------
+    StoreUnreachable
+        If another process holds it for longer than the timeout, or the lock cannot be made.
+    """
+    lock = FileLock(path, timeout=timeout_s)
+    with disk_errors(path, "locked"):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreUnreachable(
+                f"{path.parent}: another process has been at work there for {timeout_s:g} s; end it, or try again later"
+            ) from None
     try:
-        os.fsync(descriptor)
+        yield
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _hold(descriptor: int) -> None:
+    """Lock what is being written until the descriptor is closed, as this process ends at the latest."""
+    with contextlib.suppress(OSError):  # a file system without locks: what a crash leaves there stays
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _left_by_a_crash(path: Path) -> Iterator[Path]:
+    """Yield files or folders that were to become `path`, and that nobody is writing any more."""
+    name = re.compile(rf"\.{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.tmp")
+    for left in [path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)]:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield left
+            finally:
+                os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.system.files import make_folder
 from simulations import reports
 from simulations.command_line import checked, count, exit_status, new_benchmark_parser
 from simulations.compare import study, table
@@ -96,10 +97,7 @@ def _compare(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     config = checked(read_config, given, parser)
     options, folder = read_options(given), given.out.absolute()
     _check_installed(options)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {given.out}: cannot make the folder: {error.strerror or error}") from error
+    make_folder(folder, RunError)
     from simulations.compare.files import write_files  # loads matplotlib
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

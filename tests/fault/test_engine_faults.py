@@ -213,7 +213,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(party, make, oracle, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=rf"{party}/step-00000004\.pt: cannot write: No space left on device; free"):
+        with pytest.raises(
+            RunError, match=rf"{party}/step-00000004\.pt: cannot be written: No space left on device; free"
+        ):
             parts.run(stop_step=4)
     assert parts.checkpoints.steps() == [2]
     assert {path: path.read_bytes() for path in kept} == kept

@@ -18,10 +18,10 @@ import pytest
 from psl_flower.errors import SourceChanged, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.verify import verify
+from psl_flower.system.files import DISK, Disk
 from tests.vectors.sealed_support import ArraySource, CrashingDisk, Killed, World
 
 OLD, NEW = ArraySource(train=2, test=1, seed=1), ArraySource(train=1, test=1, seed=2)

@@ -10,8 +10,9 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import NodeLost, RunError, TrainingStopped
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
+from psl_flower.system.files import DISK
 from tests.in_process import InProcessGrid, engines_one_by_one
 
 SETTINGS = {
@@ -101,12 +102,15 @@ def test_an_evaluation_that_a_node_was_lost_in_is_repeated_and_told_of(stores, t
 
 def test_a_model_that_could_not_be_written_is_written_by_the_next(stores, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
+        create = DISK.create
 
-        def full(*_, **__):
-            raise OSError(28, "No space left on device")
+        def full(path, mode):
+            if MODEL_FILE in path.name:
+                raise OSError(28, "No space left on device")
+            return create(path, mode)
 
-        patched.setattr("psl_flower.inference.trained_model.write_atomically", full)
-        with pytest.raises(RunError, match="cannot write the model"):
+        patched.setattr(DISK, "create", full)
+        with pytest.raises(RunError, match=r"model\.safetensors: cannot be written: No space left"):
             serve(stores, tmp_path, **SETTINGS, run_name="cut")
     run = RunFolder(tmp_path / "runs" / "cut")
     assert run.model.is_dir() and not run.has_model

@@ -11,10 +11,10 @@ from psl_flower import errors
 from psl_flower.errors import PslError
 from psl_flower.sealed import envelope, remote
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.store import SealedStore
+from psl_flower.system.files import Disk
 from tests.security.sealed_bytes import COUNT, SOURCE, every_change
 from tests.vectors.sealed_support import World
 

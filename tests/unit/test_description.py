@@ -128,7 +128,7 @@ def test_damage_is_refused(tmp_path, old, new):
 
 
 def test_missing_and_unwritable(tmp_path):
-    with pytest.raises(StoreError, match="cannot read the manifest"):
+    with pytest.raises(StoreError, match="manifest.json: cannot be read"):
         StoreSetDescription.load(tmp_path / "manifest.json")
-    with pytest.raises(StoreError, match="cannot write the manifest"):
+    with pytest.raises(StoreError, match="manifest.json: cannot be written"):
         MANIFEST.save(tmp_path / "absent" / "manifest.json")

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from psl_flower.data import sources
@@ -193,7 +194,7 @@ def test_waiting_for_another_process_ends(tmp_path, pictures, monkeypatch):
     stores = ensure_stores(tmp_path / "root", request_for(pictures))
     shutil.rmtree(stores.folder)
     monkeypatch.setattr(ingest, "_LOCK_TIMEOUT_S", 0.1)
-    lock = ingest.FileLock(stores.folder.with_name(f".{stores.folder.name}.lock"), is_singleton=False)
+    lock = FileLock(stores.folder.with_name(f".{stores.folder.name}.lock"), is_singleton=False)
     with lock, pytest.raises(StoreError, match="another process"):
         ensure_stores(tmp_path / "root", request_for(pictures))
     assert ensure_stores(tmp_path / "root", request_for(pictures)).created
@@ -201,7 +202,7 @@ def test_waiting_for_another_process_ends(tmp_path, pictures, monkeypatch):
 
 def test_unwritable_root(tmp_path, pictures):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match="cannot make the stores"):
+    with pytest.raises(StoreError, match="root: cannot be made"):
         ensure_stores(tmp_path / "file" / "root", request_for(pictures))
 
 
@@ -226,7 +227,7 @@ def np_save(path, array):
     ("damage", "match"),
     [
         (lambda f: (f / "manifest.json").write_bytes(b"{"), "manifest is damaged"),
-        (lambda f: (f / "lower/labels.npy").unlink(), "cannot read the labels"),
+        (lambda f: (f / "lower/labels.npy").unlink(), "labels.npy: cannot be read"),
         (lambda f: (f / "lower/labels.npy").write_bytes(b"nonsense"), "labels are damaged"),
         (lambda f: (f / "lower/labels.npy").write_bytes(b""), "labels are damaged"),
         (lambda f: np_save(f / "lower/labels.npy", np.zeros(11, np.int64)), r"\(12,\), found int64 \(11,"),

@@ -145,7 +145,7 @@ def cut(path, by):
         (lambda s: cut(s / "patches.u8", 0), "found 0"),
         (lambda s: (s / "patches.u8").write_bytes(patches().tobytes() + b"x"), f"found {5 * RECORD + 1}"),
         (lambda s: (s / "patches.u8").unlink(), "holds no patch store"),
-        (lambda s: (s / "meta.json").unlink(), r"meta\.json: cannot read"),
+        (lambda s: (s / "meta.json").unlink(), r"meta\.json: cannot be read"),
         (lambda s: cut(s / "meta.json", -1), r"meta\.json: .*damaged"),
         (lambda s: replace(s / "meta.json", b"ab12", b"\xff"), "damaged"),
         (
@@ -204,7 +204,7 @@ def test_reading_a_closed_store_is_refused(tmp_path):
 
 def test_unwritable_place_is_a_store_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match="cannot write"):
+    with pytest.raises(StoreError, match="cannot be written"):
         PlainStoreWriter(tmp_path / "file" / "store", META)
 
 
@@ -214,7 +214,7 @@ def test_full_disk_is_a_store_error_and_abort_cleans_up(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(StoreError, match="cannot write"):
+        with pytest.raises(StoreError, match="cannot be written"):
             writer.append(np.zeros((100_000, 2, 3, 2, 4), np.uint8))
         writer.abort()
     finally:

@@ -13,6 +13,7 @@ from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
 from psl_flower.errors import RunError, TrainingStopped
 from psl_flower.kinds import Lighten, Predict, Restore, Train
 from psl_flower.runs.folder import create_run
+from psl_flower.system.files import DISK
 from server.reporting import Reporter
 from tests.authority import DAY, NOW, Authority
 
@@ -93,10 +94,10 @@ def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch, caplog
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("psl_flower.runs.folder.write_atomically", full)
+    monkeypatch.setattr(DISK, "create", full)
     reporter.fail(RunError("the reason"))
     assert "error: the reason" in caplog.text
-    assert "status.json: cannot write: No space left on device" in caplog.text
+    assert "status.json: cannot be written: No space left on device" in caplog.text
 
 
 def test_a_round_whose_predictions_were_not_written_is_evaluated_again(tmp_path, monkeypatch):
@@ -122,7 +123,7 @@ def test_a_round_whose_predictions_were_not_written_is_evaluated_again(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("psl_flower.runs.folder.write_atomically", killed)
+        patch.setattr(DISK, "create", killed)
         done(2)
     assert [metrics["step"] for metrics in run.read_metrics()] == [1]
     assert (run.path / "predictions.npz").read_bytes() == before

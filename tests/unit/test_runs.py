@@ -10,6 +10,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import RunError, StoreError
 from psl_flower.runs.folder import RunFolder, Status, create_run, list_runs, open_run, this_process
+from psl_flower.system.files import DISK
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_name_is_taken_once(run, tmp_path):
 
 def test_an_unusable_workspace(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot make the run's folder: .*; set workspace"):
+    with pytest.raises(RunError, match=r"runs: cannot be made: .*; set workspace"):
         create_run(tmp_path / "file", "x", "digits")
 
 
@@ -159,7 +160,7 @@ def test_predictions(run):
 
 
 def test_manifest(run, stores_for):
-    with pytest.raises(StoreError, match=r"manifest\.json: cannot read"):
+    with pytest.raises(StoreError, match=r"manifest\.json: cannot be read"):
         run.read_description()
     description = stores_for(RunConfig.of(max_train=24, max_test=8)).description
     run.write_description(description)
@@ -170,6 +171,6 @@ def test_a_full_disk_is_an_error_of_ours(run, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("psl_flower.runs.folder.write_atomically", full)
-    with pytest.raises(RunError, match=r"status\.json: cannot write: No space left on device"):
+    monkeypatch.setattr(DISK, "create", full)
+    with pytest.raises(RunError, match=r"status\.json: cannot be written: No space left on device"):
         run.write_status(Status(state="training"))

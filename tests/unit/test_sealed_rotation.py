@@ -14,13 +14,13 @@ from psl_flower.cli.terminal import stores_beside
 from psl_flower.sealed import envelope
 from psl_flower.sealed import labels as label_versions
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.store import SealedStore
 from psl_flower.sealed.verify import verify
+from psl_flower.system.files import Disk
 from tests.unit.tiny_sealed import content
 from tests.vectors.sealed_support import ArraySource, World
 

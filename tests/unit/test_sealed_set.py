@@ -10,13 +10,13 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, DataError, LabelError, PslError
 from psl_flower.sealed import ingest, keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import Disk
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.stores import store_set
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.system.files import Disk
 from tests.unit.tiny_pictures import files_of, images_of, listing, request_for
 from tests.unit.tiny_sealed import content, make_sealed, same_sets
 

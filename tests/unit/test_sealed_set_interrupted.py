@@ -1,5 +1,6 @@
 """ensure_sealed and prepare_stores disturbed: interruption, a full disk, two processes at once, nowhere to write."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -65,12 +66,12 @@ def test_a_full_disk_is_an_error_and_what_it_leaves_is_completed(tmp_path, pictu
     def full(path, mode=0o644):
         count.append(path)
         if len(count) > 9:
-            raise StoreUnreachable("no space left")
+            raise OSError(errno.ENOSPC, "No space left on device")
         return create(path, mode)
 
     with monkeypatch.context() as patch:
         patch.setattr(ingest.DISK, "create", full)
-        with pytest.raises(StoreUnreachable):
+        with pytest.raises(StoreUnreachable, match="No space left on device; free some space"):
             make_sealed(tmp_path, request_for(pictures))
     made = make_sealed(tmp_path, request_for(pictures))
     assert made.created
@@ -135,5 +136,5 @@ def test_what_cannot_be_written_is_one_error(tmp_path, where):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_workspace_that_may_only_be_read(tmp_path):
     (tmp_path / "stores").mkdir(mode=0o500)
-    with pytest.raises(StoreError, match="cannot make the stores"):
+    with pytest.raises(StoreError, match="cannot be made"):
         prepare_stores(RunConfig.of(max_train=20, max_test=5, workspace=str(tmp_path)))

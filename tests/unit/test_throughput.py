@@ -140,7 +140,7 @@ def test_a_report_survives_its_file(tmp_path):
     written = report()
     reports.save(path, written)
     assert reports.load(path, Report) == written
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot be written"):
         reports.save(tmp_path / "absent" / "throughput.json", written)
 
 

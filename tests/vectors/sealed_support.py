@@ -14,11 +14,11 @@ import numpy as np
 
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.disk import DISK, Disk
 from psl_flower.sealed.ingest import Ingested, Plan, ingest
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.store import SealedStore
+from psl_flower.system.files import DISK, Disk
 
 
 class ArraySource:
