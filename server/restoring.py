@@ -15,8 +15,8 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.text import expanded
 from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
+from strategies.collection import gather_answers
 from strategies.link import NodeLink, TransportOptions
-from strategies.restoration import gather_answers
 
 
 def restore(
