@@ -5,76 +5,90 @@ Every handler serves all Uppers of this node that the task names; see `strategie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
-import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from clients.host import Host, check_lightening_allowed, check_store
-from clients.messages import LOWER, content, host_of, number, some_bytes, values
+from clients.messages import LOWER, Asked, Handler
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
 from psl_flower.lightening import on_node
 from psl_flower.patches.store import PatchStore
-from psl_flower.wire.node_messages import Measured, encode
+from psl_flower.wire.node_messages import Measured
+from psl_flower.wire.questions import (
+    LightenKeep,
+    LightenMeasure,
+    LightenPlace,
+    LightenQuantise,
+    LightenReady,
+    Parcel,
+    Question,
+    Tensors,
+)
 
 
-def ready(message: Message, context: Context) -> RecordDict:
-    """Check that this node can take part: its operator allows it, and the runtime is installed."""
-    for _ in _stores(host_of(message, context)):
+def ready(asked: Asked[LightenReady]) -> Parcel:
+    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    for _ in _stores(asked.host()):
         on_node.check_runtime()
-    return content({})
+    return Parcel()
 
 
-def place(message: Message, context: Context) -> RecordDict:
+def place(asked: Asked[LightenPlace]) -> Parcel:
     """Keep the weights that a training begins with."""
-    host = host_of(message, context)
+    host = asked.host()
     blueprint = Blueprint.decode(host.task.settings)
     phase = blueprint.override
     if not isinstance(phase, CompressionTraining):
         raise FrameMismatch(f"{LOWER}: expected a training of a lightening, received none")
     for m, store in _stores(host):
-        weights = _tensors(message, f"upper-{m}")
-        teacher = _tensors(message, f"teacher-{m}") if phase.teacher is not None else {}
+        weights = asked.received.tensors("upper", m)
+        teacher = asked.received.tensors("teacher", m) if phase.teacher is not None else {}
         on_node.put_in_place(blueprint, phase, store, host.checkpoints(m), weights, teacher)
-    return content({})
+    return Parcel()
 
 
-def quantise(message: Message, context: Context) -> RecordDict:
+def quantise(asked: Asked[LightenQuantise]) -> Parcel:
     """Return Uppers in int8, calibrated on patches that stay here, and smashed data to calibrate the Lower on."""
-    host, given = host_of(message, context), values(message)
+    host = asked.host()
     host.prepare_process()
-    samples_B = np.frombuffer(some_bytes(given.get("samples"), "samples"), dtype="<i8")
-    bits = number(given.get("bits"), "a number of bits")
-    models: dict[str, bytes] = {}
-    smashed: dict[str, ArrayRecord] = {}
+    samples_B = np.frombuffer(asked.question.samples, dtype="<i8")
+    models: dict[int, bytes] = {}
+    smashed: dict[int, Tensors] = {}
     for m, store in _stores(host):
-        made = on_node.quantise(some_bytes(given.get(f"upper-{m}"), f"a model of Upper {m}"), store, samples_B, bits)
-        models[f"upper-{m}"] = made.model.SerializeToString()
-        smashed[f"smashed-{m}"] = ArrayRecord({"smashed": made.smashed_NChw})
-    return content(models, smashed)
+        made = on_node.quantise(asked.received.part(m), store, samples_B, asked.question.bits)
+        models[m], smashed[m] = made.model.SerializeToString(), {"smashed": made.smashed_NChw}
+    return Parcel(parts=models, tensors={"smashed": smashed})
 
 
-def keep(message: Message, context: Context) -> RecordDict:
+def keep(asked: Asked[LightenKeep]) -> Parcel:
     """Put Uppers' files in place."""
-    host, given = host_of(message, context), values(message)
+    host = asked.host()
     for m, _ in _stores(host):
-        on_node.keep_file(host.checkpoints(m).folder, some_bytes(given.get(f"upper-{m}"), f"a file of Upper {m}"))
-    return content({})
+        on_node.keep_file(host.checkpoints(m).folder, asked.received.part(m))
+    return Parcel()
 
 
-def measure(message: Message, context: Context) -> RecordDict:
+def measure(asked: Asked[LightenMeasure]) -> Parcel:
     """Measure the files in place, one Upper after the other; times of several Uppers add up."""
-    host, given = host_of(message, context), values(message)
-    batch, threads = number(given.get("batch"), "a batch"), number(given.get("threads"), "a number of threads")
+    host, batch, threads = asked.host(), asked.question.batch, asked.question.threads
     batch_s = latency_ms = 0.0
     for m, store in _stores(host):
         speed = on_node.measure(host.checkpoints(m).folder, store, batch=batch, threads=threads)
         batch_s += batch / speed.images_per_s
         latency_ms += speed.latency_ms
-    return content({"measured": encode(Measured(images_per_s=batch / batch_s, latency_ms=latency_ms))})
+    return Parcel(Measured(images_per_s=batch / batch_s, latency_ms=latency_ms))
+
+
+HANDLERS: dict[type[Question], Handler] = {
+    LightenReady: ready,
+    LightenPlace: place,
+    LightenQuantise: quantise,
+    LightenKeep: keep,
+    LightenMeasure: measure,
+}
 
 
 def _stores(host: Host) -> Iterator[tuple[int, PatchStore]]:
@@ -86,10 +100,3 @@ def _stores(host: Host) -> Iterator[tuple[int, PatchStore]]:
         with closing(host.open_store(m)) as store:
             check_store(description, m, store)
             yield m, store
-
-
-def _tensors(message: Message, name: str) -> Mapping[str, torch.Tensor]:
-    record = message.content.array_records.get(name)
-    if record is None:
-        raise FrameMismatch(f"{LOWER}: expected the weights {name}, received none")
-    return dict(record.to_torch_state_dict())

@@ -1,44 +1,72 @@
-"""Records of ours in Flower messages, as a node reads and writes them; see `strategies.messages` for the other side."""
+"""Questions as a node reads them and answers them (`psl_flower.wire.questions`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
-from clients.host import Host
-from psl_flower.errors import FrameMismatch
-from psl_flower.wire.node_messages import NodeTask, decode
+from clients.host import Build, Host
+from psl_flower.errors import PslError
+from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.wire.messages import Failed
+from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, TaskQuestion
 
-_RECORD = "psl"
 LOWER = "the Lower"
 
-
-def values(message: Message) -> dict[str, object]:
-    """Return what a message carries; empty if it holds no such record."""
-    record = message.content.config_records.get(_RECORD)
-    return dict(record) if record is not None else {}
+Q = TypeVar("Q", bound=Question)
+T = TypeVar("T", bound=TaskQuestion)
 
 
-def content(given: Mapping[str, bytes], tensors: Mapping[str, ArrayRecord] | None = None) -> RecordDict:
-    """Return the content of a reply."""
-    return RecordDict({_RECORD: ConfigRecord(dict(given)), **(tensors or {})})
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Q]):
+    """A question that has come.
+
+    Attributes
+    ----------
+    question : Question
+        The question.
+    received : Received
+        The parts and tensors that came with it.
+    context : Context
+        Flower's.
+    build : callable
+        Makes the engine of one Upper.
+    """
+
+    question: Q
+    received: Received
+    context: Context
+    build: Build
+
+    def host(self: Asked[T]) -> Host:
+        """Return this node's view of the task."""
+        return Host(self.context, self.question.task)
 
 
-def host_of(message: Message, context: Context) -> Host:
-    """Return the node's view of the task that a message carries; raises FrameMismatch if it carries none."""
-    return Host(context, decode(values(message).get("task"), NodeTask, LOWER))
+Handler = Callable[[Asked[Any]], Parcel]
 
 
-def number(value: object, what: str) -> int:
-    """Return a value that must be a whole number; raises FrameMismatch if it is none."""
-    if not isinstance(value, int):
-        raise FrameMismatch(f"{LOWER}: expected {what}, received {type(value).__name__}")
-    return value
+def register(app: ClientApp, handlers: Mapping[type[Question], Handler], build: Build) -> None:
+    """Let an app answer questions; an error that a user can meet is answered as a failure, without a traceback."""
+    for kind, handler in handlers.items():
+        _register(app, kind, handler, build)
 
 
-def some_bytes(value: object, what: str) -> bytes:
-    """Return a value that must be bytes; raises FrameMismatch if it is not."""
-    if not isinstance(value, bytes):
-        raise FrameMismatch(f"{LOWER}: expected {what}, received {type(value).__name__}")
-    return value
+def _register(app: ClientApp, kind: type[Question], handler: Handler, build: Build) -> None:
+    category, action = kind.kind.split(".")
+
+    def answer(message: Message, context: Context) -> Message:
+        forbid_core_dumps()  # every handler opens stores with the node's key
+        received = Received(message.content, LOWER)
+        try:
+            parcel = handler(Asked(received.record(kind), received, context, build))
+        except PslError as error:
+            parcel = Parcel(Failed.of(error))
+        arrays = {name: ArrayRecord(state) for name, state in parcel.arrays().items()}
+        return Message(RecordDict({CONFIG_RECORD: ConfigRecord({**parcel.values()}), **arrays}), reply_to=message)
+
+    (app.train if category == "train" else app.query)(action)(answer)

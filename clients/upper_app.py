@@ -5,11 +5,8 @@ A node with the role of the Adaptation Net's server runs the same app, and hosts
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from functools import partial
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import lightening
@@ -26,7 +23,7 @@ from clients.host import (
     serves_adaptation,
     simulation_slots,
 )
-from clients.messages import LOWER, content, host_of, number, some_bytes, values
+from clients.messages import LOWER, Asked, Handler, register
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.stateless import forgetful
@@ -35,15 +32,21 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
-from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import Failed, Hello, party_names
-from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, StreamTicket, decode, encode
+from psl_flower.wire.messages import Failed, Hello
+from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, StreamTicket
+from psl_flower.wire.questions import (
+    AskClaims,
+    AskInventory,
+    GiveWeights,
+    OpenStreams,
+    Parcel,
+    Question,
+    SealForRestorers,
+    TakeStep,
+    Tensors,
+)
 from psl_flower.wire.stream import UpperStream, connect
-
-_STEPS = "a number of steps"
-
-Handler = Callable[[Message, Context], RecordDict]
 
 
 def upper_app(build: Build = build_engine) -> ClientApp:
@@ -55,91 +58,45 @@ def upper_app(build: Build = build_engine) -> ClientApp:
         Makes the engine of one Upper; the default makes those of this app, another one serves models of your own.
     """
     app = ClientApp()
-
-    @app.query("inventory")
-    def inventory(message: Message, context: Context) -> Message:
-        return _answer(message, context, _inventory)
-
-    @app.query("claim")
-    def claim(message: Message, context: Context) -> Message:
-        return _answer(message, context, _claim)
-
-    @app.train("stream")
-    def stream(message: Message, context: Context) -> Message:
-        return _answer(message, context, partial(_stream, build=build))
-
-    @app.query("step")
-    def step(message: Message, context: Context) -> Message:
-        return _answer(message, context, partial(_step, build=build))
-
-    @app.query("collect")
-    def collect(message: Message, context: Context) -> Message:
-        return _answer(message, context, partial(_collect, build=build))
-
-    @app.query("restore")
-    def restore(message: Message, context: Context) -> Message:
-        return _answer(message, context, _restore)
-
-    @app.query("lighten_ready")
-    def lighten_ready(message: Message, context: Context) -> Message:
-        return _answer(message, context, lightening.ready)
-
-    @app.query("lighten_place")
-    def lighten_place(message: Message, context: Context) -> Message:
-        return _answer(message, context, lightening.place)
-
-    @app.query("lighten_quantise")
-    def lighten_quantise(message: Message, context: Context) -> Message:
-        return _answer(message, context, lightening.quantise)
-
-    @app.query("lighten_keep")
-    def lighten_keep(message: Message, context: Context) -> Message:
-        return _answer(message, context, lightening.keep)
-
-    @app.query("lighten_measure")
-    def lighten_measure(message: Message, context: Context) -> Message:
-        return _answer(message, context, lightening.measure)
-
+    register(app, {**_HANDLERS, **lightening.HANDLERS}, build)
     return app
 
 
-def _inventory(message: Message, context: Context) -> RecordDict:
+def _inventory(asked: Asked[AskInventory]) -> Parcel:
+    context = asked.context
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return content(
-            {"inventory": encode(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))}
-        )
+        return Parcel(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))
     own_tls(context)  # what is wrong with certificates is said at the start of the run
     if serves_adaptation(context):
-        return content({"inventory": encode(Inventory(adaptation=True))})
+        return Parcel(Inventory(adaptation=True))
     claims = []
     for store in own_stores(context):
         claims.append(claim_of(store))
         store.close()
-    return content({"inventory": encode(Inventory(claims=tuple(claims)))})
+    return Parcel(Inventory(claims=tuple(claims)))
 
 
-def _claim(message: Message, context: Context) -> RecordDict:
-    host = host_of(message, context)
+def _claim(asked: Asked[AskClaims]) -> Parcel:
+    host = asked.host()
     claims: list[Claim] = []
     for m in host.task.parties:
         store = host.open_store(m)
         claims.append(claim_of(store))
         store.close()
-    return content({"inventory": encode(Inventory(claims=tuple(claims)))})
+    return Parcel(Inventory(claims=tuple(claims)))
 
 
-def _stream(message: Message, context: Context, build: Build) -> RecordDict:
+def _stream(asked: Asked[OpenStreams]) -> Parcel:
     """Open one stream for each party hosted here and serve them until the round is over."""
-    host = host_of(message, context)
-    ticket = decode(values(message).get("ticket"), StreamTicket, LOWER)
+    host, ticket = asked.host(), asked.question.ticket
     host.prepare_process()
     parties: dict[int, tuple[UpperEngine | AdaptationNode, UpperStream]] = {}
     with ExitStack() as opened:
         for m in host.task.parties:
-            party = opened.enter_context(closing(host.engine(m, build)))
+            party = opened.enter_context(closing(host.engine(m, asked.build)))
             try:
-                check_averaging_allowed(context, party)
+                check_averaging_allowed(asked.context, party)
                 party.go_to(ticket.step, ticket.saved.get(m))
             except Exception as error:
                 with suppress(PslError):  # the Lower may be gone already
@@ -148,51 +105,56 @@ def _stream(message: Message, context: Context, build: Build) -> RecordDict:
             parties[m] = (party, opened.enter_context(_connect(host, ticket, party)))
         wire = _wire(host.task, next(iter(parties.values()))[0])
         serve(parties, wire, host.task.timeout_s)
-    return content({})
+    return Parcel()
 
 
-def _step(message: Message, context: Context, build: Build) -> RecordDict:
+def _step(asked: Asked[TakeStep]) -> Parcel:
     """Do one step of every party hosted here, each from its state on disk."""
-    host = host_of(message, context)
+    host, question = asked.host(), asked.question
     host.prepare_process()
-    received = values(message)
-    step = number(received.get("step"), _STEPS)
-    answers: dict[str, bytes] = {}
+    answers: dict[int, bytes] = {}
     for m in host.task.parties:
-        frame = received.get(f"party-{m}")
-        if not isinstance(frame, bytes):
-            raise FrameMismatch(f"{LOWER}: expected a frame for {party_names([m])}, received none")
-        with closing(host.engine(m, build)) as engine:
-            check_averaging_allowed(context, engine)
+        frame = asked.received.part(m)
+        with closing(host.engine(m, asked.build)) as engine:
+            check_averaging_allowed(asked.context, engine)
             party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
-            saved = number(received.get(f"saved-{m}"), _STEPS) if f"saved-{m}" in received else None
-            down = decode_frame(bytearray(frame), party.expects(wire, step, saved), peer=LOWER)
-            answers[f"party-{m}"] = frame_bytes(party.reply(down, wire))
-    return content(answers)
+            expected = party.expects(wire, question.step, question.saved.get(m))
+            answers[m] = frame_bytes(party.reply(decode_frame(bytearray(frame), expected, peer=LOWER), wire))
+    return Parcel(parts=answers)
 
 
-def _collect(message: Message, context: Context, build: Build) -> RecordDict:
-    host = host_of(message, context)
-    received = values(message)
-    records: dict[str, ArrayRecord] = {}
+def _collect(asked: Asked[GiveWeights]) -> Parcel:
+    host = asked.host()
+    weights: dict[int, Tensors] = {}
     for m in host.task.parties:
-        with closing(host.engine(m, build)) as engine:
+        with closing(host.engine(m, asked.build)) as engine:
             if not isinstance(engine, UpperEngine):
                 raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
-            engine.go_to(number(received.get(f"saved-{m}"), _STEPS))
-            weights = engine.model.state_dict()
-        records[f"upper-{m}"] = ArrayRecord({name: value.cpu() for name, value in weights.items()})
-    return RecordDict({**records})
+            if m not in asked.question.saved:
+                raise FrameMismatch(f"{LOWER}: expected the step of Upper {m}, received none")
+            engine.go_to(asked.question.saved[m])
+            weights[m] = engine.model.state_dict()
+    return Parcel(tensors={"upper": weights})
 
 
-def _restore(message: Message, context: Context) -> RecordDict:
+def _restore(asked: Asked[SealForRestorers]) -> Parcel:
     """Answer an authorisation of restorers: log it, then seal the patches asked for to its recipients."""
-    request = some_bytes(values(message).get("request"), "an authorisation")
-    answers: dict[str, bytes] = {}
-    for opened, log in host_of(message, context).sealed_stores():
+    answers: dict[int, bytes] = {}
+    for opened, log in asked.host().sealed_stores():
         with closing(opened.store) as store:
-            answers[f"upper-{store.meta.upper}"] = answer(request, opened.signed, store, opened.node, AuditLog(log))
-    return content(answers)
+            sealed = answer(asked.question.request, opened.signed, store, opened.node, AuditLog(log))
+            answers[store.meta.upper] = sealed
+    return Parcel(parts=answers)
+
+
+_HANDLERS: dict[type[Question], Handler] = {
+    AskInventory: _inventory,
+    AskClaims: _claim,
+    OpenStreams: _stream,
+    TakeStep: _step,
+    GiveWeights: _collect,
+    SealForRestorers: _restore,
+}
 
 
 def _connect(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNode) -> UpperStream:
@@ -214,16 +176,6 @@ def _report(host: Host, ticket: StreamTicket, party: UpperEngine | AdaptationNod
     """Tell the Lower at once why this party does not take part, so that it need not wait for it."""
     with _connect(host, ticket, party) as stream:
         stream.fail(Failed.of(error))
-
-
-def _answer(message: Message, context: Context, handler: Handler) -> Message:
-    """Let a handler make the reply; a failure that a user can meet becomes part of it, without a traceback."""
-    forbid_core_dumps()  # every handler opens stores with the node's key
-    try:
-        reply = handler(message, context)
-    except PslError as error:
-        reply = content({"failure": encode(Failed.of(error))})
-    return Message(reply, reply_to=message)
 
 
 def _wire(task: NodeTask, party: UpperEngine | AdaptationNode) -> WireFormat:

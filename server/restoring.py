@@ -10,8 +10,8 @@ from psl_flower.sealed import remote
 from psl_flower.system.files import read_file, write_file
 from psl_flower.text import expanded
 from server.run import ServerRun
+from strategies.collection import gather_answers
 from strategies.link import NodeLink
-from strategies.restoration import gather_answers
 
 
 def restore(run: ServerRun[Restore]) -> None:

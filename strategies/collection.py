@@ -1,23 +1,22 @@
-"""Asks the nodes for the weights of their Upper models, as only the owner of the model may."""
+"""Asks the nodes for weights of their Upper models, and for answers to restorers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from psl_flower.errors import NodeError
-from psl_flower.wire.node_messages import NodeTask, encode
-from strategies.messages import ask, content
-from strategies.nodes import Placement, task_for
+from psl_flower.wire.node_messages import NodeTask
+from psl_flower.wire.questions import GiveWeights, Question, Received, SealForRestorers
+from strategies.messages import ask, message
+from strategies.nodes import Placement
 
 
 def gather_weights(
     grid: Grid, placement: Placement, task: NodeTask, saved: Mapping[int, int], timeout_s: float
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """Return the weights of all Upper models, by Upper.
+    """Return the weights of all Upper models, by Upper, as only the owner of the model may ask for them.
 
     Parameters
     ----------
@@ -36,20 +35,37 @@ def gather_weights(
     ------
     NodeError, PeerLost
         If a node fails or does not answer.
+    FrameMismatch
+        If it leaves an Upper out.
     """
-    question = [
-        Message(
-            content({"task": encode(task_for(task, hosted)), **{f"saved-{m}": saved[m] for m in hosted}}),
-            node,
-            f"{MessageType.QUERY}.collect",
-        )
-        for node, hosted in placement.hosts.items()
-    ]
-    weights: dict[int, dict[str, torch.Tensor]] = {}
-    for node, reply in ask(grid, question, timeout_s, placement.names).items():
+
+    def question(hosted: tuple[int, ...]) -> Question:
+        return GiveWeights(task=task.hosting(hosted), saved={m: saved[m] for m in hosted})
+
+    answers = _answers(grid, placement, question, timeout_s)
+    return {m: answer.tensors("upper", m) for m, answer in answers}
+
+
+def gather_answers(
+    grid: Grid, placement: Placement, task: NodeTask, request: bytes, timeout_s: float
+) -> dict[int, bytes]:
+    """Return all nodes' answers to an authorisation of restorers, by Upper; the server can read none of them.
+
+    Parameters and errors are those of `gather_weights`, but for `request`: the signed authorisation, as
+    `psl_flower.sealed.remote.authorise` wrote it. A node that refuses is a NodeError, in its own words.
+    """
+
+    def question(hosted: tuple[int, ...]) -> Question:
+        return SealForRestorers(task=task.hosting(hosted), request=request)
+
+    return {m: answer.part(m) for m, answer in _answers(grid, placement, question, timeout_s)}
+
+
+def _answers(
+    grid: Grid, placement: Placement, question: Callable[[tuple[int, ...]], Question], timeout_s: float
+) -> Iterator[tuple[int, Received]]:
+    """Ask all nodes what `question` says of the Uppers that they host; yield each Upper's answer."""
+    messages = [message(node, question(hosted)) for node, hosted in placement.hosts.items()]
+    for node, answer in ask(grid, messages, timeout_s, placement.names).items():
         for m in placement.hosts[node]:
-            record = reply.content.array_records.get(f"upper-{m}")
-            if record is None:
-                raise NodeError(f"{placement.names[node]}: did not return the weights of Upper {m}")
-            weights[m] = dict(record.to_torch_state_dict())
-    return weights
+            yield m, answer

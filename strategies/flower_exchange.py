@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
-from psl_flower.errors import FrameMismatch
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
 from psl_flower.wire.messages import party_names
-from psl_flower.wire.node_messages import NodeTask, encode
-from strategies.messages import ask, content, values
-from strategies.nodes import Placement, task_for
+from psl_flower.wire.node_messages import NodeTask
+from psl_flower.wire.questions import TakeStep
+from strategies.messages import ask, message
+from strategies.nodes import Placement
 
 
 class FlowerExchange(Exchange):
@@ -45,8 +44,7 @@ class FlowerExchange(Exchange):
         timeout_s: float,
     ) -> None:
         super().__init__(wire)
-        self._grid, self._placement, self._timeout_s = grid, placement, timeout_s
-        self._tasks = {node: encode(task_for(task, hosted)) for node, hosted in placement.parties.items()}
+        self._grid, self._placement, self._task, self._timeout_s = grid, placement, task, timeout_s
         parties = [m for hosted in placement.parties.values() for m in hosted]
         self._saved = dict(saved)
         self._up, self._down = dict.fromkeys(parties, 0), dict.fromkeys(parties, 0)
@@ -59,28 +57,22 @@ class FlowerExchange(Exchange):
         hosts = {node: hosted for node, hosted in hosts.items() if hosted}
         messages = []
         for node, hosted in hosts.items():
-            parts: dict[str, bytes | int] = {
-                "task": self._tasks[node],
-                "step": frames[hosted[0]].message.steps_applied,
-            }
+            sent = {m: frame_bytes(frames[m]) for m in hosted}
+            question = TakeStep(
+                task=self._task.hosting(hosted),
+                step=frames[hosted[0]].message.steps_applied,
+                saved={m: self._saved[m] for m in hosted if m in self._saved},
+            )
+            messages.append(message(node, question, sent))
             for m in hosted:
-                frame = frame_bytes(frames[m])
-                self._down[m] += len(frame)
-                parts[f"party-{m}"] = frame
-                if m in self._saved:
-                    parts[f"saved-{m}"] = self._saved[m]
-                    if frames[m].message.changes_state:
-                        del self._saved[m]  # from then on a party has a state of its own between messages
-            messages.append(Message(content(parts), node, f"{MessageType.QUERY}.step"))
+                self._down[m] += len(sent[m])
+                if frames[m].message.changes_state:
+                    self._saved.pop(m, None)  # from then on a party has a state of its own between messages
         replies = ask(self._grid, messages, self._timeout_s, self._placement.names, meanwhile)
         answers: dict[int, Frame] = {}
         for node, hosted in hosts.items():
-            received = values(replies[node])
             for m in hosted:
-                peer = f"{party_names([m])} on {self._placement.names[node]}"
-                reply = received.get(f"party-{m}")
-                if not isinstance(reply, bytes):
-                    raise FrameMismatch(f"{peer}: expected a frame, received none")
+                reply, peer = replies[node].part(m), f"{party_names([m])} on {self._placement.names[node]}"
                 # A bytearray is decoded in place; bytes would be copied.
                 answers[m] = decode_frame(bytearray(reply), expected[m], peer=peer)
                 raise_ending(answers[m], peer)

@@ -7,27 +7,35 @@ images that the Lower's quantisation is calibrated on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.wire.node_messages import Measured, NodeTask, encode
+from psl_flower.wire.node_messages import Measured, NodeTask
 from psl_flower.wire.plan import pack_samples
+from psl_flower.wire.questions import (
+    LightenKeep,
+    LightenMeasure,
+    LightenPlace,
+    LightenQuantise,
+    LightenReady,
+    Question,
+    Received,
+    Tensors,
+)
 from strategies.link import NodeLink, TransportOptions
-from strategies.messages import ask, content, decoded, values
-from strategies.nodes import Placement, task_for
+from strategies.messages import ask, message
+from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 
-Tensors = Mapping[str, torch.Tensor]
-# Values and tensors that a question carries for one Upper.
-Question = Callable[[int], tuple[dict[str, bytes], dict[str, Tensors]]]
+Value = TypeVar("Value")
 
 _MOST_ATTEMPTS = 3
 
@@ -65,15 +73,11 @@ class LightNodes:
         NodeError, PeerLost
             If a node cannot, or does not answer; also of the other methods.
         """
-        self._ask("ready", {}, lambda m: ({}, {}))
+        self._ask(lambda task: LightenReady(task=task))
 
     def place(self, weights: Mapping[int, Tensors], teacher: Mapping[int, Tensors]) -> None:
         """Put the weights in place that a training begins with, by Upper; `teacher` is empty if there is none."""
-
-        def question(m: int) -> tuple[dict[str, bytes], dict[str, Tensors]]:
-            return {}, {f"upper-{m}": weights[m]} | ({f"teacher-{m}": teacher[m]} if teacher else {})
-
-        self._ask("place", {}, question)
+        self._ask(lambda task: LightenPlace(task=task), tensors={"upper": weights, "teacher": teacher})
 
     def quantise(
         self, models: Sequence[bytes], samples_B: NDArray[np.int64], bits: int
@@ -89,21 +93,14 @@ class LightNodes:
         bits : {7, 8}
             Of weights.
         """
-        common: dict[str, bytes | int] = {"samples": pack_samples(samples_B), "bits": bits}
-        placement, replies = self._ask("quantise", common, lambda m: ({f"upper-{m}": models[m]}, {}))
-        light: dict[int, bytes] = {}
-        smashed: dict[int, torch.Tensor] = {}
-        for node, reply in replies.items():
-            for m in placement.hosts[node]:
-                made, record = values(reply).get(f"upper-{m}"), reply.content.array_records.get(f"smashed-{m}")
-                if not isinstance(made, bytes) or record is None:
-                    raise NodeError(f"{placement.names[node]}: did not return Upper {m} in int8")
-                light[m], smashed[m] = made, record.to_torch_state_dict()["smashed"]
-        return [light[m] for m in sorted(light)], [smashed[m] for m in sorted(smashed)]
+        packed, parts = pack_samples(samples_B), dict(enumerate(models))
+        answers = self._ask(lambda task: LightenQuantise(task=task, samples=packed, bits=bits), parts)
+        light = [answers[m].part(m) for m in range(len(models))]
+        return light, [answers[m].tensors("smashed", m)["smashed"] for m in range(len(models))]
 
     def keep(self, files: Sequence[bytes]) -> None:
         """Put Uppers' files in place, by Upper."""
-        self._ask("keep", {}, lambda m: ({f"upper-{m}": files[m]}, {}))
+        self._ask(lambda task: LightenKeep(task=task), dict(enumerate(files)))
 
     def measure(self, name: str, *, batch: int, threads: int) -> Measured:
         """Return how fast the named node runs the files that are in place there.
@@ -120,10 +117,8 @@ class LightNodes:
         NodeError
             If there is no such node.
         """
-        common: dict[str, bytes | int] = {"batch": batch, "threads": threads}
-        placement, replies = self._ask("measure", common, lambda m: ({}, {}), only=name)
-        ((node, reply),) = replies.items()
-        return decoded(reply, "measured", Measured, placement.names[node])
+        answers = self._ask(lambda task: LightenMeasure(task=task, batch=batch, threads=threads), only=name)
+        return next(iter(answers.values())).record(Measured)
 
     def find(self, name: str) -> int:
         """Return the id of the node of that name.
@@ -147,33 +142,34 @@ class LightNodes:
         return self._link.placement
 
     def _ask(
-        self, action: str, common: Mapping[str, bytes | int], question: Question, only: str = ""
-    ) -> tuple[Placement, dict[int, Message]]:
-        """Ask all nodes, or only one, and return where Uppers are and the replies by node id."""
+        self,
+        question: Callable[[NodeTask], Question],
+        parts: Mapping[int, bytes] | None = None,
+        tensors: Mapping[str, Mapping[int, Tensors]] | None = None,
+        only: str = "",
+    ) -> dict[int, Received]:
+        """Ask all nodes, or only one, and return their answers by Upper; each is sent its own parts and tensors."""
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             placement = self._placement()
-            nodes = [self.find(only)] if only else list(placement.hosts)
-            messages = [self._message(node, placement, action, common, question) for node in nodes]
+            messages = []
+            for node in [self.find(only)] if only else placement.hosts:
+                hosted = placement.hosts[node]
+                own = {name: _of(hosted, states) for name, states in (tensors or {}).items()}
+                messages.append(message(node, question(self._task.hosting(hosted)), _of(hosted, parts or {}), own))
             try:
-                return placement, ask(self._grid, messages, self._timeout_s, placement.names)
+                answers = ask(self._grid, messages, self._timeout_s, placement.names)
             except (PeerLost, NodeLost) as error:
                 if placement.simulated or attempt == _MOST_ATTEMPTS:
                     raise
                 log.warning("%s; asking again when all nodes are there", error)
                 self._link.close()
+            else:
+                return {m: answer for node, answer in answers.items() for m in placement.hosts[node]}
         raise AssertionError("the last attempt returns or raises")
 
-    def _message(
-        self, node: int, placement: Placement, action: str, common: Mapping[str, bytes | int], question: Question
-    ) -> Message:
-        hosted = placement.hosts[node]
-        carried = content({"task": encode(task_for(self._task, hosted)), **common})
-        for m in hosted:
-            given, tensors = question(m)
-            carried.config_records["psl"].update(given)
-            for name, weights in tensors.items():
-                carried.array_records[name] = ArrayRecord({key: value.cpu() for key, value in weights.items()})
-        return Message(carried, node, f"{MessageType.QUERY}.lighten_{action}")
+
+def _of(hosted: Collection[int], values: Mapping[int, Value]) -> dict[int, Value]:
+    return {m: value for m, value in values.items() if m in hosted}
 
 
 def _registered(grid: Grid, node: int) -> set[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
@@ -17,12 +17,13 @@ from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
-from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket, encode
+from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
+from psl_flower.wire.questions import OpenStreams
 from psl_flower.wire.tls import Identity
 from strategies.collection import gather_weights
 from strategies.flower_exchange import FlowerExchange
-from strategies.messages import content, failure_of
-from strategies.nodes import Placement, holders_of, place, task_for
+from strategies.messages import failure_of, message
+from strategies.nodes import Placement, holders_of, place
 
 log = logging.getLogger("psl_flower")
 
@@ -212,16 +213,7 @@ class NodeLink:
         if identity is not None:
             self._endpoint.renew(identity)
         self._asked = [
-            Message(
-                content(
-                    {
-                        "task": encode(task_for(self._task, hosted)),
-                        "ticket": encode(self._ticket(node, hosted, step, saved)),
-                    }
-                ),
-                node,
-                f"{MessageType.TRAIN}.stream",
-            )
+            message(node, OpenStreams(task=self._task.hosting(hosted), ticket=self._ticket(node, hosted, step, saved)))
             for node, hosted in self.placement.parties.items()
         ]
         return self._asked

@@ -1,22 +1,17 @@
-"""Records of ours in Flower messages, and the questions that a strategy asks nodes.
-
-A message's content is one ConfigRecord named "psl" whose values are bytes (`psl_flower.wire.node_messages`).
-"""
+"""The questions that a strategy asks nodes, as Flower messages (`psl_flower.wire.questions`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.wire.messages import Failed
-from psl_flower.wire.node_messages import Record, decode
+from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, Tensors
 
-RECORD = "psl"
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.
 _CONSEQUENCES = ("PeerLost", "ProtocolError")
 # Flower's codes for a node, or its process, that is gone; the others are errors that a second attempt would not mend.
@@ -37,15 +32,21 @@ _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
 ANSWER_TIMEOUT_S = 90.0
 
 
-def content(values: Mapping[str, bytes | int]) -> RecordDict:
-    """Return a message's content."""
-    return RecordDict({RECORD: ConfigRecord(dict(values))})
+def message(
+    node: int,
+    question: Question,
+    parts: Mapping[int, bytes] | None = None,
+    tensors: Mapping[str, Mapping[int, Tensors]] | None = None,
+) -> Message:
+    """Return the message that asks a node, by its id; parts and tensors as in `Parcel`."""
+    parcel = Parcel(question, parts or {}, tensors or {})
+    arrays = {name: ArrayRecord(state) for name, state in parcel.arrays().items()}
+    return Message(RecordDict({CONFIG_RECORD: ConfigRecord({**parcel.values()}), **arrays}), node, question.kind)
 
 
-def values(message: Message) -> Mapping[str, object]:
-    """Return what `content` put into a message; empty if it holds no such record."""
-    record = message.content.config_records.get(RECORD) if message.has_content() else None
-    return dict(record) if record is not None else {}
+def received(reply: Message, node: str) -> Received:
+    """Return what a reply carries, for reading; `node` is what to call the sender."""
+    return Received(reply.content if reply.has_content() else None, node)
 
 
 def failure_of(reply: Message, node: str) -> NodeError | None:
@@ -54,11 +55,8 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
         reason = (reply.error.reason or "").strip().splitlines()
         kind = NodeLost if reply.error.code in _GONE else NodeError
         return kind(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")
-    failure = values(reply).get("failure")
-    if failure is None:
-        return None
-    told = decode(failure, Failed, node)
-    if told.kind in _CONSEQUENCES:
+    told = received(reply, node).failure()
+    if told is None or told.kind in _CONSEQUENCES:
         return None
     return NodeError.reported(told.kind, f"{node}: {told.message} ({told.kind})")
 
@@ -72,8 +70,8 @@ def ask(
     *,
     leave_out_lost: bool = False,
     failed: dict[int, NodeError] | None = None,
-) -> dict[int, Message]:
-    """Send one message to each of several nodes, do `meanwhile`, and return the replies by node id.
+) -> dict[int, Received]:
+    """Send one message to each of several nodes, do `meanwhile`, and return the answers by node id.
 
     With `leave_out_lost`, nodes that are gone or silent are not in the result, and are no error. With `failed`, the
     failures that nodes report of themselves go there.
@@ -88,16 +86,17 @@ def ask(
     sent = list(messages)
     node_of = dict(zip(grid.push_messages(sent), (message.metadata.dst_node_id for message in sent), strict=True))
     meanwhile()
-    replies: dict[int, Message] = {}
+    answers: dict[int, Received] = {}
     lost: set[int] = set()
     pause_s = _PULL_INTERVAL_S if hasattr(grid, "pull_interval") else _DEPLOYED_PULL_INTERVAL_S
     deadline = time.monotonic() + timeout_s
-    while len(replies) + len(lost) < len(node_of):
+    while len(answers) + len(lost) < len(node_of):
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
-        waited_for = [message for message, node in node_of.items() if node not in replies and node not in lost]
+        waited_for = [message for message, node in node_of.items() if node not in answers and node not in lost]
         for reply in grid.pull_messages(waited_for):
             node = node_of[reply.metadata.reply_to_message_id]
-            failure = failure_of(reply, names.get(node, f"node {node}"))
+            name = names.get(node, f"node {node}")
+            failure = failure_of(reply, name)
             if leave_out_lost and isinstance(failure, NodeLost):
                 lost.add(node)
             elif failed is not None and failure is not None and not isinstance(failure, NodeLost):
@@ -106,15 +105,15 @@ def ask(
             elif failure is not None:
                 raise failure
             else:
-                replies[node] = reply
-        if len(replies) + len(lost) < len(node_of):
+                answers[node] = received(reply, name)
+        if len(answers) + len(lost) < len(node_of):
             if time.monotonic() > deadline:
                 if leave_out_lost:
-                    return replies
-                silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in replies)
+                    return answers
+                silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
                 raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
             time.sleep(pause_s)
-    return replies
+    return answers
 
 
 def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], bool]) -> list[Message]:
@@ -151,14 +150,3 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
     while not all_answered() and time.monotonic() < deadline:
         time.sleep(_PULL_INTERVAL_S if simulated else _DEPLOYED_PULL_INTERVAL_S)
     return replies
-
-
-def decoded(reply: Message, key: str, kind: type[Record], node: str) -> Record:
-    """Return the record that a reply holds under a key.
-
-    Raises
-    ------
-    FrameMismatch
-        If it holds none, or it is malformed.
-    """
-    return decode(values(reply).get(key), kind, node)

@@ -7,14 +7,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.wire.messages import ADAPTATION
-from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions, encode
-from strategies.messages import ask, content, decoded
+from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions
+from psl_flower.wire.questions import AskClaims, AskInventory
+from strategies.messages import ask, message
 
 log = logging.getLogger("psl_flower")
 
@@ -198,9 +198,9 @@ def _ask_inventories(
     grid: Grid, nodes: Sequence[int], timeout_s: float, refused: dict[int, NodeError], *, leave_out_lost: bool
 ) -> dict[int, Inventory]:
     names = {node: f"node {node}" for node in nodes}
-    question = [Message(content({"ask": 1}), node, f"{MessageType.QUERY}.inventory") for node in nodes]
-    replies = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
-    return {node: decoded(reply, "inventory", Inventory, names[node]) for node, reply in replies.items()}
+    question = [message(node, AskInventory()) for node in nodes]
+    answers = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
+    return {node: answer.record(Inventory) for node, answer in answers.items()}
 
 
 def _place_deployed(
@@ -302,20 +302,11 @@ def _ask_claims(
     grid: Grid, hosts: dict[int, tuple[int, ...]], names: dict[int, str], task: NodeTask, timeout_s: float
 ) -> dict[int, Claim]:
     """Let simulated nodes open the stores allotted to them and say what is in there."""
-    question = [
-        Message(content({"task": encode(task_for(task, hosted))}), node, f"{MessageType.QUERY}.claim")
-        for node, hosted in hosts.items()
-    ]
+    question = [message(node, AskClaims(task=task.hosting(hosted))) for node, hosted in hosts.items()]
     claims: dict[int, Claim] = {}
-    for node, reply in ask(grid, question, timeout_s, names).items():
-        held = decoded(reply, "inventory", Inventory, names[node]).claims
+    for node, answer in ask(grid, question, timeout_s, names).items():
+        held = answer.record(Inventory).claims
         if tuple(sorted(claim.upper for claim in held)) != tuple(sorted(hosts[node])):
             raise ConfigError(f"{names[node]}: was allotted Uppers {hosts[node]}, holds {[c.upper for c in held]}")
         claims.update({claim.upper: claim for claim in held})
     return claims
-
-
-def task_for(task: NodeTask, hosted: tuple[int, ...]) -> NodeTask:
-    """Return the task of a node that hosts the given parties."""
-    fields = {name: getattr(task, name) for name in task.__struct_fields__}
-    return NodeTask(**{**fields, "parties": hosted})

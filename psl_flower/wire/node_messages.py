@@ -1,4 +1,4 @@
-"""What the Lower tells a node, and what a node says of itself; the content of Flower messages, without Flower.
+"""What the Lower tells a node, and what a node says of itself (see `psl_flower.wire.questions`).
 
 Records travel as MessagePack bytes, decoded strictly: missing, unknown or mistyped fields are refused.
 """
@@ -112,6 +112,10 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 0
     epoch: int = 0
     part: Part = ""
+
+    def hosting(self, parties: Iterable[int]) -> NodeTask:
+        """Return the task of a node that hosts these parties."""
+        return msgspec.structs.replace(self, parties=tuple(parties))
 
 
 class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -205,7 +205,7 @@ def test_patches_do_not_travel(place: Path) -> None:
     nodes._handle = watch  # type: ignore[method-assign]
     lighten(nodes, place, WITH.replace("degrees=1 epochs=2", "degrees=1 epochs=1"))
     assert sent == {
-        ("query.inventory", "inventory"), ("query.collect", "upper"), ("query.lighten_quantise", "upper"),
+        ("query.inventory", "record"), ("query.collect", "upper"), ("query.lighten_quantise", "party"),
         ("query.lighten_quantise", "smashed"),
     }  # fmt: skip
 
