@@ -18,7 +18,8 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
 from server.reporting import Reporter
-from server.run import ServerRun, server_identity
+from server.run import ServerRun
+from strategies.link import server_identity
 
 log = logging.getLogger("psl_flower")
 
@@ -49,7 +50,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     choose_device(config.machine.device)
     if config.wire.transport != "flower":
-        server_identity(config)
+        server_identity(config.wire)
     stores = _stores(work, reporter)
     kind.check(work, stores.description)
     return ServerRun(

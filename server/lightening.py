@@ -222,7 +222,7 @@ class FederatedBackend:
         return self._light(self._node_task(name, self._blueprint))
 
     def _light(self, task: NodeTask) -> LightNodes:
-        return LightNodes(self._run.grid, task, self._description.assignment, self._run.options)
+        return LightNodes(self._run.grid, task, self._description.assignment, self._run.config.wire)
 
     def _node_task(self, name: str, blueprint: Blueprint) -> NodeTask:
         return self._run.node_task(blueprint, self._name_of_part(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from psl_flower.engine.exchange import WireFormat
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import Restore
 from psl_flower.sealed import manifest as manifests
@@ -32,7 +31,7 @@ def restore(run: ServerRun[Restore]) -> None:
     asked = remote.check(request, manifests.load(stores.folder))
     run.reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     task = run.node_task()
-    link = NodeLink(task, stores.description.assignment, False, WireFormat(), run.options)
+    link = NodeLink(task, stores.description.assignment, run.config.wire)
     link.open_in_time(run.grid, {})
     answers = gather_answers(run.grid, link.placement, task, request, run.config.wire.node_timeout_s)
     folder = run.folder.path / "answers"

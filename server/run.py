@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -11,22 +10,17 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
 from psl_flower.engine.upper_averaging import Averaging
-from psl_flower.errors import ConfigError
 from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
-from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.node_messages import NodeTask
-from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 from server.reporting import Reporter
 from strategies import PatchSplit
-from strategies.link import TransportOptions
 from strategies.nodes import Placement
 
 K = TypeVar("K", bound=Kind, covariant=True)
@@ -89,22 +83,6 @@ class ServerRun(Work, Generic[K]):
         """Where the Lower computes."""
         return choose_device(self.config.machine.device)
 
-    @property
-    def options(self) -> TransportOptions:
-        """How the parties reach each other."""
-        wire = self.config.wire
-        return TransportOptions(
-            transport=wire.transport,
-            host=wire.exchange_host,
-            port=wire.exchange_port,
-            advertise=wire.exchange_advertise,
-            identity=lambda: server_identity(self.config),
-            allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
-            node_timeout_s=wire.node_timeout_s,
-            step_timeout_s=wire.step_timeout_s,
-            on_missing_node=wire.on_missing_node,
-        )
-
     def node_task(self, blueprint: Blueprint | None = None, part: str = "") -> NodeTask:
         """Return what nodes are told: to build their parties from the run's blueprint, or another one, for a part."""
         config, stores = self.config, self.stores
@@ -151,8 +129,8 @@ class ServerRun(Work, Generic[K]):
         return PatchSplit(
             driver,
             parties.node_task,
-            wire=self.blueprint.wire(parties.lower.dtype),
-            options=dataclasses.replace(self.options, without=without),
+            self.config.wire,
+            without=without,
             evaluate_every=evaluate_every,
             unfinished=unfinished,
             on_placed=on_placed,
@@ -192,24 +170,3 @@ class ServerRun(Work, Generic[K]):
         predictions = reports[-1].predictions
         assert predictions is not None
         return predictions, strategy.placement
-
-
-def server_identity(config: RunConfig) -> Identity | None:
-    """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
-
-    Raises
-    ------
-    ConfigError
-        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
-    """
-    wire = config.wire
-    advertised = wire.exchange_advertise or wire.exchange_host
-    if is_wildcard(advertised):
-        raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
-    near = is_loopback(wire.exchange_host) and is_loopback(advertised)
-    given = wire.exchange_cert or wire.exchange_key or wire.exchange_client_ca
-    if wire.exchange_plaintext_on_untrusted_network or (near and not given):
-        return None
-    return endpoint_identity(
-        advertised, cert=wire.exchange_cert, key=wire.exchange_key, client_ca=wire.exchange_client_ca
-    )

@@ -6,6 +6,7 @@ images that the Lower's quantisation is calibrated on.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
@@ -15,7 +16,7 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from psl_flower.engine.exchange import WireFormat
+from psl_flower.config.wire import WireSettings
 from psl_flower.errors import NodeError, NodeLost, PeerLost
 from psl_flower.wire.node_messages import Measured, NodeTask
 from psl_flower.wire.plan import pack_samples
@@ -29,7 +30,7 @@ from psl_flower.wire.questions import (
     Received,
     Tensors,
 )
-from strategies.link import NodeLink, TransportOptions
+from strategies.link import NodeLink
 from strategies.messages import ask, message
 from strategies.nodes import Placement
 
@@ -53,17 +54,14 @@ class LightNodes:
         Of this part.
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
-    options : TransportOptions
+    wire : WireSettings
         How long to wait for nodes and answers.
     """
 
-    def __init__(self, grid: Grid, task: NodeTask, assignment: tuple[int, ...], options: TransportOptions) -> None:
-        self._grid, self._task, self._timeout_s = grid, task, options.step_timeout_s
+    def __init__(self, grid: Grid, task: NodeTask, assignment: tuple[int, ...], wire: WireSettings) -> None:
+        self._grid, self._task, self._timeout_s = grid, task, wire.step_timeout_s
         # Single messages: nothing here needs all nodes at once.
-        apart = TransportOptions(
-            transport="flower", node_timeout_s=options.node_timeout_s, step_timeout_s=options.step_timeout_s
-        )
-        self._link = NodeLink(task, assignment, False, WireFormat(), apart)
+        self._link = NodeLink(task, assignment, dataclasses.replace(wire, transport="flower"))
 
     def ready(self) -> None:
         """Ask every node whether it can take part.

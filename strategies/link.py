@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
-from psl_flower.errors import NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
+from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
+from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
 from psl_flower.wire.questions import OpenStreams
-from psl_flower.wire.tls import Identity
+from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 from strategies.collection import gather_weights
 from strategies.flower_exchange import FlowerExchange
 from strategies.messages import failure_of, message
@@ -33,44 +34,6 @@ Result = TypeVar("Result")
 _RETRY_S = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransportOptions:
-    """How the Lower and the nodes reach each other.
-
-    Attributes
-    ----------
-    transport : {"auto", "stream", "flower"}
-        See `strategies.nodes.place`.
-    host, port : str, int
-        Address that the exchange endpoint binds; port 0 takes a free one.
-    advertise : str
-        Host that nodes are told; empty for `host`.
-    identity : callable
-        Called at the start of every round: what the endpoint proves itself with from then on; None for plaintext.
-    allow_plaintext : bool
-        Permit plaintext outside loopback.
-    node_timeout_s : float
-        Longest wait for nodes to come up and to connect, in seconds.
-    step_timeout_s : float
-        Longest time of one exchange, in seconds.
-    on_missing_node : {"wait", "continue"}
-        What to do when that wait was in vain: give up, or go on with the Uppers that are there.
-    without : frozenset[int]
-        Uppers to do without, wherever they are.
-    """
-
-    transport: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 0
-    advertise: str = ""
-    identity: Callable[[], Identity | None] = lambda: None
-    allow_plaintext: bool = False
-    node_timeout_s: float = 60.0
-    step_timeout_s: float = 600.0
-    on_missing_node: str = "wait"
-    without: frozenset[int] = frozenset()
-
-
 class NodeLink:
     """Finds the nodes, opens and closes the transport between the Lower and them, and names them.
 
@@ -80,12 +43,14 @@ class NodeLink:
         What nodes are told; its `parties` are filled in for each node.
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
+    wire : WireSettings
+        How the parties reach each other, how long to wait for nodes, and codecs.
+    dtype : torch.dtype
+        In which the Lower computes.
     adaptation : bool
         Whether a node hosts the Adaptation Net.
-    wire : WireFormat
-        Codecs, and the dtype that the Lower computes in.
-    options : TransportOptions
-        How the parties reach each other.
+    without : frozenset[int]
+        Uppers to leave out, wherever they are.
     on_placed : callable
         Called with the Placement whenever it is made anew.
     """
@@ -94,13 +59,16 @@ class NodeLink:
         self,
         task: NodeTask,
         assignment: tuple[int, ...],
-        adaptation: bool,
-        wire: WireFormat,
-        options: TransportOptions,
+        wire: WireSettings,
+        *,
+        dtype: torch.dtype = torch.float32,
+        adaptation: bool = False,
+        without: frozenset[int] = frozenset(),
         on_placed: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
-        self._task, self._assignment, self._wire, self._options = task, assignment, wire, options
-        self._adaptation = adaptation
+        self._task, self._assignment, self._wire = task, assignment, wire
+        self._format = WireFormat.of(wire, dtype)
+        self._adaptation, self._without = adaptation, without
         self._on_placed = on_placed
         self._placement: Placement | None = None
         self._endpoint: ExchangeEndpoint | None = None
@@ -139,11 +107,11 @@ class NodeLink:
         A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
         that is lost is what is missing.
         """
-        options = self._options
-        refused_ends = self._placement is None and not collecting and options.on_missing_node != "continue"
+        wire = self._wire
+        refused_ends = self._placement is None and not collecting and wire.on_missing_node != "continue"
         self._placement = place(
-            grid, self._assignment, options.transport, self._task, options.node_timeout_s,
-            without=options.without, absent_allowed=absent_allowed, refused_ends=refused_ends,
+            grid, self._assignment, wire.transport, self._task, wire.node_timeout_s,
+            without=self._without, absent_allowed=absent_allowed, refused_ends=refused_ends,
             adaptation=self._adaptation and not collecting,
         )  # fmt: skip
         if not collecting:  # training is over
@@ -170,16 +138,16 @@ class NodeLink:
         try:
             self._in_time(lambda: self._open(self.place(grid), grid, saved))
         except (PeerLost, NodeLost, PositionMissing) as error:
-            if self._options.on_missing_node != "continue":
+            if self._wire.on_missing_node != "continue":
                 raise error from lost
             self._open(self.place(grid, absent_allowed=True), grid, saved)
             log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
 
     def has_returned(self, grid: Grid) -> bool:
         """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
-        absent = set(self.placement.absent) - self._options.without
+        absent = set(self.placement.absent) - self._without
         return bool(
-            absent and absent & holders_of(grid, self.placement.parties, self._options.node_timeout_s, self._task.epoch)
+            absent and absent & holders_of(grid, self.placement.parties, self._wire.node_timeout_s, self._task.epoch)
         )
 
     def close(self) -> None:
@@ -209,7 +177,7 @@ class NodeLink:
             The step of the state that each party is to start from.
         """
         assert self._endpoint is not None
-        identity = self._options.identity()
+        identity = server_identity(self._wire)
         if identity is not None:
             self._endpoint.renew(identity)
         self._asked = [
@@ -231,7 +199,7 @@ class NodeLink:
         assert self._endpoint is not None and isinstance(self._exchange, StreamExchange)
         parties = [m for hosted in self.placement.parties.values() for m in hosted]
         try:
-            self._endpoint.wait_for(parties, self._options.node_timeout_s)
+            self._endpoint.wait_for(parties, self._wire.node_timeout_s)
             result = work(self._exchange)
             self._exchange.finish(self.placement.claims)  # the Adaptation Net's part was over before
         except BaseException as error:
@@ -272,7 +240,7 @@ class NodeLink:
         """
 
         def gather(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
-            return gather_weights(grid, placement, self._task, saved, self._options.node_timeout_s)
+            return gather_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
 
         known = self._placement
         if known is not None and not known.absent:
@@ -292,7 +260,7 @@ class NodeLink:
         PslError
             What the last attempt raised, or one that waiting does not mend.
         """
-        deadline = time.monotonic() + self._options.node_timeout_s
+        deadline = time.monotonic() + self._wire.node_timeout_s
         said = ""
         while True:
             try:
@@ -307,19 +275,19 @@ class NodeLink:
                 time.sleep(_RETRY_S)
 
     def _open(self, placement: Placement, grid: Grid, saved: Mapping[int, int]) -> None:
-        options = self._options
+        wire = self._wire
         if placement.transport == "flower":
-            self._exchange = FlowerExchange(grid, placement, self._task, self._wire, saved, options.step_timeout_s)
+            self._exchange = FlowerExchange(grid, placement, self._task, self._format, saved, wire.step_timeout_s)
             return
         self._endpoint = ExchangeEndpoint(
-            options.host,
-            options.port,
+            wire.exchange_host,
+            wire.exchange_port,
             run=self._task.run,
-            tls=options.identity(),
-            advertise=options.advertise or None,
-            allow_plaintext=options.allow_plaintext,
+            tls=server_identity(wire),
+            advertise=wire.exchange_advertise or None,
+            allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
         )
-        self._exchange = StreamExchange(self._endpoint, self._wire, options.step_timeout_s)
+        self._exchange = StreamExchange(self._endpoint, self._format, wire.step_timeout_s)
 
     def _ticket(self, node: int, hosted: tuple[int, ...], step: int, saved: Mapping[int, int]) -> StreamTicket:
         assert self._endpoint is not None
@@ -336,6 +304,26 @@ class NodeLink:
             step=step,
             saved={m: saved[m] for m in hosted},
         )
+
+
+def server_identity(wire: WireSettings) -> Identity | None:
+    """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
+
+    Raises
+    ------
+    ConfigError
+        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
+    """
+    advertised = wire.exchange_advertise or wire.exchange_host
+    if is_wildcard(advertised):
+        raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
+    near = is_loopback(wire.exchange_host) and is_loopback(advertised)
+    given = wire.exchange_cert or wire.exchange_key or wire.exchange_client_ca
+    if wire.exchange_plaintext_on_untrusted_network or (near and not given):
+        return None
+    return endpoint_identity(
+        advertised, cert=wire.exchange_cert, key=wire.exchange_key, client_ca=wire.exchange_client_ca
+    )
 
 
 def _sum(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:

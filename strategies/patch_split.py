@@ -3,7 +3,7 @@
 In a ServerApp of your own, with models of your own:
 
     driver = RoundDriver(LowerEngine(my_lower, None, assignment, ...), task, smashed_shapes, checkpoints)
-    strategy = PatchSplit(driver, node_task, wire=WireFormat())
+    strategy = PatchSplit(driver, node_task, WireSettings(transport="stream"))
     strategy.start(grid, initial_arrays=ArrayRecord(my_lower.state_dict()), num_rounds=10)
 
 and on the nodes a ClientApp from `clients.upper_app.upper_app(build=...)`, where `build` makes the Upper models. Uppers
@@ -23,11 +23,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.config.wire import WireSettings
+from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.rounds import RoundDriver, RoundReport
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.wire.node_messages import NodeTask
-from strategies.link import NodeLink, TransportOptions
+from strategies.link import NodeLink
 from strategies.messages import tell
 from strategies.nodes import Placement
 
@@ -49,10 +50,10 @@ class PatchSplit(Strategy):
         The Lower's engine, the task with the steps of a round and of the whole run, and the checkpoints.
     task : NodeTask
         What nodes are told; its `parties` are filled in for each node.
-    wire : WireFormat
-        Codecs, and the dtype that the Lower computes in.
-    options : TransportOptions
-        How the parties reach each other, and what happens when a node is missing.
+    wire : WireSettings
+        How the parties reach each other, with which codecs, and what happens when a node is missing.
+    without : frozenset[int]
+        Uppers to leave out, wherever they are.
     evaluate_every : int
         Rounds between runs through the test split; 0 for none but after the last step, None for none at all.
     unfinished : bool
@@ -66,19 +67,20 @@ class PatchSplit(Strategy):
         self,
         driver: RoundDriver,
         task: NodeTask,
+        wire: WireSettings,
         *,
-        wire: WireFormat,
-        options: TransportOptions | None = None,
+        without: frozenset[int] = frozenset(),
         evaluate_every: int | None = 1,
         unfinished: bool = False,
         on_placed: Callable[[Placement], None] = lambda placement: None,
         on_round: Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None] = lambda *_: None,
     ) -> None:
-        self._driver = driver
-        self._options = options or TransportOptions()
+        self._driver, self._wire = driver, wire
+        lower = driver.lower
         self._link = NodeLink(
-            task, driver.lower.assignment, driver.lower.adaptation_elsewhere, wire, self._options, on_placed
-        )
+            task, lower.assignment, wire,
+            dtype=lower.dtype, adaptation=lower.adaptation_elsewhere, without=without, on_placed=on_placed,
+        )  # fmt: skip
         self._steps_per_round, self._total_steps = driver.task.steps_per_round, driver.task.schedule.total_steps
         self._evaluate_every, self._on_round, self._unfinished = evaluate_every, on_round, unfinished
         self._report = RoundReport()
@@ -225,7 +227,7 @@ class PatchSplit(Strategy):
             raise error
         log.warning(
             "%s; all go back to step %d, the last that all have saved, and wait up to %g s for the nodes",
-            error, step, self._options.node_timeout_s,
+            error, step, self._wire.node_timeout_s,
         )  # fmt: skip
         self._link.close()
         self._open(grid, error)

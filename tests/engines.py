@@ -13,7 +13,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.exchange import Exchange
+from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -100,7 +100,7 @@ class Federation:
         self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
-        self.wire = blueprint.wire(self.lower.dtype)
+        self.wire = WireFormat.of(config.wire, self.lower.dtype)
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,

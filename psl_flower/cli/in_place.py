@@ -36,7 +36,7 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
     PslError
         If it cannot be done; see `server.predicting`.
     """
-    from psl_flower.cli.train import end_stopped, failure, run_to_end
+    from psl_flower.cli.train import completed
     from psl_flower.errors import ConfigError, RunError
     from psl_flower.kinds import kind_of
     from psl_flower.runs.predictions import load_result
@@ -46,12 +46,7 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
         kind = kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    folder, status, verdict = run_to_end(given, kind, nodes=nodes)
-    if status.state == "stopped":
-        end_stopped(status)
-    problem = failure(folder, status, verdict)
-    if problem is not None:
-        raise problem
+    folder = completed(given, kind, nodes)
     result = load_result(folder.path)
     if result is None:
         raise RunError(f"{folder.path}: the prediction ended without a result")

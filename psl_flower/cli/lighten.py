@@ -113,7 +113,7 @@ def _locally(run: RunFolder, request: Request) -> tuple[LighteningFolder, dict[s
 
 
 def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[LighteningFolder, dict[str, Any]]:
-    from psl_flower.cli.train import end_stopped, failure, run_to_end
+    from psl_flower.cli.train import completed
     from psl_flower.kinds import kind_of
     from psl_flower.lightening.artefacts import check_packages
     from psl_flower.lightening.folder import LighteningFolder
@@ -122,12 +122,7 @@ def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[
     check_packages()
     workspace = str(run.path.parents[1])
     given: dict[str, object] = {"lighten": run.name, "lighten-with": request.text(), "workspace": workspace}
-    folder, status, verdict = run_to_end(given, kind_of(given), nodes=nodes)
-    if status.state == "stopped":
-        end_stopped(status)
-    problem = failure(folder, status, verdict)
-    if problem is not None:
-        raise problem
+    completed(given, kind_of(given), nodes)
     light = LighteningFolder(run, request.settings, federated=True)
     return light, read_result(light)
 

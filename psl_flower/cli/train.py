@@ -125,8 +125,8 @@ def run_to_end(
             raise typer.Exit(_SIGNALLED + getattr(error, "number", signal.SIGINT)) from None
         run = attempt.folder
         assert run is not None  # it has ended
-        completed = status.state == "completed" and verdict.endswith("completed")
-        if completed or status.state == "stopped" or retries == 0 or not kind.again(run, True):
+        done = status.state == "completed" and verdict.endswith("completed")
+        if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
         typer.echo(f"{status.message}; going on by itself, {retries} retries left", err=True)
@@ -210,38 +210,48 @@ def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
 
 
 def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None:
-    problem = failure(run, status, verdict)
-    completed = problem is None
+    problem = _failure(run, status, verdict)
+    done = problem is None
     if as_json:
         typer.echo(
             json.dumps(
                 {
                     "run": run.name,
                     "folder": str(run.path),
-                    "state": status.state if completed or status.state != "completed" else "failed",
+                    "state": status.state if done or status.state != "completed" else "failed",
                     "message": status.message,
                     "step": status.step,
                     "accuracy": status.accuracy,
-                    "model": str(run.model) if completed and run.has_model else None,
+                    "model": str(run.model) if done and run.has_model else None,
                 }
             )
         )
-    elif completed:
+    elif done:
         typer.echo(status.message)
     if status.state == "stopped":
-        end_stopped(status, quiet=as_json)
+        _end_stopped(status, quiet=as_json)
     if problem is not None:
         raise problem
 
 
-def end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
+def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
+    """Let a run go to its end, as `run_to_end`, and return its folder; raises RunError unless it has completed."""
+    run, status, verdict = run_to_end(given, kind, nodes=nodes)
+    if status.state == "stopped":
+        _end_stopped(status)
+    if (problem := _failure(run, status, verdict)) is not None:
+        raise problem
+    return run
+
+
+def _end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
     """Say that a run has stopped as the user asked, which is no error, and leave; the work is not done, so with 1."""
     if not quiet:
         typer.echo(status.message, err=True)
     raise typer.Exit(1)
 
 
-def failure(run: RunFolder, status: Status, verdict: str) -> RunError | None:
+def _failure(run: RunFolder, status: Status, verdict: str) -> RunError | None:
     """Return why a run has not completed; None if it has."""
     message = status.message.removeprefix("error: ")
     if status.state == "completed":

@@ -18,7 +18,6 @@ from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
-from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.optimizers import Optimizer, Sgd
 from psl_flower.engine.rounds import Task
@@ -239,11 +238,6 @@ class Blueprint:
     @property
     def _averages(self) -> bool:
         return self.config.network.average_every > 0 and self.description.num_uppers > 1
-
-    def wire(self, dtype: torch.dtype) -> WireFormat:
-        """Return the codecs of the wire, for a Lower that computes in `dtype`."""
-        wire = self.config.wire
-        return WireFormat(activations=wire.wire_activations, gradients=wire.wire_gradients, dtype=dtype)
 
     def task(self, labels: NDArray[np.int64]) -> Task:
         """Return what is trained on which samples; `labels` are those of all samples.

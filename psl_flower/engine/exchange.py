@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from psl_flower.config.wire import WireSettings
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Adapt, Answer, Average, Finish, Keep, Message, Role, Share, Step, Turn
 
@@ -63,6 +64,11 @@ class WireFormat:
     activations: str = "float32"
     gradients: str = "float32"
     dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, wire: WireSettings, dtype: torch.dtype) -> WireFormat:
+        """Return the format of a run's settings, for a party that computes in `dtype`."""
+        return cls(activations=wire.wire_activations, gradients=wire.wire_gradients, dtype=dtype)
 
     def codec(self, role: Role | None) -> str:
         """Return the codec of a message's tensor.

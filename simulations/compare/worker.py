@@ -216,6 +216,7 @@ def _exchange(
     from psl_flower.engine.batches import batch_order
     from psl_flower.engine.build import Blueprint
     from psl_flower.engine.checkpoints import Checkpoints
+    from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
     from psl_flower.engine.rounds import RoundDriver
     from psl_flower.engine.upper import UpperEngine
@@ -227,7 +228,7 @@ def _exchange(
         m: UpperEngine(blueprint.upper(m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
-    exchange = LocalExchange(uppers, blueprint.wire(lower.dtype))
+    exchange = LocalExchange(uppers, WireFormat.of(config.wire, lower.dtype))
     driver = RoundDriver(
         lower,
         blueprint.task(stores.labels),

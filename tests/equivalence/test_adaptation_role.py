@@ -17,16 +17,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.upper_app import app
+from psl_flower.config.wire import WireSettings
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeError, PositionError, PositionMissing
 from psl_flower.patches.store import store_folder
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Inventory, NodeTask
 from strategies import PatchSplit
-from strategies.link import TransportOptions
 from strategies.nodes import Placement, _place_simulated, place
 from tests.engines import Oracle, prefixed, settings
 from tests.in_process import engines_one_by_one
@@ -153,8 +152,7 @@ def strategy_of(config, stores, folder, **options):
     strategy = PatchSplit(
         driver,
         task_of(config, stores),
-        wire=WireFormat(),
-        options=TransportOptions(**options),
+        WireSettings(**options),
         on_placed=placed.append,
     )
     return strategy, lower, placed

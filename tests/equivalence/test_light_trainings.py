@@ -17,7 +17,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import Teacher
-from psl_flower.engine.exchange import Exchange
+from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.engine.upper import UpperEngine
@@ -90,7 +90,7 @@ class Parties:
                 with closing(stores.open(m)) as store:
                     put_in_place(self.blueprint, self.phase, store, self.kept(m), upper.state_dict(), taught)
             self.checkpoints.save(0, self.lower.state())
-        self.wire = self.blueprint.wire(self.lower.dtype)
+        self.wire = WireFormat.of(config.wire, self.lower.dtype)
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
         shapes = shapes_up(self.blueprint, training)
         self.driver = RoundDriver(

@@ -167,7 +167,10 @@ CONTRADICTORY = [
     ({"predict-light": True}, "predict-light: is set, but predict is not"),
     ({"lighten-with": CONDITIONS}, "lighten-with: is set, but lighten is not"),
     ({"lighten-with": "max-drop=2"}, "lighten-with: is set, but lighten is not"),
-    ({"lighten": "a", "lighten-with": "max-drop=2"}, "lighten-with: max-drop: expected a share of 0 to 1, got 2"),
+    (
+        {"lighten": "a", "lighten-with": "max-drop=2"},
+        "lighten-with: max-drop: expected a number at least 0 and at most 1",
+    ),
     ({"lighten": "a"}, "lighten-with: give one condition of accuracy"),
     ({"lighten": "a", "lighten-with": "max-drop=0.1"}, "lighten-with: give one condition of speed"),
     ({"adaptation-server": True, "alpha": 0.0}, "adaptation-server: there is no Adaptation Net with alpha = 0"),

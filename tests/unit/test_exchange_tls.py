@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.app import Context, RecordDict
 
 from clients.host import own_tls
-from psl_flower.config import RunConfig
+from psl_flower.config.wire import WireSettings
 from psl_flower.errors import AuthenticationError, ConfigError
 from psl_flower.wire.credentials import endpoint_identity, node_tls
 from psl_flower.wire.endpoint import ExchangeEndpoint
@@ -26,7 +26,7 @@ from psl_flower.wire.messages import Hello, Smashed, Step
 from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import connect
 from psl_flower.wire.tls import Identity, NodeTls
-from server.run import server_identity
+from strategies.link import server_identity
 from tests.authority import DAY, NOW, Authority
 
 RUN = "run-1"
@@ -296,9 +296,9 @@ def test_when_streams_are_encrypted(authority):
         {"exchange_cert": cert, "exchange_key": key},
         {"exchange_client_ca": str(authority.path)},
     ]
-    assert [server_identity(RunConfig.of(**settings)) for settings in plain] == [None] * len(plain)
+    assert [server_identity(WireSettings(**settings)) for settings in plain] == [None] * len(plain)
     for settings in encrypted:
-        identity = server_identity(RunConfig.of(**settings))
+        identity = server_identity(WireSettings(**settings))
         assert identity is not None
         assert bool(identity.peers_pem) == ("exchange_client_ca" in settings)
         assert (identity.cert_pem == Path(cert).read_text()) == ("exchange_cert" in settings)
@@ -307,7 +307,7 @@ def test_when_streams_are_encrypted(authority):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_nodes_must_be_told_an_address(host):
     with pytest.raises(ConfigError, match="^exchange-advertise: .* is every address; set the one"):
-        server_identity(RunConfig.of(exchange_host=host))
+        server_identity(WireSettings(exchange_host=host))
 
 
 def test_both_ends_must_ask_for_plaintext(authority):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import tomli_w
+import torch
 from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -47,7 +48,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(KINDS, "count", Count)
     return {
         "dataset": "digits", "max-train": 24, "max-test": 8, "stores": "plain", "workspace": str(tmp_path),
-        "run-name": "counted", "count": "train",
+        "run-name": "counted", "count": "train", "lower-threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
