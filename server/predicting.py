@@ -91,7 +91,7 @@ def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoi
 
     Raises
     ------
-    LighteningError, RunError
+    ExportError, RunError
         If the Lower's file cannot be run.
     ConfigError
         If onnxruntime is not installed.
@@ -105,7 +105,7 @@ def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoi
         lower=exact.lower_engine(torch.device("cpu"), model),
         shapes={m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)},
         checkpoints=checkpoints,
-        node_task=run.node_task(dataclasses.replace(own, override=light.shipped), light.part),
+        node_task=run.node_task(dataclasses.replace(own, override=light.uppers), light.part),
     )
 
 
