@@ -30,7 +30,7 @@ from psl_flower.wire.questions import (
 
 
 def ready(asked: Asked[LightenReady]) -> Parcel:
-    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    """Check that this node can take part: its operator allows it, and the runtime is installed."""
     for _ in _stores(asked.host()):
         on_node.check_runtime()
     return Parcel()
