@@ -20,7 +20,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
 from psl_flower.launch.federation import POOL_SIZE
-from psl_flower.lightening.on_node import LIGHT_FOLDER, shipped_engine, training_engine
+from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
@@ -58,7 +58,7 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     check_store(blueprint.description, upper, store)
     override = blueprint.override
     if isinstance(override, OnnxInference):
-        return shipped_engine(blueprint, override, store, checkpoints)
+        return onnx_engine(blueprint, override, store, checkpoints)
     device = choose_device(blueprint.config.machine.device)
     if isinstance(override, CompressionTraining):
         return training_engine(blueprint, override, store, checkpoints, device)

@@ -30,7 +30,7 @@ from psl_flower.wire.questions import (
 
 
 def ready(asked: Asked[LightenReady]) -> Parcel:
-    """Say whether this node can take part at all: allowed by its operator, and with the runtime installed."""
+    """Check that this node can take part: its operator allows it, and the runtime is installed."""
     for _ in _stores(asked.host()):
         on_node.check_runtime()
     return Parcel()
@@ -40,13 +40,13 @@ def place(asked: Asked[LightenPlace]) -> Parcel:
     """Keep the weights that a training begins with."""
     host = asked.host()
     blueprint = Blueprint.decode(host.task.settings)
-    phase = blueprint.override
-    if not isinstance(phase, CompressionTraining):
+    training = blueprint.override
+    if not isinstance(training, CompressionTraining):
         raise FrameMismatch(f"{LOWER}: expected a training of a lightening, received none")
     for m, store in _stores(host):
         weights = asked.received.tensors("upper", m)
-        teacher = asked.received.tensors("teacher", m) if phase.teacher is not None else {}
-        on_node.put_in_place(blueprint, phase, store, host.checkpoints(m), weights, teacher)
+        teacher = asked.received.tensors("teacher", m) if training.teacher is not None else {}
+        on_node.put_in_place(blueprint, training, store, host.checkpoints(m), weights, teacher)
     return Parcel()
 
 

@@ -17,7 +17,7 @@ import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from psl_flower.engine.build import Blueprint, CompressionTraining
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.errors import TrainingStopped
 from psl_flower.inference.onnx_files import open_session
@@ -31,9 +31,9 @@ from psl_flower.lightening.artefacts import (
     check_packages,
     with_quantised_uppers,
 )
-from psl_flower.lightening.folder import LighteningFolder, LightModel, files_in, shipped_from
+from psl_flower.lightening.folder import LighteningFolder, LightModel, files_in, onnx_inference
 from psl_flower.lightening.judging import Speed, measure_speed
-from psl_flower.lightening.method import Answers, Bench
+from psl_flower.lightening.method import Answers, Lightening
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.report import attempt_line, write_report, write_result
 from psl_flower.lightening.search import End
@@ -64,7 +64,7 @@ def lighten(run: ServerRun[Lighten]) -> None:
     trained = load_trained_model(run.source, run.device)
     backend = FederatedBackend(run, settings)
     backend.check_nodes()
-    found = Bench(folder, trained, settings, backend).find(
+    found = Lightening(folder, trained, settings, backend).find(
         goals, lambda attempt: run.reporter.say("judging", attempt_line(attempt))
     )
     report = write_report(found)
@@ -113,8 +113,7 @@ class FederatedBackend:
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
         config = training_config(self._run.config, training.epochs, rounding=training.weight_bits > 0)
-        phase = CompressionTraining(size=training.size, weight_bits=training.weight_bits, teacher=training.teacher_size)
-        blueprint = Blueprint(config, self._description, phase)
+        blueprint = Blueprint(config, self._description, training.on_nodes)
         parties = Parties(
             lower=lower_engine(blueprint, training, copy.deepcopy(net.lower), self._run.device),
             shapes=shapes_up(blueprint, training),
@@ -153,7 +152,7 @@ class FederatedBackend:
         """Put the Uppers' files in place on the nodes, and return what these and the Lower's answer."""
         num_uppers = self._description.num_uppers
         self._nodes(name).keep(files_in(place, num_uppers))
-        light = LightModel(place / LOWER_FILE, shipped_from(place, num_uppers), self._name_of_part(name))
+        light = LightModel(place / LOWER_FILE, onnx_inference(place, num_uppers), self._name_of_part(name))
         parties = light_parties(self._run, light, Checkpoints(place / "judging"))
         task = self._blueprint.task(self._run.stores.labels)
         about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"

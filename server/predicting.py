@@ -80,7 +80,25 @@ def predict(run: ServerRun[Predict]) -> None:
 def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoints) -> Parties:
     """Return light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs; RunError if it cannot.
 
+<<<<<<< HEAD
     `checkpoints` are for a state without weights, from which a recovery goes on.
+=======
+    Parameters
+    ----------
+    run : ServerRun
+        Of a prediction or a lightening.
+    light : LightModel
+        The files.
+    checkpoints : Checkpoints
+        For a state without weights, from which a recovery goes on.
+
+    Raises
+    ------
+    ExportError, RunError
+        If the Lower's file cannot be run.
+    ConfigError
+        If onnxruntime is not installed.
+>>>>>>> light
     """
     check_runtime()
     model, description = OnnxModule(light.lower, torch.get_num_threads()), run.stores.description
@@ -91,7 +109,7 @@ def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoi
         lower=exact.lower_engine(torch.device("cpu"), model),
         shapes={m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)},
         checkpoints=checkpoints,
-        node_task=run.node_task(dataclasses.replace(own, override=light.shipped), light.part),
+        node_task=run.node_task(dataclasses.replace(own, override=light.uppers), light.part),
     )
 
 

@@ -39,7 +39,7 @@ from psl_flower.models.split import (
 from psl_flower.patches.description import StoreSetDescription
 
 
-class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase"):
+class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
     """A training of another network than the run's own, from weights that were put in place (`psl lighten`).
 
     Attributes
@@ -57,7 +57,7 @@ class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     teacher: BackboneSize | None = None
 
 
-class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="shipped"):
+class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="onnx"):
     """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own.
 
     Attributes

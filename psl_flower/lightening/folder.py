@@ -184,14 +184,14 @@ class LightModel(NamedTuple):
     ----------
     lower : Path
         The Lower's file.
-    shipped : OnnxInference
-        What nodes are told.
+    uppers : OnnxInference
+        The Uppers' files, as nodes are told of them.
     part : str
         Of the lightening; see `NodeTask.part`.
     """
 
     lower: Path
-    shipped: OnnxInference
+    uppers: OnnxInference
     part: str
 
 
@@ -208,11 +208,11 @@ def light_model(run: RunFolder, num_uppers: int) -> LightModel:
     except (OSError, UnicodeDecodeError):
         raise RunError(f"{run.path}: no light model is in place; find one with: psl lighten {run.name}") from None
     third = run.path / FOLDER / name / THIRD
-    return LightModel(third / LOWER_FILE, shipped_from(third, num_uppers), f"{name}/{IN_PLACE}")
+    return LightModel(third / LOWER_FILE, onnx_inference(third, num_uppers), f"{name}/{IN_PLACE}")
 
 
-def shipped_from(folder: Path, num_uppers: int) -> OnnxInference:
-    """Return what nodes are told of the Uppers' files in a folder; raises RunError if one cannot be read."""
+def onnx_inference(folder: Path, num_uppers: int) -> OnnxInference:
+    """Return a prediction by the Uppers' files in a folder; raises RunError if one cannot be read."""
     return OnnxInference(
         digests={m: hashlib.sha256(file).hexdigest() for m, file in enumerate(files_in(folder, num_uppers))}
     )

@@ -16,7 +16,7 @@ from psl_flower.inference.trained_model import load_trained_model
 from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, check_packages, make_int8
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed
-from psl_flower.lightening.method import Answers, Bench, Lightened
+from psl_flower.lightening.method import Answers, Lightened, Lightening
 from psl_flower.lightening.search import Attempt
 from psl_flower.lightening.settings import Request
 from psl_flower.lightening.training import LocalTrainer, Progress, Training
@@ -62,7 +62,7 @@ def lighten(
         )
         goals, settings = request
         backend = LocalBackend(trainer, threads=settings.threads, batch=settings.batch)
-        return Bench(LighteningFolder(run, settings), trained, settings, backend).find(goals, on_attempt)
+        return Lightening(LighteningFolder(run, settings), trained, settings, backend).find(goals, on_attempt)
 
 
 class LocalBackend:

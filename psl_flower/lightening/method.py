@@ -1,4 +1,4 @@
-"""The bench where models are made and judged: the method of JP2025075101 over a backend that trains and measures.
+"""Makes and judges the models: the method of JP2025075101 over a backend that trains and measures.
 
 The backend is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay
 on their nodes (`server.lightening`). Both give the same weights from the same settings.
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.distillation import Teacher
 from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.folder import LighteningFolder, degree_name
@@ -27,7 +26,7 @@ from psl_flower.lightening.quantising import folded, with_rounding, without_roun
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
-from psl_flower.lightening.training import Training, epochs_of_run
+from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 
@@ -86,13 +85,8 @@ class Lightened:
     third: Path | None
 
 
-class _Taught(NamedTuple):
-    teacher: Teacher
-    size: BackboneSize
-
-
-class Bench:
-    """Makes the models and judges them.
+class Lightening:
+    """One lightening: makes the models and judges them.
 
     Parameters
     ----------
@@ -141,7 +135,7 @@ class Bench:
         first, first_int8 = self._judge_first()
         conditions = goals.conditions(first.accuracy)
         second = self._make_second()
-        taught = self._make_teacher(second)
+        teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
             self.folder.note_attempt(attempt, conditions, self._seconds.get(attempt.degree, 0.0))
@@ -149,7 +143,7 @@ class Bench:
 
         known = {k: judged for k in range(len(self._sizes)) if (judged := self.folder.judged(degree_name(k)))}
         outcome = search(
-            lambda degree: self._attempt(degree, second, taught),
+            lambda degree: self._attempt(degree, second, teacher),
             conditions,
             len(self._sizes) - 1,
             start=self._guess(conditions, first_int8),
@@ -181,7 +175,7 @@ class Bench:
             self._judge("second", make_float(folded(net.cpu()), self._description), self._second_size, began)
         return net
 
-    def _make_teacher(self, second: PatchSplitNet) -> _Taught | None:
+    def _make_teacher(self, second: PatchSplitNet) -> SizedTeacher | None:
         by_second = self._as_teacher(second, self._second_size)
         first = self._first
         if self._settings.distil_first:
@@ -194,22 +188,22 @@ class Bench:
             return None
         return self._as_teacher(first, self._first_size) if self._settings.teacher is TeacherChoice.FIRST else by_second
 
-    def _as_teacher(self, net: PatchSplitNet, size: BackboneSize) -> _Taught:
+    def _as_teacher(self, net: PatchSplitNet, size: BackboneSize) -> SizedTeacher:
         frozen = copy.deepcopy(net).eval().requires_grad_(False)
-        return _Taught(Teacher(net=frozen, share=self._settings.distil_share), size)
+        return SizedTeacher(net=frozen, share=self._settings.distil_share, size=size)
 
-    def _attempt(self, degree: int, second: PatchSplitNet, taught: _Taught | None) -> Judged:
+    def _attempt(self, degree: int, second: PatchSplitNet, teacher: SizedTeacher | None) -> Judged:
         began, name, size = time.monotonic(), degree_name(degree), self._sizes[degree]
         settings = self._settings
         third = prune(second.cpu(), self._blueprint.network(size))
-        third = self._train(name, f"degree {degree}", third, size, taught)
+        third = self._train(name, f"degree {degree}", third, size, teacher)
         plain = folded(third.cpu())
         rounded = self._train(
             name,
             f"degree {degree}, rounded",
             with_rounding(plain, settings.weight_bits),
             size,
-            taught,
+            teacher,
             epochs=settings.rounding_epochs or max(1, self._epochs // 4),
             weight_bits=settings.weight_bits,
         )
@@ -224,7 +218,7 @@ class Bench:
         what: str,
         net: PatchSplitNet,
         size: BackboneSize,
-        taught: _Taught | None = None,
+        teacher: SizedTeacher | None = None,
         *,
         epochs: int = 0,
         weight_bits: int = 0,
@@ -234,8 +228,7 @@ class Bench:
             place=self.folder.place(name),
             size=size,
             epochs=epochs or self._epochs,
-            teacher=taught.teacher if taught else None,
-            teacher_size=taught.size if taught else None,
+            teacher=teacher,
             weight_bits=weight_bits,
         )
         return self._backend.train(training, net)

@@ -26,6 +26,8 @@ from psl_flower.engine.build import Blueprint, CompressionTraining, OnnxInferenc
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import LighteningError, NoCheckpoint, RunError
+from psl_flower.inference.onnx_files import OnnxModule, open_session
+from psl_flower.lightening.judging import PATCHES, SMASHED, Speed, measure_speed
 from psl_flower.models.split import Upper
 from psl_flower.patches.store import PatchStore
 from psl_flower.system.files import read_file, write_file
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     import onnx
 
     from psl_flower.lightening.artefacts import QuantisedUpper
-    from psl_flower.lightening.judging import Speed
 
 # <state of an Upper>/light/<lightening>/<part>/
 LIGHT_FOLDER = "light"
@@ -51,7 +52,7 @@ def check_runtime() -> None:
 
 def put_in_place(
     blueprint: Blueprint,
-    phase: CompressionTraining,
+    training: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
     weights: Mapping[str, torch.Tensor],
@@ -63,7 +64,7 @@ def put_in_place(
     ----------
     blueprint : Blueprint
         Of the training.
-    phase : CompressionTraining
+    training : CompressionTraining
         What is trained.
     store : PatchStore
         Of the Upper.
@@ -80,22 +81,22 @@ def put_in_place(
     _drop_others(checkpoints.folder)
     checkpoints.drop_after(-1)
     m = store.meta.upper
-    if phase.teacher is not None:
-        _loaded(blueprint.upper(m, phase.teacher), teacher)
+    if training.teacher is not None:
+        _loaded(blueprint.upper(m, training.teacher), teacher)
         save_state(checkpoints.folder / _TEACHER_FILE, dict(teacher))
-    student = _loaded(_student(blueprint, phase, m), weights)
+    student = _loaded(_student(blueprint, training, m), weights)
     engine = UpperEngine(student, store, blueprint.upper_options(torch.device("cpu")), checkpoints)
     checkpoints.save(0, engine.state())
 
 
 def training_engine(
     blueprint: Blueprint,
-    phase: CompressionTraining,
+    training: CompressionTraining,
     store: PatchStore,
     checkpoints: Checkpoints,
     device: torch.device,
 ) -> UpperEngine:
-    """Return the engine of an Upper in a training of a lightening; parameters as of `put_in_place`.
+    """Return the engine of an Upper in a training of a lightening; parameters as in `put_in_place`.
 
     Raises
     ------
@@ -106,22 +107,19 @@ def training_engine(
     """
     if not checkpoints.steps():
         raise NoCheckpoint(
-            f"{checkpoints.folder}: no weights of this training are in place here; to begin it anew, remove its "
+            f"{checkpoints.folder}: no weights of this training are in place here; to start it again, remove its "
             "checkpoints in the run's light folder on the server, and call psl lighten again"
         )
     m, teacher = store.meta.upper, None
-    if phase.teacher is not None:
+    if training.teacher is not None:
         taught = load_state(checkpoints.folder / _TEACHER_FILE)
-        teacher = _loaded(blueprint.upper(m, phase.teacher), taught).eval().requires_grad_(False)
-    model = _student(blueprint, phase, m)
+        teacher = _loaded(blueprint.upper(m, training.teacher), taught).eval().requires_grad_(False)
+    model = _student(blueprint, training, m)
     return UpperEngine(model, store, blueprint.upper_options(device), checkpoints, teacher)
 
 
-def shipped_engine(
-    blueprint: Blueprint,
-    shipped: OnnxInference,
-    store: PatchStore,
-    checkpoints: Checkpoints,
+def onnx_engine(
+    blueprint: Blueprint, inference: OnnxInference, store: PatchStore, checkpoints: Checkpoints
 ) -> UpperEngine:
     """Return an Upper that predicts by its file, `UPPER_FILE` beside its checkpoints; it cannot be trained.
 
@@ -129,15 +127,13 @@ def shipped_engine(
     ------
     RunError
         If there is no such file, or another one than that expected.
-    ConfigError, LighteningError
+    ConfigError, ExportError
         If this node cannot run it.
     """
     check_runtime()
-    from psl_flower.inference.onnx_files import OnnxModule
-
     path = checkpoints.folder / UPPER_FILE
     content = _read(path)
-    if hashlib.sha256(content).hexdigest() != shipped.digests.get(store.meta.upper):
+    if hashlib.sha256(content).hexdigest() != inference.digests.get(store.meta.upper):
         raise RunError(f"{path}: is another light Upper than the one expected; call psl lighten again")
     options = blueprint.upper_options(torch.device("cpu"))
     # The file takes pixels in 0..1 and normalises them itself.
@@ -152,14 +148,14 @@ def keep_file(folder: Path, content: bytes) -> None:
 
     Raises
     ------
-    ConfigError, LighteningError
+    LighteningError
+        If it is no ONNX model, or refers to other files.
+    ConfigError, ExportError
         If this node cannot run it.
     RunError
         If the disk refuses.
     """
     check_runtime()
-    from psl_flower.inference.onnx_files import open_session
-
     _parsed(content)
     open_session(content, 1)
     _drop_others(folder)
@@ -167,7 +163,7 @@ def keep_file(folder: Path, content: bytes) -> None:
 
 
 def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits: int) -> QuantisedUpper:
-    """Return an Upper in int8, calibrated on the patches of these samples; errors as of `artefacts.make_int8`."""
+    """Return an Upper in int8, calibrated on the patches of these samples; errors as in `artefacts.make_int8`."""
     check_runtime()
     from psl_flower.lightening.artefacts import quantise_upper
 
@@ -180,13 +176,10 @@ def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Spe
 
     Raises
     ------
-    RunError, LighteningError
+    RunError, ExportError
         If the file is missing or cannot be run.
     """
     check_runtime()
-    from psl_flower.inference.onnx_files import open_session
-    from psl_flower.lightening.judging import PATCHES, SMASHED, measure_speed
-
     patches_BKChw = torch.from_numpy(store.read(np.resize(np.arange(len(store)), batch)))
     K = patches_BKChw.shape[1]
     session = open_session(folder / UPPER_FILE, threads)
@@ -223,13 +216,13 @@ def _drop_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _student(blueprint: Blueprint, phase: CompressionTraining, m: int) -> Upper:
-    model = blueprint.upper(m, phase.size)
-    if not phase.weight_bits:
+def _student(blueprint: Blueprint, training: CompressionTraining, m: int) -> Upper:
+    model = blueprint.upper(m, training.size)
+    if not training.weight_bits:
         return model
     from psl_flower.lightening.quantising import folded, with_rounding
 
-    return with_rounding(folded(model), phase.weight_bits)
+    return with_rounding(folded(model), training.weight_bits)
 
 
 def _loaded(model: Upper, weights: Mapping[str, torch.Tensor]) -> Upper:

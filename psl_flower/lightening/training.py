@@ -13,7 +13,7 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
-from psl_flower.engine.build import Blueprint
+from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import LowerTeacher, Teacher
 from psl_flower.engine.lower import LowerEngine
@@ -33,34 +33,44 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SizedTeacher(Teacher):
+    """A teacher, with the size of its network."""
+
+    size: BackboneSize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """One training of a lightening.
 
     Attributes
     ----------
     what : str
-        For people.
+        Its name in progress and errors.
     place : Path
-        Folder of what belongs to the network.
+        The network's folder.
     size : BackboneSize
         The network's.
     epochs : int
         1 or more.
-    teacher : Teacher or None
-        Whose answers are learnt too.
-    teacher_size : BackboneSize or None
-        The teacher's.
+    teacher : SizedTeacher or None
+        Whose answers are learnt beside the labels.
     weight_bits : int
-        To which weights are rounded (`quantising.with_rounding`); 0: they are not.
+        Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
     """
 
     what: str
     place: Path
     size: BackboneSize
     epochs: int
-    teacher: Teacher | None = None
-    teacher_size: BackboneSize | None = None
+    teacher: SizedTeacher | None = None
     weight_bits: int = 0
+
+    @property
+    def on_nodes(self) -> CompressionTraining:
+        """The training as nodes are told of it."""
+        teacher = self.teacher.size if self.teacher else None
+        return CompressionTraining(size=self.size, weight_bits=self.weight_bits, teacher=teacher)
 
     @property
     def stage(self) -> str:
@@ -80,9 +90,16 @@ def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
 
 
 def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunConfig:
-    """Return the settings of a training of so many epochs, from those of the run; a round is an epoch.
+    """Return the settings of a training, from those of the run; a round is an epoch.
 
-    With `rounding` it is one under rounding, with a lower learning rate.
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    epochs : int
+        1 or more.
+    rounding : bool
+        Whether weights are rounded in it; the learning rate is then lower.
     """
     # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
     changes: dict[str, Any] = {
@@ -173,7 +190,7 @@ def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, dev
     teacher = None
     if training.teacher is not None:
         kept = to_device(training.teacher.net.lower, device)
-        *_, C = blueprint.smashed_shapes(training.teacher_size)[0]
+        *_, C = blueprint.smashed_shapes(training.teacher.size)[0]
         teacher = LowerTeacher(lower=kept, share=training.teacher.share, channels=C)
     return blueprint.lower_engine(device, lower, teacher)
 
@@ -183,5 +200,5 @@ def shapes_up(blueprint: Blueprint, training: Training) -> dict[int, tuple[int, 
     shapes = blueprint.smashed_shapes(training.size)
     if training.teacher is None:
         return shapes
-    *_, taught = blueprint.smashed_shapes(training.teacher_size)[0]
-    return {m: (K, h, w, C + taught) for m, (K, h, w, C) in shapes.items()}
+    *_, teachers_C = blueprint.smashed_shapes(training.teacher.size)[0]
+    return {m: (K, h, w, C + teachers_C) for m, (K, h, w, C) in shapes.items()}

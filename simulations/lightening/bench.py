@@ -66,11 +66,11 @@ def run(config: RunConfig, options: Options, workspace: Path, progress: Progress
         opened = [
             closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
         ]
-        school = LocalTrainer(
+        trainer = LocalTrainer(
             config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress.step
         )
         judge = Judge(assembled.config, stores, options.threads, options.batch)
-        rivals = Rivals(assembled.net.cpu(), school)
+        rivals = Rivals(assembled.net.cpu(), trainer)
         progress.trial("speed of the reference")
         plain, direct = (judge.speed_of(path).images_per_s for path in rivals.reference_files(reference.path / "light"))
         # As fast as the directly quantised reference, too: what is slower would not compare with it.

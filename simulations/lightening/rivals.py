@@ -34,13 +34,13 @@ class Rivals:
     ----------
     first : PatchSplitNet
         The reference.
-    school : LocalTrainer
+    trainer : LocalTrainer
         Where one of them learns.
     """
 
-    def __init__(self, first: PatchSplitNet, school: LocalTrainer) -> None:
-        self._first, self._trainer = first, school
-        self._config, self._description = school.config, school.stores.description
+    def __init__(self, first: PatchSplitNet, trainer: LocalTrainer) -> None:
+        self._first, self._trainer = first, trainer
+        self._config, self._description = trainer.config, trainer.stores.description
         self._blueprint = Blueprint(self._config, self._description)
 
     def reference_files(self, folder: Path) -> tuple[Path, Path]:

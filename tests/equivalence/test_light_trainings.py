@@ -6,6 +6,7 @@ The oracle is the training of `psl lighten --local`; the parties exchange real f
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +15,14 @@ import pytest
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.build import Blueprint, CompressionTraining
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
+<<<<<<< HEAD
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.exchange import Exchange, WireFormat
+=======
+from psl_flower.engine.exchange import Exchange
+>>>>>>> light
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.engine.upper import UpperEngine
@@ -25,7 +30,14 @@ from psl_flower.errors import NoCheckpoint, PeerLost, RunError
 from psl_flower.lightening.local import LocalBackend
 from psl_flower.lightening.on_node import put_in_place, training_engine
 from psl_flower.lightening.quantising import folded, with_rounding
-from psl_flower.lightening.training import LocalTrainer, Training, lower_engine, shapes_up, training_config
+from psl_flower.lightening.training import (
+    LocalTrainer,
+    SizedTeacher,
+    Training,
+    lower_engine,
+    shapes_up,
+    training_config,
+)
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.stores.store_set import StoreSet
@@ -41,12 +53,12 @@ def stores(stores_for) -> StoreSet:
     return stores_for(settings())
 
 
-def a_teacher(config: RunConfig, stores: StoreSet) -> Teacher:
+def a_teacher(config: RunConfig, stores: StoreSet) -> SizedTeacher:
     """Return a teacher whose BatchNorm has seen something."""
     net = Blueprint(config.replace(seed=7), stores.description).network(TEACHER)
     with torch.no_grad():
         net.train()(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
-    return Teacher(net=net.eval().requires_grad_(False), share=SHARE)
+    return SizedTeacher(net=net.eval().requires_grad_(False), share=SHARE, size=TEACHER)
 
 
 def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
@@ -54,11 +66,8 @@ def student(config: RunConfig, stores: StoreSet, bits: int) -> PatchSplitNet:
     return with_rounding(folded(net), bits) if bits else net
 
 
-def a_training(folder: Path, teacher: Teacher | None, bits: int) -> Training:
-    return Training(
-        what="it", place=folder, size=SIZE, epochs=1, teacher=teacher, teacher_size=TEACHER if teacher else None,
-        weight_bits=bits,
-    )  # fmt: skip
+def a_training(folder: Path, teacher: SizedTeacher | None, bits: int) -> Training:
+    return Training(what="it", place=folder, size=SIZE, epochs=1, teacher=teacher, weight_bits=bits)
 
 
 class Parties:
@@ -71,7 +80,7 @@ class Parties:
         folder: Path,
         *,
         bits: int = 0,
-        teacher: Teacher | None = None,
+        teacher: SizedTeacher | None = None,
         net: PatchSplitNet | None = None,
         device: torch.device = CPU,
     ) -> None:
@@ -80,7 +89,7 @@ class Parties:
         self.folder, self.stores, self.description = folder, stores, stores.description
         self.blueprint = Blueprint(self.config, stores.description)
         training = a_training(folder, teacher, bits)
-        self.phase = CompressionTraining(size=SIZE, weight_bits=bits, teacher=training.teacher_size)
+        self.training = training.on_nodes
         begins = net or student(config, stores, bits)
         self.lower = lower_engine(self.blueprint, training, copy.deepcopy(begins.lower), device)
         self.checkpoints = Checkpoints(folder / "lower")
@@ -88,7 +97,7 @@ class Parties:
             for m, upper in enumerate(net.uppers):
                 taught = teacher.net.uppers[m].state_dict() if teacher else {}
                 with closing(stores.open(m)) as store:
-                    put_in_place(self.blueprint, self.phase, store, self.kept(m), upper.state_dict(), taught)
+                    put_in_place(self.blueprint, self.training, store, self.kept(m), upper.state_dict(), taught)
             self.checkpoints.save(0, self.lower.state())
         self.wire = WireFormat.of(config.wire, self.lower.dtype)
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
@@ -102,7 +111,7 @@ class Parties:
         return Checkpoints(self.folder / f"upper-{m}" / "part")
 
     def upper(self, m: int) -> UpperEngine:
-        engine = training_engine(self.blueprint, self.phase, self.stores.open(m), self.kept(m), self.device)
+        engine = training_engine(self.blueprint, self.training, self.stores.open(m), self.kept(m), self.device)
         engine.go_to(0)
         return engine
 
@@ -122,7 +131,7 @@ class Parties:
 
 
 def in_one_process(
-    config: RunConfig, stores: StoreSet, folder: Path, net: PatchSplitNet, teacher: Teacher | None, bits: int
+    config: RunConfig, stores: StoreSet, folder: Path, net: PatchSplitNet, teacher: SizedTeacher | None, bits: int
 ) -> Snapshot:
     opened = [stores.open(m) for m in range(stores.description.num_uppers)]
     trainer = LocalTrainer(config=config, stores=stores, opened=opened, device=CPU, progress=lambda *_: None)
@@ -157,29 +166,29 @@ def test_the_very_weights_of_one_process(case: str, stores_for, tmp_path: Path) 
     assert any(name.startswith("uppers.1.") for name in differences(expected, copied(net.state_dict())))
 
 
-def share(teacher: Teacher) -> Teacher:
-    return Teacher(net=teacher.net, share=0.6)
+def share(teacher: SizedTeacher) -> SizedTeacher:
+    return dataclasses.replace(teacher, share=0.6)
 
 
-def stale_upper(teacher: Teacher) -> Teacher:
+def stale_upper(teacher: SizedTeacher) -> SizedTeacher:
     net = copy.deepcopy(teacher.net)
     next(net.uppers[1].parameters())[0, 0, 0, 0] += 0.1
-    return Teacher(net=net, share=teacher.share)
+    return dataclasses.replace(teacher, net=net)
 
 
-def stale_lower(teacher: Teacher) -> Teacher:
+def stale_lower(teacher: SizedTeacher) -> SizedTeacher:
     net = copy.deepcopy(teacher.net)
     net.lower.fc.bias[0] += 0.1
-    return Teacher(net=net, share=teacher.share)
+    return dataclasses.replace(teacher, net=net)
 
 
-def none(teacher: Teacher) -> None:
+def none(teacher: SizedTeacher) -> None:
     return None
 
 
 @pytest.mark.parametrize("wrong", [share, stale_upper, stale_lower, none])
 def test_a_wrong_teacher_gives_other_weights(
-    wrong: Callable[[Teacher], Teacher | None], stores: StoreSet, tmp_path: Path
+    wrong: Callable[[SizedTeacher], SizedTeacher | None], stores: StoreSet, tmp_path: Path
 ) -> None:
     config = settings()
     teacher, net = a_teacher(config, stores), student(config, stores, 0)

@@ -15,7 +15,7 @@ from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import RoundedInput, RoundedWeights, folded, with_rounding, without_rounding
 from psl_flower.lightening.settings import LARGEST_WEIGHT, Growth, Measure
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, scaled
-from psl_flower.lightening.training import LocalTrainer, Training, epochs_of_run
+from psl_flower.lightening.training import LocalTrainer, SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize, backbone_size
 from psl_flower.patches import PatchGrid
@@ -244,7 +244,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(trainer, tmp_path, r
         net = make(SMALL).requires_grad_(True)
         return with_rounding(folded(net), 7) if rounding else net
 
-    teacher, bits = Teacher(net=make(SMALL), share=0.5), 7 if rounding else 0
+    teacher, bits = SizedTeacher(net=make(SMALL), share=0.5, size=SMALL), 7 if rounding else 0
     whole = trainer().train(a_training(tmp_path / "whole", teacher=teacher, weight_bits=bits), pupil())
 
     def interrupt(what, done, total):
