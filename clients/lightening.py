@@ -16,27 +16,19 @@ from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
 from psl_flower.lightening import on_node
 from psl_flower.patches.store import PatchStore
+from psl_flower.wire import questions
 from psl_flower.wire.node_messages import Measured
-from psl_flower.wire.questions import (
-    LightenKeep,
-    LightenMeasure,
-    LightenPlace,
-    LightenQuantise,
-    LightenReady,
-    Parcel,
-    Question,
-    Tensors,
-)
+from psl_flower.wire.questions import Parcel, Question, Tensors
 
 
-def ready(asked: Asked[LightenReady]) -> Parcel:
+def ready(asked: Asked[questions.LightenReady]) -> Parcel:
     """Check that this node can take part: its operator allows it, and the runtime is installed."""
     for _ in _stores(asked.host()):
         on_node.check_runtime()
     return Parcel()
 
 
-def place(asked: Asked[LightenPlace]) -> Parcel:
+def place(asked: Asked[questions.LightenPlace]) -> Parcel:
     """Keep the weights that a training begins with."""
     host = asked.host()
     blueprint = Blueprint.decode(host.task.settings)
@@ -50,7 +42,7 @@ def place(asked: Asked[LightenPlace]) -> Parcel:
     return Parcel()
 
 
-def quantise(asked: Asked[LightenQuantise]) -> Parcel:
+def quantise(asked: Asked[questions.LightenQuantise]) -> Parcel:
     """Return Uppers in int8, calibrated on patches that stay here, and smashed data to calibrate the Lower on."""
     host = asked.host()
     host.prepare_process()
@@ -63,7 +55,7 @@ def quantise(asked: Asked[LightenQuantise]) -> Parcel:
     return Parcel(parts=models, tensors={"smashed": smashed})
 
 
-def keep(asked: Asked[LightenKeep]) -> Parcel:
+def keep(asked: Asked[questions.LightenKeep]) -> Parcel:
     """Put Uppers' files in place."""
     host = asked.host()
     for m, _ in _stores(host):
@@ -71,7 +63,7 @@ def keep(asked: Asked[LightenKeep]) -> Parcel:
     return Parcel()
 
 
-def measure(asked: Asked[LightenMeasure]) -> Parcel:
+def measure(asked: Asked[questions.LightenMeasure]) -> Parcel:
     """Measure the files in place, one Upper after the other; times of several Uppers add up."""
     host, batch, threads = asked.host(), asked.question.batch, asked.question.threads
     batch_s = latency_ms = 0.0
@@ -83,11 +75,11 @@ def measure(asked: Asked[LightenMeasure]) -> Parcel:
 
 
 HANDLERS: dict[type[Question], Handler] = {
-    LightenReady: ready,
-    LightenPlace: place,
-    LightenQuantise: quantise,
-    LightenKeep: keep,
-    LightenMeasure: measure,
+    questions.LightenReady: ready,
+    questions.LightenPlace: place,
+    questions.LightenQuantise: quantise,
+    questions.LightenKeep: keep,
+    questions.LightenMeasure: measure,
 }
 
 

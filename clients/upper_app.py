@@ -5,6 +5,7 @@ A node with the role of the Adaptation Net's server runs the same app, and hosts
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 
 from flwr.clientapp import ClientApp
@@ -30,22 +31,14 @@ from psl_flower.engine.stateless import forgetful
 from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
+from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.remote import answer
+from psl_flower.wire import questions
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Failed, Hello
-from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, StreamTicket
-from psl_flower.wire.questions import (
-    AskClaims,
-    AskInventory,
-    GiveWeights,
-    OpenStreams,
-    Parcel,
-    Question,
-    SealForRestorers,
-    TakeStep,
-    Tensors,
-)
+from psl_flower.wire.node_messages import Inventory, NodeTask, StreamTicket
+from psl_flower.wire.questions import Parcel, Question, Tensors
 from psl_flower.wire.stream import UpperStream, connect
 
 
@@ -62,7 +55,7 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     return app
 
 
-def _inventory(asked: Asked[AskInventory]) -> Parcel:
+def _inventory(asked: Asked[questions.AskInventory]) -> Parcel:
     context = asked.context
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
@@ -70,24 +63,23 @@ def _inventory(asked: Asked[AskInventory]) -> Parcel:
     own_tls(context)  # what is wrong with certificates is said at the start of the run
     if serves_adaptation(context):
         return Parcel(Inventory(adaptation=True))
-    claims = []
-    for store in own_stores(context):
-        claims.append(claim_of(store))
-        store.close()
-    return Parcel(Inventory(claims=tuple(claims)))
+    return Parcel(_inventory_of(own_stores(context)))
 
 
-def _claim(asked: Asked[AskClaims]) -> Parcel:
+def _claim(asked: Asked[questions.AskClaims]) -> Parcel:
     host = asked.host()
-    claims: list[Claim] = []
-    for m in host.task.parties:
-        store = host.open_store(m)
-        claims.append(claim_of(store))
-        store.close()
-    return Parcel(Inventory(claims=tuple(claims)))
+    return Parcel(_inventory_of(host.open_store(m) for m in host.task.parties))
 
 
-def _stream(asked: Asked[OpenStreams]) -> Parcel:
+def _inventory_of(stores: Iterable[PatchStore]) -> Inventory:
+    claims = []
+    for store in stores:
+        with closing(store):
+            claims.append(claim_of(store))
+    return Inventory(claims=tuple(claims))
+
+
+def _stream(asked: Asked[questions.OpenStreams]) -> Parcel:
     """Open one stream for each party hosted here and serve them until the round is over."""
     host, ticket = asked.host(), asked.question.ticket
     host.prepare_process()
@@ -108,7 +100,7 @@ def _stream(asked: Asked[OpenStreams]) -> Parcel:
     return Parcel()
 
 
-def _step(asked: Asked[TakeStep]) -> Parcel:
+def _step(asked: Asked[questions.TakeStep]) -> Parcel:
     """Do one step of every party hosted here, each from its state on disk."""
     host, question = asked.host(), asked.question
     host.prepare_process()
@@ -123,7 +115,7 @@ def _step(asked: Asked[TakeStep]) -> Parcel:
     return Parcel(parts=answers)
 
 
-def _collect(asked: Asked[GiveWeights]) -> Parcel:
+def _collect(asked: Asked[questions.GiveWeights]) -> Parcel:
     host = asked.host()
     weights: dict[int, Tensors] = {}
     for m in host.task.parties:
@@ -137,7 +129,7 @@ def _collect(asked: Asked[GiveWeights]) -> Parcel:
     return Parcel(tensors={"upper": weights})
 
 
-def _restore(asked: Asked[SealForRestorers]) -> Parcel:
+def _restore(asked: Asked[questions.SealForRestorers]) -> Parcel:
     """Answer an authorisation of restorers: log it, then seal the patches asked for to its recipients."""
     answers: dict[int, bytes] = {}
     for opened, log in asked.host().sealed_stores():
@@ -148,12 +140,12 @@ def _restore(asked: Asked[SealForRestorers]) -> Parcel:
 
 
 _HANDLERS: dict[type[Question], Handler] = {
-    AskInventory: _inventory,
-    AskClaims: _claim,
-    OpenStreams: _stream,
-    TakeStep: _step,
-    GiveWeights: _collect,
-    SealForRestorers: _restore,
+    questions.AskInventory: _inventory,
+    questions.AskClaims: _claim,
+    questions.OpenStreams: _stream,
+    questions.TakeStep: _step,
+    questions.GiveWeights: _collect,
+    questions.SealForRestorers: _restore,
 }
 
 

@@ -78,27 +78,10 @@ def predict(run: ServerRun[Predict]) -> None:
 
 
 def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoints) -> Parties:
-    """Return light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs; RunError if it cannot.
+    """Return light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
 
-<<<<<<< HEAD
-    `checkpoints` are for a state without weights, from which a recovery goes on.
-=======
-    Parameters
-    ----------
-    run : ServerRun
-        Of a prediction or a lightening.
-    light : LightModel
-        The files.
-    checkpoints : Checkpoints
-        For a state without weights, from which a recovery goes on.
-
-    Raises
-    ------
-    ExportError, RunError
-        If the Lower's file cannot be run.
-    ConfigError
-        If onnxruntime is not installed.
->>>>>>> light
+    `checkpoints` are for a state without weights, from which a recovery goes on. Raises ExportError or RunError if the
+    Lower's file cannot be run, ConfigError if onnxruntime is not installed.
     """
     check_runtime()
     model, description = OnnxModule(light.lower, torch.get_num_threads()), run.stores.description

@@ -18,18 +18,10 @@ from numpy.typing import NDArray
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import NodeError, NodeLost, PeerLost
+from psl_flower.wire import questions
 from psl_flower.wire.node_messages import Measured, NodeTask
 from psl_flower.wire.plan import pack_samples
-from psl_flower.wire.questions import (
-    LightenKeep,
-    LightenMeasure,
-    LightenPlace,
-    LightenQuantise,
-    LightenReady,
-    Question,
-    Received,
-    Tensors,
-)
+from psl_flower.wire.questions import Question, Received, Tensors
 from strategies.link import NodeLink
 from strategies.messages import ask, message
 from strategies.nodes import Placement
@@ -71,11 +63,11 @@ class LightNodes:
         NodeError, PeerLost
             If a node cannot, or does not answer; also of the other methods.
         """
-        self._ask(lambda task: LightenReady(task=task))
+        self._ask(lambda task: questions.LightenReady(task=task))
 
     def place(self, weights: Mapping[int, Tensors], teacher: Mapping[int, Tensors]) -> None:
         """Put the weights in place that a training begins with, by Upper; `teacher` is empty if there is none."""
-        self._ask(lambda task: LightenPlace(task=task), tensors={"upper": weights, "teacher": teacher})
+        self._ask(lambda task: questions.LightenPlace(task=task), tensors={"upper": weights, "teacher": teacher})
 
     def quantise(
         self, models: Sequence[bytes], samples_B: NDArray[np.int64], bits: int
@@ -92,13 +84,13 @@ class LightNodes:
             Of weights.
         """
         packed, parts = pack_samples(samples_B), dict(enumerate(models))
-        answers = self._ask(lambda task: LightenQuantise(task=task, samples=packed, bits=bits), parts)
+        answers = self._ask(lambda task: questions.LightenQuantise(task=task, samples=packed, bits=bits), parts)
         light = [answers[m].part(m) for m in range(len(models))]
         return light, [answers[m].tensors("smashed", m)["smashed"] for m in range(len(models))]
 
     def keep(self, files: Sequence[bytes]) -> None:
         """Put Uppers' files in place, by Upper."""
-        self._ask(lambda task: LightenKeep(task=task), dict(enumerate(files)))
+        self._ask(lambda task: questions.LightenKeep(task=task), dict(enumerate(files)))
 
     def measure(self, name: str, *, batch: int, threads: int) -> Measured:
         """Return how fast the named node runs the files that are in place there.
@@ -115,7 +107,7 @@ class LightNodes:
         NodeError
             If there is no such node.
         """
-        answers = self._ask(lambda task: LightenMeasure(task=task, batch=batch, threads=threads), only=name)
+        answers = self._ask(lambda task: questions.LightenMeasure(task=task, batch=batch, threads=threads), only=name)
         return next(iter(answers.values())).record(Measured)
 
     def find(self, name: str) -> int:

@@ -158,7 +158,7 @@ class Exchange(ABC):
         shapes: Mapping[int, tuple[int, ...]] | None,
         meanwhile: Callable[[], None],
     ) -> dict[int, Up]:
-        """Send to every Upper, do `meanwhile` on this side, and return every Upper's answer.
+        """Send to every Upper, do `meanwhile` on this side, and return every Upper's answer, in the order of `down`.
 
         Parameters
         ----------
@@ -177,7 +177,8 @@ class Exchange(ABC):
         """
         frames = {m: self.wire.frame(*part) for m, part in down.items()}
         expected = {m: self.wire.expect_answer(part.turn, shapes[m] if shapes else None) for m, part in down.items()}
-        return {m: up_of(frame) for m, frame in self.carry(frames, expected, meanwhile).items()}
+        answers = self.carry(frames, expected, meanwhile)
+        return {m: up_of(answers[m]) for m in down}  # not as they came: a sum of tensors depends on their order
 
     @abstractmethod
     def carry(

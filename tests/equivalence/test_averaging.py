@@ -141,6 +141,21 @@ def test_uppers_that_forget_between_messages(oracle, stores_for, tmp_path):
     assert same_predictions(predictions, oracle.predictions)
 
 
+class Backwards(LocalExchange):
+    """The last Upper answers first, as it may over streams."""
+
+    def carry(self, frames, expected, meanwhile):
+        return dict(reversed(super().carry(frames, expected, meanwhile).items()))
+
+
+def test_the_order_of_answers_does_not_matter(oracle, stores_for, tmp_path):
+    """Sums of three and more numbers depend on their order, and a mean of weights is one."""
+    parts = Federation(averaged(), stores_for(averaged()), tmp_path)
+    assert len(parts.uppers) > 2
+    parts.run(Backwards(parts.parties, parts.wire))
+    assert differences(oracle.after[STEPS], parts.snapshot()) == []
+
+
 class Vanishing(LocalExchange):
     """Node 1 is gone at an averaging: when weights are asked for, or when the average goes out; node 0 has done it."""
 

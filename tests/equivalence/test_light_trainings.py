@@ -17,12 +17,7 @@ import torch
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
-<<<<<<< HEAD
-from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.exchange import Exchange, WireFormat
-=======
-from psl_flower.engine.exchange import Exchange
->>>>>>> light
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.engine.upper import UpperEngine
