@@ -23,7 +23,8 @@ from psl_flower.text import read_pairs
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
 OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
-    Path | None, typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or ~/.local/state/psl-flower].")
+    Path | None,
+    typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or psl-flower in the XDG state folder]."),
 ]
 _PASSPHRASE_LIMIT = 4096
 
