@@ -68,12 +68,8 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
 
 def check_store(description: StoreSetDescription, upper: int, store: PatchStore) -> None:
     """Raise StoreError unless the store is that of an Upper of the run."""
-    meta = store.meta
-    if (meta.dataset, meta.upper, meta.positions) != (description.fingerprint, upper, description.positions_of(upper)):
-        raise StoreError(
-            f"the store holds positions {meta.positions} of Upper {meta.upper} and dataset {meta.dataset[:12]}; "
-            f"expected positions {description.positions_of(upper)} of Upper {upper} and {description.fingerprint[:12]}"
-        )
+    if problem := description.mismatch(store.meta, upper):
+        raise StoreError(f"the store {problem}")
 
 
 @dataclass(frozen=True, slots=True)
