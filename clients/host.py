@@ -28,6 +28,7 @@ from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import keep_freed_memory, usable_cores
+from psl_flower.system.state import node_state
 from psl_flower.text import expanded
 from psl_flower.wire.credentials import node_tls
 from psl_flower.wire.messages import ADAPTATION
@@ -67,12 +68,8 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
 
 def check_store(description: StoreSetDescription, upper: int, store: PatchStore) -> None:
     """Raise StoreError unless the store is that of an Upper of the run."""
-    meta = store.meta
-    if (meta.dataset, meta.upper, meta.positions) != (description.fingerprint, upper, description.positions_of(upper)):
-        raise StoreError(
-            f"the store holds positions {meta.positions} of Upper {meta.upper} and dataset {meta.dataset[:12]}; "
-            f"expected positions {description.positions_of(upper)} of Upper {upper} and {description.fingerprint[:12]}"
-        )
+    if problem := description.mismatch(store.meta, upper):
+        raise StoreError(f"the store {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +229,9 @@ def own_sealed_stores(context: Context) -> Iterator[Opened]:
 
 
 def own_state(context: Context) -> Path:
-    """Return the folder where a real node keeps its Uppers' states: `state`, or ~/.psl-flower/state."""
-    return expanded(_setting(context, "state") or "~/.psl-flower/state", "node-config state")
+    """Return the folder where a real node keeps its Uppers' states: `state`, or one of this user's own."""
+    named = _setting(context, "state")
+    return expanded(named, "node-config state") if named else node_state()
 
 
 def own_tls(context: Context) -> NodeTls:

@@ -1,5 +1,6 @@
 """What all tests share: one thread, and tiny patch stores of the embedded digits, made once a session."""
 
+import itertools
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,19 @@ torch.set_num_threads(1)
 pytest.register_assert_rewrite("tests")
 
 StoresFor = Callable[[RunConfig], StoreSet]
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give the fixtures of several tests a user's state that is not that of who runs the tests."""
+    os.environ["PSL_STATE"] = str(tmp_path_factory.getbasetemp() / "state")
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a user's state of its own."""
+    monkeypatch.setenv("PSL_STATE", str(tmp_path_factory.getbasetemp() / f"state-{next(_numbers)}"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -15,16 +15,17 @@ from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
     State,
+    folder_of,
     load_identity,
     load_trusted,
     named_public,
     new_passphrase,
     numbered,
-    parse_size,
-    passphrase_source,
     stores_beside,
 )
 from psl_flower.errors import ConfigError
+from psl_flower.patches.assignment import Method
+from psl_flower.patches.grid import Fit
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import SignedManifest
@@ -102,14 +103,14 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
-    from psl_flower.data.images import Resized
-    from psl_flower.data.sources import open_dataset
-    from psl_flower.patches.cutting import first_image, half_of
+    from psl_flower.config import parse_size
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.sealing import is_complete
     from psl_flower.sealed.url_folder import shown
+    from psl_flower.stores.grid_choice import grid_for
+    from psl_flower.stores.store_set import StoreRequest
 
     folders, places = numbered(out)
     if len(folders) != 1:
@@ -124,37 +125,33 @@ def ingest(
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
-    opened = open_dataset(
-        dataset, image_column=image_column, label_column=label_column, max_train=max_train, max_test=max_test
+    base, automatic = Path(folders[0]), patch == "auto"
+    if automatic and stride:
+        raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
+    request = StoreRequest(
+        dataset=dataset,
+        image_size=parse_size("--image-size", image_size),
+        patch_size=parse_size("--patch", "" if automatic else patch),
+        stride=parse_size("--stride", stride),
+        pattern="auto" if automatic else "",
+        fit=cast(Fit, fit),
+        num_uppers=len(nodes),
+        assignment=cast(Method, assignment),
+        image_column=image_column,
+        label_column=label_column,
+        max_train=max_train,
+        max_test=max_test,
     )
-    source = Resized(opened, parse_size(image_size, "--image-size")) if image_size else opened
-    base, chosen = Path(folders[0]), None
-    if fit not in ("exact", "pad"):
-        raise ConfigError(f"--fit: expected exact or pad, got {fit!r}")
-    if patch == "auto" and append:
-        patch = ""  # as any other: images are appended in the grid that is there
-    if patch == "auto":
-        from psl_flower.stores.grid_choice import choose_for
-
-        if stride:
-            raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
-        resized = parse_size(image_size, "--image-size") if image_size else (0, 0)
-        chosen = choose_for(opened, resized, "pad" if fit == "pad" else "exact", len(nodes))
-    size = (
-        chosen.grid.patch_size
-        if chosen
-        else parse_size(patch, "--patch")
-        if patch
-        else half_of(first_image(source).shape[:2])
-    )
-    step = chosen.grid.stride if chosen else parse_size(stride, "--stride") if stride else size
+    source = request.open_source()
+    # Images are appended in the grid that is there.
+    grid, reason = (None, "") if append else grid_for(request, source)
     plan = Plan(
-        patch_size=size,
-        stride=step,
+        patch_size=grid.patch_size if grid else (0, 0),
+        stride=grid.stride if grid else (0, 0),
         nodes=nodes,
         restorers=named_public(restorer or (), Role.RESTORER),
         threshold=threshold or len(restorer or ()) // 2 + 1,
-        fit="pad" if fit == "pad" else "exact",
+        fit=request.fit,
         assignment=assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
@@ -164,7 +161,9 @@ def ingest(
         done = Ingested(signed, signed.manifest.num_samples, 0, 0)
     else:
         with Progress(enabled=not as_json) as progress:
-            done = do_ingest(source, base, owner, plan, places=places, append=append, progress=progress.steps)
+            done = do_ingest(
+                request.sized(source), base, owner, plan, places=places, append=append, progress=progress.steps
+            )
     seconds = time.monotonic() - start
     manifest = done.signed.manifest
     SeenBook().check(done.signed)
@@ -183,7 +182,7 @@ def ingest(
             "images_per_minute": rate,
             "stores": stores,
             "bundles": bundles,
-        } | ({"grid": chosen.reason} if chosen else {})
+        } | ({"grid": reason} if reason else {})
         typer.echo(json.dumps(report))
         return
     resumed = f", {done.resumed} were there from an interrupted run" if done.resumed else ""
@@ -192,8 +191,8 @@ def ingest(
         f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
         f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {base / 'manifest.psl'}"
     )
-    if chosen:
-        typer.echo(chosen.reason)
+    if reason:
+        typer.echo(reason)
     for place in (*stores, *bundles):
         typer.echo(f"  {place}")
     if not manifest.lower:
@@ -257,13 +256,13 @@ def verify(
 
     from psl_flower.sealed.verify import verify as do_verify
 
-    signed, known = load_trusted(manifest, owner_key, SeenBook(state))
+    trusted = load_trusted(manifest, owner_key, state)
     with Progress(enabled=not as_json) as progress:
-        report = do_verify(store, signed, progress.steps)
+        report = do_verify(store, trusted.signed, progress.steps)
     if as_json:
         typer.echo(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
     else:
-        trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
+        trust = "" if trusted.known else " (seen for the first time: compare this fingerprint with the owner's)"
         typer.echo(
             f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
             f"signed by owner {report.owner}{trust}"
@@ -317,8 +316,7 @@ def rotate(
         drop_nodes=tuple(drop_node or ()),
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
-    folder = manifest if manifest.is_dir() else manifest.parent
-    owner = keyfile.load(owner_key, passphrase_source(passphrase_file)).expect(Role.OWNER)
+    folder, owner = folder_of(manifest), load_identity(owner_key, Role.OWNER, passphrase_file)
     with Progress(enabled=not as_json) as progress:
         signed = do_rotate(
             folder,

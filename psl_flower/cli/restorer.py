@@ -32,7 +32,6 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
-from psl_flower.sealed.seen import SeenBook
 
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
@@ -78,9 +77,8 @@ def restore(
     from psl_flower.sealed.export import export
     from psl_flower.sealed.restore import restore as do_restore
 
-    seen = SeenBook(state)
-    signed, known = load_trusted(manifest, owner_key, seen)
-    folder = manifest if manifest.is_dir() else manifest.parent
+    trusted = load_trusted(manifest, owner_key, state)
+    signed, folder, seen = trusted.signed, trusted.folder, trusted.seen
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
     labels_N = labels_of(folder, signed.manifest, restorers[0], seen)
     start = time.monotonic()
@@ -116,7 +114,7 @@ def restore(
         }
         typer.echo(json.dumps({**report, "audit_log": logged}))
         return
-    if not known:
+    if not trusted.known:
         typer.echo(
             f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
         )
@@ -157,9 +155,8 @@ def authorise(
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
-    seen = SeenBook(state)
-    signed, _ = load_trusted(manifest, owner_key, seen)
-    folder = manifest if manifest.is_dir() else manifest.parent
+    trusted = load_trusted(manifest, owner_key, state)
+    signed = trusted.signed
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
     if co_sign is not None:
         if image or wrong_only or recipient or why:
@@ -168,7 +165,7 @@ def authorise(
         for restorer in restorers:
             data = remote.co_sign(data, signed, restorer)
     else:
-        labels_N = labels_of(folder, signed.manifest, restorers[0], seen)
+        labels_N = labels_of(trusted.folder, signed.manifest, restorers[0], trusted.seen)
         data = remote.authorise(
             signed,
             restorers,
@@ -205,11 +202,9 @@ def relabel(
     as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
-    seen = SeenBook(state)
-    signed, _ = load_trusted(manifest, owner_key, seen)
-    folder = manifest if manifest.is_dir() else manifest.parent
+    trusted = load_trusted(manifest, owner_key, state)
     author = keyfile.load(identity, passphrase_source(passphrase_file))
-    book, content = LabelBook(folder), signed.manifest
+    book, content, seen = LabelBook(trusted.folder), trusted.signed.manifest, trusted.seen
     before = book.read(content, author)
     seen.check_labels(content.dataset, list(before.digests))
     if history:
@@ -238,21 +233,19 @@ def audit_log(
     """Show and check who restored what, and when. A cut or edited log is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog
 
-    seen = SeenBook(state)
-    signed, _ = load_trusted(manifest, owner_key, seen)
-    folder = manifest if manifest.is_dir() else manifest.parent
+    trusted = load_trusted(manifest, owner_key, state)
+    content = trusted.signed.manifest
     if log is not None and not log.exists():
         raise StoreNotFound(f"{log} does not exist")
-    entries = AuditLog(log or folder / FILE).read(signed.manifest, seen)
+    entries = AuditLog(log or trusted.folder / FILE).read(content, trusted.seen)
     if as_json:
         named = [
-            {**msgspec.to_builtins(entry), "names": [image_name(signed.manifest, k) for k in entry.images]}
-            for entry in entries
+            {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
         ]
         typer.echo(json.dumps({"ok": True, "entries": named}))
         return
     for entry in entries:
-        names = [f"{image_name(signed.manifest, image)} ({image})" for image in entry.images[:8]]
+        names = [f"{image_name(content, image)} ({image})" for image in entry.images[:8]]
         images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
         what = f"{len(entry.images)} images: {images}" if entry.images else ""
         typer.echo(

@@ -5,27 +5,27 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from psl_flower.errors import ConfigError, PassphraseError, StoreNotFound
+from psl_flower.errors import PassphraseError, StoreNotFound
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.system.files import read_file
 from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
 OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
-    Path | None, typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or ~/.local/state/psl-flower].")
+    Path | None,
+    typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or psl-flower in the XDG state folder]."),
 ]
-_PASSPHRASE_LIMIT = 4096
 
 
 def passphrase_source(file: Path | None) -> Callable[[str], str]:
@@ -33,8 +33,7 @@ def passphrase_source(file: Path | None) -> Callable[[str], str]:
 
     def ask(name: str) -> str:
         if file is not None:
-            text = read_file(file, limit=_PASSPHRASE_LIMIT).decode("utf-8", errors="replace")
-            return text.splitlines()[0] if text else ""
+            return keyfile.passphrase_in(file, name)
         if not sys.stdin.isatty():
             raise PassphraseError(f"{name} is protected by a passphrase; give it with --passphrase-file")
         return getpass.getpass(f"Passphrase of {name}: ")
@@ -88,26 +87,26 @@ def numbered(texts: Sequence[str]) -> tuple[list[str], dict[int, str]]:
     return plain, by_number
 
 
-def parse_size(text: str, name: str) -> tuple[int, int]:
-    """Read HEIGHTxWIDTH, or one number for both.
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """A manifest, the folder it is in, what was seen before, and whether its owner was named now or seen before."""
 
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"{name}: expected HEIGHTxWIDTH such as 16x16, got {text!r}")
-    return int(parts[0]), int(parts[-1])
+    signed: SignedManifest
+    folder: Path
+    seen: SeenBook
+    known: bool
 
 
-def load_trusted(path: Path, owner_key: str, seen: SeenBook | None) -> tuple[SignedManifest, bool]:
-    """Load a manifest; returns it and whether its owner is trusted already (named now, or seen before)."""
+def load_trusted(path: Path, owner_key: str, state: Path | None) -> Trusted:
+    """Load a manifest, or the one in a folder, and hold it to the owner named and to what was seen before."""
     owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
-    signed = manifests.load(path, owner)
-    known = seen.check(signed) if seen is not None else False
-    return signed, known or owner is not None
+    signed, seen = manifests.load(path, owner), SeenBook(state)
+    return Trusted(signed, folder_of(path), seen, seen.check(signed) or owner is not None)
+
+
+def folder_of(manifest: Path) -> Path:
+    """Return the folder of a manifest, which may itself be given."""
+    return manifest if manifest.is_dir() else manifest.parent
 
 
 def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
@@ -118,7 +117,7 @@ def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
     StoreNotFound
         If there are none.
     """
-    folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
+    folder = folder_of(manifest_path)
     found = list(stores) or sorted(str(path) for path in folder.glob("store-[0-9]*") if path.is_dir())
     if not found:
         raise StoreNotFound(f"no store lies beside {manifest_path}; name them with --store")

@@ -64,16 +64,8 @@ def _belongs(store: PatchStore, path: Path) -> list[Finding]:
     except PslError as error:
         do = f"give the {manifests.FILE} of the owner, or the run's: runs/NAME/manifest.json on the server"
         return [failed(what, str(error), do)]
-    meta = store.meta
-    if meta.dataset != described.fingerprint:
-        found = f"{path}: is of dataset {described.fingerprint[:12]}, the store of {meta.dataset[:12]}"
-        return [failed(what, found, "get the store that was made with the others of this set")]
-    if meta.positions != described.positions_of(meta.upper):
-        found = f"{path}: assigns other positions to Upper {meta.upper} than the store holds"
-        return [failed(what, found, "get the store that was made with the others of this set")]
-    if len(store) != described.num_samples:
-        found = f"{path}: has {described.num_samples} images, the store {len(store)}"
-        return [failed(what, found, "get the newest state of the store from the owner")]
+    if problem := described.mismatch(store.meta, store.meta.upper):
+        return [failed(what, f"{path}: the store {problem}", "get this set's newest state of the store from the owner")]
     return [ok(what, f"{path}: the store is the one that it describes")]
 
 

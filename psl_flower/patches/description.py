@@ -156,6 +156,15 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             num_samples=self.num_samples,
         )
 
+    def mismatch(self, meta: StoreMeta, upper: int) -> str:
+        """Return what is wrong with a store for it to be that of an Upper; empty if it is; raises as `positions_of`."""
+        expected = self.meta_of(upper)
+        for what in ("dataset", "upper", "positions", "patch_shape", "num_samples"):
+            if getattr(meta, what) != getattr(expected, what):
+                name = what.replace("_", " ")
+                return f"holds {name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}"
+        return ""
+
     def save(self, path: Path) -> None:
         """Write the description as JSON, durably; the file is the old one or the new one, never a part.
 

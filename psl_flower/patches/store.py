@@ -87,25 +87,3 @@ def read_all_positions(stores: Sequence[PatchStore], samples_B: NDArray[np.int64
 def store_folder(folder: Path, upper: int) -> Path:
     """Return the place of an Upper's store beside the others of its set."""
     return folder / f"store-{upper:03d}"
-
-
-class StoreWriter(Protocol):
-    """Fills one store; nothing is visible under its final name before `finish`."""
-
-    def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
-        """Append the patches of B further samples.
-
-        Raises
-        ------
-        StoreError
-            If the shape or dtype is not the store's, or the disk refuses.
-        """
-        ...
-
-    def finish(self) -> None:
-        """Make the store durable (fsync, rename) and visible."""
-        ...
-
-    def abort(self) -> None:
-        """Drop what was written."""
-        ...

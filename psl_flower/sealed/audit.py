@@ -11,7 +11,6 @@ back an old log together with its old head is found out by those who saw the new
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -112,7 +111,7 @@ class AuditLog:
                 previous=digest(lines[-1]).hex() if lines else bytes(32).hex(),
                 dataset=signed.manifest.dataset.hex(),
                 manifest=signed.digest.hex(),
-                when=datetime.now(UTC).isoformat(timespec="seconds"),
+                when=envelope.now(),
                 action=action,
                 who=tuple(f"{person.name} ({person.role} {person.public.fingerprint})" for person in who),
                 images=tuple(images),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -88,6 +89,11 @@ def decode(payload: bytes, kind: type[_Document], where: str) -> _Document:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnknownVersion(f"{where}: signed, but its fields are not those of version {VERSION}: {error}") from None
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as signed documents state it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def sign(kind: Kind, payload: bytes, signers: Sequence[Identity]) -> bytes:

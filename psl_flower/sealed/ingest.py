@@ -7,26 +7,25 @@ import secrets
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from psl_flower.errors import ConfigError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
-from psl_flower.patches.assignment import assign, positions_by_upper
+from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import PixelSums, Progress, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
+from psl_flower.sealed import envelope
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed import shares
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, sizes
+from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.system.files import DISK, Disk, locked, make_folder
@@ -191,23 +190,18 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
     with explain_sizes(source):
         grid = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
     assignment = assign(grid, len(plan.nodes), plan.assignment)
-    dataset, root = secrets.token_bytes(ID_BYTES), Secret.random()
+    dataset = secrets.token_bytes(ID_BYTES)
     segment_samples, block = sizes(grid.num_patches * channels * math.prod(grid.patch_size), len(plan.nodes))
-    made = [
-        epochs.new_store(root, dataset, 1, m, positions, node)
-        for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), plan.nodes, strict=True))
-    ]
+    fields, keys = new_epoch(dataset, 1, owner.public, assignment, plan.nodes, plan.threshold, plan.restorers)
     manifest = Manifest(
         dataset=dataset,
         name=source.name,
-        epoch=1,
         generation=1,
         previous=manifests.NO_PREVIOUS,
-        created=now(),
+        created=envelope.now(),
         owner=str(owner.public),
         lower=str(plan.lower) if plan.lower else "",
         grid=Grid.of(grid, channels),
-        assignment=assignment,
         classes=source.class_names,
         splits=(),
         num_samples=0,
@@ -216,21 +210,16 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
         labels_digest=b"",
         segment_samples=segment_samples,
         block=block,
-        stores=tuple(entry for entry, _ in made),
-        threshold=plan.threshold,
-        restorers=shares.deal(root, dataset, 1, plan.threshold, plan.restorers),
-        root_commitment=epochs.root_commitment(root, dataset, 1),
-        root_for_owner=epochs.root_for_owner(root, owner.public, dataset, 1),
+        **fields,
     )
-    root.wipe()
-    return Draft(manifest=manifest, source=source.fingerprint), [key for _, key in made]
+    return Draft(manifest=manifest, source=source.fingerprint), keys
 
 
 def _next_generation(current: SignedManifest, source: Source) -> Draft:
     if source.class_names != current.manifest.classes:
         raise ConfigError(f"{source.name}: its classes are not those of the dataset that it should be appended to")
     manifest = msgspec.structs.replace(
-        current.manifest, generation=current.manifest.generation + 1, previous=current.digest, created=now()
+        current.manifest, generation=current.manifest.generation + 1, previous=current.digest, created=envelope.now()
     )
     return Draft(manifest=manifest, source=source.fingerprint)
 
@@ -267,8 +256,3 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
     same_nodes = [store.node for store in manifest.stores] == [str(node) for node in plan.nodes]
     if manifest.epoch != 1 or settings != asked or not same_people or not same_nodes:
         raise SourceChanged(f"{out}: an interrupted ingest had other settings; {remedy}")
-
-
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

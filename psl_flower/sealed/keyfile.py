@@ -129,6 +129,14 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
     raise IdentityError(f"{text_or_path} holds no public key")
 
 
+def passphrase_in(file: Path, name: str) -> str:
+    """Return the first line of a file, the passphrase of the key called `name`; PassphraseError if there is none."""
+    lines = read_file(file, limit=_LIMIT).decode("utf-8", errors="replace").splitlines()
+    if not lines:
+        raise PassphraseError(f"{file}: is empty; its first line must be the passphrase of {name}")
+    return lines[0]
+
+
 def public_file(path: Path) -> Path:
     """Return the place of the public key that belongs to a key file."""
     return path.with_name(f"{path.name}.pub")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from psl_flower.errors import ConfigError, IdentityError, PassphraseError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import LOCK_FILE
-from psl_flower.system.files import locked, make_ignored_folder, read_file
+from psl_flower.system.files import locked, make_ignored_folder
 
 # A demonstration on one machine: two restorers, both needed.
 DEMO_RESTORERS = ("restorer-1", "restorer-2")
@@ -70,16 +71,7 @@ class KeyRing:
     @property
     def _passphrase(self) -> Callable[[str], str] | None:
         file = self._passphrase_file
-        if file is None:
-            return None
-
-        def ask(name: str) -> str:
-            lines = read_file(file, limit=4096).decode("utf-8", errors="replace").splitlines()
-            if not lines:
-                raise PassphraseError(f"{file}: is empty; its first line must be the passphrase of {name}")
-            return lines[0]
-
-        return ask
+        return functools.partial(keyfile.passphrase_in, file) if file is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,10 +103,6 @@ class PublicIdentity:
         """Seal bytes so that only this identity opens them."""
         return seal(X25519PublicKey.from_public_bytes(self.seal_key), plaintext, info)
 
-    def verifies(self, signature: bytes, purpose: Purpose, message: bytes) -> bool:
-        """Tell whether this identity signed the message for this purpose."""
-        return signature_is_good(self.sign_key, signature, purpose, message)
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:

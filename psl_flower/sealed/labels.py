@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -262,7 +261,7 @@ class LabelBook:
             kind=kind,  # type: ignore[arg-type]
             author=str(author.public),
             name=author.name,
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            when=envelope.now(),
             readers=readers,
             body=plain,
         )

@@ -16,17 +16,16 @@ import msgspec
 import numpy as np
 
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
-from psl_flower.patches.assignment import assign, positions_by_upper
+from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import Progress
 from psl_flower.patches.store import read_all_positions
+from psl_flower.sealed import envelope
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed import shares
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
-from psl_flower.sealed.ingest import now
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import (
@@ -40,7 +39,7 @@ from psl_flower.sealed.manifest import (
 )
 from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.restore import close_all, open_all
-from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft
+from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch
 from psl_flower.sealed.secret import Secret
 from psl_flower.system.files import DISK, Disk, locked
 
@@ -160,14 +159,10 @@ def rotate(
 
 def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> tuple[Manifest, list[Secret]]:
     old = current.manifest
-    epoch, generation, root = old.epoch + 1, old.generation + 1, Secret.random()
+    epoch, generation = old.epoch + 1, old.generation + 1
     nodes, gone = _nodes(old, changes)
     assignment = old.assignment if len(nodes) == len(old.stores) else assign(old.grid.patch_grid, len(nodes))
     restorers, left = _restorers(old, changes)
-    made = [
-        epochs.new_store(root, old.dataset, epoch, m, positions, node)
-        for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), nodes, strict=True))
-    ]
     threshold = changes.threshold or min(old.threshold, max(1, len(restorers)))
     if restorers and threshold < old.threshold and not changes.threshold:
         raise ConfigError(
@@ -182,24 +177,18 @@ def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> t
         )
         for s in old.stores
     ]
+    fields, keys = new_epoch(old.dataset, epoch, owner.public, assignment, nodes, threshold, restorers)
     manifest = msgspec.structs.replace(
         old,
-        epoch=epoch,
         generation=generation,
         previous=current.digest,
-        created=now(),
+        created=envelope.now(),
         lower=str(changes.lower) if changes.lower else old.lower,
-        assignment=assignment,
-        stores=tuple(entry for entry, _ in made),
-        threshold=threshold,
-        restorers=shares.deal(root, old.dataset, epoch, threshold, restorers),
         dropped=(*old.dropped, *dropped),
         remains=(*old.remains, *remains),
-        root_commitment=epochs.root_commitment(root, old.dataset, epoch),
-        root_for_owner=epochs.root_for_owner(root, owner.public, old.dataset, epoch),
+        **fields,
     )
-    root.wipe()
-    return manifest, [key for _, key in made]
+    return manifest, keys
 
 
 def _nodes(old: Manifest, changes: Changes) -> tuple[list[PublicIdentity], list[tuple[str, str]]]:

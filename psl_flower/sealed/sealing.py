@@ -9,15 +9,19 @@ Shape suffixes: B batch, P positions of the grid, C channels, h and w pixels of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import KeyMismatch, StoreNotFound
+from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.cutting import Chunk
-from psl_flower.sealed import envelope
+from psl_flower.sealed import envelope, shares
+from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity
@@ -181,6 +185,39 @@ class Sealing:
         )
         self._manifest = msgspec.structs.replace(self._manifest, num_samples=self.done)
         self.save()
+
+
+def new_epoch(
+    dataset: bytes,
+    epoch: int,
+    owner: PublicIdentity,
+    assignment: tuple[int, ...],
+    nodes: Sequence[PublicIdentity],
+    threshold: int,
+    restorers: Mapping[str, PublicIdentity],
+) -> tuple[dict[str, Any], list[Secret]]:
+    """Draw all keys of an epoch; return the fields of the manifest that change with them, and the stores' data keys.
+
+    Raises
+    ------
+    ConfigError
+        If threshold and restorers do not fit each other.
+    """
+    with Secret.random() as root:
+        made = [
+            epochs.new_store(root, dataset, epoch, m, positions, node)
+            for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), nodes, strict=True))
+        ]
+        fields = {
+            "epoch": epoch,
+            "assignment": assignment,
+            "stores": tuple(entry for entry, _ in made),
+            "threshold": threshold,
+            "restorers": shares.deal(root, dataset, epoch, threshold, restorers),
+            "root_commitment": epochs.root_commitment(root, dataset, epoch),
+            "root_for_owner": epochs.root_for_owner(root, owner, dataset, epoch),
+        }
+    return fields, [key for _, key in made]
 
 
 def load_draft(out: Path, owner: PublicIdentity) -> Draft | None:

@@ -1,13 +1,12 @@
 """What this user has seen before: pins owners, and detects that somebody shows an older state.
 
 A signature tells that the owner once said something, not that it is the latest. So the newest generation,
-label version and length of the audit log seen for each dataset are remembered, by default in ``$PSL_STATE``
-or ``~/.local/state/psl-flower``. Nothing in it is secret.
+label version and length of the audit log seen for each dataset are remembered, by default with the rest of the user's
+state (`psl_flower.system.state`). Nothing in it is secret.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,8 +22,10 @@ from psl_flower.errors import (
     WrongOwner,
 )
 from psl_flower.sealed.manifest import LOCK_FILE, SignedManifest
-from psl_flower.system.files import locked, make_folder, read_file, write_file
+from psl_flower.system.files import DISK, disk_errors, locked, read_file, write_file
+from psl_flower.system.state import VARIABLE, note_moved, state_home
 
+_FILE = "seen.json"
 _LIMIT = 64 << 20
 
 
@@ -47,9 +48,8 @@ class SeenBook:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        default = os.environ.get("PSL_STATE") or Path.home() / ".local" / "state" / "psl-flower"
-        self.folder = Path(folder or default)
-        self._file = self.folder / "seen.json"
+        self.folder = folder or state_home()
+        self._file = self.folder / _FILE
 
     def check(self, signed: SignedManifest) -> bool:
         """Check a manifest against what was seen, and remember it. Return whether its owner was known.
@@ -132,19 +132,54 @@ class SeenBook:
                 known.audit |= now
                 self._save(book)
 
+    def absorb(self, folder: Path) -> None:
+        """Take over what an earlier version remembered in another folder, and remove it there.
+
+        Raises
+        ------
+        StaleManifest
+            If it is damaged.
+        """
+        if not (folder / _FILE).exists():
+            return
+        with self._locked():
+            book = self._load()
+            for dataset, old in _load(folder / _FILE).items():
+                book[dataset] = _newest(book.get(dataset, old), old)
+            self._save(book)
+            (folder / _FILE).unlink(missing_ok=True)
+        note_moved(folder, self.folder)
+
     def _locked(self) -> AbstractContextManager[None]:
-        make_folder(self.folder)
+        with disk_errors(self.folder, "made", advice=f"name another folder with {VARIABLE}"):
+            DISK.make_folder(self.folder)
         return locked(self.folder / LOCK_FILE)
 
     def _load(self) -> dict[str, _Seen]:
-        try:
-            return msgspec.json.decode(read_file(self._file, limit=_LIMIT), type=dict[str, _Seen])
-        except StoreNotFound:
-            return {}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise StaleManifest(
-                f"{self._file} is damaged: what was seen before is not known; restore or remove it"
-            ) from None
+        return _load(self._file)
 
     def _save(self, book: dict[str, _Seen]) -> None:
         write_file(self._file, msgspec.json.encode(book), mode=0o600)
+
+
+def _load(file: Path) -> dict[str, _Seen]:
+    try:
+        return msgspec.json.decode(read_file(file, limit=_LIMIT), type=dict[str, _Seen])
+    except StoreNotFound:
+        return {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise StaleManifest(f"{file} is damaged: what was seen before is not known; restore or remove it") from None
+
+
+def _newest(known: _Seen, other: _Seen) -> _Seen:
+    """Return the newest state of a dataset in two memories; where these name two owners, the first holds."""
+    if known.owner != other.owner:
+        return known
+    manifest = max(known, other, key=lambda seen: seen.generation)
+    labels = max(known, other, key=lambda seen: seen.labels)
+    return msgspec.structs.replace(
+        manifest,
+        labels=labels.labels,
+        labels_digest=labels.labels_digest,
+        audit={name: max(known.audit.get(name, 0), other.audit.get(name, 0)) for name in (*known.audit, *other.audit)},
+    )

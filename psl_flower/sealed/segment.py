@@ -38,7 +38,7 @@ _SCAN_RECORDS = 256
 
 
 class SegmentWriter:
-    """Fills one segment; implements `StoreWriter`. The file appears under its name with `finish`.
+    """Fills one segment. The file appears under its name with `finish`.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class SegmentWriter:
         self._draft.write(self._head)
 
     def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
-        """See `StoreWriter`."""
+        """Append the patches (B, K, C, h, w), uint8, of B further samples; StoreError if these are not the store's."""
         shape = (len(self.header.positions), *self.header.patch_shape)
         if patches_BKChw.dtype != np.uint8 or patches_BKChw.shape[1:] != shape:
             raise StoreError(
@@ -101,7 +101,7 @@ class SegmentWriter:
                 self._write_block()
 
     def finish(self) -> None:
-        """See `StoreWriter`."""
+        """Make the segment durable and visible."""
         if self._waiting:
             self._write_block()
         self._draft.write(b"".join(self._leaves))
@@ -117,7 +117,7 @@ class SegmentWriter:
         self._ids.wipe()
 
     def abort(self) -> None:
-        """See `StoreWriter`."""
+        """Drop what was written; harmless after `finish`."""
         self._waiting.clear()
         self._ids.wipe()
         self._draft.abort()

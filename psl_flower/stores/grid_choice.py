@@ -39,11 +39,18 @@ def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> Pa
     CorruptImage, DataError
         If an image cannot be read.
     """
+    grid, reason = grid_for(request, source)
+    if reason:
+        write_file(folder / REASON_FILE, reason.encode(), parents=True)
+    return grid
+
+
+def grid_for(request: StoreRequest, source: ImageSource) -> tuple[PatchGrid, str]:
+    """Return the grid on a source's images, and why it was chosen; empty where the request says what it is."""
     if request.pattern != "auto":
-        return request.grid_of(source)
+        return request.grid_of(source), ""
     choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
-    write_file(folder / REASON_FILE, choice.reason.encode(), parents=True)
-    return choice.grid
+    return choice.grid, choice.reason
 
 
 def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_uppers: int) -> GridChoice:

@@ -93,7 +93,7 @@ class PlainStore:
 
 
 class PlainStoreWriter:
-    """Fills one plain store by streamed appends; implements `StoreWriter`.
+    """Fills one plain store by streamed appends.
 
     Its folder appears complete, with `finish`, or not at all.
 

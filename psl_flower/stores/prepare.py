@@ -38,10 +38,9 @@ def prepare_stores(
         # A mistyped path must not become a new set of everybody's keys.
         raise ConfigError(f"keys: {config.keys_path()}: no such folder, or key file; correct it, or leave keys out")
     if is_sealed_dataset(config.data.dataset):
-        folder = expanded(config.data.dataset, "dataset").absolute()
-        stores = open_sealed_dataset(
-            folder, config.keys_path(), config.data.owner, SeenBook(workspace / "seen"), labels_version=labels_version
-        )
+        folder, seen = expanded(config.data.dataset, "dataset").absolute(), SeenBook()
+        seen.absorb(workspace / "seen")  # where earlier versions remembered what runs had seen
+        stores = open_sealed_dataset(folder, config.keys_path(), config.data.owner, seen, labels_version=labels_version)
         _check_settings(config, stores)
         return stores
     request, root = store_request(config), stores_root(workspace)

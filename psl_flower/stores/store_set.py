@@ -31,7 +31,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.matching import place_of
-from psl_flower.stores.opening import open_of_set, open_store
+from psl_flower.stores.opening import open_store
 from psl_flower.system.files import disk_errors
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class StoreSet:
         StoreError
             If it is missing, damaged, or sealed to a key that is not here.
         """
-        return open_of_set(self.folder, upper, KeyRing(self.keys) if self.keys else None, owner=self.owner)
+        return open_store(self.store_path(upper), KeyRing(self.keys) if self.keys else None, upper, owner=self.owner)
 
 
 def store_request(config: RunConfig) -> StoreRequest:
@@ -339,8 +339,8 @@ def _load_labels(path: Path, description: StoreSetDescription) -> NDArray[np.int
 def _check_store(path: Path, description: StoreSetDescription, upper: int) -> None:
     store = open_store(path)
     store.close()
-    if store.meta != description.meta_of(upper):
-        raise StoreError(f"{path}: is not the store of Upper {upper} that the set describes")
+    if problem := description.mismatch(store.meta, upper):
+        raise StoreError(f"{path}: {problem}")
 
 
 def _slug(dataset: str) -> str:

@@ -160,7 +160,8 @@ class Network:
     def _host(self, name: str, address: str, folder: Path, environment: Mapping[str, str]) -> Host:
         own = folder / name
         own.mkdir(parents=True)
-        own_environment = {**environment, "FLWR_HOME": str(own / "flwr"), "PSL_WORKSPACE": str(own / "workspace")}
+        folders = {"FLWR_HOME": "flwr", "PSL_WORKSPACE": "workspace", "PSL_STATE": "user-state"}
+        own_environment = {**environment, **{name: str(own / folder) for name, folder in folders.items()}}
         host = Host(f"{self._stem}-{name}", address, own, own_environment)
         self._add(host)
         peer = ("peer", "name", "eth0", "netns", host.namespace)

@@ -95,6 +95,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.environment = {
         **os.environ,
         "PSL_WORKSPACE": str(made.workspace),
+        "PSL_STATE": str(tmp_path / "user-state"),
         "PSL_TEST_PLACE": str(made.workspace),
         "FLWR_HOME": str(made.flower_home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),

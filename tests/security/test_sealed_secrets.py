@@ -16,7 +16,7 @@ import psl_flower.sealed
 from psl_flower import errors
 from psl_flower.errors import PslError
 from psl_flower.sealed import epoch, keyfile
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role, signature_is_good
 from psl_flower.sealed.records import RecordCipher, SampleIds
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose
@@ -179,10 +179,10 @@ def test_purposes_differ() -> None:
 def test_signatures_are_for_one_purpose() -> None:
     identity = Identity.generate(Role.OWNER, "o")
     signature = identity.sign(Purpose.SIGN_MANIFEST, b"m")
-    assert identity.public.verifies(signature, Purpose.SIGN_MANIFEST, b"m")
-    assert not identity.public.verifies(signature, Purpose.SIGN_LABELS, b"m")
-    assert not identity.public.verifies(signature, Purpose.SIGN_MANIFEST, b"n")
-    assert not identity.public.verifies(signature[:-1], Purpose.SIGN_MANIFEST, b"m")
+    assert signature_is_good(identity.public.sign_key, signature, Purpose.SIGN_MANIFEST, b"m")
+    assert not signature_is_good(identity.public.sign_key, signature, Purpose.SIGN_LABELS, b"m")
+    assert not signature_is_good(identity.public.sign_key, signature, Purpose.SIGN_MANIFEST, b"n")
+    assert not signature_is_good(identity.public.sign_key, signature[:-1], Purpose.SIGN_MANIFEST, b"m")
 
 
 def test_objects_with_keys_have_no_telling_repr() -> None:

@@ -34,7 +34,7 @@ def test_a_store_that_may_not_be_looked_at(closed_folder):
 def test_store_of_another_set(plain, tmp_path):
     other = ensure_stores(tmp_path, store_request(RunConfig.of(max_train=9, max_test=4, uppers=2)))
     found = stores.check_store(str(plain.store_path(0)), None, None, "", other.folder / "manifest.json")
-    assert "is of dataset" in only_failed(found)
+    assert "the store holds dataset" in only_failed(found)
     found = stores.check_store(str(plain.store_path(0)), None, None, "", tmp_path / "none.json")
     assert "none.json" in only_failed(found)
 
@@ -71,7 +71,7 @@ def test_a_sealed_store_of_another_dataset(sealed, tmp_path):
     world = World(tmp_path / "other")
     world.seal(ArraySource())
     found = stores.check_store(str(sealed / "out" / "store-000"), sealed / "node0.key", None, "", world.out)
-    assert "is of dataset" in only_failed(found)
+    assert "the store holds dataset" in only_failed(found)
 
 
 def test_sealed_record_that_was_changed(sealed, tmp_path):

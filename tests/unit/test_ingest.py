@@ -236,7 +236,7 @@ def np_save(path, array):
         (lambda f: np_save(f / "lower/labels.npy", np.full(12, -1)), "outside the 2 classes"),
         (lambda f: shutil.rmtree(f / "store-002"), "store-002: no such patch store"),
         (lambda f: (f / "store-002/patches.u8").write_bytes(b""), "found 0"),
-        (lambda f: swap(f / "store-001", f / "store-002"), "is not the store of Upper 1"),
+        (lambda f: swap(f / "store-001", f / "store-002"), "holds upper 2, expected 1 for Upper 1"),
     ],
 )  # fmt: skip
 def test_a_damaged_set_is_refused_saying_what_to_delete(tmp_path, pictures, damage, match):

@@ -1,5 +1,7 @@
 """prepare_stores on a dataset that its owner sealed: whom it trusts, what it refuses, and what it trains on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.prepare import prepare_stores
 from tests.engines import Federation
 from tests.unit.tiny_pictures import images_of
@@ -83,7 +86,7 @@ def test_another_owner_is_refused(tmp_path, owners):
         prepare_stores(owned(tmp_path))
 
 
-def test_older_states_than_seen_are_refused(tmp_path, owners):
+def test_older_states_than_seen_are_refused(tmp_path, owners, monkeypatch):
     world, _ = owners
     prepare_stores(owned(tmp_path))
     old = (world.out / manifests.FILE).read_bytes()
@@ -96,7 +99,27 @@ def test_older_states_than_seen_are_refused(tmp_path, owners):
     (world.out / manifests.FILE).write_bytes(old)
     with pytest.raises(StaleManifest):
         prepare_stores(owned(tmp_path))
-    assert prepare_stores(owned(tmp_path, workspace=str(tmp_path / "newcomer"))).description.num_samples == 9
+    with pytest.raises(StaleManifest):  # whatever the workspace
+        prepare_stores(owned(tmp_path, workspace=str(tmp_path / "another")))
+    monkeypatch.setenv("PSL_STATE", str(tmp_path / "newcomer"))
+    assert prepare_stores(owned(tmp_path)).description.num_samples == 9
+
+
+def test_what_an_earlier_version_remembered_in_the_workspace_is_taken_over(tmp_path, owners, monkeypatch, capsys):
+    world, _ = owners
+    old = (world.out / manifests.FILE).read_bytes()
+    world.seal(ArraySource(train=2, test=1, seed=1), append=True)
+    workspace, state = Path(owned(tmp_path).run.workspace), tmp_path / "state"
+    assert not SeenBook(workspace / "seen").check(world.signed)
+    monkeypatch.setenv("PSL_STATE", str(state))
+    (world.out / manifests.FILE).write_bytes(old)
+    with pytest.raises(StaleManifest):
+        prepare_stores(owned(tmp_path))
+    assert capsys.readouterr().err == f"psl-flower: moved this user's state from {workspace / 'seen'} to {state}\n"
+    assert not (workspace / "seen" / "seen.json").exists()
+    with pytest.raises(StaleManifest):
+        prepare_stores(owned(tmp_path))
+    assert capsys.readouterr().err == ""
 
 
 CONTRADICTIONS = [
