@@ -118,7 +118,6 @@ def _ingest(
         for writer in writers:
             writer.abort()
     _save_labels(folder / LABELS_FILE, labels_N)
-    source.account().save(folder / ACCOUNT_FILE)
     msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
 
 
