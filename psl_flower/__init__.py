@@ -85,7 +85,6 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from psl_flower.config import RunConfig as RunConfig
-    from psl_flower.config import parse_settings as parse_settings
     from psl_flower.data.sources import open_dataset as open_dataset
     from psl_flower.engine.one_process import OneProcessTrainer as OneProcessTrainer
     from psl_flower.errors import PslError as PslError
@@ -94,6 +93,7 @@ if TYPE_CHECKING:
     from psl_flower.inference.trained_model import TrainedModel as TrainedModel
     from psl_flower.inference.trained_model import choose_run as choose_run
     from psl_flower.inference.trained_model import load_trained_model as load_trained_model
+    from psl_flower.kinds import parse_settings as parse_settings
     from psl_flower.losses import full_loss as full_loss
     from psl_flower.models import AdaptationNet as AdaptationNet
     from psl_flower.models import PatchSplitNet as PatchSplitNet
@@ -107,12 +107,13 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "config": ["RunConfig", "parse_settings"],
+        "config": ["RunConfig"],
         "data.sources": ["open_dataset"],
         "engine.one_process": ["OneProcessTrainer"],
         "errors": ["PslError"],
         "inference.evaluation": ["evaluate", "own_test_images"],
         "inference.trained_model": ["TrainedModel", "choose_run", "load_trained_model"],
+        "kinds": ["parse_settings"],
         "losses": ["full_loss"],
         "models": ["AdaptationNet", "PatchSplitNet"],
         "patches": ["PatchGrid"],

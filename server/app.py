@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +19,6 @@ from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usab
 from server.reporting import Reporter
 from server.run import ServerRun
 from strategies.link import server_identity
-
-log = logging.getLogger("psl_flower")
 
 app = ServerApp()
 
@@ -52,7 +49,9 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
     if config.wire.transport != "flower":
         server_identity(config.wire)
     stores = _stores(work, reporter)
-    kind.check(work, stores.description)
+    for note in (stores.keys_note, stores.grid_reason, stores.note, kind.check(work, stores.description)):
+        if note:
+            reporter.say("preparing", note)
     return ServerRun(
         config=config, source=work.source, folder=work.folder, grid=grid, kind=kind, stores=stores, reporter=reporter
     )
@@ -71,7 +70,4 @@ def _stores(work: Work, reporter: Reporter) -> StoreSet:
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.description.num_samples, stores.description.num_uppers
     reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
-    for note in (stores.keys_note, stores.grid_reason, stores.note):
-        if note:
-            reporter.say("preparing", note)
     return stores

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from psl_flower.config import RunConfig, parse_settings
+from psl_flower.config import RunConfig
 from psl_flower.config.fields import defaults
 from psl_flower.errors import ConfigError
-from psl_flower.kinds import KINDS
+from psl_flower.kinds import KINDS, parse_settings
 from simulations.reports import Values
 
 # Throughput does not depend on the schedule; a gentle one keeps the loss of a short run finite. The run through the

@@ -66,12 +66,11 @@ def train(
 
 def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
-    from psl_flower.config import parse_settings
-    from psl_flower.kinds import kind_of, setting_groups
+    from psl_flower.kinds import kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
-        given = parse_settings(settings, setting_groups().values())
+        given = parse_settings(settings)
         given |= local_paths(given)
         return given, kind_of(given)
     except ConfigError as error:

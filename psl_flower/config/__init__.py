@@ -3,7 +3,7 @@
 from psl_flower.config.data import EMBEDDED
 from psl_flower.config.fields import Size, Value, parse_size, size_text
 from psl_flower.config.run import default_workspace
-from psl_flower.config.run_config import GROUP_OF, GROUPS, RunConfig, parse_settings
+from psl_flower.config.run_config import GROUP_OF, GROUPS, RunConfig
 from psl_flower.config.training import SCHEDULES
 from psl_flower.config.wire import CODECS, TRANSPORTS
 
@@ -18,7 +18,6 @@ __all__ = [
     "Size",
     "Value",
     "default_workspace",
-    "parse_settings",
     "parse_size",
     "size_text",
 ]

@@ -7,19 +7,19 @@ case, with these defaults; a test holds the two together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from psl_flower.config.data import DataSettings
-from psl_flower.config.fields import Settings, Value, fields_of, flat, parse, read_texts
+from psl_flower.config.fields import Settings, Value, fields_of, flat, parse
 from psl_flower.config.machine import MachineSettings
 from psl_flower.config.network import NetworkSettings
 from psl_flower.config.patches import PatchSettings
 from psl_flower.config.run import OutputSettings, RunSettings, default_workspace
 from psl_flower.config.training import TrainingSettings
 from psl_flower.config.wire import WireSettings
-from psl_flower.text import expanded, read_pairs
+from psl_flower.text import expanded
 
 GROUPS: dict[str, type[Settings]] = {
     "data": DataSettings,
@@ -120,18 +120,3 @@ class RunConfig:
     def keys_path(self) -> Path:
         """Return the absolute folder of this machine's private keys: the setting, else keys/ in the workspace."""
         return expanded(self.data.keys, "keys").absolute() if self.data.keys else self.workspace_path() / "keys"
-
-
-def parse_settings(
-    words: Iterable[str], groups: Iterable[type[Settings]] = tuple(GROUPS.values())
-) -> dict[str, object]:
-    """Return KEY=VALUE words as a flat mapping for `RunConfig.from_mapping`, each value read by its setting's type.
-
-    `groups` has more settings where the mapping is for `psl_flower.kinds.kind_of`.
-
-    Raises
-    ------
-    ConfigError
-        If a word is not KEY=VALUE, or a key comes twice.
-    """
-    return read_texts(groups, read_pairs(words))

@@ -5,11 +5,11 @@ Loads no torch, so that wrong settings are refused at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from psl_flower.config import GROUPS, RunConfig
-from psl_flower.config.fields import Settings, fields_of, parse
+from psl_flower.config.fields import Settings, fields_of, parse, read_texts
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Again, Kind, Work
 from psl_flower.kinds.lighten import Lighten
@@ -17,6 +17,7 @@ from psl_flower.kinds.predict import Predict
 from psl_flower.kinds.restore import Restore
 from psl_flower.kinds.resume import Resume
 from psl_flower.kinds.train import Train
+from psl_flower.text import read_pairs
 
 __all__ = [
     "KINDS",
@@ -29,6 +30,7 @@ __all__ = [
     "Train",
     "Work",
     "kind_of",
+    "parse_settings",
     "setting_groups",
 ]
 
@@ -46,6 +48,17 @@ def setting_groups() -> dict[str, type[Settings]]:
     """Return all groups of settings by their names, those of the kinds included, in the order of pyproject.toml."""
     *before, last = GROUPS.items()
     return dict([*before, *KINDS.items(), last])
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, object]:
+    """Return KEY=VALUE words as a flat mapping for `kind_of` or `RunConfig.from_mapping`, each read by its own type.
+
+    Raises
+    ------
+    ConfigError
+        If a word is not KEY=VALUE, or a key comes twice.
+    """
+    return read_texts(setting_groups().values(), read_pairs(words))
 
 
 def kind_of(values: Mapping[str, Any]) -> Kind:

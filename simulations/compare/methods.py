@@ -8,8 +8,9 @@ from itertools import product
 import msgspec
 
 from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
-from psl_flower.config import RunConfig, parse_settings, parse_size, size_text
+from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
+from psl_flower.kinds import parse_settings
 from psl_flower.patches import PatchGrid
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
 from simulations.reports import Values

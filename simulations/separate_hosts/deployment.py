@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from psl_flower.config import parse_settings
 from psl_flower.errors import RunError
+from psl_flower.kinds import parse_settings
 from psl_flower.launch.running import app_folder
 from psl_flower.launch.superlink import last_line
 from psl_flower.patches.store import store_folder

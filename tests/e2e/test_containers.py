@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from psl_flower.config import parse_settings
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
+from psl_flower.kinds import parse_settings
 from psl_flower.launch.running import app_folder
 from psl_flower.patches.store import store_folder
 from psl_flower.runs.folder import RunFolder

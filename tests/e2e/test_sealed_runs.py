@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psl_flower.config import RunConfig, parse_settings
+from psl_flower.config import RunConfig
 from psl_flower.data.sources import open_dataset
+from psl_flower.kinds import parse_settings
 from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import remote
 from psl_flower.stores.prepare import prepare_stores

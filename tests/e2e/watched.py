@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.config import RunConfig, parse_settings
+from psl_flower.config import RunConfig
 from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.kinds import parse_settings
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store

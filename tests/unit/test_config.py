@@ -5,9 +5,9 @@ import tomllib
 
 import pytest
 
-from psl_flower.config import RunConfig, parse_settings, parse_size, size_text
+from psl_flower.config import RunConfig, parse_size, size_text
 from psl_flower.errors import ConfigError
-from psl_flower.kinds import Train, kind_of
+from psl_flower.kinds import Train, kind_of, parse_settings
 from tests.paths import ROOT
 from tests.settings import known_settings
 
