@@ -10,7 +10,7 @@ from psl_flower.system.findings import Finding, failed, ok
 # As in pyproject.toml, which a test compares: package -> (from, below).
 PYTHON = ((3, 11), (3, 14))
 PACKAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
-    "flwr": ((1, 41), (1, 42)),
+    "flwr": ((1, 41), (1, 43)),
     "torch": ((2, 11), None),
 }
 _INSTALL = "install psl-flower again, in the same way on all hosts"

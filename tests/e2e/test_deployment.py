@@ -265,6 +265,10 @@ def test_flower_transport(deployed: Deployment) -> None:
     run = deployed.run("flower")
     assert "4 nodes host 4 Uppers, flower transport" in (run.path / "log.txt").read_text()
     assert differing(model(run), deployed.oracle("flower", 1)) == []
+    logs = [log for host in (deployed.server, *deployed.nodes) for log in host.folder.glob("*.log")]
+    assert len(logs) > len(deployed.nodes)
+    told = [line for log in logs for line in log.read_text(errors="replace").splitlines() if "deprecat" in line.lower()]
+    assert told == []
 
 
 def test_images_are_restored_from_afar(deployed: Deployment, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
     done = place.flwr("run", ".", "--stream", "--run-config", config)
     log = (place.run("plain").path / "log.txt").read_text()
     assert "flower transport" in log, done.stdout + done.stderr
+    assert "deprecat" not in (done.stdout + done.stderr).lower()
     assert log.count("psl train") == 1
     assert differing(model(place.run("plain")), oracle(place.run("plain"), 3)) == []
 

@@ -1,6 +1,7 @@
 """psl doctor: what it says of versions and the machine, and the command itself; all inputs are real."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -32,11 +33,20 @@ def test_versions_are_those_of_pyproject():
     assert set(levels(versions.check_versions())) == {"ok"}
 
 
-@pytest.mark.parametrize("version", ["1.40.2", "1.42.0", "2.0"])
+def test_the_newest_and_the_oldest_flower_are_tested():
+    """`make setup` installs the one, `make e2e-old` the other."""
+    (start, stop) = versions.PACKAGES["flwr"]
+    pinned = re.search(r"^flwr==(\d+)\.(\d+)\.", (ROOT / "constraints.txt").read_text("utf-8"), re.M)
+    assert stop == (int(pinned[1]), int(pinned[2]) + 1)
+    assert f"OLD_FLWR := {start[0]}.{start[1]}\n" in (ROOT / "Makefile").read_text("utf-8")
+    assert "make e2e-old" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+@pytest.mark.parametrize("version", ["1.40.2", "1.43.0", "2.0"])
 def test_another_flower_is_a_failure(monkeypatch, version):
     installed = versions.metadata.version
     monkeypatch.setattr(versions.metadata, "version", lambda name: version if name == "flwr" else installed(name))
-    assert "1.41 or newer, below 1.42" in only_failed(versions.check_versions())
+    assert "1.41 or newer, below 1.43" in only_failed(versions.check_versions())
 
 
 # Machine
