@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -10,6 +11,12 @@ import typer
 RunName = Annotated[str, typer.Option("--run", help="Name of the run [the newest that has a model].")]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def tell(report: Mapping[str, object], lines: Iterable[str], as_json: bool) -> None:
+    """Print a result: as one JSON object, or as lines for people."""
+    for line in [json.dumps(report)] if as_json else lines:
+        typer.echo(line)
 
 
 def percent(share: float | None) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from psl_flower.cli.output import Json
+from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.terminal import (
     OwnerPublic,
@@ -28,9 +28,12 @@ from psl_flower.patches.assignment import Method
 from psl_flower.patches.grid import Fit
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
-from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
+
+if TYPE_CHECKING:
+    from psl_flower.sealed.verify import Report
 
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
 
@@ -56,11 +59,9 @@ def keygen(
     identity = Identity.generate(role, name or out.name.split(".")[0])
     protection = new_passphrase(passphrase_file) if passphrase or passphrase_file else None
     keyfile.save(identity, out, protection)
-    if as_json:
-        typer.echo(json.dumps({"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}))
-        return
-    typer.echo(f"{role} {identity.name!r}: {out} (secret, keep it), {keyfile.public_file(out)} (to be given away)")
-    typer.echo(str(identity.public))
+    files = f"{out} (secret, keep it), {keyfile.public_file(out)} (to be given away)"
+    report = {"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}
+    tell(report, [f"{role} {identity.name!r}: {files}", str(identity.public)], as_json)
 
 
 def ingest(
@@ -165,43 +166,43 @@ def ingest(
                 request.sized(source), base, owner, plan, places=places, append=append, progress=progress.steps
             )
     seconds = time.monotonic() - start
-    manifest = done.signed.manifest
     SeenBook().check(done.signed)
+    manifest = done.signed.manifest
     stores = [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores]
     bundles = _spool(spool, base, done.signed) if spool is not None else []
-    rate = round(done.added / seconds * 60) if seconds > 0 else 0
-    if as_json:
-        report = {
-            "manifest": str(base / "manifest.psl"),
-            "dataset": manifest.dataset.hex(),
-            "generation": manifest.generation,
-            "images": manifest.num_samples,
-            "added": done.added,
-            "resumed": done.resumed,
-            "seconds": round(seconds, 3),
-            "images_per_minute": rate,
-            "stores": stores,
-            "bundles": bundles,
-        } | ({"grid": reason} if reason else {})
-        typer.echo(json.dumps(report))
-        return
-    resumed = f", {done.resumed} were there from an interrupted run" if done.resumed else ""
-    typer.echo(f"{done.added} images sealed in {seconds:.1f} s ({rate} a minute){resumed}")
-    typer.echo(
+    report = {
+        "manifest": str(base / "manifest.psl"),
+        "dataset": manifest.dataset.hex(),
+        "generation": manifest.generation,
+        "images": manifest.num_samples,
+        "added": done.added,
+        "resumed": done.resumed,
+        "seconds": round(seconds, 3),
+        "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
+        "stores": stores,
+        "bundles": bundles,
+    } | ({"grid": reason} if reason else {})
+    tell(report, _sealed_lines(report, manifest, reason, (*stores, *bundles), base / "labels"), as_json)
+
+
+def _sealed_lines(
+    report: dict[str, object], manifest: Manifest, reason: str, places: Sequence[str], labels: Path
+) -> Iterator[str]:
+    """Yield what people are told of an ingest."""
+    resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
+    rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
+    yield f"{report['added']} images sealed in {rate}{resumed}"
+    yield (
         f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
-        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {base / 'manifest.psl'}"
+        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {report['manifest']}"
     )
     if reason:
-        typer.echo(reason)
-    for place in (*stores, *bundles):
-        typer.echo(f"  {place}")
+        yield reason
+    yield from (f"  {place}" for place in places)
     if not manifest.lower:
-        typer.echo(
-            f"labels: {base / 'labels'} is signed but not encrypted: give it to the Lower server only "
-            "(--lower-key seals it)"
-        )
+        yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
-        typer.echo("no restorer is named: nobody can put an image together again until psl rotate --restorer names one")
+        yield "no restorer is named: nobody can put an image together again until psl rotate --restorer names one"
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
@@ -234,14 +235,10 @@ def receive(
     node = load_identity(node_key, Role.NODE, passphrase_file)
     signed = do_receive(bundle, node, Path(out), owner=owner, seen=SeenBook(state))
     manifest = signed.manifest
-    if as_json:
-        report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
-        typer.echo(json.dumps({**report, "owner": signed.owner.fingerprint}))
-        return
-    typer.echo(
-        f"{out}: {manifest.num_samples} images, generation {manifest.generation}, checked; "
-        f"signed by owner {signed.owner.fingerprint}"
-    )
+    report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
+    checked = f"{manifest.num_samples} images, generation {manifest.generation}, checked"
+    told = f"{out}: {checked}; signed by owner {signed.owner.fingerprint}"
+    tell({**report, "owner": signed.owner.fingerprint}, [told], as_json)
 
 
 def verify(
@@ -259,28 +256,25 @@ def verify(
     trusted = load_trusted(manifest, owner_key, state)
     with Progress(enabled=not as_json) as progress:
         report = do_verify(store, trusted.signed, progress.steps)
-    if as_json:
-        typer.echo(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
-    else:
-        trust = "" if trusted.known else " (seen for the first time: compare this fingerprint with the owner's)"
-        typer.echo(
-            f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
-            f"signed by owner {report.owner}{trust}"
-        )
-        for part in report.stores:
-            typer.echo(
-                f"{part.place}: Upper {part.upper}, {part.records} records, {'WRONG' if part.problems else 'ok'}"
-            )
-            for problem in part.problems:
-                typer.echo(f"  {problem.error}: {problem.message}")
-            for name in part.remains:
-                typer.echo(f"  remains of an old epoch, still readable with its keys: {name}")
-            for name in part.strangers:
-                typer.echo(f"  not part of the store: {name}")
-        if report.missing:
-            typer.echo(f"not given, not checked: the stores of Upper {', '.join(map(str, report.missing))}")
+    tell({"ok": report.ok, **msgspec.to_builtins(report)}, _verified_lines(report, trusted.known), as_json)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _verified_lines(report: Report, known: bool) -> Iterator[str]:
+    """Yield what people are told of a check."""
+    trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
+    yield (
+        f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
+        f"signed by owner {report.owner}{trust}"
+    )
+    for part in report.stores:
+        yield f"{part.place}: Upper {part.upper}, {part.records} records, {'WRONG' if part.problems else 'ok'}"
+        yield from (f"  {problem.error}: {problem.message}" for problem in part.problems)
+        yield from (f"  remains of an old epoch, still readable with its keys: {name}" for name in part.remains)
+        yield from (f"  not part of the store: {name}" for name in part.strangers)
+    if report.missing:
+        yield f"not given, not checked: the stores of Upper {', '.join(map(str, report.missing))}"
 
 
 def rotate(
@@ -328,22 +322,20 @@ def rotate(
         )
     SeenBook().check(signed)
     new = signed.manifest
-    if as_json:
-        report = {
-            "epoch": new.epoch,
-            "generation": new.generation,
-            "restorers": [m.name for m in new.restorers],
-        }
-        remains = [] if delete_old else [{"upper": r.upper, "files": list(r.files)} for r in new.remains]
-        typer.echo(json.dumps({**report, "threshold": new.threshold, "remains": remains}))
-        return
-    typer.echo(
+    report = {
+        "epoch": new.epoch,
+        "generation": new.generation,
+        "restorers": [m.name for m in new.restorers],
+        "threshold": new.threshold,
+        "remains": [] if delete_old else [{"upper": r.upper, "files": list(r.files)} for r in new.remains],
+    }
+    if delete_old:
+        left = ["the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"]
+    else:
+        left = ["the old files are still there and stay readable to whoever has the old keys (--delete-old):"]
+        left += [f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files" for old in new.remains]
+    done = (
         f"epoch {new.epoch}, generation {new.generation}: {new.num_samples} images re-encrypted; "
         f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
     )
-    if delete_old:
-        typer.echo("the old files were removed here; copies elsewhere stay readable to whoever kept the old keys")
-    else:
-        typer.echo("the old files are still there and stay readable to whoever has the old keys (--delete-old):")
-        for old in new.remains:
-            typer.echo(f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files")
+    tell(report, [done, *left], as_json)

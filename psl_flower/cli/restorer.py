@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
@@ -16,7 +15,7 @@ import typer
 from numpy.typing import NDArray
 
 from psl_flower.cli.image_selection import captions, class_name, image_name, images_asked, labels_of
-from psl_flower.cli.output import Json
+from psl_flower.cli.output import Json, tell
 from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
@@ -32,6 +31,9 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
+
+if TYPE_CHECKING:
+    from psl_flower.sealed.audit import Entry
 
 _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, or the folder that holds it.")]
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
@@ -94,7 +96,7 @@ def restore(
     else:
         asked = images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)
         if not asked:
-            typer.echo(json.dumps({"images": 0}) if as_json else "the run got none of these images wrong")
+            tell({"images": 0}, ["the run got none of these images wrong"], as_json)
             return
         log = AuditLog(audit_log or folder / FILE)
         logged = str(log.path)
@@ -105,22 +107,14 @@ def restore(
 
     sheets = export(release, captions(signed.manifest, asked, labels_N), out)
     seconds = time.monotonic() - start
-    if as_json:
-        report = {
-            "images": len(asked),
-            "out": str(out),
-            "sheets": [str(s) for s in sheets],
-            "seconds": round(seconds, 3),
-        }
-        typer.echo(json.dumps({**report, "audit_log": logged}))
-        return
-    if not trusted.known:
-        typer.echo(
-            f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
-        )
-    typer.echo(f"{len(asked)} images restored to {out} in {seconds:.1f} s; logged in {logged}")
-    for sheet in sheets:
-        typer.echo(f"  {sheet}")
+    report = {"images": len(asked), "out": str(out), "sheets": [str(s) for s in sheets], "seconds": round(seconds, 3)}
+    first = f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
+    lines = [
+        *([] if trusted.known else [first]),
+        f"{len(asked)} images restored to {out} in {seconds:.1f} s; logged in {logged}",
+        *(f"  {sheet}" for sheet in sheets),
+    ]
+    tell({**report, "audit_log": logged}, lines, as_json)
 
 
 def authorise(
@@ -177,15 +171,15 @@ def authorise(
     write_file(out, data, mode=0o644)
     request, signers = remote.describe(data)
     threshold = signed.manifest.threshold
-    if as_json:
-        report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
-        typer.echo(json.dumps({**report, "signed": signers, "needed": threshold}))
-        return
+    report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
     expires = datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="minutes")
     missing = max(0, threshold - signers)
     more = f"; {missing} more must sign (--co-sign {out})" if missing else ""
-    typer.echo(f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}")
-    typer.echo(f"  why: {request.why or '(no reason given)'}")
+    lines = [
+        f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}",
+        f"  why: {request.why or '(no reason given)'}",
+    ]
+    tell({**report, "signed": signers, "needed": threshold}, lines, as_json)
 
 
 def relabel(
@@ -217,10 +211,8 @@ def relabel(
     new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why) if new else before.version
     seen.check_labels(content.dataset, list(book.read(content, author).digests))
-    if as_json:
-        typer.echo(json.dumps({"version": version, "changed": len(new)}))
-        return
-    typer.echo(f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change")
+    told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
+    tell({"version": version, "changed": len(new)}, [told], as_json)
 
 
 def audit_log(
@@ -238,20 +230,18 @@ def audit_log(
     if log is not None and not log.exists():
         raise StoreNotFound(f"{log} does not exist")
     entries = AuditLog(log or trusted.folder / FILE).read(content, trusted.seen)
-    if as_json:
-        named = [
-            {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
-        ]
-        typer.echo(json.dumps({"ok": True, "entries": named}))
-        return
-    for entry in entries:
-        names = [f"{image_name(content, image)} ({image})" for image in entry.images[:8]]
-        images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
-        what = f"{len(entry.images)} images: {images}" if entry.images else ""
-        typer.echo(
-            f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
-        )
-    typer.echo(f"{len(entries)} entries, unbroken")
+    named = [
+        {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
+    ]
+    lines = [_entry_line(entry, content) for entry in entries]
+    tell({"ok": True, "entries": named}, [*lines, f"{len(entries)} entries, unbroken"], as_json)
+
+
+def _entry_line(entry: Entry, manifest: Manifest) -> str:
+    names = [f"{image_name(manifest, image)} ({image})" for image in entry.images[:8]]
+    images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
+    what = f"{len(entry.images)} images: {images}" if entry.images else ""
+    return f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
 
 
 def _answered(
@@ -295,11 +285,10 @@ def _rows(image: list[str], label: str, table: Path | None) -> list[tuple[str, s
 
 
 def _print_history(changes: Sequence[Change], manifest: Manifest, as_json: bool) -> None:
-    if as_json:
-        typer.echo(msgspec.json.encode({"versions": [msgspec.to_builtins(change) for change in changes]}).decode())
-        return
+    lines = []
     for change in changes:
-        typer.echo(f"{change.version}  {change.when}  {change.kind}  {change.who}  {change.why}".rstrip())
+        lines.append(f"{change.version}  {change.when}  {change.kind}  {change.who}  {change.why}".rstrip())
         for image, old, new in change.changes:
             classes = f"{class_name(manifest, old)} -> {class_name(manifest, new)}"
-            typer.echo(f"     {image} ({image_name(manifest, image)}): {classes}")
+            lines.append(f"     {image} ({image_name(manifest, image)}): {classes}")
+    tell({"versions": [msgspec.to_builtins(change) for change in changes]}, lines, as_json)
