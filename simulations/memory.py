@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import psutil
 from simulations.machine import peak, pss
 
 LOWER, UPPER, _REST = "Lower", "Upper", "Flower"
+# Looking costs processor time that the run needs.
+_EVERY_S = 5.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +44,16 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, float], Process] = {}
+        self._looked_at = 0.0
+
+    def look_now_and_then(self, processes: Callable[[], Sequence[Any]]) -> None:
+        """Look at the processes that `processes` returns, if it is time to."""
+        if time.monotonic() - self._looked_at >= _EVERY_S:
+            self.look(processes())
 
     def look(self, processes: Sequence[Any], *, shares: bool = False) -> None:
         """Look at processes (psutil.Process); with `shares` also at their share of memory, which takes longer."""
+        self._looked_at = time.monotonic()
         for process in processes:
             # It may end at any moment.
             with contextlib.suppress(psutil.Error):

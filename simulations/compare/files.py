@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from psl_flower.errors import RunError
 from simulations import reports
-from simulations.compare import pictures, plots, table
+from simulations.compare import pictures, plots
 from simulations.compare.page import Plot, render
-from simulations.compare.results import Report
+from simulations.compare.report import Report, absent_csv, curves_csv, to_csv
 from simulations.compare.study import Holding
 
 _DPI = 160
@@ -40,17 +40,17 @@ def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Pa
         If the disk refuses.
     """
     reports.save(folder / "report.json", report)
-    reports.write(folder / "methods.csv", table.to_csv(report).encode())
-    reports.write(folder / "curves.csv", table.curves_csv(report).encode())
+    reports.write(folder / "methods.csv", to_csv(report).encode())
+    reports.write(folder / "curves.csv", curves_csv(report).encode())
     if any(trial.absent for trial in report.measurements):
-        reports.write(folder / "absent.csv", table.absent_csv(report).encode())
+        reports.write(folder / "absent.csv", absent_csv(report).encode())
     shown = []
     with mpl.rc_context(_STYLE):
         for drawing in _drawings(report, holdings):
             reports.write(folder / f"{drawing.name}.png", _png(drawing.figure))
             shown.append(Plot(heading=drawing.heading, text=drawing.text, svg=_svg(drawing.figure)))
     page = folder / "index.html"
-    reports.write(page, render(table.present(report), report, shown).encode())
+    reports.write(page, render(report, shown).encode())
     return page
 
 

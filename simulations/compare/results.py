@@ -1,4 +1,4 @@
-"""What the study writes: one record per trial, and what a method's trials amount to."""
+"""What is measured: one record per trial, and what a method's trials amount to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from simulations import reports
 from simulations.reports import Spread, Values
 
-VERSION = 1
 WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
 ENGINES = ("flwr", "in-process", "one-graph")
+# Where the recipe is not that of a run's defaults (docs/accuracy.md).
+DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,30 +227,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     steps_per_epoch: int
     classes: tuple[str, ...]
     target: float
-
-
-class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : Settings
-        What was compared.
-    measurements : tuple of Trial
-        Every trial.
-    summaries : tuple of Summary
-        What they amount to, by method.
-    """
-
-    benchmark: str = "compare"
-    version: int = VERSION
-    settings: Settings
-    measurements: tuple[Trial, ...]
-    summaries: tuple[Summary, ...]
-
-    def trials_of(self, method: str) -> list[Trial]:
-        """Return a method's trials."""
-        return [trial for trial in self.measurements if trial.method == method]
 
 
 def summarise(
