@@ -8,16 +8,15 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from psl_flower.cli.output import exit_status
 from psl_flower.config import CODECS, RunConfig
 from psl_flower.config.fields import Settings
-from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.errors import ConfigError, RunError
 from simulations import reports
 from simulations.options import Asked, add_options, read_options, text_of
 from simulations.progress import Progress
@@ -26,7 +25,6 @@ from simulations.settings import DEFAULTS, merge
 from simulations.tables import show
 
 T = TypeVar("T")
-_FAILED, _INTERRUPTED = 1, 130
 
 
 def new_parser(
@@ -58,26 +56,6 @@ def check_out(out: Path | None) -> None:
     folder = out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
         raise RunError(f"--out {out}: cannot write a file there")
-
-
-def exit_status(work: Callable[[], None]) -> int:
-    """Do a command's work and return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted).
-
-    An error becomes one line on standard error.
-    """
-    forbid_core_dumps()  # some open keys
-    try:
-        work()
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 0
-    except PslError as error:
-        if os.environ.get("PSL_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return _FAILED
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

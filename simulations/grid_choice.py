@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.cli.output import exit_status
 from psl_flower.config import size_text
 from psl_flower.data.sources import open_dataset
 from psl_flower.patches.complexity import GridChoice, choose_grid
 from psl_flower.stores.grid_choice import choose_for
 from simulations import reports
-from simulations.command_line import check_out, deliver, exit_status, new_parser
+from simulations.command_line import check_out, deliver, new_parser
 from simulations.machine import circumstances
 from simulations.reports import Cells, Row
 from simulations.tables import again, dataset_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -78,6 +78,15 @@ class MemoryWatch:
             together = sum(process.peak_bytes for process in rest)
             found.append(Process(role=_REST, peak_bytes=together, pss_bytes=sum(shares) if shares else None))
         return tuple(found)
+
+
+def highest(found: Iterable[tuple[str, int | None]]) -> dict[str, int]:
+    """Return the highest memory by role; what is not known is left out."""
+    peaks: dict[str, int] = {}
+    for role, num_bytes in found:
+        if num_bytes is not None:
+            peaks[role] = max(peaks.get(role, 0), num_bytes)
+    return peaks
 
 
 def role_of(command: Sequence[str]) -> str:

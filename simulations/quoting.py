@@ -19,9 +19,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from psl_flower.cli.output import exit_status
 from psl_flower.errors import RunError
 from psl_flower.system.files import read_file
-from simulations.command_line import exit_status
 from simulations.page import draw, load_all
 from simulations.reports import Report, write
 from simulations.tables import markdown

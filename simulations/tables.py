@@ -49,6 +49,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number > 1)}"
 
 
+def trained(config: Values) -> str:
+    """Return what the runs of a benchmark train, and what goes over the wire."""
+    up, down = config["wire-activations"], config["wire-gradients"]
+    wire = up if up == down else f"{up} up, {down} down"
+    return f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {wire}"
+
+
 def spread(values: Spread | None, form: str | Callable[[float], str]) -> str:
     """Return "median (low to high)", or the one value there is; a dash where there is nothing.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from psl_flower.cli.output import exit_status
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -25,7 +26,7 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from simulations.chaos.job import ROLES, Job
 from simulations.chaos.results import STARTING, TRAINING, Kill, Report
-from simulations.command_line import check_out, deliver, exit_status, new_parser, workspace_of
+from simulations.command_line import check_out, deliver, new_parser, workspace_of
 from simulations.machine import circumstances
 from simulations.options import read_options
 from simulations.reports import Values

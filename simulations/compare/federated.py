@@ -24,7 +24,7 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.machine import count_gpus, usable_cores
 from simulations.compare.results import Point
 from simulations.compare.worker import Outcome
-from simulations.memory import LOWER, UPPER, MemoryWatch
+from simulations.memory import LOWER, UPPER, MemoryWatch, highest
 from simulations.reports import Values
 from simulations.watching import looks
 
@@ -160,18 +160,14 @@ def _outcome(
     with np.load(run.path / "predictions.npz") as found:
         label, predicted = (tuple(found[name].tolist()) for name in ("label", "predicted"))
     roles = {UPPER: "node", LOWER: "server"}
-    peaks: dict[str, int] = {}
-    for process in memory.processes():
-        role = roles.get(process.role)
-        if role:
-            peaks[role] = max(peaks.get(role, 0), process.peak_bytes)
+    peaks = ((roles[process.role], process.peak_bytes) for process in memory.processes() if process.role in roles)
     return Outcome(
         points=points,
         label=label,
         predicted=predicted,
         up=total_by_node(rows, "up", node),
         down=total_by_node(rows, "down", node),
-        peak_bytes=peaks,
+        peak_bytes=highest(peaks),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,43 +54,27 @@ def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Pa
     return page
 
 
-def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
-    found = [
-        _Drawing(
-            f"holdings-{number}",
-            "What each node holds",
-            pictures.caption(holding),
-            pictures.picture(holding),
-        )
-        for number, holding in enumerate(holdings)
-    ]
-    found += [
-        _Drawing(
-            "accuracy-by-epoch", "Accuracy by epoch, time and bytes",
-            f"By passes over the training images, alike for all methods.{_bands(report)}",
-            plots.accuracy_by_epoch(report),
-        ),
-        _Drawing(
-            "accuracy-by-time", "Accuracy by epoch, time and bytes",
-            "By seconds of training on this machine, whose cores all parties share; evaluations are left out.",
-            plots.accuracy_by_time(report),
-        ),
-    ]  # fmt: skip
-    by_bytes = plots.accuracy_by_bytes(report)
-    if by_bytes is not None:
+def _drawings(report: Report, holdings: Sequence[Holding]) -> Iterator[_Drawing]:
+    for number, holding in enumerate(holdings):
+        caption, figure = pictures.caption(holding), pictures.picture(holding)
+        yield _Drawing(f"holdings-{number}", "What each node holds", caption, figure)
+    heading = "Accuracy by epoch, time and bytes"
+    text = f"By passes over the training images, alike for all methods.{_bands(report)}"
+    yield _Drawing("accuracy-by-epoch", heading, text, plots.accuracy_by_epoch(report))
+    text = "By seconds of training on this machine, whose cores all parties share; evaluations are left out."
+    yield _Drawing("accuracy-by-time", heading, text, plots.accuracy_by_time(report))
+    if (by_bytes := plots.accuracy_by_bytes(report)) is not None:
         text = "By what all nodes sent and received, the evaluations of patch-split learning included."
-        found.append(_Drawing("accuracy-by-bytes", "Accuracy by epoch, time and bytes", text, by_bytes))
+        yield _Drawing("accuracy-by-bytes", heading, text, by_bytes)
     for number, (group, figure) in enumerate(plots.adaptation(report)):
         text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed).{_bands(report)}"
-        found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))
-    absent = plots.absent(report)
-    if absent is not None:
+        yield _Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure)
+    if (absent := plots.absent(report)) is not None:
         text = "Mean over choices of absent Uppers and seeds (line), and the range (band)."
-        found.append(_Drawing("absent", "Accuracy without some Uppers", text, absent))
+        yield _Drawing("absent", "Accuracy without some Uppers", text, absent)
     for number, (name, figure) in enumerate(plots.confusion(report)):
         text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
-        found.append(_Drawing(f"confusion-{number}", "Confusion matrix", text, figure))
-    return found
+        yield _Drawing(f"confusion-{number}", "Confusion matrix", text, figure)
 
 
 def _bands(report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from simulations.memory import highest
 from simulations.reports import Spread, Values
 
 WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
@@ -258,7 +259,6 @@ def target_accuracy(trials: Sequence[Trial], methods: Sequence[Method], asked: f
 
 def _summary(method: Method, cost: Cost, trials: Sequence[Trial], target: float) -> Summary:
     epochs = [found for trial in trials if (found := trial.epochs_to(target)) is not None]
-    roles = {role: None for trial in trials for role in trial.peak_bytes}
     return Summary(
         method=method,
         trials=len(trials),
@@ -269,7 +269,7 @@ def _summary(method: Method, cost: Cost, trials: Sequence[Trial], target: float)
         wall_s=Spread.of(trial.wall_s for trial in trials),
         up=_traffic([trial.up for trial in trials]),
         down=_traffic([trial.down for trial in trials]),
-        peak_bytes={role: max(trial.peak_bytes.get(role, 0) for trial in trials) for role in roles},
+        peak_bytes=highest(peak for trial in trials for peak in trial.peak_bytes.items()),
         cost=cost,
     )
 

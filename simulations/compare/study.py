@@ -167,7 +167,7 @@ class Study:
             path = self._folder / "trials" / f"{name}.json"
             if path.exists():
                 found.append(read_trial(path))
-                clock.skip(method.name, found[-1].wall_s)
+                clock.done(method.name, found[-1].wall_s)
                 continue
             self._progress.trial(f"trial {number} of {len(pending)}, {method.name}, seed {seed}")
             clock.begin(method.name)
@@ -180,7 +180,7 @@ class Study:
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             save(path, trial)
-            clock.end(wall_s)
+            clock.done(method.name, wall_s)
             self._progress.result(f"accuracy {trial.accuracy:.2%} after {wall_s:.0f} s")
             found.append(trial)
         return found
@@ -252,19 +252,14 @@ class _Clock:
     def __init__(self, trials: int) -> None:
         self._left, self._took, self._method, self._began = trials, dict[str, float](), "", 0.0
 
-    def skip(self, method: str, wall_s: float) -> None:
-        """Note a trial that was there already."""
-        self._left -= 1
-        self._took[method] = wall_s
-
     def begin(self, method: str) -> None:
         """Note that a trial begins."""
         self._method, self._began = method, time.monotonic()
 
-    def end(self, wall_s: float) -> None:
-        """Note that it has ended."""
+    def done(self, method: str, wall_s: float) -> None:
+        """Note that a trial has ended, or was there already."""
         self._left -= 1
-        self._took[self._method] = wall_s
+        self._took[method] = wall_s
 
     def left(self, share: float) -> float | None:
         """Return the seconds left, where a share 0..1 of this trial is done; None while nothing is known."""

@@ -150,7 +150,7 @@ class _Trials:
         with one_process.Opponent(
             job, config.wire.step_timeout_s, lambda done: self._show("one process", done)
         ) as opponent:
-            return opponent.finish(0, warmup, sizes).step_s[warmup:]
+            return opponent.measured(0, warmup, sizes).step_s[warmup:]
 
     def _train(self, name: str, delay_s: float) -> tuple[float, RunFolder]:
         """Run the deployment with this delay of all links; return the round trip in seconds, and the run."""

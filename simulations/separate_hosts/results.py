@@ -14,7 +14,7 @@ from psl_flower.system.machine import usable_cores
 from simulations import reports
 from simulations.options import number, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, counted, spread, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +146,9 @@ class Report(reports.Report, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """One line: what was trained, between which hosts, and where."""
-        config = self.settings.config
-        codecs = dict.fromkeys((str(config["wire-activations"]), str(config["wire-gradients"])))
         return (
             f"{self.settings.nodes} nodes and the server in network namespaces with TLS and node authentication; "
-            f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {', '.join(codecs)}; "
-            f"{self.place}"
+            f"{trained(self.settings.config)}; {self.place}"
         )
 
     @property

@@ -128,7 +128,7 @@ class _Sessions:
                 Turns(settings, opponent),
                 keep=self._keep,
             )
-            alone = opponent.finish(self._number, settings.warmup, self._batch_sizes)
+            alone = opponent.measured(self._number, settings.warmup, self._batch_sizes)
         progress.result(
             f"{federated_.images_per_s:.1f} and {alone.images_per_s:.1f} images/s, "
             f"ratio {federated_.images_per_s / alone.images_per_s:.3f}; "

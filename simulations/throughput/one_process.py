@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import msgspec
 import psutil
@@ -38,7 +37,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     pss_bytes: int | None
 
 
-class Opponent:
+class Opponent(Child[Done]):
     """The process, which can be held and let go; use as a context manager, which ends it.
 
     Parameters
@@ -57,26 +56,15 @@ class Opponent:
     """
 
     def __init__(self, job: Job, timeout_s: float, show: Tell = lambda done: None) -> None:
+        super().__init__("simulations.throughput.one_process", job, Done, "the one process")
         self.steps = 0
-        self._child = Child("simulations.throughput.one_process", job, Done, "the one process")
         self._timeout_s, self._show = timeout_s, show
         self._brake = Brake()
         self._done: Done | None = None
 
-    def __enter__(self) -> Opponent:
-        """Start it."""
-        self._handle = psutil.Process(self._child.__enter__().pid)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it, held or not."""
-        self._child.__exit__(kind, error, trace)
-
     def hold(self) -> None:
         """Stop it where it is."""
-        self._brake.hold([self._handle])
+        self._brake.hold([psutil.Process(self.pid)])
 
     def go(self) -> None:
         """Let it go on."""
@@ -91,14 +79,14 @@ class Opponent:
             If it fails, with its own last words, or is silent for too long.
         """
         while self.steps < steps and self._done is None:
-            said = self._child.answer(self._timeout_s, meanwhile)
+            said = self.answer(self._timeout_s, meanwhile)
             if isinstance(said, Done):
                 self._done = said
             else:
                 self.steps = said
                 self._show(said)
 
-    def finish(self, repetition: int, warmup: int, batch_sizes: tuple[int, ...]) -> Measurement:
+    def measured(self, repetition: int, warmup: int, batch_sizes: tuple[int, ...]) -> Measurement:
         """Let it go on to its end, and return what it measured; the arguments are for that.
 
         Raises
@@ -122,7 +110,7 @@ class Opponent:
             bytes_up=0,
             bytes_down=0,
             processes=(Process(role="one process", peak_bytes=done.peak_bytes, pss_bytes=done.pss_bytes),),
-            startup_s={"imports": done.imported_at - self._child.began, "network": done.built_at - done.imported_at},
+            startup_s={"imports": done.imported_at - self.began, "network": done.built_at - done.imported_at},
             loss=sum(done.losses) / len(done.losses),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,10 +13,10 @@ from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
 from psl_flower.system.machine import usable_cores
 from simulations import reports
-from simulations.memory import Process
+from simulations.memory import Process, highest
 from simulations.options import one_of, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, counted, spread, trained
 
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")
@@ -110,15 +110,6 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds from the command to the first step."""
         return sum(self.startup_s.values())
 
-    def peak_bytes(self, role: str) -> int | None:
-        """Return the highest peak of the processes of a role; None if there is none."""
-        return max((process.peak_bytes for process in self.processes if process.role == role), default=None)
-
-    def pss_bytes(self, role: str) -> int | None:
-        """Return the highest share of the processes of a role; None if it is not known."""
-        known = [p.pss_bytes for p in self.processes if p.role == role and p.pss_bytes is not None]
-        return max(known, default=None)
-
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a mode's trials amount to; each number a `Spread` over the repetitions.
@@ -166,11 +157,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def title(self) -> str:
         """One line: what was trained, and where."""
         config = self.settings.config
-        codecs = list(dict.fromkeys(str(config[key]) for key in ("wire-activations", "wire-gradients")))
-        wire = codecs[0] if len(codecs) == 1 else f"{codecs[0]} up, {codecs[1]} down"
-        autocast = ", bfloat16 autocast" if config["autocast"] else ""
-        what = f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {wire}{autocast}"
-        return f"{what}; {self.place}"
+        return f"{trained(config)}{', bfloat16 autocast' if config['autocast'] else ''}; {self.place}"
 
     @property
     def tables(self) -> tuple[Cells, ...]:
@@ -276,26 +263,19 @@ def _summary(settings: Settings, mode: str, trials: list[Measurement], alone: di
     ratios = [trial.images_per_s / alone[trial.repetition] for trial in trials if trial.repetition in alone]
     federated = mode != ONE_PROCESS
     images = sum(sum(trial.batch_sizes) for trial in trials)
-    roles = {process.role: None for trial in trials for process in trial.processes}
-    peaks = {role: [trial.peak_bytes(role) for trial in trials] for role in roles}
-    shares = {role: [trial.pss_bytes(role) for trial in trials] for role in roles}
     return Summary(
         mode=mode,
         images_per_s=Spread.of(trial.images_per_s for trial in trials),
         ratio=Spread.of(ratios) if federated and ratios else None,
         bytes_up_per_image=sum(trial.bytes_up for trial in trials) / images if federated else None,
         bytes_down_per_image=sum(trial.bytes_down for trial in trials) / images if federated else None,
-        step_s=Spread.of(statistics.median(_timed_s(trial, settings.warmup)) for trial in trials),
+        step_s=Spread.of(_step_s(trial, settings.warmup) for trial in trials),
         parts_s={part: Spread.of(trial.parts_s[part] for trial in trials) for part in trials[0].parts_s},
         startup_s=Spread.of(trial.total_startup_s for trial in trials),
-        peak_bytes={role: max(known) for role, values in peaks.items() if (known := _known(values))},
-        pss_bytes={role: max(known) for role, values in shares.items() if (known := _known(values))},
+        peak_bytes=highest((process.role, process.peak_bytes) for trial in trials for process in trial.processes),
+        pss_bytes=highest((process.role, process.pss_bytes) for trial in trials for process in trial.processes),
     )
 
 
-def _timed_s(trial: Measurement, warmup: int) -> list[float]:
-    return [trial.step_s[index] for index in timed(len(trial.step_s), warmup, trial.cut)]
-
-
-def _known(values: Iterable[int | None]) -> list[int]:
-    return [value for value in values if value is not None]
+def _step_s(trial: Measurement, warmup: int) -> float:
+    return statistics.median(trial.step_s[index] for index in timed(len(trial.step_s), warmup, trial.cut))
