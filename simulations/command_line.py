@@ -8,74 +8,45 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import msgspec
-
-from psl_flower.config import RunConfig
-from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.cli.output import exit_status
+from psl_flower.config import CODECS, RunConfig
+from psl_flower.config.fields import Settings
+from psl_flower.errors import ConfigError, RunError
 from simulations import reports
+from simulations.options import Asked, add_options, read_options, text_of
 from simulations.progress import Progress
 from simulations.reports import Report
-from simulations.tables import Presentation, show
+from simulations.settings import DEFAULTS, merge
+from simulations.tables import show
 
-Asked = TypeVar("Asked")
-Measured = TypeVar("Measured", bound=Report)
-_FAILED, _INTERRUPTED = 1, 130
+T = TypeVar("T")
 
 
-def new_parser(name: str, description: str, epilog: str = "", *, folder: str = "") -> argparse.ArgumentParser:
-    """Return a parser for `python -m simulations.<name>` with what all of these commands take.
+def new_parser(
+    name: str, about: str, options: type[Settings] | None = None, *, epilog: str = "", folder: str = ""
+) -> argparse.ArgumentParser:
+    """Return a parser for `python -m simulations.<name>` with what all of these commands take, and its own options.
 
     With `folder`, a default, the command writes a folder of files and not one report.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m simulations.{name}", description=description, epilog=epilog, allow_abbrev=False
+        prog=f"python -m simulations.{name}", description=about, epilog=epilog, allow_abbrev=False
     )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the report as JSON instead of tables")
     if folder:
         text = f"write report, tables, plots and page there; what is there is not done again [{folder}]"
-        parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path(folder), help=text)
+        add("--out", type=Path, metavar="FOLDER", default=Path(folder), help=text)
     else:
-        parser.add_argument("--out", type=Path, metavar="FILE", help="write the report (JSON) to a file")
+        add("--out", type=Path, metavar="FILE", help="write the report (JSON) to a file")
+    if options is not None:
+        add_options(parser, options)
     return parser
-
-
-def new_benchmark_parser(name: str, description: str, *, folder: str = "") -> argparse.ArgumentParser:
-    """Return a parser as `new_parser` does, for a command that also takes a dataset and a run's settings."""
-    note = "With nothing else running: a busy machine makes every number meaningless."
-    parser = new_parser(name, description, note, folder=folder)
-    add = parser.add_argument
-    add("settings", nargs="*", metavar="KEY=VALUE", help="any other setting of a run, as `psl train` takes it")
-    add("--dataset", help="digits, a hub name or a folder, such as ../shared/data/cifar10 [digits]")
-    return parser
-
-
-def count(text: str) -> int:
-    """Read an argument that is a whole number from 1 on."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
-
-
-def checked(
-    read_config: Callable[[argparse.Namespace], RunConfig], given: argparse.Namespace, parser: argparse.ArgumentParser
-) -> RunConfig:
-    """Return the settings that arguments ask for; what is wrong with them is an error of usage."""
-    try:
-        return read_config(given)
-    except ConfigError as error:
-        parser.error(str(error))
 
 
 def check_out(out: Path | None) -> None:
@@ -87,85 +58,173 @@ def check_out(out: Path | None) -> None:
         raise RunError(f"--out {out}: cannot write a file there")
 
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do a command's work and return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Folder of stores and runs; `stays` says whether it is kept."""
 
-    An error becomes one line on standard error.
-    """
-    forbid_core_dumps()  # some open keys
-    try:
-        work()
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 0
-    except PslError as error:
-        if os.environ.get("PSL_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return _FAILED
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return 0
+    path: Path
+    stays: bool
 
 
 @contextlib.contextmanager
-def workspace_of(prefix: str, *, keep: bool = False, given: Path | None = None) -> Iterator[Path]:
+def workspace_of(prefix: str, *, keep: bool = False, given: Path | None = None) -> Iterator[Workspace]:
     """Yield a workspace: the given one, or a new one that goes afterwards unless it is kept.
 
     SIGTERM ends the command as Ctrl-C does meanwhile, so that it leaves no process of its own or of Flower's behind.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with ended_by_sigterm():
         if given is not None:
-            yield given
+            yield Workspace(path=given, stays=True)
         elif keep:
             path = Path(tempfile.mkdtemp(prefix=prefix))
             print(f"stores and runs stay in {path}", file=sys.stderr)
-            yield path
+            yield Workspace(path=path, stays=True)
         else:
             with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-                yield Path(name)
+                yield Workspace(path=Path(name), stays=False)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt meanwhile."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark(Generic[Asked, Measured]):
-    """What one benchmark's command does with its arguments.
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """An option that stands for settings of the runs: these keys, or the one of its own name."""
+
+    name: str
+    help: str
+    keys: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    flag: bool = False
+
+
+_DATASET = Shortcut("dataset", "digits, a hub name or a folder, such as ../shared/data/cifar10 [digits]")
+BATCH_SIZE = Shortcut("batch-size", "images in a mini-batch [128]")
+WIRE = Shortcut(
+    "wire", "codec of smashed data and gradients [bfloat16]", ("wire-activations", "wire-gradients"), choices=CODECS
+)
+
+
+class Benchmark(Generic[Asked]):
+    """A benchmark that measures runs, as a command: `python -m simulations.<name>`.
 
     Attributes
     ----------
-    read_config : callable
-        Returns the run's settings that arguments ask for.
+    name, about : str
+        Of its module; and what it does.
     options : type
-        The struct that takes the other arguments, by name.
-    measure : callable
-        Called as measure(config, options, workspace, progress); returns the report.
-    present : callable
-        Returns the report's tables.
+        The dataclass of its options.
+    decided : mapping
+        Keys of settings that it decides, each with the option that asks for it; empty where there is none.
+    defaults : mapping
+        What it chooses unless asked.
+    shortcuts : tuple of Shortcut
+        Options that stand for settings, besides --dataset.
+    keep : str
+        Help of the flag that keeps the workspace; empty: there is none.
+    folder : str
+        As `new_parser` takes it.
     """
 
-    read_config: Callable[[argparse.Namespace], RunConfig]
+    name: str
+    about: str
     options: type[Asked]
-    measure: Callable[[RunConfig, Asked, Path, Progress], Measured]
-    present: Callable[[Measured], Presentation]
+    decided: Mapping[str, str]
+    defaults: Mapping[str, object] = DEFAULTS
+    shortcuts: tuple[Shortcut, ...] = ()
+    keep = ""
+    folder = ""
 
-    def run(
-        self, given: argparse.Namespace, parser: argparse.ArgumentParser, workspace: AbstractContextManager[Path]
-    ) -> None:
+    def measure(self, config: RunConfig, options: Asked, workspace: Workspace, progress: Progress) -> Report:
+        """Measure and return the report.
+
+        Parameters
+        ----------
+        config : RunConfig
+            Settings that all runs share.
+        options : Options
+            How to measure.
+        workspace : Workspace
+            Where stores and runs are made.
+        progress : Progress
+            Shows how it goes.
+
+        Raises
+        ------
+        PslError
+            If the dataset cannot be used, or a trial fails.
+        """
+        raise NotImplementedError
+
+    def settings_of(self, options: Asked) -> Mapping[str, object]:
+        """Return the settings that follow from the options."""
+        return {}
+
+    def make_parser(self) -> argparse.ArgumentParser:
+        """Return the parser of the command's arguments."""
+        note = "With nothing else running: a busy machine makes every number meaningless."
+        parser = new_parser(self.name, self.about, self.options, epilog=note, folder=self.folder)
+        add = parser.add_argument
+        add("settings", nargs="*", metavar="KEY=VALUE", help="any other setting of a run, as `psl train` takes it")
+        for short in (_DATASET, *self.shortcuts):
+            if short.flag:
+                add(f"--{short.name}", action="store_true", default=None, help=short.help)
+            else:
+                add(f"--{short.name}", choices=short.choices, help=short.help)
+        if self.keep:
+            add("--keep", action="store_true", help=self.keep)
+        return parser
+
+    def read(self, given: argparse.Namespace) -> tuple[RunConfig, Asked]:
+        """Return the runs' settings and the options that arguments ask for; raises ConfigError as `merge`."""
+        options = read_options(given, self.options)
+        asked = [
+            f"{key}={text_of(value)}"
+            for short in (_DATASET, *self.shortcuts)
+            if (value := getattr(given, short.name.replace("-", "_"))) is not None
+            for key in short.keys or (short.name,)
+        ]
+        return merge(asked, given.settings, self.decided, {**self.defaults, **self.settings_of(options)}), options
+
+    def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         """Measure in a workspace, with progress, and deliver the report as the arguments ask."""
-        config = checked(self.read_config, given, parser)
+        config, options = checked(self.read, given, parser)
         check_out(given.out)
-        options = msgspec.convert(given, self.options, from_attributes=True)
+        workspace = workspace_of(
+            f"psl-{self.name.replace('_', '-')}-",
+            keep=bool(self.keep) and given.keep,
+            given=getattr(given, "workspace", None),
+        )
         with workspace as place, Progress() as progress:
             report = self.measure(config, options, place, progress)
-        deliver(given, report, self.present(report))
+        deliver(given, report)
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the command and return its exit status, see `exit_status`."""
+        parser = self.make_parser()
+        return exit_status(lambda: self.run(parser.parse_args(arguments), parser))
 
 
-def deliver(given: argparse.Namespace, report: Report, presentation: Presentation) -> None:
+def checked(read: Callable[[argparse.Namespace], T], given: argparse.Namespace, parser: argparse.ArgumentParser) -> T:
+    """Return what arguments ask for; what is wrong with them is an error of usage."""
+    try:
+        return read(given)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def deliver(given: argparse.Namespace, report: Report) -> None:
     """Write and print a report as the arguments of `new_parser` ask; raises RunError if the disk refuses."""
     if given.out is not None:
         reports.save(given.out, report)
     if given.json:
         print(reports.encode(report).decode())
     else:
-        show(presentation)
+        show(report)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import psutil
 from simulations.machine import peak, pss
 
 LOWER, UPPER, _REST = "Lower", "Upper", "Flower"
+# Looking costs processor time that the run needs.
+_EVERY_S = 5.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +44,16 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, float], Process] = {}
+        self._looked_at = 0.0
+
+    def look_now_and_then(self, processes: Callable[[], Sequence[Any]]) -> None:
+        """Look at the processes that `processes` returns, if it is time to."""
+        if time.monotonic() - self._looked_at >= _EVERY_S:
+            self.look(processes())
 
     def look(self, processes: Sequence[Any], *, shares: bool = False) -> None:
         """Look at processes (psutil.Process); with `shares` also at their share of memory, which takes longer."""
+        self._looked_at = time.monotonic()
         for process in processes:
             # It may end at any moment.
             with contextlib.suppress(psutil.Error):
@@ -68,6 +78,15 @@ class MemoryWatch:
             together = sum(process.peak_bytes for process in rest)
             found.append(Process(role=_REST, peak_bytes=together, pss_bytes=sum(shares) if shares else None))
         return tuple(found)
+
+
+def highest(found: Iterable[tuple[str, int | None]]) -> dict[str, int]:
+    """Return the highest memory by role; what is not known is left out."""
+    peaks: dict[str, int] = {}
+    for role, num_bytes in found:
+        if num_bytes is not None:
+            peaks[role] = max(peaks.get(role, 0), num_bytes)
+    return peaks
 
 
 def role_of(command: Sequence[str]) -> str:

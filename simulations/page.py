@@ -7,32 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations.chaos import results as chaos
-from simulations.chaos import table as chaos_table
-from simulations.compare import results as compare
-from simulations.compare import table as compare_table
-from simulations.grid_choice import results as grid_choice
-from simulations.grid_choice import table as grid_choice_table
-from simulations.lightening import results as lightening
-from simulations.lightening import table as lightening_table
-from simulations.reports import load
-from simulations.sealed_cost import results as sealed_cost
-from simulations.sealed_cost import table as sealed_cost_table
-from simulations.separate_hosts import results as separate_hosts
-from simulations.separate_hosts import table as separate_hosts_table
-from simulations.tables import Presentation
-from simulations.throughput import results as throughput
-from simulations.throughput import table as throughput_table
+from simulations import grid_choice
+from simulations.chaos.results import Report as Chaos
+from simulations.compare.report import Report as Comparison
+from simulations.lightening.results import Report as Lightening
+from simulations.reports import Report, load
+from simulations.sealed_cost.results import Report as SealedCost
+from simulations.separate_hosts.results import Report as SeparateHosts
+from simulations.tables import markdown
+from simulations.throughput.results import Report as Throughput
 
-AnyReport = (
-    throughput.Report
-    | sealed_cost.Report
-    | separate_hosts.Report
-    | chaos.Report
-    | compare.Report
-    | lightening.Report
-    | grid_choice.Report
-)
+KINDS: tuple[type[Report], ...] = (
+    Throughput, SealedCost, SeparateHosts, Chaos, Comparison, Lightening, grid_choice.Report,
+)  # fmt: skip
 _HEAD = """\
 # Benchmarks
 
@@ -59,7 +46,7 @@ There is no result file yet. Measure, with nothing else running:
 """
 
 
-def draw(report: AnyReport, name: str, source: str) -> bytes:
+def draw(report: Report, name: str, source: str) -> bytes:
     """Return one of a comparison's plots as PNG, which says in itself what it was made of.
 
     Raises
@@ -69,12 +56,12 @@ def draw(report: AnyReport, name: str, source: str) -> bytes:
     """
     from simulations.compare.files import plot  # loads matplotlib
 
-    if not isinstance(report, compare.Report):
+    if not isinstance(report, Comparison):
         raise RunError(f"{source}: only comparisons have plots")
     return plot(report, name, source)
 
 
-def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
+def load_all(names: Sequence[str]) -> dict[str, Report]:
     """Return the reports of result files, by file name; those of benchmarks without a section are passed over.
 
     Raises
@@ -82,71 +69,37 @@ def load_all(names: Sequence[str]) -> dict[str, AnyReport]:
     RunError
         As `load`.
     """
-    found: dict[str, AnyReport] = {}
+    found: dict[str, Report] = {}
     for name in names:
         # A shell leaves a pattern that fits nothing as it is: no result file yet.
         for path in map(Path, sorted(glob.glob(name)) if glob.has_magic(name) else [name]):
-            report = (
-                load(path, throughput.Report)
-                or load(path, sealed_cost.Report)
-                or load(path, separate_hosts.Report)
-                or load(path, chaos.Report)
-                or load(path, compare.Report)
-                or load(path, lightening.Report)
-                or load(path, grid_choice.Report)
-            )
+            report = load(path, *KINDS)
             if report is not None:
                 found[path.name] = report
     return found
 
 
-def render(reports: Mapping[str, AnyReport]) -> str:
+def render(reports: Mapping[str, Report]) -> str:
     """Return the page of reports, of any benchmark, by file name."""
     if not reports:
         return _HEAD + _NONE
     return "\n".join([_HEAD, *(_section(name, report) for name, report in sorted(reports.items()))])
 
 
-def present(report: AnyReport) -> Presentation:
-    """Return a report of any benchmark in words."""
-    match report:
-        case throughput.Report():
-            return throughput_table.present(report)
-        case sealed_cost.Report():
-            return sealed_cost_table.present(report)
-        case separate_hosts.Report():
-            return separate_hosts_table.present(report)
-        case chaos.Report():
-            return chaos_table.present(report)
-        case compare.Report():
-            return compare_table.present(report)
-        case lightening.Report():
-            return lightening_table.present(report)
-        case grid_choice.Report():
-            return grid_choice_table.present(report)
-
-
-def _section(name: str, report: AnyReport) -> str:
-    said = present(report)
+def _section(name: str, report: Report) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
     return "\n".join(
         [
             f"## {name.removesuffix('.json')}",
             "",
-            f"{said.title}. {report.date}, {report.machine['system']}; {versions}.",
+            f"{report.title}. {report.date}, {report.machine['system']}; {versions}.",
             "",
-            *(f"{markdown(*cells)}\n" for cells in said.tables),
-            said.notes,
+            *(f"{markdown(*cells)}\n" for cells in report.tables),
+            report.notes,
             "",
             "Again:",
             "",
-            f"    {said.command}",
+            f"    {report.command}",
             "",
         ]
     )
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown, its first column to the left."""
-    line = "|" + " --- |" + " ---: |" * (len(head) - 1)
-    return "\n".join(["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)])

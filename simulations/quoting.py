@@ -19,11 +19,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from psl_flower.cli.output import exit_status
 from psl_flower.errors import RunError
 from psl_flower.system.files import read_file
-from simulations.command_line import exit_status
-from simulations.page import AnyReport, draw, load_all, markdown, present
-from simulations.reports import write
+from simulations.page import draw, load_all
+from simulations.reports import Report, write
+from simulations.tables import markdown
 
 _PLOT = re.compile(r"\((figures/([\w-]+)\.png)\)")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -66,7 +67,7 @@ def source_of(name: str) -> str:
     return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
 
 
-def load_result(name: str) -> AnyReport:
+def load_result(name: str) -> Report:
     """Return the report of a file in docs/results by its name without ".json".
 
     Raises
@@ -80,7 +81,7 @@ def load_result(name: str) -> AnyReport:
     return report
 
 
-def fill(text: str, load: Callable[[str], AnyReport]) -> str:
+def fill(text: str, load: Callable[[str], Report]) -> str:
     """Return a page with every table between marks made anew.
 
     Raises
@@ -90,14 +91,14 @@ def fill(text: str, load: Callable[[str], AnyReport]) -> str:
     """
 
     def block(found: re.Match[str]) -> str:
-        said = present(load(found["name"]))
+        report = load(found["name"])
         try:
-            head, rows = said.tables[int(found["table"]) - 1]
+            head, rows = report.tables[int(found["table"]) - 1]
             columns = [int(number) - 1 for number in (found["columns"] or "").split(",") if number] or range(len(head))
             table = markdown([head[i] for i in columns], [[row[i] for i in columns] for row in rows])
         except IndexError:
             raise RunError(f"{found['begin'].strip()}: there is no such table or column") from None
-        return f"{found['begin']}{table}\n\n{found['name']}: {said.title}.\n{found['end']}"
+        return f"{found['begin']}{table}\n\n{found['name']}: {report.title}.\n{found['end']}"
 
     return _BLOCK.sub(block, text)
 

@@ -15,10 +15,13 @@ from psl_flower.system.files import read_file, write_file
 
 # Settings of a run by their kebab-case keys.
 Values = dict[str, str | int | float | bool]
+Row = tuple[str, ...]
+# Names of the columns, and the cells.
+Cells = tuple[Row, list[Row]]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A result file; a benchmark's own report adds what it measured, and gives the first two their defaults.
+    """A result file; a benchmark's own report gives the first two their defaults, and adds what it measured.
 
     Attributes
     ----------
@@ -37,6 +40,38 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     date: str
     machine: dict[str, str | int | float]
     versions: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """One line: what was measured, and where."""
+        raise NotImplementedError
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """For each table the names of its columns, and its rows."""
+        raise NotImplementedError
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        raise NotImplementedError
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """The machine, in some words."""
+        found = self.machine
+        gpus = f", {found['gpus']} {found.get('gpu') or 'GPUs'}" if found["gpus"] else ""
+        return f"{found['cpu']}, {found['cores']} cores, {float(found['memory_bytes']) / 2**30:.0f} GiB{gpus}"
+
+    @property
+    def load(self) -> str:
+        """A sentence on how busy the machine was."""
+        return f"Load of the machine before: {self.machine['load_before']}."
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,20 +93,14 @@ Kind = TypeVar("Kind", bound=Report)
 _NUMBERS = re.compile(rb"\[[\s\d.,eE+-]+\]")
 
 
-def encode(report: Report) -> bytes:
-    """Return a report as JSON, indented, but numbers in a row: Flower's hub takes no file above 1 MiB."""
+def encode(report: msgspec.Struct) -> bytes:
+    """Return a report, or a part of one, as JSON, indented, but numbers in a row: Flower's hub takes no file above 1 MiB."""
     indented = msgspec.json.format(msgspec.json.encode(report), indent=1)
     return _NUMBERS.sub(lambda row: b" ".join(row[0].split()), indented)
 
 
-def save(path: Path, report: Report) -> None:
-    """Write a result file.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
+def save(path: Path, report: msgspec.Struct) -> None:
+    """Write a result file, or a part of one; raises RunError as `write`."""
     write(path, encode(report) + b"\n")
 
 
@@ -80,31 +109,26 @@ def write(path: Path, content: bytes) -> None:
     write_file(path, content, RunError)
 
 
-def load(path: Path, kind: type[Kind]) -> Kind | None:
-    """Read a result file; None if it is another benchmark's.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : type
-        The benchmark's report.
+def load(path: Path, *kinds: type[Kind]) -> Kind | None:
+    """Read a result file; None if it is of another benchmark than those of these reports.
 
     Raises
     ------
     RunError
         If it cannot be read, is damaged, or of another version.
     """
-    expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
     try:
         content = read_file(path, RunError)
         head = msgspec.json.decode(content)
-        if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
-            return None
-        if head.get("version") != expected["version"]:
-            raise RunError(
-                f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
-            )
-        return msgspec.json.decode(content, type=kind)
+        for kind in kinds:
+            expected = {field.name: field.default for field in msgspec.structs.fields(kind)}
+            if not isinstance(head, dict) or head.get("benchmark") != expected["benchmark"]:
+                continue
+            if head.get("version") != expected["version"]:
+                raise RunError(
+                    f"{path}: expected version {expected['version']} of the format, found {head.get('version')!r}"
+                )
+            return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error
+    return None

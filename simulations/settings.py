@@ -28,19 +28,14 @@ DECIDED = {
 
 
 def merge(
-    options: Mapping[str, object],
-    texts: list[str],
-    decided: Mapping[str, str],
-    chosen: Mapping[str, object] = DEFAULTS,
+    options: list[str], texts: list[str], decided: Mapping[str, str], chosen: Mapping[str, object] = DEFAULTS
 ) -> RunConfig:
-    """Return a run's settings of a command's options (None: not given) and KEY=VALUE arguments.
+    """Return a run's settings.
 
     Parameters
     ----------
-    options : mapping
-        By the settings' keys.
-    texts : list of str
-        The arguments.
+    options, texts : list of str
+        KEY=VALUE from a command's options, and as given beside them.
     decided : mapping
         Keys that the benchmark decides, each with the option that asks for it, or an empty text.
     chosen : mapping
@@ -51,15 +46,10 @@ def merge(
     ConfigError
         If a setting is unknown, mistyped, contradictory, given twice, or the benchmark's own to decide.
     """
-    asked = {key: value for key, value in options.items() if value is not None}
-    settings = parse_settings(texts)
-    for key in settings:
+    for key in parse_settings(texts):
         if key in decided:
-            option = decided[key]
-            raise ConfigError(f"{key}: the benchmark decides it{f'; see {option}' if option else ''}")
-        if key in asked:
-            raise ConfigError(f"{key} is given twice, as an option and as KEY=VALUE")
-    return RunConfig.from_mapping({**chosen, **asked, **settings})
+            raise ConfigError(f"{key}: the benchmark decides it{f'; see {decided[key]}' if decided[key] else ''}")
+    return RunConfig.from_mapping({**chosen, **parse_settings([*options, *texts])})
 
 
 def without(config: RunConfig, decided: Collection[str]) -> Values:

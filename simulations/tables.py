@@ -1,53 +1,28 @@
-"""A report for people: what every benchmark says of itself, shown on a terminal."""
+"""Reports for people: on a terminal, as Markdown, and their numbers as text."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from simulations.options import text_of
 from simulations.reports import Report, Spread, Values
 from simulations.settings import DEFAULTS, differing
 
 # A pipe has no width of its own.
 _WIDTH = 120
-Row = tuple[str, ...]
-# Names of the columns, and the cells.
-Cells = tuple[Row, list[Row]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presentation:
-    """A report in words.
-
-    Attributes
-    ----------
-    title : str
-        One line: what was measured, and where.
-    tables : tuple
-        For each table the names of its columns, and its rows.
-    notes : str
-        How to read the tables.
-    command : str
-        The command line that measures the same again.
-    """
-
-    title: str
-    tables: tuple[Cells, ...]
-    notes: str
-    command: str
-
-
-def show(presentation: Presentation) -> None:
+def show(report: Report) -> None:
     """Print a report on standard output."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-    console.print(presentation.title)
-    for head, rows in presentation.tables:
+    console.print(report.title)
+    for head, rows in report.tables:
         if rows:
             table = Table(*head[:1])
             for name in head[1:]:
@@ -55,14 +30,13 @@ def show(presentation: Presentation) -> None:
             for row in rows:
                 table.add_row(*row)
             console.print(table)
-    console.print(presentation.notes)
+    console.print(report.notes)
 
 
-def machine(report: Report) -> str:
-    """Return the report's machine in some words."""
-    found = report.machine
-    gpus = f", {found['gpus']} {found.get('gpu') or 'GPUs'}" if found["gpus"] else ""
-    return f"{found['cpu']}, {found['cores']} cores, {float(found['memory_bytes']) / 2**30:.0f} GiB{gpus}"
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown, its first column to the left."""
+    line = "|" + " --- |" + " ---: |" * (len(head) - 1)
+    return "\n".join(["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def dataset_name(name: str) -> str:
@@ -70,20 +44,47 @@ def dataset_name(name: str) -> str:
     return Path(name).name if name.startswith((".", "/")) else name
 
 
-def spread(values: Spread | None, text: Callable[[float], str]) -> str:
-    """Return "median (low to high)", or the one value there is; a dash where there is nothing."""
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 turn" or "2 turns"."""
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
+def trained(config: Values) -> str:
+    """Return what the runs of a benchmark train, and what goes over the wire."""
+    up, down = config["wire-activations"], config["wire-gradients"]
+    wire = up if up == down else f"{up} up, {down} down"
+    return f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {wire}"
+
+
+def spread(values: Spread | None, form: str | Callable[[float], str]) -> str:
+    """Return "median (low to high)", or the one value there is; a dash where there is nothing.
+
+    `form` is a format such as ".1f", or returns the text of a number.
+    """
     if values is None:
         return "-"
+    text = form if callable(form) else f"{{:{form}}}".format
     if values.low == values.high:
         return text(values.median)
     return f"{text(values.median)} ({text(values.low)} to {text(values.high)})"
 
 
-def again(name: str, options: Sequence[str], config: Values, defaults: Mapping[str, object] = DEFAULTS) -> str:
-    """Return the command line that measures the same again; of the settings only those that were asked for."""
-    asked = (f"{key}={_text(value)}" for key, value in differing(config, defaults).items())
-    return shlex.join(["python", "-m", f"simulations.{name}", *options, *asked])
+def again(
+    name: str, options: Iterable[tuple[str, str]], config: Values, defaults: Mapping[str, object] = DEFAULTS
+) -> str:
+    """Return the command line that measures the same again.
 
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    Parameters
+    ----------
+    name : str
+        Of the benchmark's module.
+    options : iterable of (str, str)
+        Names and texts of the options; a flag has an empty text.
+    config : dict
+        Settings of the runs, of which only those that were asked for are told.
+    defaults : mapping
+        What the benchmark chooses unless asked.
+    """
+    words = [word for option, text in options for word in (f"--{option}", *[text] * bool(text))]
+    asked = [f"{key}={text_of(value)}" for key, value in differing(config, defaults).items()]
+    return shlex.join(["python", "-m", f"simulations.{name}", *words, *asked])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated
@@ -13,10 +11,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from psl_flower.errors import PslError
-from psl_flower.system.machine import forbid_core_dumps
-
-_FAILED, _INTERRUPTED = 1, 130
+from psl_flower.cli.output import exit_status
 
 
 class _Command(TyperCommand):
@@ -42,43 +37,14 @@ def make_app() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status: 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
+    """Run the program and return its exit status, see `exit_status`, or 143 (SIGTERM).
 
     Parameters
     ----------
     arguments : sequence of str, optional
         Without the program's name; None takes those of the process.
     """
-    try:
-        return _run(arguments)
-    except PslError as error:
-        if os.environ.get("PSL_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return _FAILED
-    except PermissionError as error:
-        place = error.filename or "a file or folder"
-        print(f"error: {place}: permission denied; let this user at it (chown, chmod)", file=sys.stderr)
-        return _FAILED
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not find out again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    try:
-        make_app()(arguments, prog_name="psl")
-    except SystemExit as exit_:
-        sys.stdout.flush()
-        return exit_.code if isinstance(exit_.code, int) else 0
-    return 0
-
-
-def _one_line(error: PslError) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return exit_status(lambda: make_app()(arguments, prog_name="psl"))
 
 
 def _version(wanted: bool) -> None:
@@ -94,7 +60,6 @@ def _program(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Patch split learning on Flower: train an image classifier without giving any server whole images."""
-    forbid_core_dumps()  # commands open keys
 
 
 if __name__ == "__main__":

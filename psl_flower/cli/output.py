@@ -1,12 +1,18 @@
-"""What the commands share: options and tables."""
+"""What the commands share: options, tables, exit statuses."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
+
+from psl_flower.errors import PslError
+from psl_flower.system.machine import forbid_core_dumps
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run [the newest that has a model].")]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
@@ -29,3 +35,35 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do a command's work and return its exit status: 0, 1 (failed), 2 (usage) or 130 (Ctrl-C).
+
+    An error becomes one line on standard error.
+    """
+    forbid_core_dumps()  # commands open keys
+    try:
+        work()
+    except SystemExit as exit_:
+        sys.stdout.flush()
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except PslError as error:
+        if os.environ.get("PSL_DEBUG") == "1":
+            traceback.print_exc()
+        return _failed(" ".join(str(error).split()) or type(error).__name__)
+    except PermissionError as error:
+        place = error.filename or "a file or folder"
+        return _failed(f"{place}: permission denied; let this user at it (chown, chmod)")
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not find out again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _failed(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 1

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from clients.partitions import divide
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
-from psl_flower.errors import RunError
 from psl_flower.kinds import Kind, Resume, Train
 from psl_flower.launch.federation import simulation
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
@@ -25,11 +24,12 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.machine import count_gpus, usable_cores
 from simulations.compare.results import Point
 from simulations.compare.worker import Outcome
-from simulations.memory import LOWER, UPPER, MemoryWatch
+from simulations.memory import LOWER, UPPER, MemoryWatch, highest
 from simulations.reports import Values
+from simulations.watching import looks
 
 FEDAVG_APP = Path(__file__).parent / "fedavg"
-_POLL_S, _MEMORY_EVERY_S = 0.5, 5.0
+_POLL_S = 0.5
 
 Show = Callable[[int], None]
 
@@ -57,13 +57,12 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
         kind = Resume(config=config.replace(run_name=""), resume=run.name)
     else:
         shutil.rmtree(run.path, ignore_errors=True)
-    memory = MemoryWatch()
     with LocalSuperLink() as superlink:
         num_uppers, work = prepare(kind)
         superlink.wait()
         watch = Watch(superlink, run, kind.again)
         start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
-        _follow(watch, superlink, run, memory, lambda status: show(status.step))
+        memory = _follow(watch, superlink, run, lambda status: show(status.step))
     rows = run.read_metrics()
     points = _points(rows, [row["step"] / steps_per_epoch for row in rows])
     return _outcome(run, points, rows, "upper", memory)
@@ -88,12 +87,11 @@ def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
     """
     run = RunFolder(config.workspace_path() / "runs" / config.run.run_name)
     shutil.rmtree(run.path, ignore_errors=True)
-    memory = MemoryWatch()
     with LocalSuperLink() as superlink:
         superlink.wait()
         watch = Watch(superlink, run)
         superlink.run(FEDAVG_APP, _settings(config, own), federation(own))
-        _follow(watch, superlink, run, memory, lambda status: show(status.round))
+        memory = _follow(watch, superlink, run, lambda status: show(status.round))
     rows = run.read_metrics()
     return _outcome(run, _points(rows, [float(row["epochs"]) for row in rows]), rows, "client", memory)
 
@@ -128,32 +126,15 @@ def federation(own: Values) -> dict[str, int | float]:
     return config | {"num-supernodes": clients}
 
 
-def _follow(
-    watch: Watch, superlink: LocalSuperLink, run: RunFolder, memory: MemoryWatch, show: Callable[[Status], None]
-) -> None:
-    """Look after a run until it ends; raises RunError unless it has completed."""
-    looked_at = 0.0
-    while True:
-        status, over = watch.look()
-        if over:
-            assert status is not None
-            if status.state != "completed":
-                raise RunError(_why(status, superlink, run))
-            return
+def _follow(watch: Watch, superlink: LocalSuperLink, run: RunFolder, show: Callable[[Status], None]) -> MemoryWatch:
+    """Look after a run until it ends; return what memory was seen. Raises RunError unless it has completed."""
+    memory = MemoryWatch()
+    for status in looks(watch, superlink, run, f"run {run.name}"):
         if status is not None and status.state == "training":
             show(status)
-        if time.monotonic() - looked_at >= _MEMORY_EVERY_S:
-            memory.look(superlink.processes())
-            looked_at = time.monotonic()
+        memory.look_now_and_then(superlink.processes)
         time.sleep(_POLL_S)
-
-
-def _why(status: Status, superlink: LocalSuperLink, run: RunFolder) -> str:
-    """Return what a run that failed says, and keep Flower's log."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(superlink.log, run.path / "flower.log")
-    told = status.message.removeprefix("error: ")
-    return f"run {run.name} {status.state}: {told} (Flower's log: {run.path / 'flower.log'})"
+    return memory
 
 
 def _points(rows: list[dict[str, Any]], epochs: list[float]) -> tuple[Point, ...]:
@@ -179,18 +160,14 @@ def _outcome(
     with np.load(run.path / "predictions.npz") as found:
         label, predicted = (tuple(found[name].tolist()) for name in ("label", "predicted"))
     roles = {UPPER: "node", LOWER: "server"}
-    peaks: dict[str, int] = {}
-    for process in memory.processes():
-        role = roles.get(process.role)
-        if role:
-            peaks[role] = max(peaks.get(role, 0), process.peak_bytes)
+    peaks = ((roles[process.role], process.peak_bytes) for process in memory.processes() if process.role in roles)
     return Outcome(
         points=points,
         label=label,
         predicted=predicted,
         up=total_by_node(rows, "up", node),
         down=total_by_node(rows, "down", node),
-        peak_bytes=peaks,
+        peak_bytes=highest(peaks),
     )
 
 

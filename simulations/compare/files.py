@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from psl_flower.errors import RunError
 from simulations import reports
-from simulations.compare import pictures, plots, table
+from simulations.compare import pictures, plots
 from simulations.compare.page import Plot, render
-from simulations.compare.results import Report
+from simulations.compare.report import Report, absent_csv, curves_csv, to_csv
 from simulations.compare.study import Holding
 
 _DPI = 160
@@ -40,57 +40,41 @@ def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Pa
         If the disk refuses.
     """
     reports.save(folder / "report.json", report)
-    reports.write(folder / "methods.csv", table.to_csv(report).encode())
-    reports.write(folder / "curves.csv", table.curves_csv(report).encode())
+    reports.write(folder / "methods.csv", to_csv(report).encode())
+    reports.write(folder / "curves.csv", curves_csv(report).encode())
     if any(trial.absent for trial in report.measurements):
-        reports.write(folder / "absent.csv", table.absent_csv(report).encode())
+        reports.write(folder / "absent.csv", absent_csv(report).encode())
     shown = []
     with mpl.rc_context(_STYLE):
         for drawing in _drawings(report, holdings):
             reports.write(folder / f"{drawing.name}.png", _png(drawing.figure))
             shown.append(Plot(heading=drawing.heading, text=drawing.text, svg=_svg(drawing.figure)))
     page = folder / "index.html"
-    reports.write(page, render(table.present(report), report, shown).encode())
+    reports.write(page, render(report, shown).encode())
     return page
 
 
-def _drawings(report: Report, holdings: Sequence[Holding]) -> list[_Drawing]:
-    found = [
-        _Drawing(
-            f"holdings-{number}",
-            "What each node holds",
-            pictures.caption(holding),
-            pictures.picture(holding),
-        )
-        for number, holding in enumerate(holdings)
-    ]
-    found += [
-        _Drawing(
-            "accuracy-by-epoch", "Accuracy by epoch, time and bytes",
-            f"By passes over the training images, alike for all methods.{_bands(report)}",
-            plots.accuracy_by_epoch(report),
-        ),
-        _Drawing(
-            "accuracy-by-time", "Accuracy by epoch, time and bytes",
-            "By seconds of training on this machine, whose cores all parties share; evaluations are left out.",
-            plots.accuracy_by_time(report),
-        ),
-    ]  # fmt: skip
-    by_bytes = plots.accuracy_by_bytes(report)
-    if by_bytes is not None:
+def _drawings(report: Report, holdings: Sequence[Holding]) -> Iterator[_Drawing]:
+    for number, holding in enumerate(holdings):
+        caption, figure = pictures.caption(holding), pictures.picture(holding)
+        yield _Drawing(f"holdings-{number}", "What each node holds", caption, figure)
+    heading = "Accuracy by epoch, time and bytes"
+    text = f"By passes over the training images, alike for all methods.{_bands(report)}"
+    yield _Drawing("accuracy-by-epoch", heading, text, plots.accuracy_by_epoch(report))
+    text = "By seconds of training on this machine, whose cores all parties share; evaluations are left out."
+    yield _Drawing("accuracy-by-time", heading, text, plots.accuracy_by_time(report))
+    if (by_bytes := plots.accuracy_by_bytes(report)) is not None:
         text = "By what all nodes sent and received, the evaluations of patch-split learning included."
-        found.append(_Drawing("accuracy-by-bytes", "Accuracy by epoch, time and bytes", text, by_bytes))
+        yield _Drawing("accuracy-by-bytes", heading, text, by_bytes)
     for number, (group, figure) in enumerate(plots.adaptation(report)):
         text = f"{group}: the same steps with the Adaptation Net (solid) and without it (dashed).{_bands(report)}"
-        found.append(_Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure))
-    absent = plots.absent(report)
-    if absent is not None:
+        yield _Drawing(f"adaptation-{number}", "The Adaptation Net and the speed of learning", text, figure)
+    if (absent := plots.absent(report)) is not None:
         text = "Mean over choices of absent Uppers and seeds (line), and the range (band)."
-        found.append(_Drawing("absent", "Accuracy without some Uppers", text, absent))
+        yield _Drawing("absent", "Accuracy without some Uppers", text, absent)
     for number, (name, figure) in enumerate(plots.confusion(report)):
         text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
-        found.append(_Drawing(f"confusion-{number}", "Confusion matrix", text, figure))
-    return found
+        yield _Drawing(f"confusion-{number}", "Confusion matrix", text, figure)
 
 
 def _bands(report: Report) -> str:

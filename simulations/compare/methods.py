@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
-
-import msgspec
+from typing import NamedTuple
 
 from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
-from psl_flower.config import RunConfig, parse_size, size_text
+from psl_flower.config import RunConfig, Size, fields, parse_size, size_text
+from psl_flower.config.fields import setting
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import parse_settings
 from psl_flower.patches import PatchGrid
-from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method
+from simulations.compare.results import AVERAGING, ENGINES, MERGED, PATCHES, WHOLE, Method
+from simulations.options import number, one_of, several, texts
 from simulations.reports import Values
 
 _NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedadam": "FedAdam"}
@@ -26,53 +27,24 @@ VARIED = frozenset(
     }
 )  # fmt: skip
 
-Size = tuple[int, int]
+
+class Grid(NamedTuple):
+    """Sizes of patch and stride in pixels."""
+
+    patch: Size
+    stride: Size
+
+    def __str__(self) -> str:
+        return size_text(self.patch) + (f"/{size_text(self.stride)}" if self.stride != self.patch else "")
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command's options ask for.
-
-    Attributes
-    ----------
-    methods : tuple of str
-        Of `CHOICES`.
-    grids : tuple of (patch size, stride)
-        In pixels; empty for 2x2 patches, and the same with patches that overlap by half.
-    alphas : tuple of float
-        Weights of the Adaptation Net's loss; 0: without.
-    variants : tuple of str
-        Patch-split learning is trained as it is and with each of these, as `read_variant` takes them.
-    partitions : tuple of str
-        Of `PARTITIONS`.
-    dirichlet_alpha : float
-        See `clients.partitions.divide`.
-    clients : int
-        Of federated averaging; 0: as many as the first grid has patches.
-    local_epochs : int
-        Passes of a client in a round.
-    proximal_mu, server_lr : float
-        See `psl_flower.baselines.fedavg.FedAvgConfig`.
-    """
-
-    methods: tuple[str, ...]
-    grids: tuple[tuple[Size, Size], ...]
-    alphas: tuple[float, ...]
-    variants: tuple[str, ...]
-    partitions: tuple[str, ...]
-    dirichlet_alpha: float
-    clients: int
-    local_epochs: int
-    proximal_mu: float = 0.01
-    server_lr: float = 0.01
-
-
-def read_grid(text: str) -> tuple[Size, Size]:
-    """Return (patch size, stride) of "16x16" or "16x16/8x8"; raises ConfigError for anything else."""
+def read_grid(text: str) -> Grid:
+    """Return the grid of "16x16" or "16x16/8x8"; raises ConfigError for anything else."""
     patch, slash, stride = text.partition("/")
     size = parse_size("grids", patch)
     if size == (0, 0) or (slash and not stride):
         raise ConfigError(f'grids: expected patch sizes such as "16x16" or "16x16/8x8" (patch/stride), got {text!r}')
-    return size, parse_size("grids", stride) if stride else size
+    return Grid(size, parse_size("grids", stride) if stride else size)
 
 
 def read_variant(text: str) -> Values:
@@ -91,15 +63,82 @@ def read_variant(text: str) -> Values:
     return {key: told[key] for key in settings}
 
 
-def usual_grids(image_size: Size) -> tuple[tuple[Size, Size], ...]:
+def _read_seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise ConfigError(f"expected a whole number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def _checked_variant(text: str) -> str:
+    read_variant(text)
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """What is compared, and how. Patch-split learning is trained as it is, and with each of the variants."""
+
+    methods: tuple[str, ...] = several(("whole", "patch-split", "fedavg"), f"of {','.join(CHOICES)}", one_of(CHOICES))
+    grids: tuple[Grid, ...] = several(
+        (),
+        "patch/stride in pixels, such as 16x16,16x16/8x8 [2x2 patches; the same overlapping by half]",
+        read_grid,
+    )
+    alphas: tuple[float, ...] = several((0.0, 1.0), "weights of the Adaptation Net's loss, 0 without it", number)
+    variants: tuple[str, ...] = several(
+        (),
+        "patch-split learning also with these settings, such as flip=true,cutout=8+mixup=0.2 [none]",
+        _checked_variant,
+    )
+    partitions: tuple[str, ...] = several(PARTITIONS, "how averaging's clients share the images", one_of(PARTITIONS))
+    dirichlet_alpha: float = setting(0.5, "the smaller, the more clients' classes differ", least=0)
+    clients: int = setting(0, "of averaging; 0: as many as the first grid has patches")
+    local_epochs: int = setting(1, "passes of a client in a round of averaging", least=1)
+    proximal_mu: float = setting(0.01, "weight of FedProx' proximal term", least=0)
+    server_lr: float = setting(0.01, "FedAdam's learning rate on the server", least=0)
+    seeds: tuple[int, ...] = several((0,), "every method is trained with each", _read_seed)
+    epochs: int = setting(5, "passes over the training images", least=1)
+    evaluations: int = setting(1, "in an epoch, at most: the largest divisor of its steps not above it", least=1)
+    max_train: int = setting(0, "training images, drawn by the seed; 0: all")
+    max_test: int = setting(0, "test images, likewise")
+    engine: str = setting(
+        "flwr",
+        "patch-split learning: through flwr run, or without Flower: by the same engine in one process, or as one "
+        "graph, which is fastest on a GPU",
+        choices=ENGINES,
+    )
+    absent: bool = setting(False, "with --engine one-graph: also accuracy without some Uppers")
+    target: float | None = setting(
+        None,
+        "accuracy, 0 to 1, of which the epochs are counted [nine tenths of what the whole image augmented by patches "
+        "comes to, or without it the mean of all that is trained]",
+        least=0,
+        most=1,
+    )
+
+    def _check(self) -> None:
+        if self.epochs % self.local_epochs:
+            raise ConfigError(
+                f"--local-epochs: {self.epochs} epochs are no whole number of rounds of {self.local_epochs}"
+            )
+        if self.absent and self.engine != "one-graph":
+            raise ConfigError("--absent goes with --engine one-graph")
+
+    def told(self) -> dict[str, str]:
+        """Return the options that are not as they are unless asked for, as typed; the epochs in any case."""
+        usual = texts(Options())
+        return {name: text for name, text in texts(self).items() if text != usual.get(name) or name == "epochs"}
+
+
+def usual_grids(image_size: Size) -> tuple[Grid, ...]:
     """Return 2x2 patches, and patches of that size that overlap by half where that fits."""
     half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
     quarter = (half[0] // 2, half[1] // 2)
-    overlapping = [(half, quarter)] if all(size % 4 == 0 for size in image_size) else []
-    return ((half, half), *overlapping)
+    overlapping = [Grid(half, quarter)] if all(size % 4 == 0 for size in image_size) else []
+    return (Grid(half, half), *overlapping)
 
 
-def plan(config: RunConfig, choice: Choice, image_size: Size) -> list[Method]:
+def plan(config: RunConfig, options: Options, image_size: Size) -> list[Method]:
     """Return the methods, each with the settings that set it apart.
 
     Raises
@@ -107,14 +146,14 @@ def plan(config: RunConfig, choice: Choice, image_size: Size) -> list[Method]:
     ConfigError
         If a grid does not fit the images.
     """
-    grids = choice.grids or usual_grids(image_size)
+    grids = options.grids or usual_grids(image_size)
     cut = {
-        grid: PatchGrid(image_size=image_size, patch_size=grid[0], stride=grid[1], fit=config.patches.fit)
+        grid: PatchGrid(image_size=image_size, patch_size=grid.patch, stride=grid.stride, fit=config.patches.fit)
         for grid in grids
     }
     first = grids[0]
     found: list[Method] = []
-    for name in choice.methods:
+    for name in options.methods:
         if name == "whole":
             found.append(Method(kind=WHOLE, name="whole image", group="whole image"))
             found.append(
@@ -126,51 +165,46 @@ def plan(config: RunConfig, choice: Choice, image_size: Size) -> list[Method]:
                 )
             )
         elif name == "patch-split":
-            for grid, variant in product(grids, ("", *choice.variants)):
+            for grid, variant in product(grids, ("", *options.variants)):
                 label = _label(grid, cut[grid]) + (f", {variant.replace('+', ' ')}" if variant else "")
                 found += [
                     Method(
                         kind=PATCHES,
-                        name=label + (f" + Adaptation Net{_strength(alpha, choice)}" if alpha else ""),
+                        name=label + (f" + Adaptation Net{_strength(alpha, options)}" if alpha else ""),
                         group=label,
                         config={**_grid_settings(grid), "alpha": alpha, **read_variant(variant)},
                     )
-                    for alpha in choice.alphas
+                    for alpha in options.alphas
                 ]
         else:
-            clients = choice.clients or cut[first].num_patches
-            found += [_averaging(name, partition, clients, choice) for partition in choice.partitions]
+            clients = options.clients or cut[first].num_patches
+            found += [_averaging(name, partition, clients, options) for partition in options.partitions]
     return found
 
 
-def _averaging(name: str, partition: str, clients: int, choice: Choice) -> Method:
-    parts = "IID" if partition == PARTITIONS[0] else f"Dirichlet({choice.dirichlet_alpha:g})"
+def _averaging(name: str, partition: str, clients: int, options: Options) -> Method:
+    parts = "IID" if partition == PARTITIONS[0] else f"Dirichlet({options.dirichlet_alpha:g})"
     label = f"{_NAMES[name]}, {clients} clients, {parts}"
-    own: dict[str, str | int | float | bool] = {
-        "strategy": name, "clients": clients, "partition": partition, "dirichlet-alpha": choice.dirichlet_alpha,
-        "local-epochs": choice.local_epochs,
+    own: Values = {
+        "strategy": name, "clients": clients, "partition": partition, "dirichlet-alpha": options.dirichlet_alpha,
+        "local-epochs": options.local_epochs,
     }  # fmt: skip
     if name == "fedprox":
-        own["proximal-mu"] = choice.proximal_mu
+        own["proximal-mu"] = options.proximal_mu
     if name == "fedadam":
-        own["server-lr"] = choice.server_lr
+        own["server-lr"] = options.server_lr
     return Method(kind=AVERAGING, name=label, group=label, own=own)
 
 
-def _grid_settings(grid: tuple[Size, Size]) -> dict[str, str | int | float | bool]:
-    return {"patch-size": size_text(grid[0]), "stride": size_text(grid[1])}
+def _grid_settings(grid: Grid) -> Values:
+    return {"patch-size": size_text(grid.patch), "stride": size_text(grid.stride)}
 
 
-def _label(grid: tuple[Size, Size], cut: PatchGrid) -> str:
-    overlap = f", stride {size_text(grid[1])}" if grid[1] != grid[0] else ""
-    return f"{cut.rows}x{cut.cols} patches of {size_text(grid[0])}{overlap}"
+def _label(grid: Grid, cut: PatchGrid) -> str:
+    overlap = f", stride {size_text(grid.stride)}" if grid.stride != grid.patch else ""
+    return f"{cut.rows}x{cut.cols} patches of {size_text(grid.patch)}{overlap}"
 
 
-def _strength(alpha: float, choice: Choice) -> str:
+def _strength(alpha: float, options: Options) -> str:
     """Return the alpha where several are compared."""
-    return f" (alpha {alpha:g})" if len([a for a in choice.alphas if a]) > 1 else ""
-
-
-def grid_texts(grids: Sequence[tuple[Size, Size]]) -> str:
-    """Return grids as `read_grid` takes them, with commas between."""
-    return ",".join(size_text(p) + (f"/{size_text(s)}" if s != p else "") for p, s in grids)
+    return f" (alpha {alpha:g})" if len([a for a in options.alphas if a]) > 1 else ""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Report
+from typing import TYPE_CHECKING
+
+from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE
 from simulations.reports import Values
+
+if TYPE_CHECKING:
+    from simulations.compare.report import Report
 
 _ENGINES = {
     "flwr": "through `flwr run` in Flower's simulation",
@@ -60,7 +65,7 @@ def notes(report: Report) -> str:
     parts.append(
         "FLOP: forward and backward pass, counted by torch.utils.flop_counter, on the node that has most to do. Peak: "
         f"resident memory of a process, torch included{_HOSTING * (settings.engine == 'flwr')}. The target is "
-        f"{settings.target:.1%}: {_target(report)}. Load of the machine before: {report.machine['load_before']}."
+        f"{settings.target:.1%}: {_target(report)}. {report.load}"
     )
     return " ".join([*parts, *_elsewhere(report)])
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from simulations.compare.results import Report
-from simulations.tables import Cells, Presentation
+from simulations.reports import Cells, Report
 
 _CSS = """
 :root { color-scheme: light; --ink: #222; --soft: #555; --line: #ddd; --paper: #fff; --shade: #f6f7f8; }
@@ -46,12 +45,12 @@ class Plot:
     svg: str
 
 
-def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
+def render(report: Report, plots: Sequence[Plot]) -> str:
     """Return the page."""
     # The last one only where it was measured.
     accuracy, *others = [
         f"<h2>{heading}</h2>\n{_table(cells, words=heading == _WORDS)}"
-        for heading, cells in zip(_HEADINGS, said.tables, strict=False)
+        for heading, cells in zip(_HEADINGS, report.tables, strict=False)
     ]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
     parts = [
@@ -66,13 +65,13 @@ def render(said: Presentation, report: Report, plots: Sequence[Plot]) -> str:
         "</head>",
         "<body>",
         "<h1>Patch-split learning, the whole image, and federated averaging</h1>",
-        f"<p>{escape(said.title)}.</p>",
+        f"<p>{escape(report.title)}.</p>",
         f'<p class="soft">{escape(report.date)}, {escape(str(report.machine["system"]))}; {escape(versions)}.</p>',
         accuracy,
         *_figures(plots),
         *others,
-        f"<h2>How to read this</h2>\n<p>{_with_code(said.notes)}</p>",
-        f"<h2>Again</h2>\n<pre>{escape(said.command)}</pre>",
+        f"<h2>How to read this</h2>\n<p>{_with_code(report.notes)}</p>",
+        f"<h2>Again</h2>\n<pre>{escape(report.command)}</pre>",
         "</body>",
         "</html>",
     ]

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from simulations.compare import table
-from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method, Point, Report, Trial
+from simulations.compare.report import Report, absence
+from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method, Point, Trial
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _SPLIT = (
@@ -106,7 +106,7 @@ def absent(report: Report) -> Figure | None:
     style = styles([summary.method for summary in report.summaries])
     figure, axes = _new("absent Uppers", "test accuracy, %")
     for summary in report.summaries:
-        means = table.absence(report, summary.method.name)
+        means = absence(report, summary.method.name)
         if means:
             look = style[summary.method.name]
             name, mean = summary.method.name, [100 * found.mean for found in means.values()]

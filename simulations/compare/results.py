@@ -1,4 +1,4 @@
-"""What the study writes: one record per trial, and what a method's trials amount to."""
+"""What is measured: one record per trial, and what a method's trials amount to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from simulations import reports
+from simulations.memory import highest
 from simulations.reports import Spread, Values
 
-VERSION = 1
 WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
 ENGINES = ("flwr", "in-process", "one-graph")
+# Where the recipe is not that of a run's defaults (docs/accuracy.md).
+DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,30 +230,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     target: float
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : Settings
-        What was compared.
-    measurements : tuple of Trial
-        Every trial.
-    summaries : tuple of Summary
-        What they amount to, by method.
-    """
-
-    benchmark: str = "compare"
-    version: int = VERSION
-    settings: Settings
-    measurements: tuple[Trial, ...]
-    summaries: tuple[Summary, ...]
-
-    def trials_of(self, method: str) -> list[Trial]:
-        """Return a method's trials."""
-        return [trial for trial in self.measurements if trial.method == method]
-
-
 def summarise(
     methods: Sequence[Method], costs: dict[str, Cost], trials: Sequence[Trial], target: float
 ) -> tuple[Summary, ...]:
@@ -282,7 +259,6 @@ def target_accuracy(trials: Sequence[Trial], methods: Sequence[Method], asked: f
 
 def _summary(method: Method, cost: Cost, trials: Sequence[Trial], target: float) -> Summary:
     epochs = [found for trial in trials if (found := trial.epochs_to(target)) is not None]
-    roles = {role: None for trial in trials for role in trial.peak_bytes}
     return Summary(
         method=method,
         trials=len(trials),
@@ -293,7 +269,7 @@ def _summary(method: Method, cost: Cost, trials: Sequence[Trial], target: float)
         wall_s=Spread.of(trial.wall_s for trial in trials),
         up=_traffic([trial.up for trial in trials]),
         down=_traffic([trial.down for trial in trials]),
-        peak_bytes={role: max(trial.peak_bytes.get(role, 0) for trial in trials) for role in roles},
+        peak_bytes=highest(peak for trial in trials for peak in trial.peak_bytes.items()),
         cost=cost,
     )
 

@@ -25,7 +25,8 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.machine import count_gpus, usable_cores
 from simulations import settings as common
 from simulations.compare import federated, worker
-from simulations.compare.methods import Choice, plan
+from simulations.compare.methods import Options, plan
+from simulations.compare.report import Report
 from simulations.compare.results import (
     AVERAGING,
     MERGED,
@@ -33,7 +34,6 @@ from simulations.compare.results import (
     WHOLE,
     Cost,
     Method,
-    Report,
     Settings,
     Trial,
     summarise,
@@ -41,10 +41,8 @@ from simulations.compare.results import (
 )
 from simulations.machine import circumstances
 from simulations.progress import Progress
-from simulations.reports import write
+from simulations.reports import save
 
-# Where the recipe is not that of a run's defaults (docs/accuracy.md).
-DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
 # Training images shown.
 _PICTURED = 5
 # Keys that the study decides, each with the option that asks for it; empty where there is none.
@@ -54,40 +52,6 @@ DECIDED = {
     "grid": "--grids", "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
     "workspace": "--out", "stores": "",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to compare.
-
-    Attributes
-    ----------
-    choice : Choice
-        Which methods.
-    seeds : tuple of int
-        Every method is trained once with each.
-    epochs : int
-        Passes over the training images.
-    evaluations : int
-        In an epoch, at most: the largest divisor of an epoch's steps that is not above it.
-    engine : str
-        How patch-split learning runs: "flwr", "in-process" or "one-graph".
-    absent : bool
-        Whether to measure the accuracy without some Uppers; with engine "one-graph".
-    target : float or None
-        Accuracy of which the epochs are counted; None: nine tenths of the whole image's.
-    told : dict
-        The command's options in words.
-    """
-
-    choice: Choice
-    seeds: tuple[int, ...]
-    epochs: int
-    evaluations: int
-    engine: str
-    absent: bool
-    target: float | None
-    told: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +80,7 @@ class Study:
     folder : Path
         For results of trials, stores and runs.
     progress : Progress
-        Told how it goes.
+        Shows how it goes.
 
     Raises
     ------
@@ -135,7 +99,7 @@ class Study:
         )  # fmt: skip
         self._whole_config = whole_image_config(self._shared)
         self.whole = prepare_stores(self._whole_config, progress.ingesting)
-        self.methods = plan(self._shared, options.choice, self.whole.description.image_size)
+        self.methods = plan(self._shared, options, self.whole.description.image_size)
         self.steps_per_epoch = batch_order(config, self.whole.description).steps_per_epoch
         # Rounds end with an epoch, so a round is a whole part of one.
         wanted = range(min(options.evaluations, self.steps_per_epoch), 0, -1)
@@ -160,7 +124,7 @@ class Study:
         description = self.whole.description
         settings = Settings(
             config=common.without(self._config_given, DECIDED),
-            options=options.told,
+            options=options.told(),
             engine=options.engine,
             epochs=options.epochs,
             train_images=len(description.samples_of("train")),
@@ -203,7 +167,7 @@ class Study:
             path = self._folder / "trials" / f"{name}.json"
             if path.exists():
                 found.append(read_trial(path))
-                clock.skip(method.name, found[-1].wall_s)
+                clock.done(method.name, found[-1].wall_s)
                 continue
             self._progress.trial(f"trial {number} of {len(pending)}, {method.name}, seed {seed}")
             clock.begin(method.name)
@@ -215,8 +179,8 @@ class Study:
                 up=outcome.up, down=outcome.down, peak_bytes=outcome.peak_bytes, absent=outcome.absent, **ran,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, msgspec.json.format(msgspec.json.encode(trial), indent=1) + b"\n")
-            clock.end(wall_s)
+            save(path, trial)
+            clock.done(method.name, wall_s)
             self._progress.result(f"accuracy {trial.accuracy:.2%} after {wall_s:.0f} s")
             found.append(trial)
         return found
@@ -252,7 +216,7 @@ class Study:
         rounds = {"rounds": epochs * per_epoch, "steps_per_round": self.steps_per_epoch // per_epoch}
         if method.kind == AVERAGING:
             # A round of averaging is its clients' local passes.
-            rounds = {"rounds": epochs // self._options.choice.local_epochs, "steps_per_round": 0}
+            rounds = {"rounds": epochs // self._options.local_epochs, "steps_per_round": 0}
         base = self._whole_config if method.kind == WHOLE else self._shared
         values = base.replace(seed=seed, **rounds).to_mapping() | method.config
         return RunConfig.from_mapping(values)
@@ -288,19 +252,14 @@ class _Clock:
     def __init__(self, trials: int) -> None:
         self._left, self._took, self._method, self._began = trials, dict[str, float](), "", 0.0
 
-    def skip(self, method: str, wall_s: float) -> None:
-        """Note a trial that was there already."""
-        self._left -= 1
-        self._took[method] = wall_s
-
     def begin(self, method: str) -> None:
         """Note that a trial begins."""
         self._method, self._began = method, time.monotonic()
 
-    def end(self, wall_s: float) -> None:
-        """Note that it has ended."""
+    def done(self, method: str, wall_s: float) -> None:
+        """Note that a trial has ended, or was there already."""
         self._left -= 1
-        self._took[self._method] = wall_s
+        self._took[method] = wall_s
 
     def left(self, share: float) -> float | None:
         """Return the seconds left, where a share 0..1 of this trial is done; None while nothing is known."""

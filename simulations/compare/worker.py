@@ -7,10 +7,7 @@ encoded, counted and decoded as on a wire. "one-graph" is the same network as on
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.errors import PslError, RunError
+from simulations.child import Child, Tell, serve
 from simulations.compare.results import MERGED, Absence, Mean, Point
 from simulations.reports import Values
 
@@ -30,13 +27,8 @@ if TYPE_CHECKING:
     from psl_flower.patches.store import PatchStore
     from psl_flower.stores.store_set import StoreSet
 
-_POLL_S = 1.0
-# For a process that has told its outcome to end by itself: killed, it leaves semaphores that Python warns of.
-_END_S = 20.0
 # At the next evaluation: a checkpoint of a network of this size is 90 MB.
 _SAVE_EVERY_S = 20.0
-
-Tell = Callable[[int], None]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,38 +75,8 @@ def run(job: Job, show: Tell) -> Outcome:
     RunError
         If it fails, with its own words.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(msgspec.json.encode(job), theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        while True:
-            if not ours.poll(_POLL_S):
-                continue
-            try:
-                said = ours.recv()
-            except EOFError:
-                process.join()
-                raise RunError(f"the trial's process ended with status {process.exitcode}") from None
-            if isinstance(said, int):
-                show(said)
-            elif isinstance(said, str):
-                raise RunError(said)
-            else:
-                process.join(_END_S)
-                return msgspec.json.decode(said, type=Outcome)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(encoded: bytes, connection: Connection) -> None:
-    job = msgspec.json.decode(encoded, type=Job)
-    try:
-        connection.send(msgspec.json.encode(work(job, connection.send)))
-    except PslError as error:
-        connection.send(f"{' '.join(str(error).split())}")
+    with Child("simulations.compare.worker", job, Outcome, "the trial") as child:
+        return child.finish(show)
 
 
 def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
@@ -267,3 +229,7 @@ def _exchange(
 
 def _ints(values: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(values.tolist())
+
+
+if __name__ == "__main__":
+    serve(Job, work)

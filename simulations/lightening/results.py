@@ -1,59 +1,67 @@
-"""What is measured and written: every model beside the reference, and whether the goals are met."""
+"""What is measured, written and told: every model beside the reference, and whether the goals are met."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import msgspec
 
+from psl_flower.config import fields
+from psl_flower.config.fields import setting
 from simulations import reports
-from simulations.reports import Spread, Values
+from simulations.options import texts
+from simulations.reports import Cells, Row, Spread, Values
+from simulations.tables import again, counted, spread
 
-VERSION = 1
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
 DEFAULTS: dict[str, object] = {"dataset": "digits", "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0}
 ENGINES = ("flwr", "one-graph")
 REFERENCE, DIRECT, SECOND, CUT, TAUGHT = "first", "first-int8", "second", "first-cut-int8", "first-cut-labels-int8"
+_NAMES = {
+    REFERENCE: "reference, float32",
+    DIRECT: "reference, directly in int8",
+    SECOND: "second, float32",
+    "first-distilled": "reference, taught by the second, float32",
+    CUT: "reference cut to the third's size, directly in int8",
+    TAUGHT: "the same, trained from labels before",
+}
+
+_ENGINES = {
+    "flwr": "The reference was trained through Flower.",
+    "one-graph": "The reference was trained in one process, which gives the weights of the federated run.",
+}
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for, and how it is measured.
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """What is asked for, and how it is measured."""
 
-    Attributes
-    ----------
-    speedup, shrink : float
-        So many times faster and smaller than the reference.
-    max_drop : float
-        Accuracy that may be lost, 0..1.
-    lighten : str
-        Arguments of `psl lighten` beyond the conditions.
-    threads, batch : int
-        As speed is measured.
-    repetitions : int
-        Turns in which all models are measured.
-    engine : str
-        How the reference was trained: through `flwr run`, or as one graph in one process.
-    """
-
-    speedup: float
-    shrink: float
-    max_drop: float
-    lighten: str
-    threads: int
-    batch: int
-    repetitions: int
-    engine: str
+    epochs: int = setting(10, "passes of the reference over the training images", least=1)
+    speedup: float = setting(3.0, "the light model is to be so many times as fast", least=1, most=1000)
+    shrink: float = setting(4.0, "and so many times smaller", least=1, most=1000)
+    max_drop: float = setting(0.01, "accuracy that it may lose, 0 to below 1", least=0, most=0.999)
+    lighten: str = setting("", "further arguments of psl lighten, such as '--epochs 5'")
+    threads: int = setting(1, "threads that speed is measured with", least=1)
+    batch: int = setting(32, "images at a time when images/s are measured", least=1)
+    repetitions: int = setting(5, "turns in which all models are measured", least=1)
+    engine: str = setting(
+        "flwr",
+        "the reference: through flwr run, or as one graph in one process, whose weights are the same",
+        choices=ENGINES,
+    )
 
 
-class Settings(Options, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
     """What was measured.
 
     Attributes
     ----------
     config : dict
         Settings of the reference's run by their kebab-case keys.
-    train_images, test_images, epochs : int
-        What it learnt from, what everything is judged by, and the reference's passes.
+    train_images, test_images : int
+        What it learnt from, and what everything is judged by.
     lightening : dict
         Settings of the lightening.
     """
@@ -61,8 +69,7 @@ class Settings(Options, frozen=True, kw_only=True):
     config: Values
     train_images: int
     test_images: int
-    epochs: int
-    lightening: dict[str, str | int | float | bool]
+    lightening: Values
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +139,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     """
 
     benchmark: str = "lightening"
-    version: int = VERSION
+    version: int = 1
     settings: Settings
     min_speed: float
     end: str
@@ -157,6 +164,88 @@ class Report(reports.Report, frozen=True, kw_only=True):
         assert found is not None
         return found
 
+    @property
+    def title(self) -> str:
+        """One line: what was lightened, how it ended, and where."""
+        settings, config = self.settings, self.settings.config
+        return (
+            f"{config['dataset']}, {settings.train_images} training images, {settings.epochs} epochs, "
+            f"{config['backbone']}; lightening ended as {self.end}; {self.place}"
+        )
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """The models, and the goals."""
+        head = (
+            "model", "accuracy, %", "less than the reference, points", "images/s", "times as fast", "ms for one", "MB",
+            "times smaller", "M multiply-adds",
+        )  # fmt: skip
+        goals = ("the third model", "asked", "reached", "met")
+        return (head, [self._row(model) for model in self.measurements]), (goals, self._goals())
+
+    def _row(self, model: Model) -> Row:
+        own = model is self.reference
+        return (
+            f"{name_of(model)}{' (found)' if model.name == self.found else ''}",
+            f"{100 * model.accuracy:.1f}",
+            "-" if own else _points(self.reference, model),
+            spread(model.images_per_s, ",.0f"),
+            "1" if own else spread(model.times_as_fast, ".2f"),
+            spread(model.latency_ms, ".2f"),
+            f"{model.num_bytes / 1e6:.2f}",
+            "1" if own else f"{self.reference.num_bytes / model.num_bytes:.2f}",
+            f"{model.multiply_adds / 1e6:.1f}",
+        )
+
+    def _goals(self) -> list[Row]:
+        settings, third, reference = self.settings, self.third, self.reference
+        fast, smaller = third.times_as_fast, reference.num_bytes / third.num_bytes
+        # Shares of whole images: what float arithmetic adds to a drop of just so much is none.
+        kept = reference.accuracy - third.accuracy <= settings.max_drop + 1e-9
+        asked = f"{settings.speedup:g}", f"{settings.shrink:g}", f"{100 * settings.max_drop:g}"
+        goals = [
+            ("times as fast as the reference", asked[0], spread(fast, ".2f"), fast.median >= settings.speedup),
+            ("times smaller", asked[1], f"{smaller:.2f}", smaller >= settings.shrink),
+            ("points of accuracy lost, at most", asked[2], _points(reference, third), kept),
+        ]
+        for name in (DIRECT, CUT, TAUGHT):
+            if rival := self.model(name):  # quantised without a second model
+                better = third.accuracy > rival.accuracy
+                goals.append((f"points above: {name_of(rival)}", "more than 0", _points(third, rival), better))
+        return [(what, wanted, reached, "yes" if met else "no") for what, wanted, reached, met in goals]
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        settings, reference = self.settings, self.reference
+        how = settings.lightening
+        error = 100 * error_of(reference.accuracy, settings.test_images)
+        trained = sum(model.train_s for model in self.measurements)
+        timed = "processor time, which others on the machine hardly change" if settings.threads == 1 else "time passed"
+        epochs = int(how["epochs"]) or settings.epochs
+        rounding = int(how["rounding_epochs"]) or max(1, epochs // 4)
+        return (
+            f"The lightening was asked for more than {self.min_speed:.0f} images/s: {settings.speedup:g} times the "
+            "reference's, or what that reaches directly in int8 where it is more. Every file was measured as it lies "
+            f"on the disk, by onnxruntime, on {settings.test_images} test images, by which the loop chooses (standard "
+            f"error of the reference's accuracy {error:.1f} points; differences with their own, by pairs), and in "
+            f"{settings.repetitions} turns with {counted(settings.threads, 'thread')} ({timed}), "
+            f"images/s in batches of {settings.batch}: medians (lowest to highest), ratios within a turn. Second: "
+            f"{how['second_ratio']} times the {how['measure']}; third: {epochs} + {rounding} epochs from "
+            f"{how['teacher']}, share {how['distil_share']}. {_ENGINES[settings.engine]} The rivals are pruned alike "
+            "and have no second model; the trained one learns from labels for as many epochs. Training within the "
+            f"lightening and of the rival took {trained:.0f} s, all that this call did, which may have gone on with "
+            f"another's work, {self.seconds:.0f} s. {self.load}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        epochs, *options = texts(self.settings).items()
+        # One word each: what follows may begin with dashes itself.
+        words = [(f"{name}={text}", "") for name, text in options]
+        return again("lightening", [epochs, *words], self.settings.config, DEFAULTS)
+
 
 def difference(one: Model, other: Model) -> Difference:
     """Return by how much one model is more accurate than another; both answered the same images."""
@@ -171,6 +260,11 @@ def error_of(accuracy: float, images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
-def rivals(report: Report) -> list[Model]:
-    """Return what is quantised without a second model: the reference, and the reference cut to the third's size."""
-    return [model for name in (DIRECT, CUT, TAUGHT) if (model := report.model(name))]
+def name_of(model: Model) -> str:
+    """Return what a model is called."""
+    return _NAMES.get(model.name) or f"third, degree {model.degree}, int8"
+
+
+def _points(one: Model, other: Model) -> str:
+    found = difference(one, other)
+    return f"{100 * found.mean:+.1f} ± {100 * found.error:.1f}"

@@ -1,48 +1,40 @@
-"""What the benchmark measures and writes: one record per trial, and what they amount to."""
+"""What the benchmark measures, writes and tells: one record per trial, and what they amount to."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from psl_flower.config import fields
+from psl_flower.config.fields import setting
+from psl_flower.system.machine import usable_cores
 from simulations import reports
-from simulations.reports import Spread, Values
+from simulations.options import texts
+from simulations.reports import Cells, Row, Spread, Values
+from simulations.tables import again, counted, spread
 
-VERSION = 1
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to measure.
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """How to measure: all of it in fresh processes, in turns."""
 
-    Attributes
-    ----------
-    images : int
-        Training images in the stores that are read, and in the smaller ingest; the larger one has `GROWTH` times as
-        many.
-    batches, steps, warmup : int
-        Batches read from each kind of store, training steps that are timed, and those before them that are not.
-    restored : int
-        Images put together again.
-    repetitions : int
-        How often all of it is measured, each time in fresh processes, in turns.
-    threads : int
-        Threads of the training step; everything else has one core.
-    """
-
-    images: int
-    batches: int
-    steps: int
-    warmup: int
-    restored: int
-    repetitions: int
-    threads: int
+    images: int = setting(12_500, f"training images; the larger ingest takes {GROWTH} times as many", least=1)
+    batches: int = setting(100, "batches read from each kind of store", least=1)
+    steps: int = setting(5, "timed training steps", least=1)
+    warmup: int = setting(2, "steps before them, not timed, at least 1", least=1)
+    restored: int = setting(2000, "images put together again", least=1)
+    repetitions: int = setting(3, "how often everything is measured", least=1)
+    threads: int = setting(usable_cores(), "threads of the training step, all cores; the rest has one core", least=1)
 
 
-class Settings(Options, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
     """What is measured.
 
     Attributes
@@ -166,10 +158,68 @@ class Report(reports.Report, frozen=True, kw_only=True):
     """A result file: what was measured, every trial, and what they amount to."""
 
     benchmark: str = "sealed-cost"
-    version: int = VERSION
+    version: int = 1
     settings: Settings
     measurements: tuple[Trial, ...]
     summary: Summary
+
+    @property
+    def title(self) -> str:
+        """One line: what was read and trained, and where."""
+        settings, config = self.settings, self.settings.config
+        return (
+            f"{config['dataset']}, {settings.uppers} stores, {self.measurements[0].reading.record_bytes} bytes "
+            f"of patches a record, batch {config['batch-size']}, {config['backbone']}; {self.place}"
+        )
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """Reading; ingest and restoration; an ingest's memory."""
+        found, batch, uppers = self.summary, self.settings.config["batch-size"], self.settings.uppers
+        reads: list[Row] = [
+            (f"one Upper reads {batch} images, sealed", _ms(found.sealed_s), f"{1e3 * found.sealed_slow_s:.2f}", "-"),
+            (f"one Upper reads {batch} images, plain", _ms(found.plain_s), f"{1e3 * found.plain_slow_s:.2f}", "-"),
+            (f"all {uppers} Uppers, one after the other, sealed", "-", "-", spread(found.share, _percent)),
+            ("what sealing adds to that", "-", "-", spread(found.extra, _percent)),
+            ("training step in one process", _ms(found.step_s), "-", "-"),
+            ("opening a sealed store, first batch included", _ms(found.opening_s), "-", "-"),
+        ]
+        rates: list[Row] = [
+            ("ingest: decode, cut, seal, sign", spread(found.ingest_per_min, _hundreds)),
+            ("restoration: log, open, put together, write PNG", spread(found.restore_per_min, _hundreds)),
+        ]
+        memory: list[Row] = [
+            (
+                f"{images}",
+                *(spread(of, _megabytes) for of in (m.peak_bytes, m.added_bytes, m.own_peak_bytes, m.own_added_bytes)),
+            )
+            for images, m in sorted(found.memory.items())
+        ]
+        heads = ("images ingested", "peak, MB", "added by the ingest, MB", "without mapped files, MB", "added, MB")
+        return (
+            (("what", "time, ms", "95 % within, ms", "of a step"), reads),
+            (("on one core", "images a minute"), rates),
+            (heads, memory),
+        )
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        settings = self.settings
+        return (
+            f"Median (lowest to highest) of {counted(settings.repetitions, 'repetition')}, each the median of "
+            f"{settings.batches} random batches out of {settings.images} images (files in the page cache) and "
+            f"of {settings.steps} training steps after {settings.warmup} of warm-up with "
+            f"{counted(settings.threads, 'thread')}, in the same process; shares within a repetition. Real Uppers read "
+            f"at the same time, so the sum over all is the most that reading can cost. {settings.restored} images were "
+            "restored. Peaks are those of a process of its own for each ingest; mapped files are the dataset's own "
+            f"table. {self.load}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        return again("sealed_cost", texts(self.settings).items(), self.settings.config)
 
 
 def summarise(settings: Settings, trials: Sequence[Trial]) -> Summary:
@@ -209,3 +259,19 @@ def _memory(ingests: Sequence[Ingest]) -> Memory:
         own_peak_bytes=Spread.of(i.own_peak_bytes for i in ingests),
         own_added_bytes=Spread.of(i.own_peak_bytes - i.own_before_bytes for i in ingests),
     )
+
+
+def _ms(values: Spread) -> str:
+    return spread(values, lambda value: f"{1e3 * value:.2f}" if value < 0.1 else f"{1e3 * value:.0f}")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _hundreds(value: float) -> str:
+    return f"{round(value, -2):,.0f}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.0f}"

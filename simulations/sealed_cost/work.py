@@ -1,13 +1,8 @@
-"""A trial's work, in a process of its own.
-
-`python -m simulations.sealed_cost.work` reads a job on standard input and writes one JSON object.
-"""
+"""A trial's work, in a process of its own."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -16,8 +11,8 @@ import msgspec
 import numpy as np
 
 from psl_flower.config import RunConfig
-from psl_flower.errors import PslError, RunError
 from psl_flower.system.machine import forbid_core_dumps
+from simulations.child import Child, Tell, serve
 from simulations.machine import anonymous, peak
 from simulations.sealed_cost.results import Ingest, Reading, Restoring
 
@@ -57,25 +52,9 @@ Done = TypeVar("Done", Reading, Ingest, Restoring)
 
 
 def ask(job: ReadJob | IngestJob | RestoreJob, kind: type[Done]) -> Done:
-    """Have a fresh process do a job.
-
-    Raises
-    ------
-    RunError
-        If it fails; with its own last words.
-    """
-    from psl_flower.launch.superlink import environment, last_line
-
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "simulations.sealed_cost.work"], env=environment(), cwd=Path(__file__).parents[2],
-            input=msgspec.json.encode(job), capture_output=True, timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise RunError(f"the measurement did not end within {_TIMEOUT_S:g} s") from None
-    if done.returncode:
-        raise RunError(f"the measurement failed: {last_line(done.stderr.decode(errors='replace'))}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=kind)
+    """Have a fresh process do a job; raises RunError if it fails, with its own last words."""
+    with Child("simulations.sealed_cost.work", job, kind, "the measurement") as child:
+        return child.finish(timeout_s=_TIMEOUT_S)
 
 
 def read(job: ReadJob) -> Reading:
@@ -183,21 +162,14 @@ def one_core() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def main() -> None:
-    """Do the job on standard input."""
+def work(job: ReadJob | IngestJob | RestoreJob, tell: Tell) -> Reading | Ingest | Restoring:
+    """Do a job in this process."""
     forbid_core_dumps()  # jobs open keys
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=ReadJob | IngestJob | RestoreJob)
-    done: Reading | Ingest | Restoring
     if isinstance(job, ReadJob):
-        done = read(job)
-    else:
-        one_core()
-        done = ingest(job) if isinstance(job, IngestJob) else restore(job)
-    print(msgspec.json.encode(done).decode(), flush=True)
+        return read(job)
+    one_core()
+    return ingest(job) if isinstance(job, IngestJob) else restore(job)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PslError as error:
-        sys.exit(str(error))
+    serve(ReadJob | IngestJob | RestoreJob, work)

@@ -1,38 +1,33 @@
-"""What the benchmark measures and writes: one record per trial, and what they amount to by delay."""
+"""What the benchmark measures, writes and tells: one record per trial, and what they amount to by delay."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from psl_flower.config import fields
+from psl_flower.config.fields import setting
+from psl_flower.system.machine import usable_cores
 from simulations import reports
-from simulations.reports import Spread, Values
+from simulations.options import number, several, texts
+from simulations.reports import Cells, Row, Spread, Values
+from simulations.tables import again, counted, spread, trained
 
-VERSION = 1
 
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """How to measure."""
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to measure.
-
-    Attributes
-    ----------
-    delays_ms : tuple of float
-        One-way delays of every node's link, in milliseconds.
-    steps, warmup : int
-        Training steps that are timed, and those before them that are not.
-    repetitions : int
-        How often every delay is tried; the delays take turns.
-    threads : int
-        Threads of the one process and of the Lower.
-    """
-
-    delays_ms: tuple[float, ...]
-    steps: int
-    warmup: int
-    repetitions: int
-    threads: int
+    delays_ms: tuple[float, ...] = several(
+        (0.0, 10.0, 50.0, 100.0), "one-way delays of every node's link, in ms", number
+    )
+    steps: int = setting(4, "timed training steps of a trial", least=1)
+    warmup: int = setting(1, "steps before them, not timed, at least 1", least=1)
+    repetitions: int = setting(1, "trials of each delay, taking turns", least=1)
+    threads: int = setting(usable_cores(), "threads of the one process and the Lower; all cores", least=1)
 
     @property
     def total_steps(self) -> int:
@@ -40,7 +35,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return self.warmup + self.steps
 
 
-class Settings(Options, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
     """What is trained, and how it is timed.
 
     Attributes
@@ -139,23 +135,76 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : Settings
-        What was measured.
-    measurements : tuple of Measurement
-        Every trial, in the order in which they ran.
-    summaries : tuple of Summary
-        What they amount to, by delay.
-    """
+    """A result file: every trial, in the order in which they ran, and what they amount to, by delay."""
 
     benchmark: str = "separate-hosts"
-    version: int = VERSION
+    version: int = 1
     settings: Settings
     measurements: tuple[Measurement, ...]
     summaries: tuple[Summary, ...]
+
+    @property
+    def title(self) -> str:
+        """One line: what was trained, between which hosts, and where."""
+        return (
+            f"{self.settings.nodes} nodes and the server in network namespaces with TLS and node authentication; "
+            f"{trained(self.settings.config)}; {self.place}"
+        )
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """Throughput by delay, and what passes the network."""
+        rates: list[Row] = [
+            (
+                f"{summary.delay_ms:g}",
+                spread(summary.images_per_s, ".1f"),
+                spread(summary.one_process, ".1f"),
+                spread(summary.ratio, ".2f"),
+                spread(summary.step_s, ".2f"),
+            )
+            for summary in self.summaries
+        ]
+        traffic: list[Row] = [
+            (
+                f"{summary.delay_ms:g}",
+                spread(summary.round_trip_s, lambda seconds: f"{1e3 * seconds:.1f}"),
+                spread(summary.wire_s, ".2f"),
+                "-" if summary.delay_ms == 0 else spread(summary.added_s, ".2f"),
+                f"{summary.bytes_up_per_image / 1000:.1f}",
+                f"{summary.bytes_down_per_image / 1000:.1f}",
+            )
+            for summary in self.summaries
+        ]
+        heads = (
+            "delay, ms", "round trip measured, ms", "network in a step, s", "added by the delay, s", "up, kB/image",
+            "down, kB/image",
+        )  # fmt: skip
+        return (
+            (("delay, ms", "images/s", "one process, images/s", "ratio to one process", "step, s"), rates),
+            (heads, traffic),
+        )
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        settings = self.settings
+        how = "by netem" if settings.netem else "by a program between its interface and the switch, for want of netem"
+        return (
+            f"Median (lowest to highest) of {counted(settings.repetitions, 'repetition')} of "
+            f"{settings.steps} timed steps after {settings.warmup} of warm-up. Delay is one-way delay on each node's "
+            f"link, made {how}; without delay the link is a plain bridge. Patch stores are sealed, each on its node; "
+            f"streams are TLS 1.3 over TCP with {settings.congestion_control}, MTU 1500. The one process is the same "
+            "training alone on the machine, its rate the mean of a run right before and one right after; SuperLink and "
+            "SuperNodes stay up meanwhile, idle. All hosts share the machine's cores: threads of the one process "
+            f"{settings.threads}, of the Lower {settings.threads}, of each node {settings.upper_threads}. The "
+            "network's part of a step is what is neither the slowest Upper's computing nor the Lower's: median over "
+            f"the timed steps. {self.load}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        return again("separate_hosts", texts(self.settings).items(), self.settings.config)
 
 
 def summarise(delays_ms: Sequence[float], measurements: Sequence[Measurement]) -> tuple[Summary, ...]:

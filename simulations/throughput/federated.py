@@ -6,7 +6,7 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -25,10 +25,10 @@ from simulations.memory import MemoryWatch
 from simulations.throughput.holding import Span, cut_steps
 from simulations.throughput.results import PARTS, Measurement, rate, timed
 from simulations.throughput.turns import Turns
+from simulations.watching import looks
 
 # Looking costs processor time that the run needs: seldom while it trains.
 _STARTING_POLL_S, _TRAINING_POLL_S = 0.1, 1.0
-_MEMORY_EVERY_S = 5.0
 
 
 def measure(
@@ -77,9 +77,9 @@ def measure(
         watch = Watch(superlink, run, kind.again)
         start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
         stamps["flwr run"] = time.time()
-        stamps["nodes"], status = _follow(watch, superlink, memory, show, turns)
-        if status.state != "completed":
-            raise RunError(f"the federated run failed: {_why(status, superlink, run, keep)}")
+        stamps["nodes"] = _follow(
+            looks(watch, superlink, run, "the federated run", keep_log=keep), superlink, memory, show, turns
+        )
     measurement = _read(config, stores, run, repetition, warmup, batch_sizes, memory, stamps, turns.spans)
     if not keep:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -87,35 +87,25 @@ def measure(
 
 
 def _follow(
-    watch: Watch, superlink: LocalSuperLink, memory: MemoryWatch, show: Callable[[int], None], turns: Turns
-) -> tuple[float, Status]:
-    """Look after the run until it ends; return when its nodes were placed, and its last status."""
-    placed_at, looked_at, finished = 0.0, 0.0, False
-    while True:
-        status, over = watch.look()
-        if over:
-            assert status is not None
-            return placed_at or time.time(), status
+    statuses: Iterator[Status | None],
+    superlink: LocalSuperLink,
+    memory: MemoryWatch,
+    show: Callable[[int], None],
+    turns: Turns,
+) -> float:
+    """Look after the run until it ends; return when its nodes were placed."""
+    placed_at, finished = 0.0, False
+    for status in statuses:
         if status is not None and status.state not in ("preparing", "starting"):
             placed_at = placed_at or time.time()
             show(status.step)
-            last = 0 < status.total_steps <= status.step
-            if (last and not finished) or time.monotonic() - looked_at >= _MEMORY_EVERY_S:
-                memory.look(superlink.processes(), shares=last)
-                looked_at, finished = time.monotonic(), last
+            if not finished and 0 < status.total_steps <= status.step:
+                finished = True
+                memory.look(superlink.processes(), shares=True)
+            memory.look_now_and_then(superlink.processes)
             turns.take(status.step, superlink.processes)
         time.sleep(_TRAINING_POLL_S if placed_at and not finished else _STARTING_POLL_S)
-
-
-def _why(status: Status, superlink: LocalSuperLink, run: RunFolder, keep: bool) -> str:
-    """Return what a run that failed says, and where Flower's log is."""
-    told = status.message.removeprefix("error: ")
-    if not keep:
-        return f"{told} (with --keep, Flower's log stays)"
-    log = run.path / "flower.log"
-    run.path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(superlink.log, log)
-    return f"{told} (Flower's log: {log})"
+    return placed_at or time.time()
 
 
 def _read(

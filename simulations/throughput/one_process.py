@@ -1,34 +1,20 @@
-"""The opponent: the whole network in a fresh process, alone on the machine whenever it computes.
-
-`python -m simulations.throughput.one_process` reads a `Job` on standard input and writes one JSON object a line.
-"""
+"""The opponent: the whole network in a fresh process, alone on the machine whenever it computes."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import queue
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import msgspec
 import psutil
 
-from psl_flower.errors import PslError, RunError, TrainingError
-from psl_flower.launch.superlink import environment, last_line
+from psl_flower.errors import TrainingError
+from simulations.child import Child, Tell, serve
 from simulations.machine import peak, pss
 from simulations.memory import Process
 from simulations.throughput.holding import Brake, cut_steps
 from simulations.throughput.results import ONE_PROCESS, Measurement, rate
-
-_STOP_TIMEOUT_S = 10.0
-_POLL_S = 1.0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +37,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     pss_bytes: int | None
 
 
-class Opponent:
+class Opponent(Child[Done]):
     """The process, which can be held and let go; use as a context manager, which ends it.
 
     Parameters
@@ -69,56 +55,22 @@ class Opponent:
         Steps that it is known to have done.
     """
 
-    def __init__(self, job: Job, timeout_s: float, show: Callable[[int], None] = lambda done: None) -> None:
+    def __init__(self, job: Job, timeout_s: float, show: Tell = lambda done: None) -> None:
+        super().__init__("simulations.throughput.one_process", job, Done, "the one process")
         self.steps = 0
-        self._job, self._timeout_s, self._show = job, timeout_s, show
+        self._timeout_s, self._show = timeout_s, show
         self._brake = Brake()
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._errors: list[str] = []
         self._done: Done | None = None
-
-    def __enter__(self) -> Opponent:
-        """Start it."""
-        self._began = time.time()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.throughput.one_process"],
-            env=environment(), cwd=Path(__file__).parents[2], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        self._handle = psutil.Process(self._process.pid)
-        self._readers = [
-            threading.Thread(target=_read, args=(self._process.stdout, self._lines.put), daemon=True),
-            threading.Thread(target=_read, args=(self._process.stderr, self._errors.append), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
-        assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # its own words tell why
-            self._process.stdin.write(msgspec.json.encode(self._job).decode())
-            self._process.stdin.close()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it, held or not."""
-        self._process.kill()
-        self._process.wait()
-        for reader in self._readers:
-            reader.join(_STOP_TIMEOUT_S)
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream
-            stream.close()
 
     def hold(self) -> None:
         """Stop it where it is."""
-        self._brake.hold([self._handle])
+        self._brake.hold([psutil.Process(self.pid)])
 
     def go(self) -> None:
         """Let it go on."""
         self._brake.go()
 
-    def wait_for(self, steps: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def wait_for(self, steps: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait until it has done so many steps, or all; `meanwhile` is called about once a second.
 
         Raises
@@ -127,9 +79,14 @@ class Opponent:
             If it fails, with its own last words, or is silent for too long.
         """
         while self.steps < steps and self._done is None:
-            self._take(self._line(meanwhile))
+            said = self.answer(self._timeout_s, meanwhile)
+            if isinstance(said, Done):
+                self._done = said
+            else:
+                self.steps = said
+                self._show(said)
 
-    def finish(self, repetition: int, warmup: int, batch_sizes: tuple[int, ...]) -> Measurement:
+    def measured(self, repetition: int, warmup: int, batch_sizes: tuple[int, ...]) -> Measurement:
         """Let it go on to its end, and return what it measured; the arguments are for that.
 
         Raises
@@ -138,10 +95,10 @@ class Opponent:
             As `wait_for`; also if its holds left no step whole.
         """
         self.go()
-        while self._done is None:
-            self._take(self._line())
-        done, first_s = self._done, self._done.step_s[0]
-        cut = cut_steps(done.ends[0] - first_s, done.ends, self._brake.spans)
+        self.wait_for(math.inf)
+        done = self._done
+        assert done is not None
+        cut = cut_steps(done.ends[0] - done.step_s[0], done.ends, self._brake.spans)
         return Measurement(
             repetition=repetition,
             mode=ONE_PROCESS,
@@ -153,40 +110,13 @@ class Opponent:
             bytes_up=0,
             bytes_down=0,
             processes=(Process(role="one process", peak_bytes=done.peak_bytes, pss_bytes=done.pss_bytes),),
-            startup_s={"imports": done.imported_at - self._began, "network": done.built_at - done.imported_at},
+            startup_s={"imports": done.imported_at - self.began, "network": done.built_at - done.imported_at},
             loss=sum(done.losses) / len(done.losses),
         )
 
-    def _take(self, line: str) -> None:
-        told: dict[str, Any] = msgspec.json.decode(line)
-        if "step" in told:
-            self.steps = told["step"]
-            self._show(self.steps)
-        else:
-            self._done = msgspec.convert(told, Done)
 
-    def _line(self, meanwhile: Callable[[], None] = lambda: None) -> str:
-        """Return the next line that it says."""
-        deadline = time.monotonic() + self._timeout_s
-        while time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty):
-                if line := self._lines.get(timeout=_POLL_S):
-                    return line
-                self._readers[1].join(_STOP_TIMEOUT_S)
-                raise RunError(f"the one process failed: {last_line(''.join(self._errors))}")
-            meanwhile()
-        raise RunError(f"the one process has not said anything for {self._timeout_s:g} s")
-
-
-def _read(stream: Any, put: Callable[[str], None]) -> None:
-    """Hand over all lines of a stream, and an empty one at its end."""
-    for line in stream:
-        put(line)
-    put("")
-
-
-def work(job: Job) -> Done:
-    """Train, in this process."""
+def work(job: Job, tell: Tell) -> Done:
+    """Train, in this process; `tell` is called with the steps done."""
     import torch
 
     from psl_flower.config import RunConfig
@@ -214,7 +144,7 @@ def work(job: Job) -> Done:
         ends.append(time.time())
         step_s.append(seconds)
         losses.append(loss)
-        print(f'{{"step": {step}}}', flush=True)
+        tell(step)
 
     monolith.train(job.steps, note)
     return Done(
@@ -229,7 +159,4 @@ def work(job: Job) -> Done:
 
 
 if __name__ == "__main__":
-    try:
-        print(msgspec.json.encode(work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job))).decode(), flush=True)
-    except PslError as error:
-        sys.exit(str(error))
+    serve(Job, work)

@@ -1,49 +1,39 @@
-"""What the benchmark measures and writes: one record per trial, and what they amount to."""
+"""What the benchmark measures, writes and tells: one record per trial, and what they amount to."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from psl_flower.config import fields
+from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
+from psl_flower.system.machine import usable_cores
 from simulations import reports
-from simulations.memory import Process
-from simulations.reports import Spread, Values
+from simulations.memory import Process, highest
+from simulations.options import one_of, several, texts
+from simulations.reports import Cells, Row, Spread, Values
+from simulations.tables import again, counted, spread, trained
 
-VERSION = 2
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")
 PARTS = ("upper", "lower", "wire")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to measure.
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """How to measure."""
 
-    Attributes
-    ----------
-    transports : tuple of str
-        Federated modes: "stream", "flower".
-    steps, warmup : int
-        Training steps to be timed, and those before them that are not.
-    turns : int
-        How many turns the timed steps are spread over; no more than there are steps.
-    repetitions : int
-        How often every federated mode is tried, each time in turns with the one process.
-    threads : int
-        Threads of the one process and of the Lower.
-    round_at_cut : bool
-        Whether the one process rounds at the cut as the wire does.
-    """
-
-    transports: tuple[str, ...]
-    steps: int
-    warmup: int
-    turns: int
-    repetitions: int
-    threads: int
-    round_at_cut: bool = False
+    steps: int = setting(20, "timed training steps of a trial", least=1)
+    turns: int = setting(4, "turns they are spread over, at most one to a step", least=1)
+    warmup: int = setting(3, "steps before them, not timed, at least 1", least=1)
+    repetitions: int = setting(3, "trials of each transport, each in turns with one process", least=1)
+    transports: tuple[str, ...] = several(FEDERATED, "which to try", one_of(FEDERATED))
+    threads: int = setting(usable_cores(), "threads of the one process and the Lower; all cores", least=1)
+    round_at_cut: bool = setting(False, "the one process rounds at the cut as the wire does")
 
     @property
     def total_steps(self) -> int:
@@ -51,7 +41,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return self.warmup + self.steps + self.turns
 
 
-class Settings(Options, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
     """What is trained, and how it is timed.
 
     Attributes
@@ -119,15 +110,6 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds from the command to the first step."""
         return sum(self.startup_s.values())
 
-    def peak_bytes(self, role: str) -> int | None:
-        """Return the highest peak of the processes of a role; None if there is none."""
-        return max((process.peak_bytes for process in self.processes if process.role == role), default=None)
-
-    def pss_bytes(self, role: str) -> int | None:
-        """Return the highest share of the processes of a role; None if it is not known."""
-        known = [p.pss_bytes for p in self.processes if p.role == role and p.pss_bytes is not None]
-        return max(known, default=None)
-
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a mode's trials amount to; each number a `Spread` over the repetitions.
@@ -163,23 +145,92 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : Settings
-        What was measured.
-    measurements : tuple of Measurement
-        Every trial, in the order in which they ran.
-    summaries : tuple of Summary
-        What they amount to, by mode.
-    """
+    """A result file: every trial, in the order in which they ran, and what they amount to, by mode."""
 
     benchmark: str = "throughput"
-    version: int = VERSION
+    version: int = 2
     settings: Settings
     measurements: tuple[Measurement, ...]
     summaries: tuple[Summary, ...]
+
+    @property
+    def title(self) -> str:
+        """One line: what was trained, and where."""
+        config = self.settings.config
+        return f"{trained(config)}{', bfloat16 autocast' if config['autocast'] else ''}; {self.place}"
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """Throughput, a step's time, memory, start-up."""
+        return self._rates(), self._step_times(), self._memory(), self._startup()
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        settings = self.settings
+        rounding = "rounding at the cut as the wire does" if settings.round_at_cut else "without rounding at the cut"
+        return (
+            f"Median (lowest to highest) of {counted(settings.repetitions, 'repetition')} of {settings.steps} timed "
+            f"steps (at least) after {settings.warmup} of warm-up. In each, the federated run and one process take "
+            f"{counted(settings.turns, 'turn')}: while one computes, the other is stopped. Steps that a stop cut are "
+            f"not timed; the ratio is that of the two. Threads: one process {settings.threads}, Lower "
+            f"{settings.threads}, each of {settings.nodes} nodes {settings.upper_threads}. The one process works "
+            f"{rounding}. Parts are means over the timed steps: the slowest Upper, the Lower, the rest (moving bytes, "
+            f"waiting). {self.load}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        return again("throughput", texts(self.settings).items(), self.settings.config)
+
+    def _rates(self) -> Cells:
+        return ("mode", "images/s", "ratio to one process", "up, kB/image", "down, kB/image"), [
+            (
+                summary.mode,
+                spread(summary.images_per_s, ".1f"),
+                spread(summary.ratio, ".3f"),
+                _kilobytes(summary.bytes_up_per_image),
+                _kilobytes(summary.bytes_down_per_image),
+            )
+            for summary in self.summaries
+        ]
+
+    def _step_times(self) -> Cells:
+        return ("mode", "step, s", *(f"{part}, s" for part in PARTS)), [
+            (
+                summary.mode,
+                spread(summary.step_s, ".3f"),
+                *(spread(summary.parts_s.get(part), ".3f") for part in PARTS),
+            )
+            for summary in self.summaries
+        ]
+
+    def _memory(self) -> Cells:
+        names = {"Upper": "largest Upper process", "Flower": "Flower and Ray, all others together"}
+        return ("mode", "process", "peak, MB", "own share, MB"), [
+            (
+                summary.mode,
+                names.get(role, role),
+                f"{peak / 1e6:.0f}",
+                f"{summary.pss_bytes[role] / 1e6:.0f}" if role in summary.pss_bytes else "-",
+            )
+            for summary in self.summaries
+            for role, peak in summary.peak_bytes.items()
+        ]
+
+    def _startup(self) -> Cells:
+        """Return start-up times, with the phases as means over the repetitions."""
+        rows: list[Row] = []
+        for summary in self.summaries:
+            trials = [trial.startup_s for trial in self.measurements if trial.mode == summary.mode]
+            phases = (f"{name} {sum(trial[name] for trial in trials) / len(trials):.1f}" for name in trials[0])
+            rows.append((summary.mode, spread(summary.startup_s, ".1f"), ", ".join(phases)))
+        return ("mode", "command to first step, s", "phases, s"), rows
+
+
+def _kilobytes(num_bytes: float | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 1000:.1f}"
 
 
 def timed(num_steps: int, warmup: int, cut: Collection[int]) -> list[int]:
@@ -212,26 +263,19 @@ def _summary(settings: Settings, mode: str, trials: list[Measurement], alone: di
     ratios = [trial.images_per_s / alone[trial.repetition] for trial in trials if trial.repetition in alone]
     federated = mode != ONE_PROCESS
     images = sum(sum(trial.batch_sizes) for trial in trials)
-    roles = {process.role: None for trial in trials for process in trial.processes}
-    peaks = {role: [trial.peak_bytes(role) for trial in trials] for role in roles}
-    shares = {role: [trial.pss_bytes(role) for trial in trials] for role in roles}
     return Summary(
         mode=mode,
         images_per_s=Spread.of(trial.images_per_s for trial in trials),
         ratio=Spread.of(ratios) if federated and ratios else None,
         bytes_up_per_image=sum(trial.bytes_up for trial in trials) / images if federated else None,
         bytes_down_per_image=sum(trial.bytes_down for trial in trials) / images if federated else None,
-        step_s=Spread.of(statistics.median(_timed_s(trial, settings.warmup)) for trial in trials),
+        step_s=Spread.of(_step_s(trial, settings.warmup) for trial in trials),
         parts_s={part: Spread.of(trial.parts_s[part] for trial in trials) for part in trials[0].parts_s},
         startup_s=Spread.of(trial.total_startup_s for trial in trials),
-        peak_bytes={role: max(known) for role, values in peaks.items() if (known := _known(values))},
-        pss_bytes={role: max(known) for role, values in shares.items() if (known := _known(values))},
+        peak_bytes=highest((process.role, process.peak_bytes) for trial in trials for process in trial.processes),
+        pss_bytes=highest((process.role, process.pss_bytes) for trial in trials for process in trial.processes),
     )
 
 
-def _timed_s(trial: Measurement, warmup: int) -> list[float]:
-    return [trial.step_s[index] for index in timed(len(trial.step_s), warmup, trial.cut)]
-
-
-def _known(values: Iterable[int | None]) -> list[int]:
-    return [value for value in values if value is not None]
+def _step_s(trial: Measurement, warmup: int) -> float:
+    return statistics.median(trial.step_s[index] for index in timed(len(trial.step_s), warmup, trial.cut))

@@ -2,7 +2,7 @@
 
 import json
 
-from simulations.chaos.command import main
+from simulations.chaos.__main__ import main
 
 
 def test_kills_leave_the_weights_as_they_would_be(tmp_path, capsys):

@@ -5,12 +5,11 @@ import shlex
 import pytest
 
 from simulations import page, reports
-from simulations.chaos.command import main, make_parser
+from simulations.chaos.__main__ import main, make_parser
 from simulations.chaos.results import Kill, Report
-from simulations.chaos.table import command, present
 from simulations.tables import show
 from simulations.throughput import results as throughput
-from simulations.throughput.command import main as throughput_main
+from simulations.throughput.__main__ import BENCHMARK as THROUGHPUT
 
 
 def report(*, equal=True):
@@ -46,7 +45,7 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path, capsys):
     reports.save(path, written)
     assert reports.load(path, Report) == written
     assert reports.load(path, throughput.Report) is None
-    assert throughput_main(["--page", str(path)]) == 0
+    assert THROUGHPUT.main(["--page", str(path)]) == 0
     text = capsys.readouterr().out
     assert text == page.render({"chaos.json": written})
     for expected in (
@@ -54,19 +53,19 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path, capsys):
         "| node | 2 | 2 | 25.0 (20.0 to 30.0) |\n| SuperLink | 1 | 0 | 40.0 |",
         "1 of them while the run was beginning anew after the kill before, and `psl train --retries` recovered (3 times)",
         "2 of 18 steps were done again; 150 s in all, of which 90 s were lost by kills",
-        f"    {command(written)}\n",
+        f"    {written.command}\n",
     ):
         assert expected in text
 
 
 def test_weights_that_differ_are_called_so(capsys):
-    show(present(report(equal=False)))
+    show(report(equal=False))
     shown = " ".join(capsys.readouterr().out.split())
     assert "weights DIFFERENT from those of the undisturbed run" in shown
 
 
 def test_the_command_that_does_it_again():
-    words = shlex.split(command(report()))
+    words = shlex.split(report().command)
     assert words[:3] == ["python", "-m", "simulations.chaos"]
     given = make_parser().parse_args(words[3:])
     assert (given.kills, given.seed, given.steps) == (3, 4, 18)

@@ -231,10 +231,10 @@ def test_train_refuses_before_it_starts_anything(psl, tmp_path):
     ],
 )
 def test_how_errors_end(monkeypatch, capsys, raised, status, says):
-    def fail(_):
+    def fail():
         raise raised
 
-    monkeypatch.setattr(program, "_run", fail)
+    monkeypatch.setattr(program, "make_app", fail)
     assert (main([]), capsys.readouterr().err) == (status, says)
     if isinstance(raised, PslError):
         monkeypatch.setenv("PSL_DEBUG", "1")

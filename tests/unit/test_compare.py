@@ -8,7 +8,8 @@ from tiny_comparison import METHODS, report
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.errors import GridError, RunError
-from simulations.compare import command, federated, study, table
+from simulations.compare import federated, study
+from simulations.compare.__main__ import BENCHMARK
 from simulations.compare.federated import federation, total_by_node
 from simulations.compare.methods import plan, read_grid, read_variant, usual_grids
 
@@ -31,7 +32,7 @@ def test_methods_of_the_usual_choice():
 
 def test_variants_of_patch_split_learning():
     given = parse("--methods", "whole,patch-split", "--grids", "8x8", "--variants", "flip=true+shift=2,mixup=0.2")
-    methods = plan(RunConfig(), command.read_options(given).choice, (16, 16))
+    methods = plan(RunConfig(), options_of(given), (16, 16))
     assert [method.name for method in methods[2:]] == [
         "2x2 patches of 8x8",
         "2x2 patches of 8x8 + Adaptation Net",
@@ -52,11 +53,15 @@ def test_grids():
     assert usual_grids((32, 24)) == (((16, 12), (16, 12)), ((16, 12), (8, 6)))
     assert usual_grids((33, 33)) == (((17, 17), (17, 17)),)
     with pytest.raises(GridError, match="do not tile"):
-        plan(RunConfig(), command.read_options(parse("--grids", "5x5")).choice, (16, 16))
+        plan(RunConfig(), options_of(parse("--grids", "5x5")), (16, 16))
 
 
 def parse(*arguments):
-    return command.make_parser().parse_args(arguments)
+    return BENCHMARK.make_parser().parse_args(arguments)
+
+
+def options_of(given):
+    return BENCHMARK.read(given)[1]
 
 
 def test_the_command_measures_the_same_again():
@@ -83,14 +88,13 @@ def test_the_command_measures_the_same_again():
         "flip=true",
     ]
     given = parse(*words)
-    options, config = command.read_options(given), command.read_config(given)
+    config, options = BENCHMARK.read(given)
     asked = report(
-        options=options.told, config={k: v for k, v in config.to_mapping().items() if k not in study.DECIDED}
+        options=options.told(), config={k: v for k, v in config.to_mapping().items() if k not in study.DECIDED}
     )
-    line = table.command(asked)
+    line = asked.command
     again = parse(*line.split()[3:])
-    assert command.read_options(again) == options
-    assert command.read_config(again) == config
+    assert BENCHMARK.read(again) == (config, options)
     assert (config.data.max_train, config.training.flip, options.seeds) == (50, True, (1, 2))
 
 
@@ -146,10 +150,10 @@ def test_averaging_takes_the_recipe_of_all(tmp_path):
 
 def test_options_of_one_strategy_are_its_own():
     given = parse("--methods", "fedprox,fedadam", "--proximal-mu", "0.3", "--server-lr", "0.1", "--clients", "2")
-    prox, _, adam, _ = plan(RunConfig(), command.read_options(given).choice, (16, 16))
+    prox, _, adam, _ = plan(RunConfig(), options_of(given), (16, 16))
     assert (prox.own["proximal-mu"], adam.own["server-lr"]) == (0.3, 0.1)
     assert "server-lr" not in prox.own and "proximal-mu" not in adam.own
-    usual, alone = command.read_options(parse()).choice, FedAvgConfig(config=RunConfig())
+    usual, alone = options_of(parse()), FedAvgConfig(config=RunConfig())
     assert (usual.proximal_mu, usual.server_lr) == (alone.proximal_mu, alone.server_lr)
 
 
@@ -164,7 +168,7 @@ def test_options_of_one_strategy_are_its_own():
 def test_clients_that_cannot_be_are_refused_before_anything_is_trained(arguments, message, tmp_path, capsys):
     pytest.importorskip("flwr_datasets", reason="extra compare is not installed")
     command_line = ["--out", str(tmp_path / "out"), "--max-train", "20", "--max-test", "4", "batch-size=4"]
-    assert command.main([*command_line, "--methods", "whole,fedavg", *arguments]) == 1
+    assert BENCHMARK.main([*command_line, "--methods", "whole,fedavg", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "trials").exists()
 
@@ -192,34 +196,34 @@ def test_clients_take_turns_on_the_cores():
         (["--seeds", "-1"], "whole number of 0 or more"),
         (["--alphas", "x"], "number of 0 or more"),
         (["--grids", "16x16/"], "patch/stride"),
-        (["--engine", "ray"], "invalid choice"),
+        (["--engine", "ray"], "expected one of flwr, in-process, one-graph"),
         (["--variants", "seed=1"], "'seed' is none of"),
         (["--variants", "flip=maybe"], "flip"),
         (["--absent"], "goes with --engine one-graph"),
         (["--epochs", "3", "--local-epochs", "2"], "no whole number of rounds"),
         (["patch-size=8x8"], "see --grids"),
         (["grid=auto"], "see --grids"),
-        (["--target", "94"], "share from 0 to 1"),
+        (["--target", "94"], "at least 0 and at most 1, got 94"),
         (["rounds=2"], "see --epochs"),
         (["colour=red"], "unknown setting colour"),
     ],
 )
 def test_usage_errors_end_with_2(arguments, message, capsys, tmp_path):
-    assert command.main(["--out", str(tmp_path / "out"), *arguments]) == 2
+    assert BENCHMARK.main(["--out", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_not_installed_is_said_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("flwr", "flwr_datasets") else name)
-    assert command.main(["--out", str(tmp_path / "out")]) == 1
+    assert BENCHMARK.main(["--out", str(tmp_path / "out")]) == 1
     assert "error: flwr_datasets, flwr: not installed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_read_ends_with_1(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="extra compare is not installed")
-    assert command.main(["--out", str(tmp_path / "out"), "--dataset", str(tmp_path / "absent")]) == 1
+    assert BENCHMARK.main(["--out", str(tmp_path / "out"), "--dataset", str(tmp_path / "absent")]) == 1
     (tmp_path / "file").touch()
-    assert command.main(["--out", str(tmp_path / "file" / "out")]) == 1
+    assert BENCHMARK.main(["--out", str(tmp_path / "file" / "out")]) == 1
     assert capsys.readouterr().err.count("error: ") == 2

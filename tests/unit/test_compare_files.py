@@ -9,9 +9,8 @@ import pytest
 from tiny_comparison import METHODS, holdings, report, without_some
 
 from psl_flower.patches import PatchGrid
-from simulations.compare import table
 from simulations.compare.notes import notes
-from simulations.compare.results import Report
+from simulations.compare.report import Report
 
 
 class Page(HTMLParser):
@@ -48,13 +47,13 @@ def test_accuracy_without_some_uppers(tmp_path):
     from simulations.compare.files import write_files
 
     found = without_some()
-    assert table.present(report()).tables[4:] == ()
-    head, rows = table.present(found).tables[4]
+    assert report().tables[4:] == ()
+    head, rows = found.tables[4]
     assert head[1:] == ("0", "1")
     assert [row[0] for row in rows] == [method.name for method in METHODS[2:6]]
     assert rows[0][1:] == ("70.0 (60.0 to 70.0)", "50.0 (40.0 to 70.0)")
     assert "zeros stand for" in notes(found)
-    assert table.command(found).endswith("--engine one-graph --absent")
+    assert found.command.endswith("--engine one-graph --absent")
     text = write_files(tmp_path, found, []).read_text("utf-8")
     assert "<h2>Accuracy without some Uppers</h2>" in text
     assert (tmp_path / "absent.png").exists()

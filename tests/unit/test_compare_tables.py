@@ -1,6 +1,7 @@
 """What a comparison's trials amount to: summaries, tables, CSV, the result file."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -12,10 +13,10 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from simulations import page as benchmarks
 from simulations import reports
-from simulations.compare import table
 from simulations.compare.methods import plan
 from simulations.compare.notes import notes
-from simulations.compare.results import Mean, Report, summarise, target_accuracy
+from simulations.compare.report import Report, curves_csv, sees, to_csv
+from simulations.compare.results import Mean, summarise, target_accuracy
 from simulations.reports import Spread
 from simulations.tables import show
 
@@ -44,7 +45,7 @@ def test_a_target_that_not_all_trials_reach():
 
 
 def test_tables_have_a_cell_for_every_column(capsys):
-    said = table.present(report())
+    said = report()
     for head, rows in said.tables:
         assert len(rows) == len(METHODS)
         assert {len(row) for row in rows} == {len(head)}
@@ -62,10 +63,10 @@ def test_tables_have_a_cell_for_every_column(capsys):
 def test_what_is_seen_where_uppers_are_averaged():
     method = METHODS[2]
     averaged = msgspec.structs.replace(method, config={**method.config, "average-every": 8})
-    node, server = table.sees(averaged, report())
+    node, server = sees(averaged, report())
     assert node.endswith("; the mean of all Uppers' weights")
     assert server.endswith("; all Uppers' weights as they are learnt")
-    assert "weights" not in " ".join(table.sees(method, report()))
+    assert "weights" not in " ".join(sees(method, report()))
 
 
 def test_engines_without_flower_say_so():
@@ -92,16 +93,16 @@ def test_peaks_are_of_a_node_where_there_is_one():
         for t in report().measurements
     ]
     summaries = summarise(METHODS, {s.method.name: s.cost for s in report().summaries}, trials, 0.5)
-    head, rows = table.work(msgspec.structs.replace(report(), measurements=tuple(trials), summaries=summaries))
+    head, rows = msgspec.structs.replace(report(), measurements=tuple(trials), summaries=summaries).tables[2]
     assert head[-1] == "GPU, peak MB"
     assert [(row[3], row[-1]) for row in rows[:3]] == [("700", "2,000"), ("700", "2,000"), ("-", "2,000")]
 
 
 def test_csv():
-    rows = list(csv.DictReader(io.StringIO(table.to_csv(report()))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(report()))))
     assert [row["method"] for row in rows] == [method.name for method in METHODS]
     assert (rows[2]["up_bytes_all"], rows[0]["up_bytes_all"]) == ("4000000", "")
-    curves = list(csv.DictReader(io.StringIO(table.curves_csv(report()))))
+    curves = list(csv.DictReader(io.StringIO(curves_csv(report()))))
     assert len(curves) == 2 * 2 * len(METHODS)
     assert float(curves[1]["accuracy"]) == pytest.approx(0.7)
 
@@ -127,6 +128,6 @@ def test_weights_of_the_adaptation_nets_loss_are_told_apart():
     pytest.importorskip("matplotlib", reason="extra compare is not installed")
     from simulations.compare import plots
 
-    choice = msgspec.structs.replace(CHOICE, methods=("patch-split",), alphas=(0.0, 0.3, 1.0))
+    choice = dataclasses.replace(CHOICE, methods=("patch-split",), alphas=(0.0, 0.3, 1.0))
     looks = plots.styles(plan(RunConfig(), choice, (16, 16)))
     assert len({str(sorted(look.items())) for look in looks.values()}) == len(looks) == 6

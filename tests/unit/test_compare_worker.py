@@ -12,7 +12,7 @@ from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.errors import RunError
 from simulations.compare import worker
 from simulations.compare.costs import cost
-from simulations.compare.methods import Choice, plan
+from simulations.compare.methods import Grid, Options, plan
 from tests.engines import settings
 from tests.paths import ROOT
 from tests.unit.tiny_pictures import colour, encode
@@ -128,12 +128,9 @@ def test_a_process_that_is_done_leaves_nothing_behind(tmp_path, datasets, monkey
 
 
 def test_costs(stores_for):
-    choice = Choice(
-        methods=("whole", "patch-split"), grids=(((8, 8), (8, 8)), ((8, 8), (4, 4))), alphas=(0.0, 1.0), variants=(), partitions=(),
-        dirichlet_alpha=0.5, clients=0, local_epochs=1,
-    )  # fmt: skip
+    options = Options(methods=("whole", "patch-split"), grids=(Grid((8, 8), (8, 8)), Grid((8, 8), (4, 4))))
     config = settings(max_train=16, max_test=6)
-    whole, merged, split, adapted, overlapping, _ = methods = plan(config, choice, (16, 16))
+    whole, merged, split, adapted, overlapping, _ = methods = plan(config, options, (16, 16))
     given = whole_image_config(config)
     costs = {whole.name: cost(whole, given, stores_for(given)), merged.name: cost(merged, given, stores_for(given))}
     for method in methods[2:]:

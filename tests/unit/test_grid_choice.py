@@ -2,14 +2,13 @@
 
 import json
 
-from simulations import page, reports
-from simulations.grid_choice import command
-from simulations.grid_choice.results import Report
+from simulations import grid_choice, page, reports
+from simulations.grid_choice import Report
 
 
 def test_plain_digits_and_busy_photographs(tmp_path, capsys):
     out = tmp_path / "grid.json"
-    assert command.main(["--out", str(out)]) == 0
+    assert grid_choice.main(["--out", str(out)]) == 0
     assert "auto chose 2x2 patches of 8x8" in " ".join(capsys.readouterr().out.split())
     report = reports.load(out, Report)
     digits, flower, temple, views = report.measurements
@@ -24,7 +23,7 @@ def test_plain_digits_and_busy_photographs(tmp_path, capsys):
 
 
 def test_what_cannot_be_read_ends_with_1(tmp_path, capsys):
-    assert command.main(["--dataset", str(tmp_path / "absent"), "--json"]) == 1
+    assert grid_choice.main(["--dataset", str(tmp_path / "absent"), "--json"]) == 1
     assert "error: " in capsys.readouterr().err
-    assert command.main(["--json", "--dataset", "digits"]) == 0
+    assert grid_choice.main(["--json", "--dataset", "digits"]) == 0
     assert json.loads(capsys.readouterr().out)["datasets"] == ["digits"]

@@ -11,9 +11,7 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.lightening.judging import Speed
 from simulations import page, reports
-from simulations.lightening import table
-from simulations.lightening.bench import DECIDED
-from simulations.lightening.command import main, make_parser, read_config
+from simulations.lightening.__main__ import BENCHMARK, DECIDED
 from simulations.lightening.judge import Artefact
 from simulations.lightening.results import (
     CUT,
@@ -31,8 +29,10 @@ from simulations.lightening.results import (
 from simulations.reports import Spread
 from simulations.tables import show
 from simulations.throughput import results as throughput
-from simulations.throughput.command import main as throughput_main
+from simulations.throughput.__main__ import BENCHMARK as THROUGHPUT
 from tests.settings import known_settings
+
+main, make_parser = BENCHMARK.main, BENCHMARK.make_parser
 
 
 def model(name, right, fast=1.0, num_bytes=4_000_000, degree=None):
@@ -77,7 +77,7 @@ def report(third="1110", fast=3.5, num_bytes=900_000, **config):
 
 
 def met(found):
-    return [row[-1] for row in table.goals(found)[1]]
+    return [row[-1] for row in found.tables[1][1]]
 
 
 def test_differences_are_those_of_pairs():
@@ -126,13 +126,13 @@ def test_the_page_has_a_section_of_its_own():
         "third: 4 + 1 epochs from second, share 0.7",
     ):
         assert expected in text
-    for head, rows in table.present(report()).tables:
+    for head, rows in report().tables:
         assert rows
         assert {len(row) for row in rows} == {len(head)}
 
 
 def test_the_report_on_a_terminal(capsys):
-    show(table.present(report()))
+    show(report())
     shown = " ".join(capsys.readouterr().out.split())
     assert "1 thread (processor time" in shown
     assert "4 test images" in shown
@@ -140,12 +140,12 @@ def test_the_report_on_a_terminal(capsys):
 
 def test_the_page_names_the_command_that_measures_again():
     asked = report(**{"dataset": "../data/cifar10", "autocast": True, "flip": True})
-    words = shlex.split(table.command(asked))
+    words = shlex.split(asked.command)
     assert words[:3] == ["python", "-m", "simulations.lightening"]
     given = make_parser().parse_args(words[3:])
     assert (given.epochs, given.speedup, given.shrink, given.max_drop, given.threads) == (8, 3.0, 4.0, 0.01, 1)
     assert given.lighten == "--epochs 4 --second-ratio 1.5"
-    told = read_config(given).to_mapping()
+    told = BENCHMARK.read(given)[0].to_mapping()
     assert {key: told[key] for key in asked.settings.config} == asked.settings.config
 
 
@@ -154,7 +154,7 @@ def test_a_report_survives_its_file(tmp_path, capsys):
     reports.save(path, written)
     assert reports.load(path, Report) == written
     assert reports.load(path, throughput.Report) is None
-    assert throughput_main(["--page", str(path)]) == 0
+    assert THROUGHPUT.main(["--page", str(path)]) == 0
     assert capsys.readouterr().out == page.render({"lightening.json": written})
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "version": 99}), "utf-8")
     with pytest.raises(RunError, match="expected version 1"):
@@ -165,9 +165,9 @@ def test_a_report_survives_its_file(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--epochs", "0"], "at least 1"),
-        (["--speedup", "0.5"], "expected 1 to 1000, got 0.5"),
+        (["--speedup", "0.5"], "at least 1 and at most 1000, got 0.5"),
         (["--max-drop", "x"], "expected a number, got 'x'"),
-        (["--max-drop", "1"], "expected 0 to 0.999"),
+        (["--max-drop", "1"], "at least 0 and at most 0.999"),
         (["rounds=3"], "see --epochs"),
         (["workspace=here"], "see --workspace"),
         (["colour=red"], "unknown setting colour"),
@@ -212,4 +212,4 @@ def test_all_of_it_on_a_few_digits(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "times as fast as the reference" in said
     # Cells of the wide table are wrapped.
-    assert all(word in said for word in table.present(found).tables[0][1][0][0].split())
+    assert all(word in said for word in found.tables[0][1][0][0].split())

@@ -8,15 +8,15 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from simulations import page, reports
 from simulations.reports import Spread
-from simulations.sealed_cost import table
-from simulations.sealed_cost.bench import DECIDED
-from simulations.sealed_cost.command import main, make_parser, read_config
+from simulations.sealed_cost.__main__ import BENCHMARK, DECIDED
 from simulations.sealed_cost.results import Ingest, Reading, Report, Restoring, Settings, Trial, slow, summarise
 from simulations.sealed_cost.work import IngestJob, ask
 from simulations.settings import DEFAULTS
 from simulations.tables import show
 from simulations.throughput import results as throughput
 from tests.settings import known_settings
+
+main, make_parser = BENCHMARK.main, BENCHMARK.make_parser
 
 
 def settings(**config):
@@ -92,13 +92,13 @@ def test_the_page_has_a_section_of_its_own():
         "| 400 | 260 | 60 | 121 | 21 |",
     ):
         assert row in text
-    for head, rows in table.present(report()).tables:
+    for head, rows in report().tables:
         assert rows
         assert {len(row) for row in rows} == {len(head)}
 
 
 def test_the_report_on_a_terminal(capsys):
-    show(table.present(report()))
+    show(report())
     shown = capsys.readouterr().out
     for expected in ("batch 128, resnet18", "2.00 %", "2 repetitions", "images a minute"):
         assert expected in " ".join(shown.replace("\n", " ").split())
@@ -106,10 +106,10 @@ def test_the_report_on_a_terminal(capsys):
 
 def test_the_page_names_the_command_that_measures_again():
     asked = report(**{"dataset": "../data/cifar10", "patch-size": "8x8", "autocast": True})
-    line = table.command(asked)
+    line = asked.command
     assert f"    {line}\n" in page.render({"sealed-cost.json": asked})
     given = make_parser().parse_args(line.split()[3:])
-    told = read_config(given).to_mapping()
+    told = BENCHMARK.read(given)[0].to_mapping()
     assert {key: told[key] for key in asked.settings.config} == asked.settings.config
     assert {name: getattr(given, name) for name in ("images", "batches", "steps", "warmup", "restored")} == {
         "images": 100, "batches": 3, "steps": 2, "warmup": 1, "restored": 30,

@@ -8,14 +8,14 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
 from simulations import page, reports
 from simulations.reports import Spread
-from simulations.separate_hosts.bench import DECIDED
-from simulations.separate_hosts.command import main, make_parser, read_config
+from simulations.separate_hosts.__main__ import BENCHMARK, DECIDED
 from simulations.separate_hosts.results import Measurement, Report, Settings, summarise
-from simulations.separate_hosts.table import command
 from simulations.settings import DEFAULTS, without
 from simulations.throughput import results as throughput
-from simulations.throughput.command import main as throughput_main
+from simulations.throughput.__main__ import BENCHMARK as THROUGHPUT
 from tests.settings import known_settings
+
+main, make_parser = BENCHMARK.main, BENCHMARK.make_parser
 
 
 def measurement(repetition, delay_ms, step_s, alone_s, wire_s):
@@ -85,7 +85,7 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path, capsys):
     reports.save(path, written)
     assert reports.load(path, Report) == written
     assert reports.load(path, throughput.Report) is None
-    assert throughput_main(["--page", str(path)]) == 0
+    assert THROUGHPUT.main(["--page", str(path)]) == 0
     text = capsys.readouterr().out
     assert text == page.render({"separate-hosts.json": written})
     for expected in (
@@ -94,26 +94,26 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path, capsys):
         "| 0 | 0.1 | 0.38 (0.25 to 0.50) | - | 1.0 | 1.2 |",
         "| 50 | 100.1 | 1.38 (1.00 to 1.75) | 1.00 (0.75 to 1.25) | 1.0 | 1.2 |",
         "one-way delay on each node's link",
-        f"    {command(written)}\n",
+        f"    {written.command}\n",
     ):
         assert expected in text
 
 
 def test_the_command_that_measures_it_again():
-    words = shlex.split(command(report()))
+    words = shlex.split(report().command)
     assert words[:3] == ["python", "-m", "simulations.separate_hosts"]
     given = make_parser().parse_args(words[3:])
     assert (given.delays_ms, given.steps, given.warmup, given.repetitions, given.threads) == ((0.0, 50.0), 3, 1, 2, 2)
-    assert read_config(given).data.dataset == "elsewhere"
+    assert BENCHMARK.read(given)[0].data.dataset == "elsewhere"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--delays", "x"], "milliseconds"),
-        (["--delays", "10,10"], "different delays"),
-        (["--delays", "-1"], "different delays"),
-        (["--delays", "inf"], "different delays"),
+        (["--delays", "x"], "number of 0 or more, got 'x'"),
+        (["--delays", "10,10"], "none of them twice"),
+        (["--delays", "-1"], "number of 0 or more"),
+        (["--delays", "inf"], "number of 0 or more"),
         (["--warmup", "0"], "at least 1"),
         (["uppers=3"], "the benchmark decides it"),
         (["transport=flower"], "the benchmark decides it"),
@@ -127,4 +127,4 @@ def test_usage_errors_end_with_2(arguments, message, capsys):
 def test_what_the_benchmark_decides_are_settings():
     assert DECIDED.keys() <= known_settings().keys()
     with pytest.raises(ConfigError, match="see --steps"):
-        read_config(make_parser().parse_args(["rounds=2"]))
+        BENCHMARK.read(make_parser().parse_args(["rounds=2"]))

@@ -14,9 +14,7 @@ from simulations.memory import MemoryWatch, role_of
 from simulations.reports import Spread
 from simulations.settings import DEFAULTS
 from simulations.tables import show
-from simulations.throughput import table
-from simulations.throughput.bench import DECIDED
-from simulations.throughput.command import main, make_parser, read_config
+from simulations.throughput.__main__ import BENCHMARK, DECIDED
 from simulations.throughput.federated import evaluation_bytes, phases
 from simulations.throughput.results import Measurement, Process, Report, Settings, rate, summarise, timed
 from tests.engines import Federation
@@ -24,6 +22,11 @@ from tests.paths import ROOT
 from tests.settings import known_settings
 
 DOCS = ROOT / "docs"
+main, make_parser = BENCHMARK.main, BENCHMARK.make_parser
+
+
+def read_config(given):
+    return BENCHMARK.read(given)[0]
 
 
 def settings(**changes):
@@ -169,7 +172,7 @@ def test_other_benchmarks_are_passed_over(tmp_path):
 
 
 def test_tables_have_a_cell_for_every_column():
-    made = [function(report()) for function in (table.rates, table.step_times, table.memory, table.startup)]
+    made = report().tables
     for head, rows in made:
         assert rows
         assert {len(row) for row in rows} == {len(head)}
@@ -184,7 +187,7 @@ def test_tables_have_a_cell_for_every_column():
 
 
 def test_the_report_on_a_terminal(capsys):
-    show(table.present(report()))
+    show(report())
     shown = capsys.readouterr().out
     for expected in (
         "digits, resnet18, batch 128, wire bfloat16",
@@ -200,7 +203,7 @@ def test_the_page_names_the_command_that_measures_again():
     text = page.render({"throughput-b.json": report(), "throughput-a.json": asked})
     assert text.index("## throughput-a") < text.index("## throughput-b")
     assert "| stream | 238.5 (97.0 to 380.0) | 0.960 (0.950 to 0.970) | 1.0 | 1.1 |" in text
-    line = table.command(asked)
+    line = asked.command
     assert line in text
     given = make_parser().parse_args(line.split()[3:])
     told = read_config(given).to_mapping()
@@ -229,9 +232,9 @@ def test_a_pattern_that_fits_nothing_is_no_result_yet(tmp_path, capsys):
         (["--warmup", "0"], "at least 1"),
         (["--turns", "0"], "at least 1"),
         (["--repetitions", "x"], "whole number"),
-        (["--transports", "pigeon"], "expected stream,flower"),
-        (["--transports", "stream,stream"], "expected stream,flower"),
-        (["--transports", ""], "expected stream,flower"),
+        (["--transports", "pigeon"], "expected some of stream,flower"),
+        (["--transports", "stream,stream"], "none of them twice"),
+        (["--transports", ""], "one value or more"),
         (["--wire", "float64"], "invalid choice"),
         (["--batch-size", "1"], "BatchNorm"),
         (["colour=red"], "unknown setting colour"),

@@ -109,7 +109,7 @@ def test_the_opponent_is_held_and_goes_on(job):
         time.sleep(0.05)
         opponent.hold()
         time.sleep(HELD_S)
-        measured = opponent.finish(3, 1, (4,) * job.steps)
+        measured = opponent.measured(3, 1, (4,) * job.steps)
         # Over: nothing to wait for, and nothing to hold.
         opponent.wait_for(job.steps + 1)
         opponent.hold()

@@ -6,16 +6,24 @@ import numpy as np
 from psl_flower.config import RunConfig
 from psl_flower.patches import PatchGrid
 from simulations.compare import study
-from simulations.compare.methods import Choice, plan
-from simulations.compare.results import Absence, Cost, Mean, Point, Report, Settings, Trial, summarise, target_accuracy
-
-CHOICE = Choice(
-    methods=("whole", "patch-split", "fedprox"), grids=(), alphas=(0.0, 1.0), variants=(),
-    partitions=("iid", "dirichlet"), dirichlet_alpha=0.5, clients=0, local_epochs=1,
+from simulations.compare.methods import Options, plan
+from simulations.compare.report import Report
+from simulations.compare.results import (
+    DEFAULTS,
+    Absence,
+    Cost,
+    Mean,
+    Point,
+    Settings,
+    Trial,
+    summarise,
+    target_accuracy,
 )  # fmt: skip
+
+CHOICE = Options(methods=("whole", "patch-split", "fedprox"))
 METHODS = plan(RunConfig(), CHOICE, (16, 16))
 SHARED = {
-    key: value for key, value in RunConfig.from_mapping(study.DEFAULTS).to_mapping().items() if key not in study.DECIDED
+    key: value for key, value in RunConfig.from_mapping(DEFAULTS).to_mapping().items() if key not in study.DECIDED
 }
 
 

@@ -1,0 +1,45 @@
+"""A run through Flower on this machine, watched from outside until it ends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from psl_flower.errors import RunError
+from psl_flower.launch.running import Watch
+from psl_flower.launch.superlink import LocalSuperLink
+from psl_flower.runs.folder import RunFolder, Status
+
+
+def looks(
+    watch: Watch, superlink: LocalSuperLink, run: RunFolder, name: str, *, keep_log: bool = True
+) -> Iterator[Status | None]:
+    """Yield the run's status, None before its first, until its processes have ended; the caller waits between looks.
+
+    Parameters
+    ----------
+    watch, superlink, run : Watch, LocalSuperLink, RunFolder
+        Of the run.
+    name : str
+        What it is called in the error.
+    keep_log : bool
+        Whether Flower's log goes to the run's folder if it fails.
+
+    Raises
+    ------
+    RunError
+        If it has not completed, with its own last words.
+    """
+    while True:
+        status, over = watch.look()
+        if not over:
+            yield status
+            continue
+        assert status is not None
+        if status.state == "completed":
+            return
+        log = "with --keep, Flower's log stays"
+        if keep_log:
+            run.path.mkdir(parents=True, exist_ok=True)
+            log = f"Flower's log: {shutil.copyfile(superlink.log, run.path / 'flower.log')}"
+        raise RunError(f"{name} {status.state}: {status.message.removeprefix('error: ')} ({log})")
