@@ -36,6 +36,7 @@ from psl_flower.text import duration
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
+from server.exposure import exposure
 from server.lightening import lighten
 from server.predicting import predict
 from server.reporting import Reporter
@@ -78,6 +79,8 @@ def _run(grid: Grid, config: RunConfig, run: RunFolder, folder: RunFolder, repor
     kept = "predictions are to be" if config.run.predict else "settings, metrics and checkpoints are"
     kept = "what is tried to lighten it is" if config.run.lighten else kept
     reporter.say("preparing", f"run {run.name}: {kept} in {folder.path}")
+    if warning := exposure(grid, config):
+        reporter.say("preparing", f"warning: {warning}")
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     device = choose_device(config.machine.device)
     if config.wire.transport != "flower" and not config.run.restore:

@@ -64,7 +64,8 @@ def ask(job: ReadJob | IngestJob | RestoreJob, kind: type[Done]) -> Done:
     RunError
         If it fails; with its own last words.
     """
-    from psl_flower.launch.superlink import environment, last_line
+    from psl_flower.launch.environment import environment
+    from psl_flower.launch.superlink import last_line
 
     try:
         done = subprocess.run(

@@ -21,7 +21,8 @@ import msgspec
 import psutil
 
 from psl_flower.errors import PslError, RunError, TrainingError
-from psl_flower.launch.superlink import environment, last_line
+from psl_flower.launch.environment import environment
+from psl_flower.launch.superlink import last_line
 from simulations.machine import peak, pss
 from simulations.memory import Process
 from simulations.throughput.holding import Brake, cut_steps
