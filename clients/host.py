@@ -27,6 +27,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.system.devices import choose_device
+from psl_flower.system.exposure import close_ray
 from psl_flower.system.machine import keep_freed_memory, usable_cores
 from psl_flower.system.state import node_state
 from psl_flower.text import expanded
@@ -34,6 +35,8 @@ from psl_flower.wire.credentials import node_tls
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, Claim, NodeTask
 from psl_flower.wire.tls import NodeTls
+
+close_ray()  # Flower's simulation loads the ClientApp before it starts Ray
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
 _LIGHTEN = "lighten"

@@ -16,6 +16,7 @@ from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
+from server.exposure import exposure
 from server.reporting import Reporter
 from server.run import ServerRun
 from strategies.link import server_identity
@@ -44,6 +45,8 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
     """Return the run with its stores; what this machine cannot do is refused before the nodes start."""
     config = work.config
     reporter.say("preparing", f"run {work.source.name}: files are in {work.folder.path}")
+    if warning := exposure(grid, config):
+        reporter.say("preparing", f"warning: {warning}")
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     choose_device(config.machine.device)
     if config.wire.transport != "flower":

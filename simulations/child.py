@@ -21,7 +21,8 @@ from typing import IO, Any, Generic, Self, TypeVar
 import msgspec
 
 from psl_flower.errors import PslError, RunError
-from psl_flower.launch.superlink import environment, last_line
+from psl_flower.launch.environment import environment
+from psl_flower.launch.superlink import last_line
 
 Outcome = TypeVar("Outcome")
 Tell = Callable[[int], None]

@@ -94,7 +94,7 @@ _NUMBERS = re.compile(rb"\[[\s\d.,eE+-]+\]")
 
 
 def encode(report: msgspec.Struct) -> bytes:
-    """Return a report, or a part of one, as JSON, indented, but numbers in a row: Flower's hub takes no file above 1 MiB."""
+    """Return a report, or a part of one, as JSON, indented, but numbers in a row: Flower's hub takes at most 1 MiB."""
     indented = msgspec.json.format(msgspec.json.encode(report), indent=1)
     return _NUMBERS.sub(lambda row: b" ".join(row[0].split()), indented)
 

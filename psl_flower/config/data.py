@@ -34,6 +34,9 @@ class DataSettings(Settings):
     owner: str = setting(
         "", "public key of the owner to trust, or its file, if dataset is a folder of psl ingest", path=True
     )
+    keys_in_open_simulation: bool = setting(
+        False, "true: use an owner's keys even where others can reach the simulation, as under plain flwr run"
+    )
     image_size: Size = setting(
         (0, 0), "resize and centre-crop images to HEIGHTxWIDTH pixels; empty: keep them, all must have one size"
     )

@@ -11,10 +11,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +21,8 @@ import psutil
 import tomli_w
 
 from psl_flower.errors import RunError
-from psl_flower.launch import signals
+from psl_flower.launch import guard, home, signals
+from psl_flower.launch.environment import environment
 
 _START_TIMEOUT_S = 60.0
 # With the grace that `psl train` gives a step after SIGTERM it must fit into the 10 s after which `docker stop` kills.
@@ -33,27 +33,9 @@ _CONNECTION = "psl"
 _NOISE = re.compile(r"(\S+Z )?\s*(DEBUG|INFO|WARNING)\b")
 # In Ray's: "[date C 20952 20952] (raylet) file.cc:3362:  text", where C is for fatal; a failed check's words come last.
 _RAY_FATAL = re.compile(r"^\[[^\]]* C \d+ \d+\] \(raylet\) \S+\s+(?:.*Check failed: \S+ )?(.*)$", re.MULTILINE)
-
-# Quiet and offline; and no `uv sync` of our dependencies, gigabytes of them, into a fresh environment for every run.
-_ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
-    "RAY_worker_niceness": "0",
-}
-
-
-def environment() -> dict[str, str]:
-    """Return the environment in which Flower's processes run here: ours, with Flower kept quiet and offline.
-
-    Programs installed beside this Python come first: Flower starts its own by name, and the environment need not be
-    activated.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **_ENVIRONMENT, "PATH": path}
+_RAYLET_LOG = "ray/session_*_*/logs/raylet.out"
+# The first such line in a run's log has the cause; those that follow say only that there was one.
+_CAUSE = re.compile(r"An exception occurr?ed ?!! (.*)")
 
 
 def last_line(output: str) -> str:
@@ -68,49 +50,47 @@ def telling(log: str) -> str:
     return "\n".join(line for line in plain.splitlines() if not _NOISE.match(line))
 
 
-def ray_failure(drivers: Collection[int]) -> str:
+def ray_failure(folder: Path) -> str:
     """Return why Ray's raylet gave up, from its own log; empty if it did not.
 
     Parameters
     ----------
-    drivers : collection of int
-        Ids of the processes that started Ray, by which its sessions are named.
+    folder : Path
+        Of the SuperLink that started it.
     """
-    # As Ray itself chooses the folder.
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
-    for driver in drivers:
-        # Where ids come round, the newest is ours.
-        for log in sorted(folder.glob(f"session_*_{driver}/logs/raylet.out"))[-1:]:
-            fatal = _RAY_FATAL.findall(_read(log))
-            if fatal:
-                return f"Ray failed: {last_line(fatal[-1])} (Ray's log: {log}); is the machine too busy? Try again"
+    for log in sorted(folder.glob(_RAYLET_LOG)):
+        if fatal := _RAY_FATAL.findall(_read(log)):
+            return f"Ray failed: {last_line(fatal[-1])}; is the machine too busy? Try again"
     return ""
 
 
 class LocalSuperLink:
-    """Starts `flower-superlink --simulation` on free ports, with a FLWR_HOME of its own; use as a context manager.
+    """Starts `flower-superlink --simulation` for this user alone, with its own FLWR_HOME; use as a context manager.
 
     While it is there, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
+    If this process is killed, it ends by itself.
 
     Raises
     ------
     RunError
-        On entering, if Flower is not installed beside this Python or the SuperLink does not come up.
+        If there is no folder for its files; on entering, if Flower is not installed beside this Python or the SuperLink
+        does not come up.
     """
 
     def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="psl-flower-"))
+        self.home = home.make()
         self.log = self.home / "superlink.log"
-        self._environment = {**environment(), "FLWR_HOME": str(self.home)}
+        self._environment = {**environment(), "FLWR_HOME": str(self.home), "RAY_TMPDIR": str(self.home)}
         self._process: subprocess.Popen[bytes] | None = None
-        self._signals = contextlib.ExitStack()
+        self._open = contextlib.ExitStack()
         self._run_id = ""
-        self._simulated: set[int] = set()  # ids of the processes that simulate, as they were seen
 
     def __enter__(self) -> LocalSuperLink:
         """Start it; it comes up while the caller goes on (`wait`)."""
-        self._signals.enter_context(signals.raising())
+        self._open.enter_context(signals.raising())
         try:
+            home.end_leftovers()
+            self._open.callback(os.close, home.claim(self.home))
             self._launch()
         except BaseException:
             self._clean_up()
@@ -124,24 +104,24 @@ class LocalSuperLink:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        with self._signals, signals.ignoring():
+        with self._open, signals.ignoring():
             self.stop()
             shutil.rmtree(self.home, ignore_errors=True)
 
     def _launch(self) -> None:
-        port, control = _free_port(), _free_port()
+        port = _free_port()
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config), "utf-8")
         self._health = f"http://127.0.0.1:{port}/health"
         command = [
-            _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
-            "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(port),
+            sys.executable, "-P", "-m", guard.__name__, str(self.home), _program("flower-superlink"),
+            "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes.
             self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait(self) -> None:
@@ -153,14 +133,16 @@ class LocalSuperLink:
             If it ends, or does not answer in time.
         """
         assert self._process is not None
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RunError(f"Flower's SuperLink ended at its start: {self.last_words()}")
-            # Another program may have taken the port since it was chosen, and answer in another protocol.
-            refusals = (OSError, http.client.HTTPException)
-            with contextlib.suppress(*refusals), urllib.request.urlopen(self._health, timeout=1):
-                return
+            # Another program may have taken the port since it was chosen, and answer anything.
+            failures = (OSError, http.client.HTTPException)
+            with contextlib.suppress(*failures), direct.open(self._health, timeout=1) as answer:
+                if guard.HEADER in answer.headers:
+                    return
             time.sleep(0.1)
         raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")
 
@@ -172,14 +154,7 @@ class LocalSuperLink:
         RunError
             If it fails; the message is Flower's own.
         """
-        command = [_program("flwr"), *arguments, "--format", "json"]
-        try:
-            done = subprocess.run(
-                command, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                timeout=_CALL_TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s") from None
+        done = self._call([*arguments, "--format", "json"])
         start = done.stdout.find("{")
         try:
             answer = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -190,6 +165,15 @@ class LocalSuperLink:
             words = told or " ".join((done.stderr or done.stdout).split())[-500:]
             raise RunError(f"`flwr {arguments[0]}` failed: {words}")
         return answer
+
+    def _call(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                [_program("flwr"), *arguments], env=self._environment, stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, timeout=_CALL_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s") from None
 
     def run(self, app: Path, run_config: Mapping[str, object], federation_config: Mapping[str, object]) -> str:
         """Start `flwr run` on an app's folder; return Flower's id of the run.
@@ -212,9 +196,7 @@ class LocalSuperLink:
 
     def is_running(self) -> bool:
         """Return whether a process that simulates is there."""
-        simulating = [child for child in self.processes() if "simulation" in " ".join(_command_line(child)[:6])]
-        self._simulated |= {child.pid for child in simulating}
-        return bool(simulating)
+        return any("simulation" in " ".join(_command_line(child)[:6]) for child in self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that it has started, and theirs."""
@@ -230,8 +212,24 @@ class LocalSuperLink:
         return str(runs[0].get("status")) if isinstance(runs, list) and runs else "unknown"
 
     def last_words(self) -> str:
-        """Return why its run ended: Ray's fatal error, Flower's word on the run, or else its log's last line."""
-        return ray_failure(self._simulated) or self._details() or last_line(telling(_read(self.log)))
+        """Return why its run ended: Ray's fatal error, Flower's word on the run, or else its log's last line.
+
+        What the run and Ray have logged is added to the SuperLink's log.
+        """
+        logs = [self._run_log(), *(_read(log) for log in sorted(self.home.glob(_RAYLET_LOG)))]
+        told = telling(_read(self.log))
+        if any(logs):
+            with self.log.open("a", encoding="utf-8") as file:
+                file.writelines(logs)
+        cause = _CAUSE.search(logs[0])
+        return ray_failure(self.home) or (last_line(cause[1]) if cause else self._details() or last_line(told))
+
+    def _run_log(self) -> str:
+        """Return what the run has logged; empty if there is none, or the SuperLink is gone."""
+        if self._run_id and self.is_up():
+            with contextlib.suppress(RunError):
+                return self._call(["log", self._run_id, "--show"]).stdout
+        return ""
 
     def _details(self) -> str:
         """Return what Flower has noted about why the run ended; empty if it has noted nothing, or is gone."""
@@ -247,27 +245,14 @@ class LocalSuperLink:
         """End it and all processes that it started: asked first, then killed; safe to call again."""
         if self._process is None:
             return
-        family = [*self.processes(), *self._orphans()]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family.append(psutil.Process(self._process.pid))
-        for process in reversed(family):
+        family = home.family(self.home)
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
-        for process in [*alive, *self._orphans()]:  # the latter were started while the others ended
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
+        psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
+        home.kill(self.home)
+        self._process.communicate()
         self._process = None
-
-    def _orphans(self) -> list[psutil.Process]:
-        """Return the processes of this SuperLink whose parent has died: Ray's, where the simulation was killed."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("FLWR_HOME") == str(self.home):
-                    found.append(process)
-        return found
 
 
 def _read(log: Path) -> str:

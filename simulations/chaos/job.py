@@ -16,7 +16,8 @@ from types import TracebackType
 import psutil
 
 from psl_flower.errors import RunError
-from psl_flower.launch.superlink import environment, last_line
+from psl_flower.launch.environment import environment
+from psl_flower.launch.superlink import last_line
 from psl_flower.runs.folder import RunFolder
 from simulations.reports import Values
 

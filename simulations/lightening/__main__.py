@@ -20,7 +20,7 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.inference.evaluation import stores_of
 from psl_flower.inference.trained_model import load_trained_model
-from psl_flower.launch.superlink import environment
+from psl_flower.launch.environment import environment
 from psl_flower.lightening.artefacts import WHOLE_FILE, check_packages
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.lightening.training import LocalTrainer

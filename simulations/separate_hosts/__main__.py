@@ -15,8 +15,8 @@ from pathlib import Path
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.errors import RunError
+from psl_flower.launch.environment import environment
 from psl_flower.launch.running import local_paths
-from psl_flower.launch.superlink import environment
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet

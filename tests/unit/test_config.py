@@ -221,7 +221,7 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
-    free |= {"predict-light", "lighten-with"}
+    free |= {"predict-light", "lighten-with", "keys-in-open-simulation"}
     assert known_settings().keys() == tried | free
 
 

@@ -24,7 +24,12 @@ with superlink.LocalSuperLink() as link:
     print(link.home, flush=True)
     time.sleep(60)
 """
-PROGRAM = "#!/bin/sh\nsleep 50 &\ntrap '' TERM\nwhile :; do sleep 1; done\n"
+PROGRAM = """
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen(["sleep", "50"])
+time.sleep(50)
+"""
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
@@ -37,7 +42,6 @@ def test_a_signal_leaves_neither_processes_nor_folder(number, tmp_path):
     assert SIGNALS
     program = tmp_path / "superlink"
     program.write_text(PROGRAM)
-    program.chmod(0o755)
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in SIGNALS],

@@ -1,5 +1,6 @@
 """A SuperLink: whatever answers in its place at its start is one error; its last words say why a run ended."""
 
+import shutil
 import socket
 import threading
 
@@ -20,7 +21,8 @@ class Process:
         return None if self._looks >= 0 else 1
 
 
-ANSWERS = [b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", b"", b"HTTP/1.1 500 No\r\n\r\n"]
+OTHERS = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+ANSWERS = [b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", b"", b"HTTP/1.1 500 No\r\n\r\n", OTHERS]
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -75,11 +77,14 @@ RAYLET = (
 )
 
 
-def test_what_killed_ray_is_quoted_from_the_session_of_this_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    for pid, text in ((77, RAYLET), (78, RAYLET.splitlines()[0] + "\n")):
-        logs = tmp_path / "ray" / f"session_2026-11-22_10-37-12_163730_{pid}" / "logs"
+def test_what_killed_ray_is_quoted_from_its_log():
+    link = LocalSuperLink()
+    try:
+        logs = link.home / "ray" / "session_2026-11-22_10-37-12_163730_77" / "logs"
         logs.mkdir(parents=True)
-        (logs / "raylet.out").write_text(text)
-    assert ray_failure({77}).startswith("Ray failed: Timed out waiting for file metrics_agent_port_54d (Ray's log: ")
-    assert ray_failure({78, 79, 7}) == ""
+        (logs / "raylet.out").write_text(RAYLET.splitlines()[0] + "\n")
+        assert ray_failure(link.home) == ""
+        (logs / "raylet.out").write_text(RAYLET)
+        assert link.last_words().startswith("Ray failed: Timed out waiting for file metrics_agent_port_54d; ")
+    finally:
+        shutil.rmtree(link.home)

@@ -1,0 +1,42 @@
+"""The environment of Flower's processes on this machine: quiet, offline, and closed to everybody else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from psl_flower.system.exposure import closed_ray
+
+# Quiet and offline; and no `uv sync` of our dependencies, gigabytes of them, into a fresh environment for every run.
+_OURS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
+    "RAY_worker_niceness": "0",
+}
+# Somebody else's cluster, temporary folder or token, and ports that Flower opens for its own tests.
+_FOREIGN = ("RAY_", "FLWR_INTERNAL_")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which Flower's processes run here: ours, kept quiet, offline, and off any proxy.
+
+    Programs installed beside this Python come first: Flower starts its own by name, and the environment need not be
+    activated. Ray's settings are our own, with a new token each time.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+    if not importlib.util.find_spec("socksio"):
+        # Without it Flower cannot even be told to go past such a proxy.
+        kept = {key: value for key, value in kept.items() if not (key.lower() in _PROXIES and "socks" in value)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    direct = kept.get("no_proxy") or kept.get("NO_PROXY") or ""
+    if direct != "*":
+        direct = ",".join(filter(None, [direct, *_LOOPBACK]))
+    return {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
