@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,7 @@ def ingest(
     append: bool = False,
     progress: Progress | None = None,
     disk: Disk = DISK,
+    on_read: Callable[[Manifest], None] | None = None,
 ) -> Ingested:
     """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
 
@@ -100,6 +101,8 @@ def ingest(
         Add to what is there: a new generation.
     progress : callable, optional
         Called with (split, done, total) now and then.
+    on_read : callable, optional
+        Called with the draft's manifest when all images have been read, before any of them count as sealed.
 
     Raises
     ------
@@ -143,6 +146,8 @@ def ingest(
             grid, channels = draft.manifest.grid.patch_grid, draft.manifest.grid.channels
             for chunk in cut(source, grid, channels, start=resumed, room=lambda: sealing.room, progress=progress):
                 sealing.add_chunk(chunk)
+            if on_read is not None:
+                on_read(draft.manifest)
             signed = sealing.commit()
         drop_draft(out, disk)
         return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
