@@ -72,7 +72,7 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     if _has_card(listing) or (archives and not pictures and not (tables and tables.paths)):
         return _by_library(name, listing, kinds, options)
     listed = tables.paths if tables is not None else []
-    layout = _layout(name, pictures, listed, options)
+    layout = _layout(name, pictures, tables, options)
     if layout is None and tables is not None and listed:
         return _by_tables(name, listing, kinds, tables, options)
     if layout is None:
@@ -93,8 +93,9 @@ def _of(kinds: dict[str, Kind], *wanted: Kind) -> list[str]:
     return [path for path, kind in kinds.items() if kind in wanted]
 
 
-def _layout(name: str, pictures: list[str], listed: list[str], options: SourceOptions) -> Layout | None:
+def _layout(name: str, pictures: list[str], tables: ImageTables | None, options: SourceOptions) -> Layout | None:
     """Return the images by class, if their folders are to be read so."""
+    listed = tables.paths if tables is not None else []
     if not pictures or options.read_as == "tables":
         return None
     try:
@@ -104,8 +105,12 @@ def _layout(name: str, pictures: list[str], listed: list[str], options: SourceOp
             raise
         raise DataError(f"{error}; or take the classes from {printable(listed[0])} with read-as=tables") from error
     classes = {label for files in layout.splits.values() for _, label in files} if layout is not None else set()
-    # A single folder of images beside a table is where the table's images lie.
-    return None if listed and len(classes) < 2 else layout
+    if tables is not None and not options.read_as and len(classes) == 1:
+        # A single folder of images beside a table is where the table's images lie.
+        if not listed:
+            raise DataError(f"{name}: all images lie in one class folder, and no table lists them: {_unread(tables)}")
+        return None
+    return layout
 
 
 def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | None:
@@ -222,8 +227,11 @@ def _what_is_wrong(kinds: dict[str, Kind], pictures: list[str], tables: ImageTab
         reason = f"{counted(len(kinds), 'file')}, such as {printable(next(iter(kinds)))}"
     else:
         reason = "no file"
-    said = [f"{printable(path)}: {why}" for path, why in (tables.others if tables is not None else {}).items()]
     return (
         "holds neither images in a folder for each class nor files that list them with their classes, such as parquet "
-        f"or csv: it holds {'; '.join([reason, *said[:3]])}"
+        f"or csv: it holds {reason}{f'; {_unread(tables)}' if tables is not None else ''}"
     )
+
+
+def _unread(tables: ImageTables) -> str:
+    return "; ".join(f"{printable(path)}: {why}" for path, why in list(tables.others.items())[:3])

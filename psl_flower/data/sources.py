@@ -308,7 +308,8 @@ def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Pa
             part.unused = len(part.rows_N) - most
             part.rows_N = np.random.default_rng(options.seed).permutation(part.rows_N)[:most]
     labels_N = parts["train"].raw.labels_N[parts["train"].rows_N]
-    _check_two_classes(name, raw, labels_N, "raise max-train, or choose another seed")
+    if len(labels_N) > 1:  # of a single image the training says what is wrong
+        _check_two_classes(name, raw, labels_N, "raise max-train, or choose another seed")
     return parts
 
 

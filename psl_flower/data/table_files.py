@@ -57,7 +57,7 @@ class ImageTables:
             except (OSError, ValueError, pa.ArrowException) as error:
                 self.others[path] = f"cannot be read as a table ({type(error).__name__})"
                 continue
-            if sample is not None and image_kinds(Columns.of(sample.schema), sample, resolve):
+            if sample is not None and image_kinds(Columns.of(sample.schema), sample, self._from(path)):
                 self.paths.append(path)
             else:
                 columns = Columns.of(sample.schema).shown() if sample is not None else "no table at all"
@@ -105,15 +105,20 @@ class ImageTables:
                 raise DataError(f"{name}: {path} cannot be read as a table: {error}") from error
         return Table.of(whole)
 
+    def _from(self, path: str) -> Resolve:
+        """Return what finds images by what a table at this place says of theirs."""
+        resolve, here = self._resolve, path.rpartition("/")[0]
+        return lambda text, beside=here: resolve(text, beside)
+
     def _with_places(self, path: str, table: pa.Table | None) -> pa.Table:
         """Return a table in which the paths of images, which may be told from its own place, are whole."""
         if table is None:
             raise ValueError("it is too large")
-        beside = path.rpartition("/")[0]
-        kinds = image_kinds(Columns.of(table.schema), table.slice(0, _PEEKED_ROWS), self._resolve)
+        resolve = self._from(path)
+        kinds = image_kinds(Columns.of(table.schema), table.slice(0, _PEEKED_ROWS), resolve)
         for column in [name for name, kind in kinds.items() if kind is ImageKind.PATH]:
             texts = table.column(column).to_pylist()
-            places = [str(self._resolve(text, beside) or text) if text else text for text in texts]
+            places = [str(resolve(text) or text) if text else text for text in texts]
             table = table.set_column(table.schema.get_field_index(column), column, pa.array(places, pa.string()))
         return table
 
