@@ -13,6 +13,7 @@ from psl_flower.system.files import read_file, write_file
 from psl_flower.text import printable
 
 FILE = "account.json"
+SEALED_BEFORE = "sealed before"
 _CLASSES_SHOWN = 10
 _LEFT_OUT_SHOWN = 12
 
@@ -94,9 +95,19 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         """Yield the account for people, some lines in all."""
         yield f"{printable(self.dataset)}: read as {self.reader}"
         for split in self.splits:
-            yield f"  {split.name}, from {printable(split.source)}: {counted(split.count, 'image')}, {_classes(split)}"
+            yield f"  {split.name}, from {printable(split.source)}: {counted(split.count, 'image')} ({_classes(split)})"
         yield from (f"  {line}" for line in _left_out_lines(self.left_out))
         yield from (f"  note: {printable(note)}" for note in self.notes)
+
+    def without(self, known: Mapping[tuple[str, int], int]) -> Account:
+        """Return the account of what is new, where so many images of each split and label were sealed before."""
+        left_out, splits = LeftOutTally(self.left_out), []
+        for split in self.splits:
+            counts = {k: known.get((split.name, k), 0) for k in range(len(split.classes))}
+            classes = {name: count - counts[k] for k, (name, count) in enumerate(split.classes.items())}
+            splits.append(msgspec.structs.replace(split, classes=classes))
+            left_out.add(SEALED_BEFORE, f"images of {split.source}", sum(counts.values()), ending="")
+        return msgspec.structs.replace(self, splits=tuple(splits), left_out=left_out.entries())
 
     def save(self, path: Path) -> None:
         """Write the account as JSON, for its owner's eyes only: it tells names of files and the sizes of classes.
@@ -129,9 +140,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 class LeftOutTally:
     """Counts what is left out, by reason and ending, and keeps the first example of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, entries: Iterable[LeftOut] = ()) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
+        for entry in entries:
+            self.add(entry.reason, entry.example, entry.count, ending=entry.ending)
 
     def add(self, reason: str, example: str | PurePath, count: int = 1, *, ending: str | None = None) -> None:
         """Note things that are left out; their ending is that of the example unless it is given."""
@@ -172,6 +185,11 @@ class Notes:
         )
 
 
+def account_file(generation: int) -> str:
+    """Return the name of an account's file beside the manifest of an owner's dataset: one for each generation."""
+    return FILE if generation == 1 else f"account-{generation}.json"
+
+
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun, such as "1 image" and "2 images"; a noun of "class" is no exception."""
     plural = "es" if noun.endswith("s") else "s"
@@ -186,7 +204,7 @@ def class_counts(names: Iterable[str], counts: Mapping[int, int]) -> dict[str, i
 def _classes(split: SplitAccount) -> str:
     present = {name: count for name, count in split.classes.items() if count}
     if len(present) <= _CLASSES_SHOWN:
-        return ", ".join(f"{printable(name)} {count}" for name, count in present.items())
+        return ", ".join(f"{printable(name)}: {count}" for name, count in present.items())
     return f"{counted(len(present), 'class')} of {min(present.values())} to {max(present.values())}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from psl_flower.config import GROUP_OF, GROUPS
 from psl_flower.config.data import parse_background, parse_pixel_range
@@ -73,8 +73,12 @@ class SourceOptions:
         """The patterns of `leave_out`."""
         return tuple(pattern.strip() for pattern in self.leave_out.split(",") if pattern.strip())
 
+    def values(self) -> dict[str, Any]:
+        """Return these options by name, also of what has more of them."""
+        return {field.name: getattr(self, field.name) for field in fields(SourceOptions)}
+
     def to_json(self) -> dict[str, object]:
         """Return the options for a fingerprint: those that later versions added only where they are not the default."""
         first = ("image_column", "label_column", "test_fraction", "seed", "max_train", "max_test")
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(SourceOptions)}
-        return {name: value for name, (value, default) in values.items() if name in first or value != default}
+        default = SourceOptions().values()
+        return {name: value for name, value in self.values().items() if name in first or value != default[name]}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ class _Part:
     unused: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One sample: its split, number in it and label, and its image (H, W, C) or what is wrong with that."""
+
+    split: str
+    number: int
+    label: int
+    image_HWC: NDArray[np.uint8] | None
+    problem: str
+
+
 class ImageSource:
     """A dataset's images and labels, streamed; made by `open_dataset`.
 
@@ -75,9 +86,7 @@ class ImageSource:
 
     def account(self) -> Account:
         """Return which images are taken and what is left out, with notes on the images that were decoded so far."""
-        splits, left_out = [], LeftOutTally()
-        for entry in self._raw.left_out.entries():
-            left_out.add(entry.reason, entry.example, entry.count, ending=entry.ending)
+        splits, left_out = [], LeftOutTally(self._raw.left_out.entries())
         for split, part in self._parts.items():
             counts = Counter(part.raw.labels_N[part.rows_N].tolist())
             source = printable(part.raw.name) + (f" ({part.share})" if part.share else "")
@@ -118,6 +127,22 @@ class ImageSource:
         part = self._part(split)
         places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
         yield from part.raw.images(part.rows_N[places], self._decoder)
+
+    def look(self, split: str, places: Iterable[int]) -> Iterator[Look]:
+        """Decode some samples of a split one by one, those that cannot be decoded too."""
+        part = self._part(split)
+        for place in places:
+            row = part.rows_N[place : place + 1]
+            label = int(part.raw.labels_N[row[0]])
+            try:
+                yield Look(split, place, label, next(iter(part.raw.images(row, self._decoder))), "")
+            except DataError as error:
+                yield Look(split, place, label, None, str(error))
+
+    def places_of(self, split: str, label: int) -> NDArray[np.int64]:
+        """Return the numbers within a split of the samples of a class."""
+        part = self._part(split)
+        return np.flatnonzero(part.raw.labels_N[part.rows_N] == label)
 
     def _survey(self, survey: Survey) -> None:
         """Decode images with `survey`: some, or all where the range of their pixels is asked for."""

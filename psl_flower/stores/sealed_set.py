@@ -25,7 +25,7 @@ from psl_flower.sealed.ingest import Plan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels
-from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
@@ -153,7 +153,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
     )
     images = request.sized(source)
 
-    def account(_: Manifest) -> None:
+    def account(*_: object) -> None:
         source.account().save(folder / ACCOUNT_FILE)
 
     try:

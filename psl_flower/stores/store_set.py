@@ -96,7 +96,7 @@ class StoreRequest(SourceOptions):
 
     def source_options(self) -> SourceOptions:
         """Return the part that concerns the source."""
-        return SourceOptions(**{field.name: getattr(self, field.name) for field in fields(SourceOptions)})
+        return SourceOptions(**self.values())
 
     def open_source(self) -> ImageSource:
         """Open the dataset; raises as `open_dataset` does."""

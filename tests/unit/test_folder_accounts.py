@@ -410,8 +410,8 @@ def test_the_account_in_lines_and_in_json(tmp_path):
     account = open_dataset(name).account()
     assert list(account.lines()) == [
         f"{name}: read as images by class",
-        "  train, from train: 5 images, a 2, b 3",
-        "  test, from test: 1 image, a 1",
+        "  train, from train: 5 images (a: 2, b: 3)",
+        "  test, from test: 1 image (a: 1)",
         "  left out: 1 .txt (not an image), such as train/a/readme.txt",
     ]
     account.save(tmp_path / "account.json")
