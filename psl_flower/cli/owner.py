@@ -133,6 +133,7 @@ def ingest(
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
+    SeenBook().prepare()
     base, automatic = Path(folders[0]), patch == "auto"
     if automatic and stride:
         raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
@@ -359,6 +360,7 @@ def rotate(
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
     folder, owner = folder_of(manifest), load_identity(owner_key, Role.OWNER, passphrase_file)
+    SeenBook().prepare()
     with Progress(enabled=not as_json) as progress:
         signed = do_rotate(
             folder,

@@ -51,6 +51,11 @@ class Plan:
         See `PatchGrid` and `assign`.
     lower : PublicIdentity, optional
         Seal the labels to this Lower server.
+
+    Raises
+    ------
+    ConfigError
+        If one node is to hold the stores of two Uppers.
     """
 
     patch_size: tuple[int, int]
@@ -61,6 +66,21 @@ class Plan:
     fit: Fit = "exact"
     assignment: str = "scatter"
     lower: PublicIdentity | None = None
+
+    def __post_init__(self) -> None:
+        check_nodes(dict(enumerate(self.nodes)))
+
+
+def check_nodes(nodes: Mapping[int, PublicIdentity]) -> None:
+    """Check that no node is to hold the stores of two Uppers; raises ConfigError if one is."""
+    first: dict[bytes, int] = {}
+    for upper, public in nodes.items():
+        other = first.setdefault(public.seal_key, upper)
+        if other != upper:
+            raise ConfigError(
+                f"--node-key: Upper {other} and Upper {upper} have the same key, so one node would hold patches of "
+                "both, in the end whole images; give each node a key of its own, or make fewer Uppers"
+            )
 
 
 @dataclass(frozen=True, slots=True)
