@@ -65,9 +65,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """Return a peer's text made safe for a log: at most `limit` characters, no control characters."""
-    return "".join(char if char.isprintable() else " " for char in text[:limit])
+def printable(text: object, limit: int | None = None) -> str:
+    """Return a text as one line that any log, terminal or file takes: what cannot be printed is escaped.
+
+    Names of files and texts of peers may hold line ends, escape sequences, and bytes that are not UTF-8. Of a text
+    longer than `limit` the first so many characters are taken.
+    """
+    clean = str(text)[:limit].encode("utf-8", errors="backslashreplace").decode()
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)[:limit]
 
 
 def cut(text: str, limit: int) -> str:

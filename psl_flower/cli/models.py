@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
@@ -17,6 +18,8 @@ from psl_flower.cli.runs import last_accuracy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from psl_flower.data.account import LeftOutTally
+    from psl_flower.data.pixels import Decoder
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages
@@ -83,25 +86,32 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    from psl_flower.data.account import LeftOutTally
     from psl_flower.errors import PslError
 
     folder, trained = _load(run, workspace)
+    decoder = trained.decoder()
     answers: list[dict[str, Any]] = []
     paths: list[Path] = []
+    left_out = LeftOutTally()
     for given in files:
         try:
-            paths += _images_in(given)
+            paths += _images_in(given, left_out)
         except PslError as error:
             answers.append(_refusal(given, error))
     with Progress(enabled=len(paths) > _BATCH) as progress:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
-            answers += _predict_batch(trained, batch, top)
+            answers += _predict_batch(trained, decoder, batch, top)
             progress.steps("predict", start + len(batch), len(paths))
     if as_json:
-        typer.echo(json.dumps({"run": folder.name, "images": answers}))
+        passed = [msgspec.to_builtins(entry) for entry in left_out.entries()]
+        notes = decoder.notes.sentences()
+        typer.echo(json.dumps({"run": folder.name, "images": answers, "left_out": passed, "notes": notes}))
     else:
         _print_predictions(answers)
+        for line in (*left_out.lines(), *(f"note: {note}" for note in decoder.notes.sentences())):
+            typer.echo(line, err=True)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
@@ -195,42 +205,41 @@ def _load(run: str, workspace: str) -> tuple[RunFolder, TrainedModel]:
     return folder, load_trained_model(folder, choose_device("auto"))
 
 
-def _images_in(given: Path) -> list[Path]:
-    """Return the file itself, or the images in a folder and all folders in it.
+def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
+    """Return the file itself, or the images in a folder and all folders in it; the other files go to the tally.
 
     Raises
     ------
     DataError
         If the folder cannot be listed or holds no image.
     """
-    from psl_flower.data.image_folder import IMAGE_ENDINGS, walk_files
+    from psl_flower.data.image_folder import find_images
     from psl_flower.errors import DataError
 
     if not os.path.isdir(given):
         return [given]
-    try:
-        found = [path for path in walk_files(given) if path.suffix.lower() in IMAGE_ENDINGS]
-    except OSError as error:
-        raise DataError(f"{error.filename or given}: cannot be listed: {error.strerror or error}") from error
+    found, folder = find_images(given)
+    for entry in folder.entries():
+        left_out.add(entry.reason, given / entry.example, entry.count, ending=entry.ending)
     if not found:
         raise DataError(f"{given}: no images in this folder")
     return found
 
 
-def _predict_batch(trained: TrainedModel, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
+def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """Return, for each file, its likeliest classes or what is wrong with it."""
     import torch
 
-    from psl_flower.data.images import decode_image
-    from psl_flower.errors import CorruptImage, PslError
+    from psl_flower.data.files import read_image_file
+    from psl_flower.errors import PslError
+    from psl_flower.text import printable
 
     answers: dict[Path, dict[str, Any]] = {}
     prepared: dict[Path, torch.Tensor] = {}
     for path in paths:
         try:
-            prepared[path] = trained.prepare([decode_image(path.read_bytes(), str(path))])
-        except OSError as error:
-            answers[path] = _refusal(path, CorruptImage(f"{path}: cannot be read: {error.strerror or error}"))
+            where = printable(path)
+            prepared[path] = trained.prepare([decoder.file(read_image_file(path, where), where)])
         except PslError as error:
             answers[path] = _refusal(path, error)
     if prepared:
@@ -250,12 +259,14 @@ def _refusal(path: Path, error: PslError) -> dict[str, Any]:
 
 
 def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
+    from psl_flower.text import printable
+
     for answer in answers:
         if "error" in answer:
             typer.echo(f"error: {answer['error']}", err=True)
         else:
             likeliest = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in answer["classes"])
-            typer.echo(f"{answer['file']}: {likeliest}")
+            typer.echo(f"{printable(answer['file'])}: {likeliest}")
 
 
 def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import typer
 
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
+from psl_flower.cli.reading import ReadingSettings, account_json, reading_options
 from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
@@ -33,6 +34,10 @@ from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from psl_flower.data.account import Account
+    from psl_flower.data.options import SourceOptions
     from psl_flower.sealed.verify import Report
 
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
@@ -101,10 +106,12 @@ def ingest(
         typer.Option(help="Folder for one sealed bundle per node, to be carried to it (psl receive)."),
     ] = None,
     passphrase_file: PassphraseFile = None,
+    settings: ReadingSettings = None,
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.config import parse_size
+    from psl_flower.data.account import account_file
     from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
@@ -126,9 +133,13 @@ def ingest(
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
+    SeenBook().prepare()
     base, automatic = Path(folders[0]), patch == "auto"
     if automatic and stride:
         raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
+    options = reading_options(
+        settings or (), image_column=image_column, label_column=label_column, max_train=max_train, max_test=max_test
+    )
     request = StoreRequest(
         dataset=dataset,
         image_size=parse_size("--image-size", image_size),
@@ -138,10 +149,7 @@ def ingest(
         fit=cast(Fit, fit),
         num_uppers=len(nodes),
         assignment=cast(Method, assignment),
-        image_column=image_column,
-        label_column=label_column,
-        max_train=max_train,
-        max_test=max_test,
+        **(_as_before(options, base) if append else options).values(),
     )
     source = request.open_source()
     # Images are appended in the grid that is there.
@@ -156,6 +164,13 @@ def ingest(
         assignment=assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
+    account = source.account()
+
+    def note_account(draft: Manifest, known: Mapping[tuple[str, int], int]) -> None:
+        nonlocal account
+        account = source.account().without(known)
+        account.save(base / account_file(draft.generation))
+
     start = time.monotonic()
     if spool is not None and not append and is_complete(base):
         signed = manifests.load(base, owner.public)
@@ -163,7 +178,14 @@ def ingest(
     else:
         with Progress(enabled=not as_json) as progress:
             done = do_ingest(
-                request.sized(source), base, owner, plan, places=places, append=append, progress=progress.steps
+                request.sized(source),
+                base,
+                owner,
+                plan,
+                places=places,
+                append=append,
+                progress=progress.steps,
+                on_read=note_account,
             )
     seconds = time.monotonic() - start
     SeenBook().check(done.signed)
@@ -177,18 +199,30 @@ def ingest(
         "images": manifest.num_samples,
         "added": done.added,
         "resumed": done.resumed,
+        "known": done.known,
+        "relabelled": done.relabelled,
         "seconds": round(seconds, 3),
         "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
         "stores": stores,
         "bundles": bundles,
+        "account": account_json(account),
     } | ({"grid": reason} if reason else {})
-    tell(report, _sealed_lines(report, manifest, reason, (*stores, *bundles), base / "labels"), as_json)
+    lines = _sealed_lines(report, account, manifest, reason, (*stores, *bundles), base / "labels")
+    tell(report, lines, as_json)
 
 
 def _sealed_lines(
-    report: dict[str, object], manifest: Manifest, reason: str, places: Sequence[str], labels: Path
+    report: dict[str, object],
+    account: Account,
+    manifest: Manifest,
+    reason: str,
+    places: Sequence[str],
+    labels: Path,
 ) -> Iterator[str]:
     """Yield what people are told of an ingest."""
+    yield from account.lines()
+    if report["relabelled"]:
+        yield f"{report['relabelled']} of those sealed before have another class here: psl relabel corrects labels"
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{report['added']} images sealed in {rate}{resumed}"
@@ -203,6 +237,21 @@ def _sealed_lines(
         yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
         yield "no restorer is named: nobody can put an image together again until psl rotate --restorer names one"
+
+
+def _as_before(options: SourceOptions, base: Path) -> SourceOptions:
+    """Return options that map the pixels of more images as those of the images sealed first were mapped."""
+    from dataclasses import replace
+
+    from psl_flower.config.data import BY_DATASET, pixel_range_text
+    from psl_flower.data.account import FILE, Account
+
+    if options.pixel_range != BY_DATASET:
+        return options
+    first = Account.load(base / FILE)
+    if first is None or first.pixel_range is None:
+        raise ConfigError(f"pixel-range: {base} does not say what the first images were mapped by; state the range")
+    return replace(options, pixel_range=pixel_range_text(first.pixel_range))
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
@@ -311,6 +360,7 @@ def rotate(
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
     folder, owner = folder_of(manifest), load_identity(owner_key, Role.OWNER, passphrase_file)
+    SeenBook().prepare()
     with Progress(enabled=not as_json) as progress:
         signed = do_rotate(
             folder,

@@ -207,8 +207,8 @@ def relabel(
     if len(label or ()) > 1:
         raise ConfigError("--label: one class for all images named; for several classes use --csv, or several commands")
     rows = _rows(image or [], "".join(label or ()), changes)
-    wanted = [(k, _label_of(content, text)) for names, text in rows for k in parse_images([names], content.description)]
-    new = [(number, k) for number, k in dict(wanted).items() if before.labels_N[number] != k]
+    wanted = _one_label_each(content, rows)
+    new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why) if new else before.version
     seen.check_labels(content.dataset, list(book.read(content, author).digests))
     told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
@@ -259,6 +259,26 @@ def _answered(
         [read_file(f, limit=2 * remote.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
     )
     return dict.fromkeys(remote.describe(data)[0].images), iter([opened])
+
+
+def _one_label_each(manifest: Manifest, rows: Sequence[tuple[str, str]]) -> dict[int, int]:
+    """Return the label that rows of (images, class) give each image, by the images' numbers.
+
+    Raises
+    ------
+    ConfigError
+        If an image or class is not known, or two rows give one image different classes.
+    """
+    wanted: dict[int, int] = {}
+    for names, text in rows:
+        label = _label_of(manifest, text)
+        for number in parse_images([names], manifest.description):
+            if wanted.setdefault(number, label) != label:
+                raise ConfigError(
+                    f"image {image_name(manifest, number)} ({number}) is given two classes, "
+                    f"{manifest.classes[wanted[number]]!r} and {text!r}; keep one of them"
+                )
+    return wanted
 
 
 def _label_of(manifest: Manifest, name: str) -> int:

@@ -1,4 +1,4 @@
-"""A local folder of images by class, with or without train and test folders above the classes.
+"""A local folder of images by class, with or without folders for train and test above the classes.
 
 Read without the `datasets` library, which takes a class folder called "train" or "test tube" for a split and
 then drops the other classes in silence.
@@ -8,84 +8,123 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.data.images import RawDataset, RawSplit, choose_splits, decode_image
-from psl_flower.errors import CorruptImage, DataError
+from psl_flower.data.account import LeftOutTally, counted
+from psl_flower.data.files import Kind, Listing, kind_of, list_files, read_image_file
+from psl_flower.data.images import RawDataset, RawSplit, joined
+from psl_flower.data.layout import Layout
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.pixels import Decoder
+from psl_flower.data.splits import choose_splits
+from psl_flower.errors import DataError
+from psl_flower.text import printable
 
-IMAGE_ENDINGS = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
-_TABLE_ENDINGS = frozenset({".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tar", ".zip"})
-_SPLIT_FOLDERS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-}  # fmt: skip
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and all folders in it, sorted, hidden ones left out; raises OSError."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+_HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
+NOT_CHOSEN = "in a split that is neither trained nor tested on"
 
 
-def load_image_folder(name: str, folder: Path) -> RawDataset | None:
-    """Return the folder's images by class, or None where it does not hold images by class.
-
-    A folder called "train" (or "training") is a split if images lie in folders of its own; otherwise every
-    folder is a class. Class names are sorted; images in deeper folders belong to the class at the top.
+def find_images(folder: Path) -> tuple[list[Path], LeftOutTally]:
+    """Return the images in a folder and all folders in it, and what of the other files is to be said.
 
     Raises
     ------
     DataError
-        If the folder cannot be listed, or the splits cannot be told.
+        If it cannot be listed.
     """
-    try:
-        files = list(walk_files(folder))
-    except OSError as error:
-        raise DataError(f"{name}: cannot list {error.filename or folder}: {error.strerror or error}") from error
-    if any(path.suffix.lower() in _TABLE_ENDINGS for path in files):
-        return None
-    images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
-    parts = [(path, path.relative_to(folder).parts) for path in images]
-    with_splits = any(_SPLIT_FOLDERS.get(part[0]) == "train" and len(part) > 2 for _, part in parts)
-    found: dict[str, list[tuple[Path, str]]] = {}
-    for path, part in parts:
-        if with_splits and part[0] in _SPLIT_FOLDERS and len(part) > 2:
-            found.setdefault(_SPLIT_FOLDERS[part[0]], []).append((path, part[1]))
-        elif not with_splits and len(part) > 1:
-            found.setdefault("train", []).append((path, part[0]))
-    if not found:
-        return None
-    train, test = choose_splits(name, found)
-    class_names = tuple(sorted({label for split in (train, test) if split for _, label in found[split]}))
+    listing = list_files(folder)
+    images = []
+    for file in listing.files:
+        kind = kind_of(folder, file)
+        if kind in (Kind.IMAGE, Kind.PICTURE):  # the decoding says what is wrong with the latter
+            images.append(folder / file.path)
+        else:
+            listing.left_out.add(kind, file.path)
+    return images, listing.left_out
+
+
+def read_image_folder(
+    dataset: str, listing: Listing, kinds: dict[str, Kind], layout: Layout, options: SourceOptions
+) -> RawDataset:
+    """Return the folder's images by class.
+
+    Parameters
+    ----------
+    dataset : str
+        Its name, for errors.
+    listing : Listing
+        Its files; those that are not taken are noted in its left out.
+    kinds : dict[str, Kind]
+        What each file holds, by its path.
+    layout : Layout
+        The splits and classes of those that hold pictures.
+    options : SourceOptions
+        May name the splits.
+
+    Raises
+    ------
+    DataError
+        If the splits cannot be told, a picture with a class cannot be decoded, or a class has a name that cannot be
+        written down.
+    """
+    _check_classes(dataset, layout, kinds)
+    train, test = choose_splits(dataset, {name: len(files) for name, files in layout.splits.items()}, options)
+    for name in (*train, *test):
+        if not layout.splits[name]:
+            hint = "; test-split=none holds back training images instead" if name in test else ""
+            raise DataError(f"{dataset}: split {name!r}: its images lie in no class folders{hint}")
+    left_out = listing.left_out
+    for name, files in layout.splits.items():
+        if name not in (*train, *test):
+            for path, _ in files:
+                left_out.add(NOT_CHOSEN, path)
+    for path, reason in layout.left_out:
+        left_out.add(reason, path)
+    for path, kind in kinds.items():
+        if kind not in (Kind.IMAGE, Kind.PICTURE):
+            left_out.add(kind, path)
+    found = {name: files for name, files in layout.splits.items() if name in (*train, *test)}
+    class_names = tuple(sorted({label for files in found.values() for _, label in files}))
+    raw = {name: _raw_split(name, listing.root, files, class_names) for name, files in found.items()}
     return RawDataset(
         class_names=class_names,
-        train=_raw_split(train, found[train], class_names),
-        test=_raw_split(test, found[test], class_names) if test else None,
+        train=joined([raw[name] for name in train]),
+        test=joined([raw[name] for name in test]) if test else None,
+        reader="images by class",
+        left_out=left_out,
     )
 
 
-def _raw_split(name: str, files: list[tuple[Path, str]], class_names: tuple[str, ...]) -> RawSplit:
+def _check_classes(dataset: str, layout: Layout, kinds: dict[str, Kind]) -> None:
+    """Refuse pictures with a class that cannot be decoded, and classes whose names cannot be written down."""
+    unreadable = []
+    for files in layout.splits.values():
+        for path, label in files:
+            if kinds[path] is Kind.PICTURE:
+                unreadable.append(path)
+            if printable(label) != label:
+                raise DataError(
+                    f"{dataset}: the class folder {printable(label)} has a name that is not UTF-8, or that cannot be "
+                    "printed; rename it"
+                )
+    if unreadable:
+        example = printable(unreadable[0])
+        raise DataError(
+            f"{dataset}: {counted(len(unreadable), 'picture')} in class folders cannot be decoded, such as {example}; "
+            f"convert them, to PNG say{_HEIC}, or pass them by with leave-out=*{PurePosixPath(example).suffix}"
+        )
+
+
+def _raw_split(name: str, root: Path, files: list[tuple[str, str]], class_names: tuple[str, ...]) -> RawSplit:
     index = {class_name: k for k, class_name in enumerate(class_names)}
 
-    def images(rows_R: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    def images(rows_R: NDArray[np.int64], decoder: Decoder) -> Iterator[NDArray[np.uint8]]:
         for row in rows_R.tolist():
-            path = files[row][0]
-            where = f"image {row} of split {name!r} ({path})"
-            try:
-                encoded = path.read_bytes()
-            except OSError as error:
-                raise CorruptImage(f"{where}: cannot be read: {error.strerror or error}") from error
-            yield decode_image(encoded, where)
+            path = os.path.join(root, files[row][0])
+            where = f"image {row} of split {printable(name)!r} ({printable(path)})"
+            yield decoder.file(read_image_file(path, where), where)
 
     return RawSplit(name=name, labels_N=np.array([index[label] for _, label in files], np.int64), images=images)

@@ -7,70 +7,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from psl_flower.config import EMBEDDED
-from psl_flower.data.hub import load_tables
-from psl_flower.data.image_folder import load_image_folder, walk_files
+from psl_flower.config.data import BY_DATASET
+from psl_flower.data.account import Account, LeftOutTally, SplitAccount, class_counts
 from psl_flower.data.images import RawDataset, RawSplit
-from psl_flower.errors import ConfigError, DataError, DatasetNotFound
-from psl_flower.text import expanded
+from psl_flower.data.local_folder import content_of, list_dataset, read_folder
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.pixels import Decoder, Survey
+from psl_flower.errors import DataError, DatasetNotFound
+from psl_flower.text import expanded, printable
 
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
 # Change it with anything that changes the images or labels made from the same files.
-_FINGERPRINT_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceOptions:
-    """What decides, besides the dataset itself, which samples and labels there are.
-
-    Attributes
-    ----------
-    image_column, label_column : str
-        Columns to take; empty: found by their types.
-    test_fraction : float
-        Part of the training images, above 0 and below 1, to test on where the dataset has no test split.
-    seed : int
-        Of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
-    max_train, max_test : int
-        Take only that many images, drawn at random; 0 takes all.
-
-    Raises
-    ------
-    ConfigError
-        If a number is out of its range.
-    """
-
-    image_column: str = ""
-    label_column: str = ""
-    test_fraction: float = 0.2
-    seed: int = 0
-    max_train: int = 0
-    max_test: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"test-fraction: expected above 0 and below 1, got {self.test_fraction}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
-        if min(self.max_train, self.max_test) < 0:
-            raise ConfigError(f"max-train, max-test: expected 0 or more, got {self.max_train} and {self.max_test}")
+_FINGERPRINT_VERSION = 2
+# The embedded images have not changed since the first.
+_DIGITS_VERSION = 1
+# Looked at where it is to be told whether all images of a dataset are nearly black.
+_SURVEYED = 64
+BEYOND_MOST = "beyond max-train or max-test"
 
 
 @dataclass(slots=True)
 class _Part:
+    """The rows of a split that are trained or tested on; which share of it, and how many more a setting leaves out."""
+
     raw: RawSplit
     rows_N: NDArray[np.int64]
+    share: str = ""
+    unused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One sample: its split, number in it and label, and its image (H, W, C) or what is wrong with that."""
+
+    split: str
+    number: int
+    label: int
+    image_HWC: NDArray[np.uint8] | None
+    problem: str
 
 
 class ImageSource:
@@ -86,12 +73,34 @@ class ImageSource:
         Hex digits, stable across processes, of the dataset's content and the options.
     """
 
-    def __init__(self, name: str, class_names: tuple[str, ...], fingerprint: str, parts: Mapping[str, _Part]) -> None:
+    def __init__(
+        self, name: str, raw: RawDataset, fingerprint: str, parts: Mapping[str, _Part], options: SourceOptions
+    ) -> None:
         self.name = name
-        self.class_names = class_names
+        self.class_names = raw.class_names
         self.fingerprint = fingerprint
-        self._parts = parts
+        self._raw, self._parts = raw, parts
+        self._whole = options.pixel_range == BY_DATASET
+        self._decoder = Decoder(options.pixel_range, options.background, self._survey)
         self._first: tuple[int, str] | None = None
+
+    def account(self) -> Account:
+        """Return which images are taken and what is left out, with notes on the images that were decoded so far."""
+        splits, left_out = [], LeftOutTally(self._raw.left_out.entries())
+        for split, part in self._parts.items():
+            counts = Counter(part.raw.labels_N[part.rows_N].tolist())
+            source = printable(part.raw.name) + (f" ({part.share})" if part.share else "")
+            splits.append(SplitAccount(name=split, source=source, classes=class_counts(self.class_names, counts)))
+            left_out.add(BEYOND_MOST, f"images of {part.raw.name}", part.unused, ending="")
+        return Account(
+            dataset=self.name,
+            reader=self._raw.reader,
+            splits=tuple(splits),
+            left_out=left_out.entries(),
+            notes=(*self._raw.notes, *self._decoder.notes.sentences()),
+            pixel_range=self._decoder.pixel_range,
+            background=self._decoder.background,
+        )
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of "train" or "test"; DataError for any other split."""
@@ -109,7 +118,7 @@ class ImageSource:
         """
         part = self._part(split)
         rows_N = part.rows_N[start:]
-        for row, image_HWC in zip(rows_N.tolist(), part.raw.images(rows_N), strict=True):
+        for row, image_HWC in zip(rows_N.tolist(), part.raw.images(rows_N, self._decoder), strict=True):
             self._check_channels(image_HWC.shape[2], f"image {row} of split {part.raw.name!r}")
             yield image_HWC, int(part.raw.labels_N[row])
 
@@ -117,7 +126,31 @@ class ImageSource:
         """Yield at most so many images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
         part = self._part(split)
         places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
-        yield from part.raw.images(part.rows_N[places])
+        yield from part.raw.images(part.rows_N[places], self._decoder)
+
+    def look(self, split: str, places: Iterable[int]) -> Iterator[Look]:
+        """Decode some samples of a split one by one, those that cannot be decoded too."""
+        part = self._part(split)
+        for place in places:
+            row = part.rows_N[place : place + 1]
+            label = int(part.raw.labels_N[row[0]])
+            try:
+                yield Look(split, place, label, next(iter(part.raw.images(row, self._decoder))), "")
+            except DataError as error:
+                yield Look(split, place, label, None, str(error))
+
+    def places_of(self, split: str, label: int) -> NDArray[np.int64]:
+        """Return the numbers within a split of the samples of a class."""
+        part = self._part(split)
+        return np.flatnonzero(part.raw.labels_N[part.rows_N] == label)
+
+    def _survey(self, survey: Survey) -> None:
+        """Decode images with `survey`: some, or all where the range of their pixels is asked for."""
+        for part in self._parts.values():
+            count = len(part.rows_N)
+            places = np.linspace(0, count - 1, count if self._whole else min(count, _SURVEYED)).round().astype(np.int64)
+            for _ in part.raw.images(part.rows_N[places], survey):
+                pass
 
     def _part(self, split: str) -> _Part:
         if split not in self._parts:
@@ -134,23 +167,18 @@ class ImageSource:
             )
 
 
-def open_dataset(
-    name: str,
-    *,
-    image_column: str = "",
-    label_column: str = "",
-    test_fraction: float = 0.2,
-    seed: int = 0,
-    max_train: int = 0,
-    max_test: int = 0,
-) -> ImageSource:
-    """Open a dataset by name; the options are those of `SourceOptions`.
+def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any) -> ImageSource:
+    """Open a dataset by name.
 
     Parameters
     ----------
     name : str
-        "digits" (scikit-learn's, 16x16 grey, needs no network), a local folder of images by class or of
-        parquet files in the hub's layout, or the name of a dataset on the Hugging Face hub.
+        "digits" (scikit-learn's, 16x16 grey, needs no network), a local folder of images by class, of images that a
+        table lists or of parquet files, or the name of a dataset on the Hugging Face hub.
+    options : SourceOptions, optional
+        Which images and labels to take.
+    **changes
+        Fields of the options that differ from these.
 
     Raises
     ------
@@ -159,26 +187,25 @@ def open_dataset(
     DatasetNotFound
         If there is no such dataset or folder.
     DataError
-        If the dataset is empty, has no images, no labels or only one class, or lacks some labels.
+        If the dataset is empty, has no images, no labels or only one class, lacks some labels, or can be read in two
+        ways; the error names the option that decides.
     """
-    options = SourceOptions(
-        image_column=image_column,
-        label_column=label_column,
-        test_fraction=test_fraction,
-        seed=seed,
-        max_train=max_train,
-        max_test=max_test,
-    )
-    fingerprint = local_fingerprint(name, options)
-    folder = _local_folder(name)
-    raw = _load_digits() if name == EMBEDDED else load_image_folder(name, folder) if folder else None
-    if raw is None:
-        raw, hub_fingerprints = load_tables(name, folder, image_column=image_column, label_column=label_column)
-        fingerprint = fingerprint or _digest(hub_fingerprints, options)
-    elif image_column or label_column:
-        raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
+    options = replace(options or SourceOptions(), **changes)
+    if name == EMBEDDED:
+        raw, fingerprint = _load_digits(), _digest(EMBEDDED, options)
+        if options.image_column or options.label_column:
+            raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
+    elif (folder := _local_folder(name)) is not None:
+        listing = list_dataset(name, folder, options)
+        raw, fingerprint = read_folder(name, listing, options), _digest(content_of(listing), options)
+    else:
+        from psl_flower.data.hub import load_hub
+        from psl_flower.data.tables import read_tables
+
+        tables, found = load_hub(name)
+        raw, fingerprint = read_tables(name, tables, options, None, LeftOutTally(), set()), _digest(found, options)
     _check(name, raw)
-    return ImageSource(name, raw.class_names, fingerprint or "", _select(name, raw, options))
+    return ImageSource(name, raw, fingerprint, _select(name, raw, options), options)
 
 
 def local_fingerprint(name: str, options: SourceOptions) -> str | None:
@@ -194,20 +221,12 @@ def local_fingerprint(name: str, options: SourceOptions) -> str | None:
     if name == EMBEDDED:
         return _digest(EMBEDDED, options)
     folder = _local_folder(name)
-    if folder is None:
-        return None
-    try:
-        listing = []
-        for path in walk_files(folder):
-            status = path.stat()
-            listing.append((os.fsencode(path.relative_to(folder)).hex(), status.st_size, status.st_mtime_ns))
-    except OSError as error:
-        raise DataError(f"{name}: cannot list {error.filename or folder}: {error.strerror or error}") from error
-    return _digest((str(folder), listing), options)
+    return None if folder is None else _digest(content_of(list_dataset(name, folder, options)), options)
 
 
 def _digest(content: object, options: SourceOptions) -> str:
-    text = json.dumps((_FINGERPRINT_VERSION, content, asdict(options)), sort_keys=True)
+    version = _DIGITS_VERSION if content == EMBEDDED else _FINGERPRINT_VERSION
+    text = json.dumps((version, content, options.to_json()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -215,6 +234,8 @@ def _local_folder(name: str) -> Path | None:
     """Return the folder of that name, or None for a name that may be the hub's."""
     if not name:
         raise DatasetNotFound('no dataset is named; give a local folder, a name on the hub, or "digits"')
+    if printable(name) != name:
+        raise DatasetNotFound(f"{name!r}: its name is not UTF-8, or cannot be printed; rename it, or name a link to it")
     path = expanded(name, "dataset")
     if path.is_dir():
         return path.resolve()
@@ -232,7 +253,7 @@ def _load_digits() -> RawDataset:
     digits = load_digits()
     height, width = _DIGITS_SIZE
 
-    def images(rows_R: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    def images(rows_R: NDArray[np.int64], _: Decoder) -> Iterator[NDArray[np.uint8]]:
         for row in rows_R.tolist():
             small = np.round(digits.images[row] * (255 / _DIGITS_LEVELS)).astype(np.uint8)
             scaled = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
@@ -241,7 +262,10 @@ def _load_digits() -> RawDataset:
     labels_N = digits.target.astype(np.int64)
     class_names = tuple(str(name) for name in digits.target_names)
     return RawDataset(
-        class_names=class_names, train=RawSplit(name=EMBEDDED, labels_N=labels_N, images=images), test=None
+        class_names=class_names,
+        train=RawSplit(name=EMBEDDED, labels_N=labels_N, images=images),
+        test=None,
+        reader="the embedded digits",
     )
 
 
@@ -254,18 +278,51 @@ def _check(name: str, raw: RawDataset) -> None:
         unlabelled = int((split.labels_N < 0).sum())
         if unlabelled:
             raise DataError(
-                f"{name}: {unlabelled} of {len(split.labels_N)} images of split {split.name!r} have no "
-                "label; "
-                "use a split or dataset with labels, or remove those images"
+                f"{name}: {unlabelled} of {len(split.labels_N)} images of split {split.name!r} have no label; choose "
+                "splits with labels with train-split and test-split (none: hold back training images), or remove "
+                "those images"
             )
-    if len(np.unique(raw.train.labels_N)) < 2:
-        raise DataError(f"{name}: the images of split {raw.train.name!r} are all of one class; two or more are needed")
+    _check_two_classes(name, raw, raw.train.labels_N, "two or more are needed")
+    if raw.test is not None:
+        _compare_classes(name, raw)
+    alike: dict[str, str] = {}
+    for class_name in raw.class_names:
+        other = alike.setdefault(_bare(class_name), class_name)
+        if other != class_name:
+            raw.notes.append(f"classes {other!r} and {class_name!r} differ only in capitals, spaces or accents' coding")
+
+
+def _check_two_classes(name: str, raw: RawDataset, labels_N: NDArray[np.int64], remedy: str) -> None:
+    if len(np.unique(labels_N)) < 2:
+        raise DataError(f"{name}: the images of split {raw.train.name!r} are all of one class; {remedy}")
+
+
+def _compare_classes(name: str, raw: RawDataset) -> None:
+    """Refuse a test split that calls its classes otherwise than the training split does; note a class only it has."""
+    assert raw.test is not None
+    trained, tested = ({raw.class_names[k] for k in np.unique(split.labels_N)} for split in (raw.train, raw.test))
+    for class_name in sorted(tested - trained):
+        twins = [other for other in trained - tested if _bare(other) == _bare(class_name)]
+        if twins or not tested & trained:
+            other = (twins or sorted(trained))[0]
+            raise DataError(
+                f"{name}: split {raw.test.name!r} has a class {printable(class_name)!r} where {raw.train.name!r} has "
+                f"{printable(other)!r}: no test image of it could be recognised; give classes one name in all splits"
+            )
+        raw.notes.append(f"class {class_name!r} has test images only")
+
+
+def _bare(class_name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", class_name).casefold().split())
 
 
 def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Part]:
     if raw.test is None:
         train_rows, test_rows = _divide(name, raw.train.labels_N, options)
-        parts = {"train": _Part(raw.train, train_rows), "test": _Part(raw.train, test_rows)}
+        parts = {
+            "train": _Part(raw.train, train_rows, f"all but {len(test_rows)}"),
+            "test": _Part(raw.train, test_rows, f"{len(test_rows)} held back by test-fraction"),
+        }
     else:
         parts = {
             "train": _Part(raw.train, np.arange(len(raw.train.labels_N))),
@@ -273,14 +330,18 @@ def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Pa
         }
     for part, most in ((parts["train"], options.max_train), (parts["test"], options.max_test)):
         if 0 < most < len(part.rows_N):
+            part.unused = len(part.rows_N) - most
             part.rows_N = np.random.default_rng(options.seed).permutation(part.rows_N)[:most]
+    labels_N = parts["train"].raw.labels_N[parts["train"].rows_N]
+    if len(labels_N) > 1:  # of a single image the training says what is wrong
+        _check_two_classes(name, raw, labels_N, "raise max-train, or choose another seed")
     return parts
 
 
 def _divide(
     name: str, labels_N: NDArray[np.int64], options: SourceOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows to train and to test on, ascending; classes in proportion if they can be."""
+    """Return the rows to train and to test on, ascending; classes in proportion if they can be, and none untrained."""
     from sklearn.model_selection import train_test_split
 
     num_test = int(np.ceil(options.test_fraction * len(labels_N)))
@@ -297,4 +358,12 @@ def _divide(
         random_state=options.seed,
         stratify=labels_N if stratified else None,
     )
-    return np.sort(train_rows), np.sort(test_rows)
+    train_rows, test_rows = np.sort(train_rows), np.sort(test_rows)
+    untrained = np.setdiff1d(labels_N, labels_N[train_rows])
+    if len(untrained):
+        # A class that is only tested on cannot be learnt: its first image is trained on instead.
+        moved = [test_rows[labels_N[test_rows] == label][0] for label in untrained]
+        train_rows, test_rows = np.union1d(train_rows, moved), np.setdiff1d(test_rows, moved)
+    if not len(test_rows):
+        raise DataError(f"{name}: {len(labels_N)} images are too few to set some aside for tests and train all classes")
+    return train_rows, test_rows

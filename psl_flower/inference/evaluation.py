@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from psl_flower.config.data import pixel_range_text
 from psl_flower.data.sources import open_dataset
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.errors import ConfigError, DataError
@@ -128,10 +129,13 @@ def other_test_images(
     """
     _check_max(max_test)
     config, known = trained.config, trained.description.class_names
+    decoder = trained.decoder()
     options: dict[str, Any] = {
         "test_fraction": config.data.test_fraction,
         "seed": config.training.seed,
         "max_test": max_test,
+        "pixel_range": pixel_range_text(decoder.pixel_range),
+        "background": decoder.background,
     }
     asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     own: dict[str, Any] = {"image_column": config.data.image_column, "label_column": config.data.label_column}

@@ -18,7 +18,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from psl_flower.config import RunConfig
-from psl_flower.data.images import convert_channels, image_to_array, resize_image
+from psl_flower.config.data import BY_DATASET, pixel_range_text
+from psl_flower.data.account import Account
+from psl_flower.data.images import convert_channels, resize_image
+from psl_flower.data.pixels import Decoder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import channel_column, normalise
 from psl_flower.errors import DataError, RunError
@@ -44,12 +47,22 @@ class TrainedModel:
         The settings of the run that trained it.
     device : torch.device
         Where it computes.
+    account : Account, optional
+        What was read for its training, and how pixels were mapped.
     """
 
     net: PatchSplitNet
     description: StoreSetDescription
     config: RunConfig
     device: torch.device
+    account: Account | None = None
+
+    def decoder(self) -> Decoder:
+        """Return what decodes images as those were that the network was trained on."""
+        given, account = self.config.data, self.account
+        if account is None:
+            return Decoder("" if given.pixel_range == BY_DATASET else given.pixel_range, given.background)
+        return Decoder(pixel_range_text(account.pixel_range), account.background)
 
     def prepare(self, images: Sequence[NDArray[np.uint8] | Image.Image]) -> torch.Tensor:
         """Return images of any sizes as one batch, uint8 (B, C, H, W), as they are when patches are cut.
@@ -105,7 +118,7 @@ class TrainedModel:
         return class_B, confidence_B
 
     def _prepare(self, image: NDArray[np.uint8] | Image.Image, where: str) -> NDArray[np.uint8]:
-        pixels = image_to_array(image, where) if isinstance(image, Image.Image) else image
+        pixels = self.decoder().image(image, where) if isinstance(image, Image.Image) else image
         pixels_HWC = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
         if pixels_HWC.ndim != 3 or pixels_HWC.dtype != np.uint8 or not pixels_HWC.size:
             raise DataError(f"{where}: expected uint8 (H, W, C), got {pixels.dtype} {pixels.shape}")
@@ -188,7 +201,7 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     net.load_state_dict(weights)
     chosen = torch.device(device)
     net = to_device(net.eval().requires_grad_(False), chosen)
-    return TrainedModel(net=net, description=description, config=config, device=chosen)
+    return TrainedModel(net=net, description=description, config=config, device=chosen, account=run.read_account())
 
 
 def choose_run(workspace: Path, name: str = "") -> RunFolder:

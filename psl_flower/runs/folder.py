@@ -5,6 +5,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - config.toml: settings of the run
 - id: random, for nodes to tell this run from others
 - manifest.json: what the stores were, without anything of the images
+- account.json: which images were read for the stores, and what was left out
 - status.json: where the run is, rewritten as it goes; see `Status`
 - metrics.jsonl: one object per round
 - log.txt: what the user was told
@@ -37,6 +38,8 @@ import psutil
 import tomli_w
 
 from psl_flower.config import RunConfig, Value
+from psl_flower.data.account import FILE as ACCOUNT_FILE
+from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import disk_errors, read_file, write_file
@@ -305,6 +308,15 @@ class RunFolder:
     def write_description(self, description: StoreSetDescription) -> None:
         """Write manifest.json."""
         description.save(self.path / "manifest.json")
+
+    def write_account(self, account: Account | None) -> None:
+        """Write account.json: what was read for the run's stores; raises StoreError if the disk refuses."""
+        if account is not None:
+            account.save(self.path / ACCOUNT_FILE)
+
+    def read_account(self) -> Account | None:
+        """Return what was read for the run's stores, if that is known; raises StoreError if it is damaged."""
+        return Account.load(self.path / ACCOUNT_FILE)
 
     @property
     def has_description(self) -> bool:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from psl_flower.data.sheet import sheet, tile, to_picture
 from psl_flower.system.files import NewFolder, disk_errors
 
-_PER_SHEET, _COLUMNS = 100, 10
-_TILE, _CAPTION = 96, 34
-_MARGIN = 6
+_PER_SHEET = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,51 +70,22 @@ def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequenc
                 for image_CHW in batch_BCHW:
                     picture = to_picture(image_CHW)
                     picture.save(folder / captions[done].file)
-                    tiles.append(_tile(picture, captions[done]))
+                    tiles.append(tile(picture, _lines(captions[done])))
                     done += 1
                     if len(tiles) == _PER_SHEET or done == len(captions):
                         sheets.append(f"sheet-{len(sheets) + 1:04d}.png")
-                        _sheet(tiles).save(folder / sheets[-1])
+                        sheet(tiles).save(folder / sheets[-1])
                         tiles.clear()
             _table(folder / "images.csv", captions)
     return [out / name for name in sheets]
 
 
-def to_picture(image_CHW: NDArray[np.uint8]) -> Image.Image:
-    """Return an image whose pixels are exactly these."""
-    if image_CHW.shape[0] == 3:
-        return Image.fromarray(np.ascontiguousarray(image_CHW.transpose(1, 2, 0)))
-    return Image.fromarray(np.ascontiguousarray(image_CHW.reshape(-1, image_CHW.shape[2])))
-
-
-def _tile(picture: Image.Image, caption: Caption) -> Image.Image:
-    tile = Image.new("RGB", (_TILE + 2 * _MARGIN, _TILE + _CAPTION + 2 * _MARGIN), "white")
-    scale = _TILE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
-    tile.paste(shown.convert("RGB"), (_MARGIN + (_TILE - size[0]) // 2, _MARGIN + (_TILE - size[1]) // 2))
-    draw = ImageDraw.Draw(tile)
-    lines = [f"{caption.split}:{caption.number}", _short(caption.label)]
+def _lines(caption: Caption) -> list[str]:
+    lines = [f"{caption.split}:{caption.number}", caption.label]
     if caption.predicted:
         sure = "" if caption.confidence is None else f" {caption.confidence:.0%}"
-        lines.append(_short(f"> {caption.predicted}{sure}"))
-    for k, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + _TILE + 1 + 11 * k), line, fill="darkred" if k == 2 else "black")
-    return tile
-
-
-def _short(text: str) -> str:
-    # The built-in font of Pillow may lack letters; a caption is no place to fail over one.
-    return text.encode("latin-1", errors="replace").decode("latin-1")[:17]
-
-
-def _sheet(tiles: Sequence[Image.Image]) -> Image.Image:
-    width, height = tiles[0].size
-    columns = min(_COLUMNS, len(tiles))
-    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
-    for k, tile in enumerate(tiles):
-        sheet.paste(tile, (k % columns * width, k // columns * height))
-    return sheet
+        lines.append(f"> {caption.predicted}{sure}")
+    return lines
 
 
 def _table(path: Path, captions: Sequence[Caption]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from psl_flower.patches.store import store_folder
 from psl_flower.sealed import envelope
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.contents import OnlyNew, read_contents, write_contents
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
@@ -49,6 +51,11 @@ class Plan:
         See `PatchGrid` and `assign`.
     lower : PublicIdentity, optional
         Seal the labels to this Lower server.
+
+    Raises
+    ------
+    ConfigError
+        If one node is to hold the stores of two Uppers.
     """
 
     patch_size: tuple[int, int]
@@ -60,15 +67,42 @@ class Plan:
     assignment: str = "scatter"
     lower: PublicIdentity | None = None
 
+    def __post_init__(self) -> None:
+        check_nodes(dict(enumerate(self.nodes)))
+
+
+def check_nodes(nodes: Mapping[int, PublicIdentity]) -> None:
+    """Check that no node is to hold the stores of two Uppers; raises ConfigError if one is."""
+    first: dict[bytes, int] = {}
+    for upper, public in nodes.items():
+        other = first.setdefault(public.seal_key, upper)
+        if other != upper:
+            raise ConfigError(
+                f"--node-key: Upper {other} and Upper {upper} have the same key, so one node would hold patches of "
+                "both, in the end whole images; give each node a key of its own, or make fewer Uppers"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What an ingest did: the new manifest; images there before, added now, and kept from a draft."""
+    """What an ingest did.
+
+    Attributes
+    ----------
+    signed : SignedManifest
+        The new manifest; where no image was new, the one that was there.
+    before, added, resumed : int
+        Images there before, added now, and kept from a draft.
+    known, relabelled : int
+        Images that were asked for and are there already, and those of them that are there under another label.
+    """
 
     signed: SignedManifest
     before: int
     added: int
     resumed: int
+    known: int = 0
+    relabelled: int = 0
 
 
 def ingest(
@@ -81,6 +115,7 @@ def ingest(
     append: bool = False,
     progress: Progress | None = None,
     disk: Disk = DISK,
+    on_read: Callable[[Manifest, Mapping[tuple[str, int], int]], None] | None = None,
 ) -> Ingested:
     """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
 
@@ -97,9 +132,12 @@ def ingest(
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
     append : bool, optional
-        Add to what is there: a new generation.
+        Add those images that are not there yet: a new generation.
     progress : callable, optional
         Called with (split, done, total) now and then.
+    on_read : callable, optional
+        Called when all images have been read, before any of them count as sealed: with the draft's manifest, and how
+        many images of each split and label were passed over, being there already.
 
     Raises
     ------
@@ -141,11 +179,29 @@ def ingest(
             sealing.save()
             resumed = sealing.done - before
             grid, channels = draft.manifest.grid.patch_grid, draft.manifest.grid.channels
-            for chunk in cut(source, grid, channels, start=resumed, room=lambda: sealing.room, progress=progress):
-                sealing.add_chunk(chunk)
-            signed = sealing.commit()
+            held = read_contents(out, current, owner, folders) if current is not None else []
+            new = OnlyNew(out, current, owner, held, resumed) if current is not None else None
+            start = 0 if new is not None else resumed
+            for chunk in cut(source, grid, channels, start=start, room=lambda: sealing.room, progress=progress):
+                fresh = new(chunk) if new is not None else chunk
+                if len(fresh.labels_B):
+                    sealing.add_chunk(fresh)
+            known = new.passed if new is not None else Counter[tuple[str, int]]()
+            if on_read is not None:
+                on_read(draft.manifest, known)
+            contents = held + sealing.new_contents
+            if len(contents) == sealing.done:  # unlike after a draft of an earlier version
+                write_contents(out, draft.manifest, owner, contents, disk)
+            signed = sealing.commit() if current is None or sealing.done > before else current
         drop_draft(out, disk)
-        return Ingested(signed, before, signed.manifest.num_samples - before - resumed, resumed)
+        return Ingested(
+            signed,
+            before,
+            signed.manifest.num_samples - before - resumed,
+            resumed,
+            known=known.total(),
+            relabelled=new.relabelled if new is not None else 0,
+        )
 
 
 def _folders(out: Path, manifest: Manifest, places: Mapping[int, str], disk: Disk) -> list[Folder]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ _MEMORY_KIB, _PASSES, _LANES = 65536, 3, 1
 # Bounds on what a file may ask of us: a gibibyte and 64 passes.
 _MAX_MEMORY_KIB, _MAX_PASSES, _MAX_LANES = 1 << 20, 64, 64
 _LIMIT = 16384
+_PASSPHRASE_LIMIT = 4096
 
 
 def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
@@ -120,7 +122,7 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
     if text_or_path.strip().startswith("psl1-"):
         return PublicIdentity.parse(text_or_path, role)
     try:
-        content = read_file(Path(text_or_path), limit=_LIMIT).decode("utf-8", errors="replace")
+        content = read_file(Path(text_or_path), limit=_LIMIT).decode("utf-8-sig", errors="replace")
     except StoreNotFound:
         raise IdentityError(f"{text_or_path} is neither a public key nor a file that holds one") from None
     for line in content.splitlines():
@@ -130,11 +132,30 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
 
 
 def passphrase_in(file: Path, name: str) -> str:
-    """Return the first line of a file, the passphrase of the key called `name`; PassphraseError if there is none."""
-    lines = read_file(file, limit=_LIMIT).decode("utf-8", errors="replace").splitlines()
-    if not lines:
-        raise PassphraseError(f"{file}: is empty; its first line must be the passphrase of {name}")
-    return lines[0]
+    """Return the passphrase in a file, its first line in UTF-8, without a byte order mark and whatever ends the line.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    name : str
+        What it opens, for errors.
+
+    Raises
+    ------
+    PassphraseError
+        If there is none, or it is not UTF-8: what stands for other bytes would open keys of other passphrases.
+    StoreError
+        If the file cannot be read.
+    """
+    first = read_file(file, limit=_PASSPHRASE_LIMIT).removeprefix(codecs.BOM_UTF8).split(b"\n")[0].removesuffix(b"\r")
+    try:
+        passphrase = first.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PassphraseError(f"{file}: is not UTF-8; save the passphrase of {name} as plain text in UTF-8") from None
+    if not passphrase:
+        raise PassphraseError(f"{file}: its first line is empty; it must be the passphrase of {name}")
+    return passphrase
 
 
 def public_file(path: Path) -> Path:
@@ -144,8 +165,8 @@ def public_file(path: Path) -> Path:
 
 def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
     try:
-        # Not splitlines: it knows more line ends than one, and every byte counts.
-        lines = text.decode("ascii").split("\n")
+        # Not splitlines: it knows more line ends, and every other byte counts.
+        lines = _plain_lines(text).decode("ascii").split("\n")
     except UnicodeDecodeError:
         raise IdentityError(f"{path} is not a psl-flower key file") from None
     if not lines or not lines[0].startswith("psl-flower secret key"):
@@ -156,6 +177,14 @@ def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
     if tuple(key for key, _, _ in pairs) != _FIELDS or lines[-1]:
         raise IdentityError(f"{path}: damaged: expected the lines {', '.join(_FIELDS)}")
     return lines[:-1], {key: value for key, _, value in pairs}
+
+
+def _plain_lines(text: bytes) -> bytes:
+    """Return a key file as it was written, where an editor or a transfer has changed its line ends or marked it."""
+    text = text.removeprefix(codecs.BOM_UTF8)
+    if text.count(b"\r") == text.count(b"\r\n") == text.count(b"\n"):
+        text = text.replace(b"\r\n", b"\n")
+    return text if text.endswith(b"\n") else text + b"\n"
 
 
 def _decode(path: Path, what: str, text: str) -> bytes:
@@ -196,7 +225,10 @@ def _open(path: Path, protection: str, box: bytes, lines: list[str], ask: Callab
 
 def _stretch(passphrase: str, salt: bytes, memory_kib: int, passes: int, lanes: int) -> Secret:
     kdf = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory_kib)
-    return Secret(kdf.derive(passphrase.encode()))
+    try:
+        return Secret(kdf.derive(passphrase.encode()))
+    except UnicodeEncodeError:
+        raise PassphraseError("the passphrase was typed in another encoding than the terminal's; use a file") from None
 
 
 def _bound(lines: list[str]) -> bytes:

@@ -26,6 +26,7 @@ from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.ingest import check_nodes
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import (
@@ -202,6 +203,7 @@ def _nodes(old: Manifest, changes: Changes) -> tuple[list[PublicIdentity], list[
     gone = [
         (f"node-{s.upper}", s.node) for s in old.stores if s.upper in changes.drop_nodes or s.upper in changes.nodes
     ]
+    check_nodes({m: node for m, node in nodes.items() if m not in changes.drop_nodes})
     staying = [nodes[m] for m in uppers if m not in changes.drop_nodes]
     return staying, [(name, public) for name, public in gone if public not in {str(node) for node in staying}]
 

@@ -23,6 +23,7 @@ from psl_flower.patches.cutting import Chunk
 from psl_flower.sealed import envelope, shares
 from psl_flower.sealed import epoch as epochs
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.contents import digests_of, split_digests
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.keys import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
@@ -50,11 +51,15 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         What the samples are taken from.
     labels : bytes
         Labels of the new samples so far (u32 each), sealed to the owner; empty for a rotation.
+    contents : bytes
+        Digests of the new samples so far (16 bytes each), sealed to the owner; empty for a rotation, and in drafts of
+        earlier versions.
     """
 
     manifest: Manifest
     source: str
     labels: bytes = b""
+    contents: bytes = b""
 
 
 class Sealing:
@@ -92,7 +97,8 @@ class Sealing:
         self._out, self._owner, self._keys, self._folders, self._disk = out, owner, keys, folders, disk
         self._source, self._snapshot = draft.source, snapshot
         self._manifest = draft.manifest
-        self._labels = bytearray(_open_labels(draft, owner))
+        self._labels = bytearray(_open(draft, draft.labels, Purpose.LABELS_FOR_OWNER, owner))
+        self._contents = bytearray(_open(draft, draft.contents, Purpose.CONTENTS_FOR_OWNER, owner))
         self._writers: list[SegmentWriter] = []
         self._in_segment = 0
         self._splits = list(draft.manifest.splits)
@@ -107,6 +113,11 @@ class Sealing:
     def new_labels(self) -> NDArray[np.int64]:
         """Labels of this generation's samples so far."""
         return np.frombuffer(bytes(self._labels), "<u4").astype(np.int64)
+
+    @property
+    def new_contents(self) -> list[bytes]:
+        """Digests of this generation's samples so far."""
+        return split_digests(bytes(self._contents))
 
     @property
     def room(self) -> int:
@@ -134,6 +145,7 @@ class Sealing:
         else:
             self._splits.append(SplitRange(name=chunk.split, first=self.done, count=len(chunk.labels_B)))
         self._labels += chunk.labels_B.astype("<u4").tobytes()
+        self._contents += b"".join(digests_of(chunk.patches_BPChw))
         self._pixels += chunk.pixels
         self.add(chunk.patches_BPChw)
 
@@ -164,10 +176,14 @@ class Sealing:
 
     def save(self) -> None:
         """Save the draft."""
-        box = b""
-        if self._labels:
-            box = self._owner.public.seal(bytes(self._labels), _labels_info(self._manifest))
-        draft = Draft(manifest=self._manifest, source=self._source, labels=box)
+        labels, contents = (
+            self._owner.public.seal(bytes(plain), _info(self._manifest, purpose)) if plain else b""
+            for plain, purpose in (
+                (self._labels, Purpose.LABELS_FOR_OWNER),
+                (self._contents, Purpose.CONTENTS_FOR_OWNER),
+            )
+        )
+        draft = Draft(manifest=self._manifest, source=self._source, labels=labels, contents=contents)
         data = envelope.sign(KIND, envelope.encode(draft), [self._owner])
         write_file(self._out / DRAFT_FILE, data, mode=0o600, disk=self._disk)
 
@@ -276,14 +292,14 @@ def sizes(bytes_per_image: int, num_stores: int) -> tuple[int, int]:
     return max(block, min(MAX_SEGMENT_SAMPLES, _SEGMENT_BYTES // per_store // block * block)), block
 
 
-def _labels_info(manifest: Manifest) -> bytes:
-    return context(Purpose.LABELS_FOR_OWNER, manifest.dataset, manifest.generation)
+def _info(manifest: Manifest, purpose: Purpose) -> bytes:
+    return context(purpose, manifest.dataset, manifest.generation)
 
 
-def _open_labels(draft: Draft, owner: Identity) -> bytes:
-    if not draft.labels:
+def _open(draft: Draft, box: bytes, purpose: Purpose, owner: Identity) -> bytes:
+    if not box:
         return b""
-    plain = owner.open(draft.labels, _labels_info(draft.manifest))
+    plain = owner.open(box, _info(draft.manifest, purpose))
     if plain is None:
-        raise KeyMismatch("the draft's labels were not sealed to this owner")
+        raise KeyMismatch("the draft's labels and contents were not sealed to this owner")
     return plain

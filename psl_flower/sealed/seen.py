@@ -19,6 +19,7 @@ from psl_flower.errors import (
     LabelError,
     StaleManifest,
     StoreNotFound,
+    StoreUnreachable,
     WrongOwner,
 )
 from psl_flower.sealed.manifest import LOCK_FILE, SignedManifest
@@ -50,6 +51,22 @@ class SeenBook:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or state_home()
         self._file = self.folder / _FILE
+
+    def prepare(self) -> None:
+        """Check that it can be read and written, before work is done that it has to remember.
+
+        Raises
+        ------
+        StoreError
+            If it cannot, as where the home folder is not writable.
+        """
+        try:
+            with self._locked():
+                self._save(self._load())
+        except StoreUnreachable as error:
+            raise StoreUnreachable(
+                f"{error}; what was seen of datasets is remembered there: set PSL_STATE to a folder that can be written"
+            ) from error
 
     def check(self, signed: SignedManifest) -> bool:
         """Check a manifest against what was seen, and remember it. Return whether its owner was known.

@@ -54,6 +54,8 @@ class Purpose(Enum):
     KEY_FILE = b"psl-flower/1/key-file"
     SIGN_MANIFEST = b"psl-flower/1/sign/manifest"
     LABELS_FOR_OWNER = b"psl-flower/1/labels-for-owner"
+    CONTENTS_FOR_OWNER = b"psl-flower/1/contents-for-owner"
+    SIGN_CONTENTS = b"psl-flower/1/sign/contents"
     SIGN_DRAFT = b"psl-flower/1/sign/draft"
     SIGN_LABELS = b"psl-flower/1/sign/labels"
     SIGN_AUDIT = b"psl-flower/1/sign/audit"

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import StoreError
 from psl_flower.patches.assignment import assign
@@ -118,6 +119,7 @@ def _ingest(
         for writer in writers:
             writer.abort()
     _save_labels(folder / LABELS_FILE, labels_N)
+    source.account().save(folder / ACCOUNT_FILE)
     msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from psl_flower.config import EMBEDDED
+from psl_flower.data.account import FILE as ACCOUNT_FILE
+from psl_flower.data.account import Account
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
 from psl_flower.patches.assignment import assign
@@ -150,13 +152,17 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         lower=demo.lower.public,
     )
     images = request.sized(source)
+
+    def account(*_: object) -> None:
+        source.account().save(folder / ACCOUNT_FILE)
+
     try:
         try:
-            ingest(images, folder, demo.owner, plan, progress=progress)
+            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account)
         except (SourceChanged, KeyMismatch):
             # What an interrupted ingest under other keys left; the images are all still there.
             shutil.rmtree(folder)
-            ingest(images, folder, demo.owner, plan, progress=progress)
+            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account)
     except (ConfigError, DataError):
         # No later attempt could use it, unlike what a full disk or a kill leaves.
         shutil.rmtree(folder, ignore_errors=True)
@@ -191,6 +197,7 @@ def _as_set(
         owner=str(signed.owner),
         note=_corrections(labels.history),
         epoch=signed.manifest.epoch,
+        account=Account.load(folder / ACCOUNT_FILE),
     )
 
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psl_flower.data.account import FILE as ACCOUNT_FILE
+from psl_flower.data.account import Account
 from psl_flower.data.images import Resized
-from psl_flower.data.sources import ImageSource, SourceOptions, local_fingerprint, open_dataset
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
 from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
@@ -45,8 +48,8 @@ _LAYOUT_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRequest:
-    """What to cut, and how.
+class StoreRequest(SourceOptions):
+    """What to cut, and how; and of which images, as `SourceOptions` says.
 
     Attributes
     ----------
@@ -67,8 +70,6 @@ class StoreRequest:
         M; 0: one for each grid position.
     assignment : {"scatter", "round-robin"}
         See `assign`.
-    image_column, label_column, test_fraction, seed, max_train, max_test
-        See `SourceOptions`.
 
     Raises
     ------
@@ -84,34 +85,22 @@ class StoreRequest:
     fit: Literal["exact", "pad"] = "exact"
     num_uppers: int = 0
     assignment: Literal["scatter", "round-robin"] = "scatter"
-    image_column: str = ""
-    label_column: str = ""
-    test_fraction: float = 0.2
-    seed: int = 0
-    max_train: int = 0
-    max_test: int = 0
 
     def __post_init__(self) -> None:
         """Check the image size; what fits the images is for `grid` to say."""
+        SourceOptions.__post_init__(self)
         if self.image_size != (0, 0) and min(self.image_size) < 1:
             raise ConfigError(
                 f"image-size: expected two sizes of 1 or more, or 0 for the images' own, got {self.image_size}"
             )
 
     def source_options(self) -> SourceOptions:
-        """Return the part that concerns the source; raises ConfigError if a number is out of range."""
-        return SourceOptions(
-            image_column=self.image_column,
-            label_column=self.label_column,
-            test_fraction=self.test_fraction,
-            seed=self.seed,
-            max_train=self.max_train,
-            max_test=self.max_test,
-        )
+        """Return the part that concerns the source."""
+        return SourceOptions(**self.values())
 
     def open_source(self) -> ImageSource:
         """Open the dataset; raises as `open_dataset` does."""
-        return open_dataset(self.dataset, **asdict(self.source_options()))
+        return open_dataset(self.dataset, self.source_options())
 
     def sized(self, source: ImageSource) -> Source:
         """Return the source with every image brought to the image size, where one is stated."""
@@ -202,6 +191,8 @@ class StoreSet:
         One line for people on why the grid was chosen; empty where it was not chosen here.
     epoch : int
         Of the keys of sealed stores; 0 if they are plain.
+    account : Account, optional
+        What was read of the dataset when they were made; None where that is not known here.
     """
 
     folder: Path
@@ -213,6 +204,7 @@ class StoreSet:
     note: str = ""
     grid_reason: str = ""
     epoch: int = 0
+    account: Account | None = None
 
     @property
     def keys_note(self) -> str:
@@ -287,12 +279,7 @@ def store_request(config: RunConfig) -> StoreRequest:
         fit=config.patches.fit,
         num_uppers=config.patches.uppers,
         assignment=config.patches.assignment,
-        image_column=config.data.image_column,
-        label_column=config.data.label_column,
-        test_fraction=config.data.test_fraction,
-        seed=config.training.seed,
-        max_train=config.data.max_train,
-        max_test=config.data.max_test,
+        **{field.name: config.value(field.name) for field in fields(SourceOptions)},
     )
 
 
@@ -318,7 +305,8 @@ def load_set(folder: Path, fingerprint: str, *, created: bool) -> StoreSet:
             _check_store(store_folder(folder, upper), description, upper)
     except StoreError as error:
         raise StoreError(f"{error}; delete {folder} to have it made again") from error
-    return StoreSet(folder=folder, description=description, labels=labels_N, created=created)
+    account = Account.load(folder / ACCOUNT_FILE)
+    return StoreSet(folder=folder, description=description, labels=labels_N, created=created, account=account)
 
 
 def _load_labels(path: Path, description: StoreSetDescription) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from psl_flower.errors import FrameMismatch, FrameTooLarge, FrameVersionError, ProtocolError, WireError
 from psl_flower.text import printable
 from psl_flower.wire.codecs import CODECS, Bytes, get_codec
-from psl_flower.wire.messages import Abort, Failed, Message
+from psl_flower.wire.messages import MAX_TEXT, Abort, Failed, Message
 from psl_flower.wire.plan import Record, StepId
 
 MAGIC = b"PSLF"
@@ -210,7 +210,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
     try:
         envelope = _decoder.decode(metadata)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FrameMismatch(f"{peer}: malformed metadata: {printable(str(error))}") from None
+        raise FrameMismatch(f"{peer}: malformed metadata: {printable(error, MAX_TEXT)}") from None
     message = envelope.message
     name = f"{peer}: {type(message).__name__} frame"
     types = expect.types if isinstance(expect.types, tuple) else (expect.types,)
@@ -294,7 +294,7 @@ def _head(message: Message, shapes: Sequence[Shape], codec: str) -> bytes:
     try:
         metadata = _encoder.encode(Envelope(message, tuple(TensorSpec(codec, tuple(shape)) for shape in shapes)))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
-        raise FrameMismatch(f"{name}: {printable(str(error))}") from None
+        raise FrameMismatch(f"{name}: {printable(error, MAX_TEXT)}") from None
     _check_limit(name, "metadata", len(metadata), Limits().metadata_bytes)
     payload_bytes = sum(get_codec(codec).nbytes(shape) for shape in shapes)
     return _HEADER.pack(MAGIC, VERSION, len(metadata), payload_bytes) + metadata

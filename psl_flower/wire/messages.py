@@ -378,7 +378,7 @@ class Failed(_Message, frozen=True, tag="failed"):
 
     def error(self, peer: str) -> NodeError:
         """Return the error with the party's own words; NodeLost for one that may pass."""
-        kind = printable(self.kind)
+        kind = printable(self.kind, MAX_TEXT)
         return NodeError.reported(kind, f"{peer} failed: {kind}: {printable(self.message, MAX_TEXT)}")
 
 

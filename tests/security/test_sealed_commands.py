@@ -80,9 +80,11 @@ def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
         psl(*[str(folder / "again") if a == str(folder / "sealed") else a for a in arguments], "--json").stdout
     )
     assert "so auto chose 2x2 patches of 8x8" in report["grid"]
+    arguments[arguments.index("60")] = "90"
     appended = psl(*arguments, "--append").stdout
     assert "grid:" not in appended
-    assert "generation 2: 160 images in 2 stores, 8x8 patches" in appended
+    assert "generation 2: 110 images in 2 stores, 8x8 patches" in appended
+    assert "80 images passed over: sealed before" in appended
     assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
 
 
@@ -240,7 +242,7 @@ def test_an_older_manifest_is_refused(folder: Path) -> None:
         "--owner-key",
         folder / "owner.key",
         "--max-train",
-        "10",
+        "70",
         "--max-test",
         "1",
     ]
@@ -308,7 +310,7 @@ def test_bundles_and_more_images_after_a_node_was_dropped(folder: Path) -> None:
     receiving: list[str | Path] = ["receive", bundle, "--owner-key", folder / "owner.key.pub"]
     psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "received")
     append: list[str | Path] = ["ingest", "digits", "--out", out, "--owner-key", key, "--append", "--spool", spool]
-    report = json.loads(psl(*append, "--max-train", "10", "--max-test", "1", "--json").stdout)
+    report = json.loads(psl(*append, "--max-train", "70", "--max-test", "21", "--json").stdout)
     assert (report["images"], report["stores"]) == (91, [str(out / "store-001")])
     psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "again")
     psl("verify", folder / "again", "--manifest", out)

@@ -50,9 +50,29 @@ def pictures(tmp_path):
     return folder
 
 
+def test_predict_takes_images_by_their_content_and_says_what_it_leaves_out(psl, pictures):
+    for name, kind in (("e.jfif", "JPEG"), ("f.jp2", "JPEG2000"), ("g.avif", "AVIF"), ("h", "PNG")):
+        Image.new("RGBA" if name == "h" else "RGB", (20, 30)).save(pictures / name, kind)
+    (pictures / "i.NEF").write_bytes((pictures / "a.png").read_bytes())
+    os.mkfifo(pictures / "pipe.png")
+    Path(os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.png")).write_bytes((pictures / "a.png").read_bytes())
+    status, out, err = psl("predict", pictures, "--json")
+    report = json.loads(out)
+    assert status == 1
+    good = {Path(image["file"]).name for image in report["images"] if "classes" in image}
+    assert good >= {"a.png", "b.jpg", "e.jfif", "f.jp2", "g.avif", "h"} and len(good) == 8
+    (bad,) = [image for image in report["images"] if "error" in image]
+    assert "i.NEF" in bad["error"] and "convert it" in bad["error"]
+    left = {(entry["reason"], entry["ending"]): entry["count"] for entry in report["left_out"]}
+    assert left == {("not an image", ".txt"): 1, ("neither a file nor a folder", ".png"): 1}
+    assert report["notes"] == [f"1 image, such as {pictures / 'h'}: transparent pixels were put on white"]
+    status, out, err = psl("predict", pictures / "pipe.png", pictures / "a.png")
+    assert status == 1 and "pipe.png: is not a regular file" in err and "a.png" in out
+
+
 def test_predict_walks_folders(psl, pictures):
     status, out, err = psl("predict", pictures, pictures / "a.png", "--top", 2)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, f"left out: 1 .txt (not an image), such as {pictures / 'notes.txt'}\n")
     names = [line.partition(":")[0] for line in out.splitlines()]
     assert names == [str(pictures / name) for name in ("a.png", "b.jpg", "deep/c.bmp", "a.png")]
     assert all(line.count("%") == 2 for line in out.splitlines())
@@ -73,7 +93,8 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(psl, pictures
     status, out, err = psl("predict", absent, empty, text, pictures)
     assert status == 1
     assert len(out.splitlines()) == 3
-    errors = err.splitlines()
+    assert err.count("left out: 1 .txt (not an image), such as ") == 1
+    errors = [line for line in err.splitlines() if not line.startswith("left out: ")]
     assert all(line.startswith("error: ") for line in errors)
     for path, problem in ((absent, "No such file"), (empty, "no images"), (text, "decoded"), (broken, "decoded")):
         assert sum(str(path) in line and problem in line for line in errors) == 1

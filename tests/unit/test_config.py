@@ -117,6 +117,11 @@ OUT_OF_RANGE = [
     ({"exchange-port": 65_536}, "exchange-port: expected"),
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
     ({"step-timeout-s": float("inf")}, "step-timeout-s: expected"),
+    ({"read-as": "files"}, "read-as: expected one of an empty text, folders, tables, got 'files'"),
+    ({"class-folder": "middle"}, "class-folder: expected one of an empty text, top, leaf, got 'middle'"),
+    ({"pixel-range": "0-4095"}, "pixel-range: expected dataset, or the values that become black and white"),
+    ({"pixel-range": "9..9"}, "pixel-range: expected dataset"),
+    ({"background": "blue"}, "background: expected white, black, grey or #rrggbb, got 'blue'"),
     ({"stores": "open"}, "stores: expected one of sealed, plain, got 'open'"),
     ({"grid": "2x2"}, "grid: expected one of an empty text, auto, got '2x2'"),
     ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
@@ -221,7 +226,7 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
-    free |= {"predict-light", "lighten-with", "keys-in-open-simulation"}
+    free |= {"predict-light", "lighten-with", "keys-in-open-simulation", "train-split", "test-split", "leave-out"}
     assert known_settings().keys() == tried | free
 
 

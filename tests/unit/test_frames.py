@@ -358,7 +358,7 @@ def test_metadata_that_is_not_text_or_too_deep() -> None:
 
 def test_failed_and_abort_pass_in_their_own_direction_only() -> None:
     failed, abort = joined(Failed("StoreError", "damaged\x1b[2J"), []), joined(Abort("disk full"), [])
-    with pytest.raises(NodeError, match=r"Upper 1 failed: StoreError: damaged \[2J"):
+    with pytest.raises(NodeError, match=r"Upper 1 failed: StoreError: damaged\\x1b\[2J"):
         raise_ending(decode_frame(failed, Expectation(Saved)), "Upper 1")
     with pytest.raises(ProtocolError, match="Lower ended the exchange: disk full"):
         raise_ending(decode_frame(abort, Expectation(Step)), "Lower")

@@ -34,7 +34,7 @@ def test_stores_hold_the_dataset(tmp_path, pictures):
     np.testing.assert_allclose(description.std, units.std(axis=(0, 1, 2)), rtol=1e-12)
     everything = {p.relative_to(stores.folder).as_posix() for p in stores.folder.rglob("*") if p.is_file()}
     uppers = {f"store-00{m}/{file}" for m in (0, 1) for file in ("meta.json", "patches.u8")}
-    assert everything == {"manifest.json", "lower/labels.npy"} | uppers
+    assert everything == {"account.json", "manifest.json", "lower/labels.npy"} | uppers
 
 
 def test_chunks_and_progress(tmp_path, pictures, monkeypatch):
@@ -165,7 +165,7 @@ def test_what_a_killed_process_left_is_made_again(tmp_path, pictures):
     stores = ensure_stores(tmp_path / "root", request_for(pictures))
     assert stores.created and stores.folder.name == left
     assert sorted(p.name for p in stores.folder.iterdir()) == [
-        "lower", "manifest.json", *(f"store-00{m}" for m in range(4))
+        "account.json", "lower", "manifest.json", *(f"store-00{m}" for m in range(4))
     ]  # fmt: skip
     np.testing.assert_array_equal(images_of(stores), files_of(pictures).transpose(0, 3, 1, 2))
 

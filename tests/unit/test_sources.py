@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psl_flower.data.sources import SourceOptions, local_fingerprint, open_dataset
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.sources import local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, DataError, DatasetNotFound
 from tests.unit.tiny_pictures import colour, encode, image_folder, levels
 

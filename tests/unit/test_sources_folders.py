@@ -14,7 +14,9 @@ from tests.unit.tiny_pictures import encode, image_folder, levels
 
 def test_train_and_test_folders(tmp_path):
     name = image_folder(tmp_path / "set", {"train/dog": 2, "train/cat": 1, "test/cat": 1, "test/dog": 1, "notes/x": 1})
-    source = open_dataset(name)
+    with pytest.raises(DataError, match=r"'train' looks like a split.*'notes' like a class.*leave-out=notes"):
+        open_dataset(name)
+    source = open_dataset(name, leave_out="notes")
     assert source.class_names == ("cat", "dog")
     assert levels(source, "train") == [(10, 0), (0, 1), (1, 1)]
     assert levels(source, "test") == [(20, 0), (30, 1)]
@@ -34,9 +36,12 @@ def test_other_files_and_deeper_folders(tmp_path):
     name = image_folder(tmp_path / "set", {"cat/indoors": 3, "cat/outdoors": 3, "dog": 3, ".hidden": 2})
     for stray in ("Thumbs.db", "cat/readme.txt", "top.png"):
         (tmp_path / "set" / stray).write_bytes(b"nothing")
-    source = open_dataset(name)
+    with pytest.raises(DataError, match=r"is its class 'cat' or 'cat/\w+'\? .*class-folder=top or class-folder=leaf"):
+        open_dataset(name)
+    source = open_dataset(name, class_folder="top")
     assert source.class_names == ("cat", "dog")
     assert source.num_samples("train") + source.num_samples("test") == 9
+    assert open_dataset(name, class_folder="leaf").class_names == ("cat/indoors", "cat/outdoors", "dog")
 
 
 def test_local_folder_does_not_need_the_datasets_library(tmp_path):

@@ -23,12 +23,12 @@ def colour(value, size=(6, 8)):
     return np.full((*size, 3), value, np.uint8)
 
 
-def image_folder(root, spec):
+def image_folder(root, spec, size=(6, 8)):
     """Write {folder of a class: number of images}; image i of folder f has the grey level 10 * f + i."""
     for f, (rel, count) in enumerate(spec.items()):
         (root / rel).mkdir(parents=True)
         for i in range(count):
-            (root / rel / f"{i}.png").write_bytes(encode(colour(10 * f + i)))
+            (root / rel / f"{i}.png").write_bytes(encode(colour(10 * f + i, size)))
     return str(root)
 
 

@@ -1,0 +1,133 @@
+"""The command `psl inspect`: what would be read of a dataset, before anything is sealed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from psl_flower.cli.output import Json
+from psl_flower.cli.progress import Progress
+from psl_flower.cli.reading import ReadingSettings, account_json, print_account, reading_options
+from psl_flower.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from psl_flower.data.sources import ImageSource, Look
+
+_CLASSES, _PER_CLASS = 40, (6, 4)
+_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
+    settings: ReadingSettings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Contact sheet to write [inspect-DATASET.png].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that --out names if it exists.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Decode every image, not only those of the sheet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what would be read of a dataset: images by split and class, what is left out and why. Seals nothing.
+
+    Writes a contact sheet, a row of images for each class: look at it before you seal images and give them away.
+    """
+    from psl_flower.data.sources import open_dataset
+    from psl_flower.stores.sealed_set import is_sealed_dataset
+    from psl_flower.system.files import disk_errors
+
+    if is_sealed_dataset(dataset):
+        raise ConfigError(f"{dataset}: holds sealed stores, whose images only restorers see; see psl verify")
+    target = out or Path(f"inspect-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(dataset).name) or 'dataset'}.png")
+    if out is not None and out.exists() and not force:
+        raise ConfigError(f"{out} exists already; name a new file with --out, or replace it with --force")
+    source = open_dataset(dataset, reading_options(settings or ()))
+    looks = _some_of_each_class(source)
+    with disk_errors(target, "written"):
+        _draw(source, looks).save(target, "PNG")
+    sizes, problems = Counter[str](), []
+    with Progress(enabled=every and not as_json) as progress:
+        for look in _every_one(source, progress) if every else looks:
+            if look.image_HWC is None:
+                problems.append(look.problem)
+            else:
+                sizes["x".join(map(str, look.image_HWC.shape))] += 1
+    account = source.account()
+    if as_json:
+        report = {
+            "account": account_json(account),
+            "decoded": sum(sizes.values()),
+            "sizes": dict(sizes.most_common()),
+            "problems": problems,
+            "sheet": str(target),
+        }
+        typer.echo(json.dumps(report))
+    else:
+        print_account(account)
+        for line in (*_about_sizes(sizes, every), f"contact sheet: {target}"):
+            typer.echo(line)
+    for problem in problems[:_SHOWN]:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _about_sizes(sizes: Counter[str], every: bool) -> Iterator[str]:
+    shown = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(_SHOWN))
+    more = f" and {len(sizes) - _SHOWN} other sizes" if len(sizes) > _SHOWN else ""
+    yield f"decoded: {shown}{more}" + ("" if every else " (--all decodes every image)")
+    if len({size.rpartition("x")[0] for size in sizes}) > 1:
+        yield "the images differ in size: image-size brings all of them to one"
+    if len({size.rpartition("x")[2] for size in sizes}) > 1:
+        yield "some images are grey and some are not: convert all of them to grey or to RGB"
+
+
+def _some_of_each_class(source: ImageSource) -> list[Look]:
+    """Return some images of each class, evenly spaced over each split; of very many classes, of some of these."""
+    import numpy as np
+
+    count = len(source.class_names)
+    looks: list[Look] = []
+    for label in np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(int).tolist():
+        for split, most in zip(("train", "test"), _PER_CLASS, strict=True):
+            places = source.places_of(split, label)
+            chosen = np.linspace(0, len(places) - 1, min(len(places), most)).round().astype(int)
+            looks += source.look(split, places[chosen].tolist())
+    return looks
+
+
+def _draw(source: ImageSource, looks: list[Look]) -> Image.Image:
+    from PIL import Image
+
+    from psl_flower.data.sheet import sheet, tile, to_picture
+
+    by_class: dict[int, list[Image.Image]] = {}
+    for look in looks:
+        picture = None if look.image_HWC is None else to_picture(look.image_HWC.transpose(2, 0, 1))
+        lines = [f"{look.label} {source.class_names[look.label]}", f"{look.split}:{look.number}"]
+        lines += ["not decoded"] if look.problem else []
+        by_class.setdefault(look.label, []).append(tile(picture, lines))
+    columns = sum(_PER_CLASS)
+    blank = Image.new("RGB", next(iter(by_class.values()))[0].size, "white")
+    return sheet([one for row in by_class.values() for one in row + [blank] * (columns - len(row))], columns)
+
+
+def _every_one(source: ImageSource, progress: Progress) -> Iterator[Look]:
+    for split in ("train", "test"):
+        total = source.num_samples(split)
+        for look in source.look(split, range(total)):
+            yield look
+            progress.steps(f"{split} images", look.number + 1, total)

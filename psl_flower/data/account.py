@@ -1,0 +1,216 @@
+"""The account of a reading: which images of a dataset are taken, in which split and class; what is left out and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+
+import msgspec
+
+from psl_flower.errors import StoreError, StoreNotFound
+from psl_flower.system.files import read_file, write_file
+from psl_flower.text import printable
+
+FILE = "account.json"
+SEALED_BEFORE = "sealed before"
+_CLASSES_SHOWN = 10
+_LEFT_OUT_SHOWN = 12
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """Things found and not taken, of one kind.
+
+    Attributes
+    ----------
+    reason : str
+        Why, in a few words.
+    ending : str
+        What their names end in, such as ".csv", in small letters; empty for names without one, and for rows.
+    count : int
+        How many, 1 or more.
+    example : str
+        The first of them: a path within the dataset, or a row.
+    """
+
+    reason: str
+    ending: str = ""
+    count: int
+    example: str
+
+
+class SplitAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """The images taken for "train" or for "test".
+
+    Attributes
+    ----------
+    name : {"train", "test"}
+        What they are for.
+    source : str
+        Where they are in the dataset: its own split, folder or table, or a share of one.
+    classes : dict[str, int]
+        Images of each class, in the order of the labels; classes without one are there with 0.
+    """
+
+    name: str
+    source: str
+    classes: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """All of its images."""
+        return sum(self.classes.values())
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read of a dataset.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name, as the user gave it.
+    reader : str
+        How it was read, such as "images by class".
+    splits : tuple[SplitAccount, ...]
+        The images taken.
+    left_out : tuple[LeftOut, ...]
+        What was found and not taken, the most first.
+    notes : tuple[str, ...]
+        What else people should know, one sentence each: how pixels were mapped, which metadata were ignored.
+    pixel_range : tuple[float, float], optional
+        The pixel values that became black and white, where it was not the images' format that said so.
+    background : str
+        What transparent images were put on.
+    """
+
+    dataset: str
+    reader: str
+    splits: tuple[SplitAccount, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    pixel_range: tuple[float, float] | None = None
+    background: str = "white"
+
+    def lines(self) -> Iterator[str]:
+        """Yield the account for people, some lines in all."""
+        yield f"{printable(self.dataset)}: read as {self.reader}"
+        for split in self.splits:
+            yield f"  {split.name}, from {printable(split.source)}: {counted(split.count, 'image')} ({_classes(split)})"
+        yield from (f"  {line}" for line in _left_out_lines(self.left_out))
+        yield from (f"  note: {printable(note)}" for note in self.notes)
+
+    def without(self, known: Mapping[tuple[str, int], int]) -> Account:
+        """Return the account of what is new, where so many images of each split and label were sealed before."""
+        left_out, splits = LeftOutTally(self.left_out), []
+        for split in self.splits:
+            counts = {k: known.get((split.name, k), 0) for k in range(len(split.classes))}
+            classes = {name: count - counts[k] for k, (name, count) in enumerate(split.classes.items())}
+            splits.append(msgspec.structs.replace(split, classes=classes))
+            left_out.add(SEALED_BEFORE, f"images of {split.source}", sum(counts.values()), ending="")
+        return msgspec.structs.replace(self, splits=tuple(splits), left_out=left_out.entries())
+
+    def save(self, path: Path) -> None:
+        """Write the account as JSON, for its owner's eyes only: it tells names of files and the sizes of classes.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses.
+        """
+        content = msgspec.json.format(msgspec.json.encode(self), indent=2)
+        write_file(path, content, StoreError, mode=0o600, parents=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Account | None:
+        """Read an account; None if there is none, as in sets that were made before accounts were written.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read or is damaged.
+        """
+        try:
+            return msgspec.json.decode(read_file(path), type=cls)
+        except StoreNotFound:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path}: the account of the reading is damaged; remove the file") from error
+
+
+class LeftOutTally:
+    """Counts what is left out, by reason and ending, and keeps the first example of each."""
+
+    def __init__(self, entries: Iterable[LeftOut] = ()) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._examples: dict[tuple[str, str], str] = {}
+        for entry in entries:
+            self.add(entry.reason, entry.example, entry.count, ending=entry.ending)
+
+    def add(self, reason: str, example: str | PurePath, count: int = 1, *, ending: str | None = None) -> None:
+        """Note things that are left out; their ending is that of the example unless it is given."""
+        shown = printable(example)
+        kind = (reason, PurePath(shown).suffix.lower() if ending is None else ending)
+        if count:
+            self._counts[kind] += count
+            self._examples.setdefault(kind, shown)
+
+    def entries(self) -> tuple[LeftOut, ...]:
+        """Return what was noted, the most first."""
+        return tuple(
+            LeftOut(reason=reason, ending=ending, count=count, example=self._examples[reason, ending])
+            for (reason, ending), count in self._counts.most_common()
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was noted, for people."""
+        yield from _left_out_lines(self.entries())
+
+
+class Notes:
+    """What is to be said once of many images: each with the number of images and the first of them."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, text: str, where: str) -> None:
+        """Note something of one image."""
+        count, first = self._found.get(text, (0, where))
+        self._found[text] = count + 1, first
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the notes for an account."""
+        return tuple(
+            f"{counted(count, 'image')}, such as {printable(first)}: {text}"
+            for text, (count, first) in self._found.items()
+        )
+
+
+def account_file(generation: int) -> str:
+    """Return the name of an account's file beside the manifest of an owner's dataset: one for each generation."""
+    return FILE if generation == 1 else f"account-{generation}.json"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" and "2 images"; a noun of "class" is no exception."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{plural if count != 1 else ''}"
+
+
+def class_counts(names: Iterable[str], counts: Mapping[int, int]) -> dict[str, int]:
+    """Return the number of images of each class by its name, from those by label."""
+    return {name: int(counts.get(k, 0)) for k, name in enumerate(names)}
+
+
+def _classes(split: SplitAccount) -> str:
+    present = {name: count for name, count in split.classes.items() if count}
+    if len(present) <= _CLASSES_SHOWN:
+        return ", ".join(f"{printable(name)}: {count}" for name, count in present.items())
+    return f"{counted(len(present), 'class')} of {min(present.values())} to {max(present.values())}"
+
+
+def _left_out_lines(left_out: tuple[LeftOut, ...]) -> Iterator[str]:
+    for entry in left_out[:_LEFT_OUT_SHOWN]:
+        what = f"{entry.count} {entry.ending}" if entry.ending else str(entry.count)
+        yield f"left out: {printable(what)} ({entry.reason}), such as {printable(entry.example)}"
+    if rest := left_out[_LEFT_OUT_SHOWN:]:
+        yield f"left out: {sum(entry.count for entry in rest)} more, of {counted(len(rest), 'other kind')}"

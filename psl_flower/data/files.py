@@ -1,0 +1,272 @@
+"""The files of a dataset's folder: which hold images, which hold tables, and what is passed by.
+
+Links to folders are followed. Images are known by their endings or, where these say nothing, by their first bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image
+
+from psl_flower.data.account import LeftOutTally
+from psl_flower.data.heif import HEIF_ENDINGS, can_read_heif, is_heif
+from psl_flower.errors import CorruptImage, DataError
+
+TABLE_ENDINGS = frozenset({".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv"})
+ARCHIVE_ENDINGS = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
+# Pictures all the same, so that none of them is passed by as if it were a text.
+UNREADABLE_ENDINGS = frozenset({
+    ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dicom", ".djvu", ".dng", ".emf", ".eps", ".erf", ".exr", ".hdr",
+    ".jxl", ".jxr", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw", ".svg", ".svgz",
+    ".wdp", ".wmf", ".xcf",
+})  # fmt: skip
+
+HIDDEN = "hidden"
+DROPPING = "left by an operating system or a NAS"
+NO_FILE = "neither a file nor a folder"
+BROKEN_LINK = "link to nothing"
+LOOP = "link to a folder that holds it"
+ASKED = "named by leave-out"
+NO_IMAGE = "not an image"
+
+_DROPPINGS = frozenset({
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@tmp",
+    "__macosx", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found", "network trash folder",
+    "system volume information", "temporary items", "thumbs.db",
+})  # fmt: skip
+_ENDINGS = frozenset({
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+})  # fmt: skip
+# Pillow opens them and cannot decode them, or not without another program.
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "WMF", "XVTHUMB"})
+# As far as DICOM's mark.
+_PREFIX_BYTES = 132
+
+
+class File(NamedTuple):
+    """A regular file: its path within the folder, with "/", and what tells it from another one under its name."""
+
+    path: str
+    size: int
+    changed: tuple[int, int]
+
+    @property
+    def ending(self) -> str:
+        """What its name ends in, in small letters."""
+        return os.path.splitext(self.path)[1].lower()
+
+
+@dataclass(slots=True)
+class Listing:
+    """The files of a folder and of all folders in it.
+
+    Attributes
+    ----------
+    root : Path
+        The folder.
+    files : list[File]
+        Each folder's files by name, then those of its folders.
+    left_out : LeftOutTally
+        What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
+    """
+
+    root: Path
+    files: list[File] = field(default_factory=list)
+    left_out: LeftOutTally = field(default_factory=LeftOutTally)
+
+
+def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:
+    """List a folder; nothing is opened.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    leave_out : sequence of str
+        Patterns, such as "*.nef" or "notes/*", of names and of paths within the folder.
+
+    Raises
+    ------
+    DataError
+        If a folder cannot be listed.
+    """
+    listing = Listing(folder)
+    try:
+        _list(listing, "", leave_out, [])
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
+    return listing
+
+
+def _list(listing: Listing, inside: str, leave_out: Sequence[str], above: list[tuple[int, int]]) -> None:
+    here = os.path.join(listing.root, inside)
+    status = os.stat(here)
+    above = [*above, (status.st_dev, status.st_ino)]
+    folders = []
+    with os.scandir(here) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = inside + entry.name
+            reason = _passed_by(entry.name, path, leave_out)
+            if reason:
+                listing.left_out.add(reason, path, _count(entry))
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if not entry.is_symlink():
+                    raise
+                listing.left_out.add(LOOP if error.errno == errno.ELOOP else BROKEN_LINK, path)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in above:
+                    listing.left_out.add(LOOP, path)
+                else:
+                    folders.append(path + "/")
+            elif stat.S_ISREG(status.st_mode):
+                # Whoever puts another image in a file's place can set the time of writing, not that of the change.
+                listing.files.append(File(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns)))
+            else:
+                listing.left_out.add(NO_FILE, path)
+    for path in folders:
+        _list(listing, path, leave_out, above)
+
+
+def _passed_by(name: str, path: str, leave_out: Sequence[str]) -> str:
+    if name.startswith("."):
+        return HIDDEN
+    if name.lower() in _DROPPINGS:
+        return DROPPING
+    if any(fnmatchcase(name, pattern) or fnmatchcase(path, pattern) for pattern in leave_out):
+        return ASKED
+    return ""
+
+
+def _count(entry: os.DirEntry[str]) -> int:
+    """Return the number of files in what is passed by, which is not looked at otherwise."""
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    return sum(len(files) for _, _, files in os.walk(entry.path))
+
+
+class Kind(StrEnum):
+    """What a file holds."""
+
+    IMAGE = "image"
+    # A picture that nothing here decodes, such as a camera's raw file.
+    PICTURE = "picture that cannot be decoded"
+    TABLE = "table"
+    ARCHIVE = "archive"
+    OTHER = NO_IMAGE
+
+
+def kind_of(root: Path, file: File) -> Kind:
+    """Tell what a file holds, by its ending or, where that says nothing, by its first bytes.
+
+    An image that is damaged after these counts as one, so that its decoding says so; a file that cannot be opened does
+    not.
+    """
+    ending = file.ending
+    if is_image_name(file.path):
+        return Kind.PICTURE if ending in HEIF_ENDINGS and not can_read_heif() else Kind.IMAGE
+    if ending in UNREADABLE_ENDINGS:
+        return Kind.PICTURE
+    if ending in TABLE_ENDINGS:
+        return Kind.TABLE
+    if ending in ARCHIVE_ENDINGS:
+        return Kind.ARCHIVE
+    return Kind.IMAGE if ending in _rare_endings() else _kind_within(root / file.path)
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a name ends as that of an image that can be decoded."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending in _ENDINGS or ending in HEIF_ENDINGS
+
+
+@cache
+def _rare_endings() -> frozenset[str]:
+    Image.init()
+    return frozenset(
+        ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN and name not in _NOT_DECODED
+    )
+
+
+def _kind_within(path: Path) -> Kind:
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(_PREFIX_BYTES)
+            if prefix.endswith(b"DICM") or (is_heif(prefix) and not can_read_heif()):
+                return Kind.PICTURE
+            return Kind.IMAGE if _is_image(prefix, file) else Kind.OTHER
+    except OSError:
+        return Kind.OTHER
+
+
+def begins_as_image(encoded: bytes) -> bool:
+    """Tell whether a file of this content is an image that can be decoded, but for what may be damaged in it."""
+    return _is_image(encoded[:_PREFIX_BYTES], BytesIO(encoded))
+
+
+def _is_image(prefix: bytes, file: BinaryIO) -> bool:
+    if is_heif(prefix):
+        return can_read_heif()
+    Image.init()
+    names = [name for name in Image.ID if name not in _NOT_DECODED and _accepts(name, prefix[:16])]
+    file.seek(0)
+    return bool(names) and _opens(file, names)
+
+
+def _opens(file: BinaryIO, names: list[str]) -> bool:
+    try:
+        with warnings.catch_warnings():
+            # Of metadata, which is for the decoding to say.
+            warnings.simplefilter("ignore")
+            Image.open(file, formats=names)
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        # Text that begins as an image does, such as "BMW": Pillow documents no list of what its plugins raise.
+        return False
+    return True
+
+
+def _accepts(kind: str, prefix: bytes) -> bool:
+    accept = Image.OPEN[kind][1]
+    try:
+        # Some plugins have no test of the first bytes; they read whatever has their ending.
+        return accept is not None and accept(prefix) is True
+    except Exception:
+        return False  # too few bytes; see `_opens`
+
+
+def read_image_file(path: Path | str, where: str) -> bytes:
+    """Return the content of an image file.
+
+    Raises
+    ------
+    CorruptImage
+        If it cannot be read, is a camera's raw file or the like, of which Pillow might take a preview for the image, or
+        is no regular file: one would wait for ever for what a named pipe holds.
+    """
+    if os.path.splitext(path)[1].lower() in UNREADABLE_ENDINGS:
+        raise CorruptImage(f"{where}: is a picture that cannot be decoded; convert it, to PNG say")
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CorruptImage(f"{where}: is not a regular file; leave it out")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise CorruptImage(f"{where}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,237 @@
+"""A local folder as a dataset: images by class, images listed in a table, or tables that hold the images.
+
+What it holds decides, and where that is two things, the settings do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from psl_flower.data.account import counted
+from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_files
+from psl_flower.data.image_folder import read_image_folder
+from psl_flower.data.images import RawDataset
+from psl_flower.data.layout import Layout, read_layout
+from psl_flower.data.options import SourceOptions
+from psl_flower.errors import DataError
+from psl_flower.text import printable
+
+if TYPE_CHECKING:
+    from psl_flower.data.columns import Resolve
+    from psl_flower.data.table_files import ImageTables
+
+_NOT_NAMED = "in no row that is taken"
+_LISTS_NOTHING = "table that lists no images"
+_CARDS = ("README.md", ".huggingface.yaml")
+_CARD_BYTES = 1 << 20
+_TAR_ENDINGS = (".7z", ".rar", ".tar", ".tar.bz2", ".tar.gz", ".tar.xz", ".tgz")
+
+
+def list_dataset(name: str, folder: Path, options: SourceOptions) -> Listing:
+    """List a dataset's folder; raises DataError if it cannot be listed."""
+    try:
+        return list_files(folder, options.patterns)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def content_of(listing: Listing) -> str:
+    """Return hex digits that change with the folder's place and with any of its files."""
+    files = [(os.fsencode(file.path).hex(), file.size, *file.changed) for file in listing.files]
+    return hashlib.sha256(json.dumps((os.fsencode(listing.root).hex(), files)).encode()).hexdigest()
+
+
+def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDataset:
+    """Return the images of a folder and their classes.
+
+    Parameters
+    ----------
+    name : str
+        The dataset's, for errors.
+    listing : Listing
+        The folder's files.
+    options : SourceOptions
+        May say how to read it.
+
+    Raises
+    ------
+    DataError
+        If it can be read in no way, or in two.
+    """
+    kinds = {file.path: kind_of(listing.root, file) for file in listing.files}
+    pictures = _of(kinds, Kind.IMAGE, Kind.PICTURE)
+    tables = _image_tables(listing, kinds) if options.read_as != "folders" else None
+    archives = _of(kinds, Kind.ARCHIVE)
+    if _has_card(listing) or (archives and not pictures and not (tables and tables.paths)):
+        return _by_library(name, listing, kinds, options)
+    listed = tables.paths if tables is not None else []
+    layout = _layout(name, pictures, tables, options)
+    if layout is None and tables is not None and listed:
+        return _by_tables(name, listing, kinds, tables, options)
+    if layout is None:
+        raise DataError(f"{name}: {listing.root} {_what_is_wrong(kinds, pictures, tables)}")
+    if listed:
+        raise DataError(
+            f"{name}: holds images by class, and {printable(listed[0])} lists images; choose with read-as=folders or "
+            "read-as=tables"
+        )
+    if options.image_column or options.label_column:
+        raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
+    if not options.read_as:
+        _check_archives(name, listing.root, archives)
+    return read_image_folder(name, listing, kinds, layout, options)
+
+
+def _of(kinds: dict[str, Kind], *wanted: Kind) -> list[str]:
+    return [path for path, kind in kinds.items() if kind in wanted]
+
+
+def _layout(name: str, pictures: list[str], tables: ImageTables | None, options: SourceOptions) -> Layout | None:
+    """Return the images by class, if their folders are to be read so."""
+    listed = tables.paths if tables is not None else []
+    if not pictures or options.read_as == "tables":
+        return None
+    try:
+        layout = read_layout(name, pictures, options)
+    except DataError as error:
+        if not listed:
+            raise
+        raise DataError(f"{error}; or take the classes from {printable(listed[0])} with read-as=tables") from error
+    classes = {label for files in layout.splits.values() for _, label in files} if layout is not None else set()
+    if tables is not None and not options.read_as and len(classes) == 1:
+        # A single folder of images beside a table is where the table's images lie.
+        if not listed:
+            raise DataError(f"{name}: all images lie in one class folder, and no table lists them: {_unread(tables)}")
+        return None
+    return layout
+
+
+def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | None:
+    files = _of(kinds, Kind.TABLE)
+    if not files:
+        return None
+    from psl_flower.data.table_files import ImageTables
+
+    return ImageTables(listing.root, files, _resolver(listing.root, kinds))
+
+
+def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
+    """Return what finds the image that a text in a table names: beside the table, in the dataset, or of that name."""
+    pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
+    by_name: dict[str, list[str]] = {}
+    for path in pictures:
+        by_name.setdefault(posixpath.basename(path), []).append(path)
+
+    def resolve(text: str, beside: str = "") -> Path | None:
+        text = text.strip().replace("\\", "/")
+        if not text or posixpath.isabs(text):
+            return Path(text) if text and os.path.isfile(text) else None
+        for place in (beside, ""):
+            path = posixpath.normpath(posixpath.join(place, text))
+            if path in pictures:
+                return root / path
+        alike = by_name.get(text, [])
+        return root / alike[0] if len(alike) == 1 else None
+
+    return resolve
+
+
+def _by_tables(
+    name: str, listing: Listing, kinds: dict[str, Kind], tables: ImageTables, options: SourceOptions
+) -> RawDataset:
+    from psl_flower.data.hub import load_files
+    from psl_flower.data.table_files import LARGE_ENDINGS
+    from psl_flower.data.tables import read_tables
+
+    splits = tables.by_split(name)
+    ending = PurePosixPath(tables.paths[0]).suffix.lower()
+    if ending in LARGE_ENDINGS:
+        tables.check_classes(name, [path for paths in splits.values() for path in paths])
+        files = {split: [str(listing.root / path) for path in paths] for split, paths in splits.items()}
+        opened = load_files(name, ending.removeprefix("."), files, content_of(listing))
+    else:
+        opened = {split: tables.read(name, paths) for split, paths in splits.items()}
+    named: set[Path] = set()
+    raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, named)
+    for path, kind in kinds.items():
+        if path in tables.others:
+            listing.left_out.add(_LISTS_NOTHING, path)
+        elif kind is not Kind.TABLE and listing.root / path not in named:
+            listing.left_out.add(_NOT_NAMED if kind in (Kind.IMAGE, Kind.PICTURE) else kind, path)
+    return raw
+
+
+def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
+    """Return what the `datasets` library reads by itself: by the rules of a dataset's card, or from archives."""
+    from psl_flower.data.hub import load_folder
+    from psl_flower.data.tables import read_tables
+
+    opened, taken = load_folder(name, listing.root, content_of(listing))
+    left = {str(listing.root / path): path for path in kinds}
+    hidden = [path for path in taken if path not in left]
+    if hidden:
+        raise DataError(f"{name}: {hidden[0]} is hidden or to be left out, and is a part of the dataset by its card")
+    raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, set())
+    rows = sum(table.num_rows for table in opened.values())
+    held = sum(_images_in(Path(path)) for path in taken)
+    if held > rows:
+        raise DataError(f"{name}: its archives hold {held} images, of which {rows} would be read; unpack them")
+    for path, inside in left.items():
+        if path not in taken:
+            listing.left_out.add(kinds[inside], inside)
+    return raw
+
+
+def _has_card(listing: Listing) -> bool:
+    """Tell whether the dataset's card says which files belong to which split."""
+    for file in listing.files:
+        if file.path in _CARDS and file.size < _CARD_BYTES:
+            text = (listing.root / file.path).read_bytes()
+            head = text.split(b"\n---", 1)[0] if text.startswith(b"---") else b""
+            return b"\nconfigs:" in head
+    return False
+
+
+def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
+    """Refuse archives that may hold images beside those by class, which would be left out."""
+    for path in archives:
+        if path.lower().endswith(_TAR_ENDINGS) or _images_in(root / path):
+            raise DataError(
+                f"{name}: {printable(path)} may hold images, which would be left out: unpack it, or pass it by with "
+                f"leave-out={printable(path)}"
+            )
+
+
+def _images_in(archive: Path) -> int:
+    """Return how many images a ZIP file holds, by their endings; 0 for other files."""
+    if archive.suffix.lower() != ".zip":
+        return 0
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return sum(is_image_name(name) for name in content.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
+
+def _what_is_wrong(kinds: dict[str, Kind], pictures: list[str], tables: ImageTables | None) -> str:
+    if pictures:
+        reason = f"{counted(len(pictures), 'image')}, such as {printable(pictures[0])}, in no class folder"
+    elif kinds:
+        reason = f"{counted(len(kinds), 'file')}, such as {printable(next(iter(kinds)))}"
+    else:
+        reason = "no file"
+    return (
+        "holds neither images in a folder for each class nor files that list them with their classes, such as parquet "
+        f"or csv: it holds {reason}{f'; {_unread(tables)}' if tables is not None else ''}"
+    )
+
+
+def _unread(tables: ImageTables) -> str:
+    return "; ".join(f"{printable(path)}: {why}" for path, why in list(tables.others.items())[:3])

@@ -1,0 +1,84 @@
+"""What decides, besides a dataset itself, which images and labels there are, and how pixels are mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from psl_flower.config import GROUP_OF, GROUPS
+from psl_flower.config.data import parse_background, parse_pixel_range
+from psl_flower.config.fields import fields_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """The settings of these names; `psl settings` explains them.
+
+    Attributes
+    ----------
+    image_column, label_column : str
+        Columns to take; empty: found by their names and types.
+    read_as : {"", "folders", "tables"}
+        How to read a folder that can be read both ways.
+    train_split, test_split : str
+        Splits to take, joined by "+"; empty: found by their names. A `test_split` of "none" divides one off.
+    class_folder : {"", "top", "leaf"}
+        Which folder names the class where they lie in each other.
+    leave_out : str
+        Patterns of names and paths in a folder, separated by commas, that are passed by.
+    pixel_range : str
+        LOW..HIGH, the values of pixels deeper than 8 bits that become 0 and 255; "dataset": its own; empty: as the
+        images' format says.
+    background : str
+        Colour that transparent images are put on.
+    test_fraction : float
+        Part of the training images, above 0 and below 1, to test on where the dataset has no test split.
+    seed : int
+        Of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
+    max_train, max_test : int
+        Take only that many images, drawn at random; 0 takes all.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    image_column: str = ""
+    label_column: str = ""
+    read_as: Literal["", "folders", "tables"] = ""
+    train_split: str = ""
+    test_split: str = ""
+    class_folder: Literal["", "top", "leaf"] = ""
+    leave_out: str = ""
+    pixel_range: str = ""
+    background: str = "white"
+    test_fraction: float = 0.2
+    seed: int = 0
+    max_train: int = 0
+    max_test: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values as the settings of these names are checked."""
+        own = {field.name for field in fields(SourceOptions)}
+        for group in {GROUPS[GROUP_OF[name]] for name in own}:
+            for setting in fields_of(group):
+                if setting.name in own:
+                    setting.about.check(setting.key, getattr(self, setting.name))
+        parse_pixel_range(self.pixel_range)
+        parse_background(self.background)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of `leave_out`."""
+        return tuple(pattern.strip() for pattern in self.leave_out.split(",") if pattern.strip())
+
+    def values(self) -> dict[str, Any]:
+        """Return these options by name, also of what has more of them."""
+        return {field.name: getattr(self, field.name) for field in fields(SourceOptions)}
+
+    def to_json(self) -> dict[str, object]:
+        """Return the options for a fingerprint: those that later versions added only where they are not the default."""
+        first = ("image_column", "label_column", "test_fraction", "seed", "max_train", "max_test")
+        default = SourceOptions().values()
+        return {name: value for name, value in self.values().items() if name in first or value != default[name]}

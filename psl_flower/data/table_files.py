@@ -1,0 +1,206 @@
+"""Files of tables in a folder: which of them list images, and their rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+from pyarrow import json as lines
+
+from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
+from psl_flower.data.splits import split_word
+from psl_flower.data.tables import Table
+from psl_flower.errors import DataError
+
+# They hold the images themselves, so that the `datasets` library keeps them on disk.
+LARGE_ENDINGS = frozenset({".arrow", ".parquet"})
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+_PEEKED_ROWS = 100
+_PEEKED_BYTES = 1 << 20
+# Of one JSON document, which is parsed whole.
+_MOST_JSON_BYTES = 256 << 20
+_DELIMITERS = ",;\t|"
+
+
+class ImageTables:
+    """The files of a folder that list images.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset's folder.
+    paths : iterable of str
+        Files of tables in it.
+    resolve : callable
+        Finds the file that a text names.
+
+    Attributes
+    ----------
+    paths : list[str]
+        Those that list images.
+    others : dict[str, str]
+        The other ones, and what is wrong with them.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[str], resolve: Resolve) -> None:
+        self._root, self._resolve = root, resolve
+        self.paths: list[str] = []
+        self.others: dict[str, str] = {}
+        for path in paths:
+            try:
+                sample = _peek(root / path)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                self.others[path] = f"cannot be read as a table ({type(error).__name__})"
+                continue
+            if sample is not None and image_kinds(Columns.of(sample.schema), sample, self._from(path)):
+                self.paths.append(path)
+            else:
+                columns = Columns.of(sample.schema).shown() if sample is not None else "no table at all"
+                self.others[path] = f"no column holds images; the columns are {columns}"
+
+    def by_split(self, name: str) -> dict[str, list[str]]:
+        """Return the files of each split; those without one in their names are all there is, or are left out.
+
+        Raises
+        ------
+        DataError
+            If files of several kinds list images, or one that holds images belongs to no split while others do.
+        """
+        endings = {Path(path).suffix.lower(): path for path in self.paths}
+        if len({ending in LARGE_ENDINGS for ending in endings}) > 1 or len(endings) > 1:
+            several = ", ".join(sorted(endings.values()))
+            raise DataError(f"{name}: several kinds of tables list images ({several}); leave one out with leave-out")
+        found: dict[str, list[str]] = {}
+        for path in self.paths:
+            found.setdefault(_split_of(path), []).append(path)
+        alone = found.pop("", [])
+        if not found:
+            return {"train": alone}
+        if alone:
+            raise DataError(
+                f"{name}: {alone[0]} lists images and tells no split by its name, unlike "
+                f"{next(iter(found.values()))[0]}; rename it, or leave it out with leave-out={alone[0]}"
+            )
+        return found
+
+    def read(self, name: str, paths: Iterable[str]) -> Table:
+        """Return the rows of files one after another.
+
+        Raises
+        ------
+        DataError
+            If one cannot be read, or they do not fit each other.
+        """
+        parts = []
+        for path in paths:
+            try:
+                parts.append(self._with_places(path, _read(self._root / path)))
+                whole = pa.concat_tables(parts, promote_options="default")
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise DataError(f"{name}: {path} cannot be read as a table: {error}") from error
+        return Table.of(whole)
+
+    def _from(self, path: str) -> Resolve:
+        """Return what finds images by what a table at this place says of theirs."""
+        resolve, here = self._resolve, path.rpartition("/")[0]
+        return lambda text, beside=here: resolve(text, beside)
+
+    def _with_places(self, path: str, table: pa.Table | None) -> pa.Table:
+        """Return a table in which the paths of images, which may be told from its own place, are whole."""
+        if table is None:
+            raise ValueError("it is too large")
+        resolve = self._from(path)
+        kinds = image_kinds(Columns.of(table.schema), table.slice(0, _PEEKED_ROWS), resolve)
+        for column in [name for name, kind in kinds.items() if kind is ImageKind.PATH]:
+            texts = table.column(column).to_pylist()
+            places = [str(resolve(text) or text) if text else text for text in texts]
+            table = table.set_column(table.schema.get_field_index(column), column, pa.array(places, pa.string()))
+        return table
+
+    def check_classes(self, name: str, paths: Iterable[str]) -> None:
+        """Check that files of embedded images number their classes alike; the `datasets` library does not.
+
+        Raises
+        ------
+        DataError
+            If they do not.
+        """
+        first: tuple[str, dict[str, tuple[str, ...]]] | None = None
+        for path in paths:
+            if not path.lower().endswith(".parquet"):
+                continue
+            classes = dict(Columns.of(parquet.read_schema(self._root / path)).classes)
+            first = first or (path, classes)
+            for column in classes.keys() & first[1].keys():
+                if classes[column] != first[1][column]:
+                    raise DataError(
+                        f"{name}: {first[0]} and {path} number the classes of column {column!r} differently; write "
+                        "both with the same table of classes"
+                    )
+
+
+def _split_of(path: str) -> str:
+    """Return the split that a file's name or its folders' names tell; empty if they tell none."""
+    *folders, file = path.split("/")
+    shard = _SHARD.fullmatch(Path(file).stem)
+    stem = shard[1] if shard else Path(file).stem
+    words = [split_word(text)[0] for text in (stem, *reversed(folders))]
+    return next(filter(None, words), stem if shard else "")
+
+
+def _peek(path: Path) -> pa.Table | None:
+    """Return the first rows of a table; None where a file holds no table."""
+    if path.suffix.lower() == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            batch = next(file.iter_batches(batch_size=_PEEKED_ROWS), None)
+            return pa.Table.from_batches([batch] if batch is not None else [], file.schema_arrow)
+    if path.suffix.lower() == ".arrow":
+        with _open_arrow(path) as reader:
+            return pa.Table.from_batches([next(iter(reader))], reader.schema).slice(0, _PEEKED_ROWS)
+    if path.suffix.lower() == ".json":
+        return _read(path)
+    with path.open("rb") as file:
+        text = file.read(_PEEKED_BYTES)
+    if len(text) == _PEEKED_BYTES:
+        text = text[: text.rfind(b"\n") + 1]
+    return _parse(path, text)
+
+
+def _read(path: Path) -> pa.Table | None:
+    if path.stat().st_size > _MOST_JSON_BYTES and path.suffix.lower() == ".json":
+        return None
+    return _parse(path, path.read_bytes())
+
+
+def _open_arrow(path: Path) -> pa.RecordBatchReader:
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path)))
+    except pa.ArrowInvalid:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        return pa.RecordBatchReader.from_batches(
+            file.schema, (file.get_batch(k) for k in range(file.num_record_batches))
+        )
+
+
+def _parse(path: Path, content: bytes) -> pa.Table | None:
+    content.decode("utf-8")  # another encoding would give other names, or an error of the parser's
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    ending = path.suffix.lower()
+    if ending == ".json":
+        try:
+            document = json.loads(content)
+        except ValueError:
+            return lines.read_json(BytesIO(content))
+        if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
+            return pa.Table.from_pylist(document)
+        return None
+    if ending == ".jsonl":
+        return lines.read_json(BytesIO(content))
+    header = content.split(b"\n", 1)[0].decode()
+    delimiter = "\t" if ending == ".tsv" else max(_DELIMITERS, key=header.count)
+    return csv.read_csv(BytesIO(content), parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True))
