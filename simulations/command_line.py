@@ -40,7 +40,7 @@ def new_parser(
     add = parser.add_argument
     add("--json", action="store_true", help="print the report as JSON instead of tables")
     if folder:
-        text = f"write report, tables, plots and page there; what is there is not done again [{folder}]"
+        text = f"write report, tables, plots and page there; finished trials are kept [{folder}]"
         add("--out", type=Path, metavar="FOLDER", default=Path(folder), help=text)
     else:
         add("--out", type=Path, metavar="FILE", help="write the report (JSON) to a file")

@@ -47,7 +47,7 @@ class Options(fields.Settings):
     """How to disturb the run."""
 
     kills: int = setting(5, "processes to kill", least=1)
-    seed: int = setting(0, "of roles and moments")
+    seed: int = setting(0, "seed of what is killed, and when")
     steps: int = setting(0, "training steps; 0: six for each kill", least=0)
 
 

@@ -25,7 +25,7 @@ class Comparison(Benchmark[Options]):
     name, options, decided, defaults, folder = "compare", Options, study.DECIDED, DEFAULTS, "comparison"
     about = (
         "Train the same network on the same images by patch-split learning, on whole images in one process, and by "
-        "federated averaging of whole images, and put side by side what they reach and what they cost."
+        "federated averaging of whole images, and compare accuracy and cost."
     )
 
     def settings_of(self, options: Options) -> Mapping[str, object]:

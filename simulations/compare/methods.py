@@ -90,15 +90,19 @@ class Options(fields.Settings):
         "patch-split learning also with these settings, such as flip=true,cutout=8+mixup=0.2 [none]",
         _checked_variant,
     )
-    partitions: tuple[str, ...] = several(PARTITIONS, "how averaging's clients share the images", one_of(PARTITIONS))
+    partitions: tuple[str, ...] = several(
+        PARTITIONS, "how the images are divided among the clients", one_of(PARTITIONS)
+    )
     dirichlet_alpha: float = setting(0.5, "the smaller, the more clients' classes differ", least=0)
-    clients: int = setting(0, "of averaging; 0: as many as the first grid has patches")
+    clients: int = setting(0, "clients of federated averaging; 0: one for each patch of the first grid")
     local_epochs: int = setting(1, "passes of a client in a round of averaging", least=1)
     proximal_mu: float = setting(0.01, "weight of FedProx' proximal term", least=0)
     server_lr: float = setting(0.01, "FedAdam's learning rate on the server", least=0)
-    seeds: tuple[int, ...] = several((0,), "every method is trained with each", _read_seed)
+    seeds: tuple[int, ...] = several((0,), "seeds; every method is trained with each", _read_seed)
     epochs: int = setting(5, "passes over the training images", least=1)
-    evaluations: int = setting(1, "in an epoch, at most: the largest divisor of its steps not above it", least=1)
+    evaluations: int = setting(
+        1, "evaluations in an epoch, at most: the largest divisor of its steps up to this", least=1
+    )
     max_train: int = setting(0, "training images, drawn by the seed; 0: all")
     max_test: int = setting(0, "test images, likewise")
     engine: str = setting(

@@ -51,7 +51,7 @@ class Lightening(Benchmark[Options]):
     def make_parser(self) -> argparse.ArgumentParser:
         """Return the parser of the command's arguments."""
         parser = super().make_parser()
-        text = "keep run and models in this workspace, and go on with what is there"
+        text = "keep run and models in this workspace; rerun, the command reuses what is finished"
         parser.add_argument("--workspace", type=Path, metavar="FOLDER", help=text)
         return parser
 

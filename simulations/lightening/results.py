@@ -38,9 +38,9 @@ class Options(fields.Settings):
     """What is asked for, and how it is measured."""
 
     epochs: int = setting(10, "passes of the reference over the training images", least=1)
-    speedup: float = setting(3.0, "the light model is to be so many times as fast", least=1, most=1000)
-    shrink: float = setting(4.0, "and so many times smaller", least=1, most=1000)
-    max_drop: float = setting(0.01, "accuracy that it may lose, 0 to below 1", least=0, most=0.999)
+    speedup: float = setting(3.0, "speed-up over the reference to ask of the light model", least=1, most=1000)
+    shrink: float = setting(4.0, "reduction in size to ask of it", least=1, most=1000)
+    max_drop: float = setting(0.01, "accuracy it may lose, 0 to below 1", least=0, most=0.999)
     lighten: str = setting("", "further arguments of psl lighten, such as '--epochs 5'")
     threads: int = setting(1, "threads that speed is measured with", least=1)
     batch: int = setting(32, "images at a time when images/s are measured", least=1)

@@ -28,8 +28,8 @@ class Options(fields.Settings):
     batches: int = setting(100, "batches read from each kind of store", least=1)
     steps: int = setting(5, "timed training steps", least=1)
     warmup: int = setting(2, "steps before them, not timed, at least 1", least=1)
-    restored: int = setting(2000, "images put together again", least=1)
-    repetitions: int = setting(3, "how often everything is measured", least=1)
+    restored: int = setting(2000, "images to reassemble", least=1)
+    repetitions: int = setting(3, "times that everything is measured", least=1)
     threads: int = setting(usable_cores(), "threads of the training step, all cores; the rest has one core", least=1)
 
 

@@ -61,7 +61,7 @@ class SeparateHosts(Benchmark[Options]):
         "links, beside the same in one process."
     )
     shortcuts = (BATCH_SIZE, WIRE)
-    keep = "keep the hosts' folders (logs, stores, runs), and say where"
+    keep = "keep the hosts' folders (logs, stores, runs), and print where"
 
     def measure(self, config: RunConfig, options: Options, workspace: Workspace, progress: Progress) -> Report:
         """Measure and return the report."""
@@ -131,10 +131,14 @@ class _Trials:
         before_s = self._one_process()
         for repetition in range(1, self._options.repetitions + 1):
             for delay_ms in self._options.delays_ms:
-                self._progress.trial(f"repetition {repetition} of {self._options.repetitions}, {delay_ms:g} ms")
+                name = f"repetition {repetition} of {self._options.repetitions}, {delay_ms:g} ms"
+                self._progress.trial(name)
                 round_trip, run = self._train(f"delay-{delay_ms:g}-{repetition}", delay_ms / 1000)
                 after_s = self._one_process()
-                found.append(self._read(run, repetition, delay_ms, round_trip, before_s, after_s))
+                measured = self._read(run, repetition, delay_ms, round_trip, before_s, after_s)
+                rates = f"{measured.images_per_s:.1f} images/s, one process {measured.one_process:.1f}"
+                self._progress.say(f"{name}: {rates}")
+                found.append(measured)
                 before_s = after_s
         return tuple(found)
 
@@ -195,7 +199,7 @@ class _Trials:
         timed = steps[options.warmup :]
         (metrics,) = run.read_metrics()
         up, down = evaluation_bytes(self._config, self._stores)
-        measured = Measurement(
+        return Measurement(
             repetition=repetition,
             delay_ms=delay_ms,
             round_trip_s=round_trip,
@@ -209,8 +213,6 @@ class _Trials:
             bytes_down=metrics["bytes_down"] - down,
             steps=options.total_steps,
         )
-        self._progress.result(f"{measured.images_per_s:.1f} images/s, one process {measured.one_process:.1f}")
-        return measured
 
     def _show(self, who: str, done: int) -> None:
         self._progress.step(who, done, self._options.total_steps)

@@ -45,7 +45,7 @@ class Throughput(Benchmark[Options]):
         WIRE,
         Shortcut("autocast", "bfloat16 autocast, in all modes", flag=True),
     )
-    keep = "keep stores and runs, and say where"
+    keep = "keep stores and runs, and print where"
 
     def make_parser(self) -> argparse.ArgumentParser:
         """Return the parser of the command's arguments."""

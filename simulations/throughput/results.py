@@ -31,7 +31,7 @@ class Options(fields.Settings):
     turns: int = setting(4, "turns they are spread over, at most one to a step", least=1)
     warmup: int = setting(3, "steps before them, not timed, at least 1", least=1)
     repetitions: int = setting(3, "trials of each transport, each in turns with one process", least=1)
-    transports: tuple[str, ...] = several(FEDERATED, "which to try", one_of(FEDERATED))
+    transports: tuple[str, ...] = several(FEDERATED, "transports to measure", one_of(FEDERATED))
     threads: int = setting(usable_cores(), "threads of the one process and the Lower; all cores", least=1)
     round_at_cut: bool = setting(False, "the one process rounds at the cut as the wire does")
 
