@@ -174,6 +174,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained model as one file for other programs, and check that it answers alike."""
+    from rich.filesize import decimal
+
     from psl_flower.errors import ConfigError
     from psl_flower.inference.export import EXPORTERS
 
@@ -191,7 +193,7 @@ def export(
         typer.echo(json.dumps(report | differences))
         return
     typer.echo(
-        f"{exported.path}: {exported.num_bytes / 1e6:.1f} MB; its logits differ by {exported.difference:.1e} at most "
+        f"{exported.path}: {decimal(exported.num_bytes)}; its logits differ by {exported.difference:.1e} at most "
         f"from the trained network's ({exported.relative_difference:.1e} of the largest)"
     )
 

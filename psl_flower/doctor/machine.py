@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from psl_flower.system.findings import Finding, failed, ok, warning
 from psl_flower.system.machine import usable_cores
 
@@ -28,7 +30,7 @@ def check_folder(what: str, folder: Path) -> list[Finding]:
         do = f"let this user write there (chown), or name another folder; space: df -h {place}"
         return [failed(what, f"{folder}: cannot be written: {error.strerror or error}", do)]
     free = shutil.disk_usage(place).free
-    said = f"{folder}: writable, {free / 1e9:.1f} GB free"
+    said = f"{folder}: writable, {decimal(free)} free"
     if free < _DISK_FAILED:
         return [failed(what, said, "free some space, or name a folder on another disk")]
     if free < _DISK_WARNING:
@@ -41,7 +43,7 @@ def check_memory() -> list[Finding]:
     import psutil
 
     available = psutil.virtual_memory().available
-    said = f"{available / 1e9:.1f} GB available, {usable_cores()} cores"
+    said = f"{decimal(available)} available, {usable_cores()} cores"
     if available < _MEMORY_FAILED:
         do = "end other programs: a node takes about 0.9 GB, the server 1.5 GB, and more with large batches"
         return [failed("memory", said, do)]
@@ -66,6 +68,4 @@ def check_device(setting: str) -> list[Finding]:
         do = "check nvidia-smi and that torch was installed for it; or set device to cpu"
         return [failed("device", " ".join(str(error).split())[:300], do)]
     free, total = torch.cuda.mem_get_info(device)
-    return [
-        ok("device", f"{device}: {torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
-    ]
+    return [ok("device", f"{device}: {torch.cuda.get_device_name(device)}, {decimal(free)} of {decimal(total)} free")]
