@@ -19,6 +19,7 @@ from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.predictions import FOLDER
 from psl_flower.runs.resuming import settings_of
+from psl_flower.system.files import disk_errors
 from psl_flower.text import expanded
 
 _UPPERS = Form(r"(\d{1,6}(,\d{1,6})*)?", 'numbers of Uppers, such as "0,3"')
@@ -65,10 +66,8 @@ class Predict(Kind):
     def begin(self) -> Work:
         """Return the same, the folder made; RunError also if the disk refuses."""
         work = self.find()
-        try:
+        with disk_errors(work.folder.path, "made", RunError):
             work.folder.path.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"{work.folder.path}: cannot be made: {error.strerror or error}") from error
         return work
 
     def check(self, work: Work, description: StoreSetDescription) -> str:

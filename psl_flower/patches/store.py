@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from psl_flower.errors import StoreError
 
 
 class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,6 +84,24 @@ def read_all_positions(stores: Sequence[PatchStore], samples_B: NDArray[np.int64
     for store in stores:
         patches_BPChw[:, list(store.meta.positions)] = store.read(samples_B)
     return patches_BPChw
+
+
+def check_samples(samples_B: NDArray[np.integer[Any]], num_samples: int, where: str) -> None:
+    """Raise StoreError unless these are a row of indices of a store's samples."""
+    if samples_B.ndim != 1 or samples_B.dtype.kind not in "iu":
+        raise StoreError(f"{where}: expected a row of integer sample indices, got {samples_B.dtype} {samples_B.shape}")
+    outside = samples_B[(samples_B < 0) | (samples_B >= num_samples)]
+    if outside.size:
+        raise StoreError(f"{where}: sample {outside[0]} is outside the {num_samples} samples of the store")
+
+
+def check_patches(patches_BKChw: NDArray[np.uint8], shape: tuple[int, ...], where: str) -> None:
+    """Raise StoreError unless these are uint8 patches (B, K, C, h, w) of a store's `shape` (K, C, h, w)."""
+    if patches_BKChw.dtype != np.uint8 or patches_BKChw.shape[1:] != shape:
+        raise StoreError(
+            f"{where}: expected uint8 patches (B, {', '.join(map(str, shape))}), "
+            f"got {patches_BKChw.dtype} {patches_BKChw.shape}"
+        )
 
 
 def store_folder(folder: Path, upper: int) -> Path:

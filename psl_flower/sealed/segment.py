@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import (
     HeaderDamaged,
-    StoreError,
     TrailingBytes,
     TruncatedFile,
     WrongDataset,
@@ -26,6 +25,7 @@ from psl_flower.errors import (
     WrongSegment,
     WrongStore,
 )
+from psl_flower.patches.store import check_patches
 from psl_flower.sealed import merkle
 from psl_flower.sealed.folder import Draft, Folder
 from psl_flower.sealed.header import SegmentHeader, header_bytes, segment_bytes
@@ -89,12 +89,7 @@ class SegmentWriter:
 
     def append(self, patches_BKChw: NDArray[np.uint8]) -> None:
         """Append the patches (B, K, C, h, w), uint8, of B further samples; StoreError if these are not the store's."""
-        shape = (len(self.header.positions), *self.header.patch_shape)
-        if patches_BKChw.dtype != np.uint8 or patches_BKChw.shape[1:] != shape:
-            raise StoreError(
-                f"{self._where}: expected patches (B, {', '.join(map(str, shape))}) of uint8, "
-                f"got {patches_BKChw.shape} of {patches_BKChw.dtype}"
-            )
+        check_patches(patches_BKChw, (len(self.header.positions), *self.header.patch_shape), self._where)
         for patches in patches_BKChw:
             self._waiting.append(patches.tobytes())
             if len(self._waiting) == self.header.block:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError, StoreNotFound, WrongNodeKey
-from psl_flower.patches.store import StoreMeta
+from psl_flower.patches.store import StoreMeta, check_samples
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
 from psl_flower.sealed.folder import Folder
@@ -120,14 +120,8 @@ class SealedStore:
         """
         if self._closed:
             raise StoreError(f"{self._folder.name}: the store is closed")
-        if samples_B.ndim != 1 or samples_B.dtype.kind not in "iu":
-            raise StoreError(
-                f"{self._folder.name}: expected a row of integer sample indices, got {samples_B.dtype} "
-                f"{samples_B.shape}"
-            )
+        check_samples(samples_B, len(self), self._folder.name)
         samples_B = samples_B.astype(np.int64)
-        if len(samples_B) and not 0 <= int(samples_B.min()) <= int(samples_B.max()) < len(self):
-            raise StoreError(f"{self._folder.name}: a sample is outside the {len(self)} samples of the store")
         out_BN = np.empty((len(samples_B), int(np.prod(self._record_shape))), np.uint8)
         segments_B = np.searchsorted(self._ends, samples_B, side="right")
         for number in np.unique(segments_B).tolist():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import StoreError
-from psl_flower.patches.assignment import assign
+from psl_flower.patches.assignment import assign, positions_by_upper
 from psl_flower.patches.cutting import PixelSums, Progress, cut, first_image
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import store_folder
@@ -103,13 +103,14 @@ def _ingest(
         std=(),
     )
     writers: list[PlainStoreWriter] = []
+    positions = [list(held) for held in positions_by_upper(description.assignment)]
     done, pixels = 0, PixelSums.zero(channels)
     try:
         for m in range(description.num_uppers):
             writers.append(PlainStoreWriter(store_folder(folder, m), description.meta_of(m)))
         for chunk in cut(images, grid, channels, progress=progress):
-            for m, writer in enumerate(writers):
-                writer.append(chunk.patches_BPChw[:, list(description.positions_of(m))])
+            for writer, held in zip(writers, positions, strict=True):
+                writer.append(chunk.patches_BPChw[:, held])
             labels_N[done : done + len(chunk.labels_B)] = chunk.labels_B
             done += len(chunk.labels_B)
             pixels += chunk.pixels

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
-from psl_flower.patches.store import StoreMeta
+from psl_flower.patches.store import StoreMeta, check_patches, check_samples
 from psl_flower.system.files import NewFile, NewFolder, disk_errors, read_file, write_file
 
 META_FILE = "meta.json"
@@ -78,13 +78,7 @@ class PlainStore:
         """
         if self._patches_NKChw is None:
             raise StoreError(f"{self._path}: the store is closed")
-        if samples_B.ndim != 1 or samples_B.dtype.kind not in "iu":
-            raise StoreError(
-                f"{self._path}: expected a row of integer sample indices, got {samples_B.dtype} {samples_B.shape}"
-            )
-        outside = samples_B[(samples_B < 0) | (samples_B >= len(self))]
-        if outside.size:
-            raise StoreError(f"{self._path}: sample {outside[0]} is outside the {len(self)} samples of the store")
+        check_samples(samples_B, len(self), str(self._path))
         return np.asarray(self._patches_NKChw[samples_B])
 
     def close(self) -> None:
@@ -135,11 +129,7 @@ class PlainStoreWriter:
             finished or aborted, or the disk refuses.
         """
         self._require_open()
-        if patches_BKChw.dtype != np.uint8 or patches_BKChw.shape[1:] != self._record:
-            raise StoreError(
-                f"{self._path}: expected uint8 patches (B, {', '.join(map(str, self._record))}), "
-                f"got {patches_BKChw.dtype} {patches_BKChw.shape}"
-            )
+        check_patches(patches_BKChw, self._record, str(self._path))
         if self._num_written + len(patches_BKChw) > self._meta.num_samples:
             raise StoreError(
                 f"{self._path}: expected {self._meta.num_samples} samples, "
