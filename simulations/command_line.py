@@ -20,6 +20,7 @@ import msgspec
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
 from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.system.streams import lost_output, open_streams
 from simulations import reports
 from simulations.progress import Progress
 from simulations.reports import Report
@@ -93,8 +94,10 @@ def exit_status(work: Callable[[], None]) -> int:
     An error becomes one line on standard error.
     """
     forbid_core_dumps()  # some open keys
+    open_streams()
     try:
         work()
+        sys.stdout.flush()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0
     except PslError as error:
@@ -104,6 +107,13 @@ def exit_status(work: Callable[[], None]) -> int:
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:
+        said = lost_output(error)
+        if said is None:
+            raise
+        if said:
+            print(f"error: {said}", file=sys.stderr)
+        return _FAILED
     return 0
 
 

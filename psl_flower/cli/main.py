@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.system.streams import lost_output, open_streams
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Without the program's name; None takes those of the process.
     """
+    open_streams()
     try:
         return _run(arguments)
     except PslError as error:
@@ -62,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not find out again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        said = lost_output(error)
+        if said is None:
+            raise
+        if said:
+            print(f"error: {said}", file=sys.stderr)
         return _FAILED
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from psl_flower.data.account import Account
 from simulations import reports
 from simulations.reports import Spread, Values
 
@@ -240,6 +241,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
         Every trial.
     summaries : tuple of Summary
         What they amount to, by method.
+    account : Account, optional
+        What was read of the dataset, and what was left out.
     """
 
     benchmark: str = "compare"
@@ -247,6 +250,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     settings: Settings
     measurements: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
+    account: Account | None = None
 
     def trials_of(self, method: str) -> list[Trial]:
         """Return a method's trials."""
