@@ -20,7 +20,7 @@ import msgspec
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, PslError, RunError
 from psl_flower.system.machine import forbid_core_dumps
-from psl_flower.system.streams import lost_output, open_streams
+from psl_flower.system.streams import drop_output, open_streams
 from simulations import reports
 from simulations.progress import Progress
 from simulations.reports import Report
@@ -107,12 +107,8 @@ def exit_status(work: Callable[[], None]) -> int:
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except OSError as error:
-        said = lost_output(error)
-        if said is None:
-            raise
-        if said:
-            print(f"error: {said}", file=sys.stderr)
+    except BrokenPipeError:
+        drop_output()  # whoever read it has gone
         return _FAILED
     return 0
 

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
-from psl_flower.system.streams import lost_output, open_streams
+from psl_flower.system.streams import drop_output, open_streams
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -64,12 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except OSError as error:
-        said = lost_output(error)
-        if said is None:
-            raise
-        if said:
-            print(f"error: {said}", file=sys.stderr)
+    except BrokenPipeError:
+        drop_output()  # whoever read it has gone
         return _FAILED
 
 

@@ -6,12 +6,14 @@ import io
 import os
 import sys
 
+from psl_flower.errors import OutputLost
+
 
 def open_streams() -> None:
     """Let the standard streams be open and take any text, before a command opens files of its own.
 
     A file that is opened where one of them is closed would get its number, and what other programs print would go
-    there. Letters that the encoding lacks are escaped.
+    there. Letters that the encoding lacks are escaped. Standard output that cannot be written raises OutputLost.
     """
     for descriptor in range(3):
         try:
@@ -23,19 +25,36 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if type(sys.stdout) is io.TextIOWrapper:  # and not what a test has put there
+        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = _Output(sys.stdout.detach(), encoding, "backslashreplace", line_buffering=by_line)
 
 
-def lost_output(error: OSError) -> str | None:
-    """Return what to say of an error that comes of standard output; None of any other.
-
-    Nothing is to be said where whoever read it has gone. The interpreter, which flushes at exit, is spared the error.
-    """
-    said = ""
-    if not isinstance(error, BrokenPipeError):
-        try:
-            sys.stdout.flush()
-            return None
-        except OSError:
-            said = f"standard output cannot be written: {error.strerror or error}"
+def drop_output() -> None:
+    """Send what is still printed nowhere, so that the interpreter, which flushes at exit, finds no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return said
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output whose loss has an error of its own, unlike that of a file of a command's."""
+
+    def write(self, text: str) -> int:
+        """Write text; raises OutputLost."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def flush(self) -> None:
+        """Write what is held back; raises OutputLost."""
+        try:
+            super().flush()
+        except OSError as error:
+            raise self._lost(error) from error
+
+    @staticmethod
+    def _lost(error: OSError) -> OSError | OutputLost:
+        if isinstance(error, BrokenPipeError):
+            return error  # whoever read it has gone, which is no error
+        drop_output()
+        return OutputLost(f"standard output cannot be written: {error.strerror or error}")
