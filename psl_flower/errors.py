@@ -70,6 +70,7 @@
     ├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
     ├── LighteningError        a network cannot be lightened, or what came from the server is no light model
     │   └── LighteningImpossible  no degree of lightening meets the conditions; the best one is shown
+    ├── OutputLost             standard output cannot be written, as on a full disk; the work is done
     ├── PredictionStopped      the user asked to stop a prediction; nothing was written
     └── RunError               a run folder, checkpoint or model is missing, damaged or of another run
         ├── NoCheckpoint       a run, or a node, keeps no weights of that step
@@ -176,6 +177,10 @@ class LighteningError(PslError):
 
 class LighteningImpossible(LighteningError):
     """No degree of lightening meets the conditions."""
+
+
+class OutputLost(PslError):
+    """Standard output cannot be written, as on a full disk; the work is done."""
 
 
 class PredictionStopped(PslError):

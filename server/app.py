@@ -52,7 +52,8 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
     if config.wire.transport != "flower":
         server_identity(config.wire)
     stores = _stores(work, reporter)
-    for note in (stores.keys_note, stores.grid_reason, stores.note, kind.check(work, stores.description)):
+    checked = kind.check(work, stores.description)
+    for note in (*stores.account_lines, stores.keys_note, stores.grid_reason, stores.note, checked):
         if note:
             reporter.say("preparing", note)
     return ServerRun(

@@ -56,6 +56,9 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
     run.write_config(config)
     write_file(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode(), RunError)
     run.write_description(stores.description)
+    run.write_account(stores.account)
+    for line in stores.account_lines:
+        reporter.say("preparing", line)
     began = time.monotonic()
     clients = _clients(grid, fed)
     reporter.plan(rounds=config.training.rounds, total_steps=0, steps_per_round=1, done=0)

@@ -29,6 +29,7 @@ def train(run: ServerRun[Train]) -> None:
     """
     blueprint, reporter = run.blueprint, run.reporter
     run.source.write_description(run.stores.description)
+    run.source.write_account(run.stores.account)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)

@@ -13,6 +13,7 @@ import typer
 
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
+from psl_flower.system.streams import drop_output, open_streams
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run [the newest that has a model].")]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
@@ -43,11 +44,11 @@ def exit_status(work: Callable[[], object]) -> int:
     An error becomes one line on standard error.
     """
     forbid_core_dumps()  # commands open keys
+    open_streams()
     try:
-        work()
-    except SystemExit as exit_:
+        status = _status_of(work)
         sys.stdout.flush()
-        return exit_.code if isinstance(exit_.code, int) else 0
+        return status
     except PslError as error:
         if os.environ.get("PSL_DEBUG") == "1":
             traceback.print_exc()
@@ -58,9 +59,15 @@ def exit_status(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not find out again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # whoever read it has gone
         return 1
+
+
+def _status_of(work: Callable[[], object]) -> int:
+    try:
+        work()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0
     return 0
 
 

@@ -70,7 +70,7 @@ def prepare(
     work = kind.find()
     stores = prepare_stores(work.config, progress)
     stores.check_node_keys()
-    for note in (stores.keys_note, stores.grid_reason, kind.check(work, stores.description)):
+    for note in (*stores.account_lines, stores.keys_note, stores.grid_reason, kind.check(work, stores.description)):
         if note and say is not None:
             say(note)
     return stores.description.num_uppers, work

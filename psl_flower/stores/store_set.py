@@ -237,6 +237,11 @@ class StoreSet:
                 )
 
     @property
+    def account_lines(self) -> tuple[str, ...]:
+        """Lines for people on what was read, where the stores were made just now; else none."""
+        return tuple(self.account.lines()) if self.created and self.account is not None else ()
+
+    @property
     def sealed(self) -> bool:
         """Whether the stores are encrypted; their owner is known then."""
         return bool(self.owner)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from statistics import fmean
 
+from psl_flower.data.account import Account
 from simulations import reports
 from simulations.compare.notes import notes
 from simulations.compare.results import (
@@ -33,6 +34,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     settings: Settings
     measurements: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
+    account: Account | None = None  # what was read of the dataset, and what was left out
 
     def trials_of(self, method: str) -> list[Trial]:
         """Return a method's trials."""

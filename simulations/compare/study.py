@@ -99,6 +99,8 @@ class Study:
         )  # fmt: skip
         self._whole_config = whole_image_config(self._shared)
         self.whole = prepare_stores(self._whole_config, progress.ingesting)
+        for line in self.whole.account_lines:
+            progress.say(line)
         self.methods = plan(self._shared, options, self.whole.description.image_size)
         self.steps_per_epoch = batch_order(config, self.whole.description).steps_per_epoch
         # Rounds end with an epoch, so a round is a whole part of one.
@@ -134,7 +136,13 @@ class Study:
             target=target,
         )
         summaries = summarise(self.methods, costs, trials, target)
-        return Report(**began, settings=settings, measurements=tuple(trials), summaries=summaries)
+        return Report(
+            **began,
+            settings=settings,
+            measurements=tuple(trials),
+            summaries=summaries,
+            account=self.whole.account,
+        )
 
     def holdings(self) -> list[Holding]:
         """Return, with pictures, what the nodes of every distributed method hold."""

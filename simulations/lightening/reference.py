@@ -64,6 +64,7 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     run.write_description(stores.description)
+    run.write_account(stores.account)
     checkpoint, total, device = (
         run.path / "one-graph.pt",
         steps * config.training.rounds,

@@ -1,0 +1,108 @@
+"""psl inspect: the account and the contact sheet, before anything is sealed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from psl_flower.cli.main import main
+from tests.unit.tiny_pictures import colour, encode, image_folder
+
+
+@pytest.fixture
+def psl(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_account_and_sheet(psl, tmp_path):
+    name = image_folder(tmp_path / "pets", {"train/cat": 9, "train/dog": 3, "test/cat": 2})
+    (tmp_path / "pets" / "train" / "cat" / "readme.txt").write_text("hello")
+    status, out, err = psl("inspect", name)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"{name}: read as images by class",
+        "  train, from train: 12 images (cat: 9, dog: 3)",
+        "  test, from test: 2 images (cat: 2)",
+        "  left out: 1 .txt (not an image), such as train/cat/readme.txt",
+        "decoded: 11 of 6x8x3 (--all decodes every image)",
+        "contact sheet: inspect-pets.png",
+    ]
+    with Image.open("inspect-pets.png") as sheet:
+        assert sheet.size == (10 * 108, 2 * 142)
+        pixels = np.asarray(sheet)
+    # The first image of each class has its own grey level, in its own row.
+    assert (pixels[54, 54], pixels[142 + 54, 54]) == (pytest.approx([0] * 3), pytest.approx([10] * 3))
+    assert (pixels[142 + 54, 9 * 108 + 54] == 255).all(), "three dogs, so the row ends with blanks"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inspect-pets.png", "pets"], "nothing else is made"
+    status, out, _ = psl("inspect", name, "--json", "--all", "--out", "sheet.png")
+    report = json.loads(out)
+    assert (status, report["decoded"], report["sizes"], report["problems"]) == (0, 14, {"6x8x3": 14}, [])
+    assert report["account"]["splits"][0]["classes"] == {"cat": 9, "dog": 3}
+    assert report["account"]["left_out"] == [
+        {"reason": "not an image", "ending": ".txt", "count": 1, "example": "train/cat/readme.txt"}
+    ]
+    assert report["sheet"] == "sheet.png" and Path("sheet.png").exists()
+
+
+def test_settings_decide_and_errors_say_which(psl, tmp_path):
+    name = image_folder(tmp_path / "pets", {"train/a": 2, "train/b": 2, "test/a": 1, "val/a": 1})
+    status, out, err = psl("inspect", name)
+    assert (status, out) == (1, "") and "train-split=train+val" in err
+    status, out, _ = psl("inspect", name, "train-split=train+val", "--json")
+    assert status == 0 and json.loads(out)["account"]["splits"][0]["source"] == "train+val"
+    for words, match in (
+        (["epochs=3"], "epochs: is no setting of how to read a dataset; these are image-column"),
+        (["read-as=files"], "read-as: expected one of"),
+        (["pixel-range"], "expected KEY=VALUE"),
+    ):
+        status, out, err = psl("inspect", name, *words)
+        assert (status, out) == (1, "") and match in err
+
+
+def test_what_cannot_be_decoded_is_crossed_out_and_named(psl, tmp_path):
+    name = image_folder(tmp_path / "pets", {"train/a": 2, "train/b": 2, "test/a": 1})
+    (tmp_path / "pets" / "train" / "b" / "1.png").write_bytes(b"nonsense")
+    (tmp_path / "pets" / "train" / "a" / "1.png").write_bytes(encode(np.zeros((9, 9), np.uint8)))
+    status, out, err = psl("inspect", name)
+    assert status == 1
+    assert "the images differ in size: image-size brings all of them to one" in out
+    assert "some images are grey and some are not" in out
+    assert "contact sheet: inspect-pets.png" in out
+    assert err.startswith("error: image 3 of split 'train'") and err.count("\n") == 1
+    status, out, _ = psl("inspect", name, "--json", "--all")
+    assert status == 1 and len(json.loads(out)["problems"]) == 1
+
+
+def test_sealed_stores_and_files_that_are_there(psl, tmp_path):
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed" / "manifest.psl").write_bytes(b"x")
+    status, _, err = psl("inspect", tmp_path / "sealed")
+    assert status == 1 and "holds sealed stores" in err
+    (tmp_path / "mine.png").write_bytes(encode(colour(1)))
+    status, _, err = psl("inspect", "digits", "--out", "mine.png")
+    assert status == 1 and "mine.png exists already" in err and "--force" in err
+    assert psl("inspect", "digits", "--out", "mine.png", "--force")[0] == 0
+    status, _, err = psl("inspect", "digits", "--out", tmp_path / "no" / "such" / "sheet.png")
+    assert status == 1 and "cannot be written" in err
+
+
+def test_very_many_classes_fit_on_the_sheet(psl, tmp_path):
+    name = image_folder(tmp_path / "many", {f"{k:03d}": 2 for k in range(20)})
+    for k in range(20, 100):
+        place = tmp_path / "many" / f"{k:03d}"
+        place.mkdir()
+        for i in range(2):
+            (place / f"{i}.png").write_bytes(encode(colour(k)))
+    status, out, _ = psl("inspect", name)
+    assert status == 0 and "100 classes of 1 to 2" in out
+    with Image.open("inspect-many.png") as sheet:
+        assert sheet.size == (1080, 40 * 142)
