@@ -155,10 +155,13 @@ def _passed_by(name: str, path: str, leave_out: Sequence[str]) -> str:
 
 
 def _count(entry: os.DirEntry[str]) -> int:
-    """Return the number of files in what is passed by, which is not looked at otherwise."""
+    """Return the number of files in what is passed by, which is not looked at otherwise; a link is one."""
     if not entry.is_dir(follow_symlinks=False):
         return 1
-    return sum(len(files) for _, _, files in os.walk(entry.path))
+    return sum(
+        len(files) + sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+        for parent, folders, files in os.walk(entry.path)
+    )
 
 
 class Kind(StrEnum):
