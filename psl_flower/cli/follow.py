@@ -58,7 +58,8 @@ class Follower(Progress):
             parts.append(f"{status.images_per_s:.0f} images/s")
         if status.eta_s:
             parts.append(f"{duration(status.eta_s)} left")
-        title = status.message
+        # The last words are printed once Flower's processes have ended.
+        title = "ending Flower" if status.ended else status.message
         if status.state == "training" and status.round:
             title = f"{title}{', ' * bool(title)}round {status.round}/{status.rounds}"
         total = status.total_images or status.total_steps or None

@@ -65,3 +65,11 @@ def test_a_notice_stays_until_the_end(run):
     assert "Ctrl-C again" in shown.getvalue()[:before]
     assert "stopping after this step" in shown.getvalue()[before:]
     assert "round 1/3" not in shown.getvalue()
+
+
+def test_the_bar_leaves_the_last_words_to_the_command(run):
+    shown = Terminal()
+    with Follower(shown) as follower:
+        follower.follow(Status(state="completed", message="run tiny completed", step=9, total_steps=9), run)
+    assert "ending Flower: step 9/9" in shown.getvalue()
+    assert "run tiny completed" not in shown.getvalue()
