@@ -134,7 +134,8 @@ def _restore(asked: Asked[questions.SealForRestorers]) -> Parcel:
     answers: dict[int, bytes] = {}
     for opened, log in asked.host().sealed_stores():
         with closing(opened.store) as store:
-            sealed = answer(asked.question.request, opened.signed, store, opened.node, AuditLog(log))
+            request = asked.question.request
+            sealed = answer(request, opened.signed, store, opened.node, AuditLog(log), seen=opened.seen)
             answers[store.meta.upper] = sealed
     return Parcel(parts=answers)
 

@@ -12,10 +12,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.mistakes import Mistake, check_dataset, mistakes
 from psl_flower.sealed.export import Caption
-from psl_flower.sealed.keys import Identity
-from psl_flower.sealed.labels import FOLDER, LabelBook
 from psl_flower.sealed.manifest import Manifest
-from psl_flower.sealed.seen import SeenBook
 
 
 def images_asked(
@@ -70,15 +67,6 @@ def captions(
             )
         )
     return made
-
-
-def labels_of(folder: Path, manifest: Manifest, reader: Identity, seen: SeenBook) -> NDArray[np.int64] | None:
-    """Return the newest labels (N,); None where the labels are not in the folder."""
-    if not (folder / FOLDER).is_dir():
-        return None
-    found = LabelBook(folder).read(manifest, reader)
-    seen.check_labels(manifest.dataset, list(found.digests))
-    return found.labels_N
 
 
 def class_name(manifest: Manifest, label: int | None) -> str:

@@ -112,9 +112,9 @@ def ingest(
     """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
     from psl_flower.config import parse_size
     from psl_flower.data.account import account_file
-    from psl_flower.sealed import manifest as manifests
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
+    from psl_flower.sealed.newest import read_newest
     from psl_flower.sealed.sealing import is_complete
     from psl_flower.sealed.url_folder import shown
     from psl_flower.stores.grid_choice import grid_for
@@ -133,7 +133,8 @@ def ingest(
     if spool is not None and places:
         raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
-    SeenBook().prepare()
+    seen = SeenBook()
+    seen.prepare()
     base, automatic = Path(folders[0]), patch == "auto"
     if automatic and stride:
         raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
@@ -173,7 +174,7 @@ def ingest(
 
     start = time.monotonic()
     if spool is not None and not append and is_complete(base):
-        signed = manifests.load(base, owner.public)
+        signed = read_newest(base, seen, owner.public).signed
         done = Ingested(signed, signed.manifest.num_samples, 0, 0)
     else:
         with Progress(enabled=not as_json) as progress:
@@ -186,9 +187,9 @@ def ingest(
                 append=append,
                 progress=progress.steps,
                 on_read=note_account,
+                seen=seen,
             )
     seconds = time.monotonic() - start
-    SeenBook().check(done.signed)
     manifest = done.signed.manifest
     stores = [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores]
     bundles = _spool(spool, base, done.signed) if spool is not None else []
@@ -360,7 +361,8 @@ def rotate(
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
     folder, owner = folder_of(manifest), load_identity(owner_key, Role.OWNER, passphrase_file)
-    SeenBook().prepare()
+    seen = SeenBook()
+    seen.prepare()
     with Progress(enabled=not as_json) as progress:
         signed = do_rotate(
             folder,
@@ -369,8 +371,8 @@ def rotate(
             changes,
             delete_old=delete_old,
             progress=progress.steps,
+            seen=seen,
         )
-    SeenBook().check(signed)
     new = signed.manifest
     report = {
         "epoch": new.epoch,

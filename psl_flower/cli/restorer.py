@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from psl_flower.cli.image_selection import captions, class_name, image_name, images_asked, labels_of
+from psl_flower.cli.image_selection import captions, class_name, image_name, images_asked
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.terminal import (
     OwnerPublic,
@@ -79,10 +79,9 @@ def restore(
     from psl_flower.sealed.export import export
     from psl_flower.sealed.restore import restore as do_restore
 
-    trusted = load_trusted(manifest, owner_key, state)
-    signed, folder, seen = trusted.signed, trusted.folder, trusted.seen
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    labels_N = labels_of(folder, signed.manifest, restorers[0], seen)
+    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    signed, folder, seen, labels_N = trusted.signed, trusted.folder, trusted.seen, trusted.labels_N
     start = time.monotonic()
     if request is not None or answers is not None:
         if request is None or answers is None or image or wrong_only or store:
@@ -149,9 +148,9 @@ def authorise(
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
-    trusted = load_trusted(manifest, owner_key, state)
-    signed = trusted.signed
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
+    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
             raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
@@ -159,11 +158,10 @@ def authorise(
         for restorer in restorers:
             data = remote.co_sign(data, signed, restorer)
     else:
-        labels_N = labels_of(trusted.folder, signed.manifest, restorers[0], trusted.seen)
         data = remote.authorise(
             signed,
             restorers,
-            list(images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)),
+            list(images_asked(signed.manifest, image or (), wrong_only, split, limit, trusted.labels_N)),
             why=why,
             recipients=[keyfile.load_public(text, Role.RESTORER) for text in recipient or ()],
             valid_s=valid_hours * 3600,
@@ -196,11 +194,10 @@ def relabel(
     as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
-    trusted = load_trusted(manifest, owner_key, state)
     author = keyfile.load(identity, passphrase_source(passphrase_file))
-    book, content, seen = LabelBook(trusted.folder), trusted.signed.manifest, trusted.seen
-    before = book.read(content, author)
-    seen.check_labels(content.dataset, list(before.digests))
+    trusted = load_trusted(manifest, owner_key, state, author)
+    book, content = LabelBook(trusted.folder), trusted.signed.manifest
+    before = trusted.labels or book.read(content, author)
     if history:
         _print_history(before.history, content, as_json)
         return
@@ -209,8 +206,7 @@ def relabel(
     rows = _rows(image or [], "".join(label or ()), changes)
     wanted = _one_label_each(content, rows)
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
-    version = book.relabel(content, author, new, why) if new else before.version
-    seen.check_labels(content.dataset, list(book.read(content, author).digests))
+    version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
     told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
     tell({"version": version, "changed": len(new)}, [told], as_json)
 

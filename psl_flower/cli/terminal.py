@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from psl_flower.errors import PassphraseError, StoreNotFound
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.labels import Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
+from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import read_pairs
 
@@ -89,19 +93,37 @@ def numbered(texts: Sequence[str]) -> tuple[list[str], dict[int, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """A manifest, the folder it is in, what was seen before, and whether its owner was named now or seen before."""
+    """A manifest, the folder it is in, what was seen before, and whether its owner was named now or seen before.
+
+    `labels` are those in the folder, where there are any and a reader was named.
+    """
 
     signed: SignedManifest
     folder: Path
     seen: SeenBook
     known: bool
+    labels: Labels | None
+
+    @property
+    def labels_N(self) -> NDArray[np.int64] | None:
+        """The newest labels (N,), where they are known."""
+        return self.labels.labels_N if self.labels is not None else None
 
 
-def load_trusted(path: Path, owner_key: str, state: Path | None) -> Trusted:
-    """Load a manifest, or the one in a folder, and hold it to the owner named and to what was seen before."""
-    owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
-    signed, seen = manifests.load(path, owner), SeenBook(state)
-    return Trusted(signed, folder_of(path), seen, seen.check(signed) or owner is not None)
+def load_trusted(path: Path, owner_key: str, state: Path | None, reader: Identity | None = None) -> Trusted:
+    """Load a manifest, or the one in a folder, and hold it to the owner named and to what was seen before.
+
+    With a reader, who is about to write, labels and audit log in the folder are held to what was seen, too.
+    """
+    owner, seen = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None, SeenBook(state)
+    if reader is None:
+        with seen.open() as memory:
+            signed = manifests.load(path, owner)
+            known, labels = memory.check(signed), None
+    else:
+        newest = read_newest(path, seen, owner, reader=reader, whole=False)
+        signed, known, labels = newest.signed, newest.known, newest.labels
+    return Trusted(signed, folder_of(path), seen, known or owner is not None, labels)
 
 
 def folder_of(manifest: Path) -> Path:

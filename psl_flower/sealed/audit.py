@@ -5,7 +5,8 @@
 
 Each entry names the SHA-256 of the line before, and is signed by everyone who took part. Both files are
 replaced whole, log before head, so that after a crash the log is at most one valid entry ahead. Who can put
-back an old log together with its old head is found out by those who saw the newer one (`SeenBook`).
+back an old log together with its old head is found out by those who saw the newer one (`SeenBook`). Readers take no
+lock, since they may not be allowed to write here: they read again where the head has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from psl_flower.errors import AuditLogEdited, AuditLogTruncated, StoreError, Sto
 from psl_flower.sealed import envelope
 from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.manifest import Manifest, SignedManifest
-from psl_flower.sealed.seen import SeenBook
+from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.suite import Purpose, digest
 from psl_flower.system.files import DISK, Disk, locked, make_folder, read_file, write_file
 
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
 _LIMIT = 1 << 30
+_ATTEMPTS = 100
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,19 +95,26 @@ class AuditLog:
         self._disk = disk
 
     def append(
-        self, signed: SignedManifest, who: Sequence[Identity], action: str, images: Sequence[int], why: str
+        self,
+        signed: SignedManifest,
+        who: Sequence[Identity],
+        action: str,
+        images: Sequence[int],
+        why: str,
+        *,
+        seen: SeenBook | None = None,
     ) -> Entry:
-        """Write an entry, signed by everyone who takes part, and make it durable.
+        """Write an entry, signed by everyone who takes part, make it durable, and remember it in `seen`.
 
         Raises
         ------
         AuditError
-            If the log so far cannot be trusted: nothing may be released on top of it.
+            If the log so far cannot be trusted, or is shorter than one seen: nothing may be released on top of it.
         """
         make_folder(self.path.parent, disk=self._disk)
         with locked(self.path.with_suffix(".lock")):
-            lines = self._lines()
-            self._check(lines, signed.manifest)
+            with opened(seen) as memory:
+                lines, _ = self._read(signed.manifest, memory)
             entry = Entry(
                 number=len(lines),
                 previous=digest(lines[-1]).hex() if lines else bytes(32).hex(),
@@ -124,10 +133,12 @@ class AuditLog:
             head = _Head(signed.manifest.dataset, len(lines), digest(lines[-1]))
             data = envelope.sign(HEAD, envelope.encode(head), list(who))
             write_file(self._head, data, mode=0o644, disk=self._disk)
+            with opened(seen) as memory:
+                self._remember(lines, signed.manifest, memory)
         return entry
 
     def read(self, manifest: Manifest, seen: SeenBook | None = None) -> list[Entry]:
-        """Check the whole log and return its entries, oldest first.
+        """Check the whole log, also against `seen`, and return its entries, oldest first.
 
         Raises
         ------
@@ -136,13 +147,38 @@ class AuditLog:
         AuditLogTruncated
             If entries are missing.
         """
-        lines = self._lines()
-        entries = self._check(lines, manifest)
-        if seen is not None:
-            # By its first entry a log is known wherever it lies; by its path, even if nothing of it is left.
-            first = [digest(line).hex() for line in lines[:1]]
-            seen.check_audit(manifest.dataset, [str(self.path.resolve()), *first], len(entries))
-        return entries
+        with opened(seen) as memory:
+            return self.check(manifest, memory)
+
+    def check(self, manifest: Manifest, memory: Memory | None) -> list[Entry]:
+        """Do as `read` does, with a memory that is open already."""
+        return self._read(manifest, memory)[1]
+
+    def _read(self, manifest: Manifest, memory: Memory | None) -> tuple[list[bytes], list[Entry]]:
+        lines, head = self._files()
+        entries = self._check(lines, head, manifest)
+        self._remember(lines, manifest, memory)
+        return lines, entries
+
+    def _remember(self, lines: list[bytes], manifest: Manifest, memory: Memory | None) -> None:
+        if memory is not None:
+            memory.check_audit(manifest.dataset, str(self.path.resolve()), [digest(line) for line in lines])
+
+    def _files(self) -> tuple[list[bytes], bytes | None]:
+        """Return the log's lines and the head that belongs to them, while others may be writing both."""
+        head = self._head_data()
+        for _ in range(_ATTEMPTS):
+            lines, before = self._lines(), head
+            head = self._head_data()
+            if head == before:
+                break
+        return lines, head
+
+    def _head_data(self) -> bytes | None:
+        try:
+            return read_file(self._head, limit=envelope.MAX_BYTES)
+        except StoreNotFound:
+            return None
 
     def _lines(self) -> list[bytes]:
         try:
@@ -153,13 +189,13 @@ class AuditLog:
             raise AuditLogTruncated(f"{self.path}: the last line is cut")
         return data.split(b"\n")[:-1]
 
-    def _check(self, lines: list[bytes], manifest: Manifest) -> list[Entry]:
+    def _check(self, lines: list[bytes], head: bytes | None, manifest: Manifest) -> list[Entry]:
         entries, previous = [], bytes(32)
         known = _signers(manifest)
         for number, line in enumerate(lines):
             entries.append(self._check_line(line, number, previous, manifest, known))
             previous = digest(line)
-        self._check_head(lines, manifest, known)
+        self._check_head(lines, head, manifest, known)
         return entries
 
     def _check_line(
@@ -189,12 +225,10 @@ class AuditLog:
                 raise AuditLogEdited(f"{where} was changed after it was signed")
         return entry
 
-    def _check_head(self, lines: list[bytes], manifest: Manifest, known: dict[str, bytes]) -> None:
-        try:
-            data = read_file(self._head, limit=envelope.MAX_BYTES)
-        except StoreNotFound:
+    def _check_head(self, lines: list[bytes], data: bytes | None, manifest: Manifest, known: dict[str, bytes]) -> None:
+        if data is None:
             if len(lines) > 1:
-                raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told") from None
+                raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told")
             return
         try:
             signed = envelope.parse(HEAD, data, str(self._head))

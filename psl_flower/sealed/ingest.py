@@ -27,8 +27,10 @@ from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
+from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch, sizes
 from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.system.files import DISK, Disk, locked, make_folder
 
@@ -116,6 +118,7 @@ def ingest(
     progress: Progress | None = None,
     disk: Disk = DISK,
     on_read: Callable[[Manifest, Mapping[tuple[str, int], int]], None] | None = None,
+    seen: SeenBook | None = None,
 ) -> Ingested:
     """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
 
@@ -138,9 +141,13 @@ def ingest(
     on_read : callable, optional
         Called when all images have been read, before any of them count as sealed: with the draft's manifest, and how
         many images of each split and label were passed over, being there already.
+    seen : SeenBook, optional
+        Refuses an older folder than one seen before, and remembers the new generation.
 
     Raises
     ------
+    StaleManifest, ForkedManifest, LabelError, AuditError
+        If the folder is not as it was seen; nothing is written then.
     StoreExists
         If the folder holds a dataset and `append` is not given.
     SourceChanged
@@ -152,7 +159,11 @@ def ingest(
     make_folder(out, disk=disk)
     with locked(out / LOCK_FILE):
         draft = load_draft(out, owner.public)
-        current = manifests.load(out, owner.public) if (out / manifests.FILE).exists() else None
+        current = read_newest(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
+        if draft is not None and current is None:
+            with opened(seen) as memory:
+                if memory is not None:
+                    memory.check_unknown(draft.manifest.dataset, str(out))
         if draft is not None and current is not None and is_committed(draft, current):
             # Only the draft's removal was interrupted.
             drop_draft(out, disk)
@@ -193,6 +204,7 @@ def ingest(
             if len(contents) == sealing.done:  # unlike after a draft of an earlier version
                 write_contents(out, draft.manifest, owner, contents, disk)
             signed = sealing.commit() if current is None or sealing.done > before else current
+        read_newest(out, seen, owner.public)  # to remember it
         drop_draft(out, disk)
         return Ingested(
             signed,

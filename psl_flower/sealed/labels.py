@@ -25,6 +25,8 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest
 from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.seen import Memory, SeenBook, opened
+from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
 
@@ -102,7 +104,7 @@ class Labels:
     history : tuple[Change, ...]
         All versions, oldest first; those before a snapshot only for who could read them.
     digests : tuple[bytes, ...]
-        SHA-256 of each version's file, for `SeenBook.check_labels`.
+        SHA-256 of each version's file, for `Memory.check_labels`.
     """
 
     labels_N: NDArray[np.int64]
@@ -135,12 +137,10 @@ class LabelBook:
         ------
         LabelError
             If versions are missing, changed, or not by someone entitled, or sealed to others.
+        RevokedRestorer, UnknownRestorer
+            If they are sealed to others, and the reader is a restorer who was dropped, or never was one.
         """
-        chain = self._chain(manifest, manifest.generation)
-        if manifest.labels_version >= 0:
-            known = [found for _, found in chain[manifest.labels_version : manifest.labels_version + 1]]
-            if known != [manifest.labels_digest]:
-                raise LabelError(f"{self.folder}: label version {manifest.labels_version} is missing or replaced")
+        chain = self._whole_chain(manifest)
         if upto is not None:
             if upto >= len(chain):
                 raise LabelError(f"{self.folder}: label version {upto} is missing; there are {len(chain)}")
@@ -149,6 +149,8 @@ class LabelBook:
         readable = [self._open(version, reader) for version, _ in chain]
         start = max((k for k, (version, _) in enumerate(chain) if version.kind == "snapshot"), default=0)
         if any(body is None for body in readable[start:]):
+            if reader is not None and reader.role is Role.RESTORER:
+                member_of(manifest, reader.public, reader.name)
             raise LabelError(
                 f"{self.folder}: the labels are sealed; give the key of the Lower, the owner or a restorer"
             )
@@ -165,6 +167,10 @@ class LabelBook:
                 )
             raise LabelError(f"{self.folder}: {unlabelled} images of {len(labels_N)} have no label")
         return Labels(labels_N, len(chain) - 1, tuple(history), tuple(found for _, found in chain))
+
+    def digests(self, manifest: Manifest) -> list[bytes]:
+        """Check the chain, which needs no key, and return the versions' digests; raises LabelError as `read` does."""
+        return [found for _, found in self._whole_chain(manifest)]
 
     def add_images(
         self, manifest: Manifest, owner: Identity, *, first: int, labels: NDArray[np.int64]
@@ -188,18 +194,30 @@ class LabelBook:
         body = Body(why=why, labels=labels.astype("<u4").tobytes())
         return self._add_coming(manifest, owner, "snapshot", body)
 
-    def relabel(self, manifest: Manifest, author: Identity, changes: Sequence[tuple[int, int]], why: str) -> int:
-        """Correct labels: (image, new label) each. Returns the new version's number.
+    def relabel(
+        self,
+        manifest: Manifest,
+        author: Identity,
+        changes: Sequence[tuple[int, int]],
+        why: str,
+        *,
+        seen: SeenBook | None = None,
+    ) -> int:
+        """Correct labels: (image, new label) each, and remember it in `seen`. Returns the new version's number.
 
         Raises
         ------
         LabelError
-            If the author may not, an image or label is out of range, an ingest is unfinished, or the manifest is
-            no longer the folder's newest.
+            If the author may not, an image or label is out of range, an ingest is unfinished, versions that were seen
+            are missing, or the manifest is no longer the folder's newest.
+        RevokedRestorer
+            If the author is a restorer who was dropped.
         StoreNotFound
             If the folder holds no manifest.
         """
         if author.public.sign_key not in _entitled(manifest, "relabel"):
+            if author.role is Role.RESTORER:
+                member_of(manifest, author.public, author.name)
             raise LabelError(f"{author.role} {author.name!r} may not change this dataset's labels")
         _check_changes(changes, manifest)
         with locked(self._out / LOCK_FILE):
@@ -209,8 +227,14 @@ class LabelBook:
             newest = manifests.load(self._out).manifest
             if newest != manifest:
                 raise self._changed(newest)
-            body = Body(why=why, changes=tuple(changes))
-            return self._add(manifest, author, "relabel", body, self._chain(manifest, manifest.generation))[0]
+            body, chain = Body(why=why, changes=tuple(changes)), self._whole_chain(manifest)
+            known = [found for _, found in chain]
+            with opened(seen) as memory:
+                _remember(known, manifest, memory)
+            number, added = self._add(manifest, author, "relabel", body, chain)
+            with opened(seen) as memory:
+                _remember([*known, added], manifest, memory)
+            return number
 
     def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
         if (self._out / manifests.FILE).exists():
@@ -269,6 +293,12 @@ class LabelBook:
         write_file(self.folder / _file(number), data, mode=0o600, parents=True, disk=self._disk)
         return number, digest(data)
 
+    def _whole_chain(self, manifest: Manifest) -> list[tuple[Version, bytes]]:
+        chain, committed = self._chain(manifest, manifest.generation), manifest.labels_version
+        if committed >= 0 and [found for _, found in chain[committed : committed + 1]] != [manifest.labels_digest]:
+            raise LabelError(f"{self.folder}: label version {committed} is missing or replaced")
+        return chain
+
     def _chain(self, manifest: Manifest, last: int) -> list[tuple[Version, bytes]]:
         """Return the versions of generations up to `last`, checked, with their digests.
 
@@ -313,6 +343,11 @@ class LabelBook:
                     raise LabelError(f"{where}: its body does not open under its key")
                 return envelope.decode(body, Body, where)
         return None
+
+
+def _remember(digests: Sequence[bytes], manifest: Manifest, memory: Memory | None) -> None:
+    if memory is not None:
+        memory.check_labels(manifest.dataset, digests)
 
 
 def _entitled(manifest: Manifest, kind: str, generation: int | None = None) -> set[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,11 +28,19 @@ def match(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -
     if len(folders) > len(manifest.stores):
         raise StoreExists(f"{len(folders)} stores are given, the manifest has {len(manifest.stores)}")
     by_name = {entry.store: entry for entry in manifest.stores}
-    told = [by_name.get(_name(folder, manifest) or b"") for folder in folders]
-    found = [entry.upper for entry in told if entry is not None]
-    twice = [upper for upper, times in Counter(found).items() if times > 1]
-    if twice:
-        raise StoreExists(f"the store of Upper {twice[0]} is given twice")
+    told: list[StoreEntry | None] = []
+    found: dict[int, str] = {}
+    for folder in folders:
+        name, file = _name(folder, manifest)
+        entry, where = by_name.get(name), f"{folder.name}/{file}"
+        if entry is not None and entry.upper in found:
+            raise StoreExists(
+                f"the store of Upper {entry.upper} is given twice: {found[entry.upper]} and {where} are both of it; "
+                "name each folder once, or put back the file that was exchanged"
+            )
+        if entry is not None:
+            found[entry.upper] = where
+        told.append(entry)
     left = iter([entry for entry in manifest.stores if entry.upper not in found])
     return [(folder, entry or next(left)) for folder, entry in zip(folders, told, strict=True)]
 
@@ -66,17 +73,21 @@ def place_of(folder: Path, manifest: Manifest, upper: int) -> Path:
     usual = store_folder(folder, upper)
     for place in sorted(folder.glob("store-*"), key=lambda place: place != usual):
         with contextlib.closing(open_folder(place)) as found:
-            if wanted is not None and place.is_dir() and _name(found, manifest) == wanted:
+            if wanted is not None and place.is_dir() and _name(found, manifest)[0] == wanted:
                 return place
     raise StoreNotFound(f"{folder} does not hold the store of Upper {upper}")
 
 
-def _name(folder: Folder, manifest: Manifest) -> bytes | None:
-    """Return the store's name by most of its segments, so that one exchanged segment does not mislead."""
-    names: Counter[bytes] = Counter()
+def _name(folder: Folder, manifest: Manifest) -> tuple[bytes, str]:
+    """Return the store's name by most of its segments, so that one exchanged segment does not mislead, and one of them.
+
+    Both are empty where no segment is there.
+    """
+    files: dict[bytes, list[str]] = {}
     for segment in range(max((len(entry.segments) for entry in manifest.stores), default=0)):
         file = segment_file(manifest.epoch, segment)
         # Asked for by name: a web server may list nothing. What is wrong here is told by whoever reads the store.
         with contextlib.suppress(StoreError):
-            names[folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT]] += 1
-    return names.most_common(1)[0][0] if names else None
+            files.setdefault(folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT], []).append(file)
+    name, of_it = max(files.items(), key=lambda told: len(told[1]), default=(b"", [""]))
+    return name, of_it[0]

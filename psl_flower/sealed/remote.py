@@ -29,6 +29,7 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import Reader
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 
@@ -116,11 +117,11 @@ def authorise(
         expires=start + min(valid_s, MAX_VALID_S),
         nonce=secrets.token_bytes(16),
     )
-    _check_request(request, manifest, start)
     for number, restorer in enumerate(restorers):
         member_of(manifest, restorer.expect(Role.RESTORER).public, restorer.name)
         if restorer.public in [other.public for other in restorers[:number]]:
             raise RestoreRefused(f"restorer {restorer.name!r} is to sign twice; different restorers must sign")
+    _check_request(request, manifest, start)
     return envelope.sign(AUTHORISATION, envelope.encode(request), list(restorers))
 
 
@@ -179,21 +180,23 @@ def answer(
     node: Identity,
     log: AuditLog,
     when: float | None = None,
+    *,
+    seen: SeenBook | None = None,
 ) -> bytes:
     """Check an authorisation, log it, and return this node's patches sealed to the recipients.
 
     Raises
     ------
     StoreError
-        As `check` does, and as reading the store and the log does. Nothing is read before all of it is
-        checked and logged.
+        As `check` does, and as reading the store and the log does, which is held to what was `seen` of it. Nothing is
+        read before all of it is checked and logged.
     """
     manifest = signed.manifest
     request = check(data, signed, when)
     entry = next((e for e in manifest.stores if e.upper == store.meta.upper and e.node == str(node.public)), None)
     if entry is None:
         raise AuthorisationInvalid(f"node {node.name!r} does not hold the store of Upper {store.meta.upper}")
-    log.append(signed, [node.expect(Role.NODE)], "answer", request.images, request.why)
+    log.append(signed, [node.expect(Role.NODE)], "answer", request.images, request.why, seen=seen)
     patches_BKChw = store.read(np.asarray(request.images, np.int64))
     bound = (manifest.dataset, entry.store, digest(data))
     with Secret.random() as key:

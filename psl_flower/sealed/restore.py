@@ -58,7 +58,7 @@ def restore(
     log : AuditLog
         Where it is written.
     seen : SeenBook, optional
-        Refuses a manifest older than one seen.
+        Refuses a manifest or log older than one seen.
 
     Raises
     ------
@@ -79,9 +79,7 @@ def restore(
     with shares.open_root(manifest, restorers) as root:
         stores = open_all(signed, match_all(places, manifest), root)
     try:
-        log.read(manifest, seen)
-        log.append(signed, list({r.public: r for r in restorers}.values()), "restore", images, why)
-        log.read(manifest, seen)
+        log.append(signed, list({r.public: r for r in restorers}.values()), "restore", images, why, seen=seen)
     except BaseException:
         close_all(stores)
         raise

@@ -21,7 +21,6 @@ from psl_flower.patches.cutting import Progress
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import envelope
 from psl_flower.sealed import epoch as epochs
-from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.folder import Folder
@@ -39,9 +38,11 @@ from psl_flower.sealed.manifest import (
     segment_file,
 )
 from psl_flower.sealed.matching import match_all
+from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch
 from psl_flower.sealed.secret import Secret
+from psl_flower.sealed.seen import SeenBook
 from psl_flower.system.files import DISK, Disk, locked
 
 _BATCH = 256
@@ -84,6 +85,7 @@ def rotate(
     delete_old: bool = False,
     progress: Progress | None = None,
     disk: Disk = DISK,
+    seen: SeenBook | None = None,
 ) -> SignedManifest:
     """Re-encrypt all stores under a new epoch; an interrupted rotation goes on where it was.
 
@@ -99,9 +101,13 @@ def rotate(
         Who leaves and who comes.
     delete_old : bool, optional
         Remove the old epoch's files from these places afterwards.
+    seen : SeenBook, optional
+        Refuses an older folder than one seen before, and remembers the new generation.
 
     Raises
     ------
+    StaleManifest, ForkedManifest, LabelError, AuditError
+        If the folder is not as it was seen; nothing is written then.
     ConfigError, UnknownRestorer
         If the changes do not fit.
     SourceChanged
@@ -110,7 +116,7 @@ def rotate(
         If a store is missing or damaged.
     """
     with locked(out / LOCK_FILE):
-        current = manifests.load(out, owner.expect(Role.OWNER).public)
+        current = read_newest(out, seen, owner.expect(Role.OWNER).public).signed
         draft = load_draft(out, owner.public)
         if draft is not None and is_committed(draft, current):
             # Only what follows the commit was interrupted.
@@ -134,7 +140,8 @@ def rotate(
             if draft is None:
                 manifest, keys = _next_epoch(current, changes, owner)
                 draft = Draft(manifest=manifest, source=source)
-                AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes))
+                log = AuditLog(out / AUDIT_FILE, disk)
+                log.append(current, [owner], "rotate", (), _describe(changes), seen=seen)
             else:
                 with epochs.open_root(draft.manifest, owner) as root:
                     keys = [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
@@ -152,6 +159,7 @@ def rotate(
                 signed = sealing.commit()
         finally:
             close_all(stores)
+        read_newest(out, seen, owner.public)  # to remember it before what is older is removed
         if delete_old:
             _delete(signed.manifest, [folder for folder, _ in old])
         drop_draft(out, disk)

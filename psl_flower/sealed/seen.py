@@ -7,13 +7,14 @@ state (`psl_flower.system.state`). Nothing in it is secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from psl_flower.errors import (
+    AuditLogEdited,
     AuditLogTruncated,
     ForkedManifest,
     LabelError,
@@ -37,6 +38,108 @@ class _Seen(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     labels: int = 0
     labels_digest: bytes = b""
     audit: dict[str, int] = {}
+    audit_last: dict[str, bytes] = {}
+
+
+class Memory:
+    """What was seen, held open: whatever is read meanwhile is at least as new as what others remember."""
+
+    def __init__(self, book: dict[str, _Seen], file: Path) -> None:
+        self._book, self._file = book, file
+        self.changed = False
+
+    def check(self, signed: SignedManifest) -> bool:
+        """Check a manifest against what was seen, and remember it. Return whether its owner was known.
+
+        Raises
+        ------
+        WrongOwner
+            If the dataset had another owner.
+        StaleManifest
+            If a newer generation was seen.
+        ForkedManifest
+            If another manifest of this generation was seen.
+        """
+        manifest = signed.manifest
+        known = self._book.get(manifest.dataset.hex())
+        if known is None:
+            self._book[manifest.dataset.hex()] = _Seen(
+                owner=manifest.owner, generation=manifest.generation, digest=signed.digest
+            )
+            self.changed = True
+            return False
+        if known.owner != manifest.owner:
+            raise WrongOwner(
+                f"{signed.where}: this dataset was signed by another owner before; if that is right, "
+                f"remove its entry from {self._file}"
+            )
+        if manifest.generation < known.generation:
+            raise StaleManifest(
+                f"{signed.where}: generation {manifest.generation}, but {known.generation} was seen "
+                "before; get the newest manifest from the owner"
+            )
+        if manifest.generation == known.generation and signed.digest != known.digest:
+            raise ForkedManifest(
+                f"{signed.where}: another generation {manifest.generation} was seen before; ask the owner"
+            )
+        if manifest.generation > known.generation:
+            known.generation, known.digest = manifest.generation, signed.digest
+            self.changed = True
+        return True
+
+    def check_unknown(self, dataset: bytes, where: str) -> None:
+        """Check that no manifest of a dataset was seen; raises StaleManifest, if one was."""
+        known = self._book.get(dataset.hex())
+        if known is not None:
+            raise StaleManifest(f"{where}: its manifest is missing; generation {known.generation} was seen before")
+
+    def check_labels(self, dataset: bytes, digests: Sequence[bytes]) -> None:
+        """Check the label versions' digests, oldest first, and remember the last.
+
+        Raises
+        ------
+        LabelError
+            If versions that were seen are missing or were replaced.
+        """
+        known = self._book.get(dataset.hex())
+        if known is None:
+            return
+        if known.labels and (len(digests) < known.labels or digests[known.labels - 1] != known.labels_digest):
+            raise LabelError(f"label version {known.labels - 1} was seen before and is missing or replaced")
+        if len(digests) > known.labels:
+            known.labels, known.labels_digest = len(digests), digests[-1]
+            self.changed = True
+
+    def check_audit(self, dataset: bytes, name: str, digests: Sequence[bytes]) -> None:
+        """Check the digests of an audit log's entries, oldest first, and remember the last.
+
+        A log is known by its first entry wherever it lies; by its name, even if nothing of it is left.
+
+        Raises
+        ------
+        AuditLogTruncated
+            If more entries were seen before.
+        AuditLogEdited
+            If an entry that was seen is replaced by another.
+        """
+        known = self._book.get(dataset.hex())
+        if known is None:
+            return
+        names, count = [name, *(first.hex() for first in digests[:1])], len(digests)
+        before = max(known.audit.get(name, 0) for name in names)
+        if count < before:
+            raise AuditLogTruncated(f"the audit log has {count} entries; {before} were seen before")
+        for name in names:
+            last = known.audit_last.get(name)
+            if last is not None and digests[known.audit[name] - 1] != last:
+                raise AuditLogEdited(f"the audit log's entry {known.audit[name] - 1} is not the one seen before")
+        if not digests:
+            return
+        now, last_now = dict.fromkeys(names, count), dict.fromkeys(names, digests[-1])
+        if known.audit | now != known.audit or known.audit_last | last_now != known.audit_last:
+            known.audit |= now
+            known.audit_last |= last_now
+            self.changed = True
 
 
 class SeenBook:
@@ -68,86 +171,32 @@ class SeenBook:
                 f"{error}; what was seen of datasets is remembered there: set PSL_STATE to a folder that can be written"
             ) from error
 
-    def check(self, signed: SignedManifest) -> bool:
-        """Check a manifest against what was seen, and remember it. Return whether its owner was known.
+    @contextmanager
+    def open(self) -> Iterator[Memory]:
+        """Hold the memory against other processes.
+
+        What is compared with it is read meanwhile: read before, it may be older than what another command has just
+        written and remembered. No lock of a dataset's folder is taken meanwhile.
 
         Raises
         ------
-        WrongOwner
-            If the dataset had another owner.
         StaleManifest
-            If a newer generation was seen.
-        ForkedManifest
-            If another manifest of this generation was seen.
-        """
-        manifest = signed.manifest
-        with self._locked():
-            book = self._load()
-            known = book.get(manifest.dataset.hex())
-            if known is None:
-                book[manifest.dataset.hex()] = _Seen(
-                    owner=manifest.owner, generation=manifest.generation, digest=signed.digest
-                )
-                self._save(book)
-                return False
-            if known.owner != manifest.owner:
-                raise WrongOwner(
-                    f"{signed.where}: this dataset was signed by another owner before; if that is right, "
-                    f"remove its entry from {self._file}"
-                )
-            if manifest.generation < known.generation:
-                raise StaleManifest(
-                    f"{signed.where}: generation {manifest.generation}, but {known.generation} was seen "
-                    "before; get the newest manifest from the owner"
-                )
-            if manifest.generation == known.generation and signed.digest != known.digest:
-                raise ForkedManifest(
-                    f"{signed.where}: another generation {manifest.generation} was seen before; ask the owner"
-                )
-            if manifest.generation > known.generation:
-                known.generation, known.digest = manifest.generation, signed.digest
-                self._save(book)
-            return True
-
-    def check_labels(self, dataset: bytes, digests: list[bytes]) -> None:
-        """Check the label versions' digests, oldest first, and remember the last.
-
-        Raises
-        ------
-        LabelError
-            If versions that were seen are missing or were replaced.
+            If the memory is damaged.
+        StoreUnreachable
+            If the disk refuses.
         """
         with self._locked():
-            book = self._load()
-            known = book.get(dataset.hex())
-            if known is None or not digests:
-                return
-            if known.labels and (len(digests) < known.labels or digests[known.labels - 1] != known.labels_digest):
-                raise LabelError(f"label version {known.labels - 1} was seen before and is missing or replaced")
-            if len(digests) > known.labels:
-                known.labels, known.labels_digest = len(digests), digests[-1]
-                self._save(book)
+            memory = Memory(self._load(), self._file)
+            try:
+                yield memory
+            finally:
+                if memory.changed:
+                    self._save(memory._book)
 
-    def check_audit(self, dataset: bytes, names: Sequence[str], count: int) -> None:
-        """Check the length of an audit log, known by any of its names, and remember it under all of them.
-
-        Raises
-        ------
-        AuditLogTruncated
-            If more entries were seen before.
-        """
-        with self._locked():
-            book = self._load()
-            known = book.get(dataset.hex())
-            if known is None:
-                return
-            before = max(known.audit.get(name, 0) for name in names)
-            if count < before:
-                raise AuditLogTruncated(f"the audit log has {count} entries; {before} were seen before")
-            now = dict.fromkeys(names, count)
-            if known.audit | now != known.audit:
-                known.audit |= now
-                self._save(book)
+    def check(self, signed: SignedManifest) -> bool:
+        """Check and remember a manifest that nobody else changes; see `Memory.check`."""
+        with self.open() as memory:
+            return memory.check(signed)
 
     def absorb(self, folder: Path) -> None:
         """Take over what an earlier version remembered in another folder, and remove it there.
@@ -179,6 +228,16 @@ class SeenBook:
         write_file(self._file, msgspec.json.encode(book), mode=0o600)
 
 
+@contextmanager
+def opened(seen: SeenBook | None) -> Iterator[Memory | None]:
+    """Hold a memory as `SeenBook.open` does; None where there is none to compare with."""
+    if seen is None:
+        yield None
+    else:
+        with seen.open() as memory:
+            yield memory
+
+
 def _load(file: Path) -> dict[str, _Seen]:
     try:
         return msgspec.json.decode(read_file(file, limit=_LIMIT), type=dict[str, _Seen])
@@ -194,9 +253,14 @@ def _newest(known: _Seen, other: _Seen) -> _Seen:
         return known
     manifest = max(known, other, key=lambda seen: seen.generation)
     labels = max(known, other, key=lambda seen: seen.labels)
+    longest = {
+        name: known if known.audit.get(name, 0) >= other.audit.get(name, 0) else other
+        for name in (*known.audit, *other.audit)
+    }
     return msgspec.structs.replace(
         manifest,
         labels=labels.labels,
         labels_digest=labels.labels_digest,
-        audit={name: max(known.audit.get(name, 0), other.audit.get(name, 0)) for name in (*known.audit, *other.audit)},
+        audit={name: seen.audit[name] for name, seen in longest.items()},
+        audit_last={name: seen.audit_last[name] for name, seen in longest.items() if name in seen.audit_last},
     )

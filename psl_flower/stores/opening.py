@@ -70,11 +70,12 @@ def open_of_set(folder: Path, upper: int, keys: KeyRing | None, *, owner: str = 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A sealed store that its node has opened, the manifest that it was held to, and the node's key."""
+    """A sealed store that its node has opened, the manifest that it was held to, the node's key, and its memory."""
 
     store: SealedStore
     signed: SignedManifest
     node: Identity
+    seen: SeenBook | None
 
 
 def open_sealed(
@@ -100,7 +101,7 @@ def open_sealed(
             node = keys.find(public)
             assert node is not None
             store = SealedStore.open(place, node, owner=trusted, seen=seen, manifest=signed)
-            return Opened(store, signed, node)
+            return Opened(store, signed, node, seen)
     whose = f"Upper {upper}" if upper is not None else "any of its nodes"
     raise WrongNodeKey(
         f"{folder.name}: {keys.place} holds no private key of {whose}; get the right key, or the right store"

@@ -26,6 +26,7 @@ from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
+from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
@@ -80,7 +81,7 @@ def ensure_sealed(
     try:
         ring = KeyRing(keys)
         owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
-        signed = manifests.load(folder, owners[0] if owners else None)
+        signed = read_newest(folder, SeenBook(), owners[0] if owners else None).signed
         if owners and not is_complete(folder):
             drop_committed(folder, owners[0])
         labels = _read_labels(folder, signed, ring)
@@ -120,8 +121,7 @@ def open_sealed_dataset(
     ConfigError
         If the Lower's key is needed and is not in `keys`.
     """
-    signed = manifests.load(folder, keyfile.load_public(owner, Role.OWNER) if owner else None)
-    seen.check(signed)
+    signed = read_newest(folder, seen, keyfile.load_public(owner, Role.OWNER) if owner else None).signed
     manifest = signed.manifest
     ring = KeyRing(keys) if keys.exists() else None
     if manifest.lower and (ring is None or ring.find(PublicIdentity.parse(manifest.lower)) is None):
@@ -130,7 +130,6 @@ def open_sealed_dataset(
             f"private key is not in {keys}; name the folder that holds it with the setting keys"
         )
     labels = _read_labels(folder, signed, ring)
-    seen.check_labels(manifest.dataset, list(labels.digests))
     if labels_version is not None:
         labels = _read_labels(folder, signed, ring, labels_version)
     return _as_set(folder, signed, ring, labels, str(folder), manifest.description.fingerprint, created=False)
@@ -158,11 +157,11 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
 
     try:
         try:
-            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account)
+            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account, seen=SeenBook())
         except (SourceChanged, KeyMismatch):
             # What an interrupted ingest under other keys left; the images are all still there.
             shutil.rmtree(folder)
-            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account)
+            ingest(images, folder, demo.owner, plan, progress=progress, on_read=account, seen=SeenBook())
     except (ConfigError, DataError):
         # No later attempt could use it, unlike what a full disk or a kill leaves.
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,59 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from psl_flower import errors
-from psl_flower.cli import owner, restorer
 from psl_flower.config import RunConfig
 from psl_flower.data.sources import open_dataset
-from psl_flower.errors import ConfigError, PslError
+from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.prepare import prepare_stores
-
-app = typer.Typer()
-owner.register(app)
-restorer.register(app)
-PEOPLE = [("owner", "owner"), ("node", "node0"), ("node", "node1"), ("lower", "lower")]
-PEOPLE += [("restorer", name) for name in ("alice", "bob", "carol")]
-
-
-def psl(*arguments: str | Path) -> Result:
-    """Run a command that should succeed."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(error: type[PslError], *arguments: str | Path) -> str:
-    """Run a command that should be refused; return the message."""
-    with pytest.raises(error) as caught:
-        CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert type(caught.value) is error
-    return str(caught.value)
-
-
-def sealing(folder: Path, out: str = "sealed", *more: str) -> list[str]:
-    """Return the arguments that seal 60 training and 20 test images of the digits for two nodes."""
-    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch-size", "8x8", "--uppers", "2"]
-    arguments += ["--owner-key", str(folder / "owner.key"), "--max-train", "60", "--max-test", "20"]
-    for m in range(2):
-        arguments += ["--node-key", str(folder / f"node{m}.key.pub")]
-    for name in ("alice", "bob", "carol"):
-        arguments += ["--restorer", f"{name}={folder / name}.key.pub"]
-    return [*arguments, "--threshold", "2", "--lower-key", str(folder / "lower.key.pub"), *more]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keys for everyone, and a memory of its own."""
-    monkeypatch.setenv("PSL_STATE", str(tmp_path / "state"))
-    for role, name in PEOPLE:
-        psl("keygen", role, "--out", tmp_path / f"{name}.key")
-    return tmp_path
+from tests.security.sealed_commands import app, psl, refused, sealing
+from tests.vectors.sealed_support import Killed
 
 
 def originals() -> np.ndarray:
@@ -366,6 +324,23 @@ def test_a_protected_key(folder: Path) -> None:
     arguments = [a if a != str(folder / "owner.key") else str(key) for a in sealing(folder)]
     refused(errors.PassphraseError, *arguments)
     psl(*arguments, "--passphrase-file", word)
+
+
+@pytest.mark.parametrize("last", ["psl_flower.sealed.ingest.drop_draft", "psl_flower.cli.owner.tell"])
+def test_an_append_killed_after_its_commit_and_repeated_appends_once(folder: Path, last: str) -> None:
+    psl(*sealing(folder))
+    append: list[str | Path] = ["ingest", "digits", "--out", folder / "sealed", "--owner-key", folder / "owner.key"]
+    append += ["--append", "--max-train", "70", "--max-test", "25", "--json"]
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as dying, pytest.raises(Killed):
+        dying.setattr(last, die)
+        psl(*append)
+    for _ in range(2):
+        report = json.loads(psl(*append).stdout)
+        assert (report["generation"], report["images"], report["added"]) == (2, 95, 0)
 
 
 @pytest.mark.slow

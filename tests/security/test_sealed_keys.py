@@ -97,7 +97,7 @@ def test_a_dropped_restorer_is_refused(world: World) -> None:
     rotate(world.out, world.owner, world.places, Changes(drop_restorers=("bob",)))
     with pytest.raises(errors.RevokedRestorer, match="bob"):
         open_root(world.signed.manifest, world.restorers[:2])
-    with pytest.raises(errors.LabelError):
+    with pytest.raises(errors.RevokedRestorer, match="bob"):
         LabelBook(world.out).relabel(world.signed.manifest, world.restorers[1], [(0, 1)], "")
     open_root(world.signed.manifest, [world.restorers[0], world.restorers[2]])
 

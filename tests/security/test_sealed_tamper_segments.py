@@ -132,6 +132,15 @@ def test_reader_names_what_it_finds(world: World) -> None:
             world.open(0).read(np.arange(COUNT))
 
 
+def test_a_segment_exchanged_for_another_stores_is_named(world: World) -> None:
+    path, other = world.place(0) / SEGMENT, world.place(1) / SEGMENT
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(errors.StoreExists) as caught:
+        problems(world)
+    told = f"the store of Upper 0 is given twice: {path} and {other} are both of it; "
+    assert str(caught.value) == told + "name each folder once, or put back the file that was exchanged"
+
+
 def test_record_of_another_store(world: World) -> None:
     path, other = world.place(0) / SEGMENT, world.place(1) / SEGMENT
     data = path.read_bytes()

@@ -104,8 +104,12 @@ def test_restorers_come_and_go(world: World) -> None:
         assert found.labels_N.tolist() == expected
     assert found.history[1].why == "by bob"
     assert LabelBook(world.out).read(world.signed.manifest, dave).history[1].why == "(sealed to others)"
-    for stranger in (bob, world.lower, None):
-        with pytest.raises(errors.LabelError):
+    for stranger, error in (
+        (bob, errors.RevokedRestorer),
+        (world.lower, errors.LabelError),
+        (None, errors.LabelError),
+    ):
+        with pytest.raises(error):
             LabelBook(world.out).read(world.signed.manifest, stranger)
 
 

@@ -70,8 +70,11 @@ def test_what_cannot_be_moved_or_made_says_what_to_do(home: Path, monkeypatch: p
         with pytest.raises(StoreUnreachable, match="cannot be moved to .*/node: Permission denied; move it yourself"):
             node_state()
     (home / "file").write_bytes(b"")
-    with pytest.raises(StoreUnreachable, match="name another folder with PSL_STATE"):
-        SeenBook(home / "file" / "state").check_labels(b"", [])
+    with (
+        pytest.raises(StoreUnreachable, match="name another folder with PSL_STATE"),
+        SeenBook(home / "file" / "state").open(),
+    ):
+        pass
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     with pytest.raises(ConfigError, match="PSL_STATE: name a folder .*no home"):
         state_home()

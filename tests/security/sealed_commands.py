@@ -1,0 +1,51 @@
+"""The owner's and the restorers' commands as tests run them, and how they seal a part of the digits for two nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from psl_flower.cli import owner, restorer
+from psl_flower.errors import PslError
+
+app = typer.Typer()
+owner.register(app)
+restorer.register(app)
+PEOPLE = [("owner", "owner"), ("node", "node0"), ("node", "node1"), ("lower", "lower")]
+PEOPLE += [("restorer", name) for name in ("alice", "bob", "carol")]
+
+
+def psl(*arguments: str | Path) -> Result:
+    """Run a command that should succeed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(error: type[PslError], *arguments: str | Path) -> str:
+    """Run a command that should be refused; return the message."""
+    with pytest.raises(error) as caught:
+        CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert type(caught.value) is error
+    return str(caught.value)
+
+
+def sealing(folder: Path, out: str = "sealed", *more: str) -> list[str]:
+    """Return the arguments that seal 60 training and 20 test images of the digits for two nodes."""
+    arguments = ["ingest", "digits", "--out", str(folder / out), "--patch-size", "8x8", "--uppers", "2"]
+    arguments += ["--owner-key", str(folder / "owner.key"), "--max-train", "60", "--max-test", "20"]
+    for m in range(2):
+        arguments += ["--node-key", str(folder / f"node{m}.key.pub")]
+    for name in ("alice", "bob", "carol"):
+        arguments += ["--restorer", f"{name}={folder / name}.key.pub"]
+    return [*arguments, "--threshold", "2", "--lower-key", str(folder / "lower.key.pub"), *more]
+
+
+def make_keys(folder: Path) -> None:
+    """Make a key for each of the people."""
+    for role, name in PEOPLE:
+        psl("keygen", role, "--out", folder / f"{name}.key")
