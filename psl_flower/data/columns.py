@@ -109,7 +109,9 @@ def image_kinds(columns: Columns, sample: pa.Table, resolve: Resolve | None = No
             found[name] = ImageKind.FILE
             continue
         values = sample.column(name).drop_null().slice(0, _SAMPLED).to_pylist() if name in sample.column_names else []
-        told = _image_kind(getattr(kind, "storage_type", kind), values, resolve)
+        # A class may be called as an image is, such as 7 and 7.png.
+        named = None if name.lower() in LABEL_NAMES else resolve
+        told = _image_kind(getattr(kind, "storage_type", kind), values, named)
         if told is not None:
             found[name] = told
     return found
@@ -123,7 +125,8 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
     if _is_binary(kind):
         return ImageKind.BYTES if begins_as_image(values[0]) else None
     if is_text(kind):
-        return ImageKind.PATH if resolve is not None and any(resolve(value) for value in values) else None
+        # Most, not all: which row names no image is for the reading to say.
+        return ImageKind.PATH if resolve is not None and 2 * sum(map(bool, map(resolve, values))) > len(values) else None
     depth = 0
     while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
@@ -250,6 +253,8 @@ def read_labels(
 
 def _plain(name: str, column: str, value: Any) -> Any:
     """Return a label as text, whole number or None; true and false as text."""
+    if value == "":
+        return None
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, float):

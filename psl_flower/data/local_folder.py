@@ -123,11 +123,13 @@ def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | Non
 
 
 def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
-    """Return what finds the image that a text in a table names: beside the table, in the dataset, or of that name."""
+    """Return what finds the image that a text in a table names: beside the table, in the dataset, or called so."""
     pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, set[str]] = {}
     for path in pictures:
-        by_name.setdefault(posixpath.basename(path), []).append(path)
+        name = posixpath.basename(path)
+        for known in (name, posixpath.splitext(name)[0]):
+            by_name.setdefault(known, set()).add(path)
 
     def resolve(text: str, beside: str = "") -> Path | None:
         text = text.strip().replace("\\", "/")
@@ -137,8 +139,8 @@ def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
             path = posixpath.normpath(posixpath.join(place, text))
             if path in pictures:
                 return root / path
-        alike = by_name.get(text, [])
-        return root / alike[0] if len(alike) == 1 else None
+        alike = by_name.get(text, ())
+        return root / next(iter(alike)) if len(alike) == 1 else None
 
     return resolve
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from csv import reader
 from io import BytesIO
 from pathlib import Path
 
@@ -60,8 +61,9 @@ class ImageTables:
             if sample is not None and image_kinds(Columns.of(sample.schema), sample, self._from(path)):
                 self.paths.append(path)
             else:
-                columns = Columns.of(sample.schema).shown() if sample is not None else "no table at all"
-                self.others[path] = f"no column holds images; the columns are {columns}"
+                columns = Columns.of(sample.schema).shown() if sample is not None else ""
+                said = f"no column holds images; the columns are {columns}"
+                self.others[path] = said if columns else "holds no table with a row for each image"
 
     def by_split(self, name: str) -> dict[str, list[str]]:
         """Return the files of each split; those without one in their names are all there is, or are left out.
@@ -201,6 +203,27 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
         return None
     if ending == ".jsonl":
         return lines.read_json(BytesIO(content))
+    return _parse_csv(content, "\t" if ending == ".tsv" else "")
+
+
+def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
+    """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text."""
     header = content.split(b"\n", 1)[0].decode()
-    delimiter = "\t" if ending == ".tsv" else max(_DELIMITERS, key=header.count)
-    return csv.read_csv(BytesIO(content), parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True))
+    delimiter = delimiter or max(_DELIMITERS, key=header.count)
+    names = next(iter(reader([header], delimiter=delimiter)), [])
+    if len(set(names)) < len(names):
+        raise ValueError("two of its columns have one name")
+    table = csv.read_csv(
+        BytesIO(content),
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+    )
+    for place, name in enumerate(table.column_names):
+        texts = table.column(place)
+        try:
+            numbers = texts.cast(pa.int64())
+        except pa.ArrowInvalid:
+            continue
+        if numbers.cast(pa.string()).equals(texts):
+            table = table.set_column(place, name, numbers)
+    return table

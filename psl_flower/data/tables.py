@@ -130,22 +130,25 @@ def read_tables(
         If splits, images or labels cannot be told, or a row names no image.
     """
     notes: list[str] = []
-    first = next(iter(tables.values()))
+    # Of files without labels the columns tell less.
+    first = max(tables.values(), key=lambda table: len(table.columns.types))
     kinds = image_kinds(first.columns, first.sample, resolve)
     image = choose_image(name, first.columns, kinds, options.image_column)
     label = choose_label(name, first.columns, image, options.label_column)
     tables = _by_column(tables, {image, label}, notes)
-    for split, table in tables.items():
-        missing = [column for column in (image, label) if column not in table.columns.types]
-        if missing:
-            raise DataError(f"{name}: split {split!r} has no column {missing[0]!r}; it has {table.columns.shown()}")
-    values = {split: table.all(label) for split, table in tables.items()}
-    labelled = {split: sum(value not in (None, -1) for value in found) for split, found in values.items()}
+    values = {split: table.all(label) if label in table.columns.types else [] for split, table in tables.items()}
+    labelled = {split: sum(value not in (None, -1, "") for value in found) for split, found in values.items()}
     train, test = choose_splits(name, labelled, options)
     for split, table in tables.items():
         if split not in (*train, *test):
             left_out.add(NOT_CHOSEN, f"split {split}", table.num_rows, ending="")
     used = {split: tables[split] for split in (*train, *test)}
+    for split, table in used.items():
+        missing = [column for column in (image, label) if column not in table.columns.types]
+        if missing:
+            hint = "; test-split=none holds back training images instead" if split in test else ""
+            columns = table.columns.shown()
+            raise DataError(f"{name}: split {split!r} has no column {missing[0]!r}; it has {columns}{hint}")
     class_names, labels = read_labels(
         name, label, {split: (used[split].columns, values[split]) for split in used}, asked=bool(options.label_column)
     )

@@ -395,3 +395,73 @@ def test_a_dataset_card_says_which_files_belong_to_which_split(parquet, tmp_path
     account = open_dataset(name).account()
     assert taken(account) == {"train": {"0": 2, "1": 2}, "test": {"0": 1, "1": 3}}
     assert passed_by(account) == {("table", ".parquet"): 1, ("not an image", ".md"): 1}
+
+
+# --- real layouts
+
+
+def test_an_imagenet_like_tree(tmp_path):
+    spec = {f"train/n{k:08d}": 4 for k in range(3)} | {f"val/n{k:08d}": 2 for k in range(3)}
+    name = image_folder(tmp_path / "set", spec)
+    for path in (tmp_path / "set").rglob("*.png"):
+        path.rename(path.with_suffix(".JPEG"))
+    (tmp_path / "set" / "LOC_synset_mapping.txt").write_text("n00000000 tench\n")
+    (tmp_path / "set" / "LOC_train_solution.csv").write_text("ImageId,PredictionString\nn00000000_7,n00000000 1 2\n")
+    account = open_dataset(name).account()
+    assert [(split.source, split.count) for split in account.splits] == [("train", 12), ("val", 6)]
+    assert passed_by(account) == {("not an image", ".txt"): 1, ("table", ".csv"): 1}
+    flat = image_folder(tmp_path / "flat", {**{f"Data/CLS-LOC/train/n{k}": 5 for k in range(3)}, "Data/CLS-LOC/val": 4})
+    with pytest.raises(DataError, match="split 'val': its images lie in no class folders; test-split=none"):
+        open_dataset(flat)
+    account = open_dataset(flat, test_split="none").account()
+    assert passed_by(account) == {("in no class folder", ".png"): 4}
+    assert sum(split.count for split in account.splits) == 15
+
+
+def test_a_tree_that_only_lists_the_test_images(tmp_path):
+    name = image_folder(tmp_path / "set", {"train/n1/images": 3, "train/n2/images": 3, "val/images": 4})
+    (tmp_path / "set" / "val" / "val_annotations.txt").write_text("0.png\tn1\n")
+    with pytest.raises(DataError, match="split 'val' has a class 'images' where 'train' has 'n1'"):
+        open_dataset(name)
+
+
+def test_annotations_of_objects_are_no_table_of_classes(tmp_path):
+    name = image_folder(tmp_path / "set", {"train2017": 4, "val2017": 2})
+    (tmp_path / "set" / "annotations").mkdir()
+    document = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [], "categories": []}
+    (tmp_path / "set" / "annotations" / "instances.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"6 images.*in no class folder; annotations/instances\.json: holds no table"):
+        open_dataset(name)
+
+
+def test_ids_without_endings_and_with_leading_zeros(tmp_path):
+    spec = {f"train_images/{k:06x}.png": k % 2 for k in range(8)}
+    name = listed(tmp_path / "set", spec, "train.csv", ("id_code", "diagnosis"))
+    text = (tmp_path / "set" / "train.csv").read_text().replace("train_images/", "").replace(".png", "")
+    (tmp_path / "set" / "train.csv").write_text(text)
+    assert "000003,1" in text
+    assert all_levels(open_dataset(name)) == [(k, k % 2) for k in range(8)]
+    (tmp_path / "set" / "test.csv").write_text("id_code\n000001\n")
+    with pytest.raises(DataError, match=r"split 'test' has no column 'diagnosis'; it has id_code; test-split=none"):
+        open_dataset(name)
+    assert len(all_levels(open_dataset(name, test_split="none"))) == 8
+
+
+def test_classes_are_as_they_are_written(tmp_path):
+    name = listed(tmp_path / "set", {f"images/{k}.png": ["007", "7", "NA", "1.0"][k % 4] for k in range(16)})
+    assert open_dataset(name).class_names == ("007", "1.0", "7", "NA")
+    (tmp_path / "set" / "labels.csv").write_text("file,label,label\nimages/0.png,a,b\nimages/1.png,b,a\n")
+    with pytest.raises(DataError, match="one class folder, and no table lists them: labels.csv: cannot be read"):
+        open_dataset(name)
+    (tmp_path / "set" / "labels.csv").write_text("file,label\nimages/0.png,a\nimages/1.png,b\nimages/2.png,\n")
+    with pytest.raises(DataError, match="1 of 3 images of split 'train' have no label"):
+        open_dataset(name)
+
+
+def test_columns_of_pixels_say_how_many_there_are(tmp_path):
+    (tmp_path / "set").mkdir()
+    header = ",".join(["label", *(f"pixel{k}" for k in range(784))])
+    (tmp_path / "set" / "train.csv").write_text(f"{header}\n{','.join(['1'] * 785)}\n")
+    with pytest.raises(DataError, match="label, pixel0, .* and 765 more") as caught:
+        open_dataset(str(tmp_path / "set"))
+    assert len(str(caught.value)) < 700
