@@ -126,7 +126,8 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
         return ImageKind.BYTES if begins_as_image(values[0]) else None
     if is_text(kind):
         # Most, not all: which row names no image is for the reading to say.
-        return ImageKind.PATH if resolve is not None and 2 * sum(map(bool, map(resolve, values))) > len(values) else None
+        named = sum(map(bool, map(resolve, values))) if resolve is not None else 0
+        return ImageKind.PATH if 2 * named > len(values) else None
     depth = 0
     while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
