@@ -76,7 +76,7 @@ class Memory:
         if manifest.generation < known.generation:
             raise StaleManifest(
                 f"{signed.where}: generation {manifest.generation}, but {known.generation} was seen "
-                "before; get the newest manifest from the owner"
+                "before; get the newest manifest from the owner (as the owner: put back the newest copy of this folder)"
             )
         if manifest.generation == known.generation and signed.digest != known.digest:
             raise ForkedManifest(
