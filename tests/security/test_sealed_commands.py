@@ -42,7 +42,7 @@ def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
     appended = psl(*arguments, "--append").stdout
     assert "grid:" not in appended
     assert "generation 2: 110 images in 2 stores, 8x8 patches" in appended
-    assert "80 images passed over: sealed before" in appended
+    assert "left out: 80 (sealed before)" in appended
     assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
 
 
