@@ -43,6 +43,8 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _SOME_RETRANSMITS = 3
 _UNACKNOWLEDGED_S = 30.0
 _LOOK_EVERY_S = 5.0
+# More than the first words of TLS have.
+_PEEK_BYTES = 4096
 
 
 class Interrupted(Exception):
@@ -56,7 +58,7 @@ class Connection:
     ----------
     sock : socket.socket
         Connected; an `ssl.SSLSocket` may still have its handshake ahead (`handshake`). Made non-blocking;
-        owned.
+        owned. May be wrapped in TLS later.
     peer : str
         The peer's name in errors; may be set anew.
     limits : Limits
@@ -97,6 +99,19 @@ class Connection:
         self._poller.register(wake_fd, select.POLLIN)
 
     # The generators.
+
+    def peeking(self) -> Steps[bytes]:
+        """Wait for the first bytes, up to 4,096, and leave them where they are; of a socket without TLS."""
+        while True:
+            try:
+                first = self.sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
+            except BlockingIOError:
+                yield select.POLLIN
+                continue
+            if not first:
+                raise PeerLost(f"{self.peer} closed the connection")
+            self.heard = True
+            return first
 
     def handshake(self) -> Steps[None]:
         """Do the TLS handshake, if there is TLS."""

@@ -28,6 +28,8 @@ from psl_flower.wire.tls import Identity
 from psl_flower.wire.worker import Job, Outcome, Worker
 
 _END_TIMEOUT_S = 2.0
+# Connections that wait to be accepted: beyond it a flood costs a node a second or more, until its system asks again.
+_BACKLOG = 1024
 # Workers keep the deadline; this much later the caller stops trusting them to.
 _GRACE_S = 5.0
 
@@ -60,7 +62,8 @@ class ExchangeEndpoint:
     handshake_timeout_s : float
         Longest time, in seconds, from a connection to its complete `Hello`.
     max_pending : int
-        Most connections that have not said a valid `Hello`; the oldest silent one of the busiest host makes room.
+        Most connections of strangers that have not said a valid `Hello`, and as many of nodes; the oldest silent one of
+        the busiest network and host makes room.
     allow_plaintext : bool
         Permit plaintext outside loopback.
 
@@ -318,6 +321,6 @@ class ExchangeEndpoint:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"the exchange endpoint cannot listen on {host}:{port}: {error.strerror or error}") from None

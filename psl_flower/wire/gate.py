@@ -2,7 +2,8 @@
 
 One thread drives all connections that have not said a valid `Hello` yet, none of them ever blocking it: a
 silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until newer
-ones crowd it out, those of the same host first. No tensor is read here.
+ones crowd it out, those of the same network and host first. Connections that have shown a certificate, or that they
+hold a valid ticket, have places of their own, which no crowd of strangers takes. No tensor is read here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from psl_flower.errors import AuthenticationError, PeerLost, ProtocolError, PslError
 from psl_flower.wire.connection import Connection, Steps, translated
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 _HELLO_LIMITS = Limits(metadata_bytes=64 * 2**10, payload_bytes=0)
 _ACCEPTS_PER_TURN = 16
 _DRAIN_S = 1.0
+_MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address as an IPv6 one
 _MINUTE_S = 60.0
 _ALIKE_PER_MINUTE = 5
 _LOGGED_PER_MINUTE = 60
@@ -47,14 +50,25 @@ class _Guest:
     """A connection that has not been let in."""
 
     connection: Connection
-    address: str
+    host: str
+    port: int
+    network: bytes
     deadline: float
     steps: Steps[Hello | None] | None = None
+    known: bool = False  # has shown a certificate, or that it holds a valid ticket
     turned_away: bool = False
 
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
 
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]
+
+def network_of(host: str) -> bytes:
+    """Return the network of an address, all of which one stranger may well have: of IPv4 a /24, of IPv6 a /64."""
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)[:3]
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    return packed[12:15] if packed.startswith(_MAPPED) else packed[:8]
 
 
 @dataclass(slots=True)
@@ -77,7 +91,7 @@ class RefusalLog:
         self.settle()
         if self.minute_end is None:
             self.minute_end = time.monotonic() + _MINUTE_S
-        alike = _host(address), kind
+        alike = address.rpartition(":")[0], kind
         if self._logged[alike] >= _ALIKE_PER_MINUTE or self._logged.total() >= _LOGGED_PER_MINUTE:
             self._kept_back[kind] += 1
             return
@@ -112,7 +126,8 @@ class Gate:
     handshake_timeout_s : float
         Longest time from accepting a connection to its complete `Hello`, in seconds.
     max_pending : int
-        Most connections that have not said `Hello`; beyond it the oldest silent one of the busiest host is dropped.
+        Most connections of strangers, and as many of those that have shown a certificate or that they hold a valid
+        ticket; beyond it the oldest silent one of the busiest network and host is dropped.
     """
 
     def __init__(
@@ -185,21 +200,18 @@ class Gate:
                 return
             except OSError as error:  # a connection that is gone already, or no file descriptor left
                 self.refusals.note("unknown:0", PeerLost(f"cannot be accepted: {error.strerror or error}"))
-                self._make_room()
+                self._crowd_out([guest for guest in self._guests if not guest.known] or list(self._guests))
                 time.sleep(0.01)  # the listener stays readable: do not spin
                 return
-            address = f"{peer[0]}:{peer[1]}"
+            host, port = peer[:2]
             try:
-                if self.context is not None:
-                    sock.setblocking(False)
-                    sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                connection = Connection(sock, f"peer at {address}", _HELLO_LIMITS, trusted="exchange-client-ca")
-            except (OSError, ValueError):  # reset before we looked at it
+                connection = Connection(sock, f"peer at {host}:{port}", _HELLO_LIMITS, trusted="exchange-client-ca")
+            except OSError:  # reset before we looked at it
                 sock.close()
                 continue
-            while len(self._guests) >= self._max_pending:
-                self._make_room()
-            guest = _Guest(connection, address, time.monotonic() + self._handshake_timeout_s)
+            self._make_room(known=False, places=self._max_pending - 1)
+            deadline = time.monotonic() + self._handshake_timeout_s
+            guest = _Guest(connection, host, port, network_of(host), deadline)
             guest.steps = self._greet(guest)
             self._guests[guest] = None
             self._selector.register(sock, selectors.EVENT_READ, guest)
@@ -207,10 +219,16 @@ class Gate:
 
     def _greet(self, guest: _Guest) -> Steps[Hello | None]:
         """Return the valid `Hello`, or None after the guest has been turned away."""
-        connection = guest.connection
+        connection, context = guest.connection, self.context
         try:
             with translated(connection.peer, "its handshake", connection.trusted):
-                yield from connection.handshake()
+                if context is not None:
+                    guest.known = self._tickets.knows((yield from connection.peeking()))
+                    connection.sock = context.wrap_socket(
+                        connection.sock, server_side=True, do_handshake_on_connect=False
+                    )
+                    yield from connection.handshake()
+                    guest.known = guest.known or context.verify_mode == ssl.CERT_REQUIRED
                 frame = yield from connection.receiving(Expectation(Hello))
             if not isinstance(frame.message, Hello):
                 raise ProtocolError(f"{connection.peer}: expected Hello, received {type(frame.message).__name__}")
@@ -232,6 +250,7 @@ class Gate:
 
     def _advance(self, guest: _Guest) -> None:
         assert guest.steps is not None
+        known = guest.known
         try:
             wanted = next(guest.steps)
         except StopIteration as end:
@@ -242,6 +261,10 @@ class Gate:
             log.exception("the greeting of %s failed", guest.address)
             self._drop(guest, None)
         else:
+            if guest.known and not known:
+                self._make_room(known=True, places=self._max_pending)
+            if guest not in self._guests:
+                return
             events = selectors.EVENT_WRITE if wanted == select.POLLOUT else selectors.EVENT_READ
             self._selector.modify(guest.connection.sock, events, guest)
 
@@ -252,11 +275,17 @@ class Gate:
             log.exception("%s could not be let in", guest.address)
             guest.connection.close()
 
-    def _make_room(self) -> None:
-        """Drop a guest of the host that has most: the oldest silent or already turned away one, else the oldest."""
-        num_of_host = Counter(_host(guest.address) for guest in self._guests)
-        most = max(num_of_host.values(), default=0)
-        crowd = [guest for guest in self._guests if num_of_host[_host(guest.address)] == most]
+    def _make_room(self, *, known: bool, places: int) -> None:
+        """Drop guests, known ones or strangers, until no more of them are left than there are places."""
+        while len(crowd := [guest for guest in self._guests if guest.known == known]) > places:
+            self._crowd_out(crowd)
+
+    def _crowd_out(self, crowd: list[_Guest]) -> None:
+        """Drop one of the busiest network's busiest host: the oldest silent or turned away one, else the oldest."""
+        for of in (attrgetter("network"), attrgetter("host")):
+            counts = Counter(map(of, crowd))
+            most = max(counts.values(), default=0)
+            crowd = [guest for guest in crowd if counts[of(guest)] == most]
         idle = (guest for guest in crowd if guest.turned_away or not guest.connection.heard)
         victim = next(idle, None) or next(iter(crowd), None)
         if victim is not None:

@@ -20,6 +20,7 @@ from psl_flower.wire import tls
 from psl_flower.wire.connection import Connection, translated
 from psl_flower.wire.frames import Expectation, Frame, Limits, raise_ending
 from psl_flower.wire.messages import Abort, Failed, Hello, Message, Welcome
+from psl_flower.wire.tickets import knock
 from psl_flower.wire.tls import NodeTls
 
 # The endpoint drops the oldest silent connection when strangers crowd it; an honest node then knocks again.
@@ -161,6 +162,8 @@ def connect(
     if own.authority_pem and cafile_pem is None:
         raise ConfigError(f"the run streams in plaintext to {host}, but this node has {own.authority}: drop one")
     context = tls.client_context(cafile_pem, own) if cafile_pem is not None else None
+    if context is not None:
+        context.set_alpn_protocols([knock(hello.token)])
     announced = f"the run announced one that is {tls.dates(cafile_pem)}" if cafile_pem is not None else ""
     trusted = own.authority if own.authority_pem else "the one that this run announced"
     deadline = time.monotonic() + timeout_s

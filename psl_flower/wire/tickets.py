@@ -7,6 +7,7 @@ equal the ticket in every field. The token is consumed by the first `Hello` that
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,17 @@ from dataclasses import dataclass, field
 
 from psl_flower.errors import AuthenticationError
 from psl_flower.wire.messages import TOKEN_BYTES, Hello, party_names
+
+_KNOCK = re.compile(rb"psl-knock-[0-9a-f]{64}")
+
+
+def knock(token: bytes) -> str:
+    """Return what a node shows, before its connection is encrypted, to prove that it holds a token.
+
+    It travels as an application protocol (ALPN) in the first words of TLS. The token does not follow from it: those who
+    read it on the way can only show it again, which gets them a place in the endpoint's queue and nothing else.
+    """
+    return f"psl-knock-{hmac.digest(token, b'psl-flower knock', 'sha256').hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,13 @@ class TicketBook:
         with self._lock:
             self._tickets[upper] = ticket
         return ticket.token
+
+    def knows(self, first_bytes: bytes) -> bool:
+        """Return whether a connection's first bytes hold the knock of a valid ticket."""
+        with self._lock:
+            wanted = [knock(ticket.token).encode() for ticket in self._tickets.values()]
+        shown = _KNOCK.search(first_bytes)
+        return shown is not None and any(hmac.compare_digest(shown[0], each) for each in wanted)
 
     def redeem(self, hello: Hello) -> None:
         """Consume the ticket that `hello` presents.

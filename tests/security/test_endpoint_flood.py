@@ -1,5 +1,6 @@
 """The exchange endpoint under a flood: honest Uppers go on, memory and log stay bounded, every refusal is counted."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -26,13 +27,16 @@ from psl_flower.wire.gate import RefusalLog
 from psl_flower.wire.messages import Finish, Hello, Message, Smashed, Step
 from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import UpperStream, connect
+from psl_flower.wire.tickets import knock
 from psl_flower.wire.tls import ephemeral_identity
+from tests.authority import Authority
 
 RUN = "run-1"
 SHAPE = (64, 64)
 ID = StepId(0, 0)
 NUM_CONNECTIONS = 1000
 ATTACK_S = 5.0
+CROWD = 150
 # One of each is milliseconds; slow machines are busy with the attackers themselves.
 LONGEST_S = 5.0
 # 5 MiB were measured; 30 to 38 without the bound on connections that have not said Hello.
@@ -146,6 +150,89 @@ def test_one_host_crowds_out_no_other(endpoint: ExchangeEndpoint) -> None:
             encrypted.sendall(joined(hello_for(endpoint, 0)))
             endpoint.wait_for([0], timeout_s=5)
         assert set(endpoint.refused) == {"PeerLost"}
+
+
+def first_words(endpoint: ExchangeEndpoint, protocols: list[str]) -> bytes:
+    """Return what a node sends first over TLS."""
+    context = ssl.create_default_context(cadata=endpoint.cert_pem)
+    context.set_alpn_protocols(protocols)
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=endpoint.host).do_handshake()
+    return outgoing.read()
+
+
+@contextmanager
+def crowd(endpoint: ExchangeEndpoint, *, near: bool = False) -> Iterator[None]:
+    """Let strangers come from networks all over 127/8, or all from 127.9.9/24, who send their first words and wait."""
+    before = endpoint.refused.get("PeerLost", 0)
+    with ExitStack() as stack:
+        for n in range(CROWD):
+            source = f"127.9.9.{2 + n}" if near else f"127.{1 + n % 7}.{n}.{1 + n % 50}"
+            stranger = socket.create_connection((endpoint.host, endpoint.port), source_address=(source, 0))
+            stack.enter_context(stranger).sendall(first_words(endpoint, ["h2"])[:100])
+            time.sleep(0.002)  # so that it, too, is no silent one when the next comes
+        assert endpoint.refused["PeerLost"] - before >= CROWD - 64
+        yield
+
+
+def is_kept(endpoint: ExchangeEndpoint, protocols: list[str], *, near: bool = False) -> bool:
+    """Return whether one who has sent its first words is kept when a crowd comes."""
+    source = ("127.9.9.1" if near else "127.0.0.1", 0)
+    with socket.create_connection((endpoint.host, endpoint.port), source_address=source) as node:
+        node.sendall(first_words(endpoint, protocols))
+        with crowd(endpoint, near=near):
+            node.settimeout(0.5)
+            try:
+                while node.recv(4096):
+                    pass
+            except TimeoutError:
+                return True
+            except ConnectionResetError:
+                pass
+            return False
+
+
+def test_a_node_that_shows_a_ticket_is_kept_whatever_comes() -> None:
+    identity = ephemeral_identity(["127.0.0.1"])
+    with ExchangeEndpoint("127.0.0.1", run=RUN, tls=identity, handshake_timeout_s=60) as endpoint:
+        token = endpoint.issue_ticket(0, 7, (0,), 50, "data")
+        assert is_kept(endpoint, [knock(token)])
+        assert is_kept(endpoint, [knock(token)], near=True)
+        # Nothing else does that: neither a guess, nor the token itself, nor silence about it.
+        for protocols in ([knock(bytes(len(token)))], [token.hex()], ["h2"]):
+            assert not is_kept(endpoint, protocols)
+        assert join(endpoint, Hello(RUN, 7, 0, (0,), 50, "data", token)) < LONGEST_S
+        assert not is_kept(endpoint, [knock(token)])  # a ticket is good once
+
+
+def test_a_node_that_has_shown_its_certificate_is_kept(tmp_path: Path) -> None:
+    """Also one that shows nothing of its ticket."""
+    authority = Authority(tmp_path)
+    identity = dataclasses.replace(ephemeral_identity(["127.0.0.1"]), peers_pem=authority.path.read_text())
+    with ExchangeEndpoint("127.0.0.1", run=RUN, tls=identity, handshake_timeout_s=60) as endpoint:
+        context = ssl.create_default_context(cadata=endpoint.cert_pem)
+        context.load_cert_chain(*authority.issue("node"))
+        with (
+            socket.create_connection((endpoint.host, endpoint.port)) as sock,
+            context.wrap_socket(sock, server_hostname=endpoint.host) as node,
+        ):
+            time.sleep(0.2)
+            with crowd(endpoint):
+                node.sendall(joined(hello_for(endpoint, 0)))
+                endpoint.wait_for([0], timeout_s=5)
+
+
+def test_those_who_repeat_what_a_node_showed_crowd_out_only_each_other(endpoint: ExchangeEndpoint) -> None:
+    """It can be read on the way; who shows it again gets a place among those who do, and no node's."""
+    token = endpoint.issue_ticket(0, 7, (0,), 50, "data")
+    words = first_words(endpoint, [knock(token)])
+    with ExitStack() as stack:
+        for _ in range(200):
+            again = socket.create_connection((endpoint.host, endpoint.port), source_address=("127.5.5.5", 0))
+            stack.enter_context(again).sendall(words)
+        assert join(endpoint, Hello(RUN, 7, 0, (0,), 50, "data", token)) < LONGEST_S
+        endpoint.wait_for([0], timeout_s=5)
 
 
 def test_no_file_descriptor_is_left(caplog: pytest.LogCaptureFixture) -> None:
