@@ -71,7 +71,10 @@ def printable(text: object, limit: int | None = None) -> str:
     Names of files and texts of peers may hold line ends, escape sequences, and bytes that are not UTF-8. Of a text
     longer than `limit` the first so many characters are taken.
     """
-    clean = str(text)[:limit].encode("utf-8", errors="backslashreplace").decode()
+    clean = str(text)[:limit]
+    if clean.isprintable():
+        return clean
+    clean = clean.encode("utf-8", errors="backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)[:limit]
 
 

@@ -125,9 +125,9 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
     if _is_binary(kind):
         return ImageKind.BYTES if begins_as_image(values[0]) else None
     if is_text(kind):
+        found = [resolve(value) for value in values] if resolve is not None else []
         # Most, not all: which row names no image is for the reading to say.
-        named = sum(map(bool, map(resolve, values))) if resolve is not None else 0
-        return ImageKind.PATH if 2 * named > len(values) else None
+        return ImageKind.PATH if 2 * sum(place is not None for place in found) > len(values) else None
     depth = 0
     while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
@@ -232,10 +232,11 @@ def read_labels(
                 f"{name}: splits {first[0]!r} and {split!r} number the classes of {column!r} differently "
                 f"({_short(first[1])}; {_short(names)}); write both with the same table of classes"
             )
-    values = {split: [_plain(name, column, value) for value in found] for split, (_, found) in tables.items()}
+    values: dict[str, Sequence[Any]] = {split: found for split, (_, found) in tables.items()}
     if first[1] is not None:
         class_names, index = first[1], dict[Any, int](enumerate(range(len(first[1]))))
     else:
+        values = {split: [_plain(name, column, value) for value in found] for split, found in values.items()}
         # In a plain column of whole numbers -1 is the usual mark of a missing label, too.
         present = [value for found in values.values() for value in found if value not in (None, -1)]
         unique = sorted(set(present), key=lambda value: (isinstance(value, str), value))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
 from psl_flower.data.account import Notes, counted
@@ -105,6 +105,7 @@ class Decoder:
         self.background, self._colour = background, parse_background(background)
         self._survey = survey
         self._seen_white = survey is None
+        self._format: str | None = None
 
     def file(self, encoded: bytes, where: str) -> Pixels:
         """Decode one image file to uint8 (H, W, 1) grey or (H, W, 3) RGB, turned upright by its EXIF orientation.
@@ -181,7 +182,7 @@ class Decoder:
         with warnings.catch_warnings():
             # What is wrong with metadata is said in notes.
             warnings.simplefilter("ignore", UserWarning)
-            with Image.open(BytesIO(encoded)) as image:
+            with self._open(encoded) as image:
                 image.load()
                 pixels_HWC = self._pixels(image, where, deep_colour=_has_deep_colour(image, encoded))
                 turn = _UPRIGHT.get(self._orientation(image, where))
@@ -190,6 +191,19 @@ class Decoder:
         transposed, quarters, mirrored = turn
         pixels_HWC = np.rot90(pixels_HWC.transpose(1, 0, 2) if transposed else pixels_HWC, quarters)
         return np.ascontiguousarray(pixels_HWC[:, ::-1] if mirrored else pixels_HWC)
+
+    def _open(self, encoded: bytes) -> Image.Image:
+        """Open an image, trying the format of the last one first: Pillow tries some forty, one after the other."""
+        if self._format is not None:
+            try:
+                return Image.open(BytesIO(encoded), formats=(self._format,))
+            except UnidentifiedImageError:
+                self._format = None
+        image = Image.open(BytesIO(encoded))
+        kind = image.format
+        # A format without a test of the first bytes might be made of any file.
+        self._format = kind if kind in Image.OPEN and Image.OPEN[kind][1] is not None else None
+        return image
 
     def _orientation(self, image: Image.Image, where: str) -> int:
         try:

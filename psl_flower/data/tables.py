@@ -53,12 +53,15 @@ class Table:
         The first of its rows.
     read : Callable
         Takes a column's name and row numbers (R,), and returns their values.
+    all : Callable
+        Takes a column's name, and returns the values of all rows.
     """
 
     columns: Columns
     num_rows: int
     sample: pa.Table
     read: Callable[[str, NDArray[np.int64]], list[Any]]
+    all: Callable[[str], list[Any]]
 
     @classmethod
     def of(cls, table: pa.Table) -> Table:
@@ -68,6 +71,7 @@ class Table:
             num_rows=len(table),
             sample=table.slice(0, _SAMPLE_ROWS),
             read=lambda column, rows_R: table.column(column).take(pa.array(rows_R)).to_pylist(),
+            all=lambda column: table.column(column).to_pylist(),
         )
 
     @classmethod
@@ -88,15 +92,17 @@ class Table:
             num_rows=len(table),
             sample=arrow[:_SAMPLE_ROWS],
             read=lambda column, rows_R: by_column[column][rows_R.tolist()].column(column).to_pylist(),
+            all=lambda column: by_column[column][:].column(column).to_pylist(),
         )
-
-    def all(self, column: str) -> list[Any]:
-        """Return all values of a column."""
-        return self.read(column, np.arange(self.num_rows))
 
     def select(self, rows_R: NDArray[np.int64]) -> Table:
         """Return only some rows."""
-        return replace(self, num_rows=len(rows_R), read=lambda column, some_R: self.read(column, rows_R[some_R]))
+        return replace(
+            self,
+            num_rows=len(rows_R),
+            read=lambda column, some_R: self.read(column, rows_R[some_R]),
+            all=lambda column: self.read(column, rows_R),
+        )
 
 
 def read_tables(
