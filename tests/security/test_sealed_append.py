@@ -21,7 +21,7 @@ from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.ingest import ingest
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import Identity, Role
-from tests.security.test_sealed_commands import PEOPLE, psl, refused
+from tests.security.sealed_commands import PEOPLE, psl, refused
 from tests.unit.tiny_pictures import colour, encode, image_folder
 from tests.vectors.sealed_support import ArraySource, World
 
