@@ -16,7 +16,7 @@ import torch
 from psl_flower.errors import FrameMismatch
 from psl_flower.wire.messages import Failed, party_names
 from psl_flower.wire.node_messages import NodeTask, Record, StreamTicket, decode, encode
-from psl_flower.wire.plan import Packed
+from psl_flower.wire.plan import Packed, check_packed
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -103,6 +103,10 @@ class LightenQuantise(TaskQuestion, frozen=True):
     kind = "query.lighten_quantise"
     samples: Packed
     bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse a ragged list of samples."""
+        check_packed(samples=self.samples)
 
 
 class LightenKeep(TaskQuestion, frozen=True):

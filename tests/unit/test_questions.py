@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -64,6 +65,13 @@ def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
 
 def reply(parcel: Parcel) -> Received:
     return Received(RecordDict({CONFIG_RECORD: ConfigRecord({**parcel.values()})}), "node 7")
+
+
+def test_a_ragged_list_of_samples_is_refused() -> None:
+    packed = msgspec.msgpack.encode({"task": TASK, "samples": bytes(15), "bits": 7})
+    received = Received(RecordDict({CONFIG_RECORD: ConfigRecord({"record": packed})}), "the Lower")
+    with pytest.raises(FrameMismatch, match="the Lower: malformed LightenQuantise: samples: expected 8 bytes each"):
+        received.record(questions.LightenQuantise)
 
 
 def test_a_failure_comes_in_place_of_a_record() -> None:
