@@ -13,6 +13,7 @@ import typer
 
 from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
 from psl_flower.cli.progress import Progress
+from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
 from psl_flower.cli.runs import last_accuracy
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def evaluate(
     max_test: Annotated[int, typer.Option(min=0, help="At most so many test images; 0: all.")] = 0,
     image_column: Annotated[str, typer.Option(help="With --dataset: its column of images [the run's].")] = "",
     label_column: Annotated[str, typer.Option(help="With --dataset: its column of classes [the run's].")] = "",
+    settings: ReadingSettings = None,
     absent_curve: Annotated[
         bool, typer.Option("--absent-curve", help="Instead: accuracy without one Upper, without two, and so on.")
     ] = False,
@@ -134,15 +136,16 @@ def evaluate(
     """Measure a trained model on the test split of its dataset, or of another."""
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
-    if (image_column or label_column) and not dataset:
-        raise typer.BadParameter("--image-column and --label-column go with --dataset")
+    if (image_column or label_column or settings) and not dataset:
+        raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
     from psl_flower.inference import evaluation
 
     folder, trained = _load(run, workspace)
     with Progress() as progress:
         if dataset:
+            columns = {"image_column": image_column, "label_column": label_column}
             images = evaluation.other_test_images(
-                trained, dataset, max_test, image_column=image_column, label_column=label_column
+                trained, dataset, max_test, **columns | reading_values(settings or ())
             )
         else:
             images = evaluation.own_test_images(folder, trained, max_test, progress.steps)
@@ -159,9 +162,13 @@ def evaluate(
         "run_accuracy": last_accuracy(folder),
         "classes": _by_class(answers, trained.description.class_names),
     }
+    if images.account is not None:
+        report["account"] = account_json(images.account)
     if as_json:
         typer.echo(json.dumps(report))
     else:
+        for line in images.account.lines() if images.account is not None else ():
+            typer.echo(line)
         _print_evaluation(report)
 
 

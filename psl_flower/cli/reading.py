@@ -28,7 +28,20 @@ def reading_options(words: Sequence[str], **given: Any) -> SourceOptions:
     Raises
     ------
     ConfigError
-        If a word is none of these settings, or its value is not fit.
+        As `reading_values`, or if a value is not fit.
+    """
+    from psl_flower.data.options import SourceOptions
+
+    return SourceOptions(**{name: value for name, value in given.items() if value} | reading_values(words))
+
+
+def reading_values(words: Sequence[str]) -> dict[str, Any]:
+    """Return KEY=VALUE words as options of a reading by their names in Python.
+
+    Raises
+    ------
+    ConfigError
+        If a word is none of these settings, or its value has another type.
     """
     from dataclasses import fields
 
@@ -44,7 +57,7 @@ def reading_options(words: Sequence[str], **given: Any) -> SourceOptions:
         if key not in known:
             raise ConfigError(f"{key}: is no setting of how to read a dataset; these are {', '.join(known)}")
         values[known[key].name] = known[key].typed(known[key].read(text))
-    return SourceOptions(**{name: value for name, value in given.items() if value} | values)
+    return values
 
 
 def account_json(account: Account) -> object:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config.data import pixel_range_text
+from psl_flower.data.account import Account
+from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import open_dataset
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.errors import ConfigError, DataError
@@ -24,6 +26,8 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 
+# Settings that say how a run's dataset was read.
+_OWN = ("image_column", "label_column", "read_as", "train_split", "test_split", "class_folder", "leave_out")
 Progress = Callable[[str, int, int], None]
 # Images uint8 (B, C, H, W) and classes int64 (B,).
 Batch = tuple[torch.Tensor, NDArray[np.int64]]
@@ -41,11 +45,14 @@ class LabelledImages:
         N, 1 or more.
     batches : iterator
         Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
+    account : Account, optional
+        What was read, of a dataset that was opened for them.
     """
 
     dataset: str
     num_images: int
     batches: Iterator[Batch]
+    account: Account | None = None
 
 
 def own_test_images(
@@ -103,9 +110,7 @@ def stores_of(
     return stores
 
 
-def other_test_images(
-    trained: TrainedModel, dataset: str, max_test: int = 0, *, image_column: str = "", label_column: str = ""
-) -> LabelledImages:
+def other_test_images(trained: TrainedModel, dataset: str, max_test: int = 0, **asked: Any) -> LabelledImages:
     """Return the test split of any dataset whose classes are among the network's; nothing is stored.
 
     A dataset without a test split is divided as the run's settings say, so the run's own dataset at another place is
@@ -119,8 +124,8 @@ def other_test_images(
         As the setting of that name.
     max_test : int
         Images to use at most; 0: all.
-    image_column, label_column : str
-        As the settings of these names; by default the run's, where the dataset has them.
+    **asked
+        How to read it, by the names of `SourceOptions`; by default as the run's dataset was read, where that can be.
 
     Raises
     ------
@@ -130,21 +135,21 @@ def other_test_images(
     _check_max(max_test)
     config, known = trained.config, trained.description.class_names
     decoder = trained.decoder()
-    options: dict[str, Any] = {
-        "test_fraction": config.data.test_fraction,
-        "seed": config.training.seed,
-        "max_test": max_test,
-        "pixel_range": pixel_range_text(decoder.pixel_range),
-        "background": decoder.background,
-    }
-    asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    own: dict[str, Any] = {"image_column": config.data.image_column, "label_column": config.data.label_column}
+    options = SourceOptions(
+        test_fraction=config.data.test_fraction,
+        seed=config.training.seed,
+        max_test=max_test,
+        pixel_range=pixel_range_text(decoder.pixel_range),
+        background=decoder.background,
+    )
+    asked = {name: value for name, value in asked.items() if value}
+    own = {name: value for name in _OWN if (value := config.value(name))}
     try:
-        source = open_dataset(dataset, **options, **(asked if any(asked.values()) else own))
+        source = open_dataset(dataset, options, **(asked or own))
     except DataError:
-        if any(asked.values()) or not any(own.values()):
+        if asked or not own:
             raise
-        source = open_dataset(dataset, **options)  # a dataset that has no such columns
+        source = open_dataset(dataset, options)  # a dataset without such columns, splits or folders
     unknown = [name for name in source.class_names if name not in known]
     if unknown:
         raise DataError(f"{dataset}: the network knows no class {unknown[0]!r}; it knows {', '.join(known[:20])}")
@@ -155,7 +160,9 @@ def other_test_images(
         while chunk := list(islice(samples, config.training.evaluate_batch_size)):
             yield trained.prepare([image for image, _ in chunk]), classes[[label for _, label in chunk]]
 
-    return LabelledImages(dataset=dataset, num_images=source.num_samples("test"), batches=batches())
+    return LabelledImages(
+        dataset=dataset, num_images=source.num_samples("test"), batches=batches(), account=source.account()
+    )
 
 
 def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress | None = None) -> Predictions:
