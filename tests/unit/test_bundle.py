@@ -138,7 +138,7 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_all_that_its_modules_import_is_declared(unpacked: Path) -> None:
     """Flower installs `[project].dependencies` for a run; constraints.txt does not travel."""
-    declared = names(PROJECT["dependencies"]) | {"ray"}  # of flwr[simulation]
+    declared = names(PROJECT["dependencies"]) | {"ray", "uvicorn"}  # of flwr[simulation]
     assert any(requirement.startswith("flwr[simulation]") for requirement in PROJECT["dependencies"])
     optional = names([each for extra in PROJECT["optional-dependencies"].values() for each in extra])
     providers = packages_distributions()

@@ -87,7 +87,7 @@ def test_a_party_says_how_long_it_took() -> None:
 def test_the_error_that_a_message_ends_the_exchange_with() -> None:
     failed = Failed("StoreError", "damaged\x1b[2J").error("Upper 1")
     assert type(failed) is NodeError
-    assert str(failed) == "Upper 1 failed: StoreError: damaged [2J"
+    assert str(failed) == "Upper 1 failed: StoreError: damaged\\x1b[2J"
     assert type(Failed("PatchServerLost", "gone").error("Upper 1")) is NodeLost
     abort = Abort("disk full").error("Lower")
     assert type(abort) is ProtocolError
