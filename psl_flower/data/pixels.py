@@ -5,12 +5,11 @@ Shape suffixes: H and W pixels, C channels.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -22,6 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
 from psl_flower.data.account import Notes, counted
 from psl_flower.data.heif import can_read_heif, is_heif
+from psl_flower.data.metadata import PNG, without_metadata
 from psl_flower.errors import CorruptImage, DataError
 
 # Pillow documents no list: its decoders raise any of these on damaged input.
@@ -49,9 +49,8 @@ _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _TIFF_SIGNED = 258, 339, 2
 _WHITE = 0xFF
 # Images none of which reaches a quarter of white would be nearly black: fewer bits were stored than the format has.
 _DARK = 0x40
-_PNG, _PNG_BITS = b"\x89PNG\r\n\x1a\n", 24
-# PNG chunks that decide what the pixels are; the others may be lost.
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"sRGB", b"cHRM"})
+# Where a PNG says its bits for each channel.
+_PNG_BITS = 24
 _BROKEN_METADATA = "broken metadata were ignored, an orientation in them too"
 
 Pixels = NDArray[np.uint8]
@@ -131,7 +130,7 @@ class Decoder:
             try:
                 return self._decode(encoded, where)
             except _DECODER_ERRORS:
-                bare = _without_metadata(encoded)
+                bare = without_metadata(encoded)
                 if bare is None:
                     raise
                 pixels_HWC = self._decode(bare, where)
@@ -351,7 +350,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 def _has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
     """Tell whether Pillow has cut colours of 16 bits to their upper 8, as it does without a word."""
-    if encoded.startswith(_PNG):
+    if encoded.startswith(PNG):
         return image.mode.startswith(("RGB", "LA")) and encoded[_PNG_BITS] == 16
     if image.format == "TIFF" and image.mode.startswith("RGB"):
         return bool(max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8)
@@ -368,34 +367,3 @@ def _channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:
         reason = "in either order of its axes" if last else "of 1 or 3 channels"
         raise CorruptImage(f"{where}: an array of shape {shape} is no image {reason}; expected (H, W) or (H, W, C)")
     return values if last else values.transpose(1, 2, 0)
-
-
-def _without_metadata(encoded: bytes) -> bytes | None:
-    """Return a PNG or JPEG file without its metadata; None where it is neither, or has none."""
-    with contextlib.suppress(struct.error, IndexError):
-        if encoded.startswith(_PNG):
-            kept = b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind in _PNG_CHUNKS)
-            return _PNG + kept if len(kept) + len(_PNG) < len(encoded) else None
-        if encoded.startswith(b"\xff\xd8"):
-            return _jpeg_without_metadata(encoded)
-    return None
-
-
-def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place = len(_PNG)
-    while place + 12 <= len(encoded):
-        (length,) = struct.unpack_from(">I", encoded, place)
-        yield encoded[place + 4 : place + 8], encoded[place : place + 12 + length]
-        place += 12 + length
-
-
-def _jpeg_without_metadata(encoded: bytes) -> bytes | None:
-    place, kept = 2, [encoded[:2]]
-    while encoded[place] == 0xFF and encoded[place + 1] != 0xDA:  # start of the scan
-        marker, (length,) = encoded[place + 1], struct.unpack_from(">H", encoded, place + 2)
-        # JFIF (0) and Adobe (14) decide on colours.
-        if marker != 0xFE and (not 0xE0 <= marker <= 0xEF or marker in (0xE0, 0xEE)):
-            kept.append(encoded[place : place + 2 + length])
-        place += 2 + length
-    bare = b"".join((*kept, encoded[place:]))
-    return bare if len(bare) < len(encoded) else None

@@ -73,6 +73,12 @@ def _check_settings(config: RunConfig, stores: StoreSet) -> None:
             raise ConfigError(
                 f"{key}: {given} is given, but {config.data.dataset} holds stores made with {found or 'all images'}"
             )
+    for key in ("read-as", "train-split", "test-split", "class-folder", "leave-out", "pixel-range"):
+        if given := config.value(key.replace("-", "_")):
+            raise ConfigError(
+                f"{key}: {given} is given, but {config.data.dataset} holds images that are read and sealed already; "
+                "leave it out"
+            )
     # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
     if config.patches.assignment != RunConfig().patches.assignment:
         asked = assign(description.grid(), description.num_uppers, config.patches.assignment)

@@ -173,3 +173,6 @@ def test_a_folder_of_images_by_class(place: Place, tmp_path: Path) -> None:
         ("ant", "bee", "cat"),
     )
     assert differing(model(place.run("pictures")), oracle(place.run("pictures"), 2)) == []
+    assert "read as images by class" in done.stdout + done.stderr
+    account = place.run("pictures").read_account()
+    assert account is not None and sum(split.count for split in account.splits) == 36

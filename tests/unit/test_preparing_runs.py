@@ -1,6 +1,7 @@
 """What `psl train` refuses, and says, before anything of Flower is started."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from tiny_run import make_run
@@ -10,6 +11,7 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds import Train, kind_of
 from psl_flower.launch.running import prepare
 from psl_flower.sealed import keyfile
+from psl_flower.stores.prepare import prepare_stores
 from tests.vectors.sealed_support import ArraySource, World
 
 
@@ -21,11 +23,12 @@ def config(tmp_path, pictures):
 def test_keys_that_are_made_are_announced_once(tmp_path, config):
     said = []
     assert prepare(Train(config=config), say=said.append)[0] == 2
-    keys = f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}"
-    assert [keys in line for line in said].count(True) == 1
-    said.clear()
+    *account, line = said
+    assert account[0].endswith("read as images by class") and all(text.startswith("  ") for text in account[1:])
+    assert f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}" in line
+    count = len(said)
     prepare(Train(config=config), say=said.append)
-    assert not any(keys in line for line in said)
+    assert len(said) == count
 
 
 def test_git_passes_by_what_a_run_makes(config, tmp_path):
@@ -70,6 +73,21 @@ def test_batches_that_the_images_do_not_make(config, stores):
     prepare(Train(config=config.replace(batch_size=2000)), say=said.append)
     (line,) = said
     assert "batch-size: 2000 is more than the " in line and "every step takes all of them" in line
+
+
+@pytest.mark.parametrize("stores", ["sealed", "plain"])
+def test_what_was_read_is_said_once_and_kept_beside_the_stores(config, stores):
+    config, said = config.replace(stores=stores), []
+    (Path(config.data.dataset) / "train" / "a" / "readme.txt").write_text("hello")
+    prepare(Train(config=config), say=said.append)
+    assert said[0].endswith(": read as images by class")
+    assert "  left out: 1 .txt (not an image), such as train/a/readme.txt" in said
+    made = prepare_stores(config)
+    assert made.account.left_out[0].example == "train/a/readme.txt" and made.account_lines == ()
+    assert (made.folder / "account.json").stat().st_mode & 0o077 == 0
+    said.clear()
+    prepare(Train(config=config), say=said.append)
+    assert said == []
 
 
 def test_a_light_model_that_is_not_there_is_missed_before_flower_starts(tmp_path):
