@@ -17,6 +17,8 @@ from psl_flower.system.streams import drop_output, open_streams
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run [the newest that has a model].")]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
+# Exit status of `psl verify` where nothing is wrong, but not everything was given.
+INCOMPLETE = 3
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -39,7 +41,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Do a command's work and return its exit status: 0, 1 (failed), 2 (usage) or 130 (Ctrl-C).
+    """Do a command's work and return its exit status: 0, 1 (failed), 2 (usage), 3 (incomplete) or 130 (Ctrl-C).
 
     An error becomes one line on standard error.
     """

@@ -1,4 +1,4 @@
-"""The owner's commands: keygen, ingest, receive, verify, rotate."""
+"""The owner's commands: keygen, ingest, receive, rotate; and verify, which has a module of its own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from psl_flower.cli.terminal import (
     State,
     folder_of,
     load_identity,
-    load_trusted,
     named_public,
     new_passphrase,
     numbered,
     stores_beside,
 )
+from psl_flower.cli.verify import verify
 from psl_flower.errors import ConfigError
 from psl_flower.patches.assignment import Method
 from psl_flower.patches.grid import Fit
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from psl_flower.data.account import Account
     from psl_flower.data.options import SourceOptions
-    from psl_flower.sealed.verify import Report
 
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
 
@@ -289,42 +288,6 @@ def receive(
     checked = f"{manifest.num_samples} images, generation {manifest.generation}, checked"
     told = f"{out}: {checked}; signed by owner {signed.owner.fingerprint}"
     tell({**report, "owner": signed.owner.fingerprint}, [told], as_json)
-
-
-def verify(
-    store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
-    manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
-    owner_key: OwnerPublic = "",
-    state: State = None,
-    as_json: Json = False,
-) -> None:
-    """Check every byte of stores against the signed manifest, and name what is wrong. Needs no key."""
-    import msgspec
-
-    from psl_flower.sealed.verify import verify as do_verify
-
-    trusted = load_trusted(manifest, owner_key, state)
-    with Progress(enabled=not as_json) as progress:
-        report = do_verify(store, trusted.signed, progress.steps)
-    tell({"ok": report.ok, **msgspec.to_builtins(report)}, _verified_lines(report, trusted.known), as_json)
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-def _verified_lines(report: Report, known: bool) -> Iterator[str]:
-    """Yield what people are told of a check."""
-    trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
-    yield (
-        f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
-        f"signed by owner {report.owner}{trust}"
-    )
-    for part in report.stores:
-        yield f"{part.place}: Upper {part.upper}, {part.records} records, {'WRONG' if part.problems else 'ok'}"
-        yield from (f"  {problem.error}: {problem.message}" for problem in part.problems)
-        yield from (f"  remains of an old epoch, still readable with its keys: {name}" for name in part.remains)
-        yield from (f"  not part of the store: {name}" for name in part.strangers)
-    if report.missing:
-        yield f"not given, not checked: the stores of Upper {', '.join(map(str, report.missing))}"
 
 
 def rotate(

@@ -6,6 +6,7 @@ predictions with its model did (`psl_flower.runs.predictions`); the newest of ea
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from psl_flower.errors import OtherDataset, RunError
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import predictions_of
 from psl_flower.sealed.manifest import Manifest
+from psl_flower.system.files import open_regular
 
 FILE = "predictions.npz"
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
@@ -130,7 +132,7 @@ def _written(path: Path) -> float:
 
 def _read(path: Path) -> _Columns:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with os.fdopen(open_regular(path), "rb") as content, np.load(content, allow_pickle=False) as file:
             columns = tuple(file[name] for name in _FIELDS)
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: evaluate the run first, as `psl predict --in-place` does") from None

@@ -12,6 +12,7 @@ everything is checked on arrival.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.suite import TAG_BYTES, Purpose, context, derive
 from psl_flower.sealed.verify import verify
-from psl_flower.system.files import NewFolder, disk_errors
+from psl_flower.system.files import NewFolder, disk_errors, open_regular
 
 MAGIC = b"PSLBUNDL"
 VERSION = 1
@@ -159,10 +160,9 @@ def _unpack(reader: _Reader, folder: Path) -> None:
 def _content(store: Path, names: list[str]) -> Iterator[bytes]:
     for name in names:
         path = store / name
-        if not path.is_file():
-            raise StoreNotFound(f"{path} does not exist")
-        yield len(name).to_bytes(2, "little") + name.encode() + path.stat().st_size.to_bytes(8, "little")
-        with path.open("rb") as file:
+        with _open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            yield len(name).to_bytes(2, "little") + name.encode() + size.to_bytes(8, "little")
             while part := file.read(_CHUNK):
                 yield part
     yield bytes(2)
@@ -170,7 +170,7 @@ def _content(store: Path, names: list[str]) -> Iterator[bytes]:
 
 def _open(bundle: Path) -> BinaryIO:
     with disk_errors(bundle, "read", StoreNotFound):
-        return bundle.open("rb")
+        return os.fdopen(open_regular(bundle), "rb")
 
 
 def _read_head(file: BinaryIO, node: Identity, where: str) -> tuple[bytes, ChaCha20Poly1305]:

@@ -35,7 +35,7 @@ class Folder(Protocol):
         ...
 
     def list(self) -> list[str]:
-        """Names of the files, in order; none where the folder does not exist, or a web server does not list it."""
+        """Names of all that lies there, in order; none where there is no folder, or a web server does not list it."""
         ...
 
     def size(self, name: str) -> int:

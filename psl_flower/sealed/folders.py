@@ -9,7 +9,16 @@ from pathlib import Path
 from psl_flower.errors import StoreNotFound, TruncatedFile
 from psl_flower.sealed.folder import Draft, Folder
 from psl_flower.sealed.url_folder import UrlFolder
-from psl_flower.system.files import DISK, Disk, NewFile, disk_errors, read_file, write_file
+from psl_flower.system.files import (
+    DISK,
+    Disk,
+    NewFile,
+    disk_errors,
+    open_regular,
+    read_file,
+    require_regular,
+    write_file,
+)
 
 
 def open_folder(place: str | Path, disk: Disk = DISK) -> Folder:
@@ -35,12 +44,14 @@ class LocalFolder:
     def list(self) -> list[str]:
         """See Folder."""
         with disk_errors(self.path, "read"):
-            return sorted(p.name for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else []
+            return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
 
     def size(self, name: str) -> int:
         """See Folder."""
         with disk_errors(self.path / name, "read", missing=StoreNotFound):
-            return (self.path / name).stat().st_size
+            found = (self.path / name).stat()
+            require_regular(self.path / name, found)
+            return found.st_size
 
     def read(self, name: str, limit: int) -> bytes:
         """See Folder."""
@@ -50,7 +61,7 @@ class LocalFolder:
         """See Folder. pread, not mmap: a file cut short under a mapping would end the process by a signal."""
         with disk_errors(self.path / name, "read", missing=StoreNotFound):
             if name not in self._open:
-                self._open[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[name] = open_regular(self.path / name)
             parts = [os.pread(self._open[name], length, start) for start in starts]
         if any(len(part) != length for part in parts):
             raise TruncatedFile(f"{self.path / name} ends before the record that was asked for")

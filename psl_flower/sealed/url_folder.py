@@ -87,7 +87,9 @@ class UrlFolder:
                 if self._scheme in _WEB:
                     return []
                 raise
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+            root = self._root.rstrip("/")  # buckets may list the folder in itself
+            names = [entry["name"].rstrip("/") for entry in entries]
+            return sorted(name.rsplit("/", 1)[-1] for name in names if name != root)
 
     def size(self, name: str) -> int:
         """See Folder."""

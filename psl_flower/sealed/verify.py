@@ -1,8 +1,9 @@
-"""Checks stores against a manifest and names what is wrong. Needs no key."""
+"""Checks stores, labels and audit log against a manifest, and names what is wrong or was not given. Needs no key."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,10 +26,14 @@ from psl_flower.errors import (
 from psl_flower.patches.cutting import Progress
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed import merkle
+from psl_flower.sealed.audit import FILE as AUDIT_FILE
+from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.header import SegmentHeader
+from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.matching import match
+from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.segment import check_head, scan
 from psl_flower.sealed.suite import equal
 
@@ -53,8 +58,20 @@ class StoreReport(msgspec.Struct, frozen=True):
     strangers: list[str]
 
 
+class ListReport(msgspec.Struct, frozen=True):
+    """Labels or audit log: where they are, how many versions or entries there are, and what is wrong with them."""
+
+    place: str
+    count: int
+    problems: list[Problem]
+
+
 class Report(msgspec.Struct, frozen=True):
-    """All stores that were given; `missing` are Uppers whose stores were not."""
+    """What was given: stores, labels and audit log.
+
+    `missing` are Uppers whose stores were not given. `labels` and `audit_log` are None where there are none: the names
+    of those that should be there are in `absent`.
+    """
 
     dataset: str
     owner: str
@@ -63,15 +80,44 @@ class Report(msgspec.Struct, frozen=True):
     num_samples: int
     stores: list[StoreReport]
     missing: list[int]
+    labels: ListReport | None
+    audit_log: ListReport | None
+    absent: list[str]
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong with what was given."""
-        return not any(store.problems for store in self.stores)
+        lists = [part.problems for part in (self.labels, self.audit_log) if part is not None]
+        return not any([*lists, *(store.problems for store in self.stores)])
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that the manifest commits to was given."""
+        return not self.missing and not self.absent
 
 
-def verify(places: Sequence[str | Path], signed: SignedManifest, progress: Progress | None = None) -> Report:
+def verify(
+    places: Sequence[str | Path],
+    signed: SignedManifest,
+    progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
+    seen: SeenBook | None = None,
+) -> Report:
     """Check every byte of the stores given; what is wrong is reported, not raised.
+
+    Parameters
+    ----------
+    places : Sequence[str | Path]
+        The stores.
+    signed : SignedManifest
+        What they are checked against.
+    progress : Progress, optional
+        Called as it goes.
+    folder : Path, optional
+        Where labels and audit log are; they are not checked without it.
+    seen : SeenBook, optional
+        What labels and audit log are compared with.
 
     Raises
     ------
@@ -82,6 +128,11 @@ def verify(places: Sequence[str | Path], signed: SignedManifest, progress: Progr
     matched = match(places, manifest)
     reports = [_verify_store(folder, entry, signed, matched, progress) for folder, entry in matched]
     here = {entry.upper for _, entry in matched}
+    labels = _verify_labels(folder, manifest, seen) if folder is not None else None
+    audit_log = _verify_audit_log(folder, manifest, seen) if folder is not None else None
+    absent = ["the labels"] if labels is None and manifest.labels_version >= 0 else []
+    if audit_log is None and manifest.epoch > 1:  # the rotation to this epoch was logged
+        absent.append("the audit log")
     return Report(
         dataset=manifest.dataset.hex(),
         owner=signed.owner.fingerprint,
@@ -90,7 +141,36 @@ def verify(places: Sequence[str | Path], signed: SignedManifest, progress: Progr
         num_samples=manifest.num_samples,
         stores=reports,
         missing=[entry.upper for entry in manifest.stores if entry.upper not in here],
+        labels=labels,
+        audit_log=audit_log,
+        absent=absent,
     )
+
+
+def _verify_labels(folder: Path, manifest: Manifest, seen: SeenBook | None) -> ListReport | None:
+    book = LabelBook(folder)
+
+    def check() -> int:
+        with opened(seen) as memory:
+            digests = book.digests(manifest)
+            if memory is not None:
+                memory.check_labels(manifest.dataset, digests)
+        return len(digests)
+
+    return _list_report(book.folder, check) if os.path.lexists(book.folder) else None
+
+
+def _verify_audit_log(folder: Path, manifest: Manifest, seen: SeenBook | None) -> ListReport | None:
+    log = AuditLog(folder / AUDIT_FILE)
+    report = _list_report(log.path, lambda: len(log.read(manifest, seen)))
+    return report if report.count or report.problems or os.path.lexists(log.path) else None
+
+
+def _list_report(path: Path, check: Callable[[], int]) -> ListReport:
+    try:
+        return ListReport(str(path), check(), [])
+    except PslError as error:
+        return ListReport(str(path), 0, [Problem(type(error).__name__, str(error))])
 
 
 def check_copy(folder: Folder, signed: SignedManifest) -> None:

@@ -16,7 +16,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,6 +25,8 @@ from filelock import FileLock, Timeout
 from psl_flower.errors import PslError, StoreExists, StoreNotFound, StoreUnreachable
 
 BUFFER_BYTES = 1 << 20
+# What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
+_HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
 class Disk:
@@ -103,18 +106,46 @@ def disk_errors(
         raise (missing if missing and gone else error)(f"{message}; {advice}" if advice else message) from refusal
 
 
+def open_regular(path: Path) -> int:
+    """Open a file for reading and return its descriptor; never waits, as the opening of a pipe does for its writer.
+
+    Raises
+    ------
+    OSError
+        If the system refuses, or it is a folder, pipe, socket or device.
+    """
+    if str(path).startswith(_HANDED_OVER):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    require_regular(path, os.stat(path))  # before: the opening of a device may do something
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        require_regular(path, os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_regular(path: Path, status: os.stat_result) -> None:
+    """Check that what was found under a name is a file with content, and raise an OSError that says what it is."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is a pipe, socket or device, not a file", str(path))
+
+
 def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: int | None = None) -> bytes:
-    """Read a whole file, of at most `limit` bytes.
+    """Read a whole regular file, of at most `limit` bytes.
 
     Raises
     ------
     StoreNotFound
         If it is not there, and no other error is named.
     StoreUnreachable, or `error`
-        If it cannot be read, or is larger than the limit.
+        If it cannot be read, is a folder, pipe, socket or device, or is larger than the limit.
     """
     missing = StoreNotFound if error is StoreUnreachable else None
-    with disk_errors(path, "read", error, missing=missing), path.open("rb") as file:
+    with disk_errors(path, "read", error, missing=missing), os.fdopen(open_regular(path), "rb") as file:
         data = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
         raise error(f"{path}: is larger than {limit} bytes: not a file of this kind")
@@ -175,7 +206,7 @@ class NewFile:
         with self._errors():
             if parents:
                 disk.make_folder(path.parent)
-            for left in _left_by_a_crash(path):
+            for left in _left_by_a_crash(path, stat.S_ISREG):
                 disk.remove(left)
             self._descriptor = self._create(mode)
 
@@ -281,7 +312,7 @@ class NewFolder:
         """Make the hidden folder and return it."""
         with disk_errors(self._target, "written"):
             DISK.make_folder(self._target.parent)
-            for left in _left_by_a_crash(self._target):
+            for left in _left_by_a_crash(self._target, stat.S_ISDIR):
                 shutil.rmtree(left, ignore_errors=True)
             self._path.mkdir(mode=0o700)
             self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -371,12 +402,14 @@ def _hold(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def _left_by_a_crash(path: Path) -> Iterator[Path]:
-    """Yield files or folders that were to become `path`, and that nobody is writing any more."""
+def _left_by_a_crash(path: Path, is_kind: Callable[[int], bool]) -> Iterator[Path]:
+    """Yield files, or folders, that were to become `path`, and that nobody is writing any more."""
     name = re.compile(rf"\.{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.tmp")
     for left in [path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)]:
         with contextlib.suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if not is_kind(left.lstat().st_mode):
+                continue  # made by a stranger
+            descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield left

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from psl_flower.system.files import open_regular
 from psl_flower.system.findings import Finding, failed, ok, warning
 
 SOON = datetime.timedelta(days=30)
@@ -213,7 +214,8 @@ def _load_certificates(path: Path, what: str) -> list[x509.Certificate] | Findin
 
 def _read(path: Path, what: str) -> bytes | Finding:
     try:
-        return path.read_bytes()
+        with os.fdopen(open_regular(path), "rb") as file:
+            return file.read()
     except OSError as error:
         do = "check the path, and that this user may read it"
         return failed(what, f"{path}: cannot be read: {error.strerror or error}", do)

@@ -19,10 +19,10 @@ PEOPLE = [("owner", "owner"), ("node", "node0"), ("node", "node1"), ("lower", "l
 PEOPLE += [("restorer", name) for name in ("alice", "bob", "carol")]
 
 
-def psl(*arguments: str | Path) -> Result:
-    """Run a command that should succeed."""
+def psl(*arguments: str | Path, status: int = 0) -> Result:
+    """Run a command that should succeed, or end with another exit status."""
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == status, result.output
     return result
 
 

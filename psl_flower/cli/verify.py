@@ -1,0 +1,63 @@
+"""The command verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from psl_flower.cli.output import INCOMPLETE, Json, tell
+from psl_flower.cli.progress import Progress
+from psl_flower.cli.terminal import OwnerPublic, State, load_trusted
+
+if TYPE_CHECKING:
+    from psl_flower.sealed.verify import Report
+
+
+def verify(
+    store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
+    manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
+    owner_key: OwnerPublic = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of stores, labels and audit log against the signed manifest, and name what is wrong.
+
+    Needs no key. Labels and audit log are those beside the manifest. Exit status: 0 if all that the manifest commits to
+    is there and right, 1 if something is wrong, 3 if all is right that was given, but not everything was.
+    """
+    from psl_flower.sealed.verify import verify as do_verify
+
+    trusted = load_trusted(manifest, owner_key, state)
+    with Progress(enabled=not as_json) as progress:
+        report = do_verify(store, trusted.signed, progress.steps, folder=trusted.folder, seen=trusted.seen)
+    told = {"ok": report.ok, "complete": report.complete, **msgspec.to_builtins(report)}
+    tell(told, _verified_lines(report, trusted.known), as_json)
+    if not report.ok:
+        raise typer.Exit(1)
+    if not report.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _verified_lines(report: Report, known: bool) -> Iterator[str]:
+    """Yield what people are told of a check."""
+    trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
+    yield (
+        f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
+        f"signed by owner {report.owner}{trust}"
+    )
+    for store in report.stores:
+        yield f"{store.place}: Upper {store.upper}, {store.records} records, {'WRONG' if store.problems else 'ok'}"
+        yield from (f"  {problem.error}: {problem.message}" for problem in store.problems)
+        yield from (f"  remains of an old epoch, still readable with its keys: {name}" for name in store.remains)
+        yield from (f"  not part of the store: {name}" for name in store.strangers)
+    for part, what in ((report.labels, "labels, versions"), (report.audit_log, "audit log, entries")):
+        if part is not None:
+            yield f"{part.place}: {what}: {part.count}, {'WRONG' if part.problems else 'ok'}"
+            yield from (f"  {problem.error}: {problem.message}" for problem in part.problems)
+    absent = [*(f"the store of Upper {upper}" for upper in report.missing), *report.absent]
+    if absent:
+        yield f"INCOMPLETE: not given, not checked: {', '.join(absent)}"
