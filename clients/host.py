@@ -177,12 +177,12 @@ class Host:
 
 
 def is_simulated(context: Context) -> bool:
-    """Return whether Flower simulates this node."""
+    """Return True if Flower simulates this node."""
     return "partition-id" in context.node_config and not {"store", "role"} & set(context.node_config)
 
 
 def serves_adaptation(context: Context) -> bool:
-    """Return whether a real node's own configuration makes it the Adaptation Net's server.
+    """Return True if a real node's own configuration makes it the Adaptation Net's server.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def serves_adaptation(context: Context) -> bool:
 
 
 def simulation_slots() -> int:
-    """Return how many simulated nodes can run at once: the actors of Flower's pool, at most as many as its threads."""
+    """Return the number of simulated nodes that run at once: actors of Flower's pool, no more than its threads."""
     import ray  # only where Flower simulates
 
     taken: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
@@ -238,7 +238,7 @@ def own_state(context: Context) -> Path:
 
 
 def own_tls(context: Context) -> NodeTls:
-    """Return what a node's configuration lays down about its streams; a simulated node does as the run says.
+    """Return a node's own TLS settings; a simulated node has none and follows the run's.
 
     `exchange-ca` is a file with the authorities that the endpoint's certificate must come from; `exchange-cert` and
     `exchange-key` are the node's own, for mutual TLS; `exchange-plaintext-on-untrusted-network` permits plaintext.
@@ -313,7 +313,7 @@ def _setting(context: Context, name: str) -> str:
 
 
 def claim_of(store: PatchStore) -> Claim:
-    """Return what a store holds, as the node tells the Lower."""
+    """Return the claim that a node sends the Lower for a store."""
     meta = store.meta
     return Claim(
         upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset, epoch=meta.epoch
@@ -321,5 +321,5 @@ def claim_of(store: PatchStore) -> Claim:
 
 
 def claim_of_party(party: UpperEngine | AdaptationNode) -> Claim:
-    """Return what a party says of itself when it opens its stream."""
+    """Return the claim with which a party opens its stream."""
     return claim_of(party.store) if isinstance(party, UpperEngine) else ADAPTATION_CLAIM

@@ -39,7 +39,7 @@ def divide(
     alpha : float
         Its concentration: the smaller, the more the clients' classes differ. Without effect on "iid".
     seed : int
-        Of everything drawn; all parties that know it divide alike.
+        Of everything drawn; the same seed gives every party the same division.
 
     Raises
     ------

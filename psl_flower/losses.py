@@ -109,7 +109,7 @@ def uppers_loss(
     num_absent: int = 0,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the Uppers' own losses together, `LossParts.uppers`; parameters and errors as of `loss_parts`."""
+    """Return the sum of the Uppers' auxiliary losses, `LossParts.uppers`; parameters and errors as of `loss_parts`."""
     P, M = len(assignment), len(set(assignment))
     present = P - num_absent
     if upper_logits_BPK.shape[1] != present:

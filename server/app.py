@@ -26,7 +26,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Do what the run's configuration asks for; see `psl_flower.kinds`."""
+    """Run the kind of run that the configuration asks for; see `psl_flower.kinds`."""
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
     kind = kind_of(context.run_config)
@@ -64,7 +64,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
 def _stores(work: Work, reporter: Reporter) -> StoreSet:
     """Return the patch stores of the dataset, made first if this is the first run that needs them."""
     began = work.source.read_description() if work.source.has_description else None
-    # A resumed run goes on with the labels that it began with, or it would end with other weights.
+    # A resumed run keeps the labels that it began with: others would lead to other weights.
     version = began.labels_version if began is not None else None
     stores = prepare_stores(work.config, reporter.ingesting, labels_version=version)
     if began is not None and began.source != stores.description.source:

@@ -1,4 +1,4 @@
-"""Whether others can reach a simulation: a word to its user, and no owner's keys in their reach."""
+"""Warns if other users can reach a simulation, and refuses an owner's keys there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from psl_flower.system.exposure import close_ray, openings
 
 
 def exposure(grid: Grid, config: RunConfig) -> str:
-    """Return what to tell the user if others of this machine can reach this simulation; empty if there is nothing.
+    """Return a warning if other users of this machine can reach this simulation; empty if they cannot.
 
     Raises
     ------

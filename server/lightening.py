@@ -55,7 +55,7 @@ def lighten(run: ServerRun[Lighten]) -> None:
     PslError
         If the run, a setting, a node or the runtime does not allow it.
     TrainingStopped
-        If the user asked to stop; called again, it goes on.
+        If the user asked to stop; called again, it continues.
     """
     check_packages()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Tells the user where a run is: lines in the log, status.json, metrics.jsonl and TensorBoard."""
+"""Reports a run's progress: lines in the log, status.json, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Reporter:
         self._set(state=state, message=message)
 
     def ingesting(self, stage: str, done: int, total: int) -> None:
-        """Note how far the making of the stores is."""
+        """Report progress of making the stores."""
         now = time.monotonic()
         if now - self._logged >= max(1.0, self._every_s) or done == total:
             self._logged = now
             self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
 
     def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int, what: str = "") -> None:
-        """Note how long a training is, and how many of its steps are done already; `what` it is, if one of several."""
+        """Record a training's length and the steps already done; `what` names it, if there are several."""
         self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
         if self._writer is not None:
             self._writer.close()
@@ -87,7 +87,7 @@ class Reporter:
             log.info("%scontinuing after step %d of %d", self._prefix, done, total_steps)
 
     def placed(self, placement: Placement, about: str, state: str = "training") -> None:
-        """Note which nodes take part, and enter the state in which they work."""
+        """Report the nodes that take part, and enter `state`."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
         kind = "simulated nodes" if placement.simulated else "nodes"
@@ -106,11 +106,16 @@ class Reporter:
         )
 
     def step(self, report: StepReport) -> None:
-        """Note a training step, after `plan`."""
+        """Record a training step, after `plan`."""
         assert self._writer is not None
         self._recent.append(report)
-        told = {"loss": report.loss.full, "upper_s": report.upper_s, "lower_s": report.lower_s, "wire_s": report.wire_s}
-        for name, value in told.items():
+        scalars = {
+            "loss": report.loss.full,
+            "upper_s": report.upper_s,
+            "lower_s": report.lower_s,
+            "wire_s": report.wire_s,
+        }
+        for name, value in scalars.items():
             self._writer.add_scalar(f"train/{name}", value, report.step)
         # In memory at once: a stop or an error may come before the next writing, and its status names the last step.
         self._change(step=report.step, round=self._round_of(report.step))
@@ -127,7 +132,7 @@ class Reporter:
             self._recent.clear()
 
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
-        """Note the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard.
+        """Report the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard.
 
         Of a round whose steps were those of a process that ended, what is known of them is null.
         """
@@ -136,38 +141,10 @@ class Reporter:
             return
         assert self._writer is not None
 
-        def mean(of: Callable[[StepReport], float]) -> float | None:
-            return _mean([of(step) for step in steps]) if steps else None
-
-        images = sum(step.num_samples for step in steps)
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
-        metrics = {
-            **({"training": self._what} if self._what else {}),
-            "round": self._round_of(report.step),
-            "step": report.step,
-            "loss": mean(lambda step: step.loss.full),
-            "lower_loss": mean(lambda step: step.loss.lower),
-            "upper_loss": mean(lambda step: step.loss.uppers),
-            "train_accuracy": sum(step.loss.correct for step in steps) / images if steps else None,
-            "accuracy": predictions.accuracy if predictions else None,
-            "absent_uppers": list(report.absent),
-            "test_loss": predictions.loss if predictions else None,
-            "images_per_s": images / report.train_s if steps else None,
-            "bytes_up": bytes_up,
-            "bytes_down": bytes_down,
-            "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
-            "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
-            "bytes_up_adaptation": up.get(ADAPTATION, 0),
-            "bytes_down_adaptation": down.get(ADAPTATION, 0),
-            "seconds": report.seconds,
-            "train_s": report.train_s,
-            "step_s": mean(lambda step: step.seconds),
-            "upper_s": mean(lambda step: step.upper_s),
-            "lower_s": mean(lambda step: step.lower_s),
-            "wire_s": mean(lambda step: step.wire_s),
-        }
+        metrics = self._metrics(report, up, down, bytes_up, bytes_down)
         # In this order: a round that has metrics is not evaluated again.
         if predictions:
             self._run.write_predictions(predictions)
@@ -192,7 +169,7 @@ class Reporter:
         )  # fmt: skip
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
-        """Note the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""
+        """Report the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""
         assert self._writer is not None
         self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
@@ -201,8 +178,8 @@ class Reporter:
         self._writer.flush()
         number, rounds = metrics["round"], self._status.rounds
         eta_s = (rounds - number) * (time.monotonic() - self._began) / number
-        told = {name: metrics[name] for name in ("round", "step", "loss", "accuracy", "images_per_s")}
-        self._set(state="training", message="", eta_s=eta_s, **told)
+        progress = {name: metrics[name] for name in ("round", "step", "loss", "accuracy", "images_per_s")}
+        self._set(state="training", message="", eta_s=eta_s, **progress)
         log.info(
             "round %d/%d done: loss %.4f, test accuracy %.2f%%, %.0f images/s, %s up, %s down, %s left",
             number, rounds, metrics["loss"], 100 * predictions.accuracy, metrics["images_per_s"],
@@ -210,7 +187,7 @@ class Reporter:
         )  # fmt: skip
 
     def predicted(self, done: int, total: int) -> None:
-        """Note how far a prediction is."""
+        """Report progress of a prediction."""
         now = time.monotonic()
         rate = done / max(1e-9, now - self._began)
         if now - self._written >= _STATUS_EVERY_S or done == total:
@@ -221,11 +198,11 @@ class Reporter:
             log.info("%d of %d images, %.0f images/s, %s left", done, total, rate, duration((total - done) / rate))
 
     def note_accuracy(self, accuracy: float) -> None:
-        """Note the accuracy of a prediction."""
+        """Record the accuracy of a prediction."""
         self._set(accuracy=accuracy)
 
     def end(self, state: str, message: str) -> None:
-        """Note how the run ended."""
+        """Record and log the end of the run."""
         try:
             if self._writer is not None:
                 self._writer.close()
@@ -235,7 +212,7 @@ class Reporter:
             (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
-        """Note why the run ended early, and what to do; a disk that takes no note of it does not hide the reason."""
+        """Report why the run ended early, and what to do; the reason is logged even if the disk refuses the status."""
         try:
             self._fail(_superlink_lost(error) or error)
         except (OSError, RunError) as unwritten:
@@ -253,6 +230,42 @@ class Reporter:
         """Return the last test accuracy for a sentence, or nothing."""
         accuracy = self._status.accuracy
         return f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+
+    def _metrics(
+        self, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int], bytes_up: int, bytes_down: int
+    ) -> dict[str, Any]:
+        """Return a round's object in metrics.jsonl; `bytes_up` and `bytes_down` are those of this round alone."""
+        steps, predictions = report.steps, report.predictions
+
+        def mean(of: Callable[[StepReport], float]) -> float | None:
+            return _mean([of(step) for step in steps]) if steps else None
+
+        images = sum(step.num_samples for step in steps)
+        return {
+            **({"training": self._what} if self._what else {}),
+            "round": self._round_of(report.step),
+            "step": report.step,
+            "loss": mean(lambda step: step.loss.full),
+            "lower_loss": mean(lambda step: step.loss.lower),
+            "upper_loss": mean(lambda step: step.loss.uppers),
+            "train_accuracy": sum(step.loss.correct for step in steps) / images if steps else None,
+            "accuracy": predictions.accuracy if predictions else None,
+            "absent_uppers": list(report.absent),
+            "test_loss": predictions.loss if predictions else None,
+            "images_per_s": images / report.train_s if steps else None,
+            "bytes_up": bytes_up,
+            "bytes_down": bytes_down,
+            "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
+            "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
+            "bytes_up_adaptation": up.get(ADAPTATION, 0),
+            "bytes_down_adaptation": down.get(ADAPTATION, 0),
+            "seconds": report.seconds,
+            "train_s": report.train_s,
+            "step_s": mean(lambda step: step.seconds),
+            "upper_s": mean(lambda step: step.upper_s),
+            "lower_s": mean(lambda step: step.lower_s),
+            "wire_s": mean(lambda step: step.wire_s),
+        }
 
     def _training(self, report: StepReport) -> dict[str, object]:
         rate = _rate(self._recent)
@@ -295,7 +308,7 @@ class Reporter:
 
 
 def _superlink_lost(error: BaseException) -> RunError | None:
-    """Return what to say of an error of Flower's that is the loss of its SuperLink; None if it is another."""
+    """Return a RunError for an error of Flower's caused by the loss of its SuperLink; None for any other."""
     if not isinstance(error, httpx.TransportError):  # of the client that Flower's own is made of
         return None
     causes: list[BaseException] = [error]

@@ -40,7 +40,7 @@ class Parties:
     checkpoints : Checkpoints
         The Lower's.
     node_task : NodeTask
-        What nodes are told.
+        The task sent to nodes.
     averaging : Averaging or None
         When the Uppers are averaged, if they are.
     """
@@ -84,7 +84,7 @@ class ServerRun(Work, Generic[K]):
         return choose_device(self.config.machine.device)
 
     def node_task(self, blueprint: Blueprint | None = None, part: str = "") -> NodeTask:
-        """Return what nodes are told: to build their parties from the run's blueprint, or another one, for a part."""
+        """Return the task for nodes: to build their parties from the run's blueprint, or from another for one part."""
         config, stores = self.config, self.stores
         return NodeTask(
             run=self.source.identity,

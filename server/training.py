@@ -65,7 +65,7 @@ def train(run: ServerRun[Train]) -> None:
 
 
 def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> bool:
-    """Go to the committed checkpoint, if there is one; return whether it ends a round that nothing was told of."""
+    """Go to the committed checkpoint, if there is one; return True if it ends a round not yet reported."""
     folder, total_steps = run.source, task.schedule.total_steps
     steps = folder.checkpoints.steps()
     if steps:
@@ -78,7 +78,7 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
 
 
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:
-    """Collect the model, if that is asked for and possible; return what became of it."""
+    """Collect the model if it is wanted and possible; return the outcome as text."""
     if not run.config.output.collect_model:
         return "no model collected"
     run.reporter.say("collecting", "collecting the Upper models from the nodes")
@@ -87,7 +87,7 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     except (PeerLost, NodeLost, PositionMissing) as error:
         if run.config.wire.on_missing_node != "continue":
             raise
-        return f"no model collected: {error}; when all nodes are there again: {run.reporter.again}"
+        return f"no model collected: {error}; once all nodes are back: {run.reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)

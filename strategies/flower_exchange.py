@@ -29,7 +29,7 @@ class FlowerExchange(Exchange):
     wire : WireFormat
         Codecs and dtype.
     saved : mapping
-        The step of the state that each party starts from; told until it trains, and so has another one.
+        The step of the state that each party starts from; sent until the party has trained past it.
     timeout_s : float
         Longest time of one exchange, in seconds.
     """

@@ -56,7 +56,7 @@ class LightNodes:
         self._link = NodeLink(task, assignment, dataclasses.replace(wire, transport="flower"))
 
     def ready(self) -> None:
-        """Ask every node whether it can take part.
+        """Check that every node can take part.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class LightNodes:
         self._ask(lambda task: questions.LightenKeep(task=task), dict(enumerate(files)))
 
     def measure(self, name: str, *, batch: int, threads: int) -> Measured:
-        """Return how fast the named node runs the files that are in place there.
+        """Return the speed at which the named node runs the files in place there.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class LightNodes:
             except (PeerLost, NodeLost) as error:
                 if placement.simulated or attempt == _MOST_ATTEMPTS:
                     raise
-                log.warning("%s; asking again when all nodes are there", error)
+                log.warning("%s; asking again once all nodes are back", error)
                 self._link.close()
             else:
                 return {m: answer for node, answer in answers.items() for m in placement.hosts[node]}

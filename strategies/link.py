@@ -30,7 +30,7 @@ log = logging.getLogger("psl_flower")
 
 Result = TypeVar("Result")
 
-# How long to wait before nodes that were not there are looked for again.
+# Pause between attempts to find missing nodes.
 _RETRY_S = 2.0
 
 
@@ -40,7 +40,7 @@ class NodeLink:
     Parameters
     ----------
     task : NodeTask
-        What nodes are told; its `parties` are filled in for each node.
+        The task sent to nodes; `parties` is filled in for each.
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
     wire : WireSettings
@@ -119,7 +119,7 @@ class NodeLink:
         return self._placement
 
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
-        """Place the Uppers and open the transport as soon as all nodes are there, or as the options have it without.
+        """Place the Uppers and open the transport once all nodes are there, or without the missing ones if allowed.
 
         Parameters
         ----------
@@ -141,17 +141,17 @@ class NodeLink:
             if self._wire.on_missing_node != "continue":
                 raise error from lost
             self._open(self.place(grid, absent_allowed=True), grid, saved)
-            log.warning("%s; going on without: %s", error, self.placement.absence(self._assignment))
+            log.warning("%s; continuing without: %s", error, self.placement.absence(self._assignment))
 
     def has_returned(self, grid: Grid) -> bool:
-        """Return whether a node is there now that holds an Upper which nobody held when the link was opened."""
+        """Return True if a node has come that holds an Upper which was absent when the link was opened."""
         absent = set(self.placement.absent) - self._without
         return bool(
             absent and absent & holders_of(grid, self.placement.parties, self._wire.node_timeout_s, self._task.epoch)
         )
 
     def close(self) -> None:
-        """Part from all nodes; what they sent and received still counts. Safe to call again."""
+        """Close the transport; the byte counts are kept. Safe to call again."""
         if self._exchange is not None:
             self._up, self._down = self.bytes_up(), self.bytes_down()
             self._exchange = None
@@ -208,14 +208,14 @@ class NodeLink:
             raise
         return result
 
-    def told(self, replies: Iterable[Message]) -> NodeError | None:
+    def reported_failure(self, replies: Iterable[Message]) -> NodeError | None:
         """Return the first failure that nodes report in reply to the last `stream_messages`, if any."""
         names = self._names_asked()
         failures = [failure_of(reply, names.get(reply.metadata.reply_to_message_id, "a node")) for reply in replies]
         return next((failure for failure in failures if failure is not None), None)
 
-    def silent(self, replies: Iterable[Message]) -> NodeLost | None:
-        """Return that nodes have not replied to the last `stream_messages`, if so."""
+    def unanswered(self, replies: Iterable[Message]) -> NodeLost | None:
+        """Return an error that names the nodes without a reply to the last `stream_messages`; None if all replied."""
         names = self._names_asked()
         for reply in replies:
             names.pop(reply.metadata.reply_to_message_id, None)
@@ -249,7 +249,7 @@ class NodeLink:
             except (PeerLost, NodeLost) as error:
                 if known.simulated:
                     raise
-                log.warning("%s; asking again when all nodes are there", error)
+                log.warning("%s; asking again once all nodes are back", error)
         return self._in_time(lambda: gather(self.place(grid, collecting=True)))
 
     def _in_time(self, work: Callable[[], Result]) -> Result:
@@ -307,7 +307,7 @@ class NodeLink:
 
 
 def server_identity(wire: WireSettings) -> Identity | None:
-    """Return what the exchange endpoint proves itself with, as its files are now; None for plaintext.
+    """Return the exchange endpoint's TLS identity, read from its files now; None for plaintext.
 
     Raises
     ------

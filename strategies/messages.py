@@ -45,7 +45,7 @@ def message(
 
 
 def received(reply: Message, node: str) -> Received:
-    """Return what a reply carries, for reading; `node` is what to call the sender."""
+    """Return a reply's content, unread; `node` names the sender in errors."""
     return Received(reply.content if reply.has_content() else None, node)
 
 

@@ -66,7 +66,7 @@ class Placement:
         return self.hosts | ({} if self.adaptation is None else {self.adaptation: (ADAPTATION,)})
 
     def absence(self, assignment: Sequence[int]) -> str:
-        """Say which Uppers are absent, and which positions with them; empty if none are."""
+        """Return the absent Uppers and their positions as text; empty if none are absent."""
         positions = positions_by_upper(assignment)
         return "; ".join(f"Upper {m} (position {', '.join(map(str, positions[m]))})" for m in self.absent)
 
@@ -157,12 +157,12 @@ def _missing(what: str, refused: Mapping[int, NodeError], refused_ends: bool) ->
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:
-    """Return whether all stores of a node are of this epoch of keys; see `NodeTask.epoch`."""
+    """Return True if all stores of a node are of this key epoch; see `NodeTask.epoch`."""
     return epoch == 0 or all(claim.epoch == epoch for claim in inventory.claims)
 
 
 def _of_other_epoch(node: int, inventory: Inventory, epoch: int) -> NodeError:
-    """Return what to say to a node whose store was sealed with keys before or after those of the run's dataset."""
+    """Return the error for a node whose store is of another key epoch than the run's dataset."""
     claim = next(claim for claim in inventory.claims if claim.epoch != epoch)
     late = "the store to that node" if claim.epoch < epoch else "manifest and labels to the server"
     return NodeError(
@@ -174,7 +174,7 @@ def _of_other_epoch(node: int, inventory: Inventory, epoch: int) -> NodeError:
 def _inventories(
     grid: Grid, timeout_s: float, absent_allowed: bool
 ) -> tuple[dict[int, Inventory], dict[int, NodeError]]:
-    """Return what the nodes hold, and why others cannot take part: a wrong store, a wrong key, ..."""
+    """Return the nodes' inventories, and the errors of those that cannot take part: a wrong store, a wrong key, ..."""
     deadline = time.monotonic() + timeout_s
     found: dict[int, Inventory] = {}
     refused: dict[int, NodeError] = {}

@@ -34,7 +34,7 @@ from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 
-# So often may nodes be lost without a step committed in between.
+# Recoveries allowed without a step committed in between.
 _MOST_ATTEMPTS = 5
 
 
@@ -49,7 +49,7 @@ class PatchSplit(Strategy):
     driver : RoundDriver
         The Lower's engine, the task with the steps of a round and of the whole run, and the checkpoints.
     task : NodeTask
-        What nodes are told; its `parties` are filled in for each node.
+        The task sent to nodes; `parties` is filled in for each.
     wire : WireSettings
         How the parties reach each other, with which codecs, and what happens when a node is missing.
     without : frozenset[int]
@@ -57,7 +57,7 @@ class PatchSplit(Strategy):
     evaluate_every : int
         Rounds between runs through the test split; 0 for none but after the last step, None for none at all.
     unfinished : bool
-        Whether the Lower's step is a round's last, whose process ended before it had evaluated and told of it.
+        Whether the Lower's step is a round's last, but the process ended before it was evaluated and reported.
     on_placed, on_round : callable
         Called with the Placement before the first round and whenever it changes, and with (round, RoundReport,
         bytes up, bytes down by party so far) after every round.
@@ -117,7 +117,7 @@ class PatchSplit(Strategy):
             self._link.close()
         if not self._link.is_open:
             self._open(grid, self._lost)
-        # Flower counts rounds from where a resumed run goes on, perhaps in the midst of one; ours end where they would.
+        # Flower counts rounds from where a run resumes, perhaps amid a round; ours keep their original ends.
         number = (self._driver.lower.step - self._unfinished) // self._steps_per_round + 1
         self._unfinished = False
         stop_step = min(number * self._steps_per_round, self._total_steps)
@@ -195,18 +195,18 @@ class PatchSplit(Strategy):
         thread = _RoundThread(lambda: self._link.over_streams(self._run))
         thread.start()
         replies = tell(grid, messages, thread.is_over)
-        outcome, told = thread.result(), self._link.told(replies)
+        outcome, reported = thread.result(), self._link.reported_failure(replies)
         if isinstance(outcome, RoundReport):
-            lost = told or self._link.silent(replies)
+            lost = reported or self._link.unanswered(replies)
             if isinstance(lost, NodeLost) and not self.placement.simulated:
                 log.warning("%s, after the round was over", lost)
                 self._lost = lost
             elif lost is not None:
                 raise lost
             return outcome
-        if isinstance(outcome, PeerLost) and told is not None:
+        if isinstance(outcome, PeerLost) and reported is not None:
             # The Lower only saw that a node did not come, or went; the node's own words say why.
-            raise told from outcome
+            raise reported from outcome
         raise outcome
 
     def _recover(self, grid: Grid, error: PeerLost | NodeLost) -> None:

@@ -34,12 +34,12 @@ class DataSettings(Settings):
     class_folder: Literal["", "top", "leaf"] = setting(
         "", "where classes have folders in folders: top: the outermost is the class; leaf: the path to the image is"
     )
-    leave_out: str = setting("", "names or paths in the folder to pass by, such as *.nef,notes/*")
+    leave_out: str = setting("", "names or paths in the folder to skip, such as *.nef,notes/*")
     pixel_range: str = setting(
         "",
         "values of pixels deeper than 8 bits that become black and white: 0..4095, say; dataset: its lowest, highest",
     )
-    background: str = setting("white", "what transparent images are put on: white, black, grey or #rrggbb")
+    background: str = setting("white", "colour behind transparent images: white, black, grey or #rrggbb")
     test_fraction: float = setting(
         0.2, "share held back as test split if the dataset has none", least=0, most=1, open_ends=True
     )

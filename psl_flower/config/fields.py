@@ -38,7 +38,7 @@ RUN_NAME = Form(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", "letters, digits, '.', '_
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What is known of one setting beside its type and default.
+    """Meaning, range and choices of one setting.
 
     Attributes
     ----------
@@ -73,7 +73,6 @@ class Description:
             inside = self.least < value < self.most if self.open_ends else self.least <= value <= self.most
             if not (inside and math.isfinite(value)):
                 raise ConfigError(f"{key}: expected a number {self._range()}, got {value!r}")
-
         if self.form is not None and not re.fullmatch(self.form.pattern, str(value)):
             raise ConfigError(f"{key}: expected {self.form.words}, got {value!r}")
 
@@ -164,7 +163,7 @@ class Field:
         return value
 
     def read(self, text: str) -> Value:
-        """Return what a person typed as a value that `typed` takes: a text needs no quotes, since the type is known."""
+        """Parse a typed text into a value that `typed` takes; text needs no quotes, since the type is known."""
         if self.kind is bool:
             return {"true": True, "false": False}.get(text, text)
         try:
@@ -222,7 +221,7 @@ def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], lists: st
 
 
 def read_texts(groups: Iterable[type[Settings]], texts: Mapping[str, str]) -> dict[str, object]:
-    """Return what a person typed, by key, as values that `parse` takes; unknown keys stay as they are."""
+    """Parse typed texts, by key, into values that `parse` takes; unknown keys stay as they are."""
     known = {field.key: field for group in groups for field in fields_of(group)}
     return {key: known[key].read(text) if key in known else text for key, text in texts.items()}
 

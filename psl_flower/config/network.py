@@ -21,7 +21,7 @@ class NetworkSettings(Settings):
         "cifar: 3x3 stem; imagenet: 7x7 with pooling; auto: imagenet from 96 pixels on",
         choices=("auto", *STEMS),
     )
-    protection: str = setting("none", "what hides smashed data at the cut; none: nothing")
+    protection: str = setting("none", "module pair that protects smashed data at the cut; none: no protection")
     upper_init: str = setting(
         "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
     )

@@ -16,7 +16,7 @@ class TrainingSettings(Settings):
 
     rounds: int = setting(3, "Flower rounds", least=1)
     steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
-    batch_size: int = setting(64, "images in a mini-batch, 2 or more", least=1, most=65_536)
+    batch_size: int = setting(64, "images in a mini-batch; BatchNorm needs 2 or more", least=2, most=65_536)
     lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
     weight_decay: float = setting(5e-4, "weight decay of SGD", least=0)
@@ -45,6 +45,4 @@ class TrainingSettings(Settings):
         if self.patch_dropout == 1:
             raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
         if self.label_smoothing == 1:
-            raise ConfigError("label-smoothing: with 1 every class is as right as any other; choose less, such as 0.1")
-        if self.batch_size == 1:
-            raise ConfigError("batch-size: BatchNorm needs 2 or more samples in a batch, got 1")
+            raise ConfigError("label-smoothing: with 1 all classes are equally correct; choose less, such as 0.1")

@@ -33,7 +33,7 @@ class WireSettings(Settings):
         False, "streams WITHOUT encryption also outside loopback; nodes must agree"
     )
     node_timeout_s: float = setting(180.0, "seconds to wait for nodes to come up and connect", least=0, open_ends=True)
-    step_timeout_s: float = setting(600.0, "longest seconds of one exchange", least=0, open_ends=True)
+    step_timeout_s: float = setting(600.0, "longest time of one exchange, in seconds", least=0, open_ends=True)
     on_missing_node: str = setting(
         "wait", "wait: stop after node-timeout-s; continue: train without the missing nodes", choices=ON_MISSING_NODE
     )

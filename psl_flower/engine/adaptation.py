@@ -48,7 +48,7 @@ class AdaptationInput(NamedTuple):
 
 
 class AdaptationOutput(NamedTuple):
-    """What comes of a lesson.
+    """Result of a lesson.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class AdaptationEngine:
     assignment : sequence of int
         assignment[p] is the Upper of position p.
     alpha : float
-        Weight of the Uppers' own losses.
+        Weight of the Uppers' auxiliary losses.
     make_optimizer : callable
         Makes the optimiser for the net's parameters.
     use_autocast : bool
@@ -148,7 +148,7 @@ class AdaptationEngine:
             self._update_due = False
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on."""
+        """Return the state to continue from."""
         return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class AdaptationNode:
         self._checkpoints = checkpoints
 
     def expects(self, wire: WireFormat) -> Expectation:
-        """Return what may come now: smashed data of the next mini-batch, or no tensor."""
+        """Return the expectation of the next frame: smashed data of the next mini-batch, or no tensor."""
         shape = (self._num_samples(self.step), len(self.engine.assignment), *self._smashed_shape)
         return wire.expect_adapt(shape)
 
@@ -235,7 +235,7 @@ class AdaptationNode:
         return wire.frame(Adapted(message.id, learnt.loss), gradient_BPhwC)
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on after `step` steps."""
+        """Return the state to continue from after `step` steps."""
         return {"step": self.step, **self.engine.state()}
 
     def restore(self, state: dict[str, Any]) -> None:

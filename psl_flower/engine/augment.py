@@ -132,7 +132,7 @@ class Augmentation:
     def _in_square(
         self, seed: int, purpose: str, samples_B: NDArray[np.int64], size: int, pixels: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Return which pixels (B or 1, K, h or w), numbered from the image's edge, are in the sample's square."""
+        """Return a mask (B or 1, K, h or w) of the pixels, numbered from the image's edge, in the sample's square."""
         first_B = np.floor(uniform(seed, purpose, samples_B) * size).astype(np.int64) - self.cutout // 2
         first_B11 = first_B[:, None, None]
         return (pixels >= first_B11) & (pixels < first_B11 + self.cutout)

@@ -67,7 +67,7 @@ class BatchOrder:
 
 
 def batch_order(config: RunConfig, description: StoreSetDescription) -> BatchOrder:
-    """Return which samples make up a run's steps; raises ConfigError if there are too few training images."""
+    """Return the batch order of a run; raises ConfigError if there are too few training images."""
     return BatchOrder(
         pool=description.samples_of("train"), batch_size=config.training.batch_size, seed=config.training.seed
     )

@@ -1,4 +1,4 @@
-"""Builds every party's part of a run from the settings and the description of the stores, alike wherever it runs."""
+"""Builds every party's part of a run from settings and store description, identically on every machine."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Blueprint:
 
     @classmethod
     def decode(cls, settings: bytes) -> Blueprint:
-        """Return what was encoded.
+        """Return the blueprint that `encode` wrote.
 
         Raises
         ------
@@ -218,7 +218,7 @@ class Blueprint:
         )
 
     def upper_options(self, device: torch.device) -> UpperOptions:
-        """Return what an Upper needs to know besides its model and store."""
+        """Return an Upper's options: all but its model and store."""
         return UpperOptions(
             make_optimizer=self.optimizer,
             mean=self.description.mean,
@@ -230,7 +230,7 @@ class Blueprint:
         )
 
     def averaging(self) -> Averaging | None:
-        """Return when the Uppers are averaged; None where they are not, or there is but one."""
+        """Return the interval of averaging; None if the Uppers are not averaged, or there is only one."""
         if not self._averages:
             return None
         return Averaging(every=self.config.network.average_every, weight_count=weight_count(self.upper(0)))
@@ -240,7 +240,7 @@ class Blueprint:
         return self.config.network.average_every > 0 and self.description.num_uppers > 1
 
     def task(self, labels: NDArray[np.int64]) -> Task:
-        """Return what is trained on which samples; `labels` are those of all samples.
+        """Return the training task; `labels` are those of all samples.
 
         Raises
         ------

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from psl_flower.config.wire import WireSettings
+from psl_flower.wire.codecs import FloatCodec, get_codec
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Adapt, Answer, Average, Finish, Keep, Message, Role, Share, Step, Turn
 
@@ -73,17 +74,17 @@ class WireFormat:
     def codec(self, role: Role | None) -> str:
         """Return the codec of a message's tensor.
 
-        Weights are never rounded, and what the Adaptation Net's node is sent and answers is rounded as little as can
-        be. Smashed data cross the wire a second time there: as they did the first time, or whole where int8 brought
-        them, since their scales, one for each Upper and channel, are known no more. Their gradient is rounded once,
+        Weights are never rounded, and what the Adaptation Net's node receives and sends as little as possible. Smashed
+        data cross the wire a second time there. A `FloatCodec` is used again, since it changes nothing the second time;
+        int8 is not, since its scales, one for each Upper and channel, are lost by then. Their gradient is rounded once,
         with the Lower's own.
         """
         lossless = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
-        brief = self.dtype == torch.float32 and self.activations in ("bfloat16", "float16")
+        repeatable = self.dtype == torch.float32 and isinstance(get_codec(self.activations), FloatCodec)
         codecs = {
             "smashed": self.activations,
             "gradient": self.gradients,
-            "joined": self.activations if brief else lossless,
+            "joined": self.activations if repeatable else lossless,
             "joined gradient": lossless,
         }
         return codecs.get(role or "", "float32")
@@ -93,7 +94,7 @@ class WireFormat:
         return Frame(message, () if tensor is None else (tensor,), self.codec(message.carries))
 
     def expect_turn(self, pending_shape: tuple[int, ...] | None, weight_count: int = 0) -> Expectation:
-        """Return what an Upper may receive, given the shape of its pending smashed data.
+        """Return the expectation of an Upper's next frame, given the shape of its pending smashed data.
 
         Where Uppers are averaged, each shares `weight_count` numbers; else that is 0.
         """
@@ -105,11 +106,11 @@ class WireFormat:
         return Expectation((Step, Finish))
 
     def expect_adapt(self, shape: tuple[int, ...]) -> Expectation:
-        """Return what the Adaptation Net may receive: smashed data (B, P, h, w, C) of the given shape, or none."""
+        """Return the Adaptation Net's expectation: smashed data (B, P, h, w, C) of the given shape, or none."""
         return Expectation((Adapt, Keep, Finish), codec=self.codec(Adapt.carries), shape=shape, dtype=self.dtype)
 
     def expect_answer(self, message: Message, shape: tuple[int, ...] | None = None) -> Expectation:
-        """Return what a party may answer, given the shape of the answer's tensor, if it carries one."""
+        """Return the expectation of a party's answer, given the shape of its tensor, if it carries one."""
         kind = message.answered_by
         assert kind is not None
         dtype = torch.float32 if kind.carries == "weights" else self.dtype
@@ -117,13 +118,13 @@ class WireFormat:
 
 
 def down_of(frame: Frame) -> Down:
-    """Return what a frame that holds a turn carries to an Upper."""
+    """Return the turn in a frame to an Upper, with its tensor."""
     assert isinstance(frame.message, Turn)
     return Down(frame.message, *frame.tensors)
 
 
 def up_of(frame: Frame) -> Up:
-    """Return what a frame that holds an Upper's answer carries to the Lower."""
+    """Return the answer in a frame from an Upper, with its tensor."""
     assert isinstance(frame.message, Answer)
     return Up(frame.message, *frame.tensors)
 
@@ -132,7 +133,7 @@ class Party(Protocol):
     """One that the Lower exchanges frames with: an Upper, or the Adaptation Net on a node of its own."""
 
     def expects(self, wire: WireFormat) -> Expectation:
-        """Return what may come now."""
+        """Return the expectation of the next frame."""
         ...
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:

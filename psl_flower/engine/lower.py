@@ -34,7 +34,7 @@ class StepLoss:
     full, lower, uppers : float
         As in `psl_flower.losses.LossParts`.
     correct : int
-        Samples that the Lower's logits classify rightly, by their own classes where samples are mixed.
+        Samples that the Lower's logits classify correctly, by their own classes where samples are mixed.
     """
 
     full: float
@@ -51,11 +51,11 @@ class LowerEngine:
     lower : nn.Module
         Called with smashed data (B, P, C, h, w) and `flipped` (B,) bool or None; returns logits (B, classes).
     adaptation : AdaptationEngine or None
-        Head of the Uppers' own losses, where it is in this process.
+        Head of the Uppers' auxiliary losses, where it is in this process.
     assignment : sequence of int
         assignment[p] is the Upper of position p.
     alpha : float
-        Weight of the Uppers' own losses.
+        Weight of the Uppers' auxiliary losses.
     make_optimizer : callable
         Makes the optimiser for the Lower's parameters.
     use_autocast : bool
@@ -210,7 +210,7 @@ class LowerEngine:
         return logits_BK.float().cpu()
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on after `step` steps."""
+        """Return the state to continue from after `step` steps."""
         return {
             "step": self.step,
             "saved": dict(self.saved),
@@ -255,7 +255,7 @@ class LowerEngine:
         lr: float,
         taught_smashed: Mapping[int, torch.Tensor],
     ) -> tuple[torch.Tensor, int]:
-        """Forward and backward of the Lower alone; return its loss, and how many samples it classified rightly."""
+        """Forward and backward of the Lower alone; return its loss and the number of correctly classified samples."""
         self.lower.train()
         with autocast(self.device, self._autocast):
             logits_BK = self.lower(given_BPChw, flipped_B)

@@ -83,7 +83,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Share of samples classified rightly."""
+        """Share of samples classified correctly."""
         return float((self.label == self.predicted).mean())
 
 
@@ -104,7 +104,7 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is trained on which samples, alike for the federated run and for the one in one process.
+    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class Task:
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 
     def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
-        """Return what is right for a training plan, and which samples are mirrored (B,), None if none can be."""
+        """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
         samples_B, seed = plan.sample_indices(), plan.augment_seed
         targets = Targets(torch.from_numpy(self.labels[samples_B]))
         if plan.mix_weight < 1.0:
@@ -296,7 +296,7 @@ class RoundDriver:
         self._turn(exchange, trained, gradients, None)
 
     def _end_if_asked(self) -> None:
-        """End a run where it stands, if that is asked for; not one without a checkpoint of it, nor one that is done."""
+        """Raise TrainingStopped if a stop is requested, this step has a checkpoint and more steps are to come."""
         step = self.lower.step
         if self._stop_requested() and step < self.task.schedule.total_steps and step in self._checkpoints.steps():
             raise TrainingStopped(f"stopped after step {step}, as asked; a checkpoint of it is written")

@@ -124,7 +124,7 @@ class UpperEngine:
         return (plan.num_samples, len(self.store.meta.positions), h, w, C)
 
     def expects(self, wire: WireFormat) -> Expectation:
-        """Return what may come now: a turn, with a gradient exactly where one is due."""
+        """Return the expectation of the next frame: a turn, with a gradient exactly where one is due."""
         return wire.expect_turn(self.pending_shape, self.weight_count)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
@@ -182,7 +182,7 @@ class UpperEngine:
         return Up(Smashed(plan.id, read_s=read_s, forward_s=forward_s, backward_s=backward_s), smashed_BKhwC)
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on after `step` steps."""
+        """Return the state to continue from after `step` steps."""
         return {
             "step": self.step,
             "upper": self.store.meta.upper,

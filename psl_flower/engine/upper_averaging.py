@@ -1,4 +1,4 @@
-"""Averaging the Uppers' weights: every so many steps all Uppers go on from the mean of what each has learnt.
+"""Averaging the Uppers' weights: at regular intervals all Uppers continue from the mean of their weights.
 
 What an Upper shares are its weights and BatchNorm's running statistics; its momentum stays its own. So McMahan et al.
 (AISTATS 2017) average clients' whole networks; here it is the Uppers alone, whose patches are of different positions.
@@ -31,18 +31,18 @@ class Averaging:
     weight_count: int
 
     def is_due(self, step: int) -> bool:
-        """Return whether the Uppers are averaged when so many steps are applied."""
+        """Return True if the Uppers are averaged after this many steps."""
         return step % self.every == 0
 
 
 def weight_count(model: nn.Module) -> int:
-    """Return how many numbers an Upper shares."""
+    """Return the length of an Upper's `weight_vector`."""
     return sum(tensor.numel() for tensor in _tensors(model))
 
 
 @torch.no_grad()
 def weight_vector(model: nn.Module) -> torch.Tensor:
-    """Return what an Upper shares: a row (N,) on the CPU, in the model's dtype, a copy."""
+    """Return a copy of an Upper's weights as one vector (N,), on the CPU, in the model's dtype."""
     return torch.cat([tensor.flatten().cpu() for tensor in _tensors(model)])
 
 

@@ -62,7 +62,7 @@ def parse_settings(words: Iterable[str]) -> dict[str, object]:
 
 
 def kind_of(values: Mapping[str, Any]) -> Kind:
-    """Return what a run is to do, from Flower's flat mapping; keys that are absent take their defaults.
+    """Return the kind of run that Flower's flat mapping asks for; keys that are absent take their defaults.
 
     Raises
     ------

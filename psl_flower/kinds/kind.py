@@ -15,7 +15,7 @@ from psl_flower.errors import OtherDataset
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, create_run, free_name
 
-# Returns how to continue what a folder is of, from the folder and whether its nodes are simulated; empty: not at all.
+# Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
 Again = Callable[[RunFolder, bool], str]
 # For work with a trained model: the Adaptation Net has no part in it, and nothing is averaged.
 TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_every": 0}
@@ -67,7 +67,7 @@ class Kind(Settings):
         return self.config.to_mapping() | flat(self)
 
     def find(self) -> Work:
-        """Return what it works with; its folder need not be there yet.
+        """Return the run's settings and folders, without creating a folder.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return what it works with, its folder made or opened; errors as of `find`."""
+        """Return the same as `find`, with the folder created or opened; errors as of `find`."""
         run = create_run(self.config.workspace_path(), self.config.run.run_name, self.config.data.dataset)
         run.write_config(self.config, flat(self))
         return Work(config=self.config, source=run, folder=run)

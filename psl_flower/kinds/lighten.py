@@ -44,7 +44,7 @@ class Lighten(Kind):
         run = open_run(self.config.workspace_path(), self.lighten)
         settings = settings_of(run, self.config, "lighten")
         folder = LighteningFolder(run, self.request.settings, federated=True)
-        # A node that is not there is waited for: without it, other weights would come out.
+        # Missing nodes are waited for: training without them would give other weights.
         settings = settings.replace(on_missing_node="wait", **TRAINED)
         return Work(config=settings, source=run, folder=RunFolder(folder.path))
 
@@ -60,5 +60,5 @@ class Lighten(Kind):
         return ""
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
-        """Return that the same command continues it."""
+        """Return the hint that the same command continues it."""
         return "the same command"

@@ -1,4 +1,4 @@
-"""A run that predicts with a trained run's model where it lies; see `psl_flower.runs.predictions` for its folder."""
+"""A run that predicts with a trained run's model, without collecting it; see `psl_flower.runs.predictions`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Predict(Kind):
     unit: ClassVar[str] = "batch"
 
     predict: str = setting(
-        "", "predict with the model of the run of this name where it lies; nothing is trained", form=RUN_NAME
+        "", "predict with this run's model, without collecting it; nothing is trained", form=RUN_NAME
     )
     predict_split: str = setting("test", "which split to predict", choices=("test", "train"))
     predict_images: str = setting("", "instead: images such as 17,test:5, or a file of them", path=True)

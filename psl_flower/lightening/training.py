@@ -138,7 +138,7 @@ class LocalTrainer:
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.
 
-        Batches, augmentation and learning rate are the run's own, without the Uppers' own losses. An interrupted
+        Batches, augmentation and learning rate are the run's own, without auxiliary losses. An interrupted
         training continues from its last epoch; its checkpoint is kept, so that a finished one is not repeated.
 
         Raises

@@ -43,7 +43,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     images : int
         Images predicted.
     accuracy, loss : float
-        Share classified rightly, 0..1, and mean cross entropy, by the labels that the run knows.
+        Share classified correctly, 0..1, and mean cross entropy, by the labels that the run knows.
     absent : tuple[Absent, ...]
         Uppers that took no part.
     light : bool

@@ -85,7 +85,7 @@ class Codec(Protocol):
         """
 
     def roundtrip(self, tensor: Tensor) -> Tensor:
-        """Return what the other side decodes, in float32 and on the tensor's device."""
+        """Return `tensor` as the other side decodes it, in float32 and on the same device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def get_codec(name: str) -> Codec:
 
 
 def wire_roundtrip(tensor: Tensor, codec: str) -> Tensor:
-    """Return what the other side sees of `tensor`, in float32 on the same device; for one-process runs.
+    """Return `tensor` as the other side decodes it, in float32 on the same device; for one-process runs.
 
     Bit-equal to ``decode(encode(tensor))``. For float32 it is `tensor` itself, detached.
 

@@ -20,7 +20,7 @@ log = logging.getLogger("psl_flower")
 
 
 def endpoint_identity(address: str, *, cert: str = "", key: str = "", client_ca: str = "") -> Identity:
-    """Return what the exchange endpoint proves itself with.
+    """Return the exchange endpoint's TLS identity.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def endpoint_identity(address: str, *, cert: str = "", key: str = "", client_ca:
 
 
 def node_tls(*, ca: str = "", cert: str = "", key: str = "", allow_plaintext: bool = False) -> NodeTls:
-    """Return what a node's own configuration lays down about its streams.
+    """Return the TLS settings in a node's own configuration.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ _ACCEPTS_PER_TURN = 16
 _DRAIN_S = 1.0
 _MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address as an IPv6 one
 _MINUTE_S = 60.0
-_ALIKE_PER_MINUTE = 5
+_LOGGED_PER_ORIGIN = 5
 _LOGGED_PER_MINUTE = 60
 
 # The same words whatever was wrong with the credentials: a stranger must not learn which guess was right.
@@ -91,11 +91,11 @@ class RefusalLog:
         self.settle()
         if self.minute_end is None:
             self.minute_end = time.monotonic() + _MINUTE_S
-        alike = address.rpartition(":")[0], kind
-        if self._logged[alike] >= _ALIKE_PER_MINUTE or self._logged.total() >= _LOGGED_PER_MINUTE:
+        origin = address.rpartition(":")[0], kind
+        if self._logged[origin] >= _LOGGED_PER_ORIGIN or self._logged.total() >= _LOGGED_PER_MINUTE:
             self._kept_back[kind] += 1
             return
-        self._logged[alike] += 1
+        self._logged[origin] += 1
         log.warning("refused a connection from %s: %s: %s", address, kind, error)
 
     def settle(self, *, closing: bool = False) -> None:

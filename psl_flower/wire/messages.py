@@ -388,7 +388,7 @@ Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Fini
 
 
 def party_names(parties: Iterable[int]) -> str:
-    """Return what to call Uppers, and the Adaptation Net, in a message for people: at most 20 by their numbers."""
+    """Return the parties' names for messages to users; lists at most 20 Uppers."""
     numbers = sorted(set(parties))
     uppers = [str(m) for m in numbers if m != ADAPTATION]
     more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""

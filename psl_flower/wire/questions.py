@@ -142,13 +142,13 @@ class Parcel:
     tensors: Mapping[str, Mapping[int, Tensors]] = field(default_factory=dict)
 
     def values(self) -> dict[str, bytes]:
-        """Return what goes into the ConfigRecord of the name `CONFIG_RECORD`."""
+        """Return the contents of the ConfigRecord `CONFIG_RECORD`."""
         name = _FAILURE if isinstance(self.record, Failed) else _RECORD
         record = {} if self.record is None else {name: encode(self.record)}
         return record | {f"party-{m}": part for m, part in self.parts.items()}
 
     def arrays(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return what goes into ArrayRecords, by their names; on the CPU."""
+        """Return the contents of the ArrayRecords, by name; on the CPU."""
         return {
             f"{name}-{m}": {key: tensor.cpu() for key, tensor in state.items()}
             for name, states in self.tensors.items()

@@ -168,7 +168,7 @@ def client_context(announced_pem: str, own: NodeTls) -> ssl.SSLContext:
 
 
 def complaint(error: ssl.SSLError, trusted: str) -> str:
-    """Return what is wrong with whose certificate, if that is why TLS failed; else an empty text.
+    """Return the certificate problem that made TLS fail, and whose it is; an empty text for any other cause.
 
     Parameters
     ----------

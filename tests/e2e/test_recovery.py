@@ -319,7 +319,7 @@ def test_goes_on_without_a_node_and_takes_it_back(deployed: Deployment) -> None:
     with deployed.training(f"run-name={name}", "collect-model=false", *settings) as process:
         wait_until(lambda: any(run.checkpoints.steps()), PATIENCE_S, "the checkpoint of a step")
         deployed.nodes[1].kill_all()
-        wait_until(lambda: "going on without: Upper 1 (position 1)" in log_of(run), 400, "going on without the node")
+        wait_until(lambda: "continuing without: Upper 1 (position 1)" in log_of(run), 400, "going on without the node")
         wait_until(lambda: [1] in absences(run), 240, "a round without the node")
         deployed.start_node(1)
         wait_until(lambda: [1] in absences(run) and absences(run)[-1] == [], 240, "the node to be taken back")

@@ -255,7 +255,7 @@ def test_a_node_takes_no_role_that_its_operator_did_not_give_it(config, stores_f
         link._placement = wrong
         link._open(wrong, grid, lower.saved)
         messages = [m for m in link.stream_messages(0, lower.saved) if m.metadata.dst_node_id != 10]
-        told = link.told(grid.send_and_receive(messages))
+        told = link.reported_failure(grid.send_and_receive(messages))
         assert words in str(told)
         link.close()
 

@@ -63,7 +63,7 @@ def test_a_lost_node_is_done_without_beside_one_that_is_refused(nodes: InProcess
     stranger(nodes, tmp_path)
     lose(nodes, tmp_path, ("query.step", 6), lambda: nodes.gone.add(101))
     train(nodes, tmp_path, transport="flower", node_timeout_s=SHORT_S, on_missing_node="continue")
-    assert "going on without: Upper 1 (position" in log_of(tmp_path)
+    assert "continuing without: Upper 1 (position" in log_of(tmp_path)
     assert "completed" in log_of(tmp_path) and "no model collected: no node holds position" in log_of(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_a_refused_node_that_is_needed_is_done_without(nodes: InProcessGrid, tmp
     nodes.config[101]["store"] = nodes.config[100]["store"]
     train(nodes, tmp_path, node_timeout_s=SHORT_S, on_missing_node="continue")
     lines = log_of(tmp_path).splitlines()
-    assert any("(refused: node 101: " in line and "going on without: Upper 1" in line for line in lines)
+    assert any("(refused: node 101: " in line and "continuing without: Upper 1" in line for line in lines)
     assert not any("is not needed" in line for line in lines)
     assert "no model collected: no node holds position" in lines[-1] and "(refused: node 101: " in lines[-1]
 
@@ -101,7 +101,7 @@ def test_a_node_lost_when_the_model_is_collected_is_waited_for(
     sent = lose(nodes, tmp_path, ("query.collect", 2), lambda: away.add(101), come, told)
     run = train(nodes, tmp_path, node_timeout_s=patience_s, on_missing_node=on_missing_node)
     assert sent.count("query.collect") >= 4
-    assert "asking again when all nodes are there" in log_of(tmp_path)
+    assert "asking again once all nodes are back" in log_of(tmp_path)
     assert exact(run, stores)
 
 
