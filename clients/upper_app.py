@@ -1,4 +1,4 @@
-"""The Upper node's ClientApp: says what it holds, trains over streams or single messages, gives its model if asked.
+"""The Upper node's ClientApp: reports its stores, trains over streams or single messages, sends its model on request.
 
 A node with the role of the Adaptation Net's server runs the same app, and hosts that net in place of Uppers.
 """

@@ -8,6 +8,7 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
 from psl_flower.stores.sealed_set import is_sealed_dataset
 from psl_flower.system.exposure import close_ray, openings
+from strategies.messages import is_simulation
 
 
 def exposure(grid: Grid, config: RunConfig) -> str:
@@ -18,8 +19,8 @@ def exposure(grid: Grid, config: RunConfig) -> str:
     ConfigError
         If an owner's keys would be in their reach, and the run's settings do not permit it.
     """
-    if not hasattr(grid, "pull_interval"):
-        return ""  # a deployment
+    if not is_simulation(grid):
+        return ""
     close_ray()
     doors = openings()
     if not doors:

@@ -103,7 +103,7 @@ class _Rounds:
         self._began = time.monotonic()
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Do so after a round; the initial weights are not evaluated."""
+        """Evaluate after a round; the initial weights are skipped."""
         traffic, now = self._strategy.traffic, time.monotonic()
         if server_round == 0:
             self._began = now
@@ -135,7 +135,7 @@ class _Rounds:
 
 
 def _by_client(by_node: dict[int, int]) -> dict[str, int]:
-    """Return numbers by Flower's node ids by clients' instead: 0, 1, ... in the order of those."""
+    """Return numbers keyed by node id keyed by client instead: 0, 1, ... in the order of node ids."""
     return {str(client): by_node[node] for client, node in enumerate(sorted(by_node))}
 
 

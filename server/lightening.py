@@ -167,7 +167,7 @@ class FederatedBackend:
     def speed(self, place: Path) -> Speed:
         """Return the speed of the whole network's file on this machine, or of the Uppers' on the node asked for.
 
-        Here are no images: what is measured are pixels drawn at random, which take as long.
+        The server has no images, so it times random pixels, which take as long.
         """
         settings = self._settings
         if settings.target != EDGE:
@@ -190,7 +190,7 @@ class FederatedBackend:
         self._light(task).place(weights, taught)
 
     def _train(self, blueprint: Blueprint, training: Training, parties: Parties) -> list[dict[str, torch.Tensor]]:
-        """Train from where the Lower is to the end; return the Uppers' weights."""
+        """Train from the Lower's step to the end; return the Uppers' weights."""
         task, done = blueprint.task(self._run.stores.labels), parties.lower.step
         per_round, total_steps = task.steps_per_round, task.schedule.total_steps
         self._reporter.plan(

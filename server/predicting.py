@@ -1,4 +1,4 @@
-"""A run that predicts instead of training: with a trained run's model where it lies, on patches where they lie.
+"""A run that predicts with a trained run's model; weights and patches stay on their nodes.
 
 Every node loads the Upper weights that it kept at the run's last checkpoint, the Lower those of the run's folder.
 """
@@ -23,7 +23,7 @@ from server.run import Parties, ServerRun
 
 
 def predict(run: ServerRun[Predict]) -> None:
-    """Predict what is asked for; what comes out goes to the run's folder, see `psl_flower.runs.predictions`.
+    """Predict the images asked for; the results go to the run's folder, see `psl_flower.runs.predictions`.
 
     Raises
     ------

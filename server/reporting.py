@@ -134,7 +134,7 @@ class Reporter:
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
         """Report the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard.
 
-        Of a round whose steps were those of a process that ended, what is known of them is null.
+        If the steps ran in an earlier process, their metrics are null.
         """
         steps, predictions = report.steps, report.predictions
         if not steps and predictions is None:

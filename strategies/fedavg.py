@@ -1,4 +1,4 @@
-"""Flower's own strategies that average weights, by name, with what goes to and fro counted and failures not ignored."""
+"""Flower's own strategies that average weights, by name, with traffic counted and failures not ignored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from psl_flower.errors import NodeError, PeerLost
 
 @dataclass(slots=True, kw_only=True)
 class Traffic:
-    """What a round's messages came to.
+    """Totals of a round's messages.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class StrictAveraging(FedAvg):
         NodeError
             If a client failed.
         PeerLost
-            If one did not answer in time. Flower would go on without both.
+            If one did not answer in time. Flower would continue without either.
         """
         answers = list(replies)
         for reply in answers:

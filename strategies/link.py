@@ -261,7 +261,7 @@ class NodeLink:
             What the last attempt raised, or one that waiting does not mend.
         """
         deadline = time.monotonic() + self._wire.node_timeout_s
-        said = ""
+        logged = ""
         while True:
             try:
                 return work()
@@ -269,9 +269,9 @@ class NodeLink:
                 simulated = self._placement is not None and self._placement.simulated
                 if simulated or time.monotonic() >= deadline:
                     raise
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("%s; waiting for it", said)
+                if str(error) != logged:
+                    logged = str(error)
+                    log.warning("%s; waiting for it", logged)
                 time.sleep(_RETRY_S)
 
     def _open(self, placement: Placement, grid: Grid, saved: Mapping[int, int]) -> None:
@@ -317,9 +317,9 @@ def server_identity(wire: WireSettings) -> Identity | None:
     advertised = wire.exchange_advertise or wire.exchange_host
     if is_wildcard(advertised):
         raise ConfigError(f"exchange-advertise: {advertised} is every address; set the one that nodes connect to")
-    near = is_loopback(wire.exchange_host) and is_loopback(advertised)
+    all_loopback = is_loopback(wire.exchange_host) and is_loopback(advertised)
     given = wire.exchange_cert or wire.exchange_key or wire.exchange_client_ca
-    if wire.exchange_plaintext_on_untrusted_network or (near and not given):
+    if wire.exchange_plaintext_on_untrusted_network or (all_loopback and not given):
         return None
     return endpoint_identity(
         advertised, cert=wire.exchange_cert, key=wire.exchange_key, client_ca=wire.exchange_client_ca

@@ -32,6 +32,11 @@ _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
 ANSWER_TIMEOUT_S = 90.0
 
 
+def is_simulation(grid: Grid) -> bool:
+    """Return True if the grid is that of Flower's simulation, which alone has a pull interval."""
+    return hasattr(grid, "pull_interval")
+
+
 def message(
     node: int,
     question: Question,
@@ -88,7 +93,7 @@ def ask(
     meanwhile()
     answers: dict[int, Received] = {}
     lost: set[int] = set()
-    pause_s = _PULL_INTERVAL_S if hasattr(grid, "pull_interval") else _DEPLOYED_PULL_INTERVAL_S
+    pause_s = _PULL_INTERVAL_S if is_simulation(grid) else _DEPLOYED_PULL_INTERVAL_S
     deadline = time.monotonic() + timeout_s
     while len(answers) + len(lost) < len(node_of):
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
@@ -143,7 +148,7 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
             waiting.difference_update(reply.metadata.reply_to_message_id for reply in replies)
         return not waiting
 
-    simulated = hasattr(grid, "pull_interval")
+    simulated = is_simulation(grid)
     while not is_over(_WORKING_PULL_INTERVAL_S if simulated else _DEPLOYED_WORKING_PULL_INTERVAL_S):
         all_answered()  # a node that is gone for a moment shows only in that moment
     deadline = time.monotonic() + ANSWER_TIMEOUT_S

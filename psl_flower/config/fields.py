@@ -191,7 +191,7 @@ def fields_of(group: type[Settings]) -> Iterator[Field]:
             yield Field(field.name, kind, field.default, about)
 
 
-def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], lists: str) -> list[dict[str, Any]]:
+def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], hint: str) -> list[dict[str, Any]]:
     """Divide a flat mapping with kebab-case keys among groups of settings.
 
     Parameters
@@ -200,8 +200,8 @@ def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], lists: st
         Each key belongs to one of them.
     values : mapping
         The values by their keys.
-    lists : str
-        Says where a person finds all keys, for the error.
+    hint : str
+        Where all keys are listed, for the error.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], lists: st
     known = [{field.key: field for field in fields_of(group)} for group in groups]
     keys = [key for group in known for key in group]
     if unknown := sorted(set(values) - set(keys)):
-        raise ConfigError("; ".join(_unknown(key, keys, lists) for key in unknown))
+        raise ConfigError("; ".join(_unknown(key, keys, hint) for key in unknown))
     return [{field.name: field.typed(values[key]) for key, field in group.items() if key in values} for group in known]
 
 
@@ -276,6 +276,6 @@ def _positive(key: str, size: Size) -> Size:
     return size
 
 
-def _unknown(key: str, known: list[str], lists: str) -> str:
+def _unknown(key: str, known: list[str], hint: str) -> str:
     similar = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
-    return f"unknown setting {key}; " + (f"did you mean {similar[0]}?" if similar else lists)
+    return f"unknown setting {key}; " + (f"did you mean {similar[0]}?" if similar else hint)

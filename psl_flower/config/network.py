@@ -48,6 +48,6 @@ class NetworkSettings(Settings):
             )
         if self.average_every and self.upper_init == "own":
             raise ConfigError(
-                "average-every and upper-init=own contradict each other: the mean of Uppers that began apart is of no "
-                "use; leave one out"
+                "average-every and upper-init=own contradict each other: Uppers with different initial weights "
+                "cannot be averaged usefully; leave one out"
             )

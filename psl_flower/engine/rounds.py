@@ -91,7 +91,7 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` is how many steps have been applied at its end; `steps` are none where a process that ended made them.
+    `step` counts the steps applied at its end; `steps` is empty if an earlier process ran them.
     """
 
     steps: list[StepReport] = field(default_factory=list)

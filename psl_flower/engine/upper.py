@@ -48,7 +48,7 @@ class UpperOptions:
     device : torch.device
         Where the model computes.
     averaged : bool
-        Whether the Uppers of this run are averaged; where not, nothing about it is received.
+        Whether the Uppers of this run are averaged; if not, messages about it are refused.
     """
 
     make_optimizer: MakeOptimizer

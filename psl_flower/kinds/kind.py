@@ -23,14 +23,14 @@ TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_ev
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a run works with.
+    """Settings and folders of a run.
 
     Attributes
     ----------
     config : RunConfig
         Its settings: those given, or those of an old run.
     source : RunFolder
-        The run whose settings, weights and nodes' states these are.
+        The run that owns settings, weights and nodes' states.
     folder : RunFolder
         Where status, log and results go; of a training, `source`.
     """
@@ -49,7 +49,7 @@ class Kind(Settings):
     handler : str
         "module:function", called on the server with a `server.run.ServerRun`.
     unit : str
-        What a run that is asked to stop still completes.
+        What a run completes before it stops on request.
     takes_name : bool
         Whether `run-name` names its folder.
     config : RunConfig

@@ -22,7 +22,7 @@ class Resume(Train):
     resume: str = setting("", "continue the run of this name", form=RUN_NAME)
 
     def find(self) -> Work:
-        """Return the old run with its settings, and with those given that `settings_of` lets pass."""
+        """Return the old run with its settings and the changes that `settings_of` permits."""
         run = open_run(self.config.workspace_path(), self.resume)
         if run.instead:
             raise RunError(f"{run.path}: was made with {run.instead}; it trained nothing that could be continued")

@@ -106,7 +106,7 @@ class ExchangeEndpoint:
         self._gate = Gate(listener, context, self._tickets, self._let_in, handshake_timeout_s, max_pending)
 
     def renew(self, tls: Identity) -> None:
-        """Serve connections from now on with another identity; open ones go on. Announce it before they come.
+        """Serve connections from now on with another identity; open ones stay. Announce it before they come.
 
         Raises
         ------

@@ -160,7 +160,7 @@ def client_context(announced_pem: str, own: NodeTls) -> ssl.SSLContext:
     if own.authority_pem:
         _trust(context, own.authority_pem, own.authority)
     else:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the very certificate, whoever has signed it
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the very certificate, whoever signed it
         _trust(context, announced_pem, "the exchange endpoint's certificate")
     if own.identity is not None:
         _prove(context, own.identity)
