@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from psl_flower.data.account import Account
     from psl_flower.data.options import SourceOptions
+    from psl_flower.sealed.ingest import Ingested
 
 _OwnerKey = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
 
@@ -115,26 +116,17 @@ def ingest(
     from psl_flower.sealed.ingest import ingest as do_ingest
     from psl_flower.sealed.newest import read_newest
     from psl_flower.sealed.sealing import is_complete
-    from psl_flower.sealed.url_folder import shown
     from psl_flower.stores.grid_choice import grid_for
     from psl_flower.stores.store_set import StoreRequest
 
-    folders, places = numbered(out)
-    if len(folders) != 1:
-        raise ConfigError("--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path")
-    if "://" in folders[0]:
-        raise ConfigError(
-            "--out: the owner's folder, with manifest and labels, is local; UPPER=URL puts a store elsewhere"
-        )
+    base, places = _places(out, spool)
     nodes = tuple(keyfile.load_public(text, Role.NODE) for text in node_key or ())
     if not append and (not nodes or uppers not in (0, len(nodes))):
         raise ConfigError(f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}")
-    if spool is not None and places:
-        raise ConfigError("--spool and stores at other places exclude each other")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
     seen = SeenBook()
     seen.prepare()
-    base, automatic = Path(folders[0]), patch == "auto"
+    automatic = patch == "auto"
     if automatic and stride:
         raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
     options = reading_options(
@@ -188,11 +180,34 @@ def ingest(
                 on_read=note_account,
                 seen=seen,
             )
-    seconds = time.monotonic() - start
-    manifest = done.signed.manifest
-    stores = [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores]
     bundles = _spool(spool, base, done.signed) if spool is not None else []
-    report = {
+    report = _sealed_report(done, base, places, bundles, account, time.monotonic() - start)
+    lines = _sealed_lines(report, account, done.signed.manifest, reason, base / "labels")
+    tell(report | ({"grid": reason} if reason else {}), lines, as_json)
+
+
+def _places(out: list[str], spool: Path | None) -> tuple[Path, dict[int, str]]:
+    """Return the owner's folder and the stores that are to lie elsewhere, by Upper."""
+    folders, places = numbered(out)
+    if len(folders) != 1:
+        raise ConfigError("--out: name exactly one folder; further ones as UPPER=URL, such as 2=ssh://host/path")
+    if "://" in folders[0]:
+        raise ConfigError(
+            "--out: the owner's folder, with manifest and labels, is local; UPPER=URL puts a store elsewhere"
+        )
+    if spool is not None and places:
+        raise ConfigError("--spool and stores at other places exclude each other")
+    return Path(folders[0]), places
+
+
+def _sealed_report(
+    done: Ingested, base: Path, places: Mapping[int, str], bundles: list[str], account: Account, seconds: float
+) -> dict[str, Any]:
+    """Return what --json tells of an ingest."""
+    from psl_flower.sealed.url_folder import shown
+
+    manifest = done.signed.manifest
+    return {
         "manifest": str(base / "manifest.psl"),
         "dataset": manifest.dataset.hex(),
         "generation": manifest.generation,
@@ -203,23 +218,16 @@ def ingest(
         "relabelled": done.relabelled,
         "seconds": round(seconds, 3),
         "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
-        "stores": stores,
+        "stores": [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores],
         "bundles": bundles,
         "account": account_json(account),
-    } | ({"grid": reason} if reason else {})
-    lines = _sealed_lines(report, account, manifest, reason, (*stores, *bundles), base / "labels")
-    tell(report, lines, as_json)
+    }
 
 
 def _sealed_lines(
-    report: dict[str, object],
-    account: Account,
-    manifest: Manifest,
-    reason: str,
-    places: Sequence[str],
-    labels: Path,
+    report: Mapping[str, Any], account: Account, manifest: Manifest, reason: str, labels: Path
 ) -> Iterator[str]:
-    """Yield what people are told of an ingest."""
+    """Yield the lines that an ingest prints."""
     yield from account.lines()
     if report["relabelled"]:
         yield f"{report['relabelled']} of those sealed before have another class here: psl relabel corrects labels"
@@ -232,7 +240,7 @@ def _sealed_lines(
     )
     if reason:
         yield reason
-    yield from (f"  {place}" for place in places)
+    yield from (f"  {place}" for place in (*report["stores"], *report["bundles"]))
     if not manifest.lower:
         yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
