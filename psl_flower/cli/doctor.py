@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from psl_flower.cli.output import Json
+from psl_flower.cli.output import Json, say
 from psl_flower.text import expanded
 
 if TYPE_CHECKING:
@@ -93,11 +93,12 @@ def doctor(
         if not as_json:
             # Each as it comes: a silent machine takes its time.
             for finding in some:
-                typer.echo(_line(finding))
+                for line in _lines(finding):
+                    say(line)
     if as_json:
         typer.echo(json.dumps({"ok": not _failures(findings), "findings": [f._asdict() for f in findings]}))
     elif _failures(findings):
-        typer.echo(f"{_failures(findings)} of {len(findings)} checks failed", err=True)
+        say(f"{_failures(findings)} of {len(findings)} checks failed", err=True)
     if _failures(findings):
         raise typer.Exit(1)
 
@@ -106,6 +107,6 @@ def _failures(findings: list[Finding]) -> int:
     return sum(finding.level == "failed" for finding in findings)
 
 
-def _line(finding: Finding) -> str:
-    do = f"\n{'':9}-> {finding.do}" if finding.do else ""
-    return f"{finding.level:8} {finding.what}: {finding.found}{do}"
+def _lines(finding: Finding) -> list[str]:
+    do = [f"{'':9}-> {finding.do}"] if finding.do else []
+    return [f"{finding.level:8} {finding.what}: {finding.found}", *do]

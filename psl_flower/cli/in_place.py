@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from psl_flower.cli.output import percent
+from psl_flower.cli.output import percent, say
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
@@ -61,12 +61,12 @@ def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
         return
     what = f"{result.split} images" if result.split else "images"
     light = ", made light" if result.light else ""
-    typer.echo(
+    say(
         f"{result.run} after {result.step} steps{light}: {result.images} {what}, accuracy {percent(result.accuracy)}, "
         f"loss {result.loss:.4f}"
     )
     for part in result.absent:
-        typer.echo(f"without Upper {part.upper} (position {', '.join(map(str, part.positions))}): zeros in its place")
-    typer.echo(f"predictions: {predictions}")
+        say(f"without Upper {part.upper} (position {', '.join(map(str, part.positions))}): zeros in its place")
+    say(f"predictions: {predictions}")
     if result.accuracy < 1:
-        typer.echo(f"wrong images: psl restore --manifest ... --wrong-only {folder.path}")
+        say(f"wrong images: psl restore --manifest ... --wrong-only {folder.path}")

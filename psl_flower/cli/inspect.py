@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psl_flower.cli.output import Json
+from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, print_account, reading_options
 from psl_flower.errors import ConfigError
@@ -78,9 +78,9 @@ def inspect(
     else:
         print_account(account)
         for line in (*_about_sizes(sizes, every), f"contact sheet: {target}"):
-            typer.echo(line)
+            say(line)
     for problem in problems[:_SHOWN]:
-        typer.echo(f"error: {problem}", err=True)
+        say(f"error: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import Json, Workspace, print_table
+from psl_flower.cli.output import Json, Workspace, print_table, say
 from psl_flower.cli.progress import Progress
 from psl_flower.config.fields import Field, fields_of
 from psl_flower.lightening.settings import EDGE, GROUPS
@@ -136,7 +136,7 @@ def _print(folder: LighteningFolder, request: Request, result: dict[str, Any], a
     first = folder.judged("first")
     assert first is not None
     print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy))])
-    typer.echo(f"asked for: {result['conditions']}")
-    typer.echo(f"report: {folder.path / REPORT_FILE}")
+    say(f"asked for: {result['conditions']}")
+    say(f"report: {folder.path / REPORT_FILE}")
     if result["third"] is not None:
-        typer.echo(f"light model: {result['third']}")
+        say(f"light model: {result['third']}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
+from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
 from psl_flower.cli.runs import last_accuracy
@@ -112,7 +112,7 @@ def predict(
     else:
         _print_predictions(answers)
         for line in (*left_out.lines(), *(f"note: {note}" for note in decoder.notes.sentences())):
-            typer.echo(line, err=True)
+            say(line, err=True)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
@@ -168,7 +168,7 @@ def evaluate(
         typer.echo(json.dumps(report))
     else:
         for line in images.account.lines() if images.account is not None else ():
-            typer.echo(line)
+            say(line)
         _print_evaluation(report)
 
 
@@ -199,7 +199,7 @@ def export(
         differences = {"difference": exported.difference, "relative_difference": exported.relative_difference}
         typer.echo(json.dumps(report | differences))
         return
-    typer.echo(
+    say(
         f"{exported.path}: {decimal(exported.num_bytes)}; its logits differ by {exported.difference:.1e} at most "
         f"from the trained network's ({exported.relative_difference:.1e} of the largest)"
     )
@@ -268,14 +268,13 @@ def _refusal(path: Path, error: PslError) -> dict[str, Any]:
 
 
 def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
-    from psl_flower.text import printable
 
     for answer in answers:
         if "error" in answer:
-            typer.echo(f"error: {answer['error']}", err=True)
+            say(f"error: {answer['error']}", err=True)
         else:
             likeliest = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in answer["classes"])
-            typer.echo(f"{printable(answer['file'])}: {likeliest}")
+            say(f"{answer['file']}: {likeliest}")
 
 
 def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -307,18 +306,19 @@ def _evaluate_absence(
         report = {"run": folder.name, "dataset": images.dataset, "images": images.num_images}
         typer.echo(json.dumps(report | {"absent": [asdict(p) for p in points], "files": list(map(str, files))}))
         return
-    typer.echo(f"{folder.name}: {images.num_images} test images of {images.dataset}")
+    say(f"{folder.name}: {images.num_images} test images of {images.dataset}")
     rows = [
         (str(p.absent), percent(p.accuracy), percent(p.lowest), percent(p.highest), f"{p.tried} of {p.possible}")
         for p in points
     ]
     print_table([("absent Uppers", "accuracy", "lowest", "highest", "choices of them"), *rows])
-    typer.echo("\n".join(map(str, files)))
+    for file in files:
+        say(str(file))
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
-    typer.echo(f"{report['run']}: {report['images']} test images of {report['dataset']}")
-    typer.echo(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
+    say(f"{report['run']}: {report['images']} test images of {report['dataset']}")
+    say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
     rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
     print_table([("class", "images", "accuracy"), *rows])

@@ -14,6 +14,7 @@ import typer
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.system.streams import drop_output, open_streams
+from psl_flower.text import printable
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run [the newest that has a model].")]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
@@ -25,7 +26,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def tell(report: Mapping[str, object], lines: Iterable[str], as_json: bool) -> None:
     """Print a result: as one JSON object, or as lines for people."""
     for line in [json.dumps(report)] if as_json else lines:
-        typer.echo(line)
+        say(line)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line, on standard error if asked; what names in it may do to a terminal or a log is escaped."""
+    typer.echo(printable(line), err=err)
 
 
 def percent(share: float | None) -> str:
@@ -35,6 +41,7 @@ def percent(share: float | None) -> str:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells in columns, the first row being their names."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -74,5 +81,5 @@ def _status_of(work: Callable[[], object]) -> int:
 
 
 def _failed(why: str) -> int:
-    print(f"error: {why}", file=sys.stderr)
+    print(f"error: {printable(why)}", file=sys.stderr)
     return 1

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Self, TextIO
 
-from psl_flower.text import duration
+from psl_flower.text import duration, printable
 
 
 class Progress:
@@ -57,8 +57,8 @@ class Progress:
         self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self._console.print(line)
+        """Print a line, or several, that stay."""
+        self._console.print("\n".join(map(printable, line.split("\n"))))
 
     def begin(self, title: str) -> None:
         """Name what begins: the bar's title, or at once a line."""
@@ -87,7 +87,9 @@ class Progress:
     def show(self, title: str, done: float, total: float | None, details: str) -> None:
         """Show how far something is, or print a line if it is time for one."""
         if self._on_terminal:
-            self._bars.update(self._bar, description=title, completed=done, total=total, details=f": {details}")
+            self._bars.update(
+                self._bar, description=printable(title), completed=done, total=total, details=f": {details}"
+            )
         elif self._enabled and time.monotonic() - self._said_at >= self._every_s:
             self._said_at = time.monotonic()
             self.say(f"{title}: {details}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from psl_flower.cli.output import say
 from psl_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,4 +71,4 @@ def account_json(account: Account) -> object:
 def print_account(account: Account) -> None:
     """Print an account for people."""
     for line in account.lines():
-        typer.echo(line)
+        say(line)

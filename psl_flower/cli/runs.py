@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from psl_flower.cli.output import Json, Workspace, percent, print_table
+from psl_flower.cli.output import Json, Workspace, percent, print_table, say
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
@@ -30,7 +30,7 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))
         return
     if not found:
-        typer.echo(f"{path / 'runs'}: no runs yet")
+        say(f"{path / 'runs'}: no runs yet")
         return
     rows = [("run", "state", "step", "accuracy", "model", "last sign of life"), *map(_run_row, found)]
     print_table(rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from psl_flower.cli.output import Json, Workspace
+from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def run_to_end(
             # Its processes have gone, so that nobody else writes the status.
             name = str(error) if isinstance(error, Terminated) else "Ctrl-C"
             if attempt.watch is not None:
-                typer.echo(attempt.watch.note_end("stopped", f"ended at once by {name}").message, err=True)
+                say(attempt.watch.note_end("stopped", f"ended at once by {name}").message, err=True)
             raise typer.Exit(_SIGNALLED + getattr(error, "number", signal.SIGINT)) from None
         run = attempt.folder
         assert run is not None  # it has ended
@@ -128,7 +128,7 @@ def run_to_end(
         if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
-        typer.echo(f"{status.message}; going on by itself, {retries} retries left", err=True)
+        say(f"{status.message}; going on by itself, {retries} retries left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
 
@@ -212,7 +212,7 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
     problem = _failure(run, status, verdict)
     done = problem is None
     if as_json:
-        typer.echo(
+        say(
             json.dumps(
                 {
                     "run": run.name,
@@ -226,7 +226,7 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
             )
         )
     elif done:
-        typer.echo(status.message)
+        say(status.message)
     if status.state == "stopped":
         _end_stopped(status, quiet=as_json)
     if problem is not None:
@@ -246,7 +246,7 @@ def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
 def _end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
     """Say that a run has stopped as the user asked, which is no error, and leave; the work is not done, so with 1."""
     if not quiet:
-        typer.echo(status.message, err=True)
+        say(status.message, err=True)
     raise typer.Exit(1)
 
 

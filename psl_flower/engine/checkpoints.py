@@ -116,7 +116,7 @@ def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> No
     with buffer.getbuffer() as content:
         digest = hashlib.sha256(content).digest()
     buffer.write(digest)
-    write_file(path, buffer.getbuffer(), RunError, parents=True, durable=durable)
+    write_file(path, buffer.getbuffer(), RunError, mode=0o600, parents=True, durable=durable)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.system.files import disk_errors, make_private_folder, read_file, write_file
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
@@ -332,7 +332,7 @@ class RunFolder:
 
 
 def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
-    """Make the folder of a new run; without a name, one of the dataset and the time.
+    """Make the folder of a new run, for this user alone; without a name, one of the dataset and the time.
 
     Raises
     ------
@@ -341,11 +341,11 @@ def create_run(workspace: Path, name: str, dataset: str) -> RunFolder:
     """
     runs = workspace / "runs"
     with disk_errors(runs, "made", RunError, advice="set workspace"):
-        runs.mkdir(parents=True, exist_ok=True)
+        make_private_folder(runs)
         while True:
             path = runs / free_name(workspace, name, dataset)
             try:
-                path.mkdir()
+                path.mkdir(mode=0o700)
                 return RunFolder(path)
             except FileExistsError:
                 continue  # another run has just taken it

@@ -97,7 +97,6 @@ def demo_keys(folder: Path, num_nodes: int) -> DemoKeys:
     if not folder.exists():
         # Not the permissions of a folder that somebody else made and named: its key files are private anyway.
         make_ignored_folder(folder)
-        folder.chmod(0o700)
     with locked(folder / LOCK_FILE):
         return DemoKeys(
             owner=_made(folder, Role.OWNER, "owner"),

@@ -145,7 +145,6 @@ class LabelBook:
             if upto >= len(chain):
                 raise LabelError(f"{self.folder}: label version {upto} is missing; there are {len(chain)}")
             chain = chain[: upto + 1]
-        labels_N = np.full(manifest.num_samples, -1, np.int64)
         readable = [self._open(version, reader) for version, _ in chain]
         start = max((k for k, (version, _) in enumerate(chain) if version.kind == "snapshot"), default=0)
         if any(body is None for body in readable[start:]):
@@ -154,19 +153,26 @@ class LabelBook:
             raise LabelError(
                 f"{self.folder}: the labels are sealed; give the key of the Lower, the owner or a restorer"
             )
+        given = sum(len(body.labels) // 4 for body in readable if body is not None)
+        if given < manifest.num_samples:  # before anything of that size is made
+            raise self._unlabelled(manifest.num_samples - given, manifest, upto)
+        labels_N = np.full(manifest.num_samples, -1, np.int64)
         history = []
         for (version, _), body in zip(chain, readable, strict=True):
             changes = () if body is None else _apply(version, body, manifest, labels_N)
             why = "(sealed to others)" if body is None else body.why
             history.append(Change(version.version, version.kind, version.name, version.when, why, changes))
         if unlabelled := int((labels_N < 0).sum()):
-            if upto is not None:
-                raise LabelError(
-                    f"{self.folder}: {unlabelled} of {len(labels_N)} images were added after label version {upto}; "
-                    "what began with it cannot go on: start a new run"
-                )
-            raise LabelError(f"{self.folder}: {unlabelled} images of {len(labels_N)} have no label")
+            raise self._unlabelled(unlabelled, manifest, upto)
         return Labels(labels_N, len(chain) - 1, tuple(history), tuple(found for _, found in chain))
+
+    def _unlabelled(self, count: int, manifest: Manifest, upto: int | None) -> LabelError:
+        if upto is not None:
+            return LabelError(
+                f"{self.folder}: {count} of {manifest.num_samples} images were added after label version {upto}; "
+                "what began with it cannot go on: start a new run"
+            )
+        return LabelError(f"{self.folder}: {count} images of {manifest.num_samples} have no label")
 
     def digests(self, manifest: Manifest) -> list[bytes]:
         """Check the chain, which needs no key, and return the versions' digests; raises LabelError as `read` does."""

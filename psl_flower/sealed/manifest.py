@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from psl_flower.errors import ManifestError, SignatureInvalid, WrongOwner
+from psl_flower.errors import GridError, ManifestError, SignatureInvalid, WrongOwner
 from psl_flower.patches.cutting import SPLITS, PixelSums
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.grid import PatchGrid
@@ -30,6 +31,10 @@ DRAFT_FILE = "draft.psl"
 LOCK_FILE = ".lock"
 KIND = envelope.Kind(b"PSLMANIF", Purpose.SIGN_MANIFEST, "manifest")
 NO_PREVIOUS = bytes(32)
+# Bounds on what a manifest may make its readers allocate: pixels a side, values of a patch, samples.
+_MAX_SIDE = 1 << 20
+_MAX_PATCH_VALUES = 1 << 30
+_MAX_SAMPLES = 1 << 40
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,12 +198,14 @@ class Manifest(_Part, frozen=True, kw_only=True, dict=True):
         ManifestError
             If they do not: the owner signed a manifest that makes no sense.
         """
+        self._check_bounds(where)
         positions = sorted(itertools.chain.from_iterable(store.positions for store in self.stores))
         holds = {p: store.upper for store in self.stores for p in store.positions}
         sound = (
             self.suite == SUITE
             and min(self.epoch, self.generation, self.segment_samples, self.block, self.grid.channels) >= 1
-            and positions == list(range(self.grid.patch_grid.num_patches))
+            and len(positions) == self._num_patches(where)
+            and all(map(operator.eq, positions, itertools.count()))
             and self.assignment == tuple(holds[p] for p in positions)
             and [store.upper for store in self.stores] == list(range(len(self.stores)))
             and _tiles((part.first, part.count) for part in self.splits) == self.num_samples
@@ -209,6 +216,21 @@ class Manifest(_Part, frozen=True, kw_only=True, dict=True):
         )
         if not sound:
             raise ManifestError(f"{where}: the manifest contradicts itself")
+
+    def _check_bounds(self, where: str) -> None:
+        grid = self.grid
+        if max(*grid.image, *grid.patch, *grid.stride) > _MAX_SIDE:
+            raise ManifestError(f"{where}: images of more than {_MAX_SIDE} pixels a side are not supported")
+        if grid.patch[0] * grid.patch[1] * grid.channels > _MAX_PATCH_VALUES:
+            raise ManifestError(f"{where}: patches of more than {_MAX_PATCH_VALUES} values are not supported")
+        if self.num_samples > _MAX_SAMPLES:
+            raise ManifestError(f"{where}: more than {_MAX_SAMPLES} samples are not supported")
+
+    def _num_patches(self, where: str) -> int:
+        try:
+            return self.grid.patch_grid.num_patches
+        except GridError as error:
+            raise ManifestError(f"{where}: the manifest contradicts itself: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from psl_flower.errors import PslError, StoreExists, StoreNotFound, StoreUnreachable
 
 BUFFER_BYTES = 1 << 20
+log = logging.getLogger("psl_flower")
 # What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
@@ -356,15 +358,34 @@ def make_folder(path: Path, error: type[PslError] = StoreUnreachable, *, disk: D
         disk.make_folder(path)
 
 
+def make_private_folder(path: Path) -> None:
+    """Make a folder and its missing parents for this user alone; others are shut out of one that is there, with a note.
+
+    Raises
+    ------
+    OSError
+        If the system refuses.
+    """
+    for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        DISK.sync_folder(folder.parent)
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o077 and found.st_uid == os.geteuid():
+        path.chmod(mode & ~0o077)
+        log.warning("%s: was open to other users (mode %04o), and is now for this user alone", path, mode)
+
+
 def make_ignored_folder(folder: Path) -> None:
-    """Make a folder, and its parents, that git passes by: a workspace may lie in somebody's repository.
+    """Make a private folder that git passes by: a workspace may lie in somebody's repository.
 
     Raises
     ------
     StoreUnreachable
         If the disk refuses.
     """
-    make_folder(folder)
+    with disk_errors(folder, "made"):
+        make_private_folder(folder)
     if not (folder / ".gitignore").exists():
         write_file(folder / ".gitignore", b"*\n")
 
