@@ -290,7 +290,7 @@ class NewFolder:
     StoreExists
         If something that is not an empty folder has the name already, or it is the current folder or a mounted one.
     StoreUnreachable
-        If the disk refuses.
+        If the disk refuses, or another user could put something else in the folder's place.
     """
 
     def __init__(self, target: Path, *, private: bool = True) -> None:
@@ -314,6 +314,7 @@ class NewFolder:
         """Make the hidden folder and return it."""
         with disk_errors(self._target, "written"):
             DISK.make_folder(self._target.parent)
+            _refuse_foreign(self._target)
             for left in _left_by_a_crash(self._target, stat.S_ISDIR):
                 shutil.rmtree(left, ignore_errors=True)
             self._path.mkdir(mode=0o700)
@@ -350,6 +351,17 @@ class NewFolder:
             self.commit()
         else:
             self.abort()
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse a place on whose way is another user's link, or another user's folder where anyone may rename things."""
+    for parent in target.parents:
+        found = parent.lstat()
+        anyone = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
+            raise StoreUnreachable(f"{target}: {parent} is a link of another user; name a folder of your own")
+        if stat.S_ISDIR(found.st_mode) and anyone and found.st_uid != os.geteuid():
+            raise StoreUnreachable(f"{target}: in {parent}, of another user, anyone may exchange it; name another")
 
 
 def make_folder(path: Path, error: type[PslError] = StoreUnreachable, *, disk: Disk = DISK) -> None:
