@@ -4,14 +4,12 @@ Everything of a run is in <workspace>/runs/<name>/:
 
 - config.toml: settings of the run
 - id: random, for nodes to tell this run from others
-- manifest.json: what the stores were, without anything of the images
-- account.json: which images were read for the stores, and what was left out
+- manifest.json, account.json: what the stores were, without anything of the images; which images were read and left out
 - status.json: where the run is, rewritten as it goes; see `Status`
 - metrics.jsonl: one object per round
-- log.txt: what the user was told
+- log.txt: the lines that the user saw
 - tensorboard/: the metrics as event files, and loss and times of every step
-- checkpoints/: the Lower's; the newest is the committed one
-- nodes/: in a simulation, the Uppers' checkpoints
+- checkpoints/: the Lower's; the newest is the committed one; nodes/: in a simulation, the Uppers'
 - predictions.npz: the last evaluation: sample, label, predicted, confidence, split
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
@@ -42,7 +40,8 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.system.files import disk_errors, make_private_folder, read_file, write_file
+from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.system.folders import make_private_folder
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints

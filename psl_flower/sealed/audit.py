@@ -22,7 +22,8 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.suite import Purpose, digest
-from psl_flower.system.files import DISK, Disk, locked, make_folder, read_file, write_file
+from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
+from psl_flower.system.folders import make_folder
 
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")

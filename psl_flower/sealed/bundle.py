@@ -31,7 +31,8 @@ from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.suite import TAG_BYTES, Purpose, context, derive
 from psl_flower.sealed.verify import verify
-from psl_flower.system.files import NewFolder, disk_errors, open_regular
+from psl_flower.system.files import disk_errors, open_regular
+from psl_flower.system.folders import NewFolder
 
 MAGIC = b"PSLBUNDL"
 VERSION = 1

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from psl_flower.data.sheet import sheet, tile, to_picture
-from psl_flower.system.files import NewFolder, disk_errors
+from psl_flower.system.files import disk_errors
+from psl_flower.system.folders import NewFolder
 
 _PER_SHEET = 100
 

@@ -32,7 +32,8 @@ from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, 
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.suite import ID_BYTES
-from psl_flower.system.files import DISK, Disk, locked, make_folder
+from psl_flower.system.files import DISK, Disk, locked
+from psl_flower.system.folders import make_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

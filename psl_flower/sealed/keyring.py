@@ -12,7 +12,8 @@ from psl_flower.errors import ConfigError, IdentityError, PassphraseError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import LOCK_FILE
-from psl_flower.system.files import locked, make_ignored_folder
+from psl_flower.system.files import locked
+from psl_flower.system.folders import make_ignored_folder
 
 # A demonstration on one machine: two restorers, both needed.
 DEMO_RESTORERS = ("restorer-1", "restorer-2")

@@ -25,7 +25,8 @@ from psl_flower.patches.store import store_folder
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.plain import PlainStoreWriter
 from psl_flower.stores.store_set import LABELS_FILE, MANIFEST_FILE, StoreRequest, StoreSet, load_set
-from psl_flower.system.files import disk_errors, locked, make_ignored_folder, write_file
+from psl_flower.system.files import disk_errors, locked, write_file
+from psl_flower.system.folders import make_ignored_folder
 
 __all__ = ["Progress", "StoreRequest", "StoreSet", "ensure_stores"]
 

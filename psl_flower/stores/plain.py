@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta, check_patches, check_samples
-from psl_flower.system.files import NewFile, NewFolder, disk_errors, read_file, write_file
+from psl_flower.system.files import NewFile, disk_errors, read_file, write_file
+from psl_flower.system.folders import NewFolder
 
 META_FILE = "meta.json"
 PATCHES_FILE = "patches.u8"

@@ -32,7 +32,8 @@ from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.ingest import Progress, lock_set
 from psl_flower.stores.store_set import StoreRequest, StoreSet
-from psl_flower.system.files import disk_errors, make_ignored_folder
+from psl_flower.system.files import disk_errors
+from psl_flower.system.folders import make_ignored_folder
 from psl_flower.text import expanded
 
 

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from psl_flower.errors import ConfigError
-from psl_flower.system.files import disk_errors, make_folder
+from psl_flower.system.files import disk_errors
+from psl_flower.system.folders import make_folder
 
 VARIABLE = "PSL_STATE"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from psl_flower.baselines.fedavg import STRATEGIES
 from psl_flower.errors import RunError
-from psl_flower.system.files import make_folder
+from psl_flower.system.folders import make_folder
 from simulations import reports
 from simulations.command_line import Benchmark, checked, ended_by_sigterm
 from simulations.compare import study

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from psl_flower.errors import StoreExists, StoreUnreachable
-from psl_flower.system.files import NewFolder
+from psl_flower.system.folders import NewFolder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 STRANGER = 65534

@@ -15,16 +15,8 @@ from psl_flower import errors
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.folders import LocalFolder
 from psl_flower.sealed.keys import Identity, Role
-from psl_flower.system.files import (
-    BUFFER_BYTES,
-    Disk,
-    NewFile,
-    NewFolder,
-    disk_errors,
-    locked,
-    read_file,
-    write_file,
-)
+from psl_flower.system.files import BUFFER_BYTES, Disk, NewFile, disk_errors, locked, read_file, write_file
+from psl_flower.system.folders import NewFolder
 from tests.unit.tiny_sealed import content
 
 
@@ -168,7 +160,7 @@ def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path: Path, mo
     assert (tmp_path / "target").read_bytes() == b"old" and not (tmp_path / "f").is_symlink()
     # Nor is a link that somebody put at the hidden name, if he guessed it.
     (tmp_path / "g-hidden").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr("psl_flower.system.files._temporary", lambda path: tmp_path / "g-hidden")
+    monkeypatch.setattr("psl_flower.system.files.temporary_name", lambda path: tmp_path / "g-hidden")
     with pytest.raises(errors.StoreUnreachable, match="File exists"):
         write_file(tmp_path / "g", b"new")
     assert not (tmp_path / "elsewhere").exists() and (tmp_path / "g-hidden").is_symlink()
