@@ -50,10 +50,9 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.safetensors"
 _INSTEAD = "instead"  # a table in config.toml
 # What earlier versions noted in config.toml beside the settings of a training.
-_NOT_OF_TRAINING = {
-    "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
-    "lighten-with",
-}  # fmt: skip
+_NOT_OF_TRAINING = frozenset(
+    "resume restore predict predict-split predict-images predict-without predict-light lighten lighten-with".split()
+)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
