@@ -2,8 +2,7 @@
 
 Everything of a run is in <workspace>/runs/<name>/:
 
-- config.toml: settings of the run
-- id: random, for nodes to tell this run from others
+- config.toml, id: settings of the run; random digits by which nodes tell this run from others
 - manifest.json, account.json: what the stores were, without anything of the images; which images were read and left out
 - status.json: where the run is, rewritten as it goes; see `Status`
 - metrics.jsonl: one object per round
@@ -50,9 +49,10 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.safetensors"
 _INSTEAD = "instead"  # a table in config.toml
 # What earlier versions noted in config.toml beside the settings of a training.
-_NOT_OF_TRAINING = frozenset(
-    "resume restore predict predict-split predict-images predict-without predict-light lighten lighten-with".split()
-)
+_NOT_OF_TRAINING = {
+    "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
+    "lighten-with",
+}  # fmt: skip
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
