@@ -19,7 +19,7 @@ from psl_flower.engine.build import (
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
-from psl_flower.launch.federation import POOL_SIZE
+from psl_flower.launch.sizing import POOL_SIZE
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore

@@ -33,7 +33,7 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.remote import answer
+from psl_flower.sealed.authorisation import answer
 from psl_flower.wire import questions
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Failed, Hello

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import Restore
+from psl_flower.sealed import authorisation
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed import remote
 from psl_flower.system.files import read_file, write_file
 from psl_flower.text import expanded
 from server.run import ServerRun
@@ -27,8 +27,8 @@ def restore(run: ServerRun[Restore]) -> None:
     run.folder.write_description(stores.description)
     if not stores.sealed:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
-    request = read_file(expanded(file, "restore"), limit=remote.MAX_AUTHORISATION_BYTES)
-    asked = remote.check(request, manifests.load(stores.folder))
+    request = read_file(expanded(file, "restore"), limit=authorisation.MAX_AUTHORISATION_BYTES)
+    asked = authorisation.check(request, manifests.load(stores.folder))
     run.reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
     task = run.node_task()
     link = NodeLink(task, stores.description.assignment, run.config.wire)

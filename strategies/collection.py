@@ -52,7 +52,7 @@ def gather_answers(
     """Return all nodes' answers to an authorisation of restorers, by Upper; the server can read none of them.
 
     Parameters and errors are those of `gather_weights`, but for `request`: the signed authorisation, as
-    `psl_flower.sealed.remote.authorise` wrote it. A node that refuses is a NodeError, in its own words.
+    `psl_flower.sealed.authorisation.authorise` wrote it. A node that refuses is a NodeError, in its own words.
     """
 
     def question(hosted: tuple[int, ...]) -> Question:

@@ -143,7 +143,7 @@ def authorise(
     k restorers must sign, here or, one after the other, with --co-sign. Then: flwr run . FEDERATION --run-config
     'restore="FILE" ...', and psl restore --request FILE --answers RUN/answers.
     """
-    from psl_flower.sealed import remote
+    from psl_flower.sealed import authorisation
     from psl_flower.system.files import read_file, write_file
 
     if out.exists():
@@ -154,11 +154,11 @@ def authorise(
     if co_sign is not None:
         if image or wrong_only or recipient or why:
             raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
-        data = read_file(co_sign, limit=remote.MAX_AUTHORISATION_BYTES)
+        data = read_file(co_sign, limit=authorisation.MAX_AUTHORISATION_BYTES)
         for restorer in restorers:
-            data = remote.co_sign(data, signed, restorer)
+            data = authorisation.co_sign(data, signed, restorer)
     else:
-        data = remote.authorise(
+        data = authorisation.authorise(
             signed,
             restorers,
             list(images_asked(signed.manifest, image or (), wrong_only, split, limit, trusted.labels_N)),
@@ -167,7 +167,7 @@ def authorise(
             valid_s=valid_hours * 3600,
         )
     write_file(out, data, mode=0o644)
-    request, signers = remote.describe(data)
+    request, signers = authorisation.describe(data)
     threshold = signed.manifest.threshold
     report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
     expires = datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="minutes")
@@ -244,17 +244,17 @@ def _answered(
     request: Path, answers: Path, signed: SignedManifest, restorer: Identity
 ) -> tuple[dict[int, Mistake | None], Iterator[NDArray[np.uint8]]]:
     """Return the images that distant nodes have answered for."""
-    from psl_flower.sealed import remote
+    from psl_flower.sealed import authorisation
     from psl_flower.system.files import read_file
 
-    data = read_file(request, limit=remote.MAX_AUTHORISATION_BYTES)
+    data = read_file(request, limit=authorisation.MAX_AUTHORISATION_BYTES)
     files = sorted(answers.glob("*.psl"))
     if not files:
         raise ConfigError(f"{answers}: holds no answers (*.psl)")
-    opened = remote.open_answers(
-        [read_file(f, limit=2 * remote.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
+    opened = authorisation.open_answers(
+        [read_file(f, limit=2 * authorisation.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
     )
-    return dict.fromkeys(remote.describe(data)[0].images), iter([opened])
+    return dict.fromkeys(authorisation.describe(data)[0].images), iter([opened])
 
 
 def _one_label_each(manifest: Manifest, rows: Sequence[tuple[str, str]]) -> dict[int, int]:

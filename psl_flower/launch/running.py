@@ -13,7 +13,7 @@ from psl_flower.config import EMBEDDED
 from psl_flower.config.fields import fields_of
 from psl_flower.errors import RunError
 from psl_flower.kinds import Again, Kind, Work, setting_groups
-from psl_flower.launch.federation import simulation
+from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.system.machine import count_gpus, usable_cores
@@ -100,7 +100,7 @@ def start(
     work : Work
         From `prepare`.
     num_uppers, nodes : int
-        As `psl_flower.launch.federation.simulation` takes them.
+        As `psl_flower.launch.sizing.simulation` takes them.
 
     Raises
     ------

@@ -16,8 +16,8 @@ from clients.partitions import divide
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
 from psl_flower.kinds import Kind, Resume, Train
-from psl_flower.launch.federation import simulation
 from psl_flower.launch.running import Watch, app_folder, local_paths, prepare, start
+from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.stores.store_set import StoreSet

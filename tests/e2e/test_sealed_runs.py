@@ -15,7 +15,7 @@ from psl_flower.config import RunConfig
 from psl_flower.data.sources import open_dataset
 from psl_flower.kinds import parse_settings
 from psl_flower.runs.folder import RunFolder
-from psl_flower.sealed import remote
+from psl_flower.sealed import authorisation
 from psl_flower.stores.prepare import prepare_stores
 from tests.e2e.conftest import Place, differing, last_json, model, oracle, wait_until
 
@@ -150,7 +150,7 @@ def test_images_from_afar(place: Place, people: list[str], tmp_path: Path) -> No
     assert not any(log.exists() for log in logs)
 
     done(place, "authorise", "--manifest", manifest, *people[2:], "--co-sign", request, "--out", signed)
-    assert remote.describe(signed.read_bytes())[1] == 2
+    assert authorisation.describe(signed.read_bytes())[1] == 2
     said = done(place, "train", *SETTINGS, f"restore={signed}", "run-name=answered")
     assert "4 answers for 3 images" in said
     answers = place.run("answered").path / "answers"

@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from psl_flower.errors import NodeLost, PositionMissing
 from psl_flower.runs.folder import RunFolder
-from psl_flower.sealed import keyfile, remote
+from psl_flower.sealed import authorisation, keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.stores.store_set import StoreSet
 from tests.fault.sealed_run import exact, log_of, other, train
@@ -135,7 +135,7 @@ def test_a_simulated_node_lost_when_the_model_is_collected_ends_the_run(
 def test_a_run_that_restores_waits_for_its_nodes(nodes: InProcessGrid, stores: StoreSet, tmp_path: Path) -> None:
     restorers = [keyfile.load(tmp_path / "keys" / f"restorer-{number}.key") for number in (1, 2)]
     request = tmp_path / "request.psl"
-    request.write_bytes(remote.authorise(manifests.load(stores.folder), restorers, [3, 17], why="a look"))
+    request.write_bytes(authorisation.authorise(manifests.load(stores.folder), restorers, [3, 17], why="a look"))
     nodes.gone.add(101)
     lose(nodes, tmp_path, ("query.inventory", 1), lambda: None, nodes.gone.clear)
     run = train(nodes, tmp_path, restore=str(request))

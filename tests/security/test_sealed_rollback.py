@@ -17,7 +17,7 @@ from clients.host import own_sealed_stores, own_stores
 from psl_flower import errors
 from psl_flower.config import RunConfig
 from psl_flower.errors import PslError
-from psl_flower.sealed import keyfile, remote
+from psl_flower.sealed import authorisation, keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.stores.prepare import prepare_stores
@@ -282,17 +282,19 @@ def test_nodes_remember_and_refuse_what_is_older_or_another(folder: Path, tmp_pa
 def test_a_node_answers_nothing_on_top_of_an_older_log(folder: Path, tmp_path: Path) -> None:
     (opened,) = own_sealed_stores(node(folder, tmp_path))
     log = AuditLog(tmp_path / "node" / "audit.log")
-    with_two = remote.co_sign((folder / "asked.psl").read_bytes(), opened.signed, keyfile.load(folder / "bob.key"))
+    with_two = authorisation.co_sign(
+        (folder / "asked.psl").read_bytes(), opened.signed, keyfile.load(folder / "bob.key")
+    )
     for _ in range(2):
-        remote.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
+        authorisation.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
     kept = {path: path.read_bytes() for path in (log.path, log.path.with_suffix(".head"))}
-    remote.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
+    authorisation.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
     for path, data in kept.items():
         path.write_bytes(data)
     before = contents(tmp_path)
     for _ in range(2):
         with pytest.raises(errors.AuditLogTruncated):
-            remote.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
+            authorisation.answer(with_two, opened.signed, opened.store, opened.node, log, seen=opened.seen)
         assert contents(tmp_path) == before
     opened.store.close()
 

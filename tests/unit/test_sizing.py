@@ -2,8 +2,8 @@
 
 import pytest
 
-from psl_flower.launch import federation
-from psl_flower.launch.federation import simulation
+from psl_flower.launch import sizing
+from psl_flower.launch.sizing import simulation
 
 NODES = [
     # Uppers, cores, nodes wanted, whether the Adaptation Net needs one; nodes.
@@ -23,7 +23,7 @@ NODES = [
 @pytest.mark.parametrize(("asked", "nodes"), NODES)
 def test_nodes_and_slots(asked, nodes, monkeypatch):
     assert NODES
-    monkeypatch.setattr(federation, "POOL_SIZE", 10)
+    monkeypatch.setattr(sizing, "POOL_SIZE", 10)
     num_uppers, num_cores, num_nodes, adaptation = asked
     config = simulation(num_uppers, num_cores, 0, num_nodes, adaptation=adaptation)
     assert config == {"num-supernodes": nodes, "client-resources-num-cpus": 1, "init-args-num-cpus": nodes}
