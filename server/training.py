@@ -25,7 +25,7 @@ def train(run: ServerRun[Train]) -> None:
     TrainingStopped
         If the user asked to stop; resumed, it continues.
     PslError
-        If a setting, a node or the training itself does not allow it to go on.
+        If a setting, a node or the training itself does not allow it to continue.
     """
     blueprint, reporter = run.blueprint, run.reporter
     run.source.write_description(run.stores.description)

@@ -131,7 +131,7 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
     messages : iterable of Message
         What is sent.
     is_over : callable
-        Waits for the end of the Lower's work, for so many seconds at most; returns whether it has ended.
+        Waits for the end of the Lower's work, for that many seconds at most; returns whether it has ended.
 
     Returns
     -------

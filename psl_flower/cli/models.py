@@ -46,7 +46,7 @@ def predict(
     files: Annotated[list[Path] | None, typer.Argument(help="Images, and folders of images.")] = None,
     run: RunName = "",
     workspace: Workspace = "",
-    top: Annotated[int, typer.Option(min=1, help="Show so many classes of each image.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Classes shown for each image, the most likely first.")] = 3,
     in_place: Annotated[
         str,
         typer.Option(
@@ -121,7 +121,7 @@ def evaluate(
     run: RunName = "",
     workspace: Workspace = "",
     dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
-    max_test: Annotated[int, typer.Option(min=0, help="At most so many test images; 0: all.")] = 0,
+    max_test: Annotated[int, typer.Option(min=0, help="Largest number of test images; 0: all.")] = 0,
     image_column: Annotated[str, typer.Option(help="With --dataset: its column of images [the run's].")] = "",
     label_column: Annotated[str, typer.Option(help="With --dataset: its column of classes [the run's].")] = "",
     settings: ReadingSettings = None,

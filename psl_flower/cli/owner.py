@@ -81,7 +81,7 @@ def ingest(
         typer.Option(
             "--patch",
             "--patch-size",
-            help="Patch height x width, or auto: by how busy the images are (default: half the image).",
+            help="Patch height x width, or auto: chosen from image detail (default: half the image).",
         ),
     ] = "",
     stride: Annotated[str, typer.Option(help="Stride; as the patch: no overlap.")] = "",
@@ -98,8 +98,8 @@ def ingest(
     image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
     fit: Annotated[str, typer.Option(help="exact, or pad where the grid does not fit.")] = "exact",
     assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
-    max_train: Annotated[int, typer.Option(help="At most so many training images; 0: all.")] = 0,
-    max_test: Annotated[int, typer.Option(help="At most so many test images; 0: all.")] = 0,
+    max_train: Annotated[int, typer.Option(help="Largest number of training images; 0: all.")] = 0,
+    max_test: Annotated[int, typer.Option(help="Largest number of test images; 0: all.")] = 0,
     append: Annotated[bool, typer.Option("--append", help="Add the images to the dataset that OUT holds.")] = False,
     spool: Annotated[
         Path | None,
@@ -109,7 +109,7 @@ def ingest(
     settings: ReadingSettings = None,
     as_json: Json = False,
 ) -> None:
-    """Cut images into patches and seal them into one store per node; once more goes on after a stop."""
+    """Cut images into patches and seal them into one store per node. Rerun an interrupted ingest: it continues."""
     from psl_flower.config import parse_size
     from psl_flower.data.account import account_file
     from psl_flower.sealed.ingest import Ingested, Plan
@@ -244,7 +244,7 @@ def _sealed_lines(
     if not manifest.lower:
         yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
-        yield "no restorer is named: nobody can put an image together again until psl rotate --restorer names one"
+        yield "no restorer is named: nobody can reassemble images until psl rotate --restorer names one"
 
 
 def _as_before(options: SourceOptions, base: Path) -> SourceOptions:

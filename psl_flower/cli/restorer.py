@@ -39,7 +39,7 @@ _ManifestPath = Annotated[Path, typer.Option("--manifest", help="The manifest, o
 _Image = Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")]
 _WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images that it got wrong.")]
 _Split = Annotated[str, typer.Option(help="With --wrong-only: only train or test.")]
-_Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: at most so many; 0: all.")]
+_Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: largest number of images; 0: all.")]
 _Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
 _AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
 

@@ -46,7 +46,7 @@ def train(
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
     retries: Annotated[
-        int, typer.Option(min=0, help="So often go on by itself from the last checkpoint if the run fails.")
+        int, typer.Option(min=0, help="Automatic restarts from the last checkpoint after a failure.")
     ] = 0,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
     workspace: Workspace = "",
@@ -91,7 +91,7 @@ def run_to_end(
     nodes : int
         Simulated nodes; 0 for what fits.
     retries : int
-        So often go on from the last checkpoint if the run fails.
+        Automatic restarts from the last checkpoint after a failure.
     app : str
         Folder of the Flower app; empty for this installation's.
 

@@ -147,7 +147,7 @@ class Watch:
             return status, True
         if self._seen_running or not self._superlink.is_up() or time.monotonic() > self._deadline:
             words = self._superlink.last_words()
-            self._superlink.stop()  # where the SuperLink was killed, the run's orphans would go on writing
+            self._superlink.stop()  # where the SuperLink was killed, the run's orphans would keep writing
             return self.note_end("failed", f"error: the run's process ended: {words}"), True
         return status, False
 

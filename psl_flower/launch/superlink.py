@@ -86,7 +86,7 @@ class LocalSuperLink:
         self._run_id = ""
 
     def __enter__(self) -> LocalSuperLink:
-        """Start it; it comes up while the caller goes on (`wait`)."""
+        """Start it; it comes up while the caller works (`wait`)."""
         self._open.enter_context(signals.raising())
         try:
             home.end_leftovers()
