@@ -80,8 +80,8 @@ def predict(run: ServerRun[Predict]) -> None:
 def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoints) -> Parties:
     """Return light Uppers, in place on the nodes, and a light Lower, which onnxruntime runs.
 
-    `checkpoints` are for a state without weights, from which a recovery continues. Raises ExportError or RunError if the
-    Lower's file cannot be run, ConfigError if onnxruntime is not installed.
+    `checkpoints` are for a state without weights, from which a recovery continues. Raises ExportError or RunError if
+    the Lower's file cannot be run, ConfigError if onnxruntime is not installed.
     """
     check_runtime()
     model, description = OnnxModule(light.lower, torch.get_num_threads()), run.stores.description
