@@ -157,3 +157,20 @@ def test_the_citation_is_of_this_version():
     assert {reference["type"] for reference in citation["references"]} == {"conference-paper", "patent"}
     for entry in (citation, *citation["references"]):
         assert entry["title"] and entry["authors"]
+
+
+CLAIMS = re.findall(
+    r"^\| .* \| `(tests/\S+\.py)::(test_\w+)` \|$", (ROOT / "docs/threat-model.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("path", "test"), CLAIMS)
+def test_a_claim_of_the_threat_model_names_the_test_that_attacks_it(path, test):
+    assert len(CLAIMS) > 15
+    assert f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_every_row_of_the_claims_names_a_test():
+    _, _, table = (ROOT / "docs/threat-model.md").read_text().partition("| claim |")
+    rows = [line for line in table.partition("\n\n")[0].splitlines()[2:] if line.startswith("|")]
+    assert len(rows) == len(CLAIMS)
