@@ -63,7 +63,7 @@ def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
     assert "flower transport" in log, done.stdout + done.stderr
     assert "deprecat" not in (done.stdout + done.stderr).lower()
     named = [line for line in log.splitlines() if "psl train" in line]
-    assert ["flower transport" in line for line in named].count(True) == 1
+    assert ["slot" in line for line in named].count(True) == 1
     # The other one says who can reach such a simulation.
     assert ["warning: " in line for line in named].count(True) == len(named) - 1 == 1
     assert differing(model(place.run("plain")), oracle(place.run("plain"), 3)) == []
