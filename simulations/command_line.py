@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import argparse
 import contextlib
 import os
@@ -112,7 +113,7 @@ WIRE = Shortcut(
 )
 
 
-class Benchmark(Generic[Asked]):
+class Benchmark(abc.ABC, Generic[Asked]):
     """A benchmark that measures runs, as a command: `python -m simulations.<name>`.
 
     Attributes
@@ -141,27 +142,6 @@ class Benchmark(Generic[Asked]):
     shortcuts: tuple[Shortcut, ...] = ()
     keep = ""
     folder = ""
-
-    def measure(self, config: RunConfig, options: Asked, workspace: Workspace, progress: Progress) -> Report:
-        """Measure and return the report.
-
-        Parameters
-        ----------
-        config : RunConfig
-            Settings that all runs share.
-        options : Options
-            How to measure.
-        workspace : Workspace
-            Where stores and runs are made.
-        progress : Progress
-            Shows how it goes.
-
-        Raises
-        ------
-        PslError
-            If the dataset cannot be used, or a trial fails.
-        """
-        raise NotImplementedError
 
     def settings_of(self, options: Asked) -> Mapping[str, object]:
         """Return the settings that follow from the options."""
@@ -193,6 +173,40 @@ class Benchmark(Generic[Asked]):
         ]
         return merge(asked, given.settings, self.decided, {**self.defaults, **self.settings_of(options)}), options
 
+    @abc.abstractmethod
+    def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+        """Do what the arguments ask; raises PslError, and leaves what is wrong with the arguments to the parser."""
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the command and return its exit status, see `exit_status`."""
+        parser = self.make_parser()
+        return exit_status(lambda: self.run(parser.parse_args(arguments), parser))
+
+
+class ReportBenchmark(Benchmark[Asked]):
+    """A benchmark whose report is made in one workspace and delivered as one file."""
+
+    @abc.abstractmethod
+    def measure(self, config: RunConfig, options: Asked, workspace: Workspace, progress: Progress) -> Report:
+        """Measure and return the report.
+
+        Parameters
+        ----------
+        config : RunConfig
+            Settings that all runs share.
+        options : Options
+            How to measure.
+        workspace : Workspace
+            Where stores and runs are made.
+        progress : Progress
+            Shows how it goes.
+
+        Raises
+        ------
+        PslError
+            If the dataset cannot be used, or a trial fails.
+        """
+
     def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         """Measure in a workspace, with progress, and deliver the report as the arguments ask."""
         config, options = checked(self.read, given, parser)
@@ -205,11 +219,6 @@ class Benchmark(Generic[Asked]):
         with workspace as place, Progress() as progress:
             report = self.measure(config, options, place, progress)
         deliver(given, report)
-
-    def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Run the command and return its exit status, see `exit_status`."""
-        parser = self.make_parser()
-        return exit_status(lambda: self.run(parser.parse_args(arguments), parser))
 
 
 def checked(read: Callable[[argparse.Namespace], T], given: argparse.Namespace, parser: argparse.ArgumentParser) -> T:

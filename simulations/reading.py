@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,7 @@ def _measure(given: argparse.Namespace) -> None:
         done = {(trial.data, trial.installation): 0 for trial in kept}
         for trial in kept:
             done[trial.data, trial.installation] += 1
-        pythons = {"this": sys.executable} | ({"other": options.other} if options.other else {})
+        pythons = {"this": sys.executable} | ({"other": os.path.abspath(options.other)} if options.other else {})
         for data, folder in _datasets(workspace.path, options):
             for installation, python in pythons.items():
                 _read(python, folder)  # what the first reading leaves in caches is not timed

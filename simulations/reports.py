@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 import statistics
 from collections.abc import Iterable
@@ -20,7 +21,11 @@ Row = tuple[str, ...]
 Cells = tuple[Row, list[Row]]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class _Meta(msgspec.StructMeta, abc.ABCMeta):
+    """Lets a struct have abstract properties."""
+
+
+class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
     """A result file; a benchmark's own report gives the first two their defaults, and adds what it measured.
 
     Attributes
@@ -42,24 +47,24 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
     @property
+    @abc.abstractmethod
     def title(self) -> str:
         """One line: what was measured, and where."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def tables(self) -> tuple[Cells, ...]:
         """For each table the names of its columns, and its rows."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def notes(self) -> str:
         """How to read the tables."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def command(self) -> str:
         """The command line that measures the same again."""
-        raise NotImplementedError
 
     @property
     def place(self) -> str:

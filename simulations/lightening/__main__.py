@@ -27,7 +27,7 @@ from psl_flower.lightening.training import LocalTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.devices import choose_device
 from simulations import settings as common
-from simulations.command_line import Benchmark, Workspace
+from simulations.command_line import ReportBenchmark, Workspace
 from simulations.lightening.judge import Artefact, Judge
 from simulations.lightening.reference import trained
 from simulations.lightening.results import CUT, DEFAULTS, TAUGHT, Model, Options, Report, Settings
@@ -42,7 +42,7 @@ DECIDED = {
 }  # fmt: skip
 
 
-class Lightening(Benchmark[Options]):
+class Lightening(ReportBenchmark[Options]):
     """The benchmark."""
 
     name, options, decided, defaults = "lightening", Options, DECIDED, DEFAULTS

@@ -11,7 +11,7 @@ from psl_flower.config import RunConfig
 from psl_flower.launch.running import local_paths
 from psl_flower.stores.prepare import prepare_stores
 from simulations import settings as common
-from simulations.command_line import Benchmark, Workspace
+from simulations.command_line import ReportBenchmark, Workspace
 from simulations.machine import circumstances
 from simulations.progress import Progress
 from simulations.sealed_cost.results import (
@@ -35,7 +35,7 @@ DECIDED = {
 }  # fmt: skip
 
 
-class SealedCost(Benchmark[Options]):
+class SealedCost(ReportBenchmark[Options]):
     """The benchmark."""
 
     name, options, decided = "sealed_cost", Options, DECIDED

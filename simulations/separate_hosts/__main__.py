@@ -21,7 +21,7 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from simulations import settings as common
-from simulations.command_line import BATCH_SIZE, WIRE, Benchmark, Workspace
+from simulations.command_line import BATCH_SIZE, WIRE, ReportBenchmark, Workspace
 from simulations.machine import circumstances
 from simulations.options import text_of
 from simulations.progress import Progress
@@ -52,7 +52,7 @@ _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _POLL_S = 1.0
 
 
-class SeparateHosts(Benchmark[Options]):
+class SeparateHosts(ReportBenchmark[Options]):
     """The benchmark."""
 
     name, options, decided = "separate_hosts", Options, DECIDED

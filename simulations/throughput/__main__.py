@@ -16,7 +16,7 @@ from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from simulations import page, reports
 from simulations import settings as common
-from simulations.command_line import BATCH_SIZE, WIRE, Benchmark, Shortcut, Workspace, check_out
+from simulations.command_line import BATCH_SIZE, WIRE, ReportBenchmark, Shortcut, Workspace, check_out
 from simulations.machine import circumstances
 from simulations.progress import Progress
 from simulations.throughput import federated
@@ -31,7 +31,7 @@ DECIDED = {
 }  # fmt: skip
 
 
-class Throughput(Benchmark[Options]):
+class Throughput(ReportBenchmark[Options]):
     """The benchmark."""
 
     name, options, decided = "throughput", Options, DECIDED
