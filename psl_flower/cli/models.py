@@ -87,10 +87,14 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    folder, trained = _load(run, workspace)
+    _predict_files(folder.name, trained, files, top, as_json)
+
+
+def _predict_files(name: str, trained: TrainedModel, files: Sequence[Path], top: int, as_json: bool) -> None:
     from psl_flower.data.account import LeftOutTally
     from psl_flower.errors import PslError
 
-    folder, trained = _load(run, workspace)
     decoder = trained.decoder()
     answers: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -108,7 +112,7 @@ def predict(
     if as_json:
         passed = [msgspec.to_builtins(entry) for entry in left_out.entries()]
         notes = decoder.notes.sentences()
-        typer.echo(json.dumps({"run": folder.name, "images": answers, "left_out": passed, "notes": notes}))
+        typer.echo(json.dumps({"run": name, "images": answers, "left_out": passed, "notes": notes}))
     else:
         _print_predictions(answers)
         for line in (*left_out.lines(), *(f"note: {note}" for note in decoder.notes.sentences())):
@@ -153,6 +157,12 @@ def evaluate(
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
+    _tell_evaluation(folder, trained, images, answers, as_json)
+
+
+def _tell_evaluation(
+    folder: RunFolder, trained: TrainedModel, images: LabelledImages, answers: Predictions, as_json: bool
+) -> None:
     report = {
         "run": folder.name,
         "dataset": images.dataset,

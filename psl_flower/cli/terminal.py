@@ -25,6 +25,7 @@ from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
+OwnerPrivate = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
 OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
     Path | None,

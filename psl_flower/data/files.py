@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cache
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -267,9 +267,13 @@ def read_image_file(path: Path | str, where: str) -> bytes:
     if os.path.splitext(path)[1].lower() in UNREADABLE_ENDINGS:
         raise CorruptImage(f"{where}: is a picture that cannot be decoded; convert it, to PNG say")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CorruptImage(f"{where}: is not a regular file; leave it out")
-        with open(path, "rb") as file:
-            return file.read()
+        # Not blocking, or a named pipe would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CorruptImage(f"{where}: is not a regular file; leave it out")
+            return FileIO(descriptor, closefd=False).readall()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise CorruptImage(f"{where}: cannot be read: {error.strerror or error}") from error

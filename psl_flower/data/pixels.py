@@ -223,8 +223,8 @@ class Decoder:
             image = image.convert("L")
         elif image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
-        pixels = np.array(image, np.uint8)
-        pixels_HWC = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        # As numpy.array(image) does, at half the cost for a small image.
+        pixels_HWC = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1).copy()
         return self._finish(pixels_HWC, _COLOURS_16, where) if deep_colour else pixels_HWC
 
     def _composed(self, image: Image.Image, where: str) -> Image.Image:

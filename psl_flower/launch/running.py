@@ -16,7 +16,6 @@ from psl_flower.kinds import Again, Kind, Work, setting_groups
 from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
-from psl_flower.system.machine import count_gpus, usable_cores
 from psl_flower.text import expanded
 
 _START_TIMEOUT_S = 180.0
@@ -107,13 +106,8 @@ def start(
     RunError
         If Flower refuses it.
     """
-    fitting = federation(num_uppers, nodes, adaptation=work.config.network.adaptation_server)
-    return superlink.run(app, _run_config(given, kind, work.folder), fitting)
-
-
-def federation(num_uppers: int, nodes: int = 0, *, adaptation: bool = False) -> dict[str, int | float]:
-    """Return the federation configuration that fits the grid and this machine."""
-    return simulation(num_uppers, usable_cores(), count_gpus(), nodes, adaptation=adaptation)
+    federation = simulation(num_uppers, num_nodes=nodes, adaptation=work.config.network.adaptation_server)
+    return superlink.run(app, _run_config(given, kind, work.folder), federation)
 
 
 class Watch:

@@ -70,10 +70,7 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
         steps * config.training.rounds,
         choose_device(config.machine.device),
     )
-    with contextlib.ExitStack() as closing:
-        opened = [
-            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
-        ]
+    with stores.opened() as opened:
         monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, device)
         if checkpoint.exists():
             monolith.load_state_dict(load_state(checkpoint))
