@@ -134,7 +134,7 @@ def _sizes(image_size: str, patch: str, stride: str) -> dict[str, Any]:
 
 
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:
-    """Return what was sealed before, if that is complete and only the bundles are missing."""
+    """Return the earlier ingest, if it is complete and only the bundles are missing."""
     from psl_flower.sealed.ingest import Ingested
     from psl_flower.sealed.newest import read_newest
     from psl_flower.sealed.sealing import is_complete

@@ -66,7 +66,7 @@ def predict(
     nodes: Annotated[int, typer.Option(min=0, help="With --in-place: simulated nodes; 0: what fits.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what images show. An image that cannot be read is an error at the end; the others are done.
+    """Classify images. Unreadable images are errors, reported at the end; the others are classified.
 
     With --in-place nothing is assembled: a Flower run, in a simulation on this machine, asks the nodes.
     """
@@ -190,7 +190,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained model as one file for other programs, and check that it answers alike."""
+    """Export a trained model as one file, and check that its outputs agree with the model's."""
     from rich.filesize import decimal
 
     from psl_flower.errors import ConfigError

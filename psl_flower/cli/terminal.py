@@ -34,7 +34,7 @@ State = Annotated[
 
 
 def passphrase_source(file: Path | None) -> Callable[[str], str]:
-    """Return what asks for a passphrase: a file's first line, or the terminal. Never the command line."""
+    """Return a reader of a passphrase: a file's first line, or the terminal; never the command line."""
 
     def ask(name: str) -> str:
         if file is not None:

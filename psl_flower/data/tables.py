@@ -140,7 +140,7 @@ def read_tables(
     Raises
     ------
     DataError
-        If splits, images or labels cannot be told, or a row names no image.
+        If splits, images or labels are ambiguous, or a row names no image.
     """
     notes: list[str] = []
     # Of files without labels the columns tell less.
@@ -195,7 +195,7 @@ def _by_column(tables: Mapping[str, Table], taken: set[str], notes: list[str]) -
         names = list(dict.fromkeys(values))
         words = [split_word(value) for value in names if value]
         if len(words) == len(names) > 1 and all(word and not rest for word, rest in words):
-            notes.append(f"splits were told by column {column!r}")
+            notes.append(f"splits were taken from column {column!r}")
             return {value: table.select(np.flatnonzero([other == value for other in values])) for value in names}
     return tables
 

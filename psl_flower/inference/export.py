@@ -157,7 +157,7 @@ def check_answers(
 
 
 def metadata_of(description: StoreSetDescription) -> dict[str, str]:
-    """Return what is inside every exported file: JSON texts by name."""
+    """Return the metadata of every exported file: JSON texts by name."""
     return {
         "class_names": json.dumps(description.class_names),
         "image_size": json.dumps(description.image_size),

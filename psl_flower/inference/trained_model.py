@@ -58,7 +58,7 @@ class TrainedModel:
     account: Account | None = None
 
     def decoder(self) -> Decoder:
-        """Return what decodes images as those were that the network was trained on."""
+        """Return a decoder like the one used for the training images."""
         given, account = self.config.data, self.account
         if account is None:
             return Decoder("" if given.pixel_range == BY_DATASET else given.pixel_range, given.background)
@@ -149,7 +149,7 @@ class Normalised(nn.Module):
         self.eval()
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return what the network answers to float32 images, or patches, with pixels in 0..1."""
+        """Return the logits for float32 images, or patches, with pixels in 0..1."""
         answer: torch.Tensor = self.net((pixels_NCHW - self.mean) / self.std)
         return answer
 

@@ -146,7 +146,7 @@ class Watch:
         return status, False
 
     def note_end(self, state: str, why: str) -> Status:
-        """Note how the run ended, in its folder too, after its processes have gone; return its last status.
+        """Record the run's end in its folder, after its processes have gone; return its last status.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Watch:
 
 
 def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> dict[str, object]:
-    """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the folder's name are spelled out."""
+    """Return the settings for `flwr run`. The ServerApp runs elsewhere, so paths are absolute and the run is named."""
     named = {"run-name": folder.name} if kind.takes_name else {}
     return {**given, **named, **local_paths(given), "workspace": str(kind.config.workspace_path())}
 

@@ -88,7 +88,7 @@ def rotate(
     disk: Disk = DISK,
     seen: SeenBook | None = None,
 ) -> SignedManifest:
-    """Re-encrypt all stores under a new epoch; an interrupted rotation goes on where it was.
+    """Re-encrypt all stores under a new epoch; an interrupted rotation is continued.
 
     Parameters
     ----------

@@ -282,7 +282,7 @@ class StoreSet:
 
 
 def store_request(config: RunConfig) -> StoreRequest:
-    """Return what a run's settings ask for."""
+    """Return the request for stores that a run's settings make."""
     return StoreRequest(
         dataset=config.data.dataset,
         image_size=config.data.image_size,

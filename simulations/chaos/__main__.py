@@ -76,7 +76,7 @@ def _storm(given: argparse.Namespace) -> None:
 
 
 def storm(workspace: Path, options: Options) -> Report:
-    """Train through a number of kills in a workspace of its own.
+    """Train through a number of kills in a separate workspace.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Trials without Flower, each in a process of its own: the whole image, and patch-split learning where asked for.
+"""Trials without Flower, each in a separate process: the whole image, and patch-split learning where asked for.
 
 "in-process" is the engine of the federated run with every party in one process (`psl_flower.engine.local`): frames are
 encoded, counted and decoded as on a wire. "one-graph" is the same network as one graph

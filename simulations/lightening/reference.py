@@ -1,4 +1,4 @@
-"""The reference: a run of its own in the workspace, trained through Flower or, with the same weights, as one graph."""
+"""The reference: a separate run in the workspace, trained through Flower or, with the same weights, as one graph."""
 
 from __future__ import annotations
 

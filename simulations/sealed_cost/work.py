@@ -1,4 +1,4 @@
-"""A trial's work, in a process of its own."""
+"""A trial's work, in a separate process."""
 
 from __future__ import annotations
 

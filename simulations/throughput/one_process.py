@@ -71,7 +71,7 @@ class Opponent(Child[Done]):
         self._brake.go()
 
     def wait_for(self, steps: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until it has done so many steps, or all; `meanwhile` is called about once a second.
+        """Wait for a number of steps, or all; `meanwhile` is called about once a second.
 
         Raises
         ------

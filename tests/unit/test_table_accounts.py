@@ -231,7 +231,7 @@ def test_a_column_that_names_splits_divides_the_rows(parquet):
     name = parquet(data={"x": BYTES, "label": [0, 1, 0, 1], "split": ["train", "train", "test", "test"]})
     source = open_dataset(name)
     assert levels(source, "train") == [(1, 0), (2, 1)] and levels(source, "test") == [(3, 0), (4, 1)]
-    assert "splits were told by column 'split'" in source.account().notes
+    assert "splits were taken from column 'split'" in source.account().notes
 
 
 def test_other_tables_of_the_same_size_and_time_are_read_anew(parquet, tmp_path):
