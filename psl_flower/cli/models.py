@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from psl_flower.data.account import LeftOutTally
-    from psl_flower.data.pixels import Decoder
+    from psl_flower.data.pixels import Decoder, Pixels
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages
@@ -247,28 +247,21 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """Return, for each file, its likeliest classes or what is wrong with it."""
-    import torch
-
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable
 
     answers: dict[Path, dict[str, Any]] = {}
-    prepared: dict[Path, torch.Tensor] = {}
+    decoded: dict[Path, Pixels] = {}
     for path in paths:
         try:
             where = printable(path)
-            prepared[path] = trained.prepare([decoder.file(read_image_file(path, where), where)])
+            decoded[path] = decoder.file(read_image_file(path, where), where)
         except PslError as error:
             answers[path] = _refusal(path, error)
-    if prepared:
-        probability_BK = trained.logits(torch.cat(list(prepared.values()))).softmax(1)
-        for path, probability_K in zip(prepared, probability_BK, strict=True):
-            values, classes = probability_K.topk(min(top, len(probability_K)))
-            likeliest = [
-                {"class": trained.description.class_names[k], "probability": p}
-                for p, k in zip(values.tolist(), classes.tolist(), strict=True)
-            ]
+    if decoded:
+        for path, prediction in zip(decoded, trained.predict(decoded.values()), strict=True):
+            likeliest = [{"class": name, "probability": probability} for name, probability in prediction.top(top)]
             answers[path] = {"file": str(path), "classes": likeliest}
     return [answers[path] for path in paths]
 

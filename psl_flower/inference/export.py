@@ -30,6 +30,11 @@ METADATA_FILE = "model.json"
 # Of the logits' scale: two libraries sum in different orders, in float32 through some twenty layers.
 TOLERANCE = 1e-4
 _CHECKED_BATCHES = (1, 2, 5)
+# As `TrainedModel.prepare` does it with Pillow. Normalisation is part of the exported network.
+_PREPROCESSING = (
+    "turn upright by EXIF; convert to grey or RGB by channels; resize with antialiasing (bilinear) until image_size is "
+    "covered; crop at the centre (Pillow's ImageOps.fit); divide by 255"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,7 @@ def metadata_of(description: StoreSetDescription) -> dict[str, str]:
         "image_size": json.dumps(description.image_size),
         "channels": json.dumps(description.channels),
         "input": json.dumps("float32 (batch, channels, height, width), pixels in 0..1"),
+        "preprocessing": json.dumps(_PREPROCESSING),
         "output": json.dumps("float32 logits (batch, classes)"),
     }
 

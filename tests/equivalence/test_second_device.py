@@ -116,7 +116,7 @@ def absent(device, config, stores, folder):
     samples = stores.description.samples_of("test")
     images = LabelledImages(dataset="digits", num_images=len(samples), batches=images_in(stores, samples, 5))
     points = absence_curve(trained, images)
-    classes, confidence = trained.predict(next(images_in(stores, samples, 8))[0])
+    confidence, classes = trained.logits(next(images_in(stores, samples, 8))[0]).softmax(1).max(1)
     accuracy = torch.tensor([point.accuracy for point in points])
     return {"accuracy": accuracy, "classes": classes, "confidence": confidence}
 
