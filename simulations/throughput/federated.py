@@ -42,7 +42,7 @@ def measure(
     *,
     keep: bool = False,
 ) -> Measurement:
-    """Run one round of training through Flower, with a SuperLink of its own.
+    """Run one round of training through Flower, with a separate SuperLink.
 
     Parameters
     ----------
