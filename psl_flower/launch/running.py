@@ -118,14 +118,14 @@ class Watch:
     superlink : LocalSuperLink
         Which simulates it.
     run : RunFolder
-        Its folder; a status that is older than this object is another attempt's.
+        Its folder; the status that is there now is another attempt's.
     again : callable
         How it is continued.
     """
 
     def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: Again = lambda folder, simulated: "") -> None:
         self._superlink, self._run, self._again = superlink, run, again
-        self._started = time.time()
+        self._before = run.read_status()
         self._deadline: float | None = None
         self._seen_running = False
 
@@ -168,7 +168,7 @@ class Watch:
 
     def _status(self) -> Status | None:
         status = self._run.read_status()
-        return status if status is not None and status.updated >= self._started else None
+        return status if status != self._before else None  # not by time: a clock may be set back meanwhile
 
 
 def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> dict[str, object]:
