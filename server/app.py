@@ -16,6 +16,7 @@ from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
+from psl_flower.text import counted
 from server.exposure import exposure
 from server.reporting import Reporter
 from server.run import ServerRun
@@ -73,5 +74,8 @@ def _stores(work: Work, reporter: Reporter) -> StoreSet:
         )
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.description.num_samples, stores.description.num_uppers
-    reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
+    reporter.say(
+        "preparing",
+        f"{verb} {counted(num_uppers, f'{kind} patch store')} of {counted(count, 'image')}: {stores.folder}",
+    )
     return stores

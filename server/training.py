@@ -12,7 +12,7 @@ from psl_flower.engine.rounds import Task
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from strategies import PatchSplit
 
@@ -100,7 +100,7 @@ def _about(run: ServerRun[Train]) -> str:
     train, test = len(description.samples_of("train")), len(description.samples_of("test"))
     (height, width), (h, w) = description.image_size, grid.patch_size
     return (
-        f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
-        f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
+        f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
+        f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
         f"{network.backbone} cut after {network.cut}"
     )

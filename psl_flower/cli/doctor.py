@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from psl_flower.cli.output import Json, say
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 
 if TYPE_CHECKING:
     from psl_flower.system.findings import Finding
@@ -98,7 +98,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps({"ok": not _failures(findings), "findings": [f._asdict() for f in findings]}))
     elif _failures(findings):
-        say(f"{_failures(findings)} of {len(findings)} checks failed", err=True)
+        say(f"{_failures(findings)} of {counted(len(findings), 'check')} failed", err=True)
     if _failures(findings):
         raise typer.Exit(1)
 

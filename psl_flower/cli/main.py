@@ -26,8 +26,10 @@ def make_app() -> typer.Typer:
 
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
-        name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
+        name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+        # A click that suggests commands itself would do it a second time.
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
+    )  # fmt: skip
     app.callback()(_program)
     for commands in (train, settings, inspect, models, lighten, runs, owner, restorer, doctor):
         commands.register(app)

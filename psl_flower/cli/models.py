@@ -15,6 +15,7 @@ from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
 from psl_flower.cli.runs import last_accuracy
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -301,12 +302,12 @@ def _evaluate_absence(
     points = absence_curve(trained, images, progress)
     files = [out / "absent.csv", out / "absent.png"]
     write_csv(points, files[0])
-    write_png(points, files[1], f"{folder.name}, {images.num_images} images of {images.dataset}")
+    write_png(points, files[1], f"{folder.name}, {counted(images.num_images, 'image')} of {images.dataset}")
     if as_json:
         report = {"run": folder.name, "dataset": images.dataset, "images": images.num_images}
         typer.echo(json.dumps(report | {"absent": [asdict(p) for p in points], "files": list(map(str, files))}))
         return
-    say(f"{folder.name}: {images.num_images} test images of {images.dataset}")
+    say(f"{folder.name}: {counted(images.num_images, 'test image')} of {images.dataset}")
     rows = [
         (str(p.absent), percent(p.accuracy), percent(p.lowest), percent(p.highest), f"{p.tried} of {p.possible}")
         for p in points
@@ -318,7 +319,7 @@ def _evaluate_absence(
 
 def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
-    say(f"{report['run']}: {report['images']} test images of {report['dataset']}")
+    say(f"{report['run']}: {counted(report['images'], 'test image')} of {report['dataset']}")
     say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
     rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
     print_table([("class", "images", "accuracy"), *rows])

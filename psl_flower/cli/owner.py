@@ -32,6 +32,7 @@ from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -233,9 +234,10 @@ def _sealed_lines(
         yield f"{report['relabelled']} of those sealed before have another class here: psl relabel corrects labels"
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
-    yield f"{report['added']} images sealed in {rate}{resumed}"
+    yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"
     yield (
-        f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
+        f"generation {manifest.generation}: {counted(manifest.num_samples, 'image')} in "
+        f"{counted(len(manifest.stores), 'store')}, "
         f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {report['manifest']}"
     )
     if reason:
@@ -293,7 +295,7 @@ def receive(
     signed = do_receive(bundle, node, Path(out), owner=owner, seen=SeenBook(state))
     manifest = signed.manifest
     report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
-    checked = f"{manifest.num_samples} images, generation {manifest.generation}, checked"
+    checked = f"{counted(manifest.num_samples, 'image')}, generation {manifest.generation}, checked"
     told = f"{out}: {checked}; signed by owner {signed.owner.fingerprint}"
     tell({**report, "owner": signed.owner.fingerprint}, [told], as_json)
 
@@ -356,9 +358,9 @@ def rotate(
         left = ["the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"]
     else:
         left = ["the old files are still there and stay readable to whoever has the old keys (--delete-old):"]
-        left += [f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files" for old in new.remains]
+        left += [f"  epoch {old.epoch}, Upper {old.upper}: {counted(len(old.files), 'file')}" for old in new.remains]
     done = (
-        f"epoch {new.epoch}, generation {new.generation}: {new.num_samples} images re-encrypted; "
+        f"epoch {new.epoch}, generation {new.generation}: {counted(new.num_samples, 'image')} re-encrypted; "
         f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
     )
     tell(report, [done, *left], as_json)

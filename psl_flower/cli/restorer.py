@@ -31,6 +31,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.sealed.audit import Entry
@@ -110,7 +111,7 @@ def restore(
     first = f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
     lines = [
         *([] if trusted.known else [first]),
-        f"{len(asked)} images restored to {out} in {seconds:.1f} s; logged in {logged}",
+        f"{counted(len(asked), 'image')} restored to {out} in {seconds:.1f} s; logged in {logged}",
         *(f"  {sheet}" for sheet in sheets),
     ]
     tell({**report, "audit_log": logged}, lines, as_json)
@@ -174,7 +175,7 @@ def authorise(
     missing = max(0, threshold - signers)
     more = f"; {missing} more must sign (--co-sign {out})" if missing else ""
     lines = [
-        f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}",
+        f"{out}: {counted(len(request.images), 'image')}, signed by {signers} of {threshold}, until {expires}{more}",
         f"  why: {request.why or '(no reason given)'}",
     ]
     tell({**report, "signed": signers, "needed": threshold}, lines, as_json)
@@ -207,7 +208,11 @@ def relabel(
     wanted = _one_label_each(content, rows)
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
-    told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
+    told = (
+        f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
+        if new
+        else "nothing to change"
+    )
     tell({"version": version, "changed": len(new)}, [told], as_json)
 
 
@@ -230,13 +235,13 @@ def audit_log(
         {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
     ]
     lines = [_entry_line(entry, content) for entry in entries]
-    tell({"ok": True, "entries": named}, [*lines, f"{len(entries)} entries, unbroken"], as_json)
+    tell({"ok": True, "entries": named}, [*lines, f"{counted(len(entries), 'entry')}, unbroken"], as_json)
 
 
 def _entry_line(entry: Entry, manifest: Manifest) -> str:
     names = [f"{image_name(manifest, image)} ({image})" for image in entry.images[:8]]
     images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
-    what = f"{len(entry.images)} images: {images}" if entry.images else ""
+    what = f"{counted(len(entry.images), 'image')}: {images}" if entry.images else ""
     return f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
 
 

@@ -22,9 +22,12 @@ def register(app: typer.Typer) -> None:
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     """List the runs of a workspace, oldest first."""
     from psl_flower.config import default_workspace
+    from psl_flower.errors import RunError
     from psl_flower.runs.folder import list_runs
 
     path = default_workspace(workspace)
+    if workspace and not path.is_dir():
+        raise RunError(f"{path}: no such folder; name the workspace of your runs with --workspace")
     found = [_describe(folder) for folder in list_runs(path)]
     if as_json:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))

@@ -14,6 +14,7 @@ import typer
 
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +129,7 @@ def run_to_end(
         if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
-        say(f"{status.message}; going on by itself, {retries} retries left", err=True)
+        say(f"{status.message}; restarting from the last checkpoint, {counted(retries, 'retry')} left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
 

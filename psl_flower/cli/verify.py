@@ -12,6 +12,7 @@ import typer
 from psl_flower.cli.output import INCOMPLETE, Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.terminal import OwnerPublic, State, load_trusted
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.sealed.verify import Report
@@ -46,11 +47,12 @@ def _verified_lines(report: Report, known: bool) -> Iterator[str]:
     """Yield what people are told of a check."""
     trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
     yield (
-        f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
+        f"manifest: generation {report.generation}, epoch {report.epoch}, {counted(report.num_samples, 'image')}, "
         f"signed by owner {report.owner}{trust}"
     )
     for store in report.stores:
-        yield f"{store.place}: Upper {store.upper}, {store.records} records, {'WRONG' if store.problems else 'ok'}"
+        state = "WRONG" if store.problems else "ok"
+        yield f"{store.place}: Upper {store.upper}, {counted(store.records, 'record')}, {state}"
         yield from (f"  {problem.error}: {problem.message}" for problem in store.problems)
         yield from (f"  remains of an old epoch, still readable with its keys: {name}" for name in store.remains)
         yield from (f"  not part of the store: {name}" for name in store.strangers)

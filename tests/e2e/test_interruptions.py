@@ -105,6 +105,6 @@ def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: 
 def test_a_run_with_retries_goes_on_by_itself(place: Place) -> None:
     status, output, run = _kill_in_step_two(place, "ClientAppActor", "--retries", "1")
     assert status == 0, output
-    assert "going on by itself, 0 retries left" in output
+    assert "restarting from the last checkpoint, 0 retries left" in output
     assert "continuing after step" in output
     assert differing(model(run), oracle(run, 20)) == []
