@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,9 @@ def main(grid: Grid, context: Context) -> None:
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
     kind = kind_of(context.run_config)
+    if (finished := kind.finished()) is not None:
+        logging.getLogger("flwr").info("%s", finished.message)
+        return
     work = kind.begin()
     every_s = work.config.output.progress_every_s
     reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
@@ -54,6 +58,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
         server_identity(config.wire)
     stores = _stores(work, reporter)
     checked = kind.check(work, stores.description)
+    kind.accepted(work)
     for note in (*stores.account_lines, stores.keys_note, stores.grid_reason, stores.note, checked):
         if note:
             reporter.say("preparing", note)

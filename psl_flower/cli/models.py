@@ -14,7 +14,6 @@ import typer
 from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
-from psl_flower.cli.runs import last_accuracy
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
@@ -140,6 +139,7 @@ def evaluate(
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
     from psl_flower.inference import evaluation
+    from psl_flower.runs.history import last_accuracy
 
     folder, trained = _load(run, workspace)
     with Progress() as progress:

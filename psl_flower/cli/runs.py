@@ -39,13 +39,9 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     print_table(rows)
 
 
-def last_accuracy(folder: RunFolder) -> float | None:
-    """Return the accuracy of the run's last evaluation, if there was one."""
-    evaluated = [m["accuracy"] for m in folder.read_metrics() if m.get("accuracy") is not None]
-    return evaluated[-1] if evaluated else None
-
-
 def _describe(folder: RunFolder) -> dict[str, Any]:
+    from psl_flower.runs.history import last_accuracy
+
     status = folder.read_status()
     return {
         "run": folder.name,

@@ -61,17 +61,20 @@ def train(
     the same, but end it at once if that step takes longer than a few seconds.
     """
     given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
+    if (finished := kind.finished()) is not None:
+        _report(kind.find().folder, finished, "finished:completed", as_json)
+        return
     run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
     _report(run, status, verdict, as_json)
 
 
 def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
-    from psl_flower.kinds import kind_of, parse_settings
+    from psl_flower.kinds import Resume, kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
-        given = parse_settings(settings)
+        given = Resume.with_rounds(parse_settings(settings))
         given |= local_paths(given)
         return given, kind_of(given)
     except ConfigError as error:

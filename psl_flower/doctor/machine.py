@@ -30,7 +30,8 @@ def check_folder(what: str, folder: Path) -> list[Finding]:
         do = f"let this user write there (chown), or name another folder; space: df -h {place}"
         return [failed(what, f"{folder}: cannot be written: {error.strerror or error}", do)]
     free = shutil.disk_usage(place).free
-    said = f"{folder}: {'writable' if place == folder else 'does not exist; the first run makes it'}, {decimal(free)} free"
+    state = "writable" if place == folder else "does not exist; the first run makes it"
+    said = f"{folder}: {state}, {decimal(free)} free"
     if free < _DISK_FAILED:
         return [failed(what, said, "free some space, or name a folder on another disk")]
     if free < _DISK_WARNING:
