@@ -111,7 +111,7 @@ class Resume(Train):
     def _about_rounds(self, work: Work, began: RunConfig, description: StoreSetDescription) -> str:
         (old, new), other, done = _compared(work, began, description)
         before, rounds = began.training.rounds, work.config.training.rounds
-        change = f"run {work.source.name}: {counted(before, 'round')} become {rounds}"
+        change = f"run {work.source.name}: {counted(rounds, 'round')} instead of {before}"
         if new.total_steps < done:
             raise ConfigError(f"rounds: {change}, but {done} steps are done of {new.total_steps}; ask for more")
         if other is None:
