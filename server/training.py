@@ -13,6 +13,7 @@ from psl_flower.errors import NodeLost, PeerLost, PositionMissing
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.history import last_accuracy
+from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from strategies import PatchSplit
@@ -60,6 +61,7 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
         f"run {run.source.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "

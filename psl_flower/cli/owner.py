@@ -278,9 +278,9 @@ def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:
 
 def receive(
     bundle: Annotated[Path, typer.Argument(help="Sealed bundle.")],
-    node_key: Annotated[Path, typer.Option(help="This node's private key file.")],
+    key: Annotated[Path, typer.Option("--key", help="This node's private key file.")],
     out: Annotated[str, typer.Option("--out", help="New folder for the store.")],
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -290,9 +290,9 @@ def receive(
 
     if "://" in out:
         raise ConfigError("--out: a bundle is unpacked to a folder of this machine; psl ingest writes stores to URLs")
-    owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
-    node = load_identity(node_key, Role.NODE, passphrase_file)
-    signed = do_receive(bundle, node, Path(out), owner=owner, seen=SeenBook(state))
+    trusted = keyfile.load_public(owner, Role.OWNER) if owner else None
+    node = load_identity(key, Role.NODE, passphrase_file)
+    signed = do_receive(bundle, node, Path(out), owner=trusted, seen=SeenBook(state))
     manifest = signed.manifest
     report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
     checked = f"{counted(manifest.num_samples, 'image')}, generation {manifest.generation}, checked"

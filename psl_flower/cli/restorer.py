@@ -70,7 +70,7 @@ def restore(
     answers: Annotated[Path | None, typer.Option(help="Folder of their answers; one recipient's key opens it.")] = None,
     why: _Why = "",
     audit_log: _AuditLog = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -81,7 +81,7 @@ def restore(
     from psl_flower.sealed.restore import restore as do_restore
 
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     signed, folder, seen, labels_N = trusted.signed, trusted.folder, trusted.seen, trusted.labels_N
     start = time.monotonic()
     if request is not None or answers is not None:
@@ -134,7 +134,7 @@ def authorise(
         Path | None, typer.Option(help="Add signatures to this authorisation instead of making a new one.")
     ] = None,
     why: _Why = "",
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -150,7 +150,7 @@ def authorise(
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
@@ -189,14 +189,14 @@ def relabel(
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
     author = keyfile.load(identity, passphrase_source(passphrase_file))
-    trusted = load_trusted(manifest, owner_key, state, author)
+    trusted = load_trusted(manifest, owner, state, author)
     book, content = LabelBook(trusted.folder), trusted.signed.manifest
     before = trusted.labels or book.read(content, author)
     if history:
@@ -219,14 +219,14 @@ def relabel(
 def audit_log(
     manifest: _ManifestPath,
     log: Annotated[Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")] = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Show and check who restored what, and when. A cut or edited log is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog
 
-    trusted = load_trusted(manifest, owner_key, state)
+    trusted = load_trusted(manifest, owner, state)
     content = trusted.signed.manifest
     if log is not None and not log.exists():
         raise StoreNotFound(f"{log} does not exist")

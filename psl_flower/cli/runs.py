@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
-    """List the runs of a workspace, oldest first."""
+    """List the runs of a workspace, oldest first, with the disk space that each takes."""
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.runs.folder import list_runs
@@ -35,12 +35,13 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     if not found:
         say(f"{path / 'runs'}: no runs yet")
         return
-    rows = [("run", "state", "step", "accuracy", "model", "last sign of life"), *map(_run_row, found)]
+    rows = [("run", "state", "step", "accuracy", "model", "size", "last sign of life"), *map(_run_row, found)]
     print_table(rows)
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
     from psl_flower.runs.history import last_accuracy
+    from psl_flower.runs.housekeeping import size_of
 
     status = folder.read_status()
     return {
@@ -52,11 +53,14 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
         "total_steps": status.total_steps if status else 0,
         "accuracy": last_accuracy(folder),
         "model": folder.has_model,
+        "bytes": size_of(folder.path),
         "updated": status.updated if status else None,
     }
 
 
 def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["updated"])) if run["updated"] else "-"
-    step = f"{run['step']}/{run['total_steps']}"
-    return run["run"], run["state"], step, percent(run["accuracy"]), "yes" if run["model"] else "no", when
+    step, size = f"{run['step']}/{run['total_steps']}", decimal(run["bytes"])
+    return run["run"], run["state"], step, percent(run["accuracy"]), "yes" if run["model"] else "no", size, when

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from psl_flower.cli import completion
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.text import counted
@@ -42,7 +43,9 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.", metavar="KEY=VALUE"
+            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.",
+            metavar="KEY=VALUE",
+            autocompletion=completion.settings,
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,

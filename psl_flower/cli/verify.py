@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def verify(
     store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
     manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +32,7 @@ def verify(
     """
     from psl_flower.sealed.verify import verify as do_verify
 
-    trusted = load_trusted(manifest, owner_key, state)
+    trusted = load_trusted(manifest, owner, state)
     with Progress(enabled=not as_json) as progress:
         report = do_verify(store, trusted.signed, progress.steps, folder=trusted.folder, seen=trusted.seen)
     told = {"ok": report.ok, "complete": report.complete, **msgspec.to_builtins(report)}

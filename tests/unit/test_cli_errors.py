@@ -90,3 +90,15 @@ def test_a_file_that_is_no_key_is_not_asked_to_be_closed(key, tmp_path):
     key.chmod(0o644)
     with pytest.raises(InsecureKeyFile, match="chmod 600"):
         keyfile.load(key)
+
+
+def test_options_of_earlier_versions_work_and_say_what_they_are_called_now(key, capsys, tmp_path):
+    public = keyfile.public_file(key)
+    for command in (["verify", tmp_path], ["audit-log"]):
+        err = refusal(capsys, *command, "--manifest", tmp_path, "--owner-key", public)
+        assert f"note: psl {command[0]} --owner-key is now called --owner" in err and "error: " in err
+    err = refusal(capsys, "receive", tmp_path / "bundle", f"--node-key={key}", "--out", tmp_path / "out")
+    assert "--node-key is now called --key" in err and "expected the key of a node" in err
+    assert main(["verify", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--owner " in out and "--owner-key" not in out

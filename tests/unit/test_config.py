@@ -113,6 +113,7 @@ OUT_OF_RANGE = [
     ({"lower-threads": -1}, "lower-threads: expected"),
     ({"upper-threads": -1}, "upper-threads: expected"),
     ({"checkpoint-every": -1}, "checkpoint-every: expected"),
+    ({"keep-checkpoints": 0}, "keep-checkpoints: expected a number at least 1 and at most 3"),
     ({"progress-every-s": -1.0}, "progress-every-s: expected"),
     ({"exchange-port": 65_536}, "exchange-port: expected"),
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
