@@ -19,7 +19,7 @@ from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
 from strategies.nodes import Placement
@@ -76,7 +76,7 @@ class Reporter:
         now = time.monotonic()
         if now - self._logged >= max(1.0, self._every_s) or done == total:
             self._logged = now
-            self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
+            self.say("preparing", f"making the patch stores: {done} of {counted(total, f'{stage} image')}")
 
     def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int, what: str = "") -> None:
         """Record a training's length and the steps already done; `what` names it, if there are several."""
@@ -93,7 +93,8 @@ class Reporter:
         """Report the nodes that take part, and enter `state`."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
-        kind = "simulated nodes" if placement.simulated else "nodes"
+        kind = "simulated node" if placement.simulated else "node"
+        verb = "hosts" if len(placement.parties) == 1 else "host"
         self._simulated = placement.simulated
         if about != self._about:
             self._about = about
@@ -104,8 +105,8 @@ class Reporter:
         self._began = time.monotonic()
         self.say(
             state,
-            f"{len(placement.parties)} {kind} host {uppers} Uppers{adaptation}, {placement.transport} transport"
-            + (f"; zeros stand for Upper {absent}" if absent else ""),
+            f"{counted(len(placement.parties), kind)} {verb} {counted(uppers, 'Upper')}{adaptation}, "
+            f"{placement.transport} transport" + (f"; zeros stand for Upper {absent}" if absent else ""),
         )
 
     def step(self, report: StepReport) -> None:

@@ -44,11 +44,6 @@ def dataset_name(name: str) -> str:
     return Path(name).name if name.startswith((".", "/")) else name
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 turn" or "2 turns"."""
-    return f"{number} {noun}{'s' * (number > 1)}"
-
-
 def trained(config: Values) -> str:
     """Describe a benchmark's network and wire format."""
     up, down = config["wire-activations"], config["wire-gradients"]

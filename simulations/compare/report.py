@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from psl_flower.data.account import Account
+from psl_flower.text import counted
 from simulations import reports
 from simulations.compare.notes import notes
 from simulations.compare.results import (
@@ -23,7 +24,7 @@ from simulations.compare.results import (
     Trial,
 )
 from simulations.reports import Cells
-from simulations.tables import again, counted, dataset_name, spread
+from simulations.tables import again, dataset_name, spread
 
 
 class Report(reports.Report, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, spread
 
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
 DEFAULTS: dict[str, object] = {"dataset": "digits", "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0}

@@ -11,10 +11,11 @@ import msgspec
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, spread
 
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
