@@ -102,5 +102,5 @@ def _about(run: ServerRun[Train]) -> str:
     return (
         f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
         f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{network.backbone} cut after {network.cut}"
+        f"{network.name} cut after {network.cut}"
     )
