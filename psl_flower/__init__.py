@@ -58,6 +58,7 @@ kinds                     what a run does: train, resume, restore, predict or li
 lightening                a smaller int8 model from a trained one (`psl lighten`)
 inference                 a trained model: load, evaluate, export, do without some nodes
 baselines                 what patch-split learning is compared with: the whole image, federated averaging
+leakage                   what smashed data give away, measured by rebuilding images (`psl leak`)
 doctor                    what `psl doctor` checks on a host before a run
 runs                      a run's folder, resuming it, its predictions and mistakes
 stores                    patch stores: make, find and open them, plain or sealed
@@ -65,7 +66,8 @@ sealed                    encrypted stores, signed manifests and labels, restora
 engine                    a step: Upper, Lower, Adaptation Net, rounds, checkpoints; the same in one process
 data                      datasets from the hub or folders, as streams of images and labels
 config                    the settings, in typed groups
-models                    the networks, and the pair of modules that protects the cut
+protection                what hides smashed data at the cut, as settings
+models                    the networks, and what crosses the cut
 wire                      codecs, frames, messages, streams with TLS
 patches                   the grid, who holds which position, what a patch store is
 system                    files, processors, devices of this machine

@@ -90,7 +90,7 @@ class ServerRun(Work, Generic[K]):
             run=self.source.identity,
             parties=(),
             settings=(blueprint or self.blueprint).encode(),
-            activations=config.wire.wire_activations,
+            activations=config.smashed_codec,
             gradients=config.wire.wire_gradients,
             timeout_s=config.wire.step_timeout_s,
             stores=str(stores.folder),

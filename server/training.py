@@ -105,5 +105,5 @@ def _about(run: ServerRun[Train]) -> str:
     return (
         f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
         f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{network.backbone} cut after {network.cut}"
+        f"{network.name} cut after {network.cut}"
     )

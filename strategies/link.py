@@ -44,7 +44,7 @@ class NodeLink:
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
     wire : WireSettings
-        How the parties reach each other, how long to wait for nodes, and codecs.
+        How the parties reach each other, and how long to wait for nodes; codecs are those of the task.
     dtype : torch.dtype
         In which the Lower computes.
     adaptation : bool
@@ -67,7 +67,7 @@ class NodeLink:
         on_placed: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
         self._task, self._assignment, self._wire = task, assignment, wire
-        self._format = WireFormat.of(wire, dtype)
+        self._format = WireFormat(activations=task.activations, gradients=task.gradients, dtype=dtype)
         self._adaptation, self._without = adaptation, without
         self._on_placed = on_placed
         self._placement: Placement | None = None

@@ -100,7 +100,7 @@ class Federation:
         self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
-        self.wire = WireFormat.of(config.wire, self.lower.dtype)
+        self.wire = WireFormat.of(config, self.lower.dtype)
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,

@@ -13,7 +13,7 @@ from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, spread
+from simulations.tables import again, network_name, spread
 
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
 DEFAULTS: dict[str, object] = {"dataset": "digits", "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0}
@@ -171,7 +171,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings, config = self.settings, self.settings.config
         return (
             f"{config['dataset']}, {settings.train_images} training images, {settings.epochs} epochs, "
-            f"{config['backbone']}; lightening ended as {self.end}; {self.place}"
+            f"{network_name(config)}; lightening ended as {self.end}; {self.place}"
         )
 
     @property

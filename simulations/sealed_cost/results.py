@@ -15,7 +15,7 @@ from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, spread
+from simulations.tables import again, network_name, spread
 
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
@@ -170,7 +170,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings, config = self.settings, self.settings.config
         return (
             f"{config['dataset']}, {settings.uppers} stores, {self.measurements[0].reading.record_bytes} bytes "
-            f"of patches a record, batch {config['batch-size']}, {config['backbone']}; {self.place}"
+            f"of patches a record, batch {config['batch-size']}, {network_name(config)}; {self.place}"
         )
 
     @property
