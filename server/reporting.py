@@ -14,13 +14,14 @@ import msgspec
 from rich.filesize import decimal
 from torch.utils.tensorboard import SummaryWriter
 
-from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
+from psl_flower.engine.head import StepReport
+from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import duration
 from psl_flower.wire.messages import ADAPTATION
-from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 
