@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from psl_flower.errors import ConfigError
-from psl_flower.flower.collection import gather_answers
+from psl_flower.flower.collection import collect_answers
 from psl_flower.flower.link import NodeLink
 from psl_flower.kinds import Restore
 from psl_flower.sealed import authorisation
@@ -33,7 +33,7 @@ def restore(run: ServerRun[Restore]) -> None:
     task = run.node_task()
     link = NodeLink(task, stores.description.assignment, run.config.wire)
     link.open_in_time(run.grid, {})
-    answers = gather_answers(run.grid, link.placement, task, request, run.config.wire.node_timeout_s)
+    answers = collect_answers(run.grid, link.placement, task, request, run.config.wire.node_timeout_s)
     folder = run.folder.path / "answers"
     for m, answer in answers.items():
         write_file(folder / f"upper-{m:03d}.psl", answer, mode=0o644, parents=True)

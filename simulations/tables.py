@@ -50,7 +50,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def trained(config: Values) -> str:
-    """Return what the runs of a benchmark train, and what goes over the wire."""
+    """Describe a benchmark's network and wire format."""
     up, down = config["wire-activations"], config["wire-gradients"]
     wire = up if up == down else f"{up} up, {down} down"
     return f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {wire}"
@@ -81,7 +81,7 @@ def again(
     options : iterable of (str, str)
         Names and texts of the options; a flag has an empty text.
     config : dict
-        Settings of the runs, of which only those that were asked for are told.
+        Settings of the runs; only those that differ from the defaults are shown.
     defaults : mapping
         What the benchmark chooses unless asked.
     """

@@ -13,7 +13,7 @@ from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.party import PartyEngine
-from psl_flower.engine.stateless import forgetful
+from psl_flower.engine.stateless import stateless
 from psl_flower.engine.streams import serve
 from psl_flower.errors import PslError
 from psl_flower.flower.node_config import own_tls
@@ -111,7 +111,7 @@ def take_step(host: Hosting, question: TakeStep, received: Received) -> Parcel:
         frame = received.part(m)
         with closing(host.party(m)) as engine:
             host.check_allowed(engine)
-            party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
+            party, wire = stateless(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
             expected = party.expects(wire, question.step, question.saved.get(m))
             answers[m] = frame_bytes(party.reply(decode_frame(bytearray(frame), expected, peer=LOWER), wire))
     return Parcel(parts=answers)

@@ -15,7 +15,7 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
-from psl_flower.flower.collection import gather_weights
+from psl_flower.flower.collection import collect_weights
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
 from psl_flower.flower.nodes import Placement, holders_of, place
@@ -239,18 +239,18 @@ class NodeLink:
             If a node fails, or is lost and does not come back in that time; one that is simulated never does.
         """
 
-        def gather(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
-            return gather_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
+        def collect_from(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
+            return collect_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
 
         known = self._placement
         if known is not None and not known.absent:
             try:
-                return gather(known)
+                return collect_from(known)
             except (PeerLost, NodeLost) as error:
                 if known.simulated:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
-        return self._in_time(lambda: gather(self.place(grid, collecting=True)))
+        return self._in_time(lambda: collect_from(self.place(grid, collecting=True)))
 
     def _in_time(self, work: Callable[[], Result]) -> Result:
         """Do work that needs nodes, again while some are lost or missing, for `node_timeout_s` seconds.

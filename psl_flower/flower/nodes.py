@@ -131,7 +131,7 @@ def place(
                 raise _missing(str(error), refused, refused_ends) from None
             raise
         for failure in refused.values():
-            log.warning("%s; it takes no part%s", failure, "" if placement.absent else ", and is not needed")
+            log.warning("%s; it is left out%s", failure, "" if placement.absent else ", and is not needed")
         return placement
     deployed = all(inventory.partition < 0 for inventory in inventories.values())
     if refused:

@@ -90,7 +90,7 @@ class Kind(Settings):
         return ""
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
-        """Return how to continue it, as `Again`."""
+        """Return the command that continues it, as `Again`."""
         return ""
 
     def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:

@@ -172,7 +172,7 @@ def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits
 
 
 def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Speed:
-    """Return the speed of an Upper's file on this node, with patches of its own; see `judging.measure_speed`.
+    """Return the speed of an Upper's file on this node, with its own patches; see `judging.measure_speed`.
 
     Raises
     ------

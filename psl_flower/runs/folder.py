@@ -313,7 +313,7 @@ class RunFolder:
             account.save(self.path / ACCOUNT_FILE)
 
     def read_account(self) -> Account | None:
-        """Return what was read for the run's stores, if that is known; raises StoreError if it is damaged."""
+        """Return the account of the run's dataset, if there is one; raises StoreError if it is damaged."""
         return Account.load(self.path / ACCOUNT_FILE)
 
     @property

@@ -16,12 +16,12 @@ from torch import nn
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.head import HeadEngine, StepLoss
-from psl_flower.engine.optimizers import Optimizer, set_lr
+from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.errors import ConfigError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
-from psl_flower.split.side import PartySide, Reader, optimizer_of
+from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
 from psl_flower.system.generator import seeded
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
@@ -142,7 +142,7 @@ class TopEngine(HeadEngine):
         top: nn.Module,
         names: Sequence[str],
         loss: Loss,
-        make_optimizer: Callable[..., Optimizer] | Optimizer,
+        make_optimizer: GivenOptimizer,
         device: torch.device,
     ) -> None:
         top.to(device)

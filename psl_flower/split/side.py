@@ -15,7 +15,8 @@ from torch import nn
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import AlignmentError, ConfigError, DataError
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+# What makes an optimiser from parameters, or an optimiser.
+GivenOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer] | torch.optim.Optimizer
 # What a model is called with: a tensor, or several.
 Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -47,7 +48,7 @@ class PartySide:
 
     net: nn.Module
     data: Any
-    optimizer: MakeOptimizer | Optimizer
+    optimizer: GivenOptimizer
     ids: Sequence[Any] | None = None
     local_loss: Callable[[torch.Tensor, Inputs], torch.Tensor] | None = None
     device: str = "cpu"
@@ -147,7 +148,7 @@ class Reader:
         return tensor.to(self._device)
 
 
-def optimizer_of(net: nn.Module, given: MakeOptimizer | Optimizer, whose: str) -> Optimizer | None:
+def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer | None:
     """Return the optimiser of a net's parameters, which keeps the proportions of its groups; None without parameters.
 
     Raises
@@ -158,7 +159,7 @@ def optimizer_of(net: nn.Module, given: MakeOptimizer | Optimizer, whose: str) -
     parameters = list(net.parameters())
     if not parameters:
         return None
-    optimizer = given if isinstance(given, torch.optim.Optimizer) else given(parameters)  # type: ignore[operator]
+    optimizer = given if isinstance(given, torch.optim.Optimizer) else given(parameters)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not held <= {id(parameter) for parameter in parameters}:
         raise ConfigError(f"{whose}: its optimiser has parameters that are not of its model")

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.engine.batches import BatchOrder
-from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.callbacks import Callback
 from psl_flower.split.engines import TOP, Loss, Shape, TopEngine, made
 from psl_flower.split.lessons import SplitLessons
-from psl_flower.split.side import MakeOptimizer, Rows
+from psl_flower.split.side import GivenOptimizer, Rows
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
 from psl_flower.wire.frames import MAX_RANK
@@ -96,7 +95,7 @@ class Training:
         train: Any,
         valid: Any = (),
         loss: Loss,
-        optimizer: MakeOptimizer | Optimizer,
+        optimizer: GivenOptimizer,
         lr: float,
         batch_size: int,
         epochs: int,

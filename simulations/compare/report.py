@@ -137,7 +137,7 @@ def absence(report: Report, method: str) -> dict[int, Mean]:
 
 
 def sees(method: Method, report: Report) -> tuple[str, str]:
-    """Return what a node and the server get to see."""
+    """Return the views of a node and of the server."""
     if method.kind == PATCHES:
         averaged = bool((report.settings.config | method.config).get("average-every"))
         apart = bool(report.settings.config.get("adaptation-server")) and bool(method.config.get("alpha"))

@@ -1,4 +1,4 @@
-"""What is measured, written and told: every model beside the reference, and whether the goals are met."""
+"""The report: every model beside the reference, and whether the goals are met."""
 
 from __future__ import annotations
 
@@ -256,12 +256,12 @@ def difference(one: Model, other: Model) -> Difference:
 
 
 def error_of(accuracy: float, images: int) -> float:
-    """Return the binomial standard error of an accuracy measured on so many images."""
+    """Return the binomial standard error of an accuracy, by the number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def name_of(model: Model) -> str:
-    """Return what a model is called."""
+    """Return a model's name."""
     return _NAMES.get(model.name) or f"third, degree {model.degree}, int8"
 
 

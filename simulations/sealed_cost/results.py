@@ -72,7 +72,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ingest(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingest in a process of its own, on one core.
+    """One ingest in a separate process, on one core.
 
     Attributes
     ----------
@@ -223,7 +223,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
 
 
 def summarise(settings: Settings, trials: Sequence[Trial]) -> Summary:
-    """Return what one or more trials amount to."""
+    """Summarise one or more trials."""
     readings = [trial.reading for trial in trials]
     sealed, plain, step = (
         [statistics.median(times) for times in column]
