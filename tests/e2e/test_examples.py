@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,11 +14,12 @@ import pytest
 import torch
 
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.launch.superlink import LocalSuperLink
 from tests import plain_split as plain
-from tests.e2e.conftest import Place
+from tests.e2e.conftest import wait_until
 from tests.paths import ROOT
 
-THREE = "num-supernodes=3 client-resources-num-cpus=1 init-args-num-cpus=3"
+THREE = {"num-supernodes": 3, "client-resources-num-cpus": 1, "init-args-num-cpus": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +39,15 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def run(place: Place, name: str, workdir: Path, **config: Any) -> subprocess.CompletedProcess[str]:
-    """Run an example in a simulation with a node for each party."""
-    given = " ".join(f"{key}={value!r}" for key, value in {"workdir": str(workdir), **config}.items())
-    app = ROOT / "examples" / name
-    return place.flwr("run", str(app), "--stream", "--federation-config", THREE, "--run-config", given)
+def run(name: str, workdir: Path, disturb: Callable[[LocalSuperLink], None] = lambda link: None, **config: Any) -> str:
+    """Run an example in a simulation with a node for each party; return Flower's word on its end, and its log."""
+    with LocalSuperLink() as link:
+        link.wait()
+        run_id = link.run(ROOT / "examples" / name, {"workdir": str(workdir), **config}, THREE)
+        wait_until(link.is_running, 120, "the run to begin")
+        disturb(link)
+        wait_until(lambda: not link.is_running(), 500, "the run to end")
+        return f"{link.status(run_id)}\n{link.last_words()}"
 
 
 def rounds(workdir: Path) -> list[dict[str, Any]]:
@@ -89,37 +89,34 @@ def tabular_weights(epochs: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("transport", ["stream", "flower"])
-def test_tabular(transport: str, place: Place, tmp_path: Path) -> None:
-    done = run(place, "tabular", tmp_path / "run", epochs=2, transport=transport)
-    assert [record["round"] for record in rounds(tmp_path / "run")] == [1, 2], done.stdout + done.stderr
-    assert "evaluate" in done.stdout or "auc" in done.stdout
+def test_tabular(transport: str, tmp_path: Path) -> None:
+    words = run("tabular", tmp_path / "run", epochs=2, transport=transport)
+    assert [record["round"] for record in rounds(tmp_path / "run")] == [1, 2], words
+    assert words.startswith("finished:completed")
     assert plain.differing(weights(tmp_path / "run"), tabular_weights(2)) == []
     assert plain.differing(weights(tmp_path / "run"), tabular_weights(1)) != []
 
 
-def test_tabular_with_a_node_killed_and_resumed(place: Place, tmp_path: Path) -> None:
+def test_tabular_with_a_node_killed_and_resumed(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     killed: list[int] = []
 
-    def kill() -> None:
+    def kill(link: LocalSuperLink) -> None:
         """Kill a node's process once two rounds are over."""
-        deadline = time.monotonic() + 200
-        while len(rounds(workdir)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for process in place.processes():
-            if "ray::ClientAppActor" in " ".join(process.cmdline()[:1]):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-                return
+        wait_until(lambda: len(rounds(workdir)) >= 2 or not link.is_running(), 400, "two rounds")
+        actors = [process for process in link.processes() if "ClientAppActor" in " ".join(process.cmdline()[:1])]
+        actors[0].kill()
+        killed.append(actors[0].pid)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    done = run(place, "tabular", workdir, epochs=60, transport="stream")
-    thread.join()
+    words = run("tabular", workdir, kill, epochs=60, transport="stream")
+    before = rounds(workdir)
     assert killed
-    assert 2 <= len(rounds(workdir)) < 20, done.stdout + done.stderr
-    done = run(place, "tabular", workdir, epochs=60, transport="stream")
+    assert len(before) >= 2
+    assert words.startswith("finished:failed"), words
+    words = run("tabular", workdir, epochs=60, transport="stream")
+    assert words.startswith("finished:completed"), words
     after = rounds(workdir)
+    assert after[: len(before)] == before
     assert [record["round"] for record in after] == list(range(1, len(after) + 1))
-    assert after[-1]["auc"] > 0.98, done.stdout + done.stderr
+    assert after[-1]["auc"] > 0.98
     assert plain.differing(weights(workdir), tabular_weights(len(after))) == []
