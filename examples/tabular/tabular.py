@@ -40,11 +40,6 @@ class Top(nn.Module):
         return self.layers(torch.cat(outputs, 1)).squeeze(1)
 
 
-def auc(logits: torch.Tensor, benign: torch.Tensor) -> float:
-    """Return the area under the ROC curve."""
-    return roc_auc_score(benign, logits)
-
-
 client_app = split_client(party)
 app = ServerApp()
 
@@ -56,6 +51,6 @@ def main(grid: Grid, context: Context) -> None:
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     strategy = SplitLearning(
         Top, PARTIES, labels=labels, train=TRAIN, valid=VALID, loss=nn.BCEWithLogitsLoss(), optimizer=torch.optim.Adam,
-        lr=0.003, batch_size=32, metrics={"auc": auc}, callbacks=[EarlyStopping("auc", patience=10)], **given,
+        lr=0.003, batch_size=32, metrics={"auc": lambda logits, benign: roc_auc_score(benign, logits)}, callbacks=[EarlyStopping("auc", patience=10)], **given,
     )  # fmt: skip
     print(strategy.fit(grid))
