@@ -54,5 +54,6 @@ def main(grid: Grid, context: Context) -> None:
     print(SplitLearning(
         Top, PARTIES, labels=load_digits().target, train=TRAIN, valid=VALID, loss=nn.CrossEntropyLoss(),
         optimizer=lambda parameters: torch.optim.SGD(parameters, momentum=0.9), lr=0.05, batch_size=64,
-        schedule="one-cycle", metrics={"accuracy": lambda logits, digits: float((logits.argmax(1) == digits).float().mean())}, **given,
+        schedule="one-cycle", metrics={"accuracy": lambda logits, digits: (logits.argmax(1) == digits).float().mean()},
+        **given,
     ).fit(grid))  # fmt: skip

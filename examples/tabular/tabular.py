@@ -51,6 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     strategy = SplitLearning(
         Top, PARTIES, labels=labels, train=TRAIN, valid=VALID, loss=nn.BCEWithLogitsLoss(), optimizer=torch.optim.Adam,
-        lr=0.003, batch_size=32, metrics={"auc": lambda logits, benign: roc_auc_score(benign, logits)}, callbacks=[EarlyStopping("auc", patience=10)], **given,
+        lr=0.003, batch_size=32, metrics={"auc": lambda logits, benign: roc_auc_score(benign, logits)},
+        callbacks=[EarlyStopping("auc", patience=10)], **given,
     )  # fmt: skip
     print(strategy.fit(grid))
