@@ -8,7 +8,7 @@ import time
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Task
+from psl_flower.engine.task import Task
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
