@@ -1,0 +1,175 @@
+"""Kills at random moments while runs train, each of which is followed until all have recovered."""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import time
+from dataclasses import dataclass
+
+from psl_flower.errors import RunError
+from simulations.chaos.deployed_results import RECOVERING, RESUMED, TRAINED_ON, TRAINING, WENT_BACK, Kill
+from simulations.chaos.federation import CLIENT_APP, ROLES, Federation
+from simulations.chaos.operated import OperatedRun
+from simulations.separate_hosts.network import Host
+
+# This share of the kills comes before the run has recovered from the kill before, so long at most after it.
+_SHARE_RECOVERING, _LONGEST_PAUSE_S = 0.6, 40.0
+_LONGEST_STEPS_S = 4.0
+# Until all have recovered, on a machine that has much else to do: Flower alone takes a minute to notice some losses.
+_LONGEST_RECOVERY_S = 900.0
+_POLL_S = 0.5
+_GONE_BACK = "go back to step"
+_WARNING = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$", re.MULTILINE)
+_LONGEST_SAID = 300
+
+
+@dataclass
+class _Pending:
+    """A kill from which not all runs have recovered yet."""
+
+    role: str
+    host: Host
+    moment: str
+    at_s: float
+    killed: float
+    step: int
+    committed: tuple[int, ...]
+    logged: tuple[int, ...]
+    resumed: tuple[int, ...]
+    connections: int
+
+
+class Storm:
+    """Kills processes of a federation while runs train on it.
+
+    Parameters
+    ----------
+    federation : Federation
+        Whose processes.
+    runs : list of OperatedRun
+        All that train on it.
+    draw : random.Random
+        Decides roles and moments.
+    """
+
+    def __init__(self, federation: Federation, runs: list[OperatedRun], draw: random.Random) -> None:
+        self.kills: list[Kill] = []
+        self._federation, self._runs, self._draw = federation, runs, draw
+        self._pending: list[_Pending] = []
+        self._began = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether all runs are complete."""
+        return all(run.complete for run in self._runs)
+
+    def rage(self, kills: int) -> None:
+        """Kill that often at most, fewer times if the runs are over before; then follow the runs to their end.
+
+        Raises
+        ------
+        RunError
+            If a run does not recover in time.
+        """
+        self._wait(0.0, first_step=True)
+        for number in range(kills):
+            if number and self._draw.random() < _SHARE_RECOVERING:
+                self._wait(self._draw.uniform(0.0, _LONGEST_PAUSE_S), recovered=False)
+            else:
+                self._wait(self._draw.uniform(0.0, _LONGEST_STEPS_S))
+            if self.over:
+                break
+            self._kill()
+        self._settle()
+
+    def _kill(self) -> None:
+        """Kill something that is there; roles that have no process now are drawn again."""
+        for role in self._draw.sample(ROLES, len(ROLES)):
+            moment = RECOVERING if self._pending else TRAINING
+            killed, step = time.monotonic(), max(run.step for run in self._runs)
+            runs = self._runs
+            before = _Pending(
+                role=role, host=self._federation.server, moment=moment, at_s=killed - self._began, killed=killed,
+                step=step, committed=tuple(run.committed for run in runs), logged=tuple(len(run.log) for run in runs),
+                resumed=tuple(run.resumed for run in runs), connections=0,
+            )  # fmt: skip
+            connections = {id(node): self._federation.connections(node) for node in self._federation.nodes}
+            host = self._federation.kill(role, self._draw)
+            if host is not None:
+                before.host, before.connections = host, connections.get(id(host), 0)
+                self._pending.append(before)
+                print(f"{runs[0].folder.name}: {role} of {host.folder.name} at step {step}, {moment}", file=sys.stderr)
+                return
+
+    def _wait(self, pause_s: float, *, recovered: bool = True, first_step: bool = False) -> None:
+        """Tend the runs for a time, counted from when they have recovered (or at once), or until they are over."""
+        deadline = time.monotonic() + _LONGEST_RECOVERY_S
+        until = None if recovered else time.monotonic() + pause_s
+        while not self.over and (until is None or time.monotonic() < until):
+            self._tend()
+            if until is None and not self._pending and (not first_step or all(run.committed for run in self._runs)):
+                until = time.monotonic() + pause_s
+            if until is None and time.monotonic() > deadline:
+                raise RunError(f"no recovery within {_LONGEST_RECOVERY_S:g} s from: {self._open()}")
+            time.sleep(_POLL_S)
+
+    def _settle(self) -> None:
+        """Follow the runs to their end."""
+        deadline, committed = time.monotonic() + _LONGEST_RECOVERY_S, -1
+        while not self.over:
+            self._tend()
+            now = sum(run.committed for run in self._runs)
+            if now != committed:
+                committed, deadline = now, time.monotonic() + _LONGEST_RECOVERY_S
+            if time.monotonic() > deadline:
+                raise RunError(f"no step within {_LONGEST_RECOVERY_S:g} s after: {self._open()}")
+            time.sleep(_POLL_S)
+        self._note_recovered()
+        for kill in self._pending:
+            self.kills.append(self._told(kill, None))
+        self._pending.clear()
+        self.kills.sort(key=lambda kill: kill.at_s)
+
+    def _tend(self) -> None:
+        for run in self._runs:
+            others = sum(other.begun and not other.complete for other in self._runs if other is not run)
+            run.tend(others)
+        self._note_recovered()
+
+    def _note_recovered(self) -> None:
+        now = time.monotonic()
+        for kill in [kill for kill in self._pending if self._has_recovered(kill)]:
+            self._pending.remove(kill)
+            self.kills.append(self._told(kill, now - kill.killed))
+
+    def _has_recovered(self, kill: _Pending) -> bool:
+        """Whether every run has committed a step since, or is complete, and what was killed runs again."""
+        moved = all(
+            run.complete or (run.begun and run.committed > committed)
+            for run, committed in zip(self._runs, kill.committed, strict=True)
+        )
+        back = self._federation.superlink_runs()
+        if kill.host is not self._federation.server and kill.role != CLIENT_APP:
+            back = back and self._federation.connections(kill.host) > kill.connections
+        return moved and back
+
+    def _told(self, kill: _Pending, recovery_s: float | None) -> Kill:
+        logged = "\n".join(run.log[start:] for run, start in zip(self._runs, kill.logged, strict=True))
+        resumed = any(run.resumed > before for run, before in zip(self._runs, kill.resumed, strict=True))
+        warning = _WARNING.search(logged)
+        return Kill(
+            role=kill.role,
+            host=kill.host.folder.name,
+            moment=kill.moment,
+            at_s=round(kill.at_s, 1),
+            step=kill.step,
+            committed=min(kill.committed),
+            seen=RESUMED if resumed else WENT_BACK if _GONE_BACK in logged else TRAINED_ON,
+            said=warning[1][:_LONGEST_SAID] if warning else "",
+            recovery_s=None if recovery_s is None else round(recovery_s, 1),
+        )
+
+    def _open(self) -> str:
+        return ", ".join(f"{kill.role} of {kill.host.folder.name} at step {kill.step}" for kill in self._pending)
