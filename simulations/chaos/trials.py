@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,11 @@ from simulations.separate_hosts.deployment import EXCHANGE_PORT
 UNDISTURBED, ONE_RUN, TWO_RUNS = "undisturbed", "one run", "two runs at once"
 NODE_DISK, SERVER_DISK = "a node's disk is full", "the server's disk is full"
 _DISKS = (NODE_DISK, SERVER_DISK)
-STEPS_PER_ROUND = 6
+STEPS_PER_ROUND = 12
 # Of a run whose disk fills up, and of one that nobody disturbs.
-_FEW_STEPS = 12
+_FEW_STEPS = 24
+# What a kill takes on average, since others come while the run still recovers from it.
+_STEPS_PER_KILL = 6
 # What a step of the flower transport takes in the place of one over streams.
 _SLOWER = 3
 # Room for the states of an Upper, and of the Lower, of some steps; and for all.
@@ -74,7 +77,8 @@ def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
     for number, first in enumerate(range(0, kills, kills_per_run)):
         kind, transport = turns[number % len(turns)]
         count = min(kills_per_run, kills - first)
-        steps = STEPS_PER_ROUND * max(2, count // (_SLOWER if transport == "flower" else 1))
+        rounds = _STEPS_PER_KILL * count // STEPS_PER_ROUND // (_SLOWER if transport == "flower" else 1)
+        steps = STEPS_PER_ROUND * max(2, rounds)
         name = f"storm-{number + 1}"
         found.append(Plan(name=name, kind=kind, transport=transport, kills=count, steps=steps, seed=seed + number))
     return [*found, *(Plan(name=f"disk-{n}", kind=kind) for n, kind in enumerate(_DISKS, 1))]
@@ -107,6 +111,9 @@ def _told(
     federation: Federation, plan: Plan, storm: Storm, runs: list[OperatedRun], failure: str, seconds: float
 ) -> Trial:
     weights = tuple(_digest(load_file(run.folder.model / MODEL_FILE)) for run in runs if run.complete)
+    if not failure:  # 100 MB each
+        for run in runs:
+            shutil.rmtree(run.folder.checkpoints.folder)
     return Trial(
         name=plan.name,
         kind=plan.kind,
