@@ -56,6 +56,7 @@ class Options(fields.Settings):
         "trials in the file of --out are kept",
     )  # fmt: skip
     kills_per_run: int = setting(10, "with --deployed: kills of one run, or of two at once", least=1)
+    nodes: int = setting(4, "with --deployed: nodes of a federation", least=1, most=4)
     federations: int = setting(1, "with --deployed: federations side by side", least=1)
     keep: bool = setting(False, "keep the workspace with logs and runs, and print where")
 
@@ -83,7 +84,7 @@ def _storm(given: argparse.Namespace) -> None:
         if options.deployed:
             report = deployed.rage(
                 given.out, workspace.path, kills=options.kills, kills_per_run=options.kills_per_run,
-                seed=options.seed, federations=options.federations,
+                seed=options.seed, nodes=options.nodes, federations=options.federations,
             )  # fmt: skip
         else:
             report = storm(workspace.path, options)

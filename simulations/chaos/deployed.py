@@ -24,7 +24,6 @@ from simulations.machine import circumstances
 from simulations.reports import Values
 from simulations.separate_hosts.network import Network, why_not
 
-NUM_NODES = 4
 # One thread each, so that the weights can be compared bit for bit.
 SETTINGS: Values = {
     "batch-size": 16, "lr": 0.02, "checkpoint-every": 2, "node-timeout-s": 240, "step-timeout-s": 60,
@@ -33,7 +32,9 @@ SETTINGS: Values = {
 _DATASET, _IMAGES = "digits", (96, 32)
 
 
-def rage(out: Path | None, workspace: Path, *, kills: int, kills_per_run: int, seed: int, federations: int) -> Report:
+def rage(
+    out: Path | None, workspace: Path, *, kills: int, kills_per_run: int, seed: int, nodes: int, federations: int
+) -> Report:
     """Do all trials that the result file does not have yet, and write it after each.
 
     Parameters
@@ -44,8 +45,8 @@ def rage(out: Path | None, workspace: Path, *, kills: int, kills_per_run: int, s
         Where the hosts' folders are made.
     kills, kills_per_run, seed : int
         How often to kill in all and in one run, and what decides roles and moments.
-    federations : int
-        How many federations to have side by side.
+    nodes, federations : int
+        How many nodes a federation has, and how many federations to have side by side.
 
     Raises
     ------
@@ -61,10 +62,11 @@ def rage(out: Path | None, workspace: Path, *, kills: int, kills_per_run: int, s
         kills=kills,
         kills_per_run=kills_per_run,
         seed=seed,
+        nodes=nodes,
         measurements=(),
     )
-    if (report.kills_per_run, report.seed) != (kills_per_run, seed):
-        made = f"--kills-per-run {report.kills_per_run} --seed {report.seed}"
+    if (report.kills_per_run, report.seed, report.nodes) != (kills_per_run, seed, nodes):
+        made = f"--kills-per-run {report.kills_per_run} --seed {report.seed} --nodes {report.nodes}"
         raise RunError(f"{out}: was made with {made}; use these, or another file")
     asked = plans(kills, kills_per_run, seed)
     trials = _Trials(msgspec.structs.replace(report, kills=kills), asked, out, workspace)
@@ -129,7 +131,7 @@ class _Trials:
     @contextlib.contextmanager
     def _federation(self) -> Iterator[Federation]:
         folder = Path(tempfile.mkdtemp(prefix="federation-", dir=self._workspace))
-        network = Network(folder, NUM_NODES, environment())
+        network = Network(folder, self._report.nodes, environment())
         self._networks.append(network)
         try:
             ingest = ("--max-train", str(_IMAGES[0]), "--max-test", str(_IMAGES[1]))

@@ -98,7 +98,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     ----------
     settings : dict
         Settings of the runs by their kebab-case keys.
-    kills, kills_per_run, seed : int
+    kills, kills_per_run, seed, nodes : int
         What was asked for.
     measurements : tuple of Trial
         All trials that have ended.
@@ -110,6 +110,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     kills: int
     kills_per_run: int
     seed: int
+    nodes: int
     measurements: tuple[Trial, ...]
 
     @property
@@ -148,8 +149,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def notes(self) -> str:
         """How to read the tables."""
         return (
-            "A SuperLink and four SuperNodes in network namespaces, sealed stores, TLS with certificates of an own "
-            "authority, mutual TLS of the streams, a checkpoint every "
+            f"A SuperLink and {self.nodes} SuperNodes in network namespaces, sealed stores, TLS with certificates "
+            "of an own authority, mutual TLS of the streams, a checkpoint every "
             f"{self.settings['checkpoint-every']} steps. Every kill is a SIGKILL at a moment drawn from the seed; a "
             "host loses all its processes and its cable for 1 to 20 s. Services are started again as the systemd units "
             "do, and an operator resumes a run that has ended. Recovery: from the kill to the next committed step with "
@@ -161,7 +162,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
     @property
     def command(self) -> str:
         """The command line that does the same again."""
-        options = {"deployed": "", "kills": self.kills, "kills-per-run": self.kills_per_run, "seed": self.seed}
+        asked = {"kills": self.kills, "kills-per-run": self.kills_per_run, "seed": self.seed, "nodes": self.nodes}
+        options = {"deployed": "", **asked}
         return again("chaos", [(name, str(value)) for name, value in options.items()], {})
 
     def _equal_trials(self) -> list[Trial]:

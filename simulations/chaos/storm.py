@@ -15,7 +15,7 @@ from simulations.chaos.operated import OperatedRun
 from simulations.separate_hosts.network import Host
 
 # This share of the kills comes before the run has recovered from the kill before, so long at most after it.
-_SHARE_RECOVERING, _LONGEST_PAUSE_S = 0.6, 40.0
+_SHARE_RECOVERING, _LONGEST_PAUSE_S = 0.75, 40.0
 _LONGEST_STEPS_S = 4.0
 # Until all have recovered, on a machine that has much else to do: Flower alone takes a minute to notice some losses.
 _LONGEST_RECOVERY_S = 900.0

@@ -49,6 +49,7 @@ def report(*more):
         kills=200,
         kills_per_run=3,
         seed=4,
+        nodes=4,
         measurements=(trial("storm-1", kills), trial("storm-2", (kill("ServerApp", 30.0),), runs=2), *more),
     )
 
@@ -86,7 +87,7 @@ def test_other_weights_and_failures_are_called_so(wrong):
 def test_the_command_that_does_it_again():
     words = shlex.split(report().command)
     given = make_parser().parse_args(words[3:])
-    assert (given.deployed, given.kills, given.kills_per_run, given.seed) == (True, 200, 3, 4)
+    assert (given.deployed, given.kills, given.kills_per_run, given.seed, given.nodes) == (True, 200, 3, 4, 4)
 
 
 def test_plans_spread_the_kills_over_runs_of_both_transports():
@@ -106,7 +107,7 @@ def test_a_file_of_other_options_is_not_continued(tmp_path, monkeypatch, capsys)
     path = tmp_path / "out.json"
     reports.save(path, report())
     assert main(["--deployed", "--kills", "4", "--out", str(path)]) == 1
-    assert "was made with --kills-per-run 3 --seed 4; use these, or another file" in capsys.readouterr().err
+    assert "was made with --kills-per-run 3 --seed 4 --nodes 4; use these, or another file" in capsys.readouterr().err
     path.write_text("{}", "utf-8")
     assert main(["--deployed", "--out", str(path)]) == 1
     assert "is the result file of something else" in capsys.readouterr().err
