@@ -29,10 +29,10 @@ _DISKS = (NODE_DISK, SERVER_DISK)
 STEPS_PER_ROUND = 12
 # Of a run whose disk fills up, and of one that nobody disturbs.
 _FEW_STEPS = 24
-# What a kill takes on average, since others come while the run still recovers from it.
-_STEPS_PER_KILL = 6
-# What a step of the flower transport takes in the place of one over streams.
-_SLOWER = 3
+# Enough on average, since most kills come while the run still recovers from others.
+_STEPS_PER_KILL = 5
+# Over the flower transport a step takes a minute on a busy machine: Flower starts a process for every message.
+_FLOWER_STEPS, _FLOWER_STEPS_PER_ROUND = 8, 4
 # Room for the states of an Upper, and of the Lower, of some steps; and for all.
 _ROOM = {NODE_DISK: "3m", SERVER_DISK: "240m"}
 _ENOUGH = "2g"
@@ -52,6 +52,8 @@ class Plan:
         How often to kill.
     steps : int
         Training steps of each run.
+    steps_per_round : int
+        Those of a round.
     seed : int
         Of roles and moments.
     """
@@ -61,27 +63,33 @@ class Plan:
     transport: str = "stream"
     kills: int = 0
     steps: int = _FEW_STEPS
+    steps_per_round: int = STEPS_PER_ROUND
     seed: int = 0
 
     @property
     def settings(self) -> tuple[str, ...]:
         """Settings of its runs, as KEY=VALUE, that they do not share with all others."""
-        rounds = self.steps // STEPS_PER_ROUND
-        return (f"transport={self.transport}", f"rounds={rounds}", f"steps-per-round={STEPS_PER_ROUND}")
+        rounds = self.steps // self.steps_per_round
+        return (f"transport={self.transport}", f"rounds={rounds}", f"steps-per-round={self.steps_per_round}")
 
 
 def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
     """Return the trials of a number of kills: one undisturbed, storms in turns, full disks."""
-    found = [Plan(name="undisturbed", kind=UNDISTURBED)]
-    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "flower"))
+    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "stream"), (ONE_RUN, "flower"), (ONE_RUN, "stream"))
+    storms = []
     for number, first in enumerate(range(0, kills, kills_per_run)):
         kind, transport = turns[number % len(turns)]
         count = min(kills_per_run, kills - first)
-        rounds = _STEPS_PER_KILL * count // STEPS_PER_ROUND // (_SLOWER if transport == "flower" else 1)
-        steps = STEPS_PER_ROUND * max(2, rounds)
-        name = f"storm-{number + 1}"
-        found.append(Plan(name=name, kind=kind, transport=transport, kills=count, steps=steps, seed=seed + number))
-    return [*found, *(Plan(name=f"disk-{n}", kind=kind) for n, kind in enumerate(_DISKS, 1))]
+        per_round = _FLOWER_STEPS_PER_ROUND if transport == "flower" else STEPS_PER_ROUND
+        steps = _FLOWER_STEPS if transport == "flower" else per_round * max(2, _STEPS_PER_KILL * count // per_round)
+        storms.append(
+            Plan(
+                name=f"storm-{number + 1}", kind=kind, transport=transport, kills=count, steps=steps,
+                steps_per_round=per_round, seed=seed + number,
+            )
+        )  # fmt: skip
+    disks = [Plan(name=f"disk-{n}", kind=kind) for n, kind in enumerate(_DISKS, 1)]
+    return [Plan(name="undisturbed", kind=UNDISTURBED), *storms[:2], *disks, *storms[2:]]
 
 
 def attempt(federation: Federation, plan: Plan) -> Trial:
