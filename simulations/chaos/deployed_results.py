@@ -33,7 +33,8 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     said : str
         The first warning or error that it logged meanwhile; empty if there was none.
     recovery_s : float or None
-        From the kill to the next committed step with everything running again; None if the run ended before.
+        From the kill to a committed step beyond all that it could disturb, with everything running again; None if the
+        run ended before.
     """
 
     role: str
@@ -149,14 +150,14 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def notes(self) -> str:
         """How to read the tables."""
         return (
-            f"A SuperLink and {self.nodes} SuperNodes in network namespaces, sealed stores, TLS with certificates "
-            "of an own authority, mutual TLS of the streams, a checkpoint every "
+            f"A SuperLink and {self.nodes} SuperNodes in network namespaces, sealed stores, TLS with certificates of "
+            "an own authority, mutual TLS of the streams, a checkpoint every "
             f"{self.settings['checkpoint-every']} steps. Every kill is a SIGKILL at a moment drawn from the seed; a "
             "host loses all its processes and its cable for 1 to 20 s. Services are started again as the systemd units "
-            "do, and an operator resumes a run that has ended. Recovery: from the kill to the next committed step with "
-            'everything running again, median (lowest to highest); kills in the column "recovering" came before the '
-            "run had recovered from the kill before. The undisturbed network is trained in one process on the same "
-            f"batches. {self.load}"
+            "do, and an operator resumes a run that has ended. Recovery: from the kill to a committed step beyond all "
+            "that it could disturb, with everything running again, median (lowest to highest). Kills in the column "
+            "'recovering' came before the run had recovered from the kill before. The undisturbed network is trained "
+            f"in one process on the same batches. {self.load}"
         )
 
     @property

@@ -35,7 +35,7 @@ class OperatedRun:
     resumed : int
         How often it had to be resumed.
     errors : list of str
-        With which errors it ended before; empty texts where its ServerApp was killed.
+        With which errors it ended before; of a ServerApp that was killed there is none.
     """
 
     def __init__(self, federation: Federation, name: str, settings: tuple[str, ...], port: int) -> None:
@@ -106,7 +106,8 @@ class OperatedRun:
         if status is None:
             self._tend_start(others)
         elif self.over:
-            self.errors.append(self.last_words())
+            if status.ended:
+                self.errors.append(status.message)
             self._earlier.add(status.run_id)
             self.resume()
 

@@ -30,9 +30,11 @@ STEPS_PER_ROUND = 12
 # Of a run whose disk fills up, and of one that nobody disturbs.
 _FEW_STEPS = 24
 # Enough on average, since most kills come while the run still recovers from others.
-_STEPS_PER_KILL = 5
+_STEPS_PER_KILL = 3
 # Over the flower transport a step takes a minute on a busy machine: Flower starts a process for every message.
 _FLOWER_STEPS, _FLOWER_STEPS_PER_ROUND = 8, 4
+# Over streams the Lower's words lag a little behind its steps.
+_UNDER_WAY = {"stream": 4, "flower": 0}
 # Room for the states of an Upper, and of the Lower, of some steps; and for all.
 _ROOM = {NODE_DISK: "3m", SERVER_DISK: "240m"}
 _ENOUGH = "2g"
@@ -96,7 +98,10 @@ def attempt(federation: Federation, plan: Plan) -> Trial:
     """Do one trial; what goes wrong in it is told in its result."""
     began, failure = time.monotonic(), ""
     runs: list[OperatedRun] = []
-    storm = Storm(federation, runs, random.Random(plan.seed))
+    storm = Storm(
+        federation, runs, random.Random(plan.seed), steps_per_round=plan.steps_per_round,
+        under_way=_UNDER_WAY[plan.transport],
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         try:
             federation.wait_for_nodes(len(federation.nodes), _LONGEST_START_S)
