@@ -8,7 +8,6 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -90,30 +89,44 @@ class _Trials:
         self._waiting = deque(plan for plan in asked if plan.name not in done)
         self._order = [plan.name for plan in asked]
         self._report, self._out, self._workspace = report, out, workspace
-        self._lock = threading.Lock()
+        self._lock, self._stopped = threading.Lock(), False
         self._networks: list[Network] = []
+        self._errors: list[BaseException] = []
 
     def all(self, federations: int) -> Report:
         """Do them on a number of federations side by side; return the report."""
         torch.set_num_threads(1)
-        with ThreadPoolExecutor(federations) as pool:
-            try:
-                for worker in [pool.submit(self._work) for _ in range(min(federations, len(self._waiting)))]:
-                    worker.result()
-            except BaseException:
-                self._waiting.clear()
-                for network in self._networks:
-                    network.close()
-                raise
+        # Daemons, since one that waits for a program of a network that is gone would delay the command's end.
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(federations)]
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        finally:
+            self._stop()
+        for error in self._errors:
+            raise error
         return self._report
+
+    def _stop(self) -> None:
+        """Drop all networks, and let no thread make another."""
+        with self._lock:
+            self._stopped = True
+            self._waiting.clear()
+        for network in self._networks:
+            network.close()
 
     def _work(self) -> None:
         """Do trials on one federation, on a new one after a trial that failed."""
-        while self._waiting:
-            # Another thread may be faster.
-            with self._federation() as federation, contextlib.suppress(IndexError):
-                while self._note(attempt(federation, self._waiting.popleft())):
-                    pass
+        try:
+            while self._waiting and not self._errors:
+                # Another thread may be faster.
+                with self._federation() as federation, contextlib.suppress(IndexError):
+                    while self._note(attempt(federation, self._waiting.popleft())):
+                        pass
+        except BaseException as error:
+            self._errors.append(error)
 
     def _note(self, trial: Trial) -> bool:
         """Enter a result, and return whether all is well."""
@@ -131,8 +144,11 @@ class _Trials:
     @contextlib.contextmanager
     def _federation(self) -> Iterator[Federation]:
         folder = Path(tempfile.mkdtemp(prefix="federation-", dir=self._workspace))
-        network = Network(folder, self._report.nodes, environment())
-        self._networks.append(network)
+        with self._lock:
+            if self._stopped:
+                raise RunError("the command was interrupted")
+            network = Network(folder, self._report.nodes, environment())
+            self._networks.append(network)
         try:
             ingest = ("--max-train", str(_IMAGES[0]), "--max-test", str(_IMAGES[1]))
             federation = Federation(network, _DATASET, ingest, [f"{key}={value}" for key, value in SETTINGS.items()])
