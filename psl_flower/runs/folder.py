@@ -113,7 +113,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         if self.ended or host != socket.gethostname():
             return False
         try:
-            return bool(psutil.Process(int(pid)).create_time() > self.updated)  # another one of this number
+            process = psutil.Process(int(pid))
+            # A zombie is dead, though Flower may not ask for its status for hours; a later one only has its number.
+            return bool(process.status() == psutil.STATUS_ZOMBIE or process.create_time() > self.updated)
         except psutil.NoSuchProcess:
             return True
         except psutil.Error:
