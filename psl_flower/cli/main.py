@@ -22,14 +22,14 @@ class _Command(TyperCommand):
 
 def make_app() -> typer.Typer:
     """Return the program with all its commands."""
-    from psl_flower.cli import doctor, inspect, lighten, models, owner, restorer, runs, settings, train
+    from psl_flower.cli import doctor, inspect, leak, lighten, models, owner, restorer, runs, settings, train
 
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
         name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     app.callback()(_program)
-    for commands in (train, settings, inspect, models, lighten, runs, owner, restorer, doctor):
+    for commands in (train, settings, inspect, models, leak, lighten, runs, owner, restorer, doctor):
         commands.register(app)
     for info in app.registered_commands:
         info.cls = _Command
