@@ -28,6 +28,7 @@ from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.system.devices import choose_device
 from psl_flower.system.exposure import close_ray
+from psl_flower.system.folders import remove_leftovers
 from psl_flower.system.machine import keep_freed_memory, usable_cores
 from psl_flower.system.state import node_state
 from psl_flower.text import expanded
@@ -136,6 +137,8 @@ class Host:
     def checkpoints(self, m: int) -> Checkpoints:
         """Return where a party's states are kept: a real node chooses that itself (node_config "state").
 
+        What a killed process left half written there is removed.
+
         Raises
         ------
         ConfigError
@@ -145,6 +148,7 @@ class Host:
         folder = root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}")
         if self.task.part:
             check_lightening_allowed(self.context)
+        remove_leftovers(folder)
         return Checkpoints(folder / LIGHT_FOLDER / self.task.part if self.task.part else folder)
 
     def prepare_process(self) -> None:

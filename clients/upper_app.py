@@ -27,7 +27,7 @@ from clients.host import (
 from clients.messages import LOWER, Asked, Handler, register
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.exchange import WireFormat
-from psl_flower.engine.stateless import forgetful
+from psl_flower.engine.stateless import stateless
 from psl_flower.engine.streams import serve
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import FrameMismatch, PslError
@@ -109,7 +109,7 @@ def _step(asked: Asked[questions.TakeStep]) -> Parcel:
         frame = asked.received.part(m)
         with closing(host.engine(m, asked.build)) as engine:
             check_averaging_allowed(asked.context, engine)
-            party, wire = forgetful(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
+            party, wire = stateless(engine, host.checkpoints(m).folder / "live.pt"), _wire(host.task, engine)
             expected = party.expects(wire, question.step, question.saved.get(m))
             answers[m] = frame_bytes(party.reply(decode_frame(bytearray(frame), expected, peer=LOWER), wire))
     return Parcel(parts=answers)

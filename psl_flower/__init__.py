@@ -30,7 +30,8 @@ read a dataset            `open_dataset`
 make or open its stores   `prepare_stores`
 train in this process     `OneProcessTrainer`, to the very weights of the federated run
 find runs                 `list_runs`, `open_run`, `choose_run` (the newest that has a model)
-use a trained model       `load_trained_model`, then `evaluate` with `own_test_images`, or `TrainedModel.predict`
+use a trained model       `load("RUN").predict("photo.png")`, a `TrainedModel`; `load_trained_model` of a run's folder
+measure a trained model   `evaluate` with `own_test_images`
 catch any error           `PslError`
 train over Flower         `strategies.PatchSplit` with `clients.upper_app.upper_app`; from a shell `psl train`
 ========================  ==============================================================================================
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from psl_flower.inference.evaluation import own_test_images as own_test_images
     from psl_flower.inference.trained_model import TrainedModel as TrainedModel
     from psl_flower.inference.trained_model import choose_run as choose_run
+    from psl_flower.inference.trained_model import load as load
     from psl_flower.inference.trained_model import load_trained_model as load_trained_model
     from psl_flower.kinds import parse_settings as parse_settings
     from psl_flower.losses import full_loss as full_loss
@@ -114,7 +116,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.one_process": ["OneProcessTrainer"],
         "errors": ["PslError"],
         "inference.evaluation": ["evaluate", "own_test_images"],
-        "inference.trained_model": ["TrainedModel", "choose_run", "load_trained_model"],
+        "inference.trained_model": ["TrainedModel", "choose_run", "load", "load_trained_model"],
         "kinds": ["parse_settings"],
         "losses": ["full_loss"],
         "models": ["AdaptationNet", "PatchSplitNet"],

@@ -21,7 +21,7 @@ from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
 from psl_flower.wire.questions import OpenStreams
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
-from strategies.collection import gather_weights
+from strategies.collection import collect_weights
 from strategies.flower_exchange import FlowerExchange
 from strategies.messages import failure_of, message
 from strategies.nodes import Placement, holders_of, place
@@ -239,18 +239,18 @@ class NodeLink:
             If a node fails, or is lost and does not come back in that time; one that is simulated never does.
         """
 
-        def gather(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
-            return gather_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
+        def collect_from(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
+            return collect_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
 
         known = self._placement
         if known is not None and not known.absent:
             try:
-                return gather(known)
+                return collect_from(known)
             except (PeerLost, NodeLost) as error:
                 if known.simulated:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
-        return self._in_time(lambda: gather(self.place(grid, collecting=True)))
+        return self._in_time(lambda: collect_from(self.place(grid, collecting=True)))
 
     def _in_time(self, work: Callable[[], Result]) -> Result:
         """Do work that needs nodes, again while some are lost or missing, for `node_timeout_s` seconds.

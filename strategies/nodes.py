@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
 from psl_flower.patches.assignment import positions_by_upper
+from psl_flower.text import counted
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions
 from psl_flower.wire.questions import AskClaims, AskInventory
@@ -130,7 +131,7 @@ def place(
                 raise _missing(str(error), refused, refused_ends) from None
             raise
         for failure in refused.values():
-            log.warning("%s; it takes no part%s", failure, "" if placement.absent else ", and is not needed")
+            log.warning("%s; it is left out%s", failure, "" if placement.absent else ", and is not needed")
         return placement
     deployed = all(inventory.partition < 0 for inventory in inventories.values())
     if refused:
@@ -270,8 +271,8 @@ def _place_simulated(
         transport = "stream" if slots >= len(nodes) else "flower"
         if transport == "flower":
             note = (
-                f"{len(nodes)} simulated nodes share {slots} slot{'s' * (slots > 1)}, so they cannot run at once and "
-                "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
+                f"{counted(len(nodes), 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
+                "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
     elif transport == "stream" and slots < len(nodes):
         if slots <= adaptation:
@@ -279,7 +280,8 @@ def _place_simulated(
                 "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
                 "use transport=flower, or `psl train`, which asks for enough slots"
             )
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots - adaptation} host all {len(uppers)} Uppers"
+        hosting = f"{counted(slots - adaptation, 'node')} for all {counted(len(uppers), 'Upper')}"
+        note = f"{counted(slots, 'slot')} for {counted(len(nodes), 'simulated node')}: {hosting}"
         nodes = nodes[:slots]
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     own = nodes.pop() if adaptation else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from psl_flower.cli.output import Json, Workspace, print_table, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, say
 from psl_flower.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def leak(
-    run: Annotated[str, typer.Argument(help="Name of a run that has a model.")],
+    name: RunArgument = "",
     victims: Annotated[int, typer.Option(min=2, max=10_000, help="Training images to rebuild.")] = 500,
     auxiliary: Annotated[int, typer.Option(min=20, help="Other images of the dataset that the attacker has.")] = 5000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of a decoder over them, at most.")] = 30,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the victims and the decoders' weights.")] = 0,
+    run: RunName = "",
     workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
@@ -42,13 +43,12 @@ def leak(
     """
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
-    from psl_flower.inference.trained_model import load_trained_model
+    from psl_flower.inference.trained_model import choose_run, load_trained_model
     from psl_flower.leakage.audit import AuditSettings
     from psl_flower.leakage.report import sheet_png
-    from psl_flower.runs.folder import open_run
     from psl_flower.system.files import write_file
 
-    folder = open_run(default_workspace(workspace), run)
+    folder = choose_run(default_workspace(workspace), run_named(name, run))
     settings = AuditSettings(victims=victims, auxiliary=auxiliary, epochs=epochs, seed=seed)
     with Progress() as progress:
         report, sheet = _audit(folder, load_trained_model(folder), settings, progress)

@@ -1,4 +1,4 @@
-"""The Adaptation Net's side of a training step, in the Lower's process or on a node of its own.
+"""The Adaptation Net's side of a training step, in the Lower's process or on a separate node.
 
 Shape suffixes: B batch, P positions, C channels, h and w of a patch's smashed data.
 """
@@ -168,7 +168,7 @@ class AdaptationEngine:
 
 
 class AdaptationNode:
-    """The Adaptation Net on a node of its own: answers the Lower's frames, and keeps checkpoints.
+    """The Adaptation Net on a separate node: answers the Lower's frames, and keeps checkpoints.
 
     Parameters
     ----------

@@ -198,7 +198,7 @@ class Blueprint:
         }
 
     def adaptation_node(self, device: torch.device, checkpoints: Checkpoints) -> AdaptationNode:
-        """Return the Adaptation Net as a party of a run, on a node of its own.
+        """Return the Adaptation Net as a party of a run, on a separate node.
 
         Raises
         ------

@@ -130,7 +130,7 @@ def up_of(frame: Frame) -> Up:
 
 
 class Party(Protocol):
-    """One that the Lower exchanges frames with: an Upper, or the Adaptation Net on a node of its own."""
+    """A party that the Lower exchanges frames with: an Upper, or the Adaptation Net on a separate node."""
 
     def expects(self, wire: WireFormat) -> Expectation:
         """Return the expectation of the next frame."""

@@ -76,6 +76,8 @@ class LowerEngine:
     saved : dict[int, int]
         The step of the last state that each party (Uppers, and the Adaptation Net where it is one) has saved and the
         Lower has committed; behind that of the others where an Upper is absent.
+    reported : torch.Tensor
+        The steps of the current round, as of the last checkpoint, in the form of `psl_flower.engine.steps.packed`.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class LowerEngine:
         self._teacher = teacher
         self.step = 0
         self.saved = dict.fromkeys([*sorted(set(self.assignment)), *([ADAPTATION] * adaptation_elsewhere)], 0)
+        self.reported = torch.zeros(0, 11, dtype=torch.float64)
         self._positions = dict(enumerate(map(list, positions_by_upper(self.assignment))))
         self._alpha, self._label_smoothing = alpha, label_smoothing
         self._autocast = use_autocast
@@ -214,6 +217,7 @@ class LowerEngine:
         return {
             "step": self.step,
             "saved": dict(self.saved),
+            "reported": self.reported,
             "lower": self.lower.state_dict(),
             "adaptation": self.adaptation.state() if self.adaptation else {},
             "optimizer": self._optimizer.state_dict(),
@@ -236,6 +240,7 @@ class LowerEngine:
             raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self.step, self._update_due = int(state["step"]), False
         self.saved = dict(state.get("saved", dict.fromkeys(self.saved, self.step)))
+        self.reported = state.get("reported", self.reported[:0])
 
     def go_to(self, step: int, checkpoints: Checkpoints) -> None:
         """Go to the checkpoint after `step` steps.

@@ -23,40 +23,12 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
 from psl_flower.engine.schedule import Schedule
+from psl_flower.engine.steps import StepReport, packed, unpacked
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
 from psl_flower.losses import Targets
 from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
 from psl_flower.wire.plan import Plan, StepId, pack_samples
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """What one training step did.
-
-    Attributes
-    ----------
-    step : int
-        Steps applied when it is done, so 1 for the first.
-    epoch : int
-        Counted from 0.
-    loss : StepLoss
-        Losses, means over the batch.
-    num_samples : int
-        Samples in the batch.
-    seconds, upper_s, lower_s, wire_s : float
-        Time of the step, of its slowest Upper, of the Lower (with what it waits for an Adaptation Net elsewhere), and
-        of the rest: moving bytes and waiting.
-    """
-
-    step: int
-    epoch: int
-    loss: StepLoss
-    num_samples: int
-    seconds: float
-    upper_s: float
-    lower_s: float
-    wire_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +63,7 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` counts the steps applied at its end; `steps` is empty if an earlier process ran them.
+    `step` counts the steps applied at its end.
     """
 
     steps: list[StepReport] = field(default_factory=list)
@@ -220,7 +192,7 @@ class RoundDriver:
         self._on_step = on_step
         self._on_evaluated = on_evaluated
         self._stop_requested = stop_requested
-        self._begun: list[StepReport] = []  # steps of a round that is not over
+        self._round = RoundReport()  # of the current round
 
     def commit_start(self) -> None:
         """Commit the initial state, if nothing has been committed yet, so that a first round can be repeated."""
@@ -242,8 +214,8 @@ class RoundDriver:
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
 
-        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where an
-        error had ended the round, its report has the steps of before, too, as far as they are still valid.
+        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
+        round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
 
         Raises
         ------
@@ -255,8 +227,10 @@ class RoundDriver:
             Whatever the transport raises.
         """
         self._present = [m for m in self._shapes if m not in absent]
-        report, started = RoundReport(absent=tuple(sorted(absent))), time.perf_counter()
-        report.steps = self._begun = [step for step in self._begun if step.step <= self.lower.step]
+        started, per_round = time.perf_counter(), self.task.steps_per_round
+        begins = (stop_step - 1) // per_round * per_round
+        before = [step for step in unpacked(self.lower.reported) if begins < step.step <= self.lower.step]
+        report = self._round = RoundReport(steps=before, absent=tuple(sorted(absent)))
         before_s = sum(step.seconds for step in report.steps)
         self._end_if_asked()
         if self.lower.step < stop_step:
@@ -268,7 +242,7 @@ class RoundDriver:
         if evaluate:
             report.predictions = self._evaluate(exchange)
         report.seconds = before_s + time.perf_counter() - started
-        report.step, self._begun = self.lower.step, []
+        report.step = self.lower.step
         return report
 
     def _train(self, exchange: Exchange, stop_step: int, report: RoundReport) -> None:
@@ -325,6 +299,7 @@ class RoundDriver:
         if due:
             saved = [*self._present, *([ADAPTATION] * keeps)]
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
+            self.lower.reported = packed(self._round.steps)
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
 

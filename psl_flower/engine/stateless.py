@@ -1,4 +1,4 @@
-"""Parties that forget everything between two messages, as a node's process does in the flower transport.
+"""Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
 
 Before an Upper answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
 message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from psl_flower.wire.plan import Plan, StepId
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
-class ForgetfulUpper:
+class StatelessUpper:
     """Handles single messages of an Upper, with its state on disk in between.
 
     Parameters
@@ -50,8 +50,8 @@ class ForgetfulUpper:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path) if saved is None and self._path.exists() else {}
-        if state.get("step") == step:
+        state = _state_of(step, self._path) if saved is None else None
+        if state is not None:
             self._engine.restore(state)
             self._plan = _read(state.get("pending", ""), Plan)
             self._engine.shared_after = _read(state.get("shared", ""), StepId)
@@ -96,7 +96,7 @@ class ForgetfulUpper:
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
-class ForgetfulAdaptation:
+class StatelessAdaptation:
     """Handles single messages of the Adaptation Net, with its state on disk in between.
 
     Parameters
@@ -118,8 +118,8 @@ class ForgetfulAdaptation:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path) if saved is None and self._path.exists() else {}
-        if state.get("step") == step:
+        state = _state_of(step, self._path) if saved is None else None
+        if state is not None:
             self._node.restore(state)
         else:
             self._node.go_to(step, saved)
@@ -132,9 +132,15 @@ class ForgetfulAdaptation:
         return answer
 
 
-def forgetful(party: UpperEngine | AdaptationNode, path: Path) -> ForgetfulUpper | ForgetfulAdaptation:
+def stateless(party: UpperEngine | AdaptationNode, path: Path) -> StatelessUpper | StatelessAdaptation:
     """Return the party as one that handles single messages, with its state between them in a file."""
-    return ForgetfulUpper(party, path) if isinstance(party, UpperEngine) else ForgetfulAdaptation(party, path)
+    return StatelessUpper(party, path) if isinstance(party, UpperEngine) else StatelessAdaptation(party, path)
+
+
+def _state_of(step: int, path: Path) -> dict[str, Any] | None:
+    """Return the state between messages if it is the one after `step` steps."""
+    state = load_state(path) if path.exists() else {}
+    return state if state.get("step") == step else None
 
 
 # As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.

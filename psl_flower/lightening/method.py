@@ -55,7 +55,7 @@ class Backend(Protocol):
         ...
 
     def answers(self, name: str, place: Path) -> Answers:
-        """Return what the artefacts in a folder answer to all test images."""
+        """Return the predictions of the artefacts in a folder for all test images."""
         ...
 
     def speed(self, place: Path) -> Speed:
@@ -158,7 +158,7 @@ class Lightening:
         return cost_of(self._blueprint, size)
 
     def _judge_first(self) -> tuple[Judged, Judged]:
-        """Return what is measured of the first model, in float32 and directly quantised."""
+        """Measure the first model, in float32 and directly quantised."""
         names = ("first", "first-int8")
         if not all(self.folder.judged(name) for name in names):
             made = make_float(folded(self._first.cpu()), self._description)

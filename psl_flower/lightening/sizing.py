@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:
-    """Return what a network of this size costs, counted on tensors without content."""
+    """Return the costs of a network of this size, counted on meta tensors."""
     description = blueprint.description
     with torch.device("meta"):
         upper, lower = blueprint.upper(0, size).eval(), blueprint.lower(size).eval()

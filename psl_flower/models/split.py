@@ -114,7 +114,7 @@ class Lower(nn.Module):
 
 
 class AdaptationNet(nn.Module):
-    """The small head that gives each Upper a loss of its own; for training only.
+    """The small head that gives each Upper an auxiliary loss; for training only.
 
     AdaptiveAvgPool(ceil(size/2)) - Flatten - Linear(.,512) - BatchNorm - ReLU - Linear(512,256) - BatchNorm - ReLU -
     Linear(256, classes), after Mabuchi and Ishikawa, WACV 2023. One net serves all Uppers.

@@ -116,7 +116,7 @@ class LightenKeep(TaskQuestion, frozen=True):
 
 
 class LightenMeasure(TaskQuestion, frozen=True):
-    """How fast are the files in place, with so many images at once and so many threads? Answered with `Measured`."""
+    """How fast are the files in place, with this batch size and number of threads? Answered with `Measured`."""
 
     kind = "query.lighten_measure"
     batch: int

@@ -42,7 +42,7 @@ def measure(
     *,
     keep: bool = False,
 ) -> Measurement:
-    """Run one round of training through Flower, with a SuperLink of its own.
+    """Run one round of training through Flower, with a separate SuperLink.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def read_steps(run: RunFolder) -> list[StepTimes]:
     RunError
         If there is no event file, or a step is not complete.
     """
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     files = sorted(Path(run.tensorboard).glob("events.out.tfevents.*"))
     if not files:

@@ -118,6 +118,7 @@ OUT_OF_RANGE = [
     ({"lower-threads": -1}, "lower-threads: expected"),
     ({"upper-threads": -1}, "upper-threads: expected"),
     ({"checkpoint-every": -1}, "checkpoint-every: expected"),
+    ({"keep-checkpoints": 0}, "keep-checkpoints: expected a number at least 1 and at most 3"),
     ({"progress-every-s": -1.0}, "progress-every-s: expected"),
     ({"exchange-port": 65_536}, "exchange-port: expected"),
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
@@ -146,6 +147,7 @@ OUT_OF_RANGE = [
     ({"run-name": "../x"}, "run-name: expected letters"),
     ({"adaptation-server": "yes"}, "adaptation-server: expected true or false"),
     ({"resume": ".hidden"}, "resume: expected letters"),
+    ({"resume": "a", "resume-rounds": -1}, "resume-rounds: expected a number at least 0"),
     ({"predict": "../x"}, "predict: expected letters"),
     ({"lighten": "../x"}, "lighten: expected letters"),
     ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
@@ -174,6 +176,8 @@ CONTRADICTORY = [
     ({"stores": "plain", "owner": "owner.pub"}, "owner and stores=plain contradict each other"),
     ({"predict": "a", "resume": "b"}, "predict and resume contradict each other"),
     ({"predict": "a", "restore": "asked.psl"}, "predict and restore contradict each other"),
+    ({"resume-rounds": 5}, "resume-rounds: is set, but resume is not"),
+    ({"resume-anyway": True}, "resume-anyway: is set, but resume is not"),
     ({"predict-split": "train"}, "predict-split: is set, but predict is not"),
     ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
     ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
@@ -234,7 +238,15 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
-    free |= {"predict-light", "lighten-with", "keys-in-open-simulation", "train-split", "test-split", "leave-out"}
+    free |= {
+        "predict-light",
+        "resume-anyway",
+        "lighten-with",
+        "keys-in-open-simulation",
+        "train-split",
+        "test-split",
+        "leave-out",
+    }
     assert known_settings().keys() == tried | free
 
 
