@@ -52,6 +52,15 @@ def train(
     retries: Annotated[
         int, typer.Option(min=0, help="Automatic restarts from the last checkpoint after a failure.")
     ] = 0,
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.toml", help="File of settings, such as a run's config.toml; KEY=VALUE overrides it."
+        ),
+    ] = "",
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be trained, with bytes, memory and disk.")
+    ] = False,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
     workspace: Workspace = "",
     as_json: Json = False,
@@ -63,7 +72,12 @@ def train(
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
     the same, but end it at once if that step takes longer than a few seconds.
     """
-    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
+    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])], config)
+    if dry:
+        from psl_flower.cli.dry_run import dry_run
+
+        dry_run(kind, nodes, as_json)
+        return
     if (finished := kind.finished()) is not None:
         _report(kind.find().folder, finished, "finished:completed", as_json)
         return
@@ -71,17 +85,28 @@ def train(
     _report(run, status, verdict, as_json)
 
 
-def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
-    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
+def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object], Kind]:
+    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again.
+
+    What they leave out is taken from a settings file, if one is named.
+    """
+    from psl_flower.cli.config_file import settings_in
     from psl_flower.kinds import Resume, kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
-        given = Resume.with_rounds(parse_settings(settings))
+        typed = parse_settings(settings)
+        if file and typed.get("resume"):
+            raise ConfigError("--config and resume contradict each other: a resumed run has its own settings")
+        from_file, notes = settings_in(file) if file else ({}, [])
+        given = Resume.with_rounds(from_file | typed)
         given |= local_paths(given)
-        return given, kind_of(given)
+        kind = kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+    for note in notes:
+        say(note, err=True)
+    return given, kind
 
 
 def run_to_end(
