@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from psl_flower.cli import completion
+from psl_flower.cli.closing import closing_lines
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.text import counted
@@ -81,8 +82,9 @@ def train(
     if (finished := kind.finished()) is not None:
         _report(kind.find().folder, finished, "finished:completed", as_json)
         return
+    began = time.monotonic()
     run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
-    _report(run, status, verdict, as_json)
+    _report(run, status, verdict, as_json, time.monotonic() - began if kind.trains else None)
 
 
 def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object], Kind]:
@@ -240,7 +242,8 @@ def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
         shutil.copyfile(superlink.log, run.path / "flower.log")
 
 
-def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None:
+def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds: float | None = None) -> None:
+    """Print how a run ended; with `seconds`, for a person at a terminal, as a table."""
     problem = _failure(run, status, verdict)
     done = problem is None
     if as_json:
@@ -257,6 +260,9 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
                 }
             )
         )
+    elif done and seconds is not None and sys.stdout.isatty():
+        for line in closing_lines(run, status, seconds):
+            say(line)
     elif done:
         say(status.message)
     if status.state == "stopped":

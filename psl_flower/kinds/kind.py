@@ -52,6 +52,8 @@ class Kind(Settings):
         What a run completes before it stops on request.
     takes_name : bool
         Whether `run-name` names its folder.
+    trains : bool
+        Whether a network is trained that can be used then.
     config : RunConfig
         The settings given besides its own, which are declared with `setting`.
     """
@@ -59,6 +61,7 @@ class Kind(Settings):
     handler: ClassVar[str]
     unit: ClassVar[str] = "step, with a checkpoint"
     takes_name: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     config: RunConfig = field(default_factory=RunConfig)
 
