@@ -65,6 +65,8 @@ class Follower(Progress):
         """Return the numbers of a status, of which the least important are left out where the line is full."""
         parts = [f"step {status.step}/{status.total_steps}"] if status.total_steps else []
         parts += [f"image {status.images}/{status.total_images}"] if status.total_images else []
+        if status.state in _TITLES or status.ended:
+            return ", ".join(parts)
         parts += [f"{duration(status.eta_s)} left"] if status.eta_s else []
         parts += [f"loss {status.loss:.3f}"] if status.loss is not None else []
         parts += [f"{status.images_per_s:.0f} images/s"] if status.images_per_s is not None else []
