@@ -140,6 +140,7 @@ def run_to_end(
     from psl_flower.runs.folder import Status
 
     folder = app_folder(app)
+    check_device(kind)
     while True:
         attempt = _Attempt(given, kind)
         try:
@@ -165,6 +166,15 @@ def run_to_end(
         say(f"{status.message}; restarting from the last checkpoint, {counted(retries, 'retry')} left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
+
+
+def check_device(kind: Kind) -> None:
+    """Raise ConfigError if a run asks for a GPU that this machine lacks, on which all its parties would compute."""
+    asked = kind.find().config.machine.device
+    if asked.startswith("cuda"):
+        from psl_flower.system.devices import choose_device  # loads torch
+
+        choose_device(asked)
 
 
 class _Attempt:

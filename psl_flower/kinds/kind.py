@@ -87,7 +87,10 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same as `find`, with the folder created or opened; errors as of `find`."""
+        """Return the same as `find`, with the folder created or opened; errors as of `find`, or of a wrong dataset."""
+        from psl_flower.stores.prepare import find_dataset  # loads pyarrow, which takes a while
+
+        find_dataset(self.config)
         run = create_run(self.config.workspace_path(), self.config.run.run_name, self.config.data.dataset)
         run.write_config(self.config, flat(self))
         return Work(config=self.config, source=run, folder=run)
