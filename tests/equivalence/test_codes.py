@@ -10,7 +10,7 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.wire.plan import Plan
-from tests.engines import STEPS, Federation, StatelessExchange, Oracle, differences, same_predictions, settings
+from tests.engines import STEPS, Federation, Oracle, StatelessExchange, differences, same_predictions, settings
 
 NARROW = {"backbone_width": 8}
 CODE = NARROW | {"protection": "code", "code_size": 6, "cut": "layer4"}
