@@ -18,13 +18,18 @@ from pathlib import Path
 from typing import Any
 
 # Jumps of the wall clock alone: a clock that is set does not move the monotonic one.
-_SETTINGS = {"FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+_SETTINGS = {"DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+_AT_ONCE, _WITHIN_A_SECOND = {"FAKETIME_NO_CACHE": "1"}, {"FAKETIME_CACHE_DURATION": "1"}
 
 
-def environment(clock: Path) -> dict[str, str]:
-    """Return what gives a process, and those that it starts, the clock in a file, such as "+5h"."""
+def environment(clock: Path, *, at_once: bool = True) -> dict[str, str]:
+    """Return what gives a process, and those that it starts, the clock in a file, such as "+5h".
+
+    It jumps `at_once`, for which each look at the clock reads the file, or within a second.
+    """
     library = importlib.resources.files("libfaketime") / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
-    return {**_SETTINGS, "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock)}
+    look = _AT_ONCE if at_once else _WITHIN_A_SECOND
+    return {**_SETTINGS, **look, "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock)}
 
 
 class Party:
@@ -87,9 +92,7 @@ def node(folder: Path) -> Callable[..., Any]:
         if what == "connect":
             hello = Hello("run", 7, given["upper"], (0,), 50, "data", bytes.fromhex(given["token"]))
             own = node_tls(**given["own"]) if given.get("own") else None
-            streams.append(
-                connect("127.0.0.1", given["port"], hello, cafile_pem=given["cert"], timeout_s=10, own=own)
-            )
+            streams.append(connect("127.0.0.1", given["port"], hello, cafile_pem=given["cert"], timeout_s=10, own=own))
         else:
             streams[-1].receive(Expectation(Step), timeout_s=20)
             streams[-1].send(Smashed(StepId(0, 0)), [torch.ones(2, 3)], timeout_s=20)

@@ -132,7 +132,10 @@ def test_a_lower_with_a_wrong_clock_and_a_nodes_certificate(party: MakeParty, tm
         return "let in"
 
     assert enter() == "let in"
-    for offset, words in {"+31d": "it has expired, or a clock is wrong", "-2d": "not valid for this, or not yet"}.items():
+    for offset, words in {
+        "+31d": "it has expired, or a clock is wrong",
+        "-2d": "not valid for this, or not yet",
+    }.items():
         lower.set_clock(offset)
         said = enter()
         assert said.startswith("AuthenticationError") and words in said

@@ -146,12 +146,14 @@ def test_one_alone_is_ended_at_its_deadline_in_each_phase(endpoint: ExchangeEndp
                             break
             assert HANDSHAKE_S - 0.5 < time.monotonic() - began < HANDSHAKE_S + 2
     assert endpoint.refused == {"PeerLost": 3}
-    with ExchangeEndpoint("127.0.0.1", run="run-1", handshake_timeout_s=60) as patient:  # it is by that deadline
-        with socket.create_connection((patient.host, patient.port), timeout=5) as sock:
-            sock.settimeout(HANDSHAKE_S + 1)
-            sock.sendall(b"P")
-            with pytest.raises(TimeoutError):
-                sock.recv(1)
+    with (
+        ExchangeEndpoint("127.0.0.1", run="run-1", handshake_timeout_s=60) as patient,  # it is by that deadline
+        socket.create_connection((patient.host, patient.port), timeout=5) as sock,
+    ):
+        sock.settimeout(HANDSHAKE_S + 1)
+        sock.sendall(b"P")
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
 
 
 @pytest.mark.parametrize("what", ["TLS handshake", "Welcome"])
