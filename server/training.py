@@ -8,11 +8,13 @@ import time
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Task
-from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
+from psl_flower.engine.task import Task
+from psl_flower.errors import NodeLost, PeerLost, PositionMissing
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
-from psl_flower.text import duration
+from psl_flower.runs.history import last_accuracy
+from psl_flower.runs.housekeeping import keep_newest
+from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from strategies import PatchSplit
 
@@ -34,6 +36,8 @@ def train(run: ServerRun[Train]) -> None:
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
+    if (accuracy := last_accuracy(run.source)) is not None:
+        reporter.note_accuracy(accuracy)
     reporter.plan(rounds=run.config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
     strategy = run.strategy(
         Parties(
@@ -57,6 +61,7 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
         f"run {run.source.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
@@ -70,8 +75,6 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     steps = folder.checkpoints.steps()
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
-    if lower.step >= total_steps and folder.has_model:
-        raise RunError(f"run {folder.name} is complete: all {total_steps} steps are done; start a new run")
     folder.drop_metrics_after(lower.step)
     ends_round = lower.step > 0 and (lower.step % task.steps_per_round == 0 or lower.step == total_steps)
     return ends_round and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
@@ -100,7 +103,7 @@ def _about(run: ServerRun[Train]) -> str:
     train, test = len(description.samples_of("train")), len(description.samples_of("test"))
     (height, width), (h, w) = description.image_size, grid.patch_size
     return (
-        f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
-        f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{network.backbone} cut after {network.cut}"
+        f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
+        f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
+        f"{network.name} cut after {network.cut}"
     )

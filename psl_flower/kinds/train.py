@@ -11,6 +11,7 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
+from psl_flower.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Train(Kind):
         size = work.config.training.batch_size
         if size <= count or size == RunConfig().training.batch_size:
             return ""
-        return f"batch-size: {size} is more than the {count} training images: every step takes all of them"
+        return f"batch-size: {size} is more than the {counted(count, 'training image')}: every step takes all of them"
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that resumes it, once there is a checkpoint."""

@@ -95,7 +95,12 @@ OUT_OF_RANGE = [
     ({"test-fraction": 1.0}, "test-fraction: expected a number above 0 and below 1"),
     ({"seed": -1}, "seed: expected a number at least 0"),
     ({"seed": 2**32}, "seed: expected"),
-    ({"protection": "noise"}, "protection: expected one of none, got 'noise'"),
+    ({"protection": "noise"}, "protection: expected one of none, narrow, code, got 'noise'"),
+    ({"protection": "code", "code-size": 0}, "code-size: expected a number at least 1"),
+    ({"protection": "code", "code-levels": 1}, "code-levels: expected a number at least 2 and at most 256"),
+    ({"protection": "code", "code-levels": 257}, "code-levels: expected a number at least 2 and at most 256"),
+    ({"protection": "code", "code-pool": 0}, "code-pool: expected a number at least 1"),
+    ({"backbone-width": 0}, "backbone-width: expected a number at least 1"),
     ({"uppers": -1}, "uppers: expected a number at least 0"),
     ({"max-train": -1}, "max-train: expected"),
     ({"max-test": -1}, "max-test: expected"),
@@ -113,6 +118,7 @@ OUT_OF_RANGE = [
     ({"lower-threads": -1}, "lower-threads: expected"),
     ({"upper-threads": -1}, "upper-threads: expected"),
     ({"checkpoint-every": -1}, "checkpoint-every: expected"),
+    ({"keep-checkpoints": 0}, "keep-checkpoints: expected a number at least 1 and at most 3"),
     ({"progress-every-s": -1.0}, "progress-every-s: expected"),
     ({"exchange-port": 65_536}, "exchange-port: expected"),
     ({"node-timeout-s": 0.0}, "node-timeout-s: expected"),
@@ -127,7 +133,7 @@ OUT_OF_RANGE = [
     ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
     ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
-    ({"cut": "layer4"}, "cut: expected one of stem"),
+    ({"cut": "layer5"}, "cut: expected one of stem"),
     ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
     ({"upper-init": "same"}, "upper-init: expected one of alike, own"),
     ({"average-every": -1}, "average-every: expected"),
@@ -141,6 +147,7 @@ OUT_OF_RANGE = [
     ({"run-name": "../x"}, "run-name: expected letters"),
     ({"adaptation-server": "yes"}, "adaptation-server: expected true or false"),
     ({"resume": ".hidden"}, "resume: expected letters"),
+    ({"resume": "a", "resume-rounds": -1}, "resume-rounds: expected a number at least 0"),
     ({"predict": "../x"}, "predict: expected letters"),
     ({"lighten": "../x"}, "lighten: expected letters"),
     ({"predict": "a", "predict-split": "all"}, "predict-split: expected one of test, train, got 'all'"),
@@ -156,6 +163,9 @@ CONTRADICTORY = [
     ({"lighten": "a", "lighten-with": CONDITIONS, "predict": "b"}, "lighten and predict contradict each other"),
     ({"lighten": "a", "lighten-with": CONDITIONS, "restore": "b"}, "lighten and restore contradict each other"),
     ({"lighten": "a", "lighten-with": CONDITIONS, "run-name": "b"}, "lighten and run-name contradict each other"),
+    ({"code-size": 16}, "code-size: is set, but protection is none"),
+    ({"protection": "narrow", "code-levels": 4}, "code-levels: is set, but protection is narrow"),
+    ({"protection": "code", "wire-activations": "int8"}, "wire-activations and protection=code contradict each other"),
     ({"exchange-cert": "a.pem"}, "exchange-cert and exchange-key belong together"),
     ({"exchange-key": "a.key"}, "exchange-cert and exchange-key belong together"),
     (
@@ -166,6 +176,8 @@ CONTRADICTORY = [
     ({"stores": "plain", "owner": "owner.pub"}, "owner and stores=plain contradict each other"),
     ({"predict": "a", "resume": "b"}, "predict and resume contradict each other"),
     ({"predict": "a", "restore": "asked.psl"}, "predict and restore contradict each other"),
+    ({"resume-rounds": 5}, "resume-rounds: is set, but resume is not"),
+    ({"resume-anyway": True}, "resume-anyway: is set, but resume is not"),
     ({"predict-split": "train"}, "predict-split: is set, but predict is not"),
     ({"predict-images": "3"}, "predict-images: is set, but predict is not"),
     ({"predict-without": "3"}, "predict-without: is set, but predict is not"),
@@ -226,7 +238,15 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
-    free |= {"predict-light", "lighten-with", "keys-in-open-simulation", "train-split", "test-split", "leave-out"}
+    free |= {
+        "predict-light",
+        "resume-anyway",
+        "lighten-with",
+        "keys-in-open-simulation",
+        "train-split",
+        "test-split",
+        "leave-out",
+    }
     assert known_settings().keys() == tried | free
 
 
