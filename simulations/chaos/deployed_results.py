@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from psl_flower.text import counted
 from simulations import reports
 from simulations.chaos.federation import ROLES
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, spread
 
 # When a kill comes: while the run trains, or while it still recovers from the kill before.
 TRAINING, RECOVERING = "training", "recovering"
