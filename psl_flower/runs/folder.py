@@ -9,7 +9,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - log.txt: the lines that the user saw
 - tensorboard/: the metrics as event files, and loss and times of every step
 - checkpoints/: the Lower's; the newest is the committed one; nodes/: in a simulation, the Uppers'
-- predictions.npz: the last evaluation: sample, label, predicted, confidence, split
+- predictions.npz and .csv: the last evaluation: sample, label, predicted, confidence, split
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
 - stop: made by whoever wants the run to end after the current step
