@@ -103,6 +103,7 @@ def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoi
 def _own_parties(run: ServerRun[Predict], step: int) -> Parties:
     lower = run.blueprint.lower_engine(run.device)
     lower.go_to(step, run.source.checkpoints)
+    lower.reported = lower.reported[:0]  # those steps were reported by the run that trained
     return Parties(
         lower=lower,
         shapes=run.blueprint.smashed_shapes(),

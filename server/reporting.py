@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import time
@@ -12,15 +13,16 @@ from typing import Any
 import httpx
 import msgspec
 from rich.filesize import decimal
-from torch.utils.tensorboard import SummaryWriter
 
-from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
+from psl_flower.engine.rounds import Predictions, RoundReport
+from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
-from strategies.nodes import Placement
+from server.event_files import EventFiles
 
 log = logging.getLogger("psl_flower")
 
@@ -46,11 +48,12 @@ class Reporter:
         self, run: RunFolder, *, run_id: str, every_s: float, again: Again = lambda folder, simulated: ""
     ) -> None:
         self._run, self._every_s, self._again = run, every_s, again
+        self._place = _identity(run.path)
         self._simulated = True
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFiles | None = None
         self._about = self._what = ""
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
@@ -80,7 +83,7 @@ class Reporter:
         self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
         if self._writer is not None:
             self._writer.close()
-        self._writer = SummaryWriter(str(self._run.tensorboard / what.replace(" ", "-").replace(",", "")))
+        self._writer = EventFiles(self._run.tensorboard / what.replace(" ", "-").replace(",", ""))
         self._recent.clear()
         self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
@@ -109,6 +112,7 @@ class Reporter:
     def step(self, report: StepReport) -> None:
         """Record a training step, after `plan`."""
         assert self._writer is not None
+        self._require_folder()
         self._recent.append(report)
         scalars = {
             "loss": report.loss.full,
@@ -117,7 +121,7 @@ class Reporter:
             "wire_s": report.wire_s,
         }
         for name, value in scalars.items():
-            self._writer.add_scalar(f"train/{name}", value, report.step)
+            self._writer.add(f"train/{name}", value, report.step)
         # In memory at once: a stop or an error may come before the next writing, and its status names the last step.
         self._change(step=report.step, round=self._round_of(report.step))
         now = time.monotonic()
@@ -141,6 +145,7 @@ class Reporter:
         if not steps and predictions is None:
             return
         assert self._writer is not None
+        self._require_folder()
 
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
@@ -153,9 +158,9 @@ class Reporter:
         for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
             value = metrics[name]
             if isinstance(value, int | float):
-                self._writer.add_scalar(f"round/{name}", value, report.step)
+                self._writer.add(f"round/{name}", value, report.step)
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
-            self._writer.add_scalar(f"time/{name}", metrics[name], report.step)
+            self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
@@ -175,7 +180,7 @@ class Reporter:
         self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
         for name in ("loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
-            self._writer.add_scalar(f"round/{name}", metrics[name], metrics["round"])
+            self._writer.add(f"round/{name}", metrics[name], metrics["round"])
         self._writer.flush()
         number, rounds = metrics["round"], self._status.rounds
         eta_s = (rounds - number) * (time.monotonic() - self._began) / number
@@ -204,11 +209,13 @@ class Reporter:
 
     def end(self, state: str, message: str) -> None:
         """Record and log the end of the run."""
+        writer, self._writer = self._writer, None
         try:
-            if self._writer is not None:
-                self._writer.close()
-            # In this order: who copies the log can tell that its last line is the message of the status.
-            self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
+            with contextlib.ExitStack() as last:
+                # In this order: who copies the log can tell that its last line is the message of the status.
+                last.callback(self._set, state=state, message=message, eta_s=0.0 if state == "completed" else None)
+                if writer is not None:
+                    writer.close()
         finally:
             (log.error if state == "failed" else log.info)("%s", message)
 
@@ -301,11 +308,29 @@ class Reporter:
         return -(-step // self._steps_per_round)
 
     def _set(self, **changes: object) -> None:
+        self._require_folder()
         self._change(**changes)
         self._run.write_status(self._status)
 
+    def _require_folder(self) -> None:
+        """Raise RunError if the run's folder has gone: what is written from now on would be of no use to anybody."""
+        if _identity(self._run.path) != self._place:
+            raise RunError(
+                f"{self._run.path}: the folder of this run was deleted, moved or replaced while it was running; "
+                "start a new run, or put the folder back and resume the run"
+            )
+
     def _change(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another that has its name; None if it is not there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _superlink_lost(error: BaseException) -> RunError | None:

@@ -8,7 +8,7 @@ import time
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Task
+from psl_flower.engine.task import Task
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
@@ -108,5 +108,5 @@ def _about(run: ServerRun[Train]) -> str:
     return (
         f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
         f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{network.backbone} cut after {network.cut}"
+        f"{network.name} cut after {network.cut}"
     )

@@ -44,7 +44,9 @@ def settings_in(file: str) -> tuple[dict[str, object], list[str]]:
         return _flat(found, path), []
     if run.instead:
         raise RunError(f"--config {path}: the run was made with {run.instead}; it trained nothing to repeat")
-    given: dict[str, object] = {key: v for key, v in run.read_config().to_mapping().items() if key != "run-name"}
+    given: dict[str, object] = {
+        key: value for key, value in run.read_config().to_mapping().items() if key != "run-name"
+    }
     notes = [f"settings of run {run.name}; the new run gets another name"]
     for change in extensions(run):
         notes.append(

@@ -38,7 +38,7 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     from psl_flower.engine.build import Blueprint
     from psl_flower.engine.footprint import footprint
     from psl_flower.kinds import Train
-    from psl_flower.launch.running import federation
+    from psl_flower.launch.sizing import simulation
     from psl_flower.stores.planned import plan_stores
     from psl_flower.system.devices import choose_device
 
@@ -54,9 +54,8 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     task = blueprint.task(labels=_no_labels())
     train, test = (len(description.samples_of(split)) for split in ("train", "test"))
     takes = footprint(blueprint, min(training.batch_size, train))
-    number = int(
-        federation(description.num_uppers, nodes, adaptation=config.network.adaptation_server)["num-supernodes"]
-    )
+    fitting = simulation(description.num_uppers, num_nodes=nodes, adaptation=config.network.adaptation_server)
+    number = int(fitting["num-supernodes"])
     grid = description.grid()
     checkpoints = 1 + 2 * (training.rounds > 1 or config.output.checkpoint_every > 0)
     report: dict[str, Any] = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from psl_flower.data.account import LeftOutTally
-    from psl_flower.data.pixels import Decoder
+    from psl_flower.data.pixels import Decoder, Pixels
     from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages
@@ -69,7 +69,7 @@ def predict(
     nodes: Annotated[int, typer.Option(min=0, help="With --in-place: simulated nodes; 0: what fits.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what images show. An image that cannot be read is an error at the end; the others are done.
+    """Classify images. Unreadable images are errors, reported at the end; the others are classified.
 
     With --in-place nothing is assembled: a Flower run, in a simulation on this machine, asks the nodes.
     """
@@ -93,10 +93,14 @@ def predict(
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    folder, trained = _load(run, workspace)
+    _predict_files(folder.name, trained, files, top, as_json)
+
+
+def _predict_files(name: str, trained: TrainedModel, files: Sequence[Path], top: int, as_json: bool) -> None:
     from psl_flower.data.account import LeftOutTally
     from psl_flower.errors import PslError
 
-    folder, trained = _load(run, workspace)
     decoder = trained.decoder()
     answers: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -114,7 +118,7 @@ def predict(
     if as_json:
         passed = [msgspec.to_builtins(entry) for entry in left_out.entries()]
         notes = decoder.notes.sentences()
-        typer.echo(json.dumps({"run": folder.name, "images": answers, "left_out": passed, "notes": notes}))
+        typer.echo(json.dumps({"run": name, "images": answers, "left_out": passed, "notes": notes}))
     else:
         _print_predictions(answers)
         for line in (*left_out.lines(), *(f"note: {note}" for note in decoder.notes.sentences())):
@@ -161,7 +165,6 @@ def evaluate(
     if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json):
         return
     from psl_flower.inference import evaluation
-    from psl_flower.runs.history import last_accuracy
 
     folder, trained = _load(name, workspace)
     with Progress() as progress:
@@ -174,6 +177,14 @@ def evaluate(
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
+    _tell_evaluation(folder, trained, images, answers, as_json)
+
+
+def _tell_evaluation(
+    folder: RunFolder, trained: TrainedModel, images: LabelledImages, answers: Predictions, as_json: bool
+) -> None:
+    from psl_flower.runs.history import last_accuracy
+
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -202,7 +213,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained model as one file for other programs, and check that it answers alike."""
+    """Export a trained model as one file, and check that its outputs agree with the model's."""
     from rich.filesize import decimal
 
     from psl_flower.errors import ConfigError
@@ -259,28 +270,21 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """Return, for each file, its likeliest classes or what is wrong with it."""
-    import torch
-
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable
 
     answers: dict[Path, dict[str, Any]] = {}
-    prepared: dict[Path, torch.Tensor] = {}
+    decoded: dict[Path, Pixels] = {}
     for path in paths:
         try:
             where = printable(path)
-            prepared[path] = trained.prepare([decoder.file(read_image_file(path, where), where)])
+            decoded[path] = decoder.file(read_image_file(path, where), where)
         except PslError as error:
             answers[path] = _refusal(path, error)
-    if prepared:
-        probability_BK = trained.logits(torch.cat(list(prepared.values()))).softmax(1)
-        for path, probability_K in zip(prepared, probability_BK, strict=True):
-            values, classes = probability_K.topk(min(top, len(probability_K)))
-            likeliest = [
-                {"class": trained.description.class_names[k], "probability": p}
-                for p, k in zip(values.tolist(), classes.tolist(), strict=True)
-            ]
+    if decoded:
+        for path, prediction in zip(decoded, trained.predict(decoded.values()), strict=True):
+            likeliest = [{"class": name, "probability": probability} for name, probability in prediction.top(top)]
             answers[path] = {"file": str(path), "classes": likeliest}
     return [answers[path] for path in paths]
 

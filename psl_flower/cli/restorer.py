@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
     State,
+    Trusted,
     load_trusted,
     passphrase_source,
     stores_beside,
@@ -78,43 +80,48 @@ def restore(
     """Put images together again, as k restorers, into PNG files. The audit log is written first."""
     from psl_flower.sealed.audit import FILE, AuditLog
     from psl_flower.sealed.export import export
-    from psl_flower.sealed.restore import restore as do_restore
+    from psl_flower.sealed.restore import restore as from_stores
 
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
     trusted = load_trusted(manifest, owner, state, restorers[0])
-    signed, folder, seen, labels_N = trusted.signed, trusted.folder, trusted.seen, trusted.labels_N
     start = time.monotonic()
     if request is not None or answers is not None:
         if request is None or answers is None or image or wrong_only or store:
             raise ConfigError("--request and --answers go together, and name images and stores by themselves")
-        asked, answered = _answered(request, answers, signed, restorers[0])
+        asked, opened = _answered(request, answers, trusted.signed, restorers[0])
+        release: Callable[[], Iterable[NDArray[np.uint8]]] = partial(iter, [opened])
         logged = "the nodes' audit logs"
-
-        def release() -> Iterator[NDArray[np.uint8]]:
-            return answered
-
     else:
-        asked = images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)
+        asked = images_asked(trusted.signed.manifest, image or (), wrong_only, split, limit, trusted.labels_N)
         if not asked:
             tell({"images": 0}, ["the run got none of these images wrong"], as_json)
             return
-        log = AuditLog(audit_log or folder / FILE)
+        log = AuditLog(audit_log or trusted.folder / FILE)
         logged = str(log.path)
         stores = stores_beside(manifest, store or ())
+        release = partial(
+            from_stores, trusted.signed, stores, restorers, list(asked), why=why, log=log, seen=trusted.seen
+        )
+    sheets = export(release, captions(trusted.signed.manifest, asked, trusted.labels_N), out)
+    report = {
+        "images": len(asked),
+        "out": str(out),
+        "sheets": [str(sheet) for sheet in sheets],
+        "seconds": round(time.monotonic() - start, 3),
+        "audit_log": logged,
+    }
+    tell(report, _restored_lines(report, trusted), as_json)
 
-        def release() -> Iterator[NDArray[np.uint8]]:
-            return do_restore(signed, stores, restorers, list(asked), why=why, log=log, seen=seen)
 
-    sheets = export(release, captions(signed.manifest, asked, labels_N), out)
-    seconds = time.monotonic() - start
-    report = {"images": len(asked), "out": str(out), "sheets": [str(s) for s in sheets], "seconds": round(seconds, 3)}
-    first = f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
-    lines = [
-        *([] if trusted.known else [first]),
-        f"{counted(len(asked), 'image')} restored to {out} in {seconds:.1f} s; logged in {logged}",
-        *(f"  {sheet}" for sheet in sheets),
-    ]
-    tell({**report, "audit_log": logged}, lines, as_json)
+def _restored_lines(report: Mapping[str, Any], trusted: Trusted) -> Iterator[str]:
+    if not trusted.known:
+        fingerprint = trusted.signed.owner.fingerprint
+        yield f"this dataset is seen for the first time; compare its owner's fingerprint: {fingerprint}"
+    yield (
+        f"{counted(report['images'], 'image')} restored to {report['out']} in {report['seconds']:.1f} s; logged in "
+        f"{report['audit_log']}"
+    )
+    yield from (f"  {sheet}" for sheet in report["sheets"])
 
 
 def authorise(
@@ -168,8 +175,13 @@ def authorise(
             valid_s=valid_hours * 3600,
         )
     write_file(out, data, mode=0o644)
+    _tell_authorisation(out, data, signed.manifest.threshold, as_json)
+
+
+def _tell_authorisation(out: Path, data: bytes, threshold: int, as_json: bool) -> None:
+    from psl_flower.sealed import authorisation
+
     request, signers = authorisation.describe(data)
-    threshold = signed.manifest.threshold
     report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
     expires = datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="minutes")
     missing = max(0, threshold - signers)
@@ -208,12 +220,8 @@ def relabel(
     wanted = _one_label_each(content, rows)
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
-    told = (
-        f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
-        if new
-        else "nothing to change"
-    )
-    tell({"version": version, "changed": len(new)}, [told], as_json)
+    changed = f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
+    tell({"version": version, "changed": len(new)}, [changed if new else "nothing to change"], as_json)
 
 
 def audit_log(
@@ -247,8 +255,8 @@ def _entry_line(entry: Entry, manifest: Manifest) -> str:
 
 def _answered(
     request: Path, answers: Path, signed: SignedManifest, restorer: Identity
-) -> tuple[dict[int, Mistake | None], Iterator[NDArray[np.uint8]]]:
-    """Return the images that distant nodes have answered for."""
+) -> tuple[dict[int, Mistake | None], NDArray[np.uint8]]:
+    """Return the images (B, C, H, W) that distant nodes have answered for, and which they are."""
     from psl_flower.sealed import authorisation
     from psl_flower.system.files import read_file
 
@@ -259,7 +267,7 @@ def _answered(
     opened = authorisation.open_answers(
         [read_file(f, limit=2 * authorisation.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
     )
-    return dict.fromkeys(authorisation.describe(data)[0].images), iter([opened])
+    return dict.fromkeys(authorisation.describe(data)[0].images), opened
 
 
 def _one_label_each(manifest: Manifest, rows: Sequence[tuple[str, str]]) -> dict[int, int]:

@@ -25,6 +25,7 @@ from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
+OwnerPrivate = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
 OwnerPublic = Annotated[str, typer.Option("--owner", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
     Path | None,
@@ -33,7 +34,7 @@ State = Annotated[
 
 
 def passphrase_source(file: Path | None) -> Callable[[str], str]:
-    """Return what asks for a passphrase: a file's first line, or the terminal. Never the command line."""
+    """Return a reader of a passphrase: a file's first line, or the terminal; never the command line."""
 
     def ask(name: str) -> str:
         if file is not None:

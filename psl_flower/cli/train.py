@@ -178,7 +178,7 @@ def check_device(kind: Kind) -> None:
 
 
 class _Attempt:
-    """A SuperLink of its own and one run: what made the last attempt fail may be a part of the SuperLink.
+    """Start a new SuperLink and one run: the old SuperLink may have made the last attempt fail.
 
     Attributes
     ----------
@@ -292,7 +292,7 @@ def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
 
 
 def _end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
-    """Say that a run has stopped as the user asked, which is no error, and leave; the work is not done, so with 1."""
+    """Report that a run stopped as the user asked, and exit with 1, since the work is not done."""
     if not quiet:
         say(status.message, err=True)
     raise typer.Exit(1)

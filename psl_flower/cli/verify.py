@@ -44,7 +44,7 @@ def verify(
 
 
 def _verified_lines(report: Report, known: bool) -> Iterator[str]:
-    """Yield what people are told of a check."""
+    """Yield the lines that a check prints."""
     trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
     yield (
         f"manifest: generation {report.generation}, epoch {report.epoch}, {counted(report.num_samples, 'image')}, "

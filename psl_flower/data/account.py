@@ -100,7 +100,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         yield from (f"  note: {printable(note)}" for note in self.notes)
 
     def without(self, known: Mapping[tuple[str, int], int]) -> Account:
-        """Return the account of what is new, where so many images of each split and label were sealed before."""
+        """Return the account of the new images alone, given the number sealed before by split and label."""
         left_out, splits = LeftOutTally(self.left_out), []
         for split in self.splits:
             counts = {k: known.get((split.name, k), 0) for k in range(len(split.classes))}
@@ -155,7 +155,7 @@ class LeftOutTally:
             self._examples.setdefault(kind, shown)
 
     def entries(self) -> tuple[LeftOut, ...]:
-        """Return what was noted, the most first."""
+        """Return the notes as sentences, the most frequent first."""
         return tuple(
             LeftOut(reason=reason, ending=ending, count=count, example=self._examples[reason, ending])
             for (reason, ending), count in self._counts.most_common()

@@ -122,7 +122,7 @@ def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | Non
 
 
 def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
-    """Return what finds the image that a text in a table names: beside the table, in the dataset, or called so."""
+    """Return a finder of images that a table names: beside the table, in the dataset, or by its file name."""
     pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
     by_name: dict[str, set[str]] = {}
     for path in pictures:
@@ -170,7 +170,7 @@ def _by_tables(
 
 
 def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
-    """Return what the `datasets` library reads by itself: by the rules of a dataset's card, or from archives."""
+    """Return the tables that the `datasets` library reads by the rules of a dataset's card, or from archives."""
     from psl_flower.data.hub import load_folder
     from psl_flower.data.tables import read_tables
 
@@ -191,7 +191,7 @@ def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: So
 
 
 def _has_card(listing: Listing) -> bool:
-    """Tell whether the dataset's card says which files belong to which split."""
+    """Check if the dataset's card assigns files to splits."""
     for file in listing.files:
         if file.path in _CARDS and file.size < _CARD_BYTES:
             text = (listing.root / file.path).read_bytes()
@@ -211,7 +211,7 @@ def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
 
 
 def _images_in(archive: Path) -> int:
-    """Return how many images a ZIP file holds, by their endings; 0 for other files."""
+    """Return the number of images in a ZIP file, by their endings; 0 for other files."""
     if archive.suffix.lower() != ".zip":
         return 0
     try:

@@ -85,7 +85,7 @@ class ImageSource:
         self._first: tuple[int, str] | None = None
 
     def account(self) -> Account:
-        """Return which images are taken and what is left out, with notes on the images that were decoded so far."""
+        """Return the account: images taken, files left out, and notes on the images decoded so far."""
         splits, left_out = [], LeftOutTally(self._raw.left_out.entries())
         for split, part in self._parts.items():
             counts = Counter(part.raw.labels_N[part.rows_N].tolist())
@@ -123,7 +123,7 @@ class ImageSource:
             yield image_HWC, int(part.raw.labels_N[row])
 
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield at most so many images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
+        """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
         part = self._part(split)
         places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
         yield from part.raw.images(part.rows_N[places], self._decoder)

@@ -119,7 +119,7 @@ class OneProcessTrainer:
             if self._teacher is not None:
                 loss = self._teacher.loss(
                     loss, logits_BK, patches_BPChw, flipped_B,
-                    activations=self._config.wire.wire_activations, use_autocast=self._config.machine.autocast,
+                    activations=self._config.smashed_codec, use_autocast=self._config.machine.autocast,
                 )  # fmt: skip
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -157,7 +157,7 @@ class OneProcessTrainer:
         return predictions(torch.cat(logits), self._task.test, self._task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        codecs = (self._config.wire.wire_activations, self._config.wire.wire_gradients)
+        codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
         return smashed_BPChw
 

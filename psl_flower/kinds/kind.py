@@ -103,7 +103,7 @@ class Kind(Settings):
         """Note on the server what the run now is, after `check`."""
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
-        """Return how to continue it, as `Again`."""
+        """Return the command that continues it, as `Again`."""
         return ""
 
     def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:

@@ -64,7 +64,7 @@ class GridChoice:
 
 
 def count_turns(image_HWC: NDArray[np.uint8]) -> float:
-    """Return how often brightness turns along a line of an image, on average over its rows and columns.
+    """Return the mean number of turns of brightness along an image's rows and columns.
 
     Parameters
     ----------

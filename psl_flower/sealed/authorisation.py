@@ -144,7 +144,7 @@ def co_sign(data: bytes, signed: SignedManifest, restorer: Identity) -> bytes:
 
 
 def describe(data: bytes) -> tuple[Authorisation, int]:
-    """Return what an authorisation asks for, and how many have signed it; whether they may is for `check` to say."""
+    """Return an authorisation's request and the number of its signers; `check` decides if they may."""
     envelope_ = envelope.parse(AUTHORISATION, data, "the authorisation")
     return _decode(envelope_), len(envelope_.signers)
 

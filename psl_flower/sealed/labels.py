@@ -31,6 +31,8 @@ from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
 from psl_flower.text import counted
 
+Kind = Literal["images", "relabel", "snapshot"]
+
 FOLDER = "labels"
 KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
 
@@ -62,7 +64,7 @@ class Version(_Part, frozen=True, kw_only=True):
     version: int
     previous: bytes
     generation: int
-    kind: Literal["images", "relabel", "snapshot"]
+    kind: Kind
     author: str
     name: str
     when: str
@@ -243,7 +245,7 @@ class LabelBook:
                 _remember([*known, added], manifest, memory)
             return number
 
-    def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
+    def _add_coming(self, manifest: Manifest, owner: Identity, kind: Kind, body: Body) -> tuple[int, bytes]:
         if (self._out / manifests.FILE).exists():
             newest = manifests.load(self._out)
             if manifest.previous != newest.digest:
@@ -272,7 +274,7 @@ class LabelBook:
         return None
 
     def _add(
-        self, manifest: Manifest, author: Identity, kind: str, body: Body, chain: list[tuple[Version, bytes]]
+        self, manifest: Manifest, author: Identity, kind: Kind, body: Body, chain: list[tuple[Version, bytes]]
     ) -> tuple[int, bytes]:
         number = len(chain)
         bound = context(Purpose.LABELS, manifest.dataset, number)
@@ -289,7 +291,7 @@ class LabelBook:
             version=number,
             previous=chain[-1][1] if chain else bytes(32),
             generation=manifest.generation,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             author=str(author.public),
             name=author.name,
             when=envelope.now(),
@@ -357,7 +359,7 @@ def _remember(digests: Sequence[bytes], manifest: Manifest, memory: Memory | Non
         memory.check_labels(manifest.dataset, digests)
 
 
-def _entitled(manifest: Manifest, kind: str, generation: int | None = None) -> set[bytes]:
+def _entitled(manifest: Manifest, kind: Kind, generation: int | None = None) -> set[bytes]:
     """Return the Ed25519 keys that may sign such a version; restorers dropped since could, in their time."""
     keys = {PublicIdentity.parse(manifest.owner).sign_key}
     if kind == "relabel":

@@ -1,4 +1,4 @@
-"""Which folder holds which store of a manifest: told by the headers, which are checked afterwards."""
+"""Match folders to the stores of a manifest by their headers, which are checked afterwards."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from psl_flower.text import counted, expanded
 
 
 def is_sealed_dataset(dataset: str) -> bool:
-    """Return whether a dataset's name is a folder that `psl ingest` filled; the embedded one's name is none."""
+    """Check if a dataset's name is a folder that `psl ingest` filled; the embedded dataset is not."""
     return dataset != EMBEDDED and os.path.isfile(expanded(dataset, "dataset") / manifests.FILE)
 
 

@@ -1,4 +1,4 @@
-"""What is found, written and told: every kill, and what became of the run."""
+"""The report: every kill, and the outcome of the run."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
 
 
 def summarise(delays_ms: Sequence[float], measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by delay, in the order given."""
+    """Summarise the trials by delay, in the order given."""
     undelayed = {trial.repetition: trial.parts_s["wire"] for trial in measurements if trial.delay_ms == 0}
     return tuple(
         _summary([trial for trial in measurements if trial.delay_ms == delay_ms], undelayed) for delay_ms in delays_ms

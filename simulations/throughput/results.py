@@ -254,7 +254,7 @@ def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int, cut: 
 
 
 def summarise(settings: Settings, measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by mode; modes without a trial are left out."""
+    """Summarise the trials by mode; modes without a trial are left out."""
     alone = {m.repetition: m.images_per_s for m in measurements if m.mode == ONE_PROCESS}
     by_mode = {mode: [m for m in measurements if m.mode == mode] for mode in settings.modes}
     return tuple(_summary(settings, mode, trials, alone) for mode, trials in by_mode.items() if trials)
