@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from rich.filesize import decimal
 from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
+from psl_flower.engine.scores import Scores, scores
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import duration
 from psl_flower.wire.messages import ADAPTATION
+from server.scores import NAMES, draw, recorded
 from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
@@ -52,6 +54,8 @@ class Reporter:
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: SummaryWriter | None = None
         self._about = self._what = ""
+        self._scores: Scores | None = None
+        self._class_names: tuple[str, ...] = ()
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
@@ -75,8 +79,18 @@ class Reporter:
             self._logged = now
             self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
 
-    def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int, what: str = "") -> None:
+    def plan(
+        self,
+        *,
+        rounds: int,
+        total_steps: int,
+        steps_per_round: int,
+        done: int,
+        what: str = "",
+        class_names: Sequence[str] = (),
+    ) -> None:
         """Record a training's length and the steps already done; `what` names it, if there are several."""
+        self._class_names = tuple(class_names)
         self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
         if self._writer is not None:
             self._writer.close()
@@ -144,15 +158,20 @@ class Reporter:
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
-        metrics = self._metrics(report, up, down, bytes_up, bytes_down)
+        self._scores = scores(predictions) if predictions else None
+        metrics = self._metrics(report, up, down, bytes_up, bytes_down) | recorded(self._scores)
         # In this order: a round that has metrics is not evaluated again.
         if predictions:
             self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
-        for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
+        for name in (
+            "loss", "lower_loss", "upper_loss", "accuracy", *NAMES, "images_per_s", "bytes_up", "bytes_down",
+        ):  # fmt: skip
             value = metrics[name]
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"round/{name}", value, report.step)
+        if self._scores:
+            draw(self._writer, self._scores, report.step, self._class_names)
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
             self._writer.add_scalar(f"time/{name}", metrics[name], report.step)
         self._writer.flush()

@@ -34,7 +34,10 @@ def train(run: ServerRun[Train]) -> None:
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
-    reporter.plan(rounds=run.config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
+    reporter.plan(
+        rounds=run.config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done,
+        class_names=run.stores.description.class_names,
+    )  # fmt: skip
     strategy = run.strategy(
         Parties(
             lower=lower,

@@ -15,13 +15,13 @@ from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
 from psl_flower.cli.runs import last_accuracy
+from psl_flower.cli.scores import print_scores, scores_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from psl_flower.data.account import LeftOutTally
     from psl_flower.data.pixels import Decoder
-    from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages
     from psl_flower.inference.trained_model import TrainedModel
@@ -131,14 +131,21 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="With --absent-curve: folder of absent.csv and .png [the run's].")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write scores by class and the confusion matrix to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a trained model on the test split of its dataset, or of another."""
+    if table and absent_curve:
+        raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
+    from psl_flower.engine.scores import scores
     from psl_flower.inference import evaluation
+    from psl_flower.inference.class_table import write_class_table
 
     folder, trained = _load(run, workspace)
     with Progress() as progress:
@@ -153,6 +160,9 @@ def evaluate(
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
+    found, class_names = scores(answers), trained.description.class_names
+    if table:
+        write_class_table(found, class_names, table)
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -160,7 +170,7 @@ def evaluate(
         "accuracy": answers.accuracy,
         "loss": answers.loss,
         "run_accuracy": last_accuracy(folder),
-        "classes": _by_class(answers, trained.description.class_names),
+        **scores_json(found, class_names),
     }
     if images.account is not None:
         report["account"] = account_json(images.account)
@@ -170,6 +180,9 @@ def evaluate(
         for line in images.account.lines() if images.account is not None else ():
             say(line)
         _print_evaluation(report)
+        print_scores(found, class_names)
+        if table:
+            say(str(table))
 
 
 def export(
@@ -277,15 +290,6 @@ def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
             say(f"{answer['file']}: {likeliest}")
 
 
-def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    right_N = answers.label == answers.predicted
-    report = []
-    for k, name in enumerate(names):
-        right = right_N[answers.label == k]
-        report.append({"class": name, "images": len(right), "accuracy": float(right.mean()) if len(right) else None})
-    return report
-
-
 def _evaluate_absence(
     folder: RunFolder,
     trained: TrainedModel,
@@ -320,5 +324,3 @@ def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
     say(f"{report['run']}: {report['images']} test images of {report['dataset']}")
     say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
-    rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
-    print_table([("class", "images", "accuracy"), *rows])

@@ -8,6 +8,8 @@ from psl_flower.config.fields import Settings, Size, setting, size_text
 from psl_flower.errors import ConfigError
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +20,21 @@ class TrainingSettings(Settings):
     steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
     batch_size: int = setting(64, "images in a mini-batch; BatchNorm needs 2 or more", least=2, most=65_536)
     lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
+    optimizer: str = setting("sgd", "of every party for its own weights; adam and adamw need an lr of 0.001 or so", choices=OPTIMIZERS)
     momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
-    weight_decay: float = setting(5e-4, "weight decay of SGD", least=0)
+    nesterov: bool = setting(False, "Nesterov's momentum in SGD")
+    weight_decay: float = setting(5e-4, "weight decay; of adamw apart from the gradient", least=0)
+    clip_norm: float = setting(
+        0.0, "largest L2 norm of a party's gradients, each party clips its own; 0: no clipping", least=0
+    )
+    upper_lr_scale: float = setting(1.0, "learning rate of the Uppers, as a multiple of lr", least=0)
     schedule: str = setting("one-cycle", "learning rate over the run", choices=SCHEDULES)
+    warm_up_steps: int = setting(
+        0, "steps in which the learning rate rises; 0: of one-cycle 30 % of all, else none", least=0
+    )
+    class_weights: str = setting(
+        "none", "balanced: rare classes weigh more in the loss, in proportion to 1 / training images", choices=CLASS_WEIGHTS
+    )
     flip: bool = setting(False, "mirror images at random (all parties draw the same)")
     shift: int = setting(1, "shift images at random by up to this many pixels (all parties draw the same)", least=0)
     cutout: int = setting(0, "blank a random square of this many pixels a side in every image; 0: none", least=0)
@@ -29,6 +43,9 @@ class TrainingSettings(Settings):
         0.0, "probability that the Lower trains on a sample without one Upper's patches, below 1", least=0, most=1
     )
     label_smoothing: float = setting(0.0, "share of a label spread over all classes, below 1", least=0, most=1)
+    valid_fraction: float = setting(
+        0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
+    )
     seed: int = setting(0, "seed of everything random", least=0, most=2**32 - 1)
     evaluate_every: int = setting(1, "rounds between evaluations on the test split; 0: only at the end", least=0)
     evaluate_batch_size: int = setting(256, "images in an evaluation batch", least=1, most=65_536)
@@ -42,6 +59,8 @@ class TrainingSettings(Settings):
             )
 
     def _check(self) -> None:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError("nesterov: needs optimizer=sgd and a momentum above 0; leave nesterov out, or set those")
         if self.patch_dropout == 1:
             raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
         if self.label_smoothing == 1:

@@ -73,6 +73,8 @@ class Predictions:
         Softmax probability of the predicted class, float32.
     loss : float
         Mean cross entropy.
+    probability : ndarray or None
+        Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
     """
 
     sample: NDArray[np.int64]
@@ -80,6 +82,7 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     loss: float
+    probability: NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -118,10 +121,14 @@ class Task:
         What is drawn in training.
     test : ndarray
         Global indices of the test split's samples, int64.
+    valid : ndarray
+        Global indices of the training samples held back to validate on, int64; may be empty.
     evaluate_batch_size : int
         Samples in an evaluation batch.
     steps_per_round : int
         Steps of a round.
+    class_weights_K : torch.Tensor or None
+        As in `psl_flower.losses.Targets`.
     """
 
     order: BatchOrder
@@ -131,6 +138,8 @@ class Task:
     test: NDArray[np.int64]
     evaluate_batch_size: int
     steps_per_round: int
+    class_weights_K: torch.Tensor | None = None
+    valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def evaluating(self, step: int) -> Task:
         """Return a task that is over after `step` steps, but for the run through the test samples."""
@@ -149,20 +158,25 @@ class Task:
             mix_weight=self.augmentation.mix_weight(self.order.seed, step),
         )
 
-    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
-        """Yield the plans that run through the test split, numbered by batch as attempts of step `after_step`."""
-        for number, first in enumerate(range(0, len(self.test), self.evaluate_batch_size)):
-            samples_B = self.test[first : first + self.evaluate_batch_size]
+    def samples_of(self, split: str) -> NDArray[np.int64]:
+        """Return the global indices of the samples of "test" or of "valid"."""
+        return self.valid if split == "valid" else self.test
+
+    def evaluation_plans(self, after_step: int, split: str = "test") -> Iterator[Plan]:
+        """Yield the plans that run through "test" or "valid", numbered by batch as attempts of step `after_step`."""
+        samples_N = self.samples_of(split)
+        for number, first in enumerate(range(0, len(samples_N), self.evaluate_batch_size)):
+            samples_B = samples_N[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 
     def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
         """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
         samples_B, seed = plan.sample_indices(), plan.augment_seed
-        targets = Targets(torch.from_numpy(self.labels[samples_B]))
+        targets = Targets(torch.from_numpy(self.labels[samples_B]), class_weights_K=self.class_weights_K)
         if plan.mix_weight < 1.0:
             partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
-            targets = Targets(targets.y_B, targets.y_B[partners_B], plan.mix_weight)
+            targets = targets._replace(other_B=targets.y_B[partners_B], weight=plan.mix_weight)
         flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
         return targets, flipped_B
 
@@ -377,7 +391,8 @@ def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
 
 def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:
     """Return the predictions of float32 logits (B, classes) of samples (B,); `labels` are those of all samples."""
-    confidence_B, predicted_B = logits_BK.softmax(1).max(1)
+    probability_BK = logits_BK.softmax(1)
+    confidence_B, predicted_B = probability_BK.max(1)
     label_B = labels[samples_B]
     return Predictions(
         sample=samples_B.astype(np.int64),
@@ -385,4 +400,5 @@ def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: N
         predicted=predicted_B.numpy(),
         confidence=confidence_B.numpy(),
         loss=float(F.cross_entropy(logits_BK, torch.from_numpy(label_B))),
+        probability=probability_BK.numpy(),
     )

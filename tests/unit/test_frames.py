@@ -49,6 +49,7 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
     "step": (Step(ID, PLAN, True), [ONE], "int8"),
     "step without gradient": (Step(None, None, True), [], "float32"),
     "adapt": (Adapt(ID, 0.5, pack_samples([7, 8]), (1,)), [ONE], "float32"),
+    "adapt weighted": (Adapt(ID, 0.5, pack_samples([7]), class_weights=(0.5, 2.0)), [ONE], "float32"),
     "adapt mixed": (Adapt(ID, 0.5, pack_samples([7]), (), pack_samples([8]), 0.25), [ONE], "float32"),
     "step mixed": (Step(None, Plan(ID, "train", 0.5, pack_samples([7]), 0, 0.25)), [], "float32"),
     "share": (Share(ID), [ONE], "int8"),
