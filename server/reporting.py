@@ -150,33 +150,40 @@ class Reporter:
 
         If the steps ran in an earlier process, their metrics are null.
         """
-        steps, predictions = report.steps, report.predictions
-        if not steps and predictions is None:
+        steps, predictions, validation = report.steps, report.predictions, report.validation
+        if not steps and predictions is None and validation is None:
             return
         assert self._writer is not None
 
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
-        self._scores = scores(predictions) if predictions else None
+        self._scores, validated = (scores(given) if given else None for given in (predictions, validation))
         metrics = self._metrics(report, up, down, bytes_up, bytes_down) | recorded(self._scores)
+        if validation and validated:
+            metrics |= {"valid_accuracy": validation.accuracy, "valid_loss": validation.loss}
+            metrics |= recorded(validated, "valid_")
         # In this order: a round that has metrics is not evaluated again.
         if predictions:
             self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
         for name in (
             "loss", "lower_loss", "upper_loss", "accuracy", *NAMES, "images_per_s", "bytes_up", "bytes_down",
+            "valid_loss", "valid_accuracy", *(f"valid_{name}" for name in NAMES),
         ):  # fmt: skip
-            value = metrics[name]
+            value = metrics.get(name)
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"round/{name}", value, report.step)
-        if self._scores:
-            draw(self._writer, self._scores, report.step, self._class_names)
+        shown = self._scores or validated
+        if shown:
+            draw(self._writer, shown, report.step, self._class_names)
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
             self._writer.add_scalar(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
+        if validation:
+            accuracy = f", validation accuracy {validation.accuracy:.2%}, loss {validation.loss:.4f}"
         absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
         trained = accuracy.removeprefix(", ")
         if steps:
@@ -186,6 +193,21 @@ class Reporter:
             self._prefix, metrics["round"], self._status.rounds, absent, trained,
             decimal(bytes_up), decimal(bytes_down),
         )  # fmt: skip
+
+    def tested(self, step: int, predictions: Predictions, absent: Sequence[int] = ()) -> None:
+        """Report the run through the test split with the weights of a step that were kept, as `round` does."""
+        assert self._writer is not None
+        report = RoundReport(step=step, predictions=predictions, absent=tuple(absent))
+        self._scores = scores(predictions)
+        metrics = self._metrics(report, {}, {}, 0, 0) | recorded(self._scores)
+        self._run.write_predictions(predictions)
+        self._run.append_metrics(metrics)
+        for name in ("accuracy", *NAMES):
+            if metrics[name] is not None:
+                self._writer.add_scalar(f"test/{name}", metrics[name], step)
+        draw(self._writer, self._scores, step, self._class_names)
+        self._set(accuracy=predictions.accuracy)
+        log.info("test accuracy of the weights kept, of step %d: %.2f%%", step, 100 * predictions.accuracy)
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
         """Report the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""

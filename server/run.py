@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
+from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging
 from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet

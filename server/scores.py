@@ -50,5 +50,7 @@ def _table(found: Scores, class_names: Sequence[str]) -> str:
     rows = ["| class | images | precision | recall | F1 |", "|---|---|---|---|---|"]
     for k, images in enumerate(found.images_K):
         name = printable(class_names[k]).replace("|", "\\|") if k < len(class_names) else str(k)
-        rows.append(f"| {name} | {images} | {found.precision_K[k]:.4f} | {found.recall_K[k]:.4f} | {found.f1_K[k]:.4f} |")
+        rows.append(
+            f"| {name} | {images} | {found.precision_K[k]:.4f} | {found.recall_K[k]:.4f} | {found.f1_K[k]:.4f} |"
+        )
     return "\n".join(rows)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Task
+from psl_flower.engine.stopping import Monitor
+from psl_flower.engine.task import Task
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
+from psl_flower.runs.best import Best, load_best
 from psl_flower.text import duration
 from server.run import Parties, ServerRun
+from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
 
 
@@ -35,34 +39,46 @@ def train(run: ServerRun[Train]) -> None:
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
     reporter.plan(
-        rounds=run.config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done,
+        rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
         class_names=run.stores.description.class_names,
     )  # fmt: skip
+    parties = Parties(
+        lower=lower,
+        shapes=blueprint.smashed_shapes(),
+        checkpoints=run.source.checkpoints,
+        node_task=run.node_task(),
+        averaging=blueprint.averaging(),
+    )
+    monitor = Monitor.of(run.config.training)
+    validation = None if monitor is None else Validation(run, monitor, parties, task)
     strategy = run.strategy(
-        Parties(
-            lower=lower,
-            shapes=blueprint.smashed_shapes(),
-            checkpoints=run.source.checkpoints,
-            node_task=run.node_task(),
-            averaging=blueprint.averaging(),
-        ),
+        parties,
         task,
         evaluate_every=run.config.training.evaluate_every,
         unfinished=unfinished,
         on_placed=lambda placement: reporter.placed(placement, _about(run)),
+        on_round=validation.on_round if validation else None,
     )
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
         rounds_done = math.ceil(done / per_round) if done == total_steps else done // per_round
         rounds_left = math.ceil(total_steps / per_round) - rounds_done + unfinished
-        strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=rounds_left)
+        best = None
+        with suppress(EndedEarly):
+            if validation is not None:
+                validation.follow(strategy)
+                rounds_left = 0 if validation.over else rounds_left
+            strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=rounds_left)
+        if validation is not None:
+            best = validation.finish()
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
     reporter.end(
         "completed",
-        f"run {run.source.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
+        f"run {run.source.name} completed in {duration(time.monotonic() - began)}{_kept(best)}"
+        f"{reporter.final_accuracy()}; {model}; "
         f"metrics in {run.source.path / 'metrics.jsonl'}",
     )
 
@@ -70,7 +86,15 @@ def train(run: ServerRun[Train]) -> None:
 def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> bool:
     """Go to the committed checkpoint, if there is one; return True if it ends a round not yet reported."""
     folder, total_steps = run.source, task.schedule.total_steps
-    steps = folder.checkpoints.steps()
+    steps, best = folder.checkpoints.steps(), load_best(folder)
+    if best is not None and folder.has_model:
+        raise RunError(
+            f"run {folder.name} is complete: training ended after {best.trained} steps, the weights kept are those of "
+            f"step {best.step}; start a new run"
+        )
+    if best is not None:
+        lower.go_to(best.step, folder.checkpoints)
+        return False
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
     if lower.step >= total_steps and folder.has_model:
@@ -95,6 +119,14 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)
     return f"model in {run.source.model}; try: psl evaluate --run {run.source.name}"
+
+
+def _kept(best: Best | None) -> str:
+    if best is None:
+        return ""
+    ended = f", training ended early, after step {best.trained}" if best.stopped_early else ""
+    value = "" if best.value is None else f" (validation {best.monitor} {best.value:.4f})"
+    return f"{ended}; weights of step {best.step} kept{value}"
 
 
 def _about(run: ServerRun[Train]) -> str:

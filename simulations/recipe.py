@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from psl_flower.cli.output import exit_status
@@ -22,7 +21,7 @@ from psl_flower.config.fields import setting
 from psl_flower.data.sources import open_dataset
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.recipe import batch_for, split_training, steps_per_epoch
+from psl_flower.engine.recipe import MOST_BATCH, batch_for, split_training, steps_per_epoch
 from psl_flower.engine.scores import scores
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreSet, store_request
@@ -44,7 +43,7 @@ _FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
     "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol",
 )  # fmt: skip
-_LARGE = 224
+_LARGE, _DIGITS = 224, 400
 _SETS = ("three", "ten", "rare", "glyphs", "digits", "large")
 # Images of a set with their classes.
 Set = Iterator[tuple[Image.Image, int]]
@@ -82,7 +81,9 @@ class Options(fields.Settings):
     dataset: str = setting("uoft-cs/cifar10", "CIFAR-10: a hub name, or a folder of it")
     sets: tuple[str, ...] = several(_SETS, "sets of images", one_of(_SETS))
     steps: tuple[float, ...] = several((100.0, 200.0), "steps to train for, rounded up to whole epochs", number)
-    lrs: tuple[float, ...] = several((0.05, 0.2), "peak learning rates for a batch of 64, less for smaller ones", number)
+    lrs: tuple[float, ...] = several(
+        (0.05, 0.2), "peak learning rates for a batch of 64, less for smaller ones", number
+    )
     side: int = setting(32, "height and width of small images, in pixels", least=8)
 
 
@@ -91,7 +92,7 @@ SETS: dict[str, tuple[str, Callable[[Options], Set] | None]] = {
     "ten": ("10 kinds of photograph, 50 of each", lambda o: _cifar(o, [(k, 50) for k in range(10)], o.side)),
     "rare": ("3 kinds of photograph: 200, 60, 20", lambda o: _cifar(o, [(0, 200), (3, 60), (8, 20)], o.side)),
     "glyphs": ("40 grey characters in 10 fonts", _glyphs),
-    "digits": ("the embedded digits, 1,437 of them", None),
+    "digits": (f"{_DIGITS} of the embedded digits", None),
     "large": (
         f"3 kinds of photograph, 40 of each, scaled to {_LARGE} pixels",
         lambda o: _cifar(o, [(k, 40) for k in _THREE], _LARGE),
@@ -172,7 +173,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         return (
             "One training each, ResNet18 in 2x2 patches with the default settings but for those in the table; judged on "
             f"a quarter of the training images, which were held back. Small images are {self.settings.side}x"
-            f"{self.settings.side}. \"Chance\": balanced accuracy within two standard errors of guessing. {self.load}"
+            f'{self.settings.side}. "Chance": balanced accuracy within two standard errors of guessing. {self.load}'
         )
 
     @property
@@ -199,19 +200,20 @@ def _measure(given: argparse.Namespace) -> None:
     report = Report(**began, settings=options, measurements=kept)
     done = {(t.data, t.recipe, t.steps, t.lr) for t in kept}
     with workspace_of("psl-recipe-") as workspace, Progress() as progress:
-        for data in options.sets:
-            stores = _stores(workspace.path, data, options)
-            for recipe, config in _trials(data, stores, options):
-                key = (data, recipe, _num_steps(config, stores), config.training.lr)
-                if key in done:
-                    continue
-                done.add(key)
-                progress.trial(f"{data}, {recipe}: {key[2]} steps at {key[3]:g}")
-                trial = _train(data, recipe, config, stores)
-                progress.result(f"{trial.balanced_accuracy:.1%} balanced, {trial.seconds:.0f} s")
-                report = msgspec.structs.replace(report, measurements=(*report.measurements, trial))
-                if given.out is not None:
-                    reports.save(given.out, report)
+        stores = {data: _stores(workspace.path, data, options) for data in options.sets}
+        # One recipe on every set before the next, so that a part of the trainings already compares them.
+        for (recipe, steps, lr), data in product(_recipes(options), options.sets):
+            config = _config(stores[data], steps, lr) if steps else RunConfig.of(valid_fraction=_VALID, **BEFORE)
+            key = (data, recipe, _num_steps(config, stores[data]), config.training.lr)
+            if key in done:
+                continue
+            done.add(key)
+            progress.trial(f"{data}, {recipe}: {key[2]} steps at {key[3]:g}")
+            trial = _train(data, recipe, config, stores[data])
+            progress.result(f"{trial.balanced_accuracy:.1%} balanced, {trial.seconds:.0f} s")
+            report = msgspec.structs.replace(report, measurements=(*report.measurements, trial))
+            if given.out is not None:
+                reports.save(given.out, report)
     deliver(given, report)
 
 
@@ -226,20 +228,26 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
                 place.mkdir(parents=True, exist_ok=True)
                 image.save(place / f"{i:05d}.png")
     dataset = "digits" if make is None else str(folder)
-    config = RunConfig.of(dataset=dataset, stores="plain", test_split="" if make is None else "test")
+    config = RunConfig.of(
+        dataset=dataset,
+        stores="plain",
+        max_train=_DIGITS if make is None else 0,
+        test_split="" if make is None else "test",
+    )
     return ensure_stores(root / "stores", store_request(config))
 
 
-def _trials(data: str, stores: StoreSet, options: Options) -> Iterator[tuple[str, RunConfig]]:
-    """Yield each recipe's name with its settings."""
+def _recipes(options: Options) -> list[tuple[str, int, float]]:
+    """Return each recipe's name, steps and learning rate for a batch of 64; no steps for what was done before."""
+    tried = product(map(int, options.steps), options.lrs)
+    return [("before", 0, 0.0), *(("batch by images", steps, lr) for steps, lr in tried)]
+
+
+def _config(stores: StoreSet, steps: int, lr: float) -> RunConfig:
     base = RunConfig.of(valid_fraction=_VALID)
-    yield "before", base.replace(**BEFORE)
     count = len(split_training(base, stores.description)[0])
     batch = batch_for(count)
-    for steps, lr in product(options.steps, options.lrs):
-        per_epoch = steps_per_epoch(count, batch)
-        rounds = -(-int(steps) // per_epoch)
-        yield "batch by images", base.replace(rounds=rounds, batch_size=batch, lr=lr * batch / 64)
+    return base.replace(rounds=-(-steps // steps_per_epoch(count, batch)), batch_size=batch, lr=lr * batch / MOST_BATCH)
 
 
 def _num_steps(config: RunConfig, stores: StoreSet) -> int:

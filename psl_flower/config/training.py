@@ -10,6 +10,7 @@ from psl_flower.errors import ConfigError
 SCHEDULES = ("one-cycle", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 CLASS_WEIGHTS = ("none", "balanced")
+MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,9 @@ class TrainingSettings(Settings):
     steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
     batch_size: int = setting(64, "images in a mini-batch; BatchNorm needs 2 or more", least=2, most=65_536)
     lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
-    optimizer: str = setting("sgd", "of every party for its own weights; adam and adamw need an lr of 0.001 or so", choices=OPTIMIZERS)
+    optimizer: str = setting(
+        "sgd", "optimiser of every party; adam and adamw need an lr of 0.001 or so", choices=OPTIMIZERS
+    )
     momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
     nesterov: bool = setting(False, "Nesterov's momentum in SGD")
     weight_decay: float = setting(5e-4, "weight decay; of adamw apart from the gradient", least=0)
@@ -33,7 +36,9 @@ class TrainingSettings(Settings):
         0, "steps in which the learning rate rises; 0: of one-cycle 30 % of all, else none", least=0
     )
     class_weights: str = setting(
-        "none", "balanced: rare classes weigh more in the loss, in proportion to 1 / training images", choices=CLASS_WEIGHTS
+        "none",
+        "balanced: classes weigh in the loss in inverse proportion to their training images",
+        choices=CLASS_WEIGHTS,
     )
     flip: bool = setting(False, "mirror images at random (all parties draw the same)")
     shift: int = setting(1, "shift images at random by up to this many pixels (all parties draw the same)", least=0)
@@ -45,6 +50,12 @@ class TrainingSettings(Settings):
     label_smoothing: float = setting(0.0, "share of a label spread over all classes, below 1", least=0, most=1)
     valid_fraction: float = setting(
         0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
+    )
+    monitor: str = setting(
+        "loss", "what is best on the validation images decides which step's weights are kept", choices=MONITORS
+    )
+    patience: int = setting(
+        0, "evaluations on the validation images without improvement that end training; 0: never", least=0
     )
     seed: int = setting(0, "seed of everything random", least=0, most=2**32 - 1)
     evaluate_every: int = setting(1, "rounds between evaluations on the test split; 0: only at the end", least=0)
@@ -59,6 +70,12 @@ class TrainingSettings(Settings):
             )
 
     def _check(self) -> None:
+        if self.patience and not self.valid_fraction:
+            raise ConfigError(
+                "patience: needs images to validate on; set valid-fraction, such as valid-fraction=0.1, or leave it out"
+            )
+        if self.patience and not self.evaluate_every:
+            raise ConfigError("patience: with evaluate-every=0 nothing is evaluated before the end; set it to 1, say")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ConfigError("nesterov: needs optimizer=sgd and a momentum above 0; leave nesterov out, or set those")
         if self.patch_dropout == 1:

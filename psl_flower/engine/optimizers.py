@@ -70,9 +70,7 @@ class PartyOptimizer(ABC):
         self.param_groups: list[dict[str, Any]] = [
             {"params": self._parameters, "lr": 0.0, "lr_scale": lr_scale, **options}
         ]
-        self._state: dict[str, list[torch.Tensor | None]] = {
-            name: [None] * len(self._parameters) for name in self.kept
-        }
+        self._state: dict[str, list[torch.Tensor | None]] = {name: [None] * len(self._parameters) for name in self.kept}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""

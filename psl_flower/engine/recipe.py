@@ -78,9 +78,7 @@ def steps_per_epoch(num_images: int, batch: int) -> int:
     return max(1, full + (rest > 1))
 
 
-def split_training(
-    config: RunConfig, description: StoreSetDescription
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_training(config: RunConfig, description: StoreSetDescription) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the global indices of the images to train on and to validate on, both ascending.
 
     Which ones are held back for validation depends on the run's seed alone, so that every party knows how many there

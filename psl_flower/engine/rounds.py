@@ -6,9 +6,8 @@ two where the Uppers are averaged after it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,17 +16,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from psl_flower.engine.adaptation import RemoteAdaptation, keep
-from psl_flower.engine.augment import Augmentation
-from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.lower import LowerEngine, StepLoss
-from psl_flower.engine.schedule import Schedule
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
-from psl_flower.losses import Targets
 from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
-from psl_flower.wire.plan import Plan, StepId, pack_samples
+from psl_flower.wire.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,96 +90,17 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` counts the steps applied at its end; `steps` is empty if an earlier process ran them.
+    `step` counts the steps applied at its end; `steps` is empty if an earlier process ran them. `predictions` are of
+    the test split, `validation` of the validation images, where there are some.
     """
 
     steps: list[StepReport] = field(default_factory=list)
     step: int = 0
     predictions: Predictions | None = None
+    validation: Predictions | None = None
     seconds: float = 0.0
     train_s: float = 0.0
     absent: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
-
-    Attributes
-    ----------
-    order : BatchOrder
-        Which samples make up a step.
-    schedule : Schedule
-        Learning rate by step.
-    labels : ndarray
-        Classes of all samples by global index, int64.
-    augmentation : Augmentation
-        What is drawn in training.
-    test : ndarray
-        Global indices of the test split's samples, int64.
-    valid : ndarray
-        Global indices of the training samples held back to validate on, int64; may be empty.
-    evaluate_batch_size : int
-        Samples in an evaluation batch.
-    steps_per_round : int
-        Steps of a round.
-    class_weights_K : torch.Tensor or None
-        As in `psl_flower.losses.Targets`.
-    """
-
-    order: BatchOrder
-    schedule: Schedule
-    labels: NDArray[np.int64]
-    augmentation: Augmentation
-    test: NDArray[np.int64]
-    evaluate_batch_size: int
-    steps_per_round: int
-    class_weights_K: torch.Tensor | None = None
-    valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def evaluating(self, step: int) -> Task:
-        """Return a task that is over after `step` steps, but for the run through the test samples."""
-        return dataclasses.replace(
-            self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
-        )
-
-    def train_plan(self, step: int) -> Plan:
-        """Return the plan of a training step."""
-        return Plan(
-            id=StepId(self.order.epoch_of(step), step),
-            mode="train",
-            lr=self.schedule.lr(step),
-            samples=pack_samples(self.order.samples(step)),
-            augment_seed=self.order.augment_seed(step),
-            mix_weight=self.augmentation.mix_weight(self.order.seed, step),
-        )
-
-    def samples_of(self, split: str) -> NDArray[np.int64]:
-        """Return the global indices of the samples of "test" or of "valid"."""
-        return self.valid if split == "valid" else self.test
-
-    def evaluation_plans(self, after_step: int, split: str = "test") -> Iterator[Plan]:
-        """Yield the plans that run through "test" or "valid", numbered by batch as attempts of step `after_step`."""
-        samples_N = self.samples_of(split)
-        for number, first in enumerate(range(0, len(samples_N), self.evaluate_batch_size)):
-            samples_B = samples_N[first : first + self.evaluate_batch_size]
-            step = StepId(self.order.epoch_of(after_step), after_step, number)
-            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
-
-    def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
-        """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
-        samples_B, seed = plan.sample_indices(), plan.augment_seed
-        targets = Targets(torch.from_numpy(self.labels[samples_B]), class_weights_K=self.class_weights_K)
-        if plan.mix_weight < 1.0:
-            partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
-            targets = targets._replace(other_B=targets.y_B[partners_B], weight=plan.mix_weight)
-        flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
-        return targets, flipped_B
-
-    def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
-        """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
-        dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
-        return None if dropped_BM is None else torch.from_numpy(dropped_BM)
 
 
 class RoundDriver:
@@ -241,6 +158,10 @@ class RoundDriver:
         if not self._checkpoints.steps():
             self._checkpoints.save(self.lower.step, self.lower.state())
 
+    def keep(self, step: int) -> None:
+        """Keep the Lower's checkpoint of a step beside the newest ones."""
+        self._checkpoints.kept = step
+
     def go_back(self) -> int:
         """Go back to the last committed checkpoint and return its step.
 
@@ -254,7 +175,9 @@ class RoundDriver:
         return step
 
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
-        """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+        """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
+
+        That runs through the validation images, if there are any, else through the test split.
 
         Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where an
         error had ended the round, its report has the steps of before, too, as far as they are still valid.
@@ -280,7 +203,10 @@ class RoundDriver:
         if self.lower.adaptation_elsewhere:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
-            report.predictions = self._evaluate(exchange)
+            if len(self.task.valid):
+                report.validation = self._evaluate(exchange, "valid")
+            else:
+                report.predictions = self._evaluate(exchange)
         report.seconds = before_s + time.perf_counter() - started
         report.step, self._begun = self.lower.step, []
         return report
@@ -352,17 +278,17 @@ class RoundDriver:
         answers = exchange.exchange(down, shapes, meanwhile)
         return mean(list(_tensors(answers).values()))
 
-    def _evaluate(self, exchange: Exchange) -> Predictions:
+    def _evaluate(self, exchange: Exchange, split: str = "test") -> Predictions:
         logits: list[torch.Tensor] = []
-        done = 0
-        for plan in self.task.evaluation_plans(self.lower.step):
+        samples_N, done = self.task.samples_of(split), 0
+        for plan in self.task.evaluation_plans(self.lower.step, split):
             down = {m: Down(Step(plan=plan)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
             logits.append(self.lower.logits(_tensors(answers)))
             done += plan.num_samples
-            self._on_evaluated(done, len(self.task.test))
+            self._on_evaluated(done, len(samples_N))
             self._end_if_asked()
-        return predictions(torch.cat(logits), self.task.test, self.task.labels)
+        return predictions(torch.cat(logits), samples_N, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}

@@ -97,6 +97,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
+    kept : dict[int, int]
+        The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
     """
 
     run: RunIdentity
@@ -112,6 +114,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 0
     epoch: int = 0
     part: Part = ""
+    kept: dict[int, int] = {}
 
     def hosting(self, parties: Iterable[int]) -> NodeTask:
         """Return the task of a node that hosts these parties."""
