@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
-from psl_flower.errors import NodeLost, PeerLost, PositionMissing, RunError
+from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.best import Best, load_best
@@ -19,6 +19,7 @@ from psl_flower.text import duration
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
+from strategies.nodes import Placement
 
 
 def train(run: ServerRun[Train]) -> None:
@@ -56,9 +57,11 @@ def train(run: ServerRun[Train]) -> None:
         task,
         evaluate_every=run.config.training.evaluate_every,
         unfinished=unfinished,
-        on_placed=lambda placement: reporter.placed(placement, _about(run)),
+        on_placed=lambda placement: _placed(run, placement),
         on_round=validation.on_round if validation else None,
     )
+    if chosen := _chosen(run, task):
+        reporter.say("preparing", chosen)
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
@@ -121,12 +124,38 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     return f"model in {run.source.model}; try: psl evaluate --run {run.source.name}"
 
 
+def _chosen(run: ServerRun[Train], task: Task) -> str:
+    """Return a line that names the settings chosen by the number of images, and the images held back."""
+    asked, planned = run.config.training, run.blueprint.config.training
+    count = len(task.order.pool)
+    held = f"; {len(task.valid)} more are held back to validate on" if len(task.valid) else ""
+    names = [name for name in ("rounds", "batch_size", "lr") if not getattr(asked, name)]
+    if not names:
+        return held.removeprefix("; ")
+    values = ", ".join(f"{name.replace('_', '-')}={getattr(planned, name):g}" for name in names)
+    if "rounds" in names:
+        values += f" of {task.steps_per_round} steps"
+    return f"chosen for {count} training images: {values}{held}"
+
+
 def _kept(best: Best | None) -> str:
     if best is None:
         return ""
     ended = f", training ended early, after step {best.trained}" if best.stopped_early else ""
     value = "" if best.value is None else f" (validation {best.monitor} {best.value:.4f})"
     return f"{ended}; weights of step {best.step} kept{value}"
+
+
+def _placed(run: ServerRun[Train], placement: Placement) -> None:
+    """Report the nodes that take part; raises ConfigError if one real node holds all patches, and may not."""
+    allowed = placement.simulated or run.config.patches.allow_whole_images
+    if len(placement.hosts) == 1 and not allowed and not placement.absent:
+        (name,) = (placement.names[node] for node in placement.hosts)
+        raise ConfigError(
+            f"{name} holds the patches of all positions, so it could put whole images together: give its stores to "
+            "several nodes, or allow it with allow-whole-images=true"
+        )
+    run.reporter.placed(placement, _about(run))
 
 
 def _about(run: ServerRun[Train]) -> str:

@@ -1,7 +1,7 @@
 """A training that is watched on validation images: the best checkpoint is kept, training may end early.
 
-Everything follows from metrics.jsonl and the checkpoints, in this order: the round's checkpoint, its metrics, and at the
-end best.json before later checkpoints are dropped. So a run that is killed anywhere ends with the same weights.
+Everything follows from metrics.jsonl and the checkpoints, in this order: the round's checkpoint, its metrics, and at
+the end best.json before later checkpoints are dropped. So a run that is killed anywhere ends with the same weights.
 """
 
 from __future__ import annotations

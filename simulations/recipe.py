@@ -171,8 +171,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def notes(self) -> str:
         """How to read the table."""
         return (
-            "One training each, ResNet18 in 2x2 patches with the default settings but for those in the table; judged on "
-            f"a quarter of the training images, which were held back. Small images are {self.settings.side}x"
+            "One training each, ResNet18 in 2x2 patches with the default settings but for those in the table; judged "
+            f"on a quarter of the training images, which were held back. Small images are {self.settings.side}x"
             f'{self.settings.side}. "Chance": balanced accuracy within two standard errors of guessing. {self.load}'
         )
 

@@ -87,9 +87,13 @@ class LocalTraining(OneProcessTrainer):
         device: torch.device = torch.device("cpu"),
     ) -> None:
         super().__init__(config, description, labels, [store], device)
-        order = BatchOrder(pool=samples, batch_size=config.training.batch_size, seed=config.training.seed)
+        training = self._blueprint.config.training
+        order = BatchOrder(pool=samples, batch_size=training.batch_size, seed=training.seed)
         schedule = Schedule(
-            kind=config.training.schedule, peak=config.training.lr, total_steps=total_epochs * order.steps_per_epoch
+            kind=training.schedule,
+            peak=training.lr,
+            total_steps=total_epochs * order.steps_per_epoch,
+            warm_up=training.warm_up_steps,
         )
         self._task = dataclasses.replace(self._task, order=order, schedule=schedule)
         self._proximal = proximal

@@ -17,13 +17,13 @@ MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 class TrainingSettings(Settings):
     """How the network is trained and evaluated."""
 
-    rounds: int = setting(3, "Flower rounds", least=1)
-    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
-    batch_size: int = setting(64, "images in a mini-batch; BatchNorm needs 2 or more", least=2, most=65_536)
-    lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
-    optimizer: str = setting(
-        "sgd", "optimiser of every party; adam and adamw need an lr of 0.001 or so", choices=OPTIMIZERS
+    rounds: int = setting(0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0)
+    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0)
+    batch_size: int = setting(
+        0, "images in a mini-batch, 2 or more; 0: 16 to 64, by the number of training images", least=0, most=65_536
     )
+    lr: float = setting(0.0, "peak learning rate; 0: chosen by optimizer and batch-size", least=0)
+    optimizer: str = setting("sgd", "optimiser of every party for its own weights", choices=OPTIMIZERS)
     momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
     nesterov: bool = setting(False, "Nesterov's momentum in SGD")
     weight_decay: float = setting(5e-4, "weight decay; of adamw apart from the gradient", least=0)
@@ -70,6 +70,8 @@ class TrainingSettings(Settings):
             )
 
     def _check(self) -> None:
+        if self.batch_size == 1:
+            raise ConfigError("batch-size: BatchNorm needs 2 or more images in a mini-batch, got 1; 0 chooses it")
         if self.patience and not self.valid_fraction:
             raise ConfigError(
                 "patience: needs images to validate on; set valid-fraction, such as valid-fraction=0.1, or leave it out"

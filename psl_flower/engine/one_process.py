@@ -79,7 +79,7 @@ class OneProcessTrainer:
         self._teacher = teacher
         self.adaptation = blueprint.adaptation()
         self.step = 0
-        self._config, self._description, self._stores, self._device = config, description, stores, device
+        self._config, self._description, self._stores, self._device = blueprint.config, description, stores, device
         self._task = blueprint.task(labels)
         if self.adaptation is not None:
             self.adaptation.to(device)

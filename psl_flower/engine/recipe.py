@@ -20,7 +20,8 @@ _LEAST_BATCH, MOST_BATCH = 16, 64
 LEAST_STEPS = 200
 _LEAST_EPOCHS = 3
 _MOST_ROUNDS = 5
-# Peak learning rates for a batch of 64; SGD's are proportional to the batch, Adam's to its root.
+# Peak learning rates for a batch of 64 or more;
+# for smaller ones SGD's is in proportion to the batch, Adam's to its root.
 _SGD_LR, _ADAM_LR = 0.05, 0.001
 
 
@@ -52,7 +53,7 @@ def batch_for(num_images: int) -> int:
 
 def lr_for(optimizer: str, batch: int) -> float:
     """Return the peak learning rate for a batch size."""
-    share = batch / MOST_BATCH
+    share = min(1.0, batch / MOST_BATCH)
     return _SGD_LR * share if optimizer == "sgd" else _ADAM_LR * float(np.sqrt(share))
 
 
@@ -73,7 +74,7 @@ def rounds_for(per_epoch: int, per_round: int = 0) -> tuple[int, int]:
 
 
 def steps_per_epoch(num_images: int, batch: int) -> int:
-    """Return the mini-batches of an epoch; a single left-over image makes none, since BatchNorm learns nothing of it."""
+    """Return the mini-batches of an epoch; a single left-over image makes none, BatchNorm learns nothing from it."""
     full, rest = divmod(num_images, batch)
     return max(1, full + (rest > 1))
 

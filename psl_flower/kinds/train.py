@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
+from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
@@ -20,10 +20,25 @@ class Train(Kind):
     handler: ClassVar[str] = "server.training:train"
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
+        """Return a line where a batch is larger than the dataset.
+
+        Raises
+        ------
+        ConfigError
+            If there is no batch at all, or one Upper alone would hold whole images and that is not allowed.
+        """
+        if description.num_uppers == 1 and not work.config.patches.allow_whole_images:
+            grid = description.grid()
+            why = (
+                "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
+            )
+            raise ConfigError(
+                f"{why}, so one node would hold whole images: choose a smaller patch-size or more uppers, or allow it "
+                "with allow-whole-images=true"
+            )
         count = len(batch_order(work.config, description).pool)
         size = work.config.training.batch_size
-        if size <= count or size == RunConfig().training.batch_size:
+        if size <= count:
             return ""
         return f"batch-size: {size} is more than the {count} training images: every step takes all of them"
 

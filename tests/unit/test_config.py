@@ -80,14 +80,24 @@ OUT_OF_RANGE = [
     ({"patch-size": 0}, "patch-size: both sizes must be 1 or more, got 0x0"),
     ({"image-size": "0x0"}, "image-size: both sizes must be 1 or more, got 0x0"),
     ({"image-size": -32}, "image-size: both sizes must be 1 or more, got -32x-32"),
-    ({"batch-size": 1}, "batch-size: expected a number at least 2 and at most 65536, got 1"),
-    ({"batch-size": 0}, "batch-size: expected a number at least 2 and at most 65536, got 0"),
-    ({"batch-size": -4}, "batch-size: expected a number at least 2"),
+    ({"batch-size": 1}, "batch-size: BatchNorm needs 2 or more images in a mini-batch, got 1; 0 chooses it"),
+    ({"batch-size": -4}, "batch-size: expected a number at least 0 and at most 65536, got -4"),
     ({"batch-size": 65_537}, "at most 65536"),
-    ({"rounds": 0}, "rounds: expected a number at least 1, got 0"),
-    ({"lr": 0.0}, "lr: expected a number above 0, got 0.0"),
-    ({"lr": float("nan")}, "lr: expected a number above 0, got nan"),
-    ({"lr": float("inf")}, "lr: expected a number above 0, got inf"),
+    ({"rounds": -1}, "rounds: expected a number at least 0, got -1"),
+    ({"lr": -0.1}, "lr: expected a number at least 0, got -0.1"),
+    ({"lr": float("nan")}, "lr: expected a number at least 0, got nan"),
+    ({"lr": float("inf")}, "lr: expected a number at least 0, got inf"),
+    ({"optimizer": "rmsprop"}, "optimizer: expected one of sgd, adam, adamw, got 'rmsprop'"),
+    ({"optimizer": "adam", "nesterov": True}, "nesterov: needs optimizer=sgd and a momentum above 0"),
+    ({"nesterov": True, "momentum": 0.0}, "nesterov: needs optimizer=sgd and a momentum above 0"),
+    ({"clip-norm": -1.0}, "clip-norm: expected a number at least 0, got -1.0"),
+    ({"upper-lr-scale": -1.0}, "upper-lr-scale: expected a number at least 0, got -1.0"),
+    ({"warm-up-steps": -1}, "warm-up-steps: expected a number at least 0, got -1"),
+    ({"class-weights": "rare"}, "class-weights: expected one of none, balanced, got 'rare'"),
+    ({"valid-fraction": 0.95}, "valid-fraction: expected a number at least 0 and at most 0.9, got 0.95"),
+    ({"monitor": "auc"}, "monitor: expected one of loss, accuracy, balanced-accuracy, macro-f1, got 'auc'"),
+    ({"patience": 3}, "patience: needs images to validate on; set valid-fraction"),
+    ({"patience": 3, "valid-fraction": 0.1, "evaluate-every": 0}, "patience: with evaluate-every=0 nothing"),
     ({"momentum": 1.5}, "momentum: expected a number at least 0 and at most 1"),
     ({"weight-decay": -0.1}, "weight-decay: expected a number at least 0"),
     ({"alpha": -1.0}, "alpha: expected a number at least 0, got -1.0"),
@@ -194,7 +204,7 @@ def test_wrong_settings_are_refused(values, message):
 TEXTS = [
     ("lr=.5", 0.5),
     ("lr=1e-3", 1e-3),
-    ("lr=nan", "lr: expected a number above 0, got nan"),
+    ("lr=nan", "lr: expected a number at least 0, got nan"),
     ("lr=much", "lr: expected a number, got 'much'"),
     ("seed=0x10", 16),
     ("seed=1_000", 1000),
@@ -226,7 +236,15 @@ def test_every_bounded_setting_is_tried_above():
     free = {"image-column", "label-column", "flip", "autocast", "collect-model", "workspace", "exchange-host"}
     free |= {"exchange-cert", "exchange-key", "exchange-client-ca", "exchange-plaintext-on-untrusted-network"}
     free |= {"exchange-advertise", "stride", "keys", "owner", "restore", "predict-images"}
-    free |= {"predict-light", "lighten-with", "keys-in-open-simulation", "train-split", "test-split", "leave-out"}
+    free |= {
+        "allow-whole-images",
+        "predict-light",
+        "lighten-with",
+        "keys-in-open-simulation",
+        "train-split",
+        "test-split",
+        "leave-out",
+    }
     assert known_settings().keys() == tried | free
 
 

@@ -98,7 +98,9 @@ def test_gradients_are_scaled_down_to_the_norm_and_no_further():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_parties_together_are_parties_apart(clip_norm):
     together, apart = parameters(), parameters()
-    one = Together([Sgd([p], 0.9, 0.01, clip_norm=clip_norm, lr_scale=s) for p, s in zip(together, (1.0, 0.5), strict=True)])
+    one = Together(
+        [Sgd([p], 0.9, 0.01, clip_norm=clip_norm, lr_scale=s) for p, s in zip(together, (1.0, 0.5), strict=True)]
+    )
     each = [Sgd([p], 0.9, 0.01, clip_norm=clip_norm, lr_scale=s) for p, s in zip(apart, (1.0, 0.5), strict=True)]
     for step in range(3):
         set_lr(one, 0.1)
