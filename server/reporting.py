@@ -272,6 +272,10 @@ class Reporter:
         accuracy = self._status.accuracy
         return f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
 
+    def chance_note(self) -> str:
+        """Return what to say of a last test result that is no better than chance; empty if it is better."""
+        return self._scores.note(self._class_names) if self._scores else ""
+
     def _metrics(
         self, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int], bytes_up: int, bytes_down: int
     ) -> dict[str, Any]:

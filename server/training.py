@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from contextlib import suppress
@@ -20,6 +21,8 @@ from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
 from strategies.nodes import Placement
+
+log = logging.getLogger("psl_flower")
 
 
 def train(run: ServerRun[Train]) -> None:
@@ -78,10 +81,13 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    note = reporter.chance_note()
+    if note:
+        log.warning("the test result is %s", note)
     reporter.end(
         "completed",
         f"run {run.source.name} completed in {duration(time.monotonic() - began)}{_kept(best)}"
-        f"{reporter.final_accuracy()}; {model}; "
+        f"{reporter.final_accuracy()}{', no better than chance' if note else ''}; {model}; "
         f"metrics in {run.source.path / 'metrics.jsonl'}",
     )
 

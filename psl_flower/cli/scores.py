@@ -40,6 +40,8 @@ def scores_json(found: Scores, class_names: Sequence[str]) -> dict[str, Any]:
 def print_scores(found: Scores, class_names: Sequence[str]) -> None:
     """Print scores: a line, a table of classes, and the confusion matrix of up to 12 classes."""
     auc = "-" if found.auc is None else f"{found.auc:.4f}"
+    if note := found.note(class_names):
+        say(f"note: {note}")
     say(f"balanced accuracy {percent(found.balanced_accuracy)}, macro F1 {found.macro_f1:.4f}, AUC {auc}")
     rows = [
         (

@@ -5,6 +5,7 @@ Suffixes: N images, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,19 @@ class Scores:
         chance = 1.0 / len(images_K)
         error = chance * np.sqrt((chance * (1 - chance) / images_K).sum())
         return bool(self.balanced_accuracy <= chance + _SIGMAS * error)
+
+    def note(self, class_names: Sequence[str]) -> str:
+        """Return a sentence on a result that is no better than chance, with what to try; empty if it is better."""
+        if not self.at_chance:
+            return ""
+        images_K = self.images_K
+        kinds = int((images_K > 0).sum())
+        return (
+            f"no better than chance: balanced accuracy {self.balanced_accuracy:.1%}, chance 1 in {kinds} "
+            f"({1 / kinds:.1%}); always answering {class_names[int(images_K.argmax())]} would be {self.majority:.1%} "
+            "accurate; try more rounds, another lr, class-weights=balanced if classes are unequal, flip=true, or more "
+            "images"
+        )
 
 
 def scores(predictions: Predictions) -> Scores:

@@ -60,6 +60,19 @@ def test_interrupted_and_resumed_it_is_bit_equal_to_one_process(changes, exchang
     assert same_predictions(predictions, whole.predictions)
 
 
+def test_images_held_back_are_not_trained_on_and_judged_as_in_one_process(stores_for, tmp_path):
+    config = settings(valid_fraction=0.25, adaptation_server=True)
+    stores = stores_for(config)
+    whole, parts = Oracle(config, stores), Federation(config, stores, tmp_path)
+    report = parts.driver.run(Vanishing(parts), STEPS, evaluate=True)
+    assert differences(whole.after[STEPS], parts.snapshot()) == []
+    assert report.predictions is None
+    assert same_predictions(report.validation, whole.monolith.evaluate(split="valid"))
+    assert len(report.validation.sample) == 6
+    # A run that trains on them, too, comes to other weights.
+    assert differences(whole.after[STEPS], Oracle(settings(), stores).after[STEPS])
+
+
 @pytest.mark.parametrize("name", ["nesterov", "clip_norm", "upper_lr_scale", "warm_up_steps", "class_weights"])
 def test_each_option_changes_what_is_learnt(name, stores_for):
     given = {

@@ -62,6 +62,14 @@ def test_chance_is_told_from_learning(answers, labels, at_chance):
     assert of(answers, labels).at_chance is at_chance
 
 
+def test_a_result_at_chance_is_called_that():
+    found = of([0] * 100, [0] * 90 + [1] * 10, num_classes=3)
+    assert found.note(["cat", "dog", "fox"]).startswith(
+        "no better than chance: balanced accuracy 50.0%, chance 1 in 2 (50.0%); always answering cat would be 90.0% "
+    )
+    assert of(ANSWERS * 10, np.tile(LABELS, 10)).note(["a", "b", "c"]) == ""
+
+
 def test_what_a_round_records():
     found = recorded(of(ANSWERS))
     assert found["balanced_accuracy"] == pytest.approx(0.7222222)
