@@ -44,7 +44,7 @@ def divide(
     Raises
     ------
     ConfigError
-        If flwr-datasets is not installed, there is no such kind, or the samples are too few for so many clients.
+        If flwr-datasets is not installed, there is no such kind, or there are too few samples for the clients.
     """
     if kind not in PARTITIONS:
         raise ConfigError(f"partition: expected one of {', '.join(PARTITIONS)}, got {kind!r}")

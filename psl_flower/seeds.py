@@ -1,4 +1,4 @@
-"""Every random choice, drawn from a seed and a name, alike for every party and after every interruption."""
+"""Every random choice, drawn from a seed and a name, the same for every party and after every interruption."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.files import write_file
 from psl_flower.system.machine import keep_freed_memory, usable_cores
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 from server.reporting import Reporter
 from strategies.fedavg import StrictAveraging, averaging
 
@@ -165,4 +165,4 @@ def _clients(grid: Grid, fed: FedAvgConfig) -> int:
 
 def _about(stores: StoreSet) -> str:
     description = stores.description
-    return f"{len(description.samples_of('train'))} training images of {description.dataset}"
+    return f"{counted(len(description.samples_of('train')), 'training image')} of {description.dataset}"

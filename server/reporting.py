@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 from rich.filesize import decimal
-from torch.utils.tensorboard import SummaryWriter
 
-from psl_flower.engine.rounds import Predictions, RoundReport, StepReport
+from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.engine.scores import Scores, scores
+from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
+from server.event_files import EventFiles
 from server.scores import NAMES, draw, recorded
-from strategies.nodes import Placement
+from server.superlink import superlink_lost
 
 log = logging.getLogger("psl_flower")
 
@@ -48,11 +49,12 @@ class Reporter:
         self, run: RunFolder, *, run_id: str, every_s: float, again: Again = lambda folder, simulated: ""
     ) -> None:
         self._run, self._every_s, self._again = run, every_s, again
+        self._place = _identity(run.path)
         self._simulated = True
         _set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFiles | None = None
         self._about = self._what = ""
         self._scores: Scores | None = None
         self._class_names: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ class Reporter:
         now = time.monotonic()
         if now - self._logged >= max(1.0, self._every_s) or done == total:
             self._logged = now
-            self.say("preparing", f"making the patch stores: {done} of {total} {stage} images")
+            self.say("preparing", f"making the patch stores: {done} of {counted(total, f'{stage} image')}")
 
     def plan(
         self,
@@ -94,7 +96,7 @@ class Reporter:
         self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
         if self._writer is not None:
             self._writer.close()
-        self._writer = SummaryWriter(str(self._run.tensorboard / what.replace(" ", "-").replace(",", "")))
+        self._writer = EventFiles(self._run.tensorboard / what.replace(" ", "-").replace(",", ""))
         self._recent.clear()
         self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
@@ -104,7 +106,8 @@ class Reporter:
         """Report the nodes that take part, and enter `state`."""
         uppers = sum(len(hosted) for hosted in placement.hosts.values())
         adaptation = " and the Adaptation Net" if placement.adaptation is not None else ""
-        kind = "simulated nodes" if placement.simulated else "nodes"
+        kind = "simulated node" if placement.simulated else "node"
+        verb = "hosts" if len(placement.parties) == 1 else "host"
         self._simulated = placement.simulated
         if about != self._about:
             self._about = about
@@ -115,13 +118,14 @@ class Reporter:
         self._began = time.monotonic()
         self.say(
             state,
-            f"{len(placement.parties)} {kind} host {uppers} Uppers{adaptation}, {placement.transport} transport"
-            + (f"; zeros stand for Upper {absent}" if absent else ""),
+            f"{counted(len(placement.parties), kind)} {verb} {counted(uppers, 'Upper')}{adaptation}, "
+            f"{placement.transport} transport" + (f"; zeros stand for Upper {absent}" if absent else ""),
         )
 
     def step(self, report: StepReport) -> None:
         """Record a training step, after `plan`."""
         assert self._writer is not None
+        self._require_folder()
         self._recent.append(report)
         scalars = {
             "loss": report.loss.full,
@@ -130,7 +134,7 @@ class Reporter:
             "wire_s": report.wire_s,
         }
         for name, value in scalars.items():
-            self._writer.add_scalar(f"train/{name}", value, report.step)
+            self._writer.add(f"train/{name}", value, report.step)
         # In memory at once: a stop or an error may come before the next writing, and its status names the last step.
         self._change(step=report.step, round=self._round_of(report.step))
         now = time.monotonic()
@@ -154,6 +158,7 @@ class Reporter:
         if not steps and predictions is None and validation is None:
             return
         assert self._writer is not None
+        self._require_folder()
 
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
@@ -173,12 +178,12 @@ class Reporter:
         ):  # fmt: skip
             value = metrics.get(name)
             if isinstance(value, int | float):
-                self._writer.add_scalar(f"round/{name}", value, report.step)
+                self._writer.add(f"round/{name}", value, report.step)
         shown = self._scores or validated
         if shown:
             draw(self._writer, shown, report.step, self._class_names)
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
-            self._writer.add_scalar(f"time/{name}", metrics[name], report.step)
+            self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
@@ -204,7 +209,7 @@ class Reporter:
         self._run.append_metrics(metrics)
         for name in ("accuracy", *NAMES):
             if metrics[name] is not None:
-                self._writer.add_scalar(f"test/{name}", metrics[name], step)
+                self._writer.add(f"test/{name}", metrics[name], step)
         draw(self._writer, self._scores, step, self._class_names)
         self._set(accuracy=predictions.accuracy)
         log.info("test accuracy of the weights kept, of step %d: %.2f%%", step, 100 * predictions.accuracy)
@@ -215,7 +220,7 @@ class Reporter:
         self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
         for name in ("loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
-            self._writer.add_scalar(f"round/{name}", metrics[name], metrics["round"])
+            self._writer.add(f"round/{name}", metrics[name], metrics["round"])
         self._writer.flush()
         number, rounds = metrics["round"], self._status.rounds
         eta_s = (rounds - number) * (time.monotonic() - self._began) / number
@@ -244,18 +249,20 @@ class Reporter:
 
     def end(self, state: str, message: str) -> None:
         """Record and log the end of the run."""
+        writer, self._writer = self._writer, None
         try:
-            if self._writer is not None:
-                self._writer.close()
-            # In this order: who copies the log can tell that its last line is the message of the status.
-            self._set(state=state, message=message, eta_s=0.0 if state == "completed" else None)
+            with contextlib.ExitStack() as last:
+                # In this order: who copies the log can tell that its last line is the message of the status.
+                last.callback(self._set, state=state, message=message, eta_s=0.0 if state == "completed" else None)
+                if writer is not None:
+                    writer.close()
         finally:
             (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
         """Report why the run ended early, and what to do; the reason is logged even if the disk refuses the status."""
         try:
-            self._fail(_superlink_lost(error) or error)
+            self._fail(superlink_lost(error) or error)
         except (OSError, RunError) as unwritten:
             log.error("%s", unwritten)
 
@@ -345,28 +352,29 @@ class Reporter:
         return -(-step // self._steps_per_round)
 
     def _set(self, **changes: object) -> None:
+        self._require_folder()
         self._change(**changes)
         self._run.write_status(self._status)
+
+    def _require_folder(self) -> None:
+        """Raise RunError if the run's folder has gone: what is written from now on would be of no use to anybody."""
+        if _identity(self._run.path) != self._place:
+            raise RunError(
+                f"{self._run.path}: the folder of this run was deleted, moved or replaced while it was running; "
+                "start a new run, or put the folder back and resume the run"
+            )
 
     def _change(self, **changes: object) -> None:
         self._status = msgspec.structs.replace(self._status, **changes)
 
 
-def _superlink_lost(error: BaseException) -> RunError | None:
-    """Return a RunError for an error of Flower's caused by the loss of its SuperLink; None for any other."""
-    if not isinstance(error, httpx.TransportError):  # of the client that Flower's own is made of
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another that has its name; None if it is not there."""
+    try:
+        found = folder.stat()
+    except OSError:
         return None
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    refused = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
-    if refused is not None:
-        return RunError(
-            f"the SuperLink's certificate is refused: {refused.verify_message}; make a new one "
-            "(deploy/make-certificates.sh), restart the SuperLink and, since they stop at such an error, the SuperNodes"
-        )
-    lost = next((cause for cause in causes if isinstance(cause, ConnectionError)), None)
-    return RunError(f"the SuperLink cannot be reached: {lost.strerror or lost}; see its log") if lost else None
+    return found.st_dev, found.st_ino
 
 
 def _set_up_log(run: Path) -> None:

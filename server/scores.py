@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.scores import Scores
 from psl_flower.text import printable
+from server.event_files import EventFiles
 
 # With more classes a table of them in every round would outgrow all else that is recorded.
 MOST_CLASSES = 100
@@ -33,7 +33,7 @@ def recorded(found: Scores | None, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def draw(writer: SummaryWriter, found: Scores, step: int, class_names: Sequence[str]) -> None:
+def draw(writer: EventFiles, found: Scores, step: int, class_names: Sequence[str]) -> None:
     """Show scores of a round in TensorBoard, up to 100 classes with their table and the confusion matrix as a picture.
 
     The picture has a row for each class, a column for each predicted class; black is none of the class, white all.

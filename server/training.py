@@ -10,17 +10,20 @@ from contextlib import suppress
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.recipe import planned
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
-from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
+from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing
+from psl_flower.flower.nodes import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.best import Best, load_best
-from psl_flower.text import duration
+from psl_flower.runs.history import last_accuracy
+from psl_flower.runs.housekeeping import keep_newest
+from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
-from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 
@@ -38,10 +41,16 @@ def train(run: ServerRun[Train]) -> None:
     blueprint, reporter = run.blueprint, run.reporter
     run.source.write_description(run.stores.description)
     run.source.write_account(run.stores.account)
+    # As numbers, so that they are known without the dataset, and for another run.
+    given = run.source.read_config()
+    if (settled := planned(given, run.stores.description)) is not given:
+        run.source.write_config(settled)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
+    if (accuracy := last_accuracy(run.source)) is not None:
+        reporter.note_accuracy(accuracy)
     reporter.plan(
         rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
         class_names=run.stores.description.class_names,
@@ -63,8 +72,6 @@ def train(run: ServerRun[Train]) -> None:
         on_placed=lambda placement: _placed(run, placement),
         on_round=validation.on_round if validation else None,
     )
-    if chosen := _chosen(run, task):
-        reporter.say("preparing", chosen)
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
@@ -84,6 +91,7 @@ def train(run: ServerRun[Train]) -> None:
     note = reporter.chance_note()
     if note:
         log.warning("the test result is %s", note)
+    keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
         f"run {run.source.name} completed in {duration(time.monotonic() - began)}{_kept(best)}"
@@ -96,18 +104,11 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     """Go to the committed checkpoint, if there is one; return True if it ends a round not yet reported."""
     folder, total_steps = run.source, task.schedule.total_steps
     steps, best = folder.checkpoints.steps(), load_best(folder)
-    if best is not None and folder.has_model:
-        raise RunError(
-            f"run {folder.name} is complete: training ended after {best.trained} steps, the weights kept are those of "
-            f"step {best.step}; start a new run"
-        )
     if best is not None:
         lower.go_to(best.step, folder.checkpoints)
         return False
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
-    if lower.step >= total_steps and folder.has_model:
-        raise RunError(f"run {folder.name} is complete: all {total_steps} steps are done; start a new run")
     folder.drop_metrics_after(lower.step)
     ends_round = lower.step > 0 and (lower.step % task.steps_per_round == 0 or lower.step == total_steps)
     return ends_round and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
@@ -128,20 +129,6 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)
     return f"model in {run.source.model}; try: psl evaluate --run {run.source.name}"
-
-
-def _chosen(run: ServerRun[Train], task: Task) -> str:
-    """Return a line that names the settings chosen by the number of images, and the images held back."""
-    asked, planned = run.config.training, run.blueprint.config.training
-    count = len(task.order.pool)
-    held = f"; {len(task.valid)} more are held back to validate on" if len(task.valid) else ""
-    names = [name for name in ("rounds", "batch_size", "lr") if not getattr(asked, name)]
-    if not names:
-        return held.removeprefix("; ")
-    values = ", ".join(f"{name.replace('_', '-')}={getattr(planned, name):g}" for name in names)
-    if "rounds" in names:
-        values += f" of {task.steps_per_round} steps"
-    return f"chosen for {count} training images: {values}{held}"
 
 
 def _kept(best: Best | None) -> str:
@@ -170,7 +157,7 @@ def _about(run: ServerRun[Train]) -> str:
     train, test = len(description.samples_of("train")), len(description.samples_of("test"))
     (height, width), (h, w) = description.image_size, grid.patch_size
     return (
-        f"{description.dataset}: {train} training and {test} test images of {height}x{width}, "
-        f"{description.num_classes} classes; {grid.rows}x{grid.cols} patches of {h}x{w}, "
-        f"{network.backbone} cut after {network.cut}"
+        f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
+        f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
+        f"{network.name} cut after {network.cut}"
     )

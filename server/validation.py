@@ -6,11 +6,8 @@ the end best.json before later checkpoints are dropped. So a run that is killed 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from psl_flower.engine.rounds import RoundReport
 from psl_flower.engine.stopping import Monitor, Verdict
@@ -93,7 +90,7 @@ class Validation:
             self._strategy.close()  # its port may be the one that is asked for
             predictions, placement = run.predictions(
                 self._parties,
-                dataclasses.replace(self._task, valid=np.empty(0, np.int64)),
+                self._task,
                 on_placed=lambda placement: None,
                 on_evaluated=lambda done, total: None,
             )

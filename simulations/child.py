@@ -100,7 +100,7 @@ class Child(Generic[Outcome]):
         raise RunError(f"{self._name} has not said anything for {timeout_s:g} s")
 
     def finish(self, show: Tell = lambda step: None, timeout_s: float = math.inf) -> Outcome:
-        """Return what the work came to; `show` is called with the steps done. Raises RunError as `answer`."""
+        """Return the result of the work; `show` is called with the steps done. Raises RunError as `answer`."""
         while isinstance(said := self.answer(timeout_s), int):
             show(said)
         # Killed now, it might leave semaphores.

@@ -222,7 +222,7 @@ class ReportBenchmark(Benchmark[Asked]):
 
 
 def checked(read: Callable[[argparse.Namespace], T], given: argparse.Namespace, parser: argparse.ArgumentParser) -> T:
-    """Return what arguments ask for; what is wrong with them is an error of usage."""
+    """Read arguments; a PslError of the reading becomes an error of usage."""
     try:
         return read(given)
     except ConfigError as error:

@@ -47,7 +47,7 @@ def pss(pid: int | str = "self") -> int | None:
 
 
 def _describe_machine() -> dict[str, str | int | float]:
-    """Return what the numbers depend on: processor, cores, memory, system, and how busy it was."""
+    """Describe the machine: processor, cores, memory, system, and load."""
     gpus = list_gpus()
     return {
         "cpu": _cpu_model(),

@@ -1,4 +1,4 @@
-"""A benchmark's options: declared once as fields, read from the command line, and told as what to type again."""
+"""A benchmark's options: declared as fields, read from the command line, printed as words to type again."""
 
 from __future__ import annotations
 

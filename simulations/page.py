@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice
+from simulations import grid_choice, reading
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
 from simulations.lightening.results import Report as Lightening
@@ -18,7 +18,7 @@ from simulations.tables import markdown
 from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
-    Throughput, SealedCost, SeparateHosts, Chaos, Comparison, Lightening, grid_choice.Report,
+    Throughput, SealedCost, SeparateHosts, Chaos, Comparison, Lightening, grid_choice.Report, reading.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -43,6 +43,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
+    python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
 """
 
 

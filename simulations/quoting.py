@@ -63,7 +63,7 @@ def plots(text: str) -> list[tuple[str, str, str]]:
 
 
 def source_of(name: str) -> str:
-    """Return what a plot says that it was made of: a result file, and its SHA-256."""
+    """Return the source that a plot names: a result file, and its SHA-256."""
     return f"{name}.json {hashlib.sha256((RESULTS / f'{name}.json').read_bytes()).hexdigest()}"
 
 

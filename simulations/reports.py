@@ -88,7 +88,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return that of one or more values."""
+        """Summarise one or more values."""
         known = sorted(values)
         return cls(median=statistics.median(known), low=known[0], high=known[-1])
 

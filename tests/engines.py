@@ -18,7 +18,7 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.rounds import Predictions, RoundDriver
-from psl_flower.engine.stateless import forgetful
+from psl_flower.engine.stateless import stateless
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.models.split import reset_parameters
@@ -100,7 +100,7 @@ class Federation:
         self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
-        self.wire = WireFormat.of(config.wire, self.lower.dtype)
+        self.wire = WireFormat.of(config, self.lower.dtype)
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,
@@ -163,10 +163,10 @@ class Federation:
         return copied(taken)
 
 
-class ForgetfulExchange(LocalExchange):
+class StatelessExchange(LocalExchange):
     """A new process for every message, as in the flower transport: new engines, state on disk in between.
 
-    `saved` is told to the Uppers until they train, as `strategies.flower_exchange` does; a node vanishes at the
+    `saved` is told to the Uppers until they train, as `psl_flower.flower.flower_exchange` does; a node vanishes at the
     plan of step `fail_at`.
     """
 
@@ -182,7 +182,7 @@ class ForgetfulExchange(LocalExchange):
             if plan is not None and plan.id.step == self._fail_at and m == 1:
                 raise PeerLost("node 1 vanished")
             fresh = self._parts.adaptation_node() if m == ADAPTATION else self._parts.upper(m)
-            party = forgetful(fresh, self._parts.folder / f"live-{m}.pt")
+            party = stateless(fresh, self._parts.folder / f"live-{m}.pt")
             wanted = party.expects(self.wire, frame.message.steps_applied, self._saved.get(m))
             if frame.message.changes_state:
                 self._saved.pop(m, None)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.config import RunConfig
+from psl_flower.config import UNPROTECTED, RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -47,7 +47,7 @@ def whole_image_config(config: RunConfig) -> RunConfig:
         size = (image_HWC.shape[0], image_HWC.shape[1])
     return config.replace(
         grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
-        adaptation_server=False, wire_activations="float32", wire_gradients="float32",
+        adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED,
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class MergedPatches(OneProcessTrainer):
     ) -> None:
         super().__init__(config, description, labels, stores, device)
         whole = whole_image_description(description)
-        blueprint = Blueprint(config, whole)
+        blueprint = Blueprint(config.replace(**UNPROTECTED), whole)
         net = to_device(blueprint.network(), device)
         self.net = _Merging(net, description.grid(), description.num_uppers)
         self._averaging = None

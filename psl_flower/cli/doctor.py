@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from psl_flower.cli.output import Json, say
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 
 if TYPE_CHECKING:
     from psl_flower.system.findings import Finding
@@ -56,55 +57,95 @@ def doctor(
     """
     if (exchange_cert is None) != (exchange_key is None):
         raise typer.BadParameter("--exchange-cert and --exchange-key belong together; give both")
-    from psl_flower.doctor import machine, network, stores, versions
+    authorities = {"exchange-ca": exchange_ca, "exchange-client-ca": exchange_client_ca}
+    checks = (
+        _check_certificates(root_certificates, certificate, certificate_key, address or (), auth_key),
+        _check_stream_certificates(authorities, exchange_cert, exchange_key, address or ()),
+        _check_network(superlink, root_certificates, exchange, exchange_listen),
+        _check_stores(store or (), key, passphrase_file, owner, description),
+        _check_machine({"state": state, "workspace": workspace}, device),
+    )
+    _report(chain(_check_installation(), *checks), as_json)
+
+
+def _check_installation() -> Iterator[list[Finding]]:
+    from psl_flower.doctor import machine, versions
+
+    yield versions.check_versions()
+    yield machine.check_memory()
+
+
+def _check_certificates(
+    root: Path | None, certificate: Path | None, key: Path | None, address: Sequence[str], auth_key: Path | None
+) -> Iterator[list[Finding]]:
     from psl_flower.wire import certificates
 
-    def checks() -> Iterator[list[Finding]]:
-        yield versions.check_versions()
-        yield machine.check_memory()
-        if root_certificates is not None:
-            yield certificates.check_authority(root_certificates)
-        if certificate is not None:
-            yield certificates.check_server_certificate(certificate, certificate_key, address or (), root_certificates)
-        if auth_key is not None:
-            yield certificates.check_node_key(auth_key)
-        for what, authority in (("exchange-ca", exchange_ca), ("exchange-client-ca", exchange_client_ca)):
-            if authority is not None:
-                yield certificates.check_authority(authority, what)
-        if exchange_cert is not None and exchange_key is not None:
-            role: Literal["server", "node"] = "server" if address else "node"
-            yield certificates.check_exchange_certificate(exchange_cert, exchange_key, role, address or ())
-        if superlink:
-            yield network.check_superlink(superlink, root_certificates)
-        if exchange:
-            yield network.check_exchange(exchange)
-        if exchange_listen:
-            yield network.check_exchange_port(exchange_listen)
-        for place in store or ():
-            yield stores.check_store(place, key, passphrase_file, owner, description)
-        for what, folder in (("state", state), ("workspace", workspace)):
-            if folder is not None:
-                yield machine.check_folder(what, expanded(folder, f"--{what}"))
-        yield machine.check_device(device)
+    if root is not None:
+        yield certificates.check_authority(root)
+    if certificate is not None:
+        yield certificates.check_server_certificate(certificate, key, address, root)
+    if auth_key is not None:
+        yield certificates.check_node_key(auth_key)
 
+
+def _check_stream_certificates(
+    authorities: Mapping[str, Path | None], certificate: Path | None, key: Path | None, address: Sequence[str]
+) -> Iterator[list[Finding]]:
+    from psl_flower.wire import certificates
+
+    for name, authority in authorities.items():
+        if authority is not None:
+            yield certificates.check_authority(authority, name)
+    if certificate is not None and key is not None:
+        role: Literal["server", "node"] = "server" if address else "node"
+        yield certificates.check_exchange_certificate(certificate, key, role, address)
+
+
+def _check_network(superlink: str, root: Path | None, exchange: str, exchange_listen: str) -> Iterator[list[Finding]]:
+    from psl_flower.doctor import network
+
+    if superlink:
+        yield network.check_superlink(superlink, root)
+    if exchange:
+        yield network.check_exchange(exchange)
+    if exchange_listen:
+        yield network.check_exchange_port(exchange_listen)
+
+
+def _check_stores(
+    places: Sequence[str], key: Path | None, passphrase_file: Path | None, owner: str, description: Path | None
+) -> Iterator[list[Finding]]:
+    from psl_flower.doctor import stores
+
+    for place in places:
+        yield stores.check_store(place, key, passphrase_file, owner, description)
+
+
+def _check_machine(folders: Mapping[str, Path | None], device: str) -> Iterator[list[Finding]]:
+    from psl_flower.doctor import machine
+
+    for name, folder in folders.items():
+        if folder is not None:
+            yield machine.check_folder(name, expanded(folder, f"--{name}"))
+    yield machine.check_device(device)
+
+
+def _report(checks: Iterable[list[Finding]], as_json: bool) -> None:
+    """Print the findings, each at once, since a silent machine takes its time; exit with 1 if a check failed."""
     findings: list[Finding] = []
-    for some in checks():
+    for some in checks:
         findings += some
         if not as_json:
-            # Each as it comes: a silent machine takes its time.
             for finding in some:
                 for line in _lines(finding):
                     say(line)
+    failures = sum(finding.level == "failed" for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": not _failures(findings), "findings": [f._asdict() for f in findings]}))
-    elif _failures(findings):
-        say(f"{_failures(findings)} of {len(findings)} checks failed", err=True)
-    if _failures(findings):
+        typer.echo(json.dumps({"ok": not failures, "findings": [finding._asdict() for finding in findings]}))
+    elif failures:
+        say(f"{failures} of {counted(len(findings), 'check')} failed", err=True)
+    if failures:
         raise typer.Exit(1)
-
-
-def _failures(findings: list[Finding]) -> int:
-    return sum(finding.level == "failed" for finding in findings)
 
 
 def _lines(finding: Finding) -> list[str]:

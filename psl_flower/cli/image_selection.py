@@ -51,7 +51,7 @@ def image_name(manifest: Manifest, image: int) -> str:
 def captions(
     manifest: Manifest, images: Mapping[int, Mistake | None], labels_N: NDArray[np.int64] | None
 ) -> list[Caption]:
-    """Return what is written beneath each image."""
+    """Return the captions of the images."""
     made = []
     for number, mistake in images.items():
         split, within = manifest.description.split_of(number)

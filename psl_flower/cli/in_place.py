@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from psl_flower.cli.output import percent, say
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
@@ -59,10 +60,10 @@ def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
         report = {**msgspec.to_builtins(result), "folder": str(folder.path), "predictions": str(predictions)}
         typer.echo(json.dumps(report))
         return
-    what = f"{result.split} images" if result.split else "images"
+    what = counted(result.images, f"{result.split} image".lstrip())
     light = ", made light" if result.light else ""
     say(
-        f"{result.run} after {result.step} steps{light}: {result.images} {what}, accuracy {percent(result.accuracy)}, "
+        f"{result.run} after {counted(result.step, 'step')}{light}: {what}, accuracy {percent(result.accuracy)}, "
         f"loss {result.loss:.4f}"
     )
     for part in result.absent:

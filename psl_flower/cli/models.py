@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
-from psl_flower.cli.runs import last_accuracy
+from psl_flower.cli.reading import account_json, reading_values
 from psl_flower.cli.scores import print_scores, scores_json
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from psl_flower.data.account import LeftOutTally
-    from psl_flower.data.pixels import Decoder
+    from psl_flower.data.pixels import Decoder, Pixels
+    from psl_flower.engine.rounds import Predictions
     from psl_flower.errors import PslError
     from psl_flower.inference.evaluation import LabelledImages
     from psl_flower.inference.trained_model import TrainedModel
@@ -43,18 +44,20 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    files: Annotated[list[Path] | None, typer.Argument(help="Images, and folders of images.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Images, and folders of images; with --in-place: the run.")
+    ] = None,
     run: RunName = "",
     workspace: Workspace = "",
     top: Annotated[int, typer.Option(min=1, help="Classes shown for each image, the most likely first.")] = 3,
     in_place: Annotated[
-        str,
+        bool,
         typer.Option(
-            metavar="RUN",
-            help="Instead of files: the dataset's images, by the model of this run where it lies; each node keeps its "
+            "--in-place",
+            help="Instead of files: the dataset's images, by the model of RUN where it lies; each node keeps its "
             "weights and patches.",
         ),
-    ] = "",
+    ] = False,
     split: Annotated[str, typer.Option(help="With --in-place: the images of the test or of the train split.")] = "test",
     image: Annotated[
         list[str] | None, typer.Option(help="With --in-place: image, as 17 or test:17, or a file of them; repeatable.")
@@ -66,14 +69,15 @@ def predict(
     nodes: Annotated[int, typer.Option(min=0, help="With --in-place: simulated nodes; 0: what fits.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what images show. An image that cannot be read is an error at the end; the others are done.
+    """Classify images. Unreadable images are errors, reported at the end; the others are classified.
 
     With --in-place nothing is assembled: a Flower run, in a simulation on this machine, asks the nodes.
     """
     if in_place:
-        if files or run:
-            raise typer.BadParameter("--in-place names the run, and predicts images of its dataset; leave files out")
+        if len(files or ()) > 1:
+            raise typer.BadParameter("--in-place takes a run and predicts images of its dataset; leave files out")
         from psl_flower.cli.in_place import predict_in_place
+        from psl_flower.config import default_workspace
 
         asked: dict[str, object] = {
             "predict-split": split,
@@ -81,16 +85,22 @@ def predict(
             "predict-without": without,
             "predict-light": light,
         }
-        predict_in_place(in_place, workspace, asked, nodes, as_json)
+        name = run_named("".join(map(str, files or ())), run)
+        chosen = run_of(default_workspace(workspace), name).name
+        predict_in_place(chosen, workspace, asked, nodes, as_json)
         return
     if not files:
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
+    folder, trained = _load(run, workspace)
+    _predict_files(folder.name, trained, files, top, as_json)
+
+
+def _predict_files(name: str, trained: TrainedModel, files: Sequence[Path], top: int, as_json: bool) -> None:
     from psl_flower.data.account import LeftOutTally
     from psl_flower.errors import PslError
 
-    folder, trained = _load(run, workspace)
     decoder = trained.decoder()
     answers: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -108,7 +118,7 @@ def predict(
     if as_json:
         passed = [msgspec.to_builtins(entry) for entry in left_out.entries()]
         notes = decoder.notes.sentences()
-        typer.echo(json.dumps({"run": folder.name, "images": answers, "left_out": passed, "notes": notes}))
+        typer.echo(json.dumps({"run": name, "images": answers, "left_out": passed, "notes": notes}))
     else:
         _print_predictions(answers)
         for line in (*left_out.lines(), *(f"note: {note}" for note in decoder.notes.sentences())):
@@ -118,13 +128,19 @@ def predict(
 
 
 def evaluate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The run [the newest that has a model]; with --dataset also how to read it, such as read-as=tables.",
+            metavar="[RUN] [KEY=VALUE]...",
+        ),
+    ] = None,
     run: RunName = "",
     workspace: Workspace = "",
     dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
     max_test: Annotated[int, typer.Option(min=0, help="Largest number of test images; 0: all.")] = 0,
     image_column: Annotated[str, typer.Option(help="With --dataset: its column of images [the run's].")] = "",
     label_column: Annotated[str, typer.Option(help="With --dataset: its column of classes [the run's].")] = "",
-    settings: ReadingSettings = None,
     absent_curve: Annotated[
         bool, typer.Option("--absent-curve", help="Instead: accuracy without one Upper, without two, and so on.")
     ] = False,
@@ -141,25 +157,39 @@ def evaluate(
         raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
+    names, settings = ([word for word in words or () if ("=" in word) == is_setting] for is_setting in (False, True))
+    if len(names) > 1:
+        raise typer.BadParameter(f"expected one run and KEY=VALUE, got {' '.join(names)}")
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
-    from psl_flower.engine.scores import scores
     from psl_flower.inference import evaluation
-    from psl_flower.inference.class_table import write_class_table
 
-    folder, trained = _load(run, workspace)
+    folder, trained = _load(run_named("".join(names), run), workspace)
     with Progress() as progress:
         if dataset:
             columns = {"image_column": image_column, "label_column": label_column}
-            images = evaluation.other_test_images(
-                trained, dataset, max_test, **columns | reading_values(settings or ())
-            )
+            images = evaluation.other_test_images(trained, dataset, max_test, **columns | reading_values(settings))
         else:
             images = evaluation.own_test_images(folder, trained, max_test, progress.steps)
         if absent_curve:
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
+    _tell_evaluation(folder, trained, images, answers, table, as_json)
+
+
+def _tell_evaluation(
+    folder: RunFolder,
+    trained: TrainedModel,
+    images: LabelledImages,
+    answers: Predictions,
+    table: Path | None,
+    as_json: bool,
+) -> None:
+    from psl_flower.engine.scores import scores
+    from psl_flower.inference.class_table import write_class_table
+    from psl_flower.runs.history import last_accuracy
+
     found, class_names = scores(answers), trained.description.class_names
     if table:
         write_class_table(found, class_names, table)
@@ -187,19 +217,20 @@ def evaluate(
 
 def export(
     to: Annotated[_Format, typer.Option("--format", help="For torch.export.load, or for ONNX.")],
+    name: RunArgument = "",
     run: RunName = "",
     workspace: Workspace = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [RUN.pt2 or RUN.onnx].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained model as one file for other programs, and check that it answers alike."""
+    """Export a trained model as one file, and check that its outputs agree with the model's."""
     from rich.filesize import decimal
 
     from psl_flower.errors import ConfigError
     from psl_flower.inference.export import EXPORTERS
 
-    folder, trained = _load(run, workspace)
+    folder, trained = _load(run_named(name, run), workspace)
     ending, write = EXPORTERS[to]
     target = out or Path(f"{folder.name}{ending}")
     if target.is_file() and not force:
@@ -250,28 +281,21 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """Return, for each file, its likeliest classes or what is wrong with it."""
-    import torch
-
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable
 
     answers: dict[Path, dict[str, Any]] = {}
-    prepared: dict[Path, torch.Tensor] = {}
+    decoded: dict[Path, Pixels] = {}
     for path in paths:
         try:
             where = printable(path)
-            prepared[path] = trained.prepare([decoder.file(read_image_file(path, where), where)])
+            decoded[path] = decoder.file(read_image_file(path, where), where)
         except PslError as error:
             answers[path] = _refusal(path, error)
-    if prepared:
-        probability_BK = trained.logits(torch.cat(list(prepared.values()))).softmax(1)
-        for path, probability_K in zip(prepared, probability_BK, strict=True):
-            values, classes = probability_K.topk(min(top, len(probability_K)))
-            likeliest = [
-                {"class": trained.description.class_names[k], "probability": p}
-                for p, k in zip(values.tolist(), classes.tolist(), strict=True)
-            ]
+    if decoded:
+        for path, prediction in zip(decoded, trained.predict(decoded.values()), strict=True):
+            likeliest = [{"class": name, "probability": probability} for name, probability in prediction.top(top)]
             answers[path] = {"file": str(path), "classes": likeliest}
     return [answers[path] for path in paths]
 
@@ -305,12 +329,12 @@ def _evaluate_absence(
     points = absence_curve(trained, images, progress)
     files = [out / "absent.csv", out / "absent.png"]
     write_csv(points, files[0])
-    write_png(points, files[1], f"{folder.name}, {images.num_images} images of {images.dataset}")
+    write_png(points, files[1], f"{folder.name}, {counted(images.num_images, 'image')} of {images.dataset}")
     if as_json:
         report = {"run": folder.name, "dataset": images.dataset, "images": images.num_images}
         typer.echo(json.dumps(report | {"absent": [asdict(p) for p in points], "files": list(map(str, files))}))
         return
-    say(f"{folder.name}: {images.num_images} test images of {images.dataset}")
+    say(f"{folder.name}: {counted(images.num_images, 'test image')} of {images.dataset}")
     rows = [
         (str(p.absent), percent(p.accuracy), percent(p.lowest), percent(p.highest), f"{p.tried} of {p.possible}")
         for p in points
@@ -322,5 +346,5 @@ def _evaluate_absence(
 
 def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
-    say(f"{report['run']}: {report['images']} test images of {report['dataset']}")
+    say(f"{report['run']}: {counted(report['images'], 'test image')} of {report['dataset']}")
     say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")

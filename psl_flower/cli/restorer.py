@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from psl_flower.cli.terminal import (
     OwnerPublic,
     PassphraseFile,
     State,
+    Trusted,
     load_trusted,
     passphrase_source,
     stores_beside,
@@ -31,6 +33,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.sealed.audit import Entry
@@ -69,7 +72,7 @@ def restore(
     answers: Annotated[Path | None, typer.Option(help="Folder of their answers; one recipient's key opens it.")] = None,
     why: _Why = "",
     audit_log: _AuditLog = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -77,43 +80,48 @@ def restore(
     """Put images together again, as k restorers, into PNG files. The audit log is written first."""
     from psl_flower.sealed.audit import FILE, AuditLog
     from psl_flower.sealed.export import export
-    from psl_flower.sealed.restore import restore as do_restore
+    from psl_flower.sealed.restore import restore as from_stores
 
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
-    signed, folder, seen, labels_N = trusted.signed, trusted.folder, trusted.seen, trusted.labels_N
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     start = time.monotonic()
     if request is not None or answers is not None:
         if request is None or answers is None or image or wrong_only or store:
             raise ConfigError("--request and --answers go together, and name images and stores by themselves")
-        asked, answered = _answered(request, answers, signed, restorers[0])
+        asked, opened = _answered(request, answers, trusted.signed, restorers[0])
+        release: Callable[[], Iterable[NDArray[np.uint8]]] = partial(iter, [opened])
         logged = "the nodes' audit logs"
-
-        def release() -> Iterator[NDArray[np.uint8]]:
-            return answered
-
     else:
-        asked = images_asked(signed.manifest, image or (), wrong_only, split, limit, labels_N)
+        asked = images_asked(trusted.signed.manifest, image or (), wrong_only, split, limit, trusted.labels_N)
         if not asked:
             tell({"images": 0}, ["the run got none of these images wrong"], as_json)
             return
-        log = AuditLog(audit_log or folder / FILE)
+        log = AuditLog(audit_log or trusted.folder / FILE)
         logged = str(log.path)
         stores = stores_beside(manifest, store or ())
+        release = partial(
+            from_stores, trusted.signed, stores, restorers, list(asked), why=why, log=log, seen=trusted.seen
+        )
+    sheets = export(release, captions(trusted.signed.manifest, asked, trusted.labels_N), out)
+    report = {
+        "images": len(asked),
+        "out": str(out),
+        "sheets": [str(sheet) for sheet in sheets],
+        "seconds": round(time.monotonic() - start, 3),
+        "audit_log": logged,
+    }
+    tell(report, _restored_lines(report, trusted), as_json)
 
-        def release() -> Iterator[NDArray[np.uint8]]:
-            return do_restore(signed, stores, restorers, list(asked), why=why, log=log, seen=seen)
 
-    sheets = export(release, captions(signed.manifest, asked, labels_N), out)
-    seconds = time.monotonic() - start
-    report = {"images": len(asked), "out": str(out), "sheets": [str(s) for s in sheets], "seconds": round(seconds, 3)}
-    first = f"this dataset is seen for the first time; compare its owner's fingerprint: {signed.owner.fingerprint}"
-    lines = [
-        *([] if trusted.known else [first]),
-        f"{len(asked)} images restored to {out} in {seconds:.1f} s; logged in {logged}",
-        *(f"  {sheet}" for sheet in sheets),
-    ]
-    tell({**report, "audit_log": logged}, lines, as_json)
+def _restored_lines(report: Mapping[str, Any], trusted: Trusted) -> Iterator[str]:
+    if not trusted.known:
+        fingerprint = trusted.signed.owner.fingerprint
+        yield f"this dataset is seen for the first time; compare its owner's fingerprint: {fingerprint}"
+    yield (
+        f"{counted(report['images'], 'image')} restored to {report['out']} in {report['seconds']:.1f} s; logged in "
+        f"{report['audit_log']}"
+    )
+    yield from (f"  {sheet}" for sheet in report["sheets"])
 
 
 def authorise(
@@ -133,7 +141,7 @@ def authorise(
         Path | None, typer.Option(help="Add signatures to this authorisation instead of making a new one.")
     ] = None,
     why: _Why = "",
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -149,7 +157,7 @@ def authorise(
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
@@ -167,14 +175,19 @@ def authorise(
             valid_s=valid_hours * 3600,
         )
     write_file(out, data, mode=0o644)
+    _tell_authorisation(out, data, signed.manifest.threshold, as_json)
+
+
+def _tell_authorisation(out: Path, data: bytes, threshold: int, as_json: bool) -> None:
+    from psl_flower.sealed import authorisation
+
     request, signers = authorisation.describe(data)
-    threshold = signed.manifest.threshold
     report = {"out": str(out), "images": len(request.images), "why": request.why, "expires": request.expires}
     expires = datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="minutes")
     missing = max(0, threshold - signers)
     more = f"; {missing} more must sign (--co-sign {out})" if missing else ""
     lines = [
-        f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}",
+        f"{out}: {counted(len(request.images), 'image')}, signed by {signers} of {threshold}, until {expires}{more}",
         f"  why: {request.why or '(no reason given)'}",
     ]
     tell({**report, "signed": signers, "needed": threshold}, lines, as_json)
@@ -188,14 +201,14 @@ def relabel(
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
     author = keyfile.load(identity, passphrase_source(passphrase_file))
-    trusted = load_trusted(manifest, owner_key, state, author)
+    trusted = load_trusted(manifest, owner, state, author)
     book, content = LabelBook(trusted.folder), trusted.signed.manifest
     before = trusted.labels or book.read(content, author)
     if history:
@@ -207,21 +220,21 @@ def relabel(
     wanted = _one_label_each(content, rows)
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
-    told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
-    tell({"version": version, "changed": len(new)}, [told], as_json)
+    changed = f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
+    tell({"version": version, "changed": len(new)}, [changed if new else "nothing to change"], as_json)
 
 
 def audit_log(
     manifest: _ManifestPath,
     log: Annotated[Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")] = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Show and check who restored what, and when. A cut or edited log is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog
 
-    trusted = load_trusted(manifest, owner_key, state)
+    trusted = load_trusted(manifest, owner, state)
     content = trusted.signed.manifest
     if log is not None and not log.exists():
         raise StoreNotFound(f"{log} does not exist")
@@ -230,20 +243,20 @@ def audit_log(
         {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
     ]
     lines = [_entry_line(entry, content) for entry in entries]
-    tell({"ok": True, "entries": named}, [*lines, f"{len(entries)} entries, unbroken"], as_json)
+    tell({"ok": True, "entries": named}, [*lines, f"{counted(len(entries), 'entry')}, unbroken"], as_json)
 
 
 def _entry_line(entry: Entry, manifest: Manifest) -> str:
     names = [f"{image_name(manifest, image)} ({image})" for image in entry.images[:8]]
     images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
-    what = f"{len(entry.images)} images: {images}" if entry.images else ""
+    what = f"{counted(len(entry.images), 'image')}: {images}" if entry.images else ""
     return f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
 
 
 def _answered(
     request: Path, answers: Path, signed: SignedManifest, restorer: Identity
-) -> tuple[dict[int, Mistake | None], Iterator[NDArray[np.uint8]]]:
-    """Return the images that distant nodes have answered for."""
+) -> tuple[dict[int, Mistake | None], NDArray[np.uint8]]:
+    """Return the images (B, C, H, W) that distant nodes have answered for, and which they are."""
     from psl_flower.sealed import authorisation
     from psl_flower.system.files import read_file
 
@@ -254,7 +267,7 @@ def _answered(
     opened = authorisation.open_answers(
         [read_file(f, limit=2 * authorisation.MAX_ANSWER_BYTES) for f in files], data, signed, restorer
     )
-    return dict.fromkeys(authorisation.describe(data)[0].images), iter([opened])
+    return dict.fromkeys(authorisation.describe(data)[0].images), opened
 
 
 def _one_label_each(manifest: Manifest, rows: Sequence[tuple[str, str]]) -> dict[int, int]:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from psl_flower.cli import completion
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +43,9 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.", metavar="KEY=VALUE"
+            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.",
+            metavar="KEY=VALUE",
+            autocompletion=completion.settings,
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
@@ -60,17 +64,20 @@ def train(
     the same, but end it at once if that step takes longer than a few seconds.
     """
     given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
+    if (finished := kind.finished()) is not None:
+        _report(kind.find().folder, finished, "finished:completed", as_json)
+        return
     run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
     _report(run, status, verdict, as_json)
 
 
 def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
-    from psl_flower.kinds import kind_of, parse_settings
+    from psl_flower.kinds import Resume, kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
-        given = parse_settings(settings)
+        given = Resume.with_rounds(parse_settings(settings))
         given |= local_paths(given)
         return given, kind_of(given)
     except ConfigError as error:
@@ -128,13 +135,13 @@ def run_to_end(
         if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
-        say(f"{status.message}; going on by itself, {retries} retries left", err=True)
+        say(f"{status.message}; restarting from the last checkpoint, {counted(retries, 'retry')} left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
 
 
 class _Attempt:
-    """A SuperLink of its own and one run: what made the last attempt fail may be a part of the SuperLink.
+    """Start a new SuperLink and one run: the old SuperLink may have made the last attempt fail.
 
     Attributes
     ----------
@@ -244,7 +251,7 @@ def completed(given: dict[str, object], kind: Kind, nodes: int) -> RunFolder:
 
 
 def _end_stopped(status: Status, *, quiet: bool = False) -> NoReturn:
-    """Say that a run has stopped as the user asked, which is no error, and leave; the work is not done, so with 1."""
+    """Report that a run stopped as the user asked, and exit with 1, since the work is not done."""
     if not quiet:
         say(status.message, err=True)
     raise typer.Exit(1)

@@ -10,7 +10,7 @@ import msgspec
 
 from psl_flower.errors import StoreError, StoreNotFound
 from psl_flower.system.files import read_file, write_file
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 FILE = "account.json"
 SEALED_BEFORE = "sealed before"
@@ -100,7 +100,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         yield from (f"  note: {printable(note)}" for note in self.notes)
 
     def without(self, known: Mapping[tuple[str, int], int]) -> Account:
-        """Return the account of what is new, where so many images of each split and label were sealed before."""
+        """Return the account of the new images alone, given the number sealed before by split and label."""
         left_out, splits = LeftOutTally(self.left_out), []
         for split in self.splits:
             counts = {k: known.get((split.name, k), 0) for k in range(len(split.classes))}
@@ -155,7 +155,7 @@ class LeftOutTally:
             self._examples.setdefault(kind, shown)
 
     def entries(self) -> tuple[LeftOut, ...]:
-        """Return what was noted, the most first."""
+        """Return the notes as sentences, the most frequent first."""
         return tuple(
             LeftOut(reason=reason, ending=ending, count=count, example=self._examples[reason, ending])
             for (reason, ending), count in self._counts.most_common()
@@ -188,12 +188,6 @@ class Notes:
 def account_file(generation: int) -> str:
     """Return the name of an account's file beside the manifest of an owner's dataset: one for each generation."""
     return FILE if generation == 1 else f"account-{generation}.json"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 image" and "2 images"; a noun of "class" is no exception."""
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{count} {noun}{plural if count != 1 else ''}"
 
 
 def class_counts(names: Iterable[str], counts: Mapping[int, int]) -> dict[str, int]:

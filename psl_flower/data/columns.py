@@ -310,7 +310,7 @@ def _content(cell: Any, kind: ImageKind) -> tuple[bytes | None, str]:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a column of this type holds texts."""
+    """Check if a column of this type holds texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -332,7 +332,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _side(length: int) -> int:
-    """Return the side of a square of so many pixels; 0 if there is none."""
+    """Return the side of a square image by its number of pixels; 0 if it is no square."""
     side = math.isqrt(length)
     return side if side * side == length else 0
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cache
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -176,7 +176,7 @@ class Kind(StrEnum):
 
 
 def kind_of(root: Path, file: File) -> Kind:
-    """Tell what a file holds, by its ending or, where that says nothing, by its first bytes.
+    """Return a file's kind, by its ending or, where that says nothing, by its first bytes.
 
     An image that is damaged after these counts as one, so that its decoding says so; a file that cannot be opened does
     not.
@@ -194,7 +194,7 @@ def kind_of(root: Path, file: File) -> Kind:
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a name ends as that of an image that can be decoded."""
+    """Check if a name has the ending of a decodable image."""
     ending = os.path.splitext(name)[1].lower()
     return ending in _ENDINGS or ending in HEIF_ENDINGS
 
@@ -219,7 +219,7 @@ def _kind_within(path: Path) -> Kind:
 
 
 def begins_as_image(encoded: bytes) -> bool:
-    """Tell whether a file of this content is an image that can be decoded, but for what may be damaged in it."""
+    """Check if a file's content begins as a decodable image; the rest may be damaged."""
     return _is_image(encoded[:_PREFIX_BYTES], BytesIO(encoded))
 
 
@@ -267,9 +267,13 @@ def read_image_file(path: Path | str, where: str) -> bytes:
     if os.path.splitext(path)[1].lower() in UNREADABLE_ENDINGS:
         raise CorruptImage(f"{where}: is a picture that cannot be decoded; convert it, to PNG say")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CorruptImage(f"{where}: is not a regular file; leave it out")
-        with open(path, "rb") as file:
-            return file.read()
+        # Not blocking, or a named pipe would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CorruptImage(f"{where}: is not a regular file; leave it out")
+            return FileIO(descriptor, closefd=False).readall()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise CorruptImage(f"{where}: cannot be read: {error.strerror or error}") from error

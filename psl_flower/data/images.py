@@ -87,7 +87,7 @@ def joined(splits: Sequence[RawSplit]) -> RawSplit:
 
 
 def convert_channels(image_HWC: NDArray[np.uint8], channels: int, where: str) -> NDArray[np.uint8]:
-    """Return the image with so many channels: grey becomes RGB by repetition, RGB becomes grey by luma.
+    """Convert an image's channels: grey becomes RGB by repetition, RGB becomes grey by luma.
 
     Raises
     ------

@@ -14,14 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from psl_flower.data.account import counted
 from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_files
 from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
 from psl_flower.data.layout import Layout, read_layout
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 if TYPE_CHECKING:
     from psl_flower.data.columns import Resolve
@@ -123,7 +122,7 @@ def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | Non
 
 
 def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
-    """Return what finds the image that a text in a table names: beside the table, in the dataset, or called so."""
+    """Return a finder of images that a table names: beside the table, in the dataset, or by its file name."""
     pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
     by_name: dict[str, set[str]] = {}
     for path in pictures:
@@ -171,7 +170,7 @@ def _by_tables(
 
 
 def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
-    """Return what the `datasets` library reads by itself: by the rules of a dataset's card, or from archives."""
+    """Return the tables that the `datasets` library reads by the rules of a dataset's card, or from archives."""
     from psl_flower.data.hub import load_folder
     from psl_flower.data.tables import read_tables
 
@@ -192,7 +191,7 @@ def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: So
 
 
 def _has_card(listing: Listing) -> bool:
-    """Tell whether the dataset's card says which files belong to which split."""
+    """Check if the dataset's card assigns files to splits."""
     for file in listing.files:
         if file.path in _CARDS and file.size < _CARD_BYTES:
             text = (listing.root / file.path).read_bytes()
@@ -212,7 +211,7 @@ def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
 
 
 def _images_in(archive: Path) -> int:
-    """Return how many images a ZIP file holds, by their endings; 0 for other files."""
+    """Return the number of images in a ZIP file, by their endings; 0 for other files."""
     if archive.suffix.lower() != ".zip":
         return 0
     try:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
-from psl_flower.data.account import Notes, counted
+from psl_flower.data.account import Notes
 from psl_flower.data.heif import can_read_heif, is_heif
 from psl_flower.data.metadata import PNG, without_metadata
 from psl_flower.errors import CorruptImage, DataError
+from psl_flower.text import counted
 
 # Pillow documents no list: its decoders raise any of these on damaged input.
 _DECODER_ERRORS = (
@@ -75,7 +76,7 @@ _FLOATS = _Kind("floating point pixels")
 
 
 class Decoder:
-    """Decodes the images of one dataset alike.
+    """Decodes the images of one dataset, all by the same rules.
 
     Parameters
     ----------
@@ -223,8 +224,8 @@ class Decoder:
             image = image.convert("L")
         elif image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
-        pixels = np.array(image, np.uint8)
-        pixels_HWC = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        # As numpy.array(image) does, at half the cost for a small image.
+        pixels_HWC = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1).copy()
         return self._finish(pixels_HWC, _COLOURS_16, where) if deep_colour else pixels_HWC
 
     def _composed(self, image: Image.Image, where: str) -> Image.Image:
@@ -315,7 +316,7 @@ class Survey(Decoder):
         Raises
         ------
         DataError
-            If all pixels are alike.
+            If all pixels are equal.
         """
         if not self._low < self._high:
             raise DataError(f"{where}: pixel-range=dataset: no pixel of the dataset is above {self._high:g}")
@@ -349,7 +350,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 
 def _has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
-    """Tell whether Pillow has cut colours of 16 bits to their upper 8, as it does without a word."""
+    """Check if Pillow has cut colours of 16 bits to their upper 8, which it does silently."""
     if encoded.startswith(PNG):
         return image.mode.startswith(("RGB", "LA")) and encoded[_PNG_BITS] == 16
     if image.format == "TIFF" and image.mode.startswith("RGB"):

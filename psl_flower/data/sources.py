@@ -85,7 +85,7 @@ class ImageSource:
         self._first: tuple[int, str] | None = None
 
     def account(self) -> Account:
-        """Return which images are taken and what is left out, with notes on the images that were decoded so far."""
+        """Return the account: images taken, files left out, and notes on the images decoded so far."""
         splits, left_out = [], LeftOutTally(self._raw.left_out.entries())
         for split, part in self._parts.items():
             counts = Counter(part.raw.labels_N[part.rows_N].tolist())
@@ -123,7 +123,7 @@ class ImageSource:
             yield image_HWC, int(part.raw.labels_N[row])
 
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield at most so many images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
+        """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
         part = self._part(split)
         places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
         yield from part.raw.images(part.rows_N[places], self._decoder)
@@ -348,7 +348,7 @@ def _divide(
     num_train = len(labels_N) - num_test
     if num_train < 1:
         raise DataError(
-            f"{name}: {len(labels_N)} images are too few to set a part of {options.test_fraction} aside for tests"
+            f"{name}: too few images ({len(labels_N)}) to set a part of {options.test_fraction} aside for tests"
         )
     counts = np.unique(labels_N, return_counts=True)[1]
     stratified = counts.min() >= 2 and min(num_train, num_test) >= len(counts)
@@ -365,5 +365,5 @@ def _divide(
         moved = [test_rows[labels_N[test_rows] == label][0] for label in untrained]
         train_rows, test_rows = np.union1d(train_rows, moved), np.setdiff1d(test_rows, moved)
     if not len(test_rows):
-        raise DataError(f"{name}: {len(labels_N)} images are too few to set some aside for tests and train all classes")
+        raise DataError(f"{name}: too few images ({len(labels_N)}) to set some aside for tests and train all classes")
     return train_rows, test_rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from psl_flower.data.account import counted
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
+from psl_flower.text import counted
 
 NO_TEST_SPLIT = "none"
 _MEANINGS = {
@@ -19,7 +19,7 @@ _MEANINGS = {
 
 
 def split_word(name: str) -> tuple[str, str]:
-    """Return which split a name speaks of, "train", "test" or "validation", and its other words.
+    """Return the split in a name, "train", "test" or "validation", and the name's other words.
 
     "Train" and "train2017" give ("train", ""), "x_train" gives ("train", "x"); the first is empty where no word of the
     name is that of a split, or several are.

@@ -108,12 +108,12 @@ class ImageTables:
         return Table.of(whole)
 
     def _from(self, path: str) -> Resolve:
-        """Return what finds images by what a table at this place says of theirs."""
+        """Return a callable that finds the images of a table at this place."""
         resolve, here = self._resolve, path.rpartition("/")[0]
         return lambda text, beside=here: resolve(text, beside)
 
     def _with_places(self, path: str, table: pa.Table | None) -> pa.Table:
-        """Return a table in which the paths of images, which may be told from its own place, are whole."""
+        """Return a table whose image paths are absolute; they may be relative to the table."""
         if table is None:
             raise ValueError("it is too large")
         resolve = self._from(path)
@@ -125,7 +125,7 @@ class ImageTables:
         return table
 
     def check_classes(self, name: str, paths: Iterable[str]) -> None:
-        """Check that files of embedded images number their classes alike; the `datasets` library does not.
+        """Check that files of embedded images number their classes the same way; the `datasets` library does not.
 
         Raises
         ------

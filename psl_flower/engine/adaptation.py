@@ -1,4 +1,4 @@
-"""The Adaptation Net's side of a training step, in the Lower's process or on a node of its own.
+"""The Adaptation Net's side of a training step, in the Lower's process or on a separate node.
 
 Shape suffixes: B batch, P positions, C channels, h and w of a patch's smashed data.
 """
@@ -23,6 +23,7 @@ from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved
+from psl_flower.wire.node_messages import ADAPTATION_CLAIM
 from psl_flower.wire.plan import StepId, pack_samples
 
 
@@ -168,7 +169,7 @@ class AdaptationEngine:
 
 
 class AdaptationNode:
-    """The Adaptation Net on a node of its own: answers the Lower's frames, and keeps checkpoints.
+    """The Adaptation Net on a separate node: answers the Lower's frames, and keeps checkpoints.
 
     Parameters
     ----------
@@ -200,6 +201,7 @@ class AdaptationNode:
     ) -> None:
         self.step = 0
         self.engine = engine
+        self.claim = ADAPTATION_CLAIM
         self.dtype = engine.dtype
         self._smashed_shape, self._num_classes, self._num_samples = smashed_shape, num_classes, num_samples
         self._checkpoints = checkpoints

@@ -125,14 +125,14 @@ class Blueprint:
 
     def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
         """Return Upper model m with its initial weights."""
-        model = Upper(in_channels=self.description.channels, size=size, **self._architecture)
+        model = Upper(in_channels=self.description.channels, **self._architecture(size))
         reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
         return model
 
     def lower(self, size: BackboneSize | None = None) -> Lower:
         """Return the Lower model with its initial weights."""
         description = self.description
-        model = Lower(grid=description.grid(), num_classes=description.num_classes, size=size, **self._architecture)
+        model = Lower(grid=description.grid(), num_classes=description.num_classes, **self._architecture(size))
         reset_parameters(model, lower_seed(self.config.training.seed))
         return model
 
@@ -146,20 +146,19 @@ class Blueprint:
             in_channels=description.channels,
             # The stores', not the setting's: an owner's rotation may have moved positions.
             assignment=description.assignment,
-            size=size,
             seed=self.config.training.seed,
             upper_init=self.config.network.upper_init,
-            **self._architecture,
+            **self._architecture(size),
         )
 
-    @property
-    def _architecture(self) -> dict[str, Any]:
+    def _architecture(self, size: BackboneSize | None) -> dict[str, Any]:
         network = self.config.network
         return {
             "backbone": network.backbone,
             "cut": network.cut,
             "stem": network.stem_for(self.description.image_size),
-            "protection": network.protection,
+            "protection": network.cut_protection,
+            "size": size or network.size,
         }
 
     def adaptation(self) -> AdaptationNet | None:
@@ -203,7 +202,7 @@ class Blueprint:
         }
 
     def adaptation_node(self, device: torch.device, checkpoints: Checkpoints) -> AdaptationNode:
-        """Return the Adaptation Net as a party of a run, on a node of its own.
+        """Return the Adaptation Net as a party of a run, on a separate node.
 
         Raises
         ------

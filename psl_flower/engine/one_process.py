@@ -120,7 +120,7 @@ class OneProcessTrainer:
             if self._teacher is not None:
                 loss = self._teacher.loss(
                     loss, logits_BK, patches_BPChw, flipped_B,
-                    activations=self._config.wire.wire_activations, use_autocast=self._config.machine.autocast,
+                    activations=self._config.smashed_codec, use_autocast=self._config.machine.autocast,
                 )  # fmt: skip
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -151,14 +151,14 @@ class OneProcessTrainer:
     def evaluate(self, absent: Collection[int] = (), *, split: str = "test") -> Predictions:
         """Return the predictions of the images to test on, or with "valid" to validate on, without absent Uppers."""
         self.net.eval()
-        logits = []
-        for plan in self._task.evaluation_plans(self.step, split):
+        logits, task = [], self._task if split == "valid" else self._task.testing()
+        for plan in task.evaluation_plans(self.step):
             with autocast(self._device, self._config.machine.autocast):
                 logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
-        return predictions(torch.cat(logits), self._task.samples_of(split), self._task.labels)
+        return predictions(torch.cat(logits), task.evaluated, task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        codecs = (self._config.wire.wire_activations, self._config.wire.wire_gradients)
+        codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
         return smashed_BPChw
 

@@ -7,8 +7,10 @@ two where the Uppers are averaged after it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,42 +19,16 @@ from torch.nn import functional as F
 
 from psl_flower.engine.adaptation import RemoteAdaptation, keep
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Exchange, Up
-from psl_flower.engine.lower import LowerEngine, StepLoss
-from psl_flower.engine.task import Task
+from psl_flower.engine.head import HeadEngine
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.steps import StepLoss, StepReport, packed, unpacked
+from psl_flower.engine.task import Lessons, Task
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
 from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
 from psl_flower.wire.plan import Plan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """What one training step did.
-
-    Attributes
-    ----------
-    step : int
-        Steps applied when it is done, so 1 for the first.
-    epoch : int
-        Counted from 0.
-    loss : StepLoss
-        Losses, means over the batch.
-    num_samples : int
-        Samples in the batch.
-    seconds, upper_s, lower_s, wire_s : float
-        Time of the step, of its slowest Upper, of the Lower (with what it waits for an Adaptation Net elsewhere), and
-        of the rest: moving bytes and waiting.
-    """
-
-    step: int
-    epoch: int
-    loss: StepLoss
-    num_samples: int
-    seconds: float
-    upper_s: float
-    lower_s: float
-    wire_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,30 +66,35 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` counts the steps applied at its end; `steps` is empty if an earlier process ran them. `predictions` are of
-    the test split, `validation` of the validation images, where there are some.
+    `step` counts the steps applied at its end; `metrics` are what the evaluation measured, by name. `predictions` are
+    of the test split, `validation` of the validation images, where there are some.
     """
 
     steps: list[StepReport] = field(default_factory=list)
     step: int = 0
     predictions: Predictions | None = None
     validation: Predictions | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     train_s: float = 0.0
     absent: tuple[int, ...] = ()
 
 
-class RoundDriver:
-    """Runs rounds for the Lower.
+L = TypeVar("L", bound=HeadEngine)
+T = TypeVar("T", bound=Lessons)
+
+
+class Rounds(ABC, Generic[L, T]):
+    """Runs rounds for the side that joins what all parties send. How it learns and evaluates, a subclass decides.
 
     Parameters
     ----------
-    lower : LowerEngine
-        The Lower's side of a step.
-    task : Task
+    lower : HeadEngine
+        That side of a step.
+    task : Lessons
         What to train on.
     smashed_shapes : mapping
-        (K, h, w, C) of each Upper's smashed data.
+        Shape, without the batch, of each party's smashed data; (K, h, w, C) of an Upper's.
     checkpoints : Checkpoints
         The Lower's; writing one commits it, since every party has then saved the same step.
     averaging : Averaging or None
@@ -130,9 +111,9 @@ class RoundDriver:
 
     def __init__(
         self,
-        lower: LowerEngine,
-        task: Task,
-        smashed_shapes: Mapping[int, tuple[int, int, int, int]],
+        lower: L,
+        task: T,
+        smashed_shapes: Mapping[int, tuple[int, ...]],
         checkpoints: Checkpoints,
         *,
         averaging: Averaging | None = None,
@@ -151,7 +132,7 @@ class RoundDriver:
         self._on_step = on_step
         self._on_evaluated = on_evaluated
         self._stop_requested = stop_requested
-        self._begun: list[StepReport] = []  # steps of a round that is not over
+        self._round = RoundReport()  # of the current round
 
     def commit_start(self) -> None:
         """Commit the initial state, if nothing has been committed yet, so that a first round can be repeated."""
@@ -177,10 +158,8 @@ class RoundDriver:
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        That runs through the validation images, if there are any, else through the test split.
-
-        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where an
-        error had ended the round, its report has the steps of before, too, as far as they are still valid.
+        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
+        round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
 
         Raises
         ------
@@ -192,8 +171,10 @@ class RoundDriver:
             Whatever the transport raises.
         """
         self._present = [m for m in self._shapes if m not in absent]
-        report, started = RoundReport(absent=tuple(sorted(absent))), time.perf_counter()
-        report.steps = self._begun = [step for step in self._begun if step.step <= self.lower.step]
+        started, per_round = time.perf_counter(), self.task.steps_per_round
+        begins = (stop_step - 1) // per_round * per_round
+        before = [step for step in unpacked(self.lower.reported) if begins < step.step <= self.lower.step]
+        report = self._round = RoundReport(steps=before, absent=tuple(sorted(absent)))
         before_s = sum(step.seconds for step in report.steps)
         self._end_if_asked()
         if self.lower.step < stop_step:
@@ -203,12 +184,9 @@ class RoundDriver:
         if self.lower.adaptation_elsewhere:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
-            if len(self.task.valid):
-                report.validation = self._evaluate(exchange, "valid")
-            else:
-                report.predictions = self._evaluate(exchange)
+            self._evaluate(exchange, report)
         report.seconds = before_s + time.perf_counter() - started
-        report.step, self._begun = self.lower.step, []
+        report.step = self.lower.step
         return report
 
     def _train(self, exchange: Exchange, stop_step: int, report: RoundReport) -> None:
@@ -218,14 +196,8 @@ class RoundDriver:
         began = time.perf_counter()
         while plan is not None:
             answers = self._turn(exchange, trained, gradients, plan)
-            targets, flipped_B = self.task.targets(plan)
             computing = time.perf_counter()
-            smashed = _tensors(answers)
-            adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
-            dropped_BM = self.task.dropped(plan, len(self._shapes), report.absent)
-            loss, gradients = self.lower.train_step(
-                smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM
-            )
+            loss, gradients = self._learn(exchange, plan, _tensors(answers), report.absent)
             now = time.perf_counter()
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])
@@ -238,7 +210,7 @@ class RoundDriver:
     def _end_if_asked(self) -> None:
         """Raise TrainingStopped if a stop is requested, this step has a checkpoint and more steps are to come."""
         step = self.lower.step
-        if self._stop_requested() and step < self.task.schedule.total_steps and step in self._checkpoints.steps():
+        if self._stop_requested() and step < self.task.total_steps and step in self._checkpoints.steps():
             raise TrainingStopped(f"stopped after step {step}, as asked; a checkpoint of it is written")
 
     def _turn(
@@ -265,6 +237,7 @@ class RoundDriver:
         if due:
             saved = [*self._present, *([ADAPTATION] * keeps)]
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
+            self.lower.reported = packed(self._round.steps)
             self._checkpoints.save(self.lower.step, self.lower.state())
         return answers
 
@@ -278,17 +251,25 @@ class RoundDriver:
         answers = exchange.exchange(down, shapes, meanwhile)
         return mean(list(_tensors(answers).values()))
 
-    def _evaluate(self, exchange: Exchange, split: str = "test") -> Predictions:
-        logits: list[torch.Tensor] = []
-        samples_N, done = self.task.samples_of(split), 0
-        for plan in self.task.evaluation_plans(self.lower.step, split):
+    @abstractmethod
+    def _learn(
+        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        """Learn from a plan's smashed data; return the losses, and the gradients at the cut by party."""
+
+    @abstractmethod
+    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+        """Run through the samples of an evaluation (`_evaluated`) and note what it measured."""
+
+    def _evaluated(self, exchange: Exchange) -> Iterator[tuple[Plan, dict[int, torch.Tensor]]]:
+        """Yield every plan of an evaluation, and the smashed data of all parties."""
+        done = 0
+        for plan in self.task.evaluation_plans(self.lower.step):
             down = {m: Down(Step(plan=plan)) for m in self._present}
-            answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
-            logits.append(self.lower.logits(_tensors(answers)))
+            yield plan, _tensors(exchange.exchange(down, self._expected(plan), meanwhile=lambda: None))
             done += plan.num_samples
-            self._on_evaluated(done, len(samples_N))
+            self._on_evaluated(done, self.task.num_test)
             self._end_if_asked()
-        return predictions(torch.cat(logits), samples_N, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}
@@ -309,6 +290,54 @@ class RoundDriver:
             lower_s=lower_s,
             wire_s=max(0.0, now - began - upper_s - lower_s),
         )
+
+
+def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
+    """Return the step at which the round that goes on after `step` ends, and whether it evaluates.
+
+    Parameters
+    ----------
+    task : Lessons
+        Steps of a round and of the run.
+    step : int
+        Steps applied.
+    evaluate_every : int or None
+        Rounds between evaluations; 0 for none but after the last step, None for none at all.
+    unfinished : bool
+        Whether `step` is a round's last, but the process ended before it was evaluated.
+    """
+    number = (step - unfinished) // task.steps_per_round + 1
+    stop_step = min(number * task.steps_per_round, task.total_steps)
+    last = stop_step == task.total_steps
+    every = evaluate_every
+    return stop_step, every is not None and (last or (every > 0 and number % every == 0))
+
+
+class RoundDriver(Rounds[LowerEngine, Task]):
+    """Runs rounds for the Lower: from patches to classes.
+
+    It evaluates on the validation images, if there are any, else on the test split.
+    """
+
+    def _learn(
+        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        targets, flipped_B = self.task.targets(plan)
+        adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
+        dropped_BM = self.task.dropped(plan, len(self._shapes), absent)
+        return self.lower.train_step(
+            smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM,
+            draws=lambda: drawing(plan, "lower", self.lower.device),
+        )  # fmt: skip
+
+    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+        logits = [self.lower.logits(smashed) for _, smashed in self._evaluated(exchange)]
+        found = predictions(torch.cat(logits), self.task.evaluated, self.task.labels)
+        if len(self.task.valid):
+            report.validation, kind = found, "valid_"
+        else:
+            report.predictions, kind = found, ""
+        report.metrics = {f"{kind}accuracy": found.accuracy, f"{kind}loss": found.loss}
 
 
 def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Parties that forget everything between two messages, as a node's process does in the flower transport.
+"""Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
 
-Before an Upper answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+Before a party answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
 message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
 Adaptation Net has nothing pending between messages.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
-from psl_flower.engine.upper import UpperEngine
+from psl_flower.engine.party import PartyEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Shared
@@ -25,33 +25,33 @@ from psl_flower.wire.plan import Plan, StepId
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
-class ForgetfulUpper:
-    """Handles single messages of an Upper, with its state on disk in between.
+class StatelessParty:
+    """Handles single messages of a party, with its state on disk in between.
 
     Parameters
     ----------
-    engine : UpperEngine
-        The Upper; whatever state it is in is replaced.
+    engine : PartyEngine
+        The party; whatever state it is in is replaced.
     path : Path
         File of the state between messages.
     """
 
-    def __init__(self, engine: UpperEngine, path: Path) -> None:
+    def __init__(self, engine: PartyEngine, path: Path) -> None:
         self._engine, self._path = engine, path
         self._plan: Plan | None = None
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
-        With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
+        With `saved`, that state is the checkpoint of so many steps (see `PartyEngine.go_to`), whatever was between.
 
         Raises
         ------
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path) if saved is None and self._path.exists() else {}
-        if state.get("step") == step:
+        state = _state_of(step, self._path) if saved is None else None
+        if state is not None:
             self._engine.restore(state)
             self._plan = _read(state.get("pending", ""), Plan)
             self._engine.shared_after = _read(state.get("shared", ""), StepId)
@@ -64,7 +64,7 @@ class ForgetfulUpper:
         )
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what `UpperEngine.reply` does, after `expects`.
+        """Do what `PartyEngine.reply` does, after `expects`.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class ForgetfulUpper:
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
-class ForgetfulAdaptation:
+class StatelessAdaptation:
     """Handles single messages of the Adaptation Net, with its state on disk in between.
 
     Parameters
@@ -118,8 +118,8 @@ class ForgetfulAdaptation:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = load_state(self._path) if saved is None and self._path.exists() else {}
-        if state.get("step") == step:
+        state = _state_of(step, self._path) if saved is None else None
+        if state is not None:
             self._node.restore(state)
         else:
             self._node.go_to(step, saved)
@@ -132,9 +132,15 @@ class ForgetfulAdaptation:
         return answer
 
 
-def forgetful(party: UpperEngine | AdaptationNode, path: Path) -> ForgetfulUpper | ForgetfulAdaptation:
+def stateless(party: PartyEngine | AdaptationNode, path: Path) -> StatelessParty | StatelessAdaptation:
     """Return the party as one that handles single messages, with its state between them in a file."""
-    return ForgetfulUpper(party, path) if isinstance(party, UpperEngine) else ForgetfulAdaptation(party, path)
+    return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessAdaptation(party, path)
+
+
+def _state_of(step: int, path: Path) -> dict[str, Any] | None:
+    """Return the state between messages if it is the one after `step` steps."""
+    state = load_state(path) if path.exists() else {}
+    return state if state.get("step") == step else None
 
 
 # As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.

@@ -1,10 +1,11 @@
-"""What a training trains on: samples, learning rate, augmentation and targets of every step, from its number alone."""
+"""What a training consists of: samples, schedule and what is drawn; a step's plan follows from its number."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,28 @@ from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.schedule import Schedule
 from psl_flower.losses import Targets
 from psl_flower.wire.plan import Plan, StepId, pack_samples
+
+
+class Lessons(Protocol):
+    """What a driver needs of the samples and the schedule of a training."""
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a round."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def num_test(self) -> int:
+        """Samples of an evaluation."""
+
+    def train_plan(self, step: int) -> Plan:
+        """Return the plan of a training step."""
+
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans of an evaluation, numbered by batch as attempts of step `after_step`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +56,14 @@ class Task:
         What is drawn in training.
     test : ndarray
         Global indices of the test split's samples, int64.
-    valid : ndarray
-        Global indices of the training samples held back to validate on, int64; may be empty.
     evaluate_batch_size : int
         Samples in an evaluation batch.
     steps_per_round : int
         Steps of a round.
     class_weights_K : torch.Tensor or None
         As in `psl_flower.losses.Targets`.
+    valid : ndarray
+        Global indices of the training samples held back to validate on, int64; may be empty.
     """
 
     order: BatchOrder
@@ -52,6 +75,25 @@ class Task:
     steps_per_round: int
     class_weights_K: torch.Tensor | None = None
     valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.schedule.total_steps
+
+    @property
+    def evaluated(self) -> NDArray[np.int64]:
+        """Global indices of the samples that rounds evaluate on: to validate, if there are any, else the test split."""
+        return self.valid if len(self.valid) else self.test
+
+    @property
+    def num_test(self) -> int:
+        """Images that rounds evaluate on."""
+        return len(self.evaluated)
+
+    def testing(self) -> Task:
+        """Return the task with the test split to evaluate on."""
+        return dataclasses.replace(self, valid=self.valid[:0])
 
     def evaluating(self, step: int) -> Task:
         """Return a task that is over after `step` steps, but for the run through the test samples."""
@@ -70,15 +112,10 @@ class Task:
             mix_weight=self.augmentation.mix_weight(self.order.seed, step),
         )
 
-    def samples_of(self, split: str) -> NDArray[np.int64]:
-        """Return the global indices of the samples of "test" or of "valid"."""
-        return self.valid if split == "valid" else self.test
-
-    def evaluation_plans(self, after_step: int, split: str = "test") -> Iterator[Plan]:
-        """Yield the plans that run through "test" or "valid", numbered by batch as attempts of step `after_step`."""
-        samples_N = self.samples_of(split)
-        for number, first in enumerate(range(0, len(samples_N), self.evaluate_batch_size)):
-            samples_B = samples_N[first : first + self.evaluate_batch_size]
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans that run through `evaluated`, numbered by batch as attempts of step `after_step`."""
+        for number, first in enumerate(range(0, len(self.evaluated), self.evaluate_batch_size)):
+            samples_B = self.evaluated[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 

@@ -166,7 +166,7 @@ def other_test_images(trained: TrainedModel, dataset: str, max_test: int = 0, **
 
 
 def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress | None = None) -> Predictions:
-    """Return what the network answers; `progress` is called as ("evaluate", images done, images in all).
+    """Return the network's predictions; `progress` is called as ("evaluate", images done, images in all).
 
     Raises
     ------

@@ -30,6 +30,11 @@ METADATA_FILE = "model.json"
 # Of the logits' scale: two libraries sum in different orders, in float32 through some twenty layers.
 TOLERANCE = 1e-4
 _CHECKED_BATCHES = (1, 2, 5)
+# As `TrainedModel.prepare` does it with Pillow. Normalisation is part of the exported network.
+_PREPROCESSING = (
+    "turn upright by EXIF; convert to grey or RGB by channels; resize with antialiasing (bilinear) until image_size is "
+    "covered; crop at the centre (Pillow's ImageOps.fit); divide by 255"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +162,13 @@ def check_answers(
 
 
 def metadata_of(description: StoreSetDescription) -> dict[str, str]:
-    """Return what is inside every exported file: JSON texts by name."""
+    """Return the metadata of every exported file: JSON texts by name."""
     return {
         "class_names": json.dumps(description.class_names),
         "image_size": json.dumps(description.image_size),
         "channels": json.dumps(description.channels),
         "input": json.dumps("float32 (batch, channels, height, width), pixels in 0..1"),
+        "preprocessing": json.dumps(_PREPROCESSING),
         "output": json.dumps("float32 logits (batch, classes)"),
     }
 

@@ -5,8 +5,9 @@ Shape suffixes: B batch, K classes, C channels, H and W pixels of an image.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
 from torch import nn
 
-from psl_flower.config import RunConfig
+from psl_flower.config import RunConfig, default_workspace
 from psl_flower.config.data import BY_DATASET, pixel_range_text
 from psl_flower.data.account import Account
+from psl_flower.data.files import read_image_file
 from psl_flower.data.images import convert_channels, resize_image
 from psl_flower.data.pixels import Decoder
 from psl_flower.engine.build import Blueprint
@@ -29,8 +32,44 @@ from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
-from psl_flower.system.devices import to_device
+from psl_flower.system.devices import choose_device, to_device
 from psl_flower.system.files import read_file, write_file
+from psl_flower.text import printable
+
+# Images that `TrainedModel.predict` classifies at a time.
+PREDICTION_BATCH = 64
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The prediction for one image.
+
+    Attributes
+    ----------
+    class_names : tuple[str, ...]
+        Label k -> name.
+    probabilities : tuple[float, ...]
+        Softmax of the logits (K,).
+    """
+
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.top(1)[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Its probability."""
+        return self.top(1)[0][1]
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """Return the names and probabilities of at most `count` classes, the most probable first."""
+        ranked = sorted(zip(self.class_names, self.probabilities, strict=True), key=lambda pair: -pair[1])
+        return ranked[:count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +97,7 @@ class TrainedModel:
     account: Account | None = None
 
     def decoder(self) -> Decoder:
-        """Return what decodes images as those were that the network was trained on."""
+        """Return a decoder like the one used for the training images."""
         given, account = self.config.data, self.account
         if account is None:
             return Decoder("" if given.pixel_range == BY_DATASET else given.pixel_range, given.background)
@@ -112,10 +151,41 @@ class TrainedModel:
             smashed_BPChw[:, [p for p, m in enumerate(self.net.assignment) if m in absent]] = 0.0
         return self.net.join(smashed_BPChw).cpu()
 
-    def predict(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the classes (B,) int64 of images as `prepare` returns them, and their probabilities (B,) float32."""
-        confidence_B, class_B = self.logits(images_BCHW).softmax(1).max(1)
-        return class_B, confidence_B
+    def predict(self, images: Picture | Iterable[Picture]) -> list[Prediction]:
+        """Classify images, in batches of `PREDICTION_BATCH`.
+
+        Parameters
+        ----------
+        images : Picture or iterable of Picture
+            One or more images of any sizes: paths of files, Pillow images, or uint8 arrays as `prepare` takes them;
+            an array (B, H, W, C) is a batch.
+
+        Returns
+        -------
+        list[Prediction]
+            One for each image, in order.
+
+        Raises
+        ------
+        CorruptImage
+            If a file cannot be decoded.
+        DataError
+            As of `prepare`.
+        """
+        decoder, found = self.decoder(), list[Prediction]()
+        remaining = _one_by_one(images)
+        while batch := list(islice(remaining, PREDICTION_BATCH)):
+            prepared_BCHW = np.stack(
+                [
+                    self._prepare(_pixels(image, decoder, len(found) + b), f"image {len(found) + b}")
+                    for b, image in enumerate(batch)
+                ]
+            )
+            probability_BK = self.logits(torch.from_numpy(prepared_BCHW)).softmax(1)
+            found += [Prediction(self.description.class_names, tuple(row)) for row in probability_BK.tolist()]
+        if not found:
+            raise DataError("expected one image or more, got none")
+        return found
 
     def _prepare(self, image: NDArray[np.uint8] | Image.Image, where: str) -> NDArray[np.uint8]:
         pixels = self.decoder().image(image, where) if isinstance(image, Image.Image) else image
@@ -124,6 +194,21 @@ class TrainedModel:
             raise DataError(f"{where}: expected uint8 (H, W, C), got {pixels.dtype} {pixels.shape}")
         converted_HWC = convert_channels(pixels_HWC, self.description.channels, where)
         return resize_image(converted_HWC, self.description.image_size).transpose(2, 0, 1)
+
+
+def _one_by_one(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
+    if isinstance(images, str | Path | Image.Image):
+        return iter([images])
+    if isinstance(images, np.ndarray):
+        return iter(images if images.ndim == 4 else [images])
+    return iter(images)
+
+
+def _pixels(image: Picture, decoder: Decoder, number: int) -> NDArray[np.uint8] | Image.Image:
+    if isinstance(image, str | Path):
+        where = printable(image)
+        return decoder.file(read_image_file(image, where), where)
+    return decoder.image(image, f"image {number}") if isinstance(image, Image.Image) else image
 
 
 class Normalised(nn.Module):
@@ -149,7 +234,7 @@ class Normalised(nn.Module):
         self.eval()
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return what the network answers to float32 images, or patches, with pixels in 0..1."""
+        """Return the logits for float32 images, or patches, with pixels in 0..1."""
         answer: torch.Tensor = self.net((pixels_NCHW - self.mean) / self.std)
         return answer
 
@@ -205,6 +290,26 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     return TrainedModel(net=net, description=description, config=config, device=chosen, account=run.read_account())
 
 
+def load(run: str = "", workspace: str = "", device: str = "auto") -> TrainedModel:
+    """Load the model of a run by its name: `psl_flower.load("RUN").predict(["photo.png"])`.
+
+    Parameters
+    ----------
+    run : str
+        Name; empty: the newest run that has a model.
+    workspace : str
+        Folder of the runs; empty: $PSL_WORKSPACE or ~/psl-flower, as in the commands.
+    device : str
+        As the setting `device`.
+
+    Raises
+    ------
+    RunError, StoreError
+        As of `choose_run` and `load_trained_model`.
+    """
+    return load_trained_model(choose_run(default_workspace(workspace), run), choose_device(device))
+
+
 def choose_run(workspace: Path, name: str = "") -> RunFolder:
     """Return the run of that name, or the newest that has a model.
 
@@ -232,7 +337,7 @@ def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, to
         where = f" (it is {status.state!r}, at step {status.step} of {status.total_steps})" if status else ""
         raise RunError(f"{path}: the run has no model; it may not have finished{where}")
     try:
-        return load(read_file(path, RunError))
+        return read_tensors(read_file(path, RunError))
     except (SafetensorError, ValueError) as error:
         raise RunError(f"{path}: the model is damaged: {error}") from error
 

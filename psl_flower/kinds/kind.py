@@ -13,7 +13,7 @@ from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, flat
 from psl_flower.errors import OtherDataset
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder, create_run, free_name
+from psl_flower.runs.folder import RunFolder, Status, create_run, free_name
 
 # Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
 Again = Callable[[RunFolder, bool], str]
@@ -66,6 +66,10 @@ class Kind(Settings):
         """Return all settings given as a flat mapping with kebab-case keys, as `kind_of` takes it."""
         return self.config.to_mapping() | flat(self)
 
+    def finished(self) -> Status | None:
+        """Return the status to show, with its message for the user, if nothing is left to do; None otherwise."""
+        return None
+
     def find(self) -> Work:
         """Return the run's settings and folders, without creating a folder.
 
@@ -89,8 +93,11 @@ class Kind(Settings):
         """Raise PslError if it cannot be done with these stores; return a line for the user, or an empty text."""
         return ""
 
+    def accepted(self, work: Work) -> None:
+        """Note on the server what the run now is, after `check`."""
+
     def again(self, folder: RunFolder, simulated: bool) -> str:
-        """Return how to continue it, as `Again`."""
+        """Return the command that continues it, as `Again`."""
         return ""
 
     def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:

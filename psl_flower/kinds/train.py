@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
+from psl_flower.engine.recipe import planned
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
+from psl_flower.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class Train(Kind):
     handler: ClassVar[str] = "server.training:train"
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Return a line where a batch is larger than the dataset.
+        """Return a line on settings chosen by the number of images, or on a batch larger than the dataset.
 
         Raises
         ------
@@ -38,9 +41,10 @@ class Train(Kind):
             )
         count = len(batch_order(work.config, description).pool)
         size = work.config.training.batch_size
-        if size <= count:
-            return ""
-        return f"batch-size: {size} is more than the {count} training images: every step takes all of them"
+        if size > count:
+            images = counted(count, "training image")
+            return f"batch-size: {size} is more than the {images}: every step takes all of them"
+        return _chosen(work.config, description, count)
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that resumes it, once there is a checkpoint."""
@@ -53,3 +57,13 @@ class Train(Kind):
     def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
+
+
+def _chosen(config: RunConfig, description: StoreSetDescription, count: int) -> str:
+    """Return a line that names the settings chosen by the number of training images, if any are."""
+    names = [name for name in ("rounds", "steps_per_round", "batch_size", "lr") if not config.value(name)]
+    if names == ["steps_per_round"]:
+        return ""
+    plan = planned(config, description)
+    values = ", ".join(f"{name.replace('_', '-')}={plan.value(name):g}" for name in names if plan.value(name))
+    return f"chosen for {counted(count, 'training image')}: {values}" if values else ""

@@ -37,7 +37,7 @@ _LOOKS = 3
 
 
 def is_of_this_user(client: Address, server: Address) -> bool:
-    """Return whether the other end of an IPv4 connection on this machine is a socket of this user, and still open.
+    """Check if the other end of an IPv4 connection on this machine is a socket of this user, and still open.
 
     Parameters
     ----------

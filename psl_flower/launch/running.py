@@ -16,7 +16,6 @@ from psl_flower.kinds import Again, Kind, Work, setting_groups
 from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
-from psl_flower.system.machine import count_gpus, usable_cores
 from psl_flower.text import expanded
 
 _START_TIMEOUT_S = 180.0
@@ -107,13 +106,8 @@ def start(
     RunError
         If Flower refuses it.
     """
-    fitting = federation(num_uppers, nodes, adaptation=work.config.network.adaptation_server)
-    return superlink.run(app, _run_config(given, kind, work.folder), fitting)
-
-
-def federation(num_uppers: int, nodes: int = 0, *, adaptation: bool = False) -> dict[str, int | float]:
-    """Return the federation configuration that fits the grid and this machine."""
-    return simulation(num_uppers, usable_cores(), count_gpus(), nodes, adaptation=adaptation)
+    federation = simulation(num_uppers, num_nodes=nodes, adaptation=work.config.network.adaptation_server)
+    return superlink.run(app, _run_config(given, kind, work.folder), federation)
 
 
 class Watch:
@@ -124,14 +118,14 @@ class Watch:
     superlink : LocalSuperLink
         Which simulates it.
     run : RunFolder
-        Its folder; a status that is older than this object is another attempt's.
+        Its folder; the status that is there now is another attempt's.
     again : callable
         How it is continued.
     """
 
     def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: Again = lambda folder, simulated: "") -> None:
         self._superlink, self._run, self._again = superlink, run, again
-        self._started = time.time()
+        self._before = run.read_status()
         self._deadline: float | None = None
         self._seen_running = False
 
@@ -152,7 +146,7 @@ class Watch:
         return status, False
 
     def note_end(self, state: str, why: str) -> Status:
-        """Note how the run ended, in its folder too, after its processes have gone; return its last status.
+        """Record the run's end in its folder, after its processes have gone; return its last status.
 
         Parameters
         ----------
@@ -174,11 +168,11 @@ class Watch:
 
     def _status(self) -> Status | None:
         status = self._run.read_status()
-        return status if status is not None and status.updated >= self._started else None
+        return status if status != self._before else None  # not by time: a clock may be set back meanwhile
 
 
 def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> dict[str, object]:
-    """Return what `flwr run` is told: the ServerApp runs elsewhere, so paths and the folder's name are spelled out."""
+    """Return the settings for `flwr run`. The ServerApp runs elsewhere, so paths are absolute and the run is named."""
     named = {"run-name": folder.name} if kind.takes_name else {}
     return {**given, **named, **local_paths(given), "workspace": str(kind.config.workspace_path())}
 

@@ -65,8 +65,8 @@ def _handled(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
 
 def _leave_terminal() -> None:
     """Write no more to a terminal that has gone, or every line from now on would be an error."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            descriptor = stream.fileno()  # type: ignore[union-attr]
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = stream.fileno()
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

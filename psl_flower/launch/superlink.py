@@ -191,11 +191,11 @@ class LocalSuperLink:
         return self._run_id
 
     def is_up(self) -> bool:
-        """Return whether the SuperLink's own process is there."""
+        """Check if the SuperLink's own process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def is_running(self) -> bool:
-        """Return whether a process that simulates is there."""
+        """Check if a simulating process is alive."""
         return any("simulation" in " ".join(_command_line(child)[:6]) for child in self.processes())
 
     def processes(self) -> list[psutil.Process]:
@@ -225,14 +225,14 @@ class LocalSuperLink:
         return ray_failure(self.home) or (last_line(cause[1]) if cause else self._details() or last_line(told))
 
     def _run_log(self) -> str:
-        """Return what the run has logged; empty if there is none, or the SuperLink is gone."""
+        """Return the run's log; empty if there is none, or the SuperLink is gone."""
         if self._run_id and self.is_up():
             with contextlib.suppress(RunError):
                 return self._call(["log", self._run_id, "--show"]).stdout
         return ""
 
     def _details(self) -> str:
-        """Return what Flower has noted about why the run ended; empty if it has noted nothing, or is gone."""
+        """Return Flower's reason for the run's end; empty if there is none, or Flower is gone."""
         if not self._run_id or not self.is_up():
             return ""
         with contextlib.suppress(RunError):

@@ -114,7 +114,7 @@ class LighteningFolder:
         return self.path / what
 
     def judged(self, what: str) -> Judged | None:
-        """Return what was measured of a model earlier, None where it was not, or its file has gone."""
+        """Return a model's earlier measurement; None if there is none, or its file has gone."""
         if not (self.place(what) / WHOLE_FILE).is_file():
             return None
         found = [entry.judged for entry in self.entries if entry.what == what]
@@ -148,7 +148,7 @@ class LighteningFolder:
         return target
 
     def mark_in_place(self) -> None:
-        """Note that the third model is in place on all nodes; raises RunError if the disk refuses."""
+        """Record that all nodes have the third model; raises RunError if the disk refuses."""
         write_file(self.path.parent / _IN_PLACE_FILE, self.path.name.encode(), RunError)
 
     def _entry(self, what: str, judged: Judged, seconds: float) -> Entry:
@@ -185,7 +185,7 @@ class LightModel(NamedTuple):
     lower : Path
         The Lower's file.
     uppers : OnnxInference
-        The Uppers' files, as nodes are told of them.
+        The Uppers' files, as named to nodes.
     part : str
         Of the lightening; see `NodeTask.part`.
     """

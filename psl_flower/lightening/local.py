@@ -90,7 +90,7 @@ class LocalBackend:
         return make_int8(stores.description, made, images, bits)
 
     def answers(self, name: str, place: Path) -> Answers:
-        """Return what the whole network's file answers to all test images."""
+        """Return the predictions of the whole network's file for all test images."""
         labels: list[NDArray[np.int64]] = []
         session = open_session(place / WHOLE_FILE, self._threads)
         return Answers(answers(session, self._test_images(name, labels)), np.concatenate(labels))

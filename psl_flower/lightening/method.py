@@ -21,7 +21,7 @@ from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import Speed
-from psl_flower.lightening.pruning import ladder, prune
+from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, TeacherChoice
@@ -55,7 +55,7 @@ class Backend(Protocol):
         ...
 
     def answers(self, name: str, place: Path) -> Answers:
-        """Return what the artefacts in a folder answer to all test images."""
+        """Return the predictions of the artefacts in a folder for all test images."""
         ...
 
     def speed(self, place: Path) -> Speed:
@@ -108,6 +108,7 @@ class Lightening:
         self._blueprint = Blueprint(trained.config, trained.description)
         self._description = trained.description
         self._first = trained.net
+        check_prunable(trained.net)
         self._first_size = size_of_run(trained.config)
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth
@@ -157,7 +158,7 @@ class Lightening:
         return cost_of(self._blueprint, size)
 
     def _judge_first(self) -> tuple[Judged, Judged]:
-        """Return what is measured of the first model, in float32 and directly quantised."""
+        """Measure the first model, in float32 and directly quantised."""
         names = ("first", "first-int8")
         if not all(self.folder.judged(name) for name in names):
             made = make_float(folded(self._first.cpu()), self._description)

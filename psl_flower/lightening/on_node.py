@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,7 +172,7 @@ def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits
 
 
 def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Speed:
-    """Return the speed of an Upper's file on this node, with patches of its own; see `judging.measure_speed`.
+    """Return the speed of an Upper's file on this node, with its own patches; see `judging.measure_speed`.
 
     Raises
     ------
@@ -195,18 +195,41 @@ def _parsed(content: bytes) -> onnx.ModelProto:
         model = onnx.load_from_string(content)
     except DecodeError as error:
         raise LighteningError(f"no ONNX model came from the server: {error}") from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise LighteningError("the model from the server refers to other files, so that it could read this node's")
     return model
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield all tensors of a graph and of those within it."""
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors of a model: of its graph, of its functions, and of the graphs within these."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+        for attribute in function.attribute_proto:
+            yield from _tensors_of_attribute(attribute)
+    for training in model.training_info:
+        yield from _tensors_of_graph(training.initialization)
+        yield from _tensors_of_graph(training.algorithm)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        yield from [attribute.t, *attribute.tensors]
-        for inner in [attribute.g, *attribute.graphs]:
-            yield from _tensors(inner)
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from _tensors_of_attribute(attribute)
+
+
+def _tensors_of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    yield from (attribute.t, *attribute.tensors)
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+    for inner in (attribute.g, *attribute.graphs):
+        yield from _tensors_of_graph(inner)
 
 
 def _drop_others(folder: Path) -> None:

@@ -68,12 +68,12 @@ def rows(entries: Sequence[Entry], conditions: Conditions) -> list[tuple[str, ..
 
 
 def name_of(entry: Entry) -> str:
-    """Return what a judged model is called."""
+    """Return a judged model's name."""
     return _NAMES.get(entry.what) or f"third, degree {entry.degree}, int8"
 
 
 def attempt_line(attempt: Attempt) -> str:
-    """Return what became of an attempt, in one line."""
+    """Return an attempt's outcome in one line."""
     judged = attempt.judged
     return (
         f"degree {attempt.degree}: accuracy {judged.accuracy:.2%}, {judged.images_per_s:.0f} images/s, "
@@ -107,7 +107,7 @@ def write_result(result: Lightened) -> None:
 
 
 def read_result(folder: LighteningFolder) -> dict[str, Any]:
-    """Return what `write_result` wrote; raises RunError if it is missing or damaged."""
+    """Read a result of `write_result`; raises RunError if it is missing or damaged."""
     path = folder.path / RESULT_FILE
     try:
         result: dict[str, Any] = msgspec.json.decode(read_file(path, RunError))
@@ -153,7 +153,7 @@ def write_report(result: Lightened) -> Path:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which points (benefit, accuracy) no other one beats in both, by ascending benefit."""
+    """Return the Pareto front of points (benefit, accuracy), by ascending benefit."""
     front: list[int] = []
     best = float("-inf")
     for index in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1])):

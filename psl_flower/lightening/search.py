@@ -78,7 +78,7 @@ class Conditions:
     max_latency_ms: float | None = None
 
     def verdict(self, judged: Judged) -> Verdict:
-        """Return what follows from a judgement. NaN satisfies no condition."""
+        """Return the verdict on a judgement. NaN satisfies no condition."""
         accurate, fast = judged.accuracy > self.min_accuracy, self.speed_share(judged) > 1
         if accurate and fast:
             return Verdict.SATISFIED
@@ -94,7 +94,7 @@ class Conditions:
         return self.max_latency_ms / judged.latency_ms
 
     def shortfall(self, judged: Judged) -> float:
-        """Return how far a judgement is from the conditions: the shares lacking, added; 0 where nothing lacks."""
+        """Return the distance of a judgement from the conditions: the sum of the lacking shares; 0 if all are met."""
         lacking = max(0.0, 1 - judged.accuracy / self.min_accuracy) if self.min_accuracy else 0.0
         return lacking + max(0.0, 1 - self.speed_share(judged))
 

@@ -69,7 +69,7 @@ class Training:
 
     @property
     def on_nodes(self) -> CompressionTraining:
-        """The training as nodes are told of it."""
+        """The training's message to nodes."""
         teacher = self.teacher.size if self.teacher else None
         return CompressionTraining(size=self.size, weight_bits=self.weight_bits, teacher=teacher)
 

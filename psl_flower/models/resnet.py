@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
 def stages(
     backbone: str, stem: str, in_channels: int, num_classes: int, size: BackboneSize | None = None
 ) -> dict[str, Callable[[], nn.Module]]:
-    """Return what makes the backbone's stages, by torchvision's names, in order; a party makes only its own.
+    """Return the factories of the backbone's stages, by torchvision's names, in order; a party calls only its own.
 
     `size` is torchvision's by default.
 

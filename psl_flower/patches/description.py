@@ -147,7 +147,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return positions_by_upper(self.assignment)[upper]
 
     def meta_of(self, upper: int) -> StoreMeta:
-        """Return what an Upper's store says of itself, but for the epoch of its keys; raises as `positions_of`."""
+        """Return the metadata of an Upper's store, without the epoch of its keys; raises as `positions_of`."""
         return StoreMeta(
             dataset=self.fingerprint,
             upper=upper,
@@ -157,7 +157,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         )
 
     def mismatch(self, meta: StoreMeta, upper: int) -> str:
-        """Return what is wrong with a store for it to be that of an Upper; empty if it is; raises as `positions_of`."""
+        """Return why a store is not that of an Upper; empty if it is; raises as `positions_of`."""
         expected = self.meta_of(upper)
         for what in ("dataset", "upper", "positions", "patch_shape", "num_samples"):
             if getattr(meta, what) != getattr(expected, what):
@@ -194,7 +194,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return description
 
     def _contradiction(self) -> str:
-        """Return what is wrong with the description in itself, or nothing."""
+        """Return the description's inconsistency, or an empty text."""
         if self.version != VERSION:
             return f"expected version {VERSION}, found {self.version}"
         try:

@@ -40,7 +40,7 @@ from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.files import disk_errors, read_file, write_file
-from psl_flower.system.folders import make_private_folder
+from psl_flower.system.folders import make_private_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
@@ -253,13 +253,7 @@ class RunFolder:
             return None
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Append one round to metrics.jsonl.
-
-        Raises
-        ------
-        RunError
-            If the disk refuses.
-        """
+        """Append one round to metrics.jsonl; raises RunError if the disk refuses."""
         path = self.path / "metrics.jsonl"
         with disk_errors(path, "written", RunError), path.open("ab") as file:
             file.write(msgspec.json.encode(dict(metrics)) + b"\n")
@@ -313,7 +307,7 @@ class RunFolder:
             account.save(self.path / ACCOUNT_FILE)
 
     def read_account(self) -> Account | None:
-        """Return what was read for the run's stores, if that is known; raises StoreError if it is damaged."""
+        """Return the account of the run's dataset, if there is one; raises StoreError if it is damaged."""
         return Account.load(self.path / ACCOUNT_FILE)
 
     @property
@@ -372,7 +366,7 @@ def free_name(workspace: Path, name: str, dataset: str) -> str:
 
 
 def open_run(workspace: Path, name: str) -> RunFolder:
-    """Return the folder of an existing run.
+    """Return the folder of an existing run; what a killed process left half written there is removed.
 
     Raises
     ------
@@ -383,6 +377,7 @@ def open_run(workspace: Path, name: str) -> RunFolder:
     if not os.path.isfile(path / "config.toml"):
         known = ", ".join(run.name for run in list_runs(workspace)) or "none"
         raise RunError(f"{path}: no such run (there: {known})")
+    remove_leftovers(path)
     return RunFolder(path)
 
 

@@ -47,7 +47,7 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     split : str, optional
         Only "train" or "test"; by default both.
     limit : int, optional
-        At most so many; 0 returns all.
+        The largest number; 0 returns all.
     labels_N : NDArray[np.int64], optional
         Labels as of now: an image whose label has been corrected to what the run said is left out.
 

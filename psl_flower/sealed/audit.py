@@ -4,9 +4,10 @@
     audit.head   a signed document: how many entries there are, and the digest of the last
 
 Each entry names the SHA-256 of the line before, and is signed by everyone who took part. Both files are
-replaced whole, log before head, so that after a crash the log is at most one valid entry ahead. Who can put
-back an old log together with its old head is found out by those who saw the newer one (`SeenBook`). Readers take no
-lock, since they may not be allowed to write here: they read again where the head has changed meanwhile.
+replaced whole, log before head, and a head that a crash left behind is mended before the next entry, so that the log
+is at most one valid entry ahead. Who can put back an old log together with its old head is found out by those who saw
+the newer one (`SeenBook`). Readers take no lock, since they may not be allowed to write here: they read again where the
+head has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.suite import Purpose, digest
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
 from psl_flower.system.folders import make_folder
+from psl_flower.text import counted
 
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
@@ -115,7 +117,9 @@ class AuditLog:
         make_folder(self.path.parent, disk=self._disk)
         with locked(self.path.with_suffix(".lock")):
             with opened(seen) as memory:
-                lines, _ = self._read(signed.manifest, memory)
+                lines, _, vouched = self._read(signed.manifest, memory)
+            if vouched < len(lines):
+                self._write_head(signed.manifest, lines, who)  # or a second crash would leave the log two ahead
             entry = Entry(
                 number=len(lines),
                 previous=digest(lines[-1]).hex() if lines else bytes(32).hex(),
@@ -131,9 +135,7 @@ class AuditLog:
             signatures = tuple(_Signature(str(p.public), p.sign(Purpose.SIGN_AUDIT, raw)) for p in who)
             lines.append(msgspec.json.encode(_Line(msgspec.Raw(raw), signatures)))
             write_file(self.path, b"".join(line + b"\n" for line in lines), mode=0o644, disk=self._disk)
-            head = _Head(signed.manifest.dataset, len(lines), digest(lines[-1]))
-            data = envelope.sign(HEAD, envelope.encode(head), list(who))
-            write_file(self._head, data, mode=0o644, disk=self._disk)
+            self._write_head(signed.manifest, lines, who)
             with opened(seen) as memory:
                 self._remember(lines, signed.manifest, memory)
         return entry
@@ -155,11 +157,17 @@ class AuditLog:
         """Do as `read` does, with a memory that is open already."""
         return self._read(manifest, memory)[1]
 
-    def _read(self, manifest: Manifest, memory: Memory | None) -> tuple[list[bytes], list[Entry]]:
+    def _read(self, manifest: Manifest, memory: Memory | None) -> tuple[list[bytes], list[Entry], int]:
+        """Return the log's lines, its entries, and how many of them the head vouches for."""
         lines, head = self._files()
-        entries = self._check(lines, head, manifest)
+        entries, vouched = self._check(lines, head, manifest)
         self._remember(lines, manifest, memory)
-        return lines, entries
+        return lines, entries, vouched
+
+    def _write_head(self, manifest: Manifest, lines: list[bytes], who: Sequence[Identity]) -> None:
+        head = _Head(manifest.dataset, len(lines), digest(lines[-1]))
+        data = envelope.sign(HEAD, envelope.encode(head), list(who))
+        write_file(self._head, data, mode=0o644, disk=self._disk)
 
     def _remember(self, lines: list[bytes], manifest: Manifest, memory: Memory | None) -> None:
         if memory is not None:
@@ -190,14 +198,13 @@ class AuditLog:
             raise AuditLogTruncated(f"{self.path}: the last line is cut")
         return data.split(b"\n")[:-1]
 
-    def _check(self, lines: list[bytes], head: bytes | None, manifest: Manifest) -> list[Entry]:
+    def _check(self, lines: list[bytes], head: bytes | None, manifest: Manifest) -> tuple[list[Entry], int]:
         entries, previous = [], bytes(32)
         known = _signers(manifest)
         for number, line in enumerate(lines):
             entries.append(self._check_line(line, number, previous, manifest, known))
             previous = digest(line)
-        self._check_head(lines, head, manifest, known)
-        return entries
+        return entries, self._check_head(lines, head, manifest, known)
 
     def _check_line(
         self, line: bytes, number: int, previous: bytes, manifest: Manifest, known: dict[str, bytes]
@@ -226,11 +233,11 @@ class AuditLog:
                 raise AuditLogEdited(f"{where} was changed after it was signed")
         return entry
 
-    def _check_head(self, lines: list[bytes], data: bytes | None, manifest: Manifest, known: dict[str, bytes]) -> None:
+    def _check_head(self, lines: list[bytes], data: bytes | None, manifest: Manifest, known: dict[str, bytes]) -> int:
         if data is None:
             if len(lines) > 1:
                 raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told")
-            return
+            return 0
         try:
             signed = envelope.parse(HEAD, data, str(self._head))
             head = envelope.decode(signed.payload, _Head, str(self._head))
@@ -239,10 +246,11 @@ class AuditLog:
         if not set(signed.signers) <= set(known.values()) or head.dataset != manifest.dataset:
             raise AuditLogEdited(f"{self._head} is not of this dataset")
         if len(lines) < head.count:
-            raise AuditLogTruncated(f"{self.path} has {len(lines)} entries; {head.count} were written")
+            raise AuditLogTruncated(f"{self.path} has {counted(len(lines), 'entry')}; {head.count} were written")
         # After a crash between the two writes the log is one entry ahead of its head.
         if len(lines) > head.count + 1 or (head.count and digest(lines[head.count - 1]) != head.last):
             raise AuditLogEdited(f"{self.path} and {self._head} do not belong together")
+        return head.count
 
 
 def _signers(manifest: Manifest) -> dict[str, bytes]:

@@ -47,7 +47,7 @@ class _Contents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def digests_of(patches_BPChw: NDArray[np.uint8]) -> list[bytes]:
-    """Return what tells each sample from others with other pixels, `DIGEST_BYTES` long."""
+    """Return each sample's digest of its pixels, of `DIGEST_BYTES` bytes."""
     return [hashlib.blake2b(p.tobytes(), digest_size=DIGEST_BYTES).digest() for p in patches_BPChw]
 
 

@@ -68,7 +68,7 @@ class Envelope:
     digest: bytes
 
     def signed_by(self, public: PublicIdentity) -> bool:
-        """Tell whether this identity is among the signers."""
+        """Check if this identity is among the signers."""
         return any(equal(signer, public.sign_key) for signer in self.signers)
 
 

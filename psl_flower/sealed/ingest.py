@@ -35,6 +35,8 @@ from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.system.files import DISK, Disk, locked
 from psl_flower.system.folders import make_folder
 
+OnRead = Callable[[Manifest, Mapping[tuple[str, int], int]], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -118,7 +120,7 @@ def ingest(
     append: bool = False,
     progress: Progress | None = None,
     disk: Disk = DISK,
-    on_read: Callable[[Manifest, Mapping[tuple[str, int], int]], None] | None = None,
+    on_read: OnRead | None = None,
     seen: SeenBook | None = None,
 ) -> Ingested:
     """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
@@ -171,50 +173,78 @@ def ingest(
             if draft.source == source.fingerprint:
                 return Ingested(current, current.manifest.num_samples, 0, 0)
             draft = None
-        if draft is None and current is not None and not append:
-            raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
-        if draft is None and current is None and append:
-            raise ConfigError(f"{out} holds no dataset to append to")
-        keys: list[Secret] = []
-        if draft is not None:
-            _check_same(draft, source, plan, out, append)
-            keys = _open_keys(draft.manifest, owner)
-        elif current is not None:
-            draft = _next_generation(current, source)
-            keys = _open_keys(draft.manifest, owner)
-        else:
-            draft, keys = _first_generation(source, owner, plan)
-        before = current.manifest.num_samples if current is not None else 0
+        draft, keys = _begin(out, source, owner, plan, append, draft, current)
         folders = _folders(out, draft.manifest, places or {}, disk)
         _check_places(folders, draft.manifest)
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
-            resumed = sealing.done - before
-            grid, channels = draft.manifest.grid.patch_grid, draft.manifest.grid.channels
-            held = read_contents(out, current, owner, folders) if current is not None else []
-            new = OnlyNew(out, current, owner, held, resumed) if current is not None else None
-            start = 0 if new is not None else resumed
-            for chunk in cut(source, grid, channels, start=start, room=lambda: sealing.room, progress=progress):
-                fresh = new(chunk) if new is not None else chunk
-                if len(fresh.labels_B):
-                    sealing.add_chunk(fresh)
-            known = new.passed if new is not None else Counter[tuple[str, int]]()
-            if on_read is not None:
-                on_read(draft.manifest, known)
-            contents = held + sealing.new_contents
-            if len(contents) == sealing.done:  # unlike after a draft of an earlier version
-                write_contents(out, draft.manifest, owner, contents, disk)
-            signed = sealing.commit() if current is None or sealing.done > before else current
+            done = _seal(out, source, owner, draft.manifest, sealing, folders, current, progress, disk, on_read)
         read_newest(out, seen, owner.public)  # to remember it
         drop_draft(out, disk)
-        return Ingested(
-            signed,
-            before,
-            signed.manifest.num_samples - before - resumed,
-            resumed,
-            known=known.total(),
-            relabelled=new.relabelled if new is not None else 0,
-        )
+        return done
+
+
+def _begin(
+    out: Path,
+    source: Source,
+    owner: Identity,
+    plan: Plan,
+    append: bool,
+    draft: Draft | None,
+    current: SignedManifest | None,
+) -> tuple[Draft, list[Secret]]:
+    """Return the draft to seal into, an interrupted one or a new one, and the keys of its stores."""
+    if draft is not None:
+        _check_same(draft, source, plan, out, append)
+        return draft, _open_keys(draft.manifest, owner)
+    if current is None:
+        if append:
+            raise ConfigError(f"{out} holds no dataset to append to")
+        return _first_generation(source, owner, plan)
+    if not append:
+        raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
+    draft = _next_generation(current, source)
+    return draft, _open_keys(draft.manifest, owner)
+
+
+def _seal(
+    out: Path,
+    source: Source,
+    owner: Identity,
+    manifest: Manifest,
+    sealing: Sealing,
+    folders: list[Folder],
+    current: SignedManifest | None,
+    progress: Progress | None,
+    disk: Disk,
+    on_read: OnRead | None,
+) -> Ingested:
+    """Seal the images that are not sealed yet, and commit."""
+    before = current.manifest.num_samples if current is not None else 0
+    resumed = sealing.done - before
+    held = read_contents(out, current, owner, folders) if current is not None else []
+    new = OnlyNew(out, current, owner, held, resumed) if current is not None else None
+    start = 0 if new is not None else resumed
+    grid, channels = manifest.grid.patch_grid, manifest.grid.channels
+    for chunk in cut(source, grid, channels, start=start, room=lambda: sealing.room, progress=progress):
+        fresh = new(chunk) if new is not None else chunk
+        if len(fresh.labels_B):
+            sealing.add_chunk(fresh)
+    known = new.passed if new is not None else Counter[tuple[str, int]]()
+    if on_read is not None:
+        on_read(manifest, known)
+    contents = held + sealing.new_contents
+    if len(contents) == sealing.done:  # unlike after a draft of an earlier version
+        write_contents(out, manifest, owner, contents, disk)
+    signed = sealing.commit() if current is None or sealing.done > before else current
+    return Ingested(
+        signed,
+        before,
+        signed.manifest.num_samples - before - resumed,
+        resumed,
+        known=known.total(),
+        relabelled=new.relabelled if new is not None else 0,
+    )
 
 
 def _folders(out: Path, manifest: Manifest, places: Mapping[int, str], disk: Disk) -> list[Folder]:

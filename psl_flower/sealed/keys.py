@@ -166,7 +166,7 @@ class Identity:
 
 
 def signature_is_good(sign_key: bytes, signature: bytes, purpose: Purpose, message: bytes) -> bool:
-    """Tell whether a raw Ed25519 key signed the message for this purpose; low-order keys sign nothing."""
+    """Check if a raw Ed25519 key signed the message for this purpose; low-order keys sign nothing."""
     if len(sign_key) != 32 or _is_low_order_ed25519(sign_key):
         return False
     try:
@@ -211,7 +211,7 @@ def _check(role: Role, sign_key: bytes, seal_key: bytes) -> bytes:
 
 
 def _is_low_order_ed25519(key: bytes) -> bool:
-    """Tell whether the y coordinate is one of the eight points of small order (any encoding of them)."""
+    """Check if the y coordinate is one of the eight points of small order (any encoding of them)."""
     prime = 2**255 - 19
     y = (int.from_bytes(key, "little") & (2**255 - 1)) % prime
     # y = 0 has order 4, y = 1 order 1, y = -1 order 2; those of order 8 solve d*y^4 + 2*y^2 - 1 = 0.

@@ -29,6 +29,9 @@ from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
+from psl_flower.text import counted
+
+Kind = Literal["images", "relabel", "snapshot"]
 
 FOLDER = "labels"
 KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
@@ -61,7 +64,7 @@ class Version(_Part, frozen=True, kw_only=True):
     version: int
     previous: bytes
     generation: int
-    kind: Literal["images", "relabel", "snapshot"]
+    kind: Kind
     author: str
     name: str
     when: str
@@ -169,10 +172,10 @@ class LabelBook:
     def _unlabelled(self, count: int, manifest: Manifest, upto: int | None) -> LabelError:
         if upto is not None:
             return LabelError(
-                f"{self.folder}: {count} of {manifest.num_samples} images were added after label version {upto}; "
-                "what began with it cannot go on: start a new run"
+                f"{self.folder}: {count} of {counted(manifest.num_samples, 'image')} were added after label version "
+                f"{upto}; what began with it cannot go on: start a new run"
             )
-        return LabelError(f"{self.folder}: {count} images of {manifest.num_samples} have no label")
+        return LabelError(f"{self.folder}: no label for {count} of {counted(manifest.num_samples, 'image')}")
 
     def digests(self, manifest: Manifest) -> list[bytes]:
         """Check the chain, which needs no key, and return the versions' digests; raises LabelError as `read` does."""
@@ -242,7 +245,7 @@ class LabelBook:
                 _remember([*known, added], manifest, memory)
             return number
 
-    def _add_coming(self, manifest: Manifest, owner: Identity, kind: str, body: Body) -> tuple[int, bytes]:
+    def _add_coming(self, manifest: Manifest, owner: Identity, kind: Kind, body: Body) -> tuple[int, bytes]:
         if (self._out / manifests.FILE).exists():
             newest = manifests.load(self._out)
             if manifest.previous != newest.digest:
@@ -271,7 +274,7 @@ class LabelBook:
         return None
 
     def _add(
-        self, manifest: Manifest, author: Identity, kind: str, body: Body, chain: list[tuple[Version, bytes]]
+        self, manifest: Manifest, author: Identity, kind: Kind, body: Body, chain: list[tuple[Version, bytes]]
     ) -> tuple[int, bytes]:
         number = len(chain)
         bound = context(Purpose.LABELS, manifest.dataset, number)
@@ -288,7 +291,7 @@ class LabelBook:
             version=number,
             previous=chain[-1][1] if chain else bytes(32),
             generation=manifest.generation,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             author=str(author.public),
             name=author.name,
             when=envelope.now(),
@@ -356,7 +359,7 @@ def _remember(digests: Sequence[bytes], manifest: Manifest, memory: Memory | Non
         memory.check_labels(manifest.dataset, digests)
 
 
-def _entitled(manifest: Manifest, kind: str, generation: int | None = None) -> set[bytes]:
+def _entitled(manifest: Manifest, kind: Kind, generation: int | None = None) -> set[bytes]:
     """Return the Ed25519 keys that may sign such a version; restorers dropped since could, in their time."""
     keys = {PublicIdentity.parse(manifest.owner).sign_key}
     if kind == "relabel":

@@ -43,6 +43,7 @@ from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import DISK, Disk, locked
 
 _BATCH = 256
@@ -87,7 +88,7 @@ def rotate(
     disk: Disk = DISK,
     seen: SeenBook | None = None,
 ) -> SignedManifest:
-    """Re-encrypt all stores under a new epoch; an interrupted rotation goes on where it was.
+    """Re-encrypt all stores under a new epoch; an interrupted rotation is continued.
 
     Parameters
     ----------
@@ -127,8 +128,7 @@ def rotate(
             if same:
                 return current
             draft = None
-        source = _source(current.digest, changes)
-        if draft is not None and draft.source != source:
+        if draft is not None and draft.source != _source(current.digest, changes):
             raise SourceChanged(f"{out}: finish the interrupted ingest or rotation first, or remove {out / DRAFT_FILE}")
         # The old folders by their old Upper; who stays keeps the folder.
         old = match_all(places, current.manifest, disk)
@@ -136,27 +136,12 @@ def rotate(
         with epochs.open_root(current.manifest, owner) as old_root:
             stores = open_all(current, old, old_root, check_copies=False)
         try:
-            keys: list[Secret]
-            if draft is None:
-                manifest, keys = _next_epoch(current, changes, owner)
-                draft = Draft(manifest=manifest, source=source)
-                log = AuditLog(out / AUDIT_FILE, disk)
-                log.append(current, [owner], "rotate", (), _describe(changes), seen=seen)
-            else:
-                with epochs.open_root(draft.manifest, owner) as root:
-                    keys = [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
+            draft, keys = _begin(out, owner, changes, draft, current, seen, disk)
             labels = None
             if current.manifest.labels_version >= 0:
                 labels = LabelBook(out, disk).read(current.manifest, owner).labels_N
             with closing(Sealing(out, draft, owner, keys, staying, snapshot=labels, disk=disk)) as sealing:
-                sealing.save()
-                total = current.manifest.num_samples
-                while (done := sealing.done) < total:
-                    samples_B = np.arange(done, min(total, done + min(_BATCH, sealing.room)), dtype=np.int64)
-                    sealing.add(read_all_positions(stores, samples_B))
-                    if progress is not None:
-                        progress("rotate", sealing.done, total)
-                signed = sealing.commit()
+                signed = _reencrypt(sealing, stores, current.manifest.num_samples, progress)
         finally:
             close_all(stores)
         read_newest(out, seen, owner.public)  # to remember it before what is older is removed
@@ -164,6 +149,36 @@ def rotate(
             _delete(signed.manifest, [folder for folder, _ in old])
         drop_draft(out, disk)
         return signed
+
+
+def _begin(
+    out: Path,
+    owner: Identity,
+    changes: Changes,
+    draft: Draft | None,
+    current: SignedManifest,
+    seen: SeenBook | None,
+    disk: Disk,
+) -> tuple[Draft, list[Secret]]:
+    """Return the draft to re-encrypt into, interrupted or new and logged, and the keys of its stores."""
+    if draft is not None:
+        with epochs.open_root(draft.manifest, owner) as root:
+            return draft, [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
+    manifest, keys = _next_epoch(current, changes, owner)
+    AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes), seen=seen)
+    return Draft(manifest=manifest, source=_source(current.digest, changes)), keys
+
+
+def _reencrypt(
+    sealing: Sealing, stores: Sequence[SealedStore], total: int, progress: Progress | None
+) -> SignedManifest:
+    sealing.save()
+    while (done := sealing.done) < total:
+        samples_B = np.arange(done, min(total, done + min(_BATCH, sealing.room)), dtype=np.int64)
+        sealing.add(read_all_positions(stores, samples_B))
+        if progress is not None:
+            progress("rotate", sealing.done, total)
+    return sealing.commit()
 
 
 def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> tuple[Manifest, list[Secret]]:

@@ -2,7 +2,7 @@
 
 The owner's manifest is the commit point. What comes before it is either invisible to readers (segments that
 no manifest names) or a copy of what will be committed. After every segment a signed draft is saved, so that
-an interrupted sealing goes on where it was; the manifest that it ends with is the same to the byte.
+an interrupted sealing is continued, and ends with the same manifest to the byte.
 
 Shape suffixes: B batch, P positions of the grid, C channels, h and w pixels of a patch.
 """
@@ -255,12 +255,12 @@ def load_draft(out: Path, owner: PublicIdentity) -> Draft | None:
 
 
 def is_complete(out: Path) -> bool:
-    """Tell whether a folder holds a dataset, and nothing unfinished."""
+    """Check if a folder holds a dataset, and nothing unfinished."""
     return (out / manifests.FILE).exists() and not (out / DRAFT_FILE).exists()
 
 
 def is_committed(draft: Draft, current: SignedManifest) -> bool:
-    """Tell whether a draft was committed already, so that only what follows a commit was interrupted."""
+    """Check if a draft was committed already, so that only the work after a commit was interrupted."""
     return draft.manifest.generation <= current.manifest.generation
 
 

@@ -180,7 +180,7 @@ class UrlFolder:
 
 
 def _options(scheme: str) -> Mapping[str, object]:
-    """Return what fsspec is told besides a URL of this protocol."""
+    """Return fsspec's options for URLs of this protocol."""
     if scheme in _SSH:
         return _SSH_OPTIONS
     if scheme in _WEB and importlib.util.find_spec("aiohttp") is not None:  # else fsspec says what to install
@@ -259,7 +259,7 @@ def _unreachable(what: str, error: BaseException) -> StoreUnreachable:
 
 
 def _lost(error: BaseException) -> bool:
-    """Return whether the far side does not answer now; a web server's 5xx is one that cannot, either."""
+    """Check if the far side is unreachable for now; a web server's 5xx counts."""
     if isinstance(error, OSError):
         return not isinstance(error, PermissionError | FileNotFoundError)
     return type(error).__name__ in _LOST or getattr(error, "status", 0) >= _CANNOT_NOW

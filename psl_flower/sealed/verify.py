@@ -243,7 +243,7 @@ def check_records(
     header: SegmentHeader,
     matched: Sequence[tuple[Folder, StoreEntry]] = (),
 ) -> list[StoreError]:
-    """Return what is wrong with the records of a segment whose header was checked."""
+    """Return the faults of the records of a segment whose header was checked."""
     where = f"{folder.name}/{segment_file(manifest.epoch, part.segment)}"
     leaves, table = [], []
     for record, listed in scan(folder, manifest, part, header):

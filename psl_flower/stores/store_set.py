@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -272,9 +274,15 @@ class StoreSet:
         """
         return open_store(self.store_path(upper), KeyRing(self.keys) if self.keys else None, upper, owner=self.owner)
 
+    @contextmanager
+    def opened(self) -> Iterator[list[PatchStore]]:
+        """Open all stores, in the order of the Uppers, and close them at the end; errors as of `open`."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(closing(self.open(m))) for m in range(self.description.num_uppers)]
+
 
 def store_request(config: RunConfig) -> StoreRequest:
-    """Return what a run's settings ask for."""
+    """Return the request for stores that a run's settings make."""
     return StoreRequest(
         dataset=config.data.dataset,
         image_size=config.data.image_size,

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,6 +26,7 @@ from psl_flower.errors import PslError, StoreNotFound, StoreUnreachable
 
 BUFFER_BYTES = 1 << 20
 log = logging.getLogger("psl_flower")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
@@ -308,7 +309,12 @@ def hold(descriptor: int) -> None:
 def left_by_a_crash(path: Path, is_kind: Callable[[int], bool]) -> Iterator[Path]:
     """Yield files, or folders, that were to become `path`, and that nobody is writing any more."""
     name = re.compile(rf"\.{re.escape(path.name)}(\.[0-9a-f]{{16}})?\.tmp")
-    for left in [path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)]:
+    yield from abandoned([path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)], is_kind)
+
+
+def abandoned(hidden: Iterable[Path], is_kind: Callable[[int], bool]) -> Iterator[Path]:
+    """Yield those files, or folders, with hidden names that nobody is writing any more; locked until the next."""
+    for left in hidden:
         with contextlib.suppress(OSError):
             if not is_kind(left.lstat().st_mode):
                 continue  # made by a stranger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -9,7 +10,17 @@ import stat
 from pathlib import Path
 
 from psl_flower.errors import PslError, StoreExists, StoreUnreachable
-from psl_flower.system.files import DISK, Disk, disk_errors, hold, left_by_a_crash, temporary_name, write_file
+from psl_flower.system.files import (
+    DISK,
+    TEMPORARY,
+    Disk,
+    abandoned,
+    disk_errors,
+    hold,
+    left_by_a_crash,
+    temporary_name,
+    write_file,
+)
 
 log = logging.getLogger("psl_flower")
 
@@ -59,10 +70,20 @@ class NewFolder:
             _refuse_foreign(self._target)
             for left in left_by_a_crash(self._target, stat.S_ISDIR):
                 shutil.rmtree(left, ignore_errors=True)
-            self._path.mkdir(mode=0o700)
-            self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            hold(self._lock)
+            self._lock = self._hidden()
         return self._path
+
+    def _hidden(self) -> int:
+        """Make the hidden folder and return its descriptor, which is locked."""
+        while True:
+            self._path.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                hold(descriptor)
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+                os.close(descriptor)
+            self._path = temporary_name(self._target)  # that one was taken for a leftover before it was locked
 
     def commit(self) -> None:
         """Make the folder durable and give it its name; where that is refused, it is dropped."""
@@ -93,6 +114,20 @@ class NewFolder:
             self.commit()
         else:
             self.abort()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder and those below it; not what is being written.
+
+    What this user may not see or remove stays.
+    """
+    for place, folders, names in os.walk(folder):
+        hidden = [Path(place) / name for name in names if TEMPORARY.fullmatch(name)]
+        for left in abandoned(hidden, stat.S_ISREG):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        for left in abandoned([Path(place) / name for name in folders if TEMPORARY.fullmatch(name)], stat.S_ISDIR):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuse_foreign(target: Path) -> None:

@@ -56,7 +56,7 @@ class ExchangeEndpoint:
         Identity to serve TLS with, and whom nodes must prove themselves by (`Identity.peers_pem`); None for plaintext,
         which is refused outside loopback.
     advertise : str, optional
-        Host name or address that nodes are told; `host` if not given.
+        Host name or address given to nodes; `host` by default.
     limits : Limits, optional
         Most bytes that a frame from an Upper may declare.
     handshake_timeout_s : float

@@ -363,7 +363,7 @@ class Saved(_Message, frozen=True, tag="saved"):
 
 
 class Failed(_Message, frozen=True, tag="failed"):
-    """A party stops because of an error of its own, of class `kind`; both texts are cut at 2,000 characters."""
+    """A party stops because of its own error, of class `kind`; both texts are cut at 2,000 characters."""
 
     goes_up = True
     kind: Text

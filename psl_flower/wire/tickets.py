@@ -20,7 +20,7 @@ _KNOCK = re.compile(rb"psl-knock-[0-9a-f]{64}")
 
 
 def knock(token: bytes) -> str:
-    """Return what a node shows, before its connection is encrypted, to prove that it holds a token.
+    """Return a node's proof, sent before the connection is encrypted, that it holds a token.
 
     It travels as an application protocol (ALPN) in the first words of TLS. The token does not follow from it: those who
     read it on the way can only show it again, which gets them a place in the endpoint's queue and nothing else.
@@ -56,7 +56,7 @@ class TicketBook:
         return ticket.token
 
     def knows(self, first_bytes: bytes) -> bool:
-        """Return whether a connection's first bytes hold the knock of a valid ticket."""
+        """Check if a connection's first bytes hold the knock of a valid ticket."""
         with self._lock:
             wanted = [knock(ticket.token).encode() for ticket in self._tickets.values()]
         shown = _KNOCK.search(first_bytes)

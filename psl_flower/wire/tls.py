@@ -204,7 +204,7 @@ def dates(cert_pem: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is "localhost" or a loopback address; other names are not looked up."""
+    """Check if `host` is "localhost" or a loopback address; other names are not looked up."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -212,7 +212,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_wildcard(host: str) -> bool:
-    """Return whether `host` stands for all addresses of a machine."""
+    """Check if `host` stands for all addresses of a machine."""
     try:
         return ipaddress.ip_address(host or "0.0.0.0").is_unspecified
     except ValueError:

@@ -76,7 +76,7 @@ def _storm(given: argparse.Namespace) -> None:
 
 
 def storm(workspace: Path, options: Options) -> Report:
-    """Train through a number of kills in a workspace of its own.
+    """Train through a number of kills in a separate workspace.
 
     Raises
     ------
@@ -139,9 +139,9 @@ def _equal(run: RunFolder, steps: int) -> bool:
     torch.set_num_threads(1)
     config = run.read_config().replace(workspace=str(run.path.parents[1]))
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
-    trainer = OneProcessTrainer(config, stores.description, stores.labels, opened)
-    trainer.train(steps)
+    with stores.opened() as opened:
+        trainer = OneProcessTrainer(config, stores.description, stores.labels, opened)
+        trainer.train(steps)
     expected, found = trainer.net.state_dict(), load_file(run.model / "model.safetensors")
     return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 

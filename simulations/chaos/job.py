@@ -105,7 +105,7 @@ class Job:
         self._wait(lambda: bool(self._victims(role)), f"a process of the {role}")
 
     def wait_for_restart(self, restarts: int) -> int:
-        """Wait until it has begun anew so often; return the step that it goes on from."""
+        """Wait for a number of restarts; return the step that the last one starts from."""
         self._wait(lambda: self.restarts >= restarts, f"{restarts} new beginnings")
         return self.run.checkpoints.steps()[-1]
 

@@ -28,7 +28,7 @@ _TARGETS = {
 
 
 def notes(report: Report) -> str:
-    """Return how to read the tables, and where the comparison is not even."""
+    """Explain the tables, and where the comparison is not even."""
     settings = report.settings
     kinds = {summary.method.kind for summary in report.summaries}
     parts = [
@@ -78,7 +78,7 @@ def _merged_grid(report: Report) -> str:
 
 
 def _server_side(report: Report) -> str:
-    """Return what FedProx and FedAdam have besides, in brackets."""
+    """Return the settings particular to FedProx and FedAdam, in brackets."""
     owned = {key: s.method.own[key] for s in report.summaries for key in _STRATEGIES_OWN if key in s.method.own}
     said = ", ".join(f"{name} {owned[key]:g}" for key, name in _STRATEGIES_OWN.items() if key in owned)
     return f" ({said})" if said else ""
@@ -93,7 +93,7 @@ def _target(report: Report) -> str:
 
 
 def _elsewhere(report: Report) -> list[str]:
-    """Return what is to say of trials that did not run where and with what the last call did."""
+    """Describe trials that ran on another machine or with other versions than the last call."""
     unknown = sum(not trial.machine for trial in report.measurements)
     found = [
         f"{unknown} of {len(report.measurements)} trials do not say when and where they ran; machine, versions and "

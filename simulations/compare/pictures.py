@@ -43,7 +43,7 @@ def picture(holding: Holding) -> Figure:
 
 
 def caption(holding: Holding) -> str:
-    """Return what the picture shows, in a sentence or two."""
+    """Describe the picture in a sentence or two."""
     if holding.grid is None:
         return f"{holding.name}: every client holds whole images of its own, with labels; one of each client's." + (
             f" {len(holding.images_BCHW)} of {holding.clients} clients are shown."

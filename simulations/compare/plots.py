@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ _INK, _FAINT = "#222222", "#dddddd"
 _WIDTH = 4.7
 _MANY_CLASSES = 20
 
-Style = dict[str, object]
+Style = dict[str, Any]
 
 
 def styles(methods: Sequence[Method]) -> dict[str, Style]:
@@ -90,10 +90,7 @@ def adaptation(report: Report) -> list[tuple[str, Figure]]:
             continue
         figure, axes = _new("training steps", "test accuracy, %")
         names = {method.name for method in methods}
-        _curves(
-            report, axes, lambda point: point.epoch * report.settings.steps_per_epoch,
-            only=lambda trial, names=names: trial.method in names,  # type: ignore[misc]
-        )  # fmt: skip
+        _curves(report, axes, lambda point: point.epoch * report.settings.steps_per_epoch, only=_of(names))
         axes.set_xlim(left=0)
         found.append((group, _finished(figure, axes)))
     return found
@@ -110,7 +107,7 @@ def absent(report: Report) -> Figure | None:
         if means:
             look = style[summary.method.name]
             name, mean = summary.method.name, [100 * found.mean for found in means.values()]
-            axes.plot(list(means), mean, label=name, marker="o", markersize=3, linewidth=1.6, **look)  # type: ignore[arg-type]
+            axes.plot(list(means), mean, label=name, marker="o", markersize=3, linewidth=1.6, **look)
             low, high = ([100 * getattr(found, end) for found in means.values()] for end in ("low", "high"))
             axes.fill_between(list(means), low, high, color=str(look["color"]), alpha=0.12, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -151,13 +148,17 @@ def _confusion(report: Report, name: str) -> Figure:
     return figure
 
 
+def _of(names: Collection[str]) -> Callable[[Trial], bool]:
+    return lambda trial: trial.method in names
+
+
 def _curves(
     report: Report,
     axes: Axes,
     at: Callable[[Point], float],
     only: Callable[[Trial], bool] = lambda trial: True,
 ) -> None:
-    """Draw the mean of a method's trials, and their range where there are several."""
+    """Draw the mean of each method's trials, and their range where there are several."""
     style = styles([summary.method for summary in report.summaries])
     for summary in report.summaries:
         trials = [trial for trial in report.trials_of(summary.method.name) if only(trial)]
@@ -168,7 +169,7 @@ def _curves(
         y = 100 * np.array([[point.accuracy for point in trial.points[:points]] for trial in trials])
         look = style[summary.method.name]
         marker = "o" if points <= 12 else ""
-        axes.plot(x, y.mean(axis=0), label=summary.method.name, marker=marker, markersize=3, linewidth=1.6, **look)  # type: ignore[arg-type]
+        axes.plot(x, y.mean(axis=0), label=summary.method.name, marker=marker, markersize=3, linewidth=1.6, **look)
         if len(trials) > 1:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=str(look["color"]), alpha=0.15, linewidth=0)
 

@@ -73,7 +73,7 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Mean:
-        """Return that of one or more values."""
+        """Summarise one or more values."""
         known = list(values)
         return cls(mean=statistics.fmean(known), low=min(known), high=max(known))
 
@@ -233,7 +233,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def summarise(
     methods: Sequence[Method], costs: dict[str, Cost], trials: Sequence[Trial], target: float
 ) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by method; methods without a trial are left out."""
+    """Summarise the trials by method; methods without a trial are left out."""
     by_method = {method.name: [trial for trial in trials if trial.method == method.name] for method in methods}
     return tuple(
         _summary(method, costs[method.name], by_method[method.name], target)

@@ -215,7 +215,7 @@ class Study:
         return "flwr" if method.kind == AVERAGING else "one process"
 
     def _absent(self, method: Method) -> bool:
-        """Return whether to measure a method without some of its Uppers."""
+        """Check if a method is to be measured without some of its Uppers."""
         return self._options.absent and method.kind == PATCHES
 
     def _config(self, method: Method, seed: int) -> RunConfig:
@@ -261,11 +261,11 @@ class _Clock:
         self._left, self._took, self._method, self._began = trials, dict[str, float](), "", 0.0
 
     def begin(self, method: str) -> None:
-        """Note that a trial begins."""
+        """Show that a trial begins."""
         self._method, self._began = method, time.monotonic()
 
     def done(self, method: str, wall_s: float) -> None:
-        """Note that a trial has ended, or was there already."""
+        """Show that a trial has ended, or was done before."""
         self._left -= 1
         self._took[method] = wall_s
 
@@ -312,7 +312,7 @@ def read_trial(path: Path) -> Trial:
 
 
 def confusion(label: Sequence[int], predicted: Sequence[int], num_classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return how often images of each class (row) were taken for each (column)."""
+    """Return the confusion matrix: true class by row, predicted class by column."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (np.asarray(label, np.int64), np.asarray(predicted, np.int64)), 1)
     return tuple(tuple(row) for row in counts.tolist())

@@ -1,4 +1,4 @@
-"""Trials without Flower, each in a process of its own: the whole image, and patch-split learning where asked for.
+"""Trials without Flower, each in a separate process: the whole image, and patch-split learning where asked for.
 
 "in-process" is the engine of the federated run with every party in one process (`psl_flower.engine.local`): frames are
 encoded, counted and decoded as on a wire. "one-graph" is the same network as one graph
@@ -99,9 +99,9 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
     config = RunConfig.from_mapping(job.config)
     device = choose_device(config.machine.device)
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
     train = _exchange if job.kind == "in-process" else _alone
-    outcome = train(job, config, stores, opened, device, tell)
+    with stores.opened() as opened:
+        outcome = train(job, config, stores, opened, device, tell)
     peaks = {"one process": peak()}
     if device.type == "cuda":
         peaks["GPU"] = torch.cuda.max_memory_allocated(device)
@@ -190,7 +190,7 @@ def _exchange(
         m: UpperEngine(blueprint.upper(m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
-    exchange = LocalExchange(uppers, WireFormat.of(config.wire, lower.dtype))
+    exchange = LocalExchange(uppers, WireFormat.of(config, lower.dtype))
     driver = RoundDriver(
         lower,
         blueprint.task(stores.labels),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
 import subprocess
@@ -66,10 +65,7 @@ class Lightening(ReportBenchmark[Options]):
         reference = trained(config, options.engine, workspace.path.absolute(), progress)
         assembled = load_trained_model(reference, choose_device("auto"))
         stores = stores_of(reference, assembled, progress.ingesting)
-        with contextlib.ExitStack() as closing:
-            opened = [
-                closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
-            ]
+        with stores.opened() as opened:
             trainer = LocalTrainer(
                 config=assembled.config, stores=stores, opened=opened, device=assembled.device, progress=progress.step
             )

@@ -1,4 +1,4 @@
-"""The reference: a run of its own in the workspace, trained through Flower or, with the same weights, as one graph."""
+"""The reference: a separate run in the workspace, trained through Flower or, with the same weights, as one graph."""
 
 from __future__ import annotations
 
@@ -70,10 +70,7 @@ def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: in
         steps * config.training.rounds,
         choose_device(config.machine.device),
     )
-    with contextlib.ExitStack() as closing:
-        opened = [
-            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
-        ]
+    with stores.opened() as opened:
         monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, device)
         if checkpoint.exists():
             monolith.load_state_dict(load_state(checkpoint))

@@ -1,4 +1,4 @@
-"""What is measured, written and told: every model beside the reference, and whether the goals are met."""
+"""The report: every model beside the reference, and whether the goals are met."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, network_name, spread
 
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
 DEFAULTS: dict[str, object] = {
@@ -172,7 +173,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings, config = self.settings, self.settings.config
         return (
             f"{config['dataset']}, {settings.train_images} training images, {settings.epochs} epochs, "
-            f"{config['backbone']}; lightening ended as {self.end}; {self.place}"
+            f"{network_name(config)}; lightening ended as {self.end}; {self.place}"
         )
 
     @property
@@ -258,12 +259,12 @@ def difference(one: Model, other: Model) -> Difference:
 
 
 def error_of(accuracy: float, images: int) -> float:
-    """Return the binomial standard error of an accuracy measured on so many images."""
+    """Return the binomial standard error of an accuracy, by the number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def name_of(model: Model) -> str:
-    """Return what a model is called."""
+    """Return a model's name."""
     return _NAMES.get(model.name) or f"third, degree {model.degree}, int8"
 
 

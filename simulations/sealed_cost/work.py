@@ -1,4 +1,4 @@
-"""A trial's work, in a process of its own."""
+"""A trial's work, in a separate process."""
 
 from __future__ import annotations
 
@@ -83,11 +83,10 @@ def read(job: ReadJob) -> Reading:
             began = time.perf_counter()
             stores[kind].read(samples_B)
             seconds[kind].append(time.perf_counter() - began)
-    opened = [plain.open(m) for m in range(plain.description.num_uppers)]
     step_s: list[float] = []
-    OneProcessTrainer(config, plain.description, plain.labels, opened).train(
-        job.steps, lambda *told: step_s.append(told[2])
-    )
+    with plain.opened() as opened:
+        trainer = OneProcessTrainer(config, plain.description, plain.labels, opened)
+        trainer.train(job.steps, lambda step, loss, seconds: step_s.append(seconds))
     meta = stores["sealed"].meta
     return Reading(
         sealed_s=tuple(seconds["sealed"]),

@@ -169,11 +169,11 @@ class Deployment:
         self.wait_for_nodes(len(self.nodes))
 
     def wait_for_nodes(self, count: int) -> None:
-        """Wait until so many nodes are online."""
+        """Wait until this number of nodes is online."""
         _wait_until(lambda: self.online() == count, 90, f"{count} nodes online")
 
     def online(self) -> int:
-        """Return how many nodes the SuperLink takes for online."""
+        """Return the number of nodes that the SuperLink counts as online."""
         listed = self.flwr("supernode", "list", "lower", "--format", "json")
         nodes = json.loads(listed.stdout).get("nodes", []) if listed.returncode == 0 else []
         return sum(node["status"] == "online" for node in nodes)
@@ -215,7 +215,7 @@ class Deployment:
         return RunFolder(self._workspace / "runs" / name)
 
     def status(self, name: str) -> Status:
-        """Return how a run stands."""
+        """Return a run's status."""
         status = self.run(name).read_status()
         if status is None:
             raise RunError(f"run {name} has not begun: {self.logs()}")

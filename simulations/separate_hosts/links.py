@@ -59,7 +59,7 @@ def slowed(
 
 
 def has_netem(network: Network) -> bool:
-    """Return whether the kernel has what `tc netem` needs."""
+    """Check if the kernel supports `tc netem`."""
     try:
         run(*_netem(network.switch, "add", "lo"), "delay", "1ms")
     except NotAllowed:

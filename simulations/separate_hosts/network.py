@@ -58,7 +58,7 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, *map(str, arguments)]
 
     def start(self, arguments: Sequence[str | Path], log: str) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own, its output going to a file in the host's folder."""
+        """Start a program in a new session, its output going to a file in the host's folder."""
         with (self.folder / log).open("ab") as file:
             process = subprocess.Popen(
                 self.command(arguments), env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
@@ -68,7 +68,7 @@ class Host:
         return process
 
     def call(self, arguments: Sequence[str | Path], timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end, for so many seconds at most."""
+        """Run a program to its end, within a time limit in seconds."""
         return subprocess.run(
             self.command(arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True,
             timeout=timeout, stdin=subprocess.DEVNULL, check=False,

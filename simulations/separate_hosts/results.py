@@ -11,10 +11,11 @@ import msgspec
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import number, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread, trained
+from simulations.tables import again, spread, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
 
 
 def summarise(delays_ms: Sequence[float], measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by delay, in the order given."""
+    """Summarise the trials by delay, in the order given."""
     undelayed = {trial.repetition: trial.parts_s["wire"] for trial in measurements if trial.delay_ms == 0}
     return tuple(
         _summary([trial for trial in measurements if trial.delay_ms == delay_ms], undelayed) for delay_ms in delays_ms

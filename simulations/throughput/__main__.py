@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
-from psl_flower.launch.running import federation, local_paths
+from psl_flower.launch.running import local_paths
+from psl_flower.launch.sizing import simulation
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from simulations import page, reports
@@ -78,7 +79,7 @@ class Throughput(ReportBenchmark[Options]):
             collect_model=False,
         )  # fmt: skip
         stores = prepare_stores(shared, progress.ingesting)
-        nodes = int(federation(stores.description.num_uppers)["num-supernodes"])
+        nodes = int(simulation(stores.description.num_uppers)["num-supernodes"])
         settings = Settings(
             **asdict(options),
             config=common.without(config, DECIDED),

@@ -42,7 +42,7 @@ def measure(
     *,
     keep: bool = False,
 ) -> Measurement:
-    """Run one round of training through Flower, with a SuperLink of its own.
+    """Run one round of training through Flower, with a separate SuperLink.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def read_steps(run: RunFolder) -> list[StepTimes]:
     RunError
         If there is no event file, or a step is not complete.
     """
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     files = sorted(Path(run.tensorboard).glob("events.out.tfevents.*"))
     if not files:
@@ -201,5 +201,5 @@ def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     for plan in task.evaluation_plans(task.schedule.total_steps):
         down += len(shapes) * frame_nbytes(Step(plan=plan))
         for shape in shapes.values():
-            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire.wire_activations)
+            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.smashed_codec)
     return up, down

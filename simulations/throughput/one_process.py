@@ -71,7 +71,7 @@ class Opponent(Child[Done]):
         self._brake.go()
 
     def wait_for(self, steps: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until it has done so many steps, or all; `meanwhile` is called about once a second.
+        """Wait for a number of steps, or all; `meanwhile` is called about once a second.
 
         Raises
         ------
@@ -131,22 +131,22 @@ def work(job: Job, tell: Tell) -> Done:
     torch.set_num_threads(job.threads)
     config = RunConfig.from_mapping(job.config)
     stores = prepare_stores(config)
-    opened = [stores.open(m) for m in range(stores.description.num_uppers)]
-    monolith = OneProcessTrainer(
-        config, stores.description, stores.labels, opened, choose_device(config.machine.device)
-    )
-    built_at = time.time()
-    ends, step_s, losses = [], [], []
+    with stores.opened() as opened:
+        monolith = OneProcessTrainer(
+            config, stores.description, stores.labels, opened, choose_device(config.machine.device)
+        )
+        built_at = time.time()
+        ends, step_s, losses = [], [], []
 
-    def note(step: int, loss: float, seconds: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss of step {step} is not finite; lower lr")
-        ends.append(time.time())
-        step_s.append(seconds)
-        losses.append(loss)
-        tell(step)
+        def note(step: int, loss: float, seconds: float) -> None:
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss of step {step} is not finite; lower lr")
+            ends.append(time.time())
+            step_s.append(seconds)
+            losses.append(loss)
+            tell(step)
 
-    monolith.train(job.steps, note)
+        monolith.train(job.steps, note)
     return Done(
         imported_at=imported_at,
         built_at=built_at,

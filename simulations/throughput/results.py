@@ -12,11 +12,12 @@ from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.memory import Process, highest
 from simulations.options import one_of, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread, trained
+from simulations.tables import again, spread, trained
 
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")
@@ -253,7 +254,7 @@ def rate(step_s: Sequence[float], batch_sizes: Sequence[int], warmup: int, cut: 
 
 
 def summarise(settings: Settings, measurements: Sequence[Measurement]) -> tuple[Summary, ...]:
-    """Return what the trials amount to, by mode; modes without a trial are left out."""
+    """Summarise the trials by mode; modes without a trial are left out."""
     alone = {m.repetition: m.images_per_s for m in measurements if m.mode == ONE_PROCESS}
     by_mode = {mode: [m for m in measurements if m.mode == mode] for mode in settings.modes}
     return tuple(_summary(settings, mode, trials, alone) for mode, trials in by_mode.items() if trials)

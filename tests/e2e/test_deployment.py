@@ -179,7 +179,7 @@ def test_strangers_are_refused_by_name(deployed: Deployment) -> None:
         deployed.train("run-name=wrong-key", *settings)
     assert deployed.status("wrong-key").state == "completed", deployed.status("wrong-key").message
     log = (deployed.run("wrong-key").path / "log.txt").read_text()
-    assert f"node {node_id}: " in log and "it takes no part" in log
+    assert f"node {node_id}: " in log and "it is left out" in log
     assert differing(model(deployed.run("wrong-key")), deployed.oracle("wrong-key", 1)) == []
 
     with deployed.guest(store=str(guest.folder / "copied"), key=str(guest.folder / "stolen.key")) as node_id:
@@ -252,7 +252,7 @@ def test_a_lost_node_is_replaced(deployed: Deployment, tmp_path: Path) -> None:
     assert status.state == "completed", status.message + done.stdout + done.stderr + deployed.logs()
     assert deployed.node_ids[1] != lost_id
     log = (deployed.run("replaced").path / "log.txt").read_text()
-    assert f"node {thief_id}: " in log and "it takes no part" in log
+    assert f"node {thief_id}: " in log and "it is left out" in log
     assert differing(model(deployed.run("replaced")), deployed.oracle("replaced", 2)) == []
     assert differing(model(deployed.run("replaced")), deployed.oracle("replaced", 1)) != []
 

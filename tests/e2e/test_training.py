@@ -90,7 +90,7 @@ def test_stream_asked_for_with_one_slot(place: Place) -> None:
     config = " ".join([*TINY, "rounds=1", "steps-per-round=2", "run-name='shared'", "transport='stream'"])
     done = place.flwr("run", ".", "--stream", "--run-config", config)
     run = place.run("shared")
-    assert "1 simulated nodes host 4 Uppers, stream transport" in (run.path / "log.txt").read_text(), done.stdout
+    assert "1 simulated node hosts 4 Uppers, stream transport" in (run.path / "log.txt").read_text(), done.stdout
     assert differing(model(run), oracle(run, 2)) == []
 
 

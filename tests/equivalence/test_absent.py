@@ -8,8 +8,8 @@ from psl_flower.engine.checkpoints import save_state
 from psl_flower.engine.local import LocalExchange
 from tests.engines import (
     Federation,
-    ForgetfulExchange,
     Oracle,
+    StatelessExchange,
     differences,
     monolith_snapshot,
     same_predictions,
@@ -43,8 +43,8 @@ def local(parts):
     return LocalExchange(parts.uppers, parts.wire)
 
 
-def forgetful(parts):
-    return ForgetfulExchange(parts, saved=parts.lower.saved)
+def stateless(parts):
+    return StatelessExchange(parts, saved=parts.lower.saved)
 
 
 def leave(parts):
@@ -61,7 +61,7 @@ def come_back(parts):
     parts.uppers[ABSENT].go_to(parts.lower.step, parts.lower.saved[ABSENT])
 
 
-@pytest.mark.parametrize("exchange", [local, forgetful])
+@pytest.mark.parametrize("exchange", [local, stateless])
 def test_an_absent_upper_is_taken_back(exchange, oracle, config, stores_for, tmp_path):
     whole, without, back = oracle
     parts = Federation(config, stores_for(config), tmp_path)
@@ -77,7 +77,7 @@ def test_an_absent_upper_is_taken_back(exchange, oracle, config, stores_for, tmp
     assert len(list(parts.driver.task.evaluation_plans(0))) > 1
     assert same_predictions(parts.driver.run(exchange(parts), BACK, evaluate=True).predictions, back)
     parts.driver.run(exchange(parts), END, evaluate=False)
-    if exchange is forgetful:
+    if exchange is stateless:
         for engine in parts.uppers.values():
             engine.go_to(END)
     assert differences(whole.after[END], parts.snapshot()) == []

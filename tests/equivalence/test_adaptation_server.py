@@ -18,8 +18,8 @@ from psl_flower.wire.messages import ADAPTATION, Adapt, Finish, Keep, Step
 from tests.engines import (
     STEPS,
     Federation,
-    ForgetfulExchange,
     Oracle,
+    StatelessExchange,
     differences,
     monolith_snapshot,
     same_predictions,
@@ -69,18 +69,18 @@ def test_training_is_bit_equal_to_one_process(changes, steps, stores_for, tmp_pa
     assert parts.lower.adaptation is None
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
-def test_an_absent_upper_is_left_out_of_its_loss(forgetful, stores_for, tmp_path):
+@pytest.mark.parametrize("stateless", [False, True])
+def test_an_absent_upper_is_left_out_of_its_loss(stateless, stores_for, tmp_path):
     config = on_a_server(uppers=2)
     stores = stores_for(config)
     whole = Oracle(config, stores, at=(2,))
     whole.monolith.train(2, lambda _, loss, __: whole.losses.append(loss), absent={1})
     parts = Federation(config, stores, tmp_path)
-    exchange = ForgetfulExchange(parts) if forgetful else LocalExchange(parts.parties, parts.wire)
+    exchange = StatelessExchange(parts) if stateless else LocalExchange(parts.parties, parts.wire)
     parts.driver.run(exchange, 2, evaluate=False)
     parts.driver.run(exchange, 4, evaluate=False, absent={1})
     assert parts.lower.saved == {0: 4, 1: 2, ADAPTATION: 4}
-    if forgetful:
+    if stateless:
         for m, party in parts.parties.items():
             party.go_to(parts.lower.saved[m])
     assert differences(monolith_snapshot(whole.monolith), parts.snapshot()) == []
@@ -135,23 +135,23 @@ class Vanishing(LocalExchange):
         return answers
 
 
-class VanishingForgetful(Vanishing, ForgetfulExchange):
+class VanishingForgetful(Vanishing, StatelessExchange):
     def __init__(self, parts: Federation) -> None:
-        ForgetfulExchange.__init__(self, parts)
+        StatelessExchange.__init__(self, parts)
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
-def test_an_interrupted_run_resumes_to_the_same_weights(forgetful, oracle, stores_for, tmp_path):
+@pytest.mark.parametrize("stateless", [False, True])
+def test_an_interrupted_run_resumes_to_the_same_weights(stateless, oracle, stores_for, tmp_path):
     """The node is a step ahead of the commit, and goes back to it."""
     stores = stores_for(settings())
     first = Federation(on_a_server(), stores, tmp_path, checkpoint_every=3)
     with pytest.raises(PeerLost, match="the Adaptation Net vanished"):
-        first.run((VanishingForgetful if forgetful else Vanishing)(first))
+        first.run((VanishingForgetful if stateless else Vanishing)(first))
     assert first.checkpoints.steps() == [3]
     second = Federation(on_a_server(), stores, tmp_path, checkpoint_every=3)
     assert second.resume() == 3
-    predictions = second.run(ForgetfulExchange(second, saved=second.lower.saved) if forgetful else None)
-    if forgetful:
+    predictions = second.run(StatelessExchange(second, saved=second.lower.saved) if stateless else None)
+    if stateless:
         for party in second.parties.values():
             party.go_to(STEPS)
     assert differences(oracle.after[STEPS], second.snapshot()) == []

@@ -15,8 +15,8 @@ from psl_flower.engine.upper import UpperEngine
 from psl_flower.losses import Targets, uppers_loss
 from tests.engines import (
     Federation,
-    ForgetfulExchange,
     Oracle,
+    StatelessExchange,
     differences,
     monolith_snapshot,
     same_predictions,
@@ -50,10 +50,10 @@ def test_training_is_bit_equal_to_one_process(changes, stores_for, tmp_path):
     config = settings(**changes)
     stores = stores_for(config)
     whole = Oracle(config, stores, at=(STEPS,))
-    for exchange in (local, ForgetfulExchange):
+    for exchange in (local, StatelessExchange):
         parts = Federation(config, stores, tmp_path / exchange.__name__)
         predictions = parts.run(exchange(parts), stop_step=STEPS)
-        if exchange is ForgetfulExchange:
+        if exchange is StatelessExchange:
             for party in parts.parties.values():
                 party.go_to(STEPS)
         assert differences(whole.after[STEPS], parts.snapshot()) == []

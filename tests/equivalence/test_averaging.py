@@ -14,8 +14,8 @@ from psl_flower.wire.messages import Average, Share
 from tests.engines import (
     STEPS,
     Federation,
-    ForgetfulExchange,
     Oracle,
+    StatelessExchange,
     differences,
     monolith_snapshot,
     same_predictions,
@@ -133,7 +133,7 @@ def test_a_mean_without_one_upper_is_noticed(oracle, stores_for, tmp_path, monke
 
 def test_uppers_that_forget_between_messages(oracle, stores_for, tmp_path):
     parts = Federation(averaged(), stores_for(averaged()), tmp_path)
-    predictions = parts.run(ForgetfulExchange(parts))
+    predictions = parts.run(StatelessExchange(parts))
     for engine in parts.uppers.values():
         engine.go_to(STEPS)
     assert differences(oracle.after[STEPS], parts.snapshot()) == []
@@ -196,10 +196,10 @@ def test_uppers_that_forget_resume_from_what_was_committed(fail_at, oracle, stor
     stores = stores_for(averaged())
     first = Federation(averaged(), stores, tmp_path, checkpoint_every=3)
     with pytest.raises(PeerLost, match="node 1 vanished"):
-        first.run(ForgetfulExchange(first, fail_at=fail_at))
+        first.run(StatelessExchange(first, fail_at=fail_at))
     second = Federation(averaged(), stores, tmp_path, checkpoint_every=3)
     assert second.resume() == 3
-    second.run(ForgetfulExchange(second, saved=second.lower.saved))
+    second.run(StatelessExchange(second, saved=second.lower.saved))
     for engine in second.uppers.values():
         engine.go_to(STEPS)
     assert differences(oracle.after[STEPS], second.snapshot()) == []
@@ -210,7 +210,7 @@ def test_a_late_writer_of_an_upper_that_forgets_is_noticed(stores_for, tmp_path)
     """The state from before the average, written again after it, must not pass for the one after it."""
     parts = Federation(averaged(), stores_for(averaged()), tmp_path)
 
-    class Late(ForgetfulExchange):
+    class Late(StatelessExchange):
         def carry(self, frames, expected, meanwhile):
             answers = super().carry(frames, expected, meanwhile)
             if isinstance(frames[0].message, Share):

@@ -2,7 +2,7 @@
 
 Layers, cheapest first: the network in one process against plain autograd on whole images in float64; the parties over
 `LocalExchange` (frames encoded and decoded, no network) against the network in one process, bit by bit in float32;
-the flower transport's forgetful Uppers; interruption. Then faults that each comparison must notice. Not seen here:
+the flower transport's stateless Uppers; interruption. Then faults that each comparison must notice. Not seen here:
 sockets (tests/unit/test_streams.py) and Flower (tests/e2e).
 """
 
@@ -22,7 +22,7 @@ from psl_flower.losses import uppers_loss
 from psl_flower.models import AdaptationNet, PatchSplitNet
 from psl_flower.models.split import adaptation_seed, reset_parameters
 from psl_flower.wire.plan import Plan
-from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
+from tests.engines import STEPS, Federation, Oracle, StatelessExchange, differences, same_predictions, settings
 
 OVERLAP = {"stride": (4, 4)}
 GRIDS = {
@@ -141,7 +141,7 @@ class DoubleMonolith(OneProcessTrainer):
 def test_uppers_that_forget_between_messages_are_bit_equal(stores_for, tmp_path):
     config = settings(steps_per_round=MANY)
     whole, parts = Oracle(config, stores_for(config), at=(MANY,)), Federation(config, stores_for(config), tmp_path)
-    predictions = parts.run(ForgetfulExchange(parts), stop_step=MANY)
+    predictions = parts.run(StatelessExchange(parts), stop_step=MANY)
     for engine in parts.uppers.values():
         engine.go_to(MANY)
     assert differences(whole.after[MANY], parts.snapshot()) == []
@@ -165,7 +165,7 @@ class Vanishing(LocalExchange):
         return super().exchange(down, shapes, meanwhile)
 
 
-@pytest.mark.parametrize("exchange", [Vanishing, ForgetfulExchange])
+@pytest.mark.parametrize("exchange", [Vanishing, StatelessExchange])
 def test_an_interrupted_run_resumes_to_the_same_weights(exchange, oracle, stores_for, tmp_path):
     """Interrupted while step 4 goes out, one Upper a step ahead of the others; the last commit is of step 3."""
     stores = stores_for(settings())
@@ -176,7 +176,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(exchange, oracle, stores
     second = Federation(settings(), stores, tmp_path, checkpoint_every=3)
     assert second.resume() == 3
     predictions = second.run(exchange(second, fail_at=-1))
-    if exchange is ForgetfulExchange:
+    if exchange is StatelessExchange:
         for engine in second.uppers.values():
             engine.go_to(STEPS)
     assert differences(oracle.after[STEPS], second.snapshot()) == []

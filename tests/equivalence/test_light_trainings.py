@@ -36,7 +36,7 @@ from psl_flower.lightening.training import (
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.stores.store_set import StoreSet
-from tests.engines import CPU, STEPS, ForgetfulExchange, Snapshot, copied, differences, prefixed, settings
+from tests.engines import CPU, STEPS, Snapshot, StatelessExchange, copied, differences, prefixed, settings
 
 SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16))
 TEACHER = BackboneSize(depths=(1, 2, 1, 1), widths=(16, 16, 16, 24))
@@ -94,7 +94,7 @@ class Parties:
                 with closing(stores.open(m)) as store:
                     put_in_place(self.blueprint, self.training, store, self.kept(m), upper.state_dict(), taught)
             self.checkpoints.save(0, self.lower.state())
-        self.wire = WireFormat.of(config.wire, self.lower.dtype)
+        self.wire = WireFormat.of(config, self.lower.dtype)
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
         shapes = shapes_up(self.blueprint, training)
         self.driver = RoundDriver(
@@ -120,7 +120,7 @@ class Parties:
         self.driver.run(exchange or LocalExchange(self.parties, self.wire), STEPS, evaluate=False)
         taken = prefixed("lower", self.lower.lower.state_dict())
         for m, party in self.parties.items():
-            party.go_to(STEPS)  # by what it has saved: in a `ForgetfulExchange` other objects have trained
+            party.go_to(STEPS)  # by what it has saved: in a `StatelessExchange` other objects have trained
             taken |= prefixed(f"uppers.{m}", party.model.state_dict())
         return copied(taken)
 
@@ -202,12 +202,12 @@ def test_single_messages_and_an_interruption_change_nothing(bits: int, stores: S
     expected = Parties(config, stores, tmp_path / "whole", bits=bits, teacher=teacher, net=net).run()
     broken = Parties(config, stores, tmp_path / "parts", bits=bits, teacher=teacher, net=net)
     with pytest.raises(PeerLost):
-        broken.run(ForgetfulExchange(broken, fail_at=3))
+        broken.run(StatelessExchange(broken, fail_at=3))
     again = Parties(config, stores, tmp_path / "parts", bits=bits, teacher=teacher)
     again.resume()
     saved = dict.fromkeys(again.parties, again.lower.step)
     assert again.lower.step == 2
-    assert differences(again.run(ForgetfulExchange(again, saved=saved)), expected) == []
+    assert differences(again.run(StatelessExchange(again, saved=saved)), expected) == []
 
 
 def test_the_teacher_costs_nothing_on_the_way_down(stores: StoreSet, tmp_path: Path) -> None:

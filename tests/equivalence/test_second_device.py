@@ -19,7 +19,7 @@ from psl_flower.inference.absence import absence_curve
 from psl_flower.inference.evaluation import LabelledImages, images_in
 from psl_flower.inference.trained_model import TrainedModel
 from tests import second_device
-from tests.engines import CPU, STEPS, Federation, ForgetfulExchange, Oracle, copied, differences, prefixed, settings
+from tests.engines import CPU, STEPS, Federation, Oracle, StatelessExchange, copied, differences, prefixed, settings
 from tests.equivalence.test_light_trainings import Parties, a_teacher, student
 
 AUGMENTED = {"mixup": 0.2, "cutout": 4, "patch_dropout": 0.25, "label_smoothing": 0.1}
@@ -78,9 +78,9 @@ def parties(device, config, stores, folder):
     return parts.snapshot() | told(predictions)
 
 
-def forgetful(device, config, stores, folder):
+def stateless(device, config, stores, folder):
     parts = Federation(config, stores, folder, device=device)
-    parts.run(ForgetfulExchange(parts))
+    parts.run(StatelessExchange(parts))
     for party in parts.parties.values():
         party.go_to(STEPS)  # those that trained are gone
     return parts.snapshot()
@@ -116,7 +116,7 @@ def absent(device, config, stores, folder):
     samples = stores.description.samples_of("test")
     images = LabelledImages(dataset="digits", num_images=len(samples), batches=images_in(stores, samples, 5))
     points = absence_curve(trained, images)
-    classes, confidence = trained.predict(next(images_in(stores, samples, 8))[0])
+    confidence, classes = trained.logits(next(images_in(stores, samples, 8))[0]).softmax(1).max(1)
     accuracy = torch.tensor([point.accuracy for point in points])
     return {"accuracy": accuracy, "classes": classes, "confidence": confidence}
 
@@ -132,7 +132,7 @@ WHAT = {
     "one process": (one_process, AUGMENTED | {"average_every": 2}),
     "parties": (parties, AUGMENTED | INT8),
     "parties, averaged, Adaptation Net elsewhere": (parties, {"average_every": 2, "adaptation_server": True}),
-    "forgetful parties": (forgetful, {"average_every": 2, "adaptation_server": True, "wire_activations": "bfloat16"}),
+    "stateless parties": (stateless, {"average_every": 2, "adaptation_server": True, "wire_activations": "bfloat16"}),
     "resumed parties": (resumed, {"uppers": 2}),
     "whole image": (whole_image, {"patch_size": (16, 16), "uppers": 1, "alpha": 0.0}),
     "image of patches": (merged, {"alpha": 0.0, "mixup": 0.2}),

@@ -15,7 +15,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.rounds import RoundDriver
-from psl_flower.errors import ConfigError, RunError
+from psl_flower.errors import ConfigError
 from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
@@ -158,9 +158,12 @@ def test_without_patience_it_trains_to_the_end_and_still_keeps_the_best(whole, s
     assert best.step == min(losses, key=losses.get)
 
 
-def test_a_finished_run_is_not_resumed(whole, serve):
-    with pytest.raises(RunError, match=r"run whole is complete: training ended after \d+ steps"):
-        serve("whole", resume="whole")
+def test_a_finished_run_gets_no_other_rounds(whole, serve):
+    before = came_to(whole)
+    serve("whole", resume="whole")
+    with pytest.raises(ConfigError, match=r"training of run whole ended after \d+ steps, of which the weights"):
+        serve("whole", resume="whole", resume_rounds=20)
+    assert came_to(whole) == before
 
 
 @pytest.mark.parametrize("changes", [{"valid_fraction": 0.0}, {"evaluate_every": 0}])

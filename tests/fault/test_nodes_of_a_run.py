@@ -33,7 +33,7 @@ def test_a_node_that_cannot_open_its_store_is_refused_by_name_and_the_others_tra
 ) -> None:
     other(nodes, tmp_path, key=str(tmp_path / "keys" / "node-001.key"))
     run = train(nodes, tmp_path)
-    (told,) = (line for line in log_of(tmp_path).splitlines() if "it takes no part" in line)
+    (told,) = (line for line in log_of(tmp_path).splitlines() if "it is left out" in line)
     assert " node 102: " in told and "is a segment of another store (Upper 0, expected 1) (WrongStore)" in told
     assert exact(run, stores)
 
@@ -67,7 +67,7 @@ def test_a_node_with_a_store_from_before_a_rotation_is_refused_by_name_and_the_o
     """Such as one that was lost with its key, and replaced."""
     other(nodes, tmp_path, store=str(rotated(stores, tmp_path)))
     run = train(nodes, tmp_path)
-    (told,) = (line for line in log_of(tmp_path).splitlines() if "it takes no part" in line)
+    (told,) = (line for line in log_of(tmp_path).splitlines() if "it is left out" in line)
     assert " node 102: its store of Upper 0 has keys of epoch 1, the run's dataset those of epoch 2; carry " in told
     assert exact(run, stores)
 
@@ -100,7 +100,7 @@ def test_a_node_that_is_started_again_at_once_never_answers_and_is_not_waited_fo
     nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Flower takes the message for delivered and the node, which is back, for online: it would wait without end."""
-    monkeypatch.setattr("strategies.messages.ANSWER_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("psl_flower.flower.messages.ANSWER_TIMEOUT_S", 3.0)
     unanswered: list[str] = []
 
     def lose_the_first(message: Message) -> None:

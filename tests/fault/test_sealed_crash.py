@@ -235,3 +235,23 @@ def test_audit_log(sealed: World, power_cut: bool) -> None:
         assert before in (1, 2)
         act(world)
         assert len(log.read(world.signed.manifest)) == before + 1
+
+
+@both
+def test_audit_log_after_two_crashes(sealed: World, power_cut: bool) -> None:
+    """Both between the log and its head: it must not look edited."""
+
+    def act(world: World, disk: Disk = DISK) -> object:
+        log = AuditLog(world.out / "audit.log", disk)
+        return log.append(world.signed, world.restorers[:2], "restore", [0], "why")
+
+    act(sealed)
+    for number, world in enumerate(crashes(sealed, act, power_cut)):
+        again = sealed.out.parent / f"again-{number}" / "start"
+        shutil.copytree(world.out, again)
+        for twice in crashes(world.at(again), act, power_cut):
+            log = AuditLog(twice.out / "audit.log")
+            before = len(log.read(twice.signed.manifest))
+            assert before in (1, 2, 3)
+            act(twice)
+            assert len(log.read(twice.signed.manifest)) == before + 1

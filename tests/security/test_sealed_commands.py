@@ -328,7 +328,7 @@ def test_a_protected_key(folder: Path) -> None:
     psl(*arguments, "--passphrase-file", word)
 
 
-@pytest.mark.parametrize("last", ["psl_flower.sealed.ingest.drop_draft", "psl_flower.cli.owner.tell"])
+@pytest.mark.parametrize("last", ["psl_flower.sealed.ingest.drop_draft", "psl_flower.cli.ingest.tell"])
 def test_an_append_killed_after_its_commit_and_repeated_appends_once(folder: Path, last: str) -> None:
     psl(*sealing(folder))
     append: list[str | Path] = ["ingest", "digits", "--out", folder / "sealed", "--owner-key", folder / "owner.key"]

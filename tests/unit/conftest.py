@@ -3,6 +3,8 @@
 import os
 import socket
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from psl_flower.config import RunConfig
@@ -54,3 +56,18 @@ def closed_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it
         yield f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.fixture
+def parquet(tmp_path, datasets, monkeypatch):
+    """Return a writer of plain parquet files, without the library's notes on columns: parquet(train={...})."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(**splits):
+        folder = tmp_path / "tables"
+        folder.mkdir(exist_ok=True)
+        for split, columns in splits.items():
+            pq.write_table(pa.table(columns), folder / f"{split}.parquet", compression="none")
+        return str(folder)
+
+    return write

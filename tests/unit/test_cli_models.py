@@ -303,7 +303,9 @@ IN_PLACE = [
     (["predict"], "name images or folders of images, or a run with --in-place"),
     (["predict", "a.png", "--without", "1"], "go with --in-place"),
     (["predict", "a.png", "--in-place", "tiny"], "leave files out"),
-    (["predict", "--in-place", "tiny", "--run", "tiny"], "leave files out"),
+    (["predict", "--in-place", "tiny", "--run", "other"], "two runs are named, tiny and --run other"),
+    (["evaluate", "tiny", "other"], "expected one run and KEY=VALUE, got tiny other"),
+    (["export", "tiny", "--run", "other", "--format", "onnx"], "two runs are named"),
     (["predict", "--in-place", "tiny", "--split", "all"], "predict-split: expected one of test, train"),
     (["predict", "--in-place", "tiny", "--without", "x"], "predict-without: expected numbers of Uppers"),
 ]

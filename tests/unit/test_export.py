@@ -1,20 +1,24 @@
 """Exports: the same answers as the network, in a process that knows nothing of this project."""
 
 import json
+import re
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import ExifTags, Image
 from tiny_run import make_run
 
 from psl_flower.errors import ConfigError, ExportError, RunError
 from psl_flower.inference import export
 from psl_flower.inference.export import export_onnx, export_torch
 from psl_flower.inference.trained_model import Normalised, load_trained_model
+from tests.paths import ROOT
 
 # Run in a folder of its own, isolated (-I), with torch only.
 PLAIN_TORCH = """
@@ -73,6 +77,26 @@ def test_onnx_file_is_self_contained(tmp_path, tiny):
     onnx.checker.check_model(model)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert str(export.__file__).rpartition("/")[0].encode() not in content
+
+
+@pytest.mark.parametrize("size", [(40, 23), (16, 16)])
+def test_the_example_for_onnxruntime_answers_as_the_network_does(tmp_path, tiny, monkeypatch, size):
+    """The code block of docs/researcher.md, as it stands there, on a turned photograph in colour."""
+    page = (ROOT / "docs" / "researcher.md").read_text("utf-8")
+    (example,) = re.findall(r"(?:^    .*\n)*^    session = onnxruntime(?:.*\n)(?:^    .*\n)*", page, re.MULTILINE)
+    picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "photo.png", exif=exif)
+    export_onnx(tiny, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(textwrap.dedent(example), found)
+    (expected,) = tiny.predict("photo.png")
+    probabilities = torch.tensor(found["logits"]).softmax(1)
+    torch.testing.assert_close(probabilities, torch.tensor([expected.probabilities]), rtol=1e-4, atol=1e-5)
+    upright = tiny.predict([picture])[0].probabilities
+    assert max(abs(a - b) for a, b in zip(upright, expected.probabilities, strict=True)) > 1e-4  # the turn counts
 
 
 def test_a_wrong_file_is_not_written(tmp_path, tiny, monkeypatch):

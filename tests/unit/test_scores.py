@@ -1,14 +1,16 @@
 """Scores of predictions, worked out by hand."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from psl_flower.engine.rounds import predictions
 from psl_flower.engine.scores import scores
 from psl_flower.inference.class_table import write_class_table
+from server.event_files import EventFiles
 from server.scores import draw, recorded
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -80,7 +82,7 @@ def test_what_a_round_records():
 
 
 def test_tensorboard_has_the_table_and_the_matrix(tmp_path):
-    with SummaryWriter(str(tmp_path)) as writer:
+    with closing(EventFiles(tmp_path)) as writer:
         draw(writer, of(ANSWERS), 7, ["a|b", "b", "c"])
     events = EventAccumulator(str(tmp_path))
     events.Reload()

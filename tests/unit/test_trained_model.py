@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import make_run
 
+import psl_flower
 from psl_flower.config import RunConfig
 from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.errors import DataError, RunError, StoreError
+from psl_flower.errors import CorruptImage, DataError, RunError, StoreError
 from psl_flower.inference.evaluation import evaluate, other_test_images, own_test_images
 from psl_flower.inference.trained_model import Normalised, choose_run, load_trained_model, save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
@@ -44,10 +45,49 @@ def test_round_trip_is_exact(tiny):
     with torch.no_grad():
         expected = net(normalise(images, description.mean, description.std))
     torch.testing.assert_close(trained.logits(images), expected)
-    classes, confidences = trained.predict(images)
-    assert torch.equal(classes, expected.argmax(1))
-    assert confidences.shape == (3,)
-    assert ((confidences > 0.1) & (confidences <= 1)).all()
+
+
+def test_images_of_all_kinds_are_predicted_alike(tiny, tmp_path):
+    run, net = tiny
+    trained = psl_flower.load(run.name, str(run.path.parents[1]))
+    pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (20, 17, 3), np.uint8)) for k in range(3)]
+    for k, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{k}.png")
+    expected = net.eval()(normalise(trained.prepare(pictures), trained.description.mean, trained.description.std))
+    paths = [tmp_path / f"{k}.png" for k in range(3)]
+    for images in (pictures, paths, map(str, paths), [np.asarray(picture) for picture in pictures]):
+        found = trained.predict(images)
+        probabilities = torch.tensor([prediction.probabilities for prediction in found])
+        torch.testing.assert_close(probabilities, expected.softmax(1))
+        names = [trained.description.class_names[k] for k in expected.argmax(1).tolist()]
+        assert [prediction.label for prediction in found] == names
+    assert trained.predict(str(paths[1]))[0].top(2)[0] == (found[1].label, found[1].probability)
+    # Another picture has another prediction, so the comparison can fail.
+    assert found[0].probabilities != found[1].probabilities
+
+
+def test_many_images_are_predicted_in_batches(tiny, monkeypatch):
+    trained = load_trained_model(tiny[0])
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 1), np.uint8)
+    whole = [prediction.label for prediction in trained.predict(images)]
+    monkeypatch.setattr("psl_flower.inference.trained_model.PREDICTION_BATCH", 3)
+    assert [prediction.label for prediction in trained.predict(iter(images))] == whole
+    assert len(whole) == 7
+
+
+def test_images_that_cannot_be_predicted(tiny, tmp_path):
+    trained = load_trained_model(tiny[0])
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(CorruptImage, match="text.png"):
+        trained.predict(tmp_path / "text.png")
+    with pytest.raises(CorruptImage, match="nosuch.png"):
+        trained.predict([tmp_path / "nosuch.png"])
+    with pytest.raises(DataError, match="expected one image or more"):
+        trained.predict([])
+    with pytest.raises(DataError, match=r"image 1: expected uint8"):
+        trained.predict([np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.float32)])
+    with pytest.raises(RunError, match="nosuch"):
+        psl_flower.load("nosuch", str(tmp_path))
 
 
 def test_weights_that_share_one_buffer_are_saved(tmp_path):

@@ -72,3 +72,8 @@ def images_of(stores: StoreSet) -> np.ndarray:
 def listing(root: Path) -> list[str]:
     """Return the names of the sets in a folder, without the hidden files beside them."""
     return sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+
+
+def all_levels(source):
+    """Return (level, label) of all images of a source of plain colours, sorted."""
+    return sorted(pair for split in ("train", "test") for pair in levels(source, split))

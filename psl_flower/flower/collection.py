@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from flwr.serverapp import Grid
 
+from psl_flower.flower.messages import ask, message
+from psl_flower.flower.nodes import Placement
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import GiveWeights, Question, Received, SealForRestorers
-from strategies.messages import ask, message
-from strategies.nodes import Placement
 
 
-def gather_weights(
+def collect_weights(
     grid: Grid, placement: Placement, task: NodeTask, saved: Mapping[int, int], timeout_s: float
 ) -> dict[int, dict[str, torch.Tensor]]:
     """Return the weights of all Upper models, by Upper, as only the owner of the model may ask for them.
@@ -46,12 +46,12 @@ def gather_weights(
     return {m: answer.tensors("upper", m) for m, answer in answers}
 
 
-def gather_answers(
+def collect_answers(
     grid: Grid, placement: Placement, task: NodeTask, request: bytes, timeout_s: float
 ) -> dict[int, bytes]:
     """Return all nodes' answers to an authorisation of restorers, by Upper; the server can read none of them.
 
-    Parameters and errors are those of `gather_weights`, but for `request`: the signed authorisation, as
+    Parameters and errors are those of `collect_weights`, but for `request`: the signed authorisation, as
     `psl_flower.sealed.authorisation.authorise` wrote it. A node that refuses is a NodeError, in its own words.
     """
 

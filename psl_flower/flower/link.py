@@ -16,16 +16,16 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
+from psl_flower.flower.collection import collect_weights
+from psl_flower.flower.flower_exchange import FlowerExchange
+from psl_flower.flower.messages import failure_of, message
+from psl_flower.flower.nodes import Placement, holders_of, place
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
 from psl_flower.wire.questions import OpenStreams
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
-from strategies.collection import gather_weights
-from strategies.flower_exchange import FlowerExchange
-from strategies.messages import failure_of, message
-from strategies.nodes import Placement, holders_of, place
 
 log = logging.getLogger("psl_flower")
 
@@ -45,7 +45,7 @@ class NodeLink:
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
     wire : WireSettings
-        How the parties reach each other, how long to wait for nodes, and codecs.
+        How the parties reach each other, and how long to wait for nodes; codecs are those of the task.
     dtype : torch.dtype
         In which the Lower computes.
     adaptation : bool
@@ -68,7 +68,7 @@ class NodeLink:
         on_placed: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
         self._task, self._assignment, self._wire = task, assignment, wire
-        self._format = WireFormat.of(wire, dtype)
+        self._format = WireFormat(activations=task.activations, gradients=task.gradients, dtype=dtype)
         self._adaptation, self._without = adaptation, without
         self._on_placed = on_placed
         self._placement: Placement | None = None
@@ -103,7 +103,7 @@ class NodeLink:
         return self._exchange if isinstance(self._exchange, FlowerExchange) else None
 
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
-        """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`.
+        """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
 
         A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
         that is lost is what is missing.
@@ -234,7 +234,7 @@ class NodeLink:
         return {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
 
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.
+        """Return the weights of all Upper models after `saved` steps, by Upper; see `psl_flower.flower.collection`.
 
         Nodes that are lost are waited for, and asked again: what they saved after a step stays as it is.
 
@@ -246,18 +246,18 @@ class NodeLink:
             If a node fails, or is lost and does not come back in that time; one that is simulated never does.
         """
 
-        def gather(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
-            return gather_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
+        def collect_from(placement: Placement) -> dict[int, dict[str, torch.Tensor]]:
+            return collect_weights(grid, placement, self._task, saved, self._wire.node_timeout_s)
 
         known = self._placement
         if known is not None and not known.absent:
             try:
-                return gather(known)
+                return collect_from(known)
             except (PeerLost, NodeLost) as error:
                 if known.simulated:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
-        return self._in_time(lambda: gather(self.place(grid, collecting=True)))
+        return self._in_time(lambda: collect_from(self.place(grid, collecting=True)))
 
     def _in_time(self, work: Callable[[], Result]) -> Result:
         """Do work that needs nodes, again while some are lost or missing, for `node_timeout_s` seconds.
