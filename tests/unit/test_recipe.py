@@ -85,7 +85,7 @@ def test_images_to_validate_on_are_held_back(stores_for):
 
 def check(description, tmp_path, **changes):
     folder = RunFolder(tmp_path)
-    return Train().check(Work(config=settings(**changes), source=folder, folder=folder), description)
+    return Train().check(Work(config=settings(**{"lr": 0.1} | changes), source=folder, folder=folder), description)
 
 
 @pytest.mark.parametrize(("changes", "why"), [
@@ -97,3 +97,11 @@ def test_whole_images_on_one_node_are_refused_unless_allowed(changes, why, store
         check(description, tmp_path, **changes)
     assert check(description, tmp_path, **changes, allow_whole_images=True) == ""
     assert check(stores_for(settings(uppers=2)).description, tmp_path, uppers=2) == ""
+
+
+def test_what_is_chosen_is_told(stores_for, tmp_path):
+    description = stores_for(settings()).description
+    chosen = check(description, tmp_path, rounds=0, steps_per_round=0, batch_size=0, lr=0.0)
+    assert chosen == "chosen for 24 training images: rounds=5, steps-per-round=40, batch-size=16, lr=0.0125"
+    assert check(description, tmp_path, lr=0.0) == "chosen for 24 training images: lr=0.003125"
+    assert check(description, tmp_path, steps_per_round=0) == ""
