@@ -54,7 +54,7 @@ class Checkpoints:
         save_state(path, state)
         # Later ones, which an abandoned attempt left, must not make this one count as old.
         for old in [found for found in self.steps() if found <= step][:-_KEPT]:
-            if old != self.kept:
+            if not self.kept or old != self.kept:
                 self._path(old).unlink(missing_ok=True)
         return path
 
