@@ -28,10 +28,12 @@ class Checkpoints:
     ----------
     folder : Path
         Created when first written to.
+    kept : int
+        The step of a checkpoint that stays, however old; 0 for none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kept: int = 0) -> None:
+        self.folder, self.kept = folder, kept
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps durably, then drop all but the newest few up to it.
@@ -52,7 +54,8 @@ class Checkpoints:
         save_state(path, state)
         # Later ones, which an abandoned attempt left, must not make this one count as old.
         for old in [found for found in self.steps() if found <= step][:-_KEPT]:
-            self._path(old).unlink(missing_ok=True)
+            if not self.kept or old != self.kept:
+                self._path(old).unlink(missing_ok=True)
         return path
 
     def drop_after(self, step: int) -> None:

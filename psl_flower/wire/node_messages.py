@@ -99,6 +99,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         What the parties are called, by number; none in a run over image patches.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
+    kept : dict[int, int]
+        The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
     """
 
     run: RunIdentity
@@ -115,6 +117,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     epoch: int = 0
     names: tuple[str, ...] = ()
     part: Part = ""
+    kept: dict[int, int] = {}
 
     def hosting(self, parties: Iterable[int]) -> NodeTask:
         """Return the task of a node that hosts these parties."""
