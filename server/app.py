@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from psl_flower.errors import OtherDataset
+from psl_flower.flower.link import server_identity
 from psl_flower.kinds import Kind, Work, kind_of
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -21,7 +22,6 @@ from psl_flower.text import counted
 from server.exposure import exposure
 from server.reporting import Reporter
 from server.run import ServerRun
-from strategies.link import server_identity
 
 app = ServerApp()
 

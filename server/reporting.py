@@ -17,12 +17,12 @@ from rich.filesize import decimal
 from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Again
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
-from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from psl_flower.errors import ConfigError
+from psl_flower.flower.collection import collect_answers
+from psl_flower.flower.link import NodeLink
 from psl_flower.kinds import Restore
 from psl_flower.sealed import authorisation
 from psl_flower.sealed import manifest as manifests
 from psl_flower.system.files import read_file, write_file
 from psl_flower.text import counted, expanded
 from server.run import ServerRun
-from strategies.collection import collect_answers
-from strategies.link import NodeLink
 
 
 def restore(run: ServerRun[Restore]) -> None:

@@ -13,15 +13,16 @@ from flwr.serverapp import Grid
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
+from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
 from strategies import PatchSplit
-from strategies.nodes import Placement
 
 K = TypeVar("K", bound=Kind, covariant=True)
 OnRound = Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None]

@@ -8,12 +8,13 @@ import time
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Task
+from psl_flower.engine.task import Task
 from psl_flower.errors import NodeLost, PeerLost, PositionMissing
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
+from psl_flower.runs.predictions import write_table
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from strategies import PatchSplit
@@ -61,6 +62,8 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    if (run.source.path / "predictions.npz").exists():
+        write_table(run.source, run.stores.description)
     keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
@@ -83,7 +86,7 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:
     """Collect the model if it is wanted and possible; return the outcome as text."""
     if not run.config.output.collect_model:
-        return "no model collected"
+        return f"no model collected; try: psl evaluate {run.source.name}"
     run.reporter.say("collecting", "collecting the Upper models from the nodes")
     try:
         uppers = strategy.collect(run.grid)
@@ -94,7 +97,7 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)
-    return f"model in {run.source.model}; try: psl evaluate --run {run.source.name}"
+    return f"model in {run.source.model}; try: psl evaluate {run.source.name}"
 
 
 def _about(run: ServerRun[Train]) -> str:

@@ -166,7 +166,7 @@ class Federation:
 class StatelessExchange(LocalExchange):
     """A new process for every message, as in the flower transport: new engines, state on disk in between.
 
-    `saved` is told to the Uppers until they train, as `strategies.flower_exchange` does; a node vanishes at the
+    `saved` is told to the Uppers until they train, as `psl_flower.flower.flower_exchange` does; a node vanishes at the
     plan of step `fail_at`.
     """
 

@@ -23,6 +23,7 @@ from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved
+from psl_flower.wire.node_messages import ADAPTATION_CLAIM
 from psl_flower.wire.plan import StepId, pack_samples
 
 
@@ -200,6 +201,7 @@ class AdaptationNode:
     ) -> None:
         self.step = 0
         self.engine = engine
+        self.claim = ADAPTATION_CLAIM
         self.dtype = engine.dtype
         self._smashed_shape, self._num_classes, self._num_samples = smashed_shape, num_classes, num_samples
         self._checkpoints = checkpoints

@@ -38,7 +38,7 @@ class BatchOrder:
         if self.batch_size < 2:
             raise ConfigError(f"batch-size: BatchNorm needs 2 or more samples in a batch, got {self.batch_size}")
         if len(self.pool) < 2:
-            raise ConfigError(f"training needs 2 or more images, the dataset has {len(self.pool)}")
+            raise ConfigError(f"training needs 2 or more samples, the dataset has {len(self.pool)}")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -20,8 +20,8 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.optimizers import Optimizer, Sgd
-from psl_flower.engine.rounds import Task
 from psl_flower.engine.schedule import Schedule
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper import UpperOptions
 from psl_flower.engine.upper_averaging import Averaging, weight_count
 from psl_flower.errors import ConfigError, FrameMismatch

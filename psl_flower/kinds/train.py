@@ -19,6 +19,7 @@ class Train(Kind):
     """Train a new network."""
 
     handler: ClassVar[str] = "server.training:train"
+    trains: ClassVar[bool] = True
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
         """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""

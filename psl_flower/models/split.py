@@ -7,6 +7,7 @@ pixels of an image, h and w of a patch or of its feature map.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign, positions_by_upper
 from psl_flower.seeds import derive
+from psl_flower.system.generator import seeded
 
 
 class Upper(nn.Module):
@@ -276,9 +278,7 @@ class PatchSplitNet(nn.Module):
 
 def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
     """Initialise all weights in place as torchvision does; with a seed, independently of torch's generator."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with nullcontext() if seed is None else seeded(seed):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -64,7 +64,7 @@ def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
 @pytest.mark.parametrize("stores", ["sealed", "plain"])
 def test_batches_that_the_images_do_not_make(config, stores):
     config = config.replace(stores=stores)
-    with pytest.raises(ConfigError, match="training needs 2 or more images, the dataset has 1"):
+    with pytest.raises(ConfigError, match="training needs 2 or more samples, the dataset has 1"):
         prepare(Train(config=config.replace(max_train=1)))
     prepare(Train(config=config))
     said = []

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.flower.messages import ask, message
+from psl_flower.flower.nodes import Placement
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
 from psl_flower.wire.messages import party_names
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import TakeStep
-from strategies.messages import ask, message
-from strategies.nodes import Placement
 
 
 class FlowerExchange(Exchange):
@@ -72,7 +72,8 @@ class FlowerExchange(Exchange):
         answers: dict[int, Frame] = {}
         for node, hosted in hosts.items():
             for m in hosted:
-                reply, peer = replies[node].part(m), f"{party_names([m])} on {self._placement.names[node]}"
+                who = party_names([m], self._task.names)
+                reply, peer = replies[node].part(m), f"{who} on {self._placement.names[node]}"
                 # A bytearray is decoded in place; bytes would be copied.
                 answers[m] = decode_frame(bytearray(reply), expected[m], peer=peer)
                 raise_ending(answers[m], peer)
