@@ -49,7 +49,7 @@ class Checkpoints:
         if not _finite(state):
             raise TrainingError(
                 f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
-                "Resume from it with a lower lr, or check the images"
+                "Resume from it with a lower lr, or check the data"
             )
         path = self._path(step)
         save_state(path, state)

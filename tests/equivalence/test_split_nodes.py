@@ -10,13 +10,14 @@ from flwr.app import Message
 
 from psl_flower.split import fit_local
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, over_nodes, party_with, weights_of
+from tests.parties_in_process import PartiesGrid, answered_soon, over_nodes, party_with, weights_of
 
 STEPS = 18
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
+    answered_soon(monkeypatch)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
