@@ -50,8 +50,9 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     planned = plan_stores(config)
     description = planned.description
     note = kind.check(work, description)
-    blueprint, training = Blueprint(config, description), config.training
-    task = blueprint.task(labels=_no_labels())
+    blueprint = Blueprint(config, description)
+    training = blueprint.config.training  # in numbers, where the images decide them
+    blueprint.augmentation()  # which the images may not fit
     train, test = (len(description.samples_of(split)) for split in ("train", "test"))
     takes = footprint(blueprint, min(training.batch_size, train))
     fitting = simulation(description.num_uppers, num_nodes=nodes, adaptation=config.network.adaptation_server)
@@ -73,9 +74,11 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
         "uppers": description.num_uppers,
         "nodes": number,
         "device": str(device),
+        "batch_size": min(training.batch_size, train),
+        "lr": training.lr,
         "rounds": training.rounds,
-        "steps_per_round": task.steps_per_round,
-        "steps": task.schedule.total_steps,
+        "steps_per_round": blueprint.steps_per_round,
+        "steps": blueprint.schedule().total_steps,
         "parameters": description.num_uppers * takes.upper_parameters + takes.lower_parameters,
         "upper_parameters": takes.upper_parameters,
         "lower_parameters": takes.lower_parameters,
@@ -91,12 +94,6 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
         "stores_exist": planned.exist,
     }
     tell(report, _lines(report, config.network, planned.account, (planned.grid_reason, note)), as_json)
-
-
-def _no_labels() -> Any:
-    import numpy as np
-
-    return np.zeros(0, np.int64)  # none is looked at
 
 
 def _lines(report: Mapping[str, Any], network: Any, account: Account | None, notes: tuple[str, ...]) -> Iterator[str]:
@@ -123,7 +120,8 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
     )
     yield (
         f"training    {counted(report['rounds'], 'round')} of {counted(report['steps_per_round'], 'step')}, "
-        f"{report['steps']} in all, on {report['device']}"
+        f"{report['steps']} in all, {counted(report['batch_size'], 'image')} each, lr {report['lr']:g}, on "
+        f"{report['device']}"
     )
     yield (
         f"wire        {decimal(round(report['bytes_up_per_image']))} up and "

@@ -251,20 +251,31 @@ class Blueprint:
             If there are too few training images, or the augmentation does not fit them.
         """
         training, order = self.config.training, batch_order(self.config, self.description)
-        steps_per_round = training.steps_per_round or order.steps_per_epoch
-        total_steps = training.rounds * steps_per_round
         return Task(
             order=order,
-            schedule=Schedule(
-                kind=training.schedule, peak=training.lr, total_steps=total_steps, warm_up=training.warm_up_steps
-            ),
+            schedule=self.schedule(),
             labels=labels,
             augmentation=self.augmentation(),
             test=self.description.samples_of("test"),
             valid=split_training(self.config, self.description)[1],
             evaluate_batch_size=training.evaluate_batch_size,
-            steps_per_round=steps_per_round,
+            steps_per_round=self.steps_per_round,
             class_weights_K=self._class_weights(labels[order.pool]),
+        )
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a round; ConfigError if there are too few training images."""
+        return self.config.training.steps_per_round or batch_order(self.config, self.description).steps_per_epoch
+
+    def schedule(self) -> Schedule:
+        """Return the learning rate by step; raises ConfigError if there are too few training images."""
+        training = self.config.training
+        return Schedule(
+            kind=training.schedule,
+            peak=training.lr,
+            total_steps=training.rounds * self.steps_per_round,
+            warm_up=training.warm_up_steps,
         )
 
     def smashed_shapes(self, size: BackboneSize | None = None) -> dict[int, tuple[int, int, int, int]]:

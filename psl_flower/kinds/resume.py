@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
-import numpy as np
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import RUN_NAME, setting
+from psl_flower.engine.recipe import planned
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
@@ -50,9 +50,9 @@ class Resume(Train):
     def finished(self) -> Status | None:
         """Return the last status of a run that has done all its rounds, and whose model is there if it is wanted."""
         work = self.find()
-        run, rounds = work.source, work.config.training.rounds
-        status = run.read_status()
-        if status is None or status.state != "completed" or rounds != run.read_config().training.rounds:
+        run, status = work.source, work.source.read_status()
+        rounds = _in_numbers(work.config, run).training.rounds
+        if status is None or status.state != "completed" or rounds != _began(run).training.rounds:
             return None
         if work.config.output.collect_model and not run.has_model:
             return None
@@ -68,9 +68,12 @@ class Resume(Train):
         run = open_run(self.config.workspace_path(), self.resume)
         if run.instead:
             raise RunError(f"{run.path}: was made with {run.instead}; it trained nothing that could be continued")
-        rounds = self.resume_rounds or self._rounds_given(run)
-        given = self.config.replace(rounds=run.read_config().training.rounds)
-        config = settings_of(run, given, "resume").replace(rounds=rounds)
+        noted, began = run.read_config().training.rounds, _began(run)
+        config = settings_of(run, self.config.replace(rounds=noted), "resume")
+        rounds = self.resume_rounds or self.config.training.rounds
+        if rounds not in (began.training.rounds, RunConfig().training.rounds):
+            # Rounds as long as those so far: settings that the run has chosen by its images stay what they were.
+            config = _in_numbers(config, run).replace(rounds=rounds)
         return Work(config=config, source=run, folder=run)
 
     def begin(self) -> Work:
@@ -87,9 +90,9 @@ class Resume(Train):
         ConfigError
             If the rounds asked for are done already, or give other weights than a run that began with them.
         """
-        began = work.source.read_config()
+        began = _began(work.source)
         notes = [Train.check(self, work, description)]
-        if work.config.training.rounds != began.training.rounds:
+        if _in_numbers(work.config, work.source).training.rounds != began.training.rounds:
             if (best := load_best(work.source)) is not None:
                 raise ConfigError(
                     f"rounds: training of run {work.source.name} ended after {best.trained} steps, of which the "
@@ -100,19 +103,14 @@ class Resume(Train):
 
     def accepted(self, work: Work) -> None:
         """Write other rounds to the run's config.toml."""
-        began = work.source.read_config()
-        if work.config.training.rounds != began.training.rounds:
+        began = _began(work.source)
+        if _in_numbers(work.config, work.source).training.rounds != began.training.rounds:
             _, other, done = _compared(work, began, work.source.read_description())
             if other is not None:
                 before, rounds = began.training.rounds, work.config.training.rounds
                 note_extension(work.source, Extension(step=done, before=before, rounds=rounds))
             # The rest stays as it was: what may differ now was given for this time.
             work.source.write_config(began.replace(rounds=work.config.training.rounds))
-
-    def _rounds_given(self, run: RunFolder) -> int:
-        """Return the rounds asked for in a configuration where those that nobody gave are the default."""
-        given, default = self.config.training.rounds, RunConfig().training.rounds
-        return run.read_config().training.rounds if given == default else given
 
     def _about_rounds(self, work: Work, began: RunConfig, description: StoreSetDescription) -> str:
         (old, new), other, done = _compared(work, began, description)
@@ -135,13 +133,22 @@ class Resume(Train):
         return differs
 
 
+def _in_numbers(config: RunConfig, run: RunFolder) -> RunConfig:
+    """Return settings of a run with numbers for those that its images decide, as soon as these are known."""
+    return planned(config, run.read_description()) if run.has_description else config
+
+
+def _began(run: RunFolder) -> RunConfig:
+    """Return the settings of a run so far, in numbers."""
+    return _in_numbers(run.read_config(), run)
+
+
 def _compared(
     work: Work, began: RunConfig, description: StoreSetDescription
 ) -> tuple[tuple[Schedule, Schedule], int | None, int]:
     """Return the schedules before and since, the first step done in which they differ, and the steps done."""
     from psl_flower.engine.build import Blueprint  # loads torch
 
-    no_labels = np.zeros(0, np.int64)
-    old, new = (Blueprint(config, description).task(no_labels).schedule for config in (began, work.config))
+    old, new = (Blueprint(config, description).schedule() for config in (began, work.config))
     done = max(work.source.checkpoints.steps(), default=0)
     return (old, new), next((step for step in range(done) if old.lr(step) != new.lr(step)), None), done

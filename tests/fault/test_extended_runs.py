@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from psl_flower.cli.main import main
 from psl_flower.cli.train import read_settings
+from psl_flower.engine.recipe import planned
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import Resume, kind_of
 from psl_flower.runs.history import Extension, extensions
 from psl_flower.stores.store_set import StoreSet
 from tests.fault.sealed_run import exact, train
 from tests.in_process import InProcessGrid
+from tests.unit.tiny_run import make_run
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -81,6 +84,29 @@ def test_under_one_cycle_more_rounds_are_refused_and_may_be_insisted_on(
     assert run.read_config().training.rounds == 2 and run.read_metrics()[-1]["step"] == 6
     assert extensions(run) == [Extension(step=3, before=1, rounds=2)]
     assert not exact(run, stores)  # as it said
+
+
+def test_rounds_that_the_run_chose_itself_keep_their_length(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    run = train(nodes, tmp_path, rounds=1, schedule="constant", batch_size=0, lr=0.0)
+    chosen = planned(run.read_config(), stores.description)
+    assert main(["train", "resume=run", "--workspace", str(tmp_path)]) == 0  # finished
+    resume(nodes, tmp_path, resume_rounds=2)
+    extended = run.read_config()
+    assert extended.training == replace(chosen.training, rounds=2)
+    assert exact(run, stores)
+
+
+def test_a_run_of_unsaid_rounds_knows_that_it_has_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = make_run(tmp_path)
+    assert run.read_config().training.rounds == 0
+    rounds = planned(run.read_config(), run.read_description()).training.rounds
+    assert main(["train", "resume=tiny", f"rounds={rounds}", "--workspace", str(tmp_path)]) == 0
+    assert f"all of its {rounds} rounds" in capsys.readouterr().out
+    work = kind_of({"resume": "tiny", "resume-rounds": rounds + 1, "workspace": str(tmp_path)}).find()
+    same = replace(work.config.training, rounds=rounds)
+    assert same == planned(run.read_config(), run.read_description()).training
 
 
 def test_fewer_rounds_than_are_done(nodes: InProcessGrid, tmp_path: Path) -> None:

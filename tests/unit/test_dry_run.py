@@ -66,7 +66,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(psl, tmp_path):
     for settings, words in (
         (["dataset=/nowhere/at/all"], "nowhere"),
         (["patch-size=7x7"], "patch"),
-        (["max-train=1"], "2 or more images"),
+        (["max-train=1"], "2 or more samples"),
         (["device=cuda:99"], "cuda:99 was asked for"),
         (["resume=never"], "no such run"),
     ):
