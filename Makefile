@@ -9,7 +9,7 @@ OLD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/psl-flower/flwr-$(OLD_FLWR)
 OLD_TESTS ?= tests/unit/test_bundle.py tests/unit/test_questions.py \
 	"tests/e2e/test_training.py::test_train_then_use_the_model" "tests/e2e/test_training.py::test_uppers_are_averaged[flower]"
 
-.PHONY: help setup run test check audit format e2e e2e-old slow bench clean
+.PHONY: help setup run test check audit format docs e2e e2e-old slow bench clean
 
 help:            ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -45,6 +45,9 @@ format: setup    ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup      ## Build the documentation site into site/; a broken link or name fails
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
+
 e2e: setup       ## Run the long tests: real `flwr run`, real processes
 	$(BIN)/python -m pytest -m e2e --timeout 900
 
@@ -61,4 +64,4 @@ bench: setup     ## Federated against one process, on digits; see docs/benchmark
 	$(BIN)/python -m simulations.throughput
 
 clean:           ## Remove what setup and the tools made
-	rm -rf $(VENV) $(OLD) .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) site docs/reference .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

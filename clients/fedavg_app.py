@@ -13,12 +13,12 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
-from clients.host import simulation_slots
 from clients.partitions import divide
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import LocalTraining
 from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError, FrameMismatch, PslError
+from psl_flower.flower.node_config import simulation_slots
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
@@ -54,7 +54,7 @@ def _train(message: Message, context: Context) -> RecordDict:
     with closing(stores.open(0)) as store:
         local = LocalTraining(
             config, description, stores.labels, store, samples,
-            total_epochs=fed.total_epochs,
+            total_epochs=config.training.rounds * fed.local_epochs,
             proximal=fed.proximal_mu if fed.strategy == "fedprox" else 0.0,
             device=choose_device(config.machine.device),
         )  # fmt: skip

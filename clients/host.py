@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from psl_flower.engine.build import (
     OnnxInference,
 )
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.party import PartyEngine
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
-from psl_flower.launch.sizing import POOL_SIZE
+from psl_flower.flower.node_config import is_simulated, own_setting, own_state, permission, simulation_slots
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
@@ -27,19 +27,12 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.system.devices import choose_device
-from psl_flower.system.exposure import close_ray
 from psl_flower.system.folders import remove_leftovers
 from psl_flower.system.machine import keep_freed_memory, usable_cores
-from psl_flower.system.state import node_state
 from psl_flower.text import expanded
-from psl_flower.wire.credentials import node_tls
 from psl_flower.wire.messages import ADAPTATION
-from psl_flower.wire.node_messages import ADAPTATION_CLAIM, Claim, NodeTask
-from psl_flower.wire.tls import NodeTls
+from psl_flower.wire.node_messages import NodeTask
 
-close_ray()  # Flower's simulation loads the ClientApp before it starts Ray
-
-_PLAINTEXT = "exchange-plaintext-on-untrusted-network"
 _LIGHTEN = "lighten"
 _AVERAGE = "average"
 
@@ -86,10 +79,13 @@ class Host:
         Flower's; its node_config names the store of a real node.
     task : NodeTask
         From the Lower.
+    build : callable
+        Makes the engine of one Upper.
     """
 
     context: Context
     task: NodeTask
+    build: Build = build_engine
 
     @property
     def simulated(self) -> bool:
@@ -149,7 +145,8 @@ class Host:
         if self.task.part:
             check_lightening_allowed(self.context)
         remove_leftovers(folder)
-        return Checkpoints(folder / LIGHT_FOLDER / self.task.part if self.task.part else folder)
+        folder = folder / LIGHT_FOLDER / self.task.part if self.task.part else folder
+        return Checkpoints(folder, self.task.kept.get(m, 0))
 
     def prepare_process(self) -> None:
         """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
@@ -159,8 +156,8 @@ class Host:
         elif self.simulated:
             torch.set_num_threads(max(1, usable_cores() // simulation_slots()))
 
-    def engine(self, m: int, build: Build) -> UpperEngine | AdaptationNode:
-        """Return the engine of a party that this node hosts; its own operator must have given it the role.
+    def party(self, m: int) -> UpperEngine | AdaptationNode:
+        """Return a party that this node hosts; its own operator must have given it the role.
 
         Raises
         ------
@@ -170,7 +167,7 @@ class Host:
         if m != ADAPTATION:
             checkpoints, store = self.checkpoints(m), self.open_store(m)
             try:
-                return build(self.task.settings, m, store, checkpoints)
+                return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
                 store.close()
                 raise
@@ -179,10 +176,18 @@ class Host:
         blueprint = Blueprint.decode(self.task.settings)
         return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
 
+    def check_allowed(self, party: PartyEngine | AdaptationNode) -> None:
+        """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.
 
-def is_simulated(context: Context) -> bool:
-    """Return True if Flower simulates this node."""
-    return "partition-id" in context.node_config and not {"store", "role"} & set(context.node_config)
+        The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.
+        """
+        averaged = isinstance(party, PartyEngine) and party.weight_count > 0
+        if averaged and not self.simulated and not permission(self.context, _AVERAGE):
+            raise ConfigError(
+                "this run averages the Uppers (average-every): nodes send the server their weights and take weights "
+                f'from it; this node\'s operator can allow that with --node-config "{_AVERAGE}=true" '
+                "(see docs/threat-model.md)"
+            )
 
 
 def serves_adaptation(context: Context) -> bool:
@@ -193,22 +198,12 @@ def serves_adaptation(context: Context) -> bool:
     ConfigError
         If it names another role, or a store too: that node would see patches and labels.
     """
-    role = _setting(context, "role")
+    role = own_setting(context, "role")
     if role not in ("", "adaptation"):
         raise ConfigError(f"node-config role: expected 'adaptation', got {role!r}; leave it out on an Upper node")
-    if role and _setting(context, "store"):
+    if role and own_setting(context, "store"):
         raise ConfigError("node-config: a node with role='adaptation' sees labels, so it must have no store; drop one")
     return bool(role)
-
-
-def simulation_slots() -> int:
-    """Return the number of simulated nodes that run at once: actors of Flower's pool, no more than its threads."""
-    import ray  # only where Flower simulates
-
-    taken: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
-    total: dict[str, float] = ray.cluster_resources()
-    actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
-    return max(1, min([*actors, POOL_SIZE]))
 
 
 def own_stores(context: Context) -> Iterator[PatchStore]:
@@ -226,37 +221,13 @@ def own_stores(context: Context) -> Iterator[PatchStore]:
         If the configuration lacks something.
     """
     for place in _own_places(context):
-        yield open_store(place, _own_keys(context), owner=_setting(context, "owner"), seen=_own_memory(context))
+        yield open_store(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
 
 
 def own_sealed_stores(context: Context) -> Iterator[Opened]:
     """Open, one after the other, a real node's stores, all of which must be sealed; see `own_stores`."""
     for place in _own_places(context):
-        yield open_sealed(place, _own_keys(context), owner=_setting(context, "owner"), seen=_own_memory(context))
-
-
-def own_state(context: Context) -> Path:
-    """Return the folder where a real node keeps its Uppers' states: `state`, or one of this user's own."""
-    named = _setting(context, "state")
-    return expanded(named, "node-config state") if named else node_state()
-
-
-def own_tls(context: Context) -> NodeTls:
-    """Return a node's own TLS settings; a simulated node has none and follows the run's.
-
-    `exchange-ca` is a file with the authorities that the endpoint's certificate must come from; `exchange-cert` and
-    `exchange-key` are the node's own, for mutual TLS; `exchange-plaintext-on-untrusted-network` permits plaintext.
-
-    Raises
-    ------
-    ConfigError
-        If one of the files cannot be used, or the configuration contradicts itself.
-    """
-    if is_simulated(context):
-        return NodeTls(allow_plaintext=True)
-    allow = _permission(context, _PLAINTEXT)
-    ca, cert, key = (_setting(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
-    return node_tls(ca=ca, cert=cert, key=key, allow_plaintext=allow)
+        yield open_sealed(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
 
 
 def check_lightening_allowed(context: Context) -> None:
@@ -265,33 +236,20 @@ def check_lightening_allowed(context: Context) -> None:
     The weights and files of a lightening come from the server, and smashed data that they make go back there: whoever
     chooses them can make smashed data that are the patches.
     """
-    if not is_simulated(context) and not _permission(context, _LIGHTEN):
+    if not is_simulated(context) and not permission(context, _LIGHTEN):
         raise ConfigError(
             f"this node takes no models from the server; its operator can allow that with --node-config "
             f'"{_LIGHTEN}=true" (see docs/lightening.md)'
         )
 
 
-def check_averaging_allowed(context: Context, party: UpperEngine | AdaptationNode) -> None:
-    """Raise ConfigError if a real node hosts an Upper that is to be averaged, and its configuration has no `average`.
-
-    The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.
-    """
-    averaged = isinstance(party, UpperEngine) and party.weight_count > 0
-    if averaged and not is_simulated(context) and not _permission(context, _AVERAGE):
-        raise ConfigError(
-            "this run averages the Uppers (average-every): nodes send the server their weights and take weights from "
-            f'it; this node\'s operator can allow that with --node-config "{_AVERAGE}=true" (see docs/threat-model.md)'
-        )
-
-
 def _own_places(context: Context) -> list[str | Path]:
-    places = [place.strip() for place in _setting(context, "store").split(",") if place.strip()]
+    places = [place.strip() for place in own_setting(context, "store").split(",") if place.strip()]
     return [place if "://" in place else expanded(place, "node-config store") for place in places]
 
 
 def _own_keys(context: Context) -> KeyRing | None:
-    key, passphrase_file = _setting(context, "key"), _setting(context, "passphrase-file")
+    key, passphrase_file = own_setting(context, "key"), own_setting(context, "passphrase-file")
     if not key:
         return None
     passphrase = expanded(passphrase_file, "node-config passphrase-file") if passphrase_file else None
@@ -300,30 +258,3 @@ def _own_keys(context: Context) -> KeyRing | None:
 
 def _own_memory(context: Context) -> SeenBook:
     return SeenBook(own_state(context) / "seen")
-
-
-def _permission(context: Context, name: str) -> bool:
-    value = context.node_config.get(name, False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"node-config {name}: expected true or false, got {value!r}")
-    return value
-
-
-def _setting(context: Context, name: str) -> str:
-    value = context.node_config.get(name, "")
-    if not isinstance(value, str):
-        raise ConfigError(f"node-config {name}: expected a text, got {value!r}")
-    return value
-
-
-def claim_of(store: PatchStore) -> Claim:
-    """Return the claim that a node sends the Lower for a store."""
-    meta = store.meta
-    return Claim(
-        upper=meta.upper, positions=meta.positions, num_samples=len(store), dataset=meta.dataset, epoch=meta.epoch
-    )
-
-
-def claim_of_party(party: UpperEngine | AdaptationNode) -> Claim:
-    """Return the claim with which a party opens its stream."""
-    return claim_of(party.store) if isinstance(party, UpperEngine) else ADAPTATION_CLAIM

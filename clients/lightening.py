@@ -11,9 +11,10 @@ from contextlib import closing
 import numpy as np
 
 from clients.host import Host, check_lightening_allowed, check_store
-from clients.messages import LOWER, Asked, Handler
+from clients.messages import Asked, Handler
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
+from psl_flower.flower.answering import LOWER
 from psl_flower.lightening import on_node
 from psl_flower.patches.store import PatchStore
 from psl_flower.wire import questions

@@ -6,16 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from clients.host import Build, Host
-from psl_flower.errors import PslError
-from psl_flower.system.machine import forbid_core_dumps
-from psl_flower.wire.messages import Failed
-from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, TaskQuestion
-
-LOWER = "the Lower"
+from psl_flower.flower import answering
+from psl_flower.wire.questions import Parcel, Question, Received, TaskQuestion
 
 Q = TypeVar("Q", bound=Question)
 T = TypeVar("T", bound=TaskQuestion)
@@ -44,29 +40,16 @@ class Asked(Generic[Q]):
 
     def host(self: Asked[T]) -> Host:
         """Return this node's view of the task."""
-        return Host(self.context, self.question.task)
+        return Host(self.context, self.question.task, self.build)
 
 
 Handler = Callable[[Asked[Any]], Parcel]
 
 
 def register(app: ClientApp, handlers: Mapping[type[Question], Handler], build: Build) -> None:
-    """Let an app answer questions; an error that a user can meet is answered as a failure, without a traceback."""
-    for kind, handler in handlers.items():
-        _register(app, kind, handler, build)
+    """Let an app answer questions; see `psl_flower.flower.answering.register`."""
+    answering.register(app, {kind: _with_build(handler, build) for kind, handler in handlers.items()})
 
 
-def _register(app: ClientApp, kind: type[Question], handler: Handler, build: Build) -> None:
-    category, action = kind.kind.split(".")
-
-    def answer(message: Message, context: Context) -> Message:
-        forbid_core_dumps()  # every handler opens stores with the node's key
-        received = Received(message.content, LOWER)
-        try:
-            parcel = handler(Asked(received.record(kind), received, context, build))
-        except PslError as error:
-            parcel = Parcel(Failed.of(error))
-        arrays = {name: ArrayRecord(state) for name, state in parcel.arrays().items()}
-        return Message(RecordDict({CONFIG_RECORD: ConfigRecord({**parcel.values()}), **arrays}), reply_to=message)
-
-    (app.train if category == "train" else app.query)(action)(answer)
+def _with_build(handler: Handler, build: Build) -> answering.Handler:
+    return lambda question, received, context: handler(Asked(question, received, context, build))

@@ -33,6 +33,7 @@ find runs                 `list_runs`, `open_run`, `choose_run` (the newest that
 use a trained model       `load("RUN").predict("photo.png")`, a `TrainedModel`; `load_trained_model` of a run's folder
 measure a trained model   `evaluate` with `own_test_images`
 catch any error           `PslError`
+own parties and models    `psl_flower.flower.SplitLearning`, `split_client`; in one process `psl_flower.split.fit_local`
 train over Flower         `strategies.PatchSplit` with `clients.upper_app.upper_app`; from a shell `psl train`
 ========================  ==============================================================================================
 
@@ -53,19 +54,23 @@ Each imports only those below it; docs/architecture.md draws and explains them.
 
 ========================  ==============================================================================================
 cli                       the program `psl`: one module per group of commands
+flower                    what joins the rest to Flower: finding nodes, transports, parties with models of their own
 launch                    start `flwr run` in a simulation on this machine, watch it, end it
 kinds                     what a run does: train, resume, restore, predict or lighten; its settings, folder and handler
 lightening                a smaller int8 model from a trained one (`psl lighten`)
 inference                 a trained model: load, evaluate, export, do without some nodes
 baselines                 what patch-split learning is compared with: the whole image, federated averaging
+leakage                   what smashed data give away, measured by rebuilding images (`psl leak`)
 doctor                    what `psl doctor` checks on a host before a run
+split                     training over parties with models and data of any kind
 runs                      a run's folder, resuming it, its predictions and mistakes
 stores                    patch stores: make, find and open them, plain or sealed
 sealed                    encrypted stores, signed manifests and labels, restoration, rotation
 engine                    a step: Upper, Lower, Adaptation Net, rounds, checkpoints; the same in one process
 data                      datasets from the hub or folders, as streams of images and labels
 config                    the settings, in typed groups
-models                    the networks, and the pair of modules that protects the cut
+protection                what hides smashed data at the cut, as settings
+models                    the networks, and what crosses the cut
 wire                      codecs, frames, messages, streams with TLS
 patches                   the grid, who holds which position, what a patch store is
 system                    files, processors, devices of this machine

@@ -65,6 +65,7 @@
     │   └── NodeLost           a node, its process or its patch server is gone; it may come back
     ├── PositionError          a grid position is held twice or unknown
     │   └── PositionMissing    ... is held by no node that is there; it may come back
+    ├── AlignmentError         parties do not hold the same samples
     ├── TrainingError          training cannot go on (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
     ├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
@@ -157,6 +158,10 @@ class PositionError(PslError):
 
 class PositionMissing(PositionError):
     """Nodes that are needed have not come up, or are gone; they may still come."""
+
+
+class AlignmentError(PslError):
+    """Parties do not hold the same samples."""
 
 
 class TrainingError(PslError):

@@ -58,6 +58,15 @@ def read_pairs(words: Iterable[str], form: str = "KEY=VALUE") -> dict[str, str]:
     return found
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: "1 image", "0 classes", "3 entries"."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{count} {noun[:-1]}ies"
+    return f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +12,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from psl_flower.errors import OtherDataset
+from psl_flower.flower.link import server_identity
 from psl_flower.kinds import Kind, Work, kind_of
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
+from psl_flower.text import counted
 from server.exposure import exposure
 from server.reporting import Reporter
 from server.run import ServerRun
-from strategies.link import server_identity
 
 app = ServerApp()
 
@@ -30,6 +32,9 @@ def main(grid: Grid, context: Context) -> None:
     keep_freed_memory()
     forbid_core_dumps()  # the Lower's key opens the labels
     kind = kind_of(context.run_config)
+    if (finished := kind.finished()) is not None:
+        logging.getLogger("flwr").info("%s", finished.message)
+        return
     work = kind.begin()
     every_s = work.config.output.progress_every_s
     reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
@@ -53,6 +58,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
         server_identity(config.wire)
     stores = _stores(work, reporter)
     checked = kind.check(work, stores.description)
+    kind.accepted(work)
     for note in (*stores.account_lines, stores.keys_note, stores.grid_reason, stores.note, checked):
         if note:
             reporter.say("preparing", note)
@@ -73,5 +79,8 @@ def _stores(work: Work, reporter: Reporter) -> StoreSet:
         )
     verb, kind = "made" if stores.created else "found", "sealed" if stores.sealed else "plain"
     count, num_uppers = stores.description.num_samples, stores.description.num_uppers
-    reporter.say("preparing", f"{verb} {num_uppers} {kind} patch stores of {count} images: {stores.folder}")
+    reporter.say(
+        "preparing",
+        f"{verb} {counted(num_uppers, f'{kind} patch store')} of {counted(count, 'image')}: {stores.folder}",
+    )
     return stores

@@ -6,9 +6,9 @@ from flwr.serverapp import Grid
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
+from psl_flower.flower.messages import is_simulation
 from psl_flower.stores.sealed_set import is_sealed_dataset
 from psl_flower.system.exposure import close_ray, openings
-from strategies.messages import is_simulation
 
 
 def exposure(grid: Grid, config: RunConfig) -> str:

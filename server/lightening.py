@@ -40,7 +40,7 @@ from psl_flower.lightening.search import End
 from psl_flower.lightening.settings import EDGE, LighteningSettings
 from psl_flower.lightening.training import Training, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 from psl_flower.wire.node_messages import NodeTask
 from server.predicting import light_parties
 from server.run import Parties, ServerRun
@@ -112,7 +112,7 @@ class FederatedBackend:
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
-        config = training_config(self._run.config, training.epochs, rounding=training.weight_bits > 0)
+        config = training_config(self._run.blueprint.config, training.epochs, rounding=training.weight_bits > 0)
         blueprint = Blueprint(config, self._description, training.on_nodes)
         parties = Parties(
             lower=lower_engine(blueprint, training, copy.deepcopy(net.lower), self._run.device),
@@ -139,7 +139,7 @@ class FederatedBackend:
         """Return a network in int8: Uppers calibrated on their nodes, the Lower on smashed data that they send."""
         import onnx
 
-        self._reporter.say("quantising", f"quantising on the nodes, from {len(samples_N)} images each")
+        self._reporter.say("quantising", f"quantising on the nodes, from {counted(len(samples_N), 'image')} each")
         models = [upper.SerializeToString() for upper in made.uppers]
         light, smashed = self._nodes("int8").quantise(models, samples_N, bits)
         parts = [
@@ -155,7 +155,7 @@ class FederatedBackend:
         light = LightModel(place / LOWER_FILE, onnx_inference(place, num_uppers), self._name_of_part(name))
         parties = light_parties(self._run, light, Checkpoints(place / "judging"))
         task = self._blueprint.task(self._run.stores.labels)
-        about = f"judging {name}: {len(task.test)} test images, by the nodes and the Lower"
+        about = f"judging {name}: {counted(len(task.test), 'test image')}, by the nodes and the Lower"
         predictions, _ = self._run.predictions(
             parties,
             task,

@@ -17,8 +17,8 @@ from psl_flower.inference.onnx_files import OnnxModule
 from psl_flower.kinds import Kind, Predict
 from psl_flower.lightening.folder import LightModel, light_model
 from psl_flower.lightening.on_node import check_runtime
-from psl_flower.runs.predictions import Absent, Result, save_result
-from psl_flower.text import duration
+from psl_flower.runs.predictions import Absent, Result, save_result, write_table
+from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 
 
@@ -44,14 +44,17 @@ def predict(run: ServerRun[Predict]) -> None:
     reporter.say("starting", "starting the nodes")
     weights = "its light Uppers" if kind.predict_light else "its weights"
     about = (
-        f"predicting {len(samples_N)} images with run {run.source.name} after {step} steps, {weights} and patches "
+        f"predicting {counted(len(samples_N), 'image')} with run {run.source.name} after {counted(step, 'step')}, "
+        f"{weights} and patches "
         "where they are"
     )
 
     def on_evaluated(done: int, total: int) -> None:
         reporter.predicted(done, total)
         if done < total and run.folder.stop_requested():
-            raise PredictionStopped(f"stopped after {done} of {total} images, as asked; no predictions were written")
+            raise PredictionStopped(
+                f"stopped after {done} of {counted(total, 'image')}, as asked; no predictions were written"
+            )
 
     predicted, placement = run.predictions(
         parties,
@@ -71,6 +74,7 @@ def predict(run: ServerRun[Predict]) -> None:
         light=kind.predict_light,
     )
     run.folder.write_predictions(predicted, splits)
+    write_table(run.folder, description)
     save_result(run.folder, result)
     reporter.note_accuracy(result.accuracy)
     took = duration(time.monotonic() - began)
@@ -112,6 +116,6 @@ def _summary(result: Result, predictions: Predictions) -> str:
     without = "".join(
         f", without Upper {part.upper} (position {', '.join(map(str, part.positions))})" for part in result.absent
     )
-    what = f"{result.images} {result.split} images" if result.split else f"{result.images} images"
+    what = counted(result.images, f"{result.split} image".lstrip())
     wrong = int((predictions.label != predictions.predicted).sum())
     return f"predicted {what}{without}: accuracy {result.accuracy:.2%}, {wrong} wrong, loss {result.loss:.4f}"

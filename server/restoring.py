@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from psl_flower.errors import ConfigError
+from psl_flower.flower.collection import collect_answers
+from psl_flower.flower.link import NodeLink
 from psl_flower.kinds import Restore
 from psl_flower.sealed import authorisation
 from psl_flower.sealed import manifest as manifests
 from psl_flower.system.files import read_file, write_file
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 from server.run import ServerRun
-from strategies.collection import collect_answers
-from strategies.link import NodeLink
 
 
 def restore(run: ServerRun[Restore]) -> None:
@@ -29,7 +29,9 @@ def restore(run: ServerRun[Restore]) -> None:
         raise ConfigError("restore: these stores are plain; only sealed ones have restorers (stores=sealed)")
     request = read_file(expanded(file, "restore"), limit=authorisation.MAX_AUTHORISATION_BYTES)
     asked = authorisation.check(request, manifests.load(stores.folder))
-    run.reporter.say("starting", f"asking the nodes for their patches of {len(asked.images)} images: {asked.why}")
+    run.reporter.say(
+        "starting", f"asking the nodes for their patches of {counted(len(asked.images), 'image')}: {asked.why}"
+    )
     task = run.node_task()
     link = NodeLink(task, stores.description.assignment, run.config.wire)
     link.open_in_time(run.grid, {})
@@ -39,6 +41,7 @@ def restore(run: ServerRun[Restore]) -> None:
         write_file(folder / f"upper-{m:03d}.psl", answer, mode=0o644, parents=True)
     run.reporter.end(
         "completed",
-        f"{len(answers)} answers for {len(asked.images)} images: {folder}; the recipients open them: "
+        f"{counted(len(answers), 'answer')} for {counted(len(asked.images), 'image')}: {folder}; "
+        "the recipients open them: "
         f"psl restore --request {file} --answers {folder} ...",
     )

@@ -13,15 +13,16 @@ from flwr.serverapp import Grid
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport, Task
+from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.wire.node_messages import NodeTask
 from server.reporting import Reporter
 from strategies import PatchSplit
-from strategies.nodes import Placement
 
 K = TypeVar("K", bound=Kind, covariant=True)
 OnRound = Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], None]
@@ -90,7 +91,7 @@ class ServerRun(Work, Generic[K]):
             run=self.source.identity,
             parties=(),
             settings=(blueprint or self.blueprint).encode(),
-            activations=config.wire.wire_activations,
+            activations=config.smashed_codec,
             gradients=config.wire.wire_gradients,
             timeout_s=config.wire.step_timeout_s,
             stores=str(stores.folder),
@@ -156,7 +157,7 @@ class ServerRun(Work, Generic[K]):
         reports: list[RoundReport] = []
         strategy = self.strategy(
             parties,
-            task.evaluating(parties.lower.step),
+            task.testing().evaluating(parties.lower.step),
             evaluate_every=0,
             on_placed=on_placed,
             on_round=lambda number, report, up, down: reports.append(report),

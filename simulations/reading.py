@@ -20,13 +20,14 @@ from psl_flower.cli.output import exit_status
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
+from psl_flower.text import counted
 from simulations import reports
 from simulations.command_line import check_out, deliver, new_parser, workspace_of
 from simulations.machine import circumstances
 from simulations.options import read_options, texts
 from simulations.progress import Progress
 from simulations.reports import Cells, Row, Spread
-from simulations.tables import again, counted, spread
+from simulations.tables import again, spread
 
 # Run by each installation's own interpreter, so of what both have.
 _PROGRAM = """

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from psl_flower.models.architectures import WIDTH
 from simulations.options import text_of
 from simulations.reports import Report, Spread, Values
 from simulations.settings import DEFAULTS, differing
@@ -44,16 +45,17 @@ def dataset_name(name: str) -> str:
     return Path(name).name if name.startswith((".", "/")) else name
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 turn" or "2 turns"."""
-    return f"{number} {noun}{'s' * (number > 1)}"
+def network_name(config: Values) -> str:
+    """Return a run's backbone in words; result files of before there were widths have torchvision's."""
+    width = config.get("backbone-width", WIDTH)
+    return str(config["backbone"]) + (f" of width {width}" if width != WIDTH else "")
 
 
 def trained(config: Values) -> str:
     """Describe a benchmark's network and wire format."""
     up, down = config["wire-activations"], config["wire-gradients"]
     wire = up if up == down else f"{up} up, {down} down"
-    return f"{config['dataset']}, {config['backbone']}, batch {config['batch-size']}, wire {wire}"
+    return f"{config['dataset']}, {network_name(config)}, batch {config['batch-size']}, wire {wire}"
 
 
 def spread(values: Spread | None, form: str | Callable[[float], str]) -> str:

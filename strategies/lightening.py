@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import NodeError, NodeLost, PeerLost
+from psl_flower.flower.link import NodeLink
+from psl_flower.flower.messages import ask, message
+from psl_flower.flower.nodes import Placement
 from psl_flower.wire import questions
 from psl_flower.wire.node_messages import Measured, NodeTask
 from psl_flower.wire.plan import pack_samples
 from psl_flower.wire.questions import Question, Received, Tensors
-from strategies.link import NodeLink
-from strategies.messages import ask, message
-from strategies.nodes import Placement
 
 log = logging.getLogger("psl_flower")
 

@@ -100,7 +100,7 @@ class Federation:
         self.uppers = {m: self.upper(m) for m in range(self.description.num_uppers)}
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
-        self.wire = WireFormat.of(config.wire, self.lower.dtype)
+        self.wire = WireFormat.of(config, self.lower.dtype)
         self.losses: list[float] = []
         self.driver = RoundDriver(
             self.lower,
@@ -166,7 +166,7 @@ class Federation:
 class StatelessExchange(LocalExchange):
     """A new process for every message, as in the flower transport: new engines, state on disk in between.
 
-    `saved` is told to the Uppers until they train, as `strategies.flower_exchange` does; a node vanishes at the
+    `saved` is told to the Uppers until they train, as `psl_flower.flower.flower_exchange` does; a node vanishes at the
     plan of step `fail_at`.
     """
 
@@ -218,11 +218,12 @@ def monolith_snapshot(monolith: OneProcessTrainer) -> Snapshot:
 
 
 def momentum(optimizer: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> Snapshot:
-    """Return the momentum of each parameter by name; an optimiser numbers them in the order it was given."""
+    """Return the optimiser's state of each parameter by name; it numbers them in the order it was given."""
     return {
-        f"momentum of {name}": optimizer["velocity"][i]
+        f"{'momentum' if kind == 'velocity' else kind} of {name}": kept[i]
+        for kind, kept in optimizer.items()
         for i, name in enumerate(parameters)
-        if optimizer["velocity"][i] is not None
+        if kept[i] is not None
     }
 
 

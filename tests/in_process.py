@@ -25,13 +25,13 @@ _PAUSE_S = 0.005
 
 def engines_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nodes, which are processes otherwise, not draw initial weights from one generator at once."""
-    lock, make = threading.Lock(), Host.engine
+    lock, make = threading.Lock(), Host.party
 
-    def alone(host: Host, m: int, build: Any) -> Any:
+    def alone(host: Host, m: int) -> Any:
         with lock:
-            return make(host, m, build)
+            return make(host, m)
 
-    monkeypatch.setattr(Host, "engine", alone)
+    monkeypatch.setattr(Host, "party", alone)
 
 
 class InProcessGrid(Grid):
@@ -70,6 +70,7 @@ class InProcessGrid(Grid):
         self.silent: set[int] = set()
         self.on_message: Callable[[Message], None] = lambda message: None
         self.allowed: dict[str, bool] = {"lighten": True}
+        self.client_app = client_app
         self._replies: dict[str, Message] = {}
         self._threads: list[threading.Thread] = []
 
@@ -115,10 +116,17 @@ class InProcessGrid(Grid):
 
     def serve(self, **settings: Any) -> None:
         """Let the ServerApp do a run with these settings, given as Python names."""
-        # As Flower's executor does before it calls an app; messages carry it.
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self.begin()
         given = {name.replace("_", "-"): value for name, value in settings.items()}
         server_app(self, Context(1, 1, {}, RecordDict(), given))
+        self.join()
+
+    def begin(self) -> None:
+        """Be in a run, as Flower's executor says before it calls an app; messages carry it."""
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def join(self) -> None:
+        """Wait for all nodes."""
         for thread in self._threads:
             thread.join(timeout=20)
             assert not thread.is_alive(), "a node still waits for the Lower"
@@ -126,5 +134,5 @@ class InProcessGrid(Grid):
     def _handle(self, message: Message) -> None:
         node = message.metadata.dst_node_id
         config: dict[str, bool | float | int | str] = {**self.config[node], **self.allowed}
-        reply = client_app(message, Context(1, node, config, RecordDict(), {}))
+        reply = self.client_app(message, Context(1, node, config, RecordDict(), {}))
         self._replies[message.metadata.message_id] = reply

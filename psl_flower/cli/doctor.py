@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from psl_flower.cli.output import Json, say
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 
 if TYPE_CHECKING:
     from psl_flower.system.findings import Finding
@@ -143,7 +143,7 @@ def _report(checks: Iterable[list[Finding]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"ok": not failures, "findings": [finding._asdict() for finding in findings]}))
     elif failures:
-        say(f"{failures} of {len(findings)} checks failed", err=True)
+        say(f"{failures} of {counted(len(findings), 'check')} failed", err=True)
     if failures:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from psl_flower.cli.output import percent, say
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
@@ -54,19 +55,21 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
 
 
 def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
-    predictions = folder.path / "predictions.npz"
+    from psl_flower.runs.predictions import TABLE
+
     if as_json:
-        report = {**msgspec.to_builtins(result), "folder": str(folder.path), "predictions": str(predictions)}
+        files = {"predictions": str(folder.path / "predictions.npz"), "table": str(folder.path / TABLE)}
+        report = {**msgspec.to_builtins(result), "folder": str(folder.path), **files}
         typer.echo(json.dumps(report))
         return
-    what = f"{result.split} images" if result.split else "images"
+    what = counted(result.images, f"{result.split} image".lstrip())
     light = ", made light" if result.light else ""
     say(
-        f"{result.run} after {result.step} steps{light}: {result.images} {what}, accuracy {percent(result.accuracy)}, "
+        f"{result.run} after {counted(result.step, 'step')}{light}: {what}, accuracy {percent(result.accuracy)}, "
         f"loss {result.loss:.4f}"
     )
     for part in result.absent:
         say(f"without Upper {part.upper} (position {', '.join(map(str, part.positions))}): zeros in its place")
-    say(f"predictions: {predictions}")
+    say(f"predictions: {folder.path / TABLE} (and .npz)")
     if result.accuracy < 1:
         say(f"wrong images: psl restore --manifest ... --wrong-only {folder.path}")

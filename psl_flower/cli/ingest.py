@@ -21,6 +21,7 @@ from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
@@ -228,9 +229,10 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
         yield f"{report['relabelled']} of those sealed before have another class here: psl relabel corrects labels"
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
-    yield f"{report['added']} images sealed in {rate}{resumed}"
+    yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"
     yield (
-        f"generation {manifest.generation}: {manifest.num_samples} images in {len(manifest.stores)} stores, "
+        f"generation {manifest.generation}: {counted(manifest.num_samples, 'image')} in "
+        f"{counted(len(manifest.stores), 'store')}, "
         f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {report['manifest']}"
     )
     if reason:

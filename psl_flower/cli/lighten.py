@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import Json, Workspace, print_table, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, run_of, say
 from psl_flower.cli.progress import Progress
 from psl_flower.config.fields import Field, fields_of
 from psl_flower.lightening.settings import EDGE, GROUPS
@@ -51,8 +51,9 @@ def _option(field: Field) -> inspect.Parameter:
 
 @_with_settings
 def lighten(
-    run: Annotated[str, typer.Argument(help="Name of a run that has a model.")],
+    name: RunArgument = "",
     node: Annotated[str, typer.Argument(help="With --target node: its name, or Flower's id.", show_default=False)] = "",
+    run: RunName = "",
     target: Annotated[
         str,
         typer.Option(metavar="edge|node NAME", help="Where speed is measured: all of it here, or a node's Uppers."),
@@ -73,15 +74,16 @@ def lighten(
     from psl_flower.errors import ConfigError, LighteningImpossible
     from psl_flower.lightening.settings import request_of
 
+    if run and target != EDGE and name and not node:
+        name, node = "", name  # psl lighten --run RUN --target node NODE
     values |= {"target": _target(target, node, local), "threads": threads}
     try:
         request = request_of({key.replace("_", "-"): value for key, value in values.items() if value is not None})
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     from psl_flower.config import default_workspace
-    from psl_flower.runs.folder import open_run
 
-    trained = open_run(default_workspace(workspace), run)
+    trained = run_of(default_workspace(workspace), run_named(name, run))
     folder, result = _locally(trained, request) if local else _over_the_federation(trained, request, nodes)
     _print(folder, request, result, as_json)
     if result["third"] is None:

@@ -9,30 +9,39 @@ from typing import Annotated
 
 import click
 import typer
-from typer.core import TyperCommand
 
+from psl_flower.cli.command import CONTEXT, Command
 from psl_flower.cli.output import exit_status
-
-
-class _Command(TyperCommand):
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help text; typer escapes brackets for rich also where rich does not print them."""
-        return super().get_help(ctx).replace("\\[", "[")
 
 
 def make_app() -> typer.Typer:
     """Return the program with all its commands."""
-    from psl_flower.cli import doctor, inspect, lighten, models, owner, restorer, runs, settings, train
+    from psl_flower.cli import (
+        doctor,
+        housekeeping,
+        inspect,
+        leak,
+        lighten,
+        models,
+        owner,
+        restorer,
+        runs,
+        settings,
+        train,
+    )
 
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
-        name="psl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
+        name="psl", no_args_is_help=True, context_settings=dict(CONTEXT), pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        # A click that suggests commands itself would do it a second time.
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
+    )  # fmt: skip
     app.callback()(_program)
-    for commands in (train, settings, inspect, models, lighten, runs, owner, restorer, doctor):
+    for commands in (train, settings, inspect, models, leak, lighten, runs, housekeeping, owner, restorer, doctor):
         commands.register(app)
     for info in app.registered_commands:
-        info.cls = _Command
+        info.cls, info.context_settings = Command, dict(CONTEXT)
     return app
 
 

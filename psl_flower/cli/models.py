@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from psl_flower.cli.output import Json, RunName, Workspace, percent, print_table, say
+from psl_flower.cli.evaluated import evaluated_by_the_nodes
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, reading_values
-from psl_flower.cli.runs import last_accuracy
+from psl_flower.cli.reading import account_json, reading_values
+from psl_flower.cli.scores import print_scores, scores_json
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,18 +45,20 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    files: Annotated[list[Path] | None, typer.Argument(help="Images, and folders of images.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Images, and folders of images; with --in-place: the run.")
+    ] = None,
     run: RunName = "",
     workspace: Workspace = "",
     top: Annotated[int, typer.Option(min=1, help="Classes shown for each image, the most likely first.")] = 3,
     in_place: Annotated[
-        str,
+        bool,
         typer.Option(
-            metavar="RUN",
-            help="Instead of files: the dataset's images, by the model of this run where it lies; each node keeps its "
+            "--in-place",
+            help="Instead of files: the dataset's images, by the model of RUN where it lies; each node keeps its "
             "weights and patches.",
         ),
-    ] = "",
+    ] = False,
     split: Annotated[str, typer.Option(help="With --in-place: the images of the test or of the train split.")] = "test",
     image: Annotated[
         list[str] | None, typer.Option(help="With --in-place: image, as 17 or test:17, or a file of them; repeatable.")
@@ -71,9 +75,10 @@ def predict(
     With --in-place nothing is assembled: a Flower run, in a simulation on this machine, asks the nodes.
     """
     if in_place:
-        if files or run:
-            raise typer.BadParameter("--in-place names the run, and predicts images of its dataset; leave files out")
+        if len(files or ()) > 1:
+            raise typer.BadParameter("--in-place takes a run and predicts images of its dataset; leave files out")
         from psl_flower.cli.in_place import predict_in_place
+        from psl_flower.config import default_workspace
 
         asked: dict[str, object] = {
             "predict-split": split,
@@ -81,7 +86,9 @@ def predict(
             "predict-without": without,
             "predict-light": light,
         }
-        predict_in_place(in_place, workspace, asked, nodes, as_json)
+        name = run_named("".join(map(str, files or ())), run)
+        chosen = run_of(default_workspace(workspace), name).name
+        predict_in_place(chosen, workspace, asked, nodes, as_json)
         return
     if not files:
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
@@ -122,47 +129,78 @@ def _predict_files(name: str, trained: TrainedModel, files: Sequence[Path], top:
 
 
 def evaluate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The run [the newest that has a model]; with --dataset also how to read it, such as read-as=tables.",
+            metavar="[RUN] [KEY=VALUE]...",
+        ),
+    ] = None,
     run: RunName = "",
     workspace: Workspace = "",
     dataset: Annotated[str, typer.Option(help="Another dataset, with classes that the run knows.")] = "",
     max_test: Annotated[int, typer.Option(min=0, help="Largest number of test images; 0: all.")] = 0,
     image_column: Annotated[str, typer.Option(help="With --dataset: its column of images [the run's].")] = "",
     label_column: Annotated[str, typer.Option(help="With --dataset: its column of classes [the run's].")] = "",
-    settings: ReadingSettings = None,
     absent_curve: Annotated[
         bool, typer.Option("--absent-curve", help="Instead: accuracy without one Upper, without two, and so on.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="With --absent-curve: folder of absent.csv and .png [the run's].")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write scores by class and the confusion matrix to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a trained model on the test split of its dataset, or of another."""
+    """Measure a trained model on the test split of its dataset, or of another.
+
+    Where the patches are on other machines, as on the server of a federation, shows what the nodes and the server
+    answered last: at the end of the run, or in a later prediction in place.
+    """
+    if table and absent_curve:
+        raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
+    names, settings = ([word for word in words or () if ("=" in word) == is_setting] for is_setting in (False, True))
+    if len(names) > 1:
+        raise typer.BadParameter(f"expected one run and KEY=VALUE, got {' '.join(names)}")
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
+    name = run_named("".join(names), run)
+    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json):
+        return
     from psl_flower.inference import evaluation
 
-    folder, trained = _load(run, workspace)
+    folder, trained = _load(name, workspace)
     with Progress() as progress:
         if dataset:
             columns = {"image_column": image_column, "label_column": label_column}
-            images = evaluation.other_test_images(
-                trained, dataset, max_test, **columns | reading_values(settings or ())
-            )
+            images = evaluation.other_test_images(trained, dataset, max_test, **columns | reading_values(settings))
         else:
             images = evaluation.own_test_images(folder, trained, max_test, progress.steps)
         if absent_curve:
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
-    _tell_evaluation(folder, trained, images, answers, as_json)
+    _tell_evaluation(folder, trained, images, answers, table, as_json)
 
 
 def _tell_evaluation(
-    folder: RunFolder, trained: TrainedModel, images: LabelledImages, answers: Predictions, as_json: bool
+    folder: RunFolder,
+    trained: TrainedModel,
+    images: LabelledImages,
+    answers: Predictions,
+    table: Path | None,
+    as_json: bool,
 ) -> None:
+    from psl_flower.engine.scores import scores
+    from psl_flower.inference.class_table import write_class_table
+    from psl_flower.runs.history import last_accuracy
+
+    found, class_names = scores(answers), trained.description.class_names
+    if table:
+        write_class_table(found, class_names, table)
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -170,7 +208,7 @@ def _tell_evaluation(
         "accuracy": answers.accuracy,
         "loss": answers.loss,
         "run_accuracy": last_accuracy(folder),
-        "classes": _by_class(answers, trained.description.class_names),
+        **scores_json(found, class_names),
     }
     if images.account is not None:
         report["account"] = account_json(images.account)
@@ -180,10 +218,14 @@ def _tell_evaluation(
         for line in images.account.lines() if images.account is not None else ():
             say(line)
         _print_evaluation(report)
+        print_scores(found, class_names)
+        if table:
+            say(str(table))
 
 
 def export(
     to: Annotated[_Format, typer.Option("--format", help="For torch.export.load, or for ONNX.")],
+    name: RunArgument = "",
     run: RunName = "",
     workspace: Workspace = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [RUN.pt2 or RUN.onnx].")] = None,
@@ -196,7 +238,7 @@ def export(
     from psl_flower.errors import ConfigError
     from psl_flower.inference.export import EXPORTERS
 
-    folder, trained = _load(run, workspace)
+    folder, trained = _load(run_named(name, run), workspace)
     ending, write = EXPORTERS[to]
     target = out or Path(f"{folder.name}{ending}")
     if target.is_file() and not force:
@@ -280,15 +322,6 @@ def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
             say(f"{answer['file']}: {likeliest}")
 
 
-def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    right_N = answers.label == answers.predicted
-    report = []
-    for k, name in enumerate(names):
-        right = right_N[answers.label == k]
-        report.append({"class": name, "images": len(right), "accuracy": float(right.mean()) if len(right) else None})
-    return report
-
-
 def _evaluate_absence(
     folder: RunFolder,
     trained: TrainedModel,
@@ -304,12 +337,12 @@ def _evaluate_absence(
     points = absence_curve(trained, images, progress)
     files = [out / "absent.csv", out / "absent.png"]
     write_csv(points, files[0])
-    write_png(points, files[1], f"{folder.name}, {images.num_images} images of {images.dataset}")
+    write_png(points, files[1], f"{folder.name}, {counted(images.num_images, 'image')} of {images.dataset}")
     if as_json:
         report = {"run": folder.name, "dataset": images.dataset, "images": images.num_images}
         typer.echo(json.dumps(report | {"absent": [asdict(p) for p in points], "files": list(map(str, files))}))
         return
-    say(f"{folder.name}: {images.num_images} test images of {images.dataset}")
+    say(f"{folder.name}: {counted(images.num_images, 'test image')} of {images.dataset}")
     rows = [
         (str(p.absent), percent(p.accuracy), percent(p.lowest), percent(p.highest), f"{p.tried} of {p.possible}")
         for p in points
@@ -321,7 +354,5 @@ def _evaluate_absence(
 
 def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
-    say(f"{report['run']}: {report['images']} test images of {report['dataset']}")
+    say(f"{report['run']}: {counted(report['images'], 'test image')} of {report['dataset']}")
     say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
-    rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
-    print_table([("class", "images", "accuracy"), *rows])

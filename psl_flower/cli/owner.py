@@ -29,6 +29,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.seen import SeenBook
+from psl_flower.text import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +60,9 @@ def keygen(
 
 def receive(
     bundle: Annotated[Path, typer.Argument(help="Sealed bundle.")],
-    node_key: Annotated[Path, typer.Option(help="This node's private key file.")],
+    key: Annotated[Path, typer.Option("--key", help="This node's private key file.")],
     out: Annotated[str, typer.Option("--out", help="New folder for the store.")],
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -71,12 +72,12 @@ def receive(
 
     if "://" in out:
         raise ConfigError("--out: a bundle is unpacked to a folder of this machine; psl ingest writes stores to URLs")
-    owner = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None
-    node = load_identity(node_key, Role.NODE, passphrase_file)
-    signed = do_receive(bundle, node, Path(out), owner=owner, seen=SeenBook(state))
+    trusted = keyfile.load_public(owner, Role.OWNER) if owner else None
+    node = load_identity(key, Role.NODE, passphrase_file)
+    signed = do_receive(bundle, node, Path(out), owner=trusted, seen=SeenBook(state))
     manifest = signed.manifest
     report = {"store": out, "generation": manifest.generation, "images": manifest.num_samples}
-    checked = f"{manifest.num_samples} images, generation {manifest.generation}, checked"
+    checked = f"{counted(manifest.num_samples, 'image')}, generation {manifest.generation}, checked"
     told = f"{out}: {checked}; signed by owner {signed.owner.fingerprint}"
     tell({**report, "owner": signed.owner.fingerprint}, [told], as_json)
 
@@ -142,11 +143,11 @@ def _rotation_report(new: Manifest, delete_old: bool) -> dict[str, Any]:
 
 def _rotation_lines(new: Manifest, delete_old: bool) -> Iterator[str]:
     yield (
-        f"epoch {new.epoch}, generation {new.generation}: {new.num_samples} images re-encrypted; "
+        f"epoch {new.epoch}, generation {new.generation}: {counted(new.num_samples, 'image')} re-encrypted; "
         f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
     )
     if delete_old:
         yield "the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"
         return
     yield "the old files are still there and stay readable to whoever has the old keys (--delete-old):"
-    yield from (f"  epoch {old.epoch}, Upper {old.upper}: {len(old.files)} files" for old in new.remains)
+    yield from (f"  epoch {old.epoch}, Upper {old.upper}: {counted(len(old.files), 'file')}" for old in new.remains)

@@ -33,6 +33,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.sealed.audit import Entry
@@ -71,7 +72,7 @@ def restore(
     answers: Annotated[Path | None, typer.Option(help="Folder of their answers; one recipient's key opens it.")] = None,
     why: _Why = "",
     audit_log: _AuditLog = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -82,7 +83,7 @@ def restore(
     from psl_flower.sealed.restore import restore as from_stores
 
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     start = time.monotonic()
     if request is not None or answers is not None:
         if request is None or answers is None or image or wrong_only or store:
@@ -117,7 +118,7 @@ def _restored_lines(report: Mapping[str, Any], trusted: Trusted) -> Iterator[str
         fingerprint = trusted.signed.owner.fingerprint
         yield f"this dataset is seen for the first time; compare its owner's fingerprint: {fingerprint}"
     yield (
-        f"{report['images']} images restored to {report['out']} in {report['seconds']:.1f} s; logged in "
+        f"{counted(report['images'], 'image')} restored to {report['out']} in {report['seconds']:.1f} s; logged in "
         f"{report['audit_log']}"
     )
     yield from (f"  {sheet}" for sheet in report["sheets"])
@@ -140,7 +141,7 @@ def authorise(
         Path | None, typer.Option(help="Add signatures to this authorisation instead of making a new one.")
     ] = None,
     why: _Why = "",
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -156,7 +157,7 @@ def authorise(
     if out.exists():
         raise ConfigError(f"{out} exists already; name a new file with --out")
     restorers = [keyfile.load(path, passphrase_source(passphrase_file)) for path in identity]
-    trusted = load_trusted(manifest, owner_key, state, restorers[0])
+    trusted = load_trusted(manifest, owner, state, restorers[0])
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
@@ -186,7 +187,7 @@ def _tell_authorisation(out: Path, data: bytes, threshold: int, as_json: bool) -
     missing = max(0, threshold - signers)
     more = f"; {missing} more must sign (--co-sign {out})" if missing else ""
     lines = [
-        f"{out}: {len(request.images)} images, signed by {signers} of {threshold}, until {expires}{more}",
+        f"{out}: {counted(len(request.images), 'image')}, signed by {signers} of {threshold}, until {expires}{more}",
         f"  why: {request.why or '(no reason given)'}",
     ]
     tell({**report, "signed": signers, "needed": threshold}, lines, as_json)
@@ -200,14 +201,14 @@ def relabel(
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Correct labels: writes a new signed version, which the next training uses. Nothing is overwritten."""
     author = keyfile.load(identity, passphrase_source(passphrase_file))
-    trusted = load_trusted(manifest, owner_key, state, author)
+    trusted = load_trusted(manifest, owner, state, author)
     book, content = LabelBook(trusted.folder), trusted.signed.manifest
     before = trusted.labels or book.read(content, author)
     if history:
@@ -219,21 +220,21 @@ def relabel(
     wanted = _one_label_each(content, rows)
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
-    told = f"label version {version}: {len(new)} of {len(wanted)} labels changed" if new else "nothing to change"
-    tell({"version": version, "changed": len(new)}, [told], as_json)
+    changed = f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
+    tell({"version": version, "changed": len(new)}, [changed if new else "nothing to change"], as_json)
 
 
 def audit_log(
     manifest: _ManifestPath,
     log: Annotated[Path | None, typer.Argument(help="The log (default: audit.log beside the manifest).")] = None,
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Show and check who restored what, and when. A cut or edited log is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog
 
-    trusted = load_trusted(manifest, owner_key, state)
+    trusted = load_trusted(manifest, owner, state)
     content = trusted.signed.manifest
     if log is not None and not log.exists():
         raise StoreNotFound(f"{log} does not exist")
@@ -242,13 +243,13 @@ def audit_log(
         {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
     ]
     lines = [_entry_line(entry, content) for entry in entries]
-    tell({"ok": True, "entries": named}, [*lines, f"{len(entries)} entries, unbroken"], as_json)
+    tell({"ok": True, "entries": named}, [*lines, f"{counted(len(entries), 'entry')}, unbroken"], as_json)
 
 
 def _entry_line(entry: Entry, manifest: Manifest) -> str:
     names = [f"{image_name(manifest, image)} ({image})" for image in entry.images[:8]]
     images = ", ".join(names) + (", ..." if len(entry.images) > 8 else "")
-    what = f"{len(entry.images)} images: {images}" if entry.images else ""
+    what = f"{counted(len(entry.images), 'image')}: {images}" if entry.images else ""
     return f"{entry.number}  {entry.when}  {entry.action}  {'; '.join(entry.who)}  {what}  {entry.why}".rstrip()
 
 

@@ -20,11 +20,14 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
-    """List the runs of a workspace, oldest first."""
+    """List the runs of a workspace, oldest first, with the disk space that each takes."""
     from psl_flower.config import default_workspace
+    from psl_flower.errors import RunError
     from psl_flower.runs.folder import list_runs
 
     path = default_workspace(workspace)
+    if workspace and not path.is_dir():
+        raise RunError(f"{path}: no such folder; name the workspace of your runs with --workspace")
     found = [_describe(folder) for folder in list_runs(path)]
     if as_json:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))
@@ -32,17 +35,14 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     if not found:
         say(f"{path / 'runs'}: no runs yet")
         return
-    rows = [("run", "state", "step", "accuracy", "model", "last sign of life"), *map(_run_row, found)]
+    rows = [("run", "state", "step", "accuracy", "model", "size", "last sign of life"), *map(_run_row, found)]
     print_table(rows)
 
 
-def last_accuracy(folder: RunFolder) -> float | None:
-    """Return the accuracy of the run's last evaluation, if there was one."""
-    evaluated = [m["accuracy"] for m in folder.read_metrics() if m.get("accuracy") is not None]
-    return evaluated[-1] if evaluated else None
-
-
 def _describe(folder: RunFolder) -> dict[str, Any]:
+    from psl_flower.runs.history import last_accuracy
+    from psl_flower.runs.housekeeping import size_of
+
     status = folder.read_status()
     return {
         "run": folder.name,
@@ -53,11 +53,14 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
         "total_steps": status.total_steps if status else 0,
         "accuracy": last_accuracy(folder),
         "model": folder.has_model,
+        "bytes": size_of(folder.path),
         "updated": status.updated if status else None,
     }
 
 
 def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["updated"])) if run["updated"] else "-"
-    step = f"{run['step']}/{run['total_steps']}"
-    return run["run"], run["state"], step, percent(run["accuracy"]), "yes" if run["model"] else "no", when
+    step, size = f"{run['step']}/{run['total_steps']}", decimal(run["bytes"])
+    return run["run"], run["state"], step, percent(run["accuracy"]), "yes" if run["model"] else "no", size, when

@@ -26,7 +26,7 @@ from psl_flower.text import read_pairs
 
 PassphraseFile = Annotated[Path | None, typer.Option(help="File whose first line is the passphrase of the keys given.")]
 OwnerPrivate = Annotated[Path, typer.Option("--owner-key", help="The owner's private key file.")]
-OwnerPublic = Annotated[str, typer.Option("--owner-key", help="Public key of the owner to trust, or a file with it.")]
+OwnerPublic = Annotated[str, typer.Option("--owner", help="Public key of the owner to trust, or a file with it.")]
 State = Annotated[
     Path | None,
     typer.Option(help="Folder that remembers what was seen [$PSL_STATE, or psl-flower in the XDG state folder]."),
@@ -111,20 +111,20 @@ class Trusted:
         return self.labels.labels_N if self.labels is not None else None
 
 
-def load_trusted(path: Path, owner_key: str, state: Path | None, reader: Identity | None = None) -> Trusted:
+def load_trusted(path: Path, owner: str, state: Path | None, reader: Identity | None = None) -> Trusted:
     """Load a manifest, or the one in a folder, and hold it to the owner named and to what was seen before.
 
     With a reader, who is about to write, labels and audit log in the folder are held to what was seen, too.
     """
-    owner, seen = keyfile.load_public(owner_key, Role.OWNER) if owner_key else None, SeenBook(state)
+    trusted, seen = keyfile.load_public(owner, Role.OWNER) if owner else None, SeenBook(state)
     if reader is None:
         with seen.open() as memory:
-            signed = manifests.load(path, owner)
+            signed = manifests.load(path, trusted)
             known, labels = memory.check(signed), None
     else:
-        newest = read_newest(path, seen, owner, reader=reader, whole=False)
+        newest = read_newest(path, seen, trusted, reader=reader, whole=False)
         signed, known, labels = newest.signed, newest.known, newest.labels
-    return Trusted(signed, folder_of(path), seen, known or owner is not None, labels)
+    return Trusted(signed, folder_of(path), seen, known or trusted is not None, labels)
 
 
 def folder_of(manifest: Path) -> Path:

@@ -12,6 +12,7 @@ import typer
 from psl_flower.cli.output import INCOMPLETE, Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.terminal import OwnerPublic, State, load_trusted
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.sealed.verify import Report
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def verify(
     store: Annotated[list[str], typer.Argument(help="Stores: folders or fsspec URLs.")],
     manifest: Annotated[Path, typer.Option(help="The manifest, or the folder that holds it.")],
-    owner_key: OwnerPublic = "",
+    owner: OwnerPublic = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +32,7 @@ def verify(
     """
     from psl_flower.sealed.verify import verify as do_verify
 
-    trusted = load_trusted(manifest, owner_key, state)
+    trusted = load_trusted(manifest, owner, state)
     with Progress(enabled=not as_json) as progress:
         report = do_verify(store, trusted.signed, progress.steps, folder=trusted.folder, seen=trusted.seen)
     told = {"ok": report.ok, "complete": report.complete, **msgspec.to_builtins(report)}
@@ -46,11 +47,12 @@ def _verified_lines(report: Report, known: bool) -> Iterator[str]:
     """Yield the lines that a check prints."""
     trust = "" if known else " (seen for the first time: compare this fingerprint with the owner's)"
     yield (
-        f"manifest: generation {report.generation}, epoch {report.epoch}, {report.num_samples} images, "
+        f"manifest: generation {report.generation}, epoch {report.epoch}, {counted(report.num_samples, 'image')}, "
         f"signed by owner {report.owner}{trust}"
     )
     for store in report.stores:
-        yield f"{store.place}: Upper {store.upper}, {store.records} records, {'WRONG' if store.problems else 'ok'}"
+        state = "WRONG" if store.problems else "ok"
+        yield f"{store.place}: Upper {store.upper}, {counted(store.records, 'record')}, {state}"
         yield from (f"  {problem.error}: {problem.message}" for problem in store.problems)
         yield from (f"  remains of an old epoch, still readable with its keys: {name}" for name in store.remains)
         yield from (f"  not part of the store: {name}" for name in store.strangers)

@@ -22,6 +22,15 @@ Value = str | int | float | bool
 T = TypeVar("T")
 
 _KEY = "setting"
+# What other programs call a setting of ours; no name of ours is spelled like it.
+_ELSEWHERE = {
+    "epoch": "rounds", "epochs": "rounds", "num-epochs": "rounds", "n-epochs": "rounds", "max-epochs": "rounds",
+    "learning-rate": "lr", "bs": "batch-size", "batch": "batch-size", "wd": "weight-decay", "gpu": "device",
+    "data": "dataset", "data-dir": "dataset", "folder": "dataset", "path": "dataset", "model": "backbone",
+    "arch": "backbone", "name": "run-name", "out": "workspace", "output": "workspace", "output-dir": "workspace",
+    "img-size": "image-size", "size": "image-size", "imgsz": "image-size", "random-seed": "seed",
+    "val-split": "test-split", "amp": "autocast", "hflip": "flip", "patches": "grid", "num-nodes": "uppers",
+}  # fmt: skip
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -165,7 +174,7 @@ class Field:
     def read(self, text: str) -> Value:
         """Parse a typed text into a value that `typed` takes; text needs no quotes, since the type is known."""
         if self.kind is bool:
-            return {"true": True, "false": False}.get(text, text)
+            return {"true": True, "false": False}.get(text.lower(), text)
         try:
             if self.kind is int:
                 return int(text, 0)
@@ -277,5 +286,6 @@ def _positive(key: str, size: Size) -> Size:
 
 
 def _unknown(key: str, known: list[str], hint: str) -> str:
-    similar = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+    name = key.replace("_", "-").lower()
+    similar = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in known else difflib.get_close_matches(name, known, n=1)
     return f"unknown setting {key}; " + (f"did you mean {similar[0]}?" if similar else hint)

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from psl_flower.config.fields import Settings, Size, setting
+from psl_flower.config.fields import Settings, Size, fields_of, setting
 from psl_flower.errors import ConfigError
-from psl_flower.models.architectures import BACKBONES, CUTS, STEMS, UPPER_INITS
+from psl_flower.models.architectures import (
+    BACKBONES,
+    CUTS,
+    STEMS,
+    UPPER_INITS,
+    WIDTH,
+    BackboneSize,
+    backbone_size,
+)
 from psl_flower.patches.grid import LARGE_IMAGE
+from psl_flower.protection import PROTECTIONS, Protection
+
+# Takes the protection out of a run's settings.
+UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +27,27 @@ class NetworkSettings(Settings):
     """Which network is trained, where it is cut, and what the Uppers' auxiliary losses weigh."""
 
     backbone: str = setting("resnet18", "residual network that is divided into Uppers and Lower", choices=BACKBONES)
-    cut: str = setting("layer1", "last stage that runs on the Upper nodes", choices=CUTS)
+    backbone_width: int = setting(
+        WIDTH, "channels of its first stage; later stages have 2, 4 and 8 times as many", least=1, most=1024
+    )
+    cut: str = setting(
+        "layer1", "last stage that runs on the Upper nodes; pool: the mean over each patch after layer4", choices=CUTS
+    )
     stem: str = setting(
         "auto",
         "cifar: 3x3 stem; imagenet: 7x7 with pooling; auto: imagenet from 96 pixels on",
         choices=("auto", *STEMS),
     )
-    protection: str = setting("none", "module pair that protects smashed data at the cut; none: no protection")
+    protection: str = setting(
+        "none",
+        "what crosses the cut; narrow: few numbers a patch, code: few bits (docs/privacy.md)",
+        choices=PROTECTIONS,
+    )
+    code_size: int = setting(32, "with narrow and code: numbers for each patch", least=1, most=65_536)
+    code_levels: int = setting(2, "with code: values that each number can have; 2: signs", least=2, most=256)
+    code_pool: int = setting(
+        2, "with narrow and code: height and width that a patch's map is averaged to before", least=1, most=64
+    )
     upper_init: str = setting(
         "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
     )
@@ -31,6 +57,23 @@ class NetworkSettings(Settings):
         False, "run the Adaptation Net on an extra node, which then sees smashed data and labels"
     )
 
+    @property
+    def name(self) -> str:
+        """The backbone in words."""
+        return self.backbone + (f" of width {self.backbone_width}" if self.backbone_width != WIDTH else "")
+
+    @property
+    def size(self) -> BackboneSize:
+        """Depth and width of the backbone."""
+        return backbone_size(self.backbone, self.backbone_width)
+
+    @property
+    def cut_protection(self) -> Protection:
+        """What makes the pair of modules at the cut."""
+        # What the last stage has pooled is one number a channel.
+        pool = 1 if self.cut == "pool" else self.code_pool
+        return Protection(name=self.protection, size=self.code_size, levels=self.code_levels, pool=pool)
+
     def stem_for(self, image_size: Size) -> str:
         """Return the stem: the one asked for, or by the size of the images."""
         if self.stem != "auto":
@@ -38,10 +81,11 @@ class NetworkSettings(Settings):
         return "imagenet" if max(image_size) >= LARGE_IMAGE else "cifar"
 
     def _check(self) -> None:
-        if self.protection != "none":
-            from psl_flower.models.cut import cut_pair  # loads torch
-
-            cut_pair(self.protection, 1)
+        unused = [] if self.protection == "code" else ["code_levels"]
+        unused += ["code_size", "code_pool"] if self.protection == "none" else []
+        for field in fields_of(type(self)):
+            if field.name in unused and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{field.key}: is set, but protection is {self.protection}")
         if self.adaptation_server and self.alpha == 0:
             raise ConfigError(
                 "adaptation-server: there is no Adaptation Net with alpha = 0; set alpha, or leave it out"

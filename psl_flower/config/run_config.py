@@ -19,6 +19,7 @@ from psl_flower.config.patches import PatchSettings
 from psl_flower.config.run import OutputSettings, RunSettings, default_workspace
 from psl_flower.config.training import TrainingSettings
 from psl_flower.config.wire import WireSettings
+from psl_flower.errors import ConfigError
 from psl_flower.text import expanded
 
 GROUPS: dict[str, type[Settings]] = {
@@ -57,6 +58,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.patches.patch_size != (0, 0):
             self.training.check_shift(self.patches.patch_size)
+
+        if self.network.protection == "code" and self.wire.wire_activations != "float32":
+            raise ConfigError(
+                "wire-activations and protection=code contradict each other: codes are packed in as few bits as they "
+                "have; leave wire-activations out"
+            )
+
+    @property
+    def smashed_codec(self) -> str:
+        """Wire codec of smashed data: that of the setting, or that of codes."""
+        return self.network.cut_protection.codec(self.wire.wire_activations)
 
     @classmethod
     def of(cls, **values: Any) -> RunConfig:

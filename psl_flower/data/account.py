@@ -10,7 +10,7 @@ import msgspec
 
 from psl_flower.errors import StoreError, StoreNotFound
 from psl_flower.system.files import read_file, write_file
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 FILE = "account.json"
 SEALED_BEFORE = "sealed before"
@@ -188,12 +188,6 @@ class Notes:
 def account_file(generation: int) -> str:
     """Return the name of an account's file beside the manifest of an owner's dataset: one for each generation."""
     return FILE if generation == 1 else f"account-{generation}.json"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 image" and "2 images"; a noun of "class" is no exception."""
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{count} {noun}{plural if count != 1 else ''}"
 
 
 def class_counts(names: Iterable[str], counts: Mapping[int, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.data.account import LeftOutTally, counted
+from psl_flower.data.account import LeftOutTally
 from psl_flower.data.files import Kind, Listing, kind_of, list_files, read_image_file
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.layout import Layout
@@ -21,7 +21,7 @@ from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder
 from psl_flower.data.splits import choose_splits
 from psl_flower.errors import DataError
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 _HEIC = " (HEIC: install the extra instead, pip install 'psl-flower[heif]')"
 NOT_CHOSEN = "in a split that is neither trained nor tested on"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from psl_flower.data.account import counted
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.splits import NO_TEST_SPLIT, find_name, named_splits, split_word
 from psl_flower.errors import DataError
+from psl_flower.text import counted
 
 NO_CLASS = "in no class folder"
 NOT_ASKED = "in no split asked for"

@@ -14,14 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from psl_flower.data.account import counted
 from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_files
 from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
 from psl_flower.data.layout import Layout, read_layout
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 if TYPE_CHECKING:
     from psl_flower.data.columns import Resolve

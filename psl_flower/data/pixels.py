@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
-from psl_flower.data.account import Notes, counted
+from psl_flower.data.account import Notes
 from psl_flower.data.heif import can_read_heif, is_heif
 from psl_flower.data.metadata import PNG, without_metadata
 from psl_flower.errors import CorruptImage, DataError
+from psl_flower.text import counted
 
 # Pillow documents no list: its decoders raise any of these on damaged input.
 _DECODER_ERRORS = (

@@ -348,7 +348,7 @@ def _divide(
     num_train = len(labels_N) - num_test
     if num_train < 1:
         raise DataError(
-            f"{name}: {len(labels_N)} images are too few to set a part of {options.test_fraction} aside for tests"
+            f"{name}: too few images ({len(labels_N)}) to set a part of {options.test_fraction} aside for tests"
         )
     counts = np.unique(labels_N, return_counts=True)[1]
     stratified = counts.min() >= 2 and min(num_train, num_test) >= len(counts)
@@ -365,5 +365,5 @@ def _divide(
         moved = [test_rows[labels_N[test_rows] == label][0] for label in untrained]
         train_rows, test_rows = np.union1d(train_rows, moved), np.setdiff1d(test_rows, moved)
     if not len(test_rows):
-        raise DataError(f"{name}: {len(labels_N)} images are too few to set some aside for tests and train all classes")
+        raise DataError(f"{name}: too few images ({len(labels_N)}) to set some aside for tests and train all classes")
     return train_rows, test_rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from psl_flower.data.account import counted
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
+from psl_flower.text import counted
 
 NO_TEST_SPLIT = "none"
 _MEANINGS = {

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from psl_flower.data.account import LeftOutTally, counted
+from psl_flower.data.account import LeftOutTally
 from psl_flower.data.columns import (
     Columns,
     ImageKind,
@@ -31,7 +31,7 @@ from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder
 from psl_flower.data.splits import choose_splits, split_word
 from psl_flower.errors import DataError
-from psl_flower.text import printable
+from psl_flower.text import counted, printable
 
 NOT_CHOSEN = "rows of a split that is neither trained nor tested on"
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition")

@@ -30,11 +30,15 @@ def check_folder(what: str, folder: Path) -> list[Finding]:
         do = f"let this user write there (chown), or name another folder; space: df -h {place}"
         return [failed(what, f"{folder}: cannot be written: {error.strerror or error}", do)]
     free = shutil.disk_usage(place).free
-    said = f"{folder}: writable, {decimal(free)} free"
+    state = "writable" if place == folder else "does not exist; the first run makes it"
+    said = f"{folder}: {state}, {decimal(free)} free"
     if free < _DISK_FAILED:
         return [failed(what, said, "free some space, or name a folder on another disk")]
     if free < _DISK_WARNING:
         return [warning(what, said, "free some space, or name a folder on another disk")]
+    if place != folder:
+        # A mistyped name looks the same, and a node would begin without its weights.
+        return [warning(what, said, f"check the spelling if there was a run already; or make it: mkdir -p {folder}")]
     return [ok(what, said)]
 
 

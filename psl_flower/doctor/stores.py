@@ -15,6 +15,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.url_folder import shown
 from psl_flower.stores.opening import open_store
 from psl_flower.system.findings import Finding, failed, ok
+from psl_flower.text import counted
 
 _READ = 64
 
@@ -48,7 +49,8 @@ def check_store(
         # Some from all over: reading checks every record of a sealed store.
         store.read(np.unique(np.linspace(0, count - 1, min(count, _READ)).astype(np.int64)))
         meta = store.meta
-        said = f"{shown(place)}: Upper {meta.upper}, positions {', '.join(map(str, meta.positions))}, {count} images"
+        positions = ", ".join(map(str, meta.positions))
+        said = f"{shown(place)}: Upper {meta.upper}, positions {positions}, {counted(count, 'image')}"
         return [ok(what, said), *([] if manifest is None else _belongs(store, manifest))]
     except PslError as error:
         return [failed(what, str(error), "get the store from the owner again; `psl verify` names every damaged record")]

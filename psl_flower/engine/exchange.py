@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from psl_flower.config.wire import WireSettings
+from psl_flower.config import RunConfig
 from psl_flower.wire.codecs import FloatCodec, get_codec
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Adapt, Answer, Average, Finish, Keep, Message, Role, Share, Step, Turn
@@ -67,17 +67,17 @@ class WireFormat:
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, wire: WireSettings, dtype: torch.dtype) -> WireFormat:
+    def of(cls, config: RunConfig, dtype: torch.dtype) -> WireFormat:
         """Return the format of a run's settings, for a party that computes in `dtype`."""
-        return cls(activations=wire.wire_activations, gradients=wire.wire_gradients, dtype=dtype)
+        return cls(activations=config.smashed_codec, gradients=config.wire.wire_gradients, dtype=dtype)
 
     def codec(self, role: Role | None) -> str:
         """Return the codec of a message's tensor.
 
         Weights are never rounded, and what the Adaptation Net's node receives and sends as little as possible. Smashed
         data cross the wire a second time there. A `FloatCodec` is used again, since it changes nothing the second time;
-        int8 is not, since its scales, one for each Upper and channel, are lost by then. Their gradient is rounded once,
-        with the Lower's own.
+        int8 is not, since its scales, one for each Upper and channel, are lost by then, nor are codes, since an absent
+        Upper's are zeros, which no code stands for. Their gradient is rounded once, with the Lower's own.
         """
         lossless = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
         repeatable = self.dtype == torch.float32 and isinstance(get_codec(self.activations), FloatCodec)

@@ -6,44 +6,29 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, AdaptationInput
-from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
+from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
+from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.upper import MakeOptimizer
-from psl_flower.errors import RunError, TrainingError
+from psl_flower.errors import TrainingError
 from psl_flower.losses import Targets, lower_loss
 from psl_flower.patches.assignment import absent_positions, positions_by_upper
 from psl_flower.system.devices import autocast, compute_dtype, to_device
 from psl_flower.wire.messages import ADAPTATION
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLoss:
-    """Losses of one step; means over the batch.
-
-    Attributes
-    ----------
-    full, lower, uppers : float
-        As in `psl_flower.losses.LossParts`.
-    correct : int
-        Samples that the Lower's logits classify correctly, by their own classes where samples are mixed.
-    """
-
-    full: float
-    lower: float
-    uppers: float
-    correct: int
+Draws = Callable[[], AbstractContextManager[None]]
 
 
-class LowerEngine:
+class LowerEngine(HeadEngine):
     """The Lower model with its optimiser, and the Adaptation Net, if there is one here.
 
     Parameters
@@ -68,16 +53,6 @@ class LowerEngine:
         As in `psl_flower.losses.loss_parts`.
     teacher : LowerTeacher or None
         Whose answers are learnt beside the labels; its smashed data come behind the student's, along channels.
-
-    Attributes
-    ----------
-    step : int
-        Steps applied so far.
-    saved : dict[int, int]
-        The step of the last state that each party (Uppers, and the Adaptation Net where it is one) has saved and the
-        Lower has committed; behind that of the others where an Upper is absent.
-    reported : torch.Tensor
-        The steps of the current round, as of the last checkpoint, in the form of `psl_flower.engine.steps.packed`.
     """
 
     def __init__(
@@ -94,20 +69,21 @@ class LowerEngine:
         label_smoothing: float = 0.0,
         teacher: LowerTeacher | None = None,
     ) -> None:
-        self.lower = to_device(lower, device)
+        super().__init__(
+            to_device(lower, device),
+            make_optimizer(lower.parameters()),
+            assignment,
+            device=device,
+            dtype=compute_dtype(use_autocast),
+        )
         self.adaptation = adaptation
         self.adaptation_elsewhere = adaptation_elsewhere
-        self.assignment = tuple(assignment)
-        self.device = device
+        if adaptation_elsewhere:
+            self.saved[ADAPTATION] = 0
         self._teacher = teacher
-        self.step = 0
-        self.saved = dict.fromkeys([*sorted(set(self.assignment)), *([ADAPTATION] * adaptation_elsewhere)], 0)
-        self.reported = torch.zeros(0, 11, dtype=torch.float64)
         self._positions = dict(enumerate(map(list, positions_by_upper(self.assignment))))
         self._alpha, self._label_smoothing = alpha, label_smoothing
         self._autocast = use_autocast
-        self._optimizer = make_optimizer(self.lower.parameters())
-        self._update_due = False
 
     @property
     def positions(self) -> dict[int, list[int]]:
@@ -115,9 +91,9 @@ class LowerEngine:
         return self._positions
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which smashed data are to arrive."""
-        return compute_dtype(self._autocast)
+    def about(self) -> str:
+        """The number of Uppers."""
+        return f"{len(self._positions)} Uppers"
 
     def train_step(
         self,
@@ -128,6 +104,7 @@ class LowerEngine:
         adaptation: Adaptation | None = None,
         *,
         dropped_BM: torch.Tensor | None = None,
+        draws: Draws = nullcontext,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
@@ -147,6 +124,8 @@ class LowerEngine:
         dropped_BM : torch.Tensor or None
             Bool: samples of which zeros stand for an Upper's smashed data in the Lower model; the Adaptation Net has
             them.
+        draws : callable
+            Returns a context, in which the forward pass runs.
 
         Returns
         -------
@@ -170,7 +149,7 @@ class LowerEngine:
         self._update_due = False
 
         def learn() -> None:
-            own.append(self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed))
+            own.append(self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed, draws))
 
         adaptation = adaptation or self.adaptation
         learnt = None
@@ -197,12 +176,10 @@ class LowerEngine:
 
     def update(self) -> None:
         """Apply the update that the last `train_step` left open, if it did."""
-        if self._update_due:
-            self._optimizer.step()
-            if self.adaptation is not None:
-                self.adaptation.update()
-            self._update_due = False
-            self.step += 1
+        due = self._update_due
+        super().update()
+        if due and self.adaptation is not None:
+            self.adaptation.update()
 
     @torch.no_grad()
     def logits(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -214,43 +191,12 @@ class LowerEngine:
 
     def state(self) -> dict[str, Any]:
         """Return the state to continue from after `step` steps."""
-        return {
-            "step": self.step,
-            "saved": dict(self.saved),
-            "reported": self.reported,
-            "lower": self.lower.state_dict(),
-            "adaptation": self.adaptation.state() if self.adaptation else {},
-            "optimizer": self._optimizer.state_dict(),
-        }
+        return super().state() | {"adaptation": self.adaptation.state() if self.adaptation else {}}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If the state is of another network.
-        """
-        try:
-            self.lower.load_state_dict(state["lower"])
-            if self.adaptation:
-                self.adaptation.restore(state["adaptation"])
-            self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
-        self.step, self._update_due = int(state["step"]), False
-        self.saved = dict(state.get("saved", dict.fromkeys(self.saved, self.step)))
-        self.reported = state.get("reported", self.reported[:0])
-
-    def go_to(self, step: int, checkpoints: Checkpoints) -> None:
-        """Go to the checkpoint after `step` steps.
-
-        Raises
-        ------
-        RunError
-            If there is no such checkpoint or it is damaged.
-        """
-        self.restore(checkpoints.load(step))
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        if self.adaptation:
+            self.adaptation.restore(state["adaptation"])
 
     def _learn(
         self,
@@ -259,16 +205,18 @@ class LowerEngine:
         flipped_B: torch.Tensor | None,
         lr: float,
         taught_smashed: Mapping[int, torch.Tensor],
+        draws: Draws,
     ) -> tuple[torch.Tensor, int]:
         """Forward and backward of the Lower alone; return its loss and the number of correctly classified samples."""
         self.lower.train()
-        with autocast(self.device, self._autocast):
+        with draws(), autocast(self.device, self._autocast):
             logits_BK = self.lower(given_BPChw, flipped_B)
         loss = lower_loss(logits_BK, targets, label_smoothing=self._label_smoothing)
         if self._teacher is not None:
             with torch.no_grad(), autocast(self.device, self._autocast):
                 taught_BK = self._teacher.lower(self._join(taught_smashed), flipped_B)
             loss = shared_loss(loss, logits_BK, taught_BK, self._teacher.share)
+        assert self._optimizer is not None
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         set_lr(self._optimizer, lr)

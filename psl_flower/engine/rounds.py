@@ -6,10 +6,11 @@ two where the Uppers are averaged after it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +18,17 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from psl_flower.engine.adaptation import RemoteAdaptation, keep
-from psl_flower.engine.augment import Augmentation
-from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Exchange, Up
-from psl_flower.engine.lower import LowerEngine, StepLoss
-from psl_flower.engine.schedule import Schedule
-from psl_flower.engine.steps import StepReport, packed, unpacked
+from psl_flower.engine.head import HeadEngine
+from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.steps import StepLoss, StepReport, packed, unpacked
+from psl_flower.engine.task import Lessons, Task
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
-from psl_flower.losses import Targets
 from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
-from psl_flower.wire.plan import Plan, StepId, pack_samples
+from psl_flower.wire.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Predictions:
         Softmax probability of the predicted class, float32.
     loss : float
         Mean cross entropy.
+    probability : ndarray or None
+        Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
     """
 
     sample: NDArray[np.int64]
@@ -52,6 +54,7 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     loss: float
+    probability: NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -63,98 +66,35 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` counts the steps applied at its end.
+    `step` counts the steps applied at its end; `metrics` are what the evaluation measured, by name. `predictions` are
+    of the test split, `validation` of the validation images, where there are some.
     """
 
     steps: list[StepReport] = field(default_factory=list)
     step: int = 0
     predictions: Predictions | None = None
+    validation: Predictions | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     train_s: float = 0.0
     absent: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
-
-    Attributes
-    ----------
-    order : BatchOrder
-        Which samples make up a step.
-    schedule : Schedule
-        Learning rate by step.
-    labels : ndarray
-        Classes of all samples by global index, int64.
-    augmentation : Augmentation
-        What is drawn in training.
-    test : ndarray
-        Global indices of the test split's samples, int64.
-    evaluate_batch_size : int
-        Samples in an evaluation batch.
-    steps_per_round : int
-        Steps of a round.
-    """
-
-    order: BatchOrder
-    schedule: Schedule
-    labels: NDArray[np.int64]
-    augmentation: Augmentation
-    test: NDArray[np.int64]
-    evaluate_batch_size: int
-    steps_per_round: int
-
-    def evaluating(self, step: int) -> Task:
-        """Return a task that is over after `step` steps, but for the run through the test samples."""
-        return dataclasses.replace(
-            self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
-        )
-
-    def train_plan(self, step: int) -> Plan:
-        """Return the plan of a training step."""
-        return Plan(
-            id=StepId(self.order.epoch_of(step), step),
-            mode="train",
-            lr=self.schedule.lr(step),
-            samples=pack_samples(self.order.samples(step)),
-            augment_seed=self.order.augment_seed(step),
-            mix_weight=self.augmentation.mix_weight(self.order.seed, step),
-        )
-
-    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
-        """Yield the plans that run through the test split, numbered by batch as attempts of step `after_step`."""
-        for number, first in enumerate(range(0, len(self.test), self.evaluate_batch_size)):
-            samples_B = self.test[first : first + self.evaluate_batch_size]
-            step = StepId(self.order.epoch_of(after_step), after_step, number)
-            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
-
-    def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
-        """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
-        samples_B, seed = plan.sample_indices(), plan.augment_seed
-        targets = Targets(torch.from_numpy(self.labels[samples_B]))
-        if plan.mix_weight < 1.0:
-            partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
-            targets = Targets(targets.y_B, targets.y_B[partners_B], plan.mix_weight)
-        flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
-        return targets, flipped_B
-
-    def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
-        """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
-        dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
-        return None if dropped_BM is None else torch.from_numpy(dropped_BM)
+L = TypeVar("L", bound=HeadEngine)
+T = TypeVar("T", bound=Lessons)
 
 
-class RoundDriver:
-    """Runs rounds for the Lower.
+class Rounds(ABC, Generic[L, T]):
+    """Runs rounds for the side that joins what all parties send. How it learns and evaluates, a subclass decides.
 
     Parameters
     ----------
-    lower : LowerEngine
-        The Lower's side of a step.
-    task : Task
+    lower : HeadEngine
+        That side of a step.
+    task : Lessons
         What to train on.
     smashed_shapes : mapping
-        (K, h, w, C) of each Upper's smashed data.
+        Shape, without the batch, of each party's smashed data; (K, h, w, C) of an Upper's.
     checkpoints : Checkpoints
         The Lower's; writing one commits it, since every party has then saved the same step.
     averaging : Averaging or None
@@ -171,9 +111,9 @@ class RoundDriver:
 
     def __init__(
         self,
-        lower: LowerEngine,
-        task: Task,
-        smashed_shapes: Mapping[int, tuple[int, int, int, int]],
+        lower: L,
+        task: T,
+        smashed_shapes: Mapping[int, tuple[int, ...]],
         checkpoints: Checkpoints,
         *,
         averaging: Averaging | None = None,
@@ -199,6 +139,10 @@ class RoundDriver:
         if not self._checkpoints.steps():
             self._checkpoints.save(self.lower.step, self.lower.state())
 
+    def keep(self, step: int) -> None:
+        """Keep the Lower's checkpoint of a step beside the newest ones."""
+        self._checkpoints.kept = step
+
     def go_back(self) -> int:
         """Go back to the last committed checkpoint and return its step.
 
@@ -212,7 +156,7 @@ class RoundDriver:
         return step
 
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
-        """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+        """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
         Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
         round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
@@ -240,7 +184,7 @@ class RoundDriver:
         if self.lower.adaptation_elsewhere:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
-            report.predictions = self._evaluate(exchange)
+            self._evaluate(exchange, report)
         report.seconds = before_s + time.perf_counter() - started
         report.step = self.lower.step
         return report
@@ -252,14 +196,8 @@ class RoundDriver:
         began = time.perf_counter()
         while plan is not None:
             answers = self._turn(exchange, trained, gradients, plan)
-            targets, flipped_B = self.task.targets(plan)
             computing = time.perf_counter()
-            smashed = _tensors(answers)
-            adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
-            dropped_BM = self.task.dropped(plan, len(self._shapes), report.absent)
-            loss, gradients = self.lower.train_step(
-                smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM
-            )
+            loss, gradients = self._learn(exchange, plan, _tensors(answers), report.absent)
             now = time.perf_counter()
             report.steps.append(self._report(plan, loss, answers, began, computing, now))
             self._on_step(report.steps[-1])
@@ -272,7 +210,7 @@ class RoundDriver:
     def _end_if_asked(self) -> None:
         """Raise TrainingStopped if a stop is requested, this step has a checkpoint and more steps are to come."""
         step = self.lower.step
-        if self._stop_requested() and step < self.task.schedule.total_steps and step in self._checkpoints.steps():
+        if self._stop_requested() and step < self.task.total_steps and step in self._checkpoints.steps():
             raise TrainingStopped(f"stopped after step {step}, as asked; a checkpoint of it is written")
 
     def _turn(
@@ -313,17 +251,25 @@ class RoundDriver:
         answers = exchange.exchange(down, shapes, meanwhile)
         return mean(list(_tensors(answers).values()))
 
-    def _evaluate(self, exchange: Exchange) -> Predictions:
-        logits: list[torch.Tensor] = []
+    @abstractmethod
+    def _learn(
+        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        """Learn from a plan's smashed data; return the losses, and the gradients at the cut by party."""
+
+    @abstractmethod
+    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+        """Run through the samples of an evaluation (`_evaluated`) and note what it measured."""
+
+    def _evaluated(self, exchange: Exchange) -> Iterator[tuple[Plan, dict[int, torch.Tensor]]]:
+        """Yield every plan of an evaluation, and the smashed data of all parties."""
         done = 0
         for plan in self.task.evaluation_plans(self.lower.step):
             down = {m: Down(Step(plan=plan)) for m in self._present}
-            answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
-            logits.append(self.lower.logits(_tensors(answers)))
+            yield plan, _tensors(exchange.exchange(down, self._expected(plan), meanwhile=lambda: None))
             done += plan.num_samples
-            self._on_evaluated(done, len(self.task.test))
+            self._on_evaluated(done, self.task.num_test)
             self._end_if_asked()
-        return predictions(torch.cat(logits), self.task.test, self.task.labels)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}
@@ -346,13 +292,62 @@ class RoundDriver:
         )
 
 
+def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
+    """Return the step at which the round that goes on after `step` ends, and whether it evaluates.
+
+    Parameters
+    ----------
+    task : Lessons
+        Steps of a round and of the run.
+    step : int
+        Steps applied.
+    evaluate_every : int or None
+        Rounds between evaluations; 0 for none but after the last step, None for none at all.
+    unfinished : bool
+        Whether `step` is a round's last, but the process ended before it was evaluated.
+    """
+    number = (step - unfinished) // task.steps_per_round + 1
+    stop_step = min(number * task.steps_per_round, task.total_steps)
+    last = stop_step == task.total_steps
+    every = evaluate_every
+    return stop_step, every is not None and (last or (every > 0 and number % every == 0))
+
+
+class RoundDriver(Rounds[LowerEngine, Task]):
+    """Runs rounds for the Lower: from patches to classes.
+
+    It evaluates on the validation images, if there are any, else on the test split.
+    """
+
+    def _learn(
+        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        targets, flipped_B = self.task.targets(plan)
+        adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
+        dropped_BM = self.task.dropped(plan, len(self._shapes), absent)
+        return self.lower.train_step(
+            smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM,
+            draws=lambda: drawing(plan, "lower", self.lower.device),
+        )  # fmt: skip
+
+    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+        logits = [self.lower.logits(smashed) for _, smashed in self._evaluated(exchange)]
+        found = predictions(torch.cat(logits), self.task.evaluated, self.task.labels)
+        if len(self.task.valid):
+            report.validation, kind = found, "valid_"
+        else:
+            report.predictions, kind = found, ""
+        report.metrics = {f"{kind}accuracy": found.accuracy, f"{kind}loss": found.loss}
+
+
 def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
     return {m: up.tensor for m, up in answers.items() if up.tensor is not None}
 
 
 def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:
     """Return the predictions of float32 logits (B, classes) of samples (B,); `labels` are those of all samples."""
-    confidence_B, predicted_B = logits_BK.softmax(1).max(1)
+    probability_BK = logits_BK.softmax(1)
+    confidence_B, predicted_B = probability_BK.max(1)
     label_B = labels[samples_B]
     return Predictions(
         sample=samples_B.astype(np.int64),
@@ -360,4 +355,5 @@ def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: N
         predicted=predicted_B.numpy(),
         confidence=confidence_B.numpy(),
         loss=float(F.cross_entropy(logits_BK, torch.from_numpy(label_B))),
+        probability=probability_BK.numpy(),
     )

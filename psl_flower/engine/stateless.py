@@ -1,6 +1,6 @@
 """Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
 
-Before an Upper answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+Before a party answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
 message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
 Adaptation Net has nothing pending between messages.
 """
@@ -16,7 +16,7 @@ import msgspec
 from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
-from psl_flower.engine.upper import UpperEngine
+from psl_flower.engine.party import PartyEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Shared
@@ -25,25 +25,25 @@ from psl_flower.wire.plan import Plan, StepId
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
-class StatelessUpper:
-    """Handles single messages of an Upper, with its state on disk in between.
+class StatelessParty:
+    """Handles single messages of a party, with its state on disk in between.
 
     Parameters
     ----------
-    engine : UpperEngine
-        The Upper; whatever state it is in is replaced.
+    engine : PartyEngine
+        The party; whatever state it is in is replaced.
     path : Path
         File of the state between messages.
     """
 
-    def __init__(self, engine: UpperEngine, path: Path) -> None:
+    def __init__(self, engine: PartyEngine, path: Path) -> None:
         self._engine, self._path = engine, path
         self._plan: Plan | None = None
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
-        With `saved`, that state is the checkpoint of so many steps (see `UpperEngine.go_to`), whatever was between.
+        With `saved`, that state is the checkpoint of so many steps (see `PartyEngine.go_to`), whatever was between.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class StatelessUpper:
         )
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what `UpperEngine.reply` does, after `expects`.
+        """Do what `PartyEngine.reply` does, after `expects`.
 
         Raises
         ------
@@ -132,9 +132,9 @@ class StatelessAdaptation:
         return answer
 
 
-def stateless(party: UpperEngine | AdaptationNode, path: Path) -> StatelessUpper | StatelessAdaptation:
+def stateless(party: PartyEngine | AdaptationNode, path: Path) -> StatelessParty | StatelessAdaptation:
     """Return the party as one that handles single messages, with its state between them in a file."""
-    return StatelessUpper(party, path) if isinstance(party, UpperEngine) else StatelessAdaptation(party, path)
+    return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessAdaptation(party, path)
 
 
 def _state_of(step: int, path: Path) -> dict[str, Any] | None:

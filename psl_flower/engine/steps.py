@@ -7,7 +7,24 @@ from dataclasses import dataclass
 
 import torch
 
-from psl_flower.engine.lower import StepLoss
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """Losses of one step; means over the batch.
+
+    Attributes
+    ----------
+    full, lower, uppers : float
+        As in `psl_flower.losses.LossParts`.
+    correct : int
+        Samples that the Lower's logits classify correctly, by their own classes where samples are mixed; 0 where there
+        are no classes.
+    """
+
+    full: float
+    lower: float
+    uppers: float
+    correct: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,12 @@ Loads no torch, so that wrong settings are refused at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from psl_flower.config import GROUPS, RunConfig
+from psl_flower.config.data import EMBEDDED
 from psl_flower.config.fields import Settings, fields_of, parse, read_texts
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Again, Kind, Work
@@ -17,7 +19,7 @@ from psl_flower.kinds.predict import Predict
 from psl_flower.kinds.restore import Restore
 from psl_flower.kinds.resume import Resume
 from psl_flower.kinds.train import Train
-from psl_flower.text import read_pairs
+from psl_flower.text import expanded, read_pairs
 
 __all__ = [
     "KINDS",
@@ -58,6 +60,10 @@ def parse_settings(words: Iterable[str]) -> dict[str, object]:
     ConfigError
         If a word is not KEY=VALUE, or a key comes twice.
     """
+    words = list(words)
+    for word in words:
+        if "=" not in word and (os.path.exists(expanded(word, "dataset")) or word == EMBEDDED):
+            raise ConfigError(f"expected KEY=VALUE, got {word!r}; did you mean dataset={word}?")
     return read_texts(setting_groups().values(), read_pairs(words))
 
 

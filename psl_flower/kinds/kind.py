@@ -13,7 +13,7 @@ from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, flat
 from psl_flower.errors import OtherDataset
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder, create_run, free_name
+from psl_flower.runs.folder import RunFolder, Status, create_run, free_name
 
 # Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
 Again = Callable[[RunFolder, bool], str]
@@ -52,6 +52,8 @@ class Kind(Settings):
         What a run completes before it stops on request.
     takes_name : bool
         Whether `run-name` names its folder.
+    trains : bool
+        Whether a network is trained that can be used then.
     config : RunConfig
         The settings given besides its own, which are declared with `setting`.
     """
@@ -59,12 +61,17 @@ class Kind(Settings):
     handler: ClassVar[str]
     unit: ClassVar[str] = "step, with a checkpoint"
     takes_name: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     config: RunConfig = field(default_factory=RunConfig)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return all settings given as a flat mapping with kebab-case keys, as `kind_of` takes it."""
         return self.config.to_mapping() | flat(self)
+
+    def finished(self) -> Status | None:
+        """Return the status to show, with its message for the user, if nothing is left to do; None otherwise."""
+        return None
 
     def find(self) -> Work:
         """Return the run's settings and folders, without creating a folder.
@@ -80,7 +87,10 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same as `find`, with the folder created or opened; errors as of `find`."""
+        """Return the same as `find`, with the folder created or opened; errors as of `find`, or of a wrong dataset."""
+        from psl_flower.stores.prepare import find_dataset  # loads pyarrow, which takes a while
+
+        find_dataset(self.config)
         run = create_run(self.config.workspace_path(), self.config.run.run_name, self.config.data.dataset)
         run.write_config(self.config, flat(self))
         return Work(config=self.config, source=run, folder=run)
@@ -88,6 +98,9 @@ class Kind(Settings):
     def check(self, work: Work, description: StoreSetDescription) -> str:
         """Raise PslError if it cannot be done with these stores; return a line for the user, or an empty text."""
         return ""
+
+    def accepted(self, work: Work) -> None:
+        """Note on the server what the run now is, after `check`."""
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that continues it, as `Again`."""

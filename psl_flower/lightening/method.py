@@ -21,7 +21,7 @@ from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.folder import LighteningFolder, degree_name
 from psl_flower.lightening.judging import Speed
-from psl_flower.lightening.pruning import ladder, prune
+from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, TeacherChoice
@@ -108,6 +108,7 @@ class Lightening:
         self._blueprint = Blueprint(trained.config, trained.description)
         self._description = trained.description
         self._first = trained.net
+        check_prunable(trained.net)
         self._first_size = size_of_run(trained.config)
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth

@@ -44,6 +44,12 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
     return sizes
 
 
+def check_prunable(net: PatchSplitNet) -> None:
+    """Raise ConfigError if the network has weights at the cut, whose channels this program cannot tell."""
+    if any(True for half in (net.lower, *net.uppers) for _ in half.get_submodule("protection").parameters()):
+        raise ConfigError("protection: its channels cannot be pruned; lighten a run without it")
+
+
 @torch.no_grad()
 def prune(net: PatchSplitNet, smaller: PatchSplitNet) -> PatchSplitNet:
     """Give `smaller` the weights of the channels of `net` that matter most; returns it.
@@ -58,10 +64,9 @@ def prune(net: PatchSplitNet, smaller: PatchSplitNet) -> PatchSplitNet:
     Raises
     ------
     ConfigError
-        If the network has weights at the cut, whose channels this program cannot tell.
+        As `check_prunable`.
     """
-    if any(True for half in (net.lower, *net.uppers) for _ in half.get_submodule("protection").parameters()):
-        raise ConfigError("protection: its channels cannot be pruned; lighten a run without it")
+    check_prunable(net)
     layers = [layer for part in _parts(net) for layer in part]
     kept = _channels_to_keep(layers, {layer.out: layer.conv.out_channels for p in _parts(smaller) for layer in p})
     targets = [layer for part in _parts(smaller) for layer in part]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.lightening.settings import Growth, Measure
-from psl_flower.models.architectures import BackboneSize, backbone_size
+from psl_flower.models.architectures import BackboneSize
 
 # Channels come in multiples of this: vector instructions work on 8 numbers or more at a time.
 CHANNEL_STEP = 8
@@ -97,7 +97,7 @@ def scaled(size: BackboneSize, share: float) -> BackboneSize:
 
 def size_of_run(config: RunConfig) -> BackboneSize:
     """Return the size of the first model."""
-    return backbone_size(config.network.backbone)
+    return config.network.size
 
 
 def _larger(first: BackboneSize, ratio: float, growth: Growth) -> Iterator[BackboneSize]:

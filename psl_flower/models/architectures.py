@@ -11,8 +11,9 @@ STEMS = ("cifar", "imagenet")
 # Whether all Uppers begin with the same weights (`psl_flower.models.split.upper_seed`).
 UPPER_INITS = ("alike", "own")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
-CUTS = ("stem", *_STAGES[:3])
-_WIDTHS = (64, 128, 256, 512)
+CUTS = ("stem", *_STAGES, "pool")
+# The first stage's channels in torchvision's networks.
+WIDTH = 64
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
 
@@ -43,9 +44,12 @@ class BackboneSize:
                 raise ConfigError(f"{name}: expected {len(_STAGES)} numbers of 1 or more, got {sizes}")
 
 
-def backbone_size(backbone: str) -> BackboneSize:
-    """Return the size that a backbone has in torchvision."""
-    return BackboneSize(depths=_DEPTHS[backbone], widths=_WIDTHS)
+def backbone_size(backbone: str, width: int = WIDTH) -> BackboneSize:
+    """Return the size of a backbone whose first stage has `width` channels, and every later one twice the one before.
+
+    At the default width it is torchvision's.
+    """
+    return BackboneSize(depths=_DEPTHS[backbone], widths=(width, 2 * width, 4 * width, 8 * width))
 
 
 def check_architecture(backbone: str, stem: str) -> None:
@@ -66,7 +70,7 @@ def last_stage(cut: str) -> str:
     """
     if cut not in CUTS:
         raise ConfigError(f"cut: expected one of {', '.join(CUTS)}, got {cut!r}")
-    return "maxpool" if cut == "stem" else cut
+    return {"stem": "maxpool", "pool": "avgpool"}.get(cut, cut)
 
 
 def smashed_channels(backbone: str, cut: str, size: BackboneSize | None = None) -> int:
@@ -75,4 +79,5 @@ def smashed_channels(backbone: str, cut: str, size: BackboneSize | None = None) 
     if cut == "stem":
         return widths[0]
     expansion = 4 if backbone == "resnet50" else 1
-    return widths[_STAGES.index(last_stage(cut))] * expansion
+    last = "layer4" if cut == "pool" else last_stage(cut)
+    return widths[_STAGES.index(last)] * expansion

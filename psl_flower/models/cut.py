@@ -1,7 +1,7 @@
 """What crosses the cut: one pair of modules, on the Upper before the wire and on the Lower after it.
 
-This is the one place for narrowing, noise and other protections of smashed data. A protection is a pair of modules,
-entered in `PROTECTIONS`; both work on (N, C, h, w) maps of single patches.
+The pair is the one place for narrowing, codes and other protections of smashed data (`psl_flower.protection`). Both
+work on maps of single patches.
 
 Shape suffixes: N patches of a batch, K positions of one Upper, B batch, C channels, h and w of a feature map.
 """
@@ -9,13 +9,12 @@ Shape suffixes: N patches of a batch, K positions of one Upper, B batch, C chann
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from psl_flower.errors import ConfigError
 from psl_flower.wire.codecs import wire_roundtrip
 
 
@@ -26,34 +25,28 @@ class CutPair:
     Attributes
     ----------
     upper : nn.Module
-        (N, C, h, w) -> (N, wire_channels, h, w), on the Upper before the wire.
+        (N, C, h, w) -> (N, wire_channels, h', w'), on the Upper before the wire.
     lower : nn.Module
-        (N, wire_channels, h, w) -> (N, C, h, w), on the Lower after it.
+        (N, wire_channels, h', w') -> (N, C, h", w"), on the Lower after it.
     wire_channels : int
         Channels that cross the wire.
+    joined : nn.Module
+        (B, C, H, W) -> (B, C, H, W), on the Lower after the maps of an image's patches are joined.
     """
 
     upper: nn.Module
     lower: nn.Module
     wire_channels: int
+    joined: nn.Module = field(default_factory=nn.Identity)
 
 
-PROTECTIONS: dict[str, Callable[[int], CutPair]] = {
-    "none": lambda channels: CutPair(nn.Identity(), nn.Identity(), channels),
-}
+# Makes a pair for a number of channels at the cut; `psl_flower.protection` has those that people can choose.
+MakePair = Callable[[int], CutPair]
 
 
-def cut_pair(protection: str, channels: int) -> CutPair:
-    """Return the pair of modules of a protection for `channels` channels at the cut.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such protection.
-    """
-    if protection not in PROTECTIONS:
-        raise ConfigError(f"protection: expected one of {', '.join(PROTECTIONS)}, got {protection!r}")
-    return PROTECTIONS[protection](channels)
+def unprotected(channels: int) -> CutPair:
+    """Return the pair that leaves smashed data as they are."""
+    return CutPair(nn.Identity(), nn.Identity(), channels)
 
 
 class _Boundary(torch.autograd.Function):

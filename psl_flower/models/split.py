@@ -7,17 +7,19 @@ pixels of an image, h and w of a patch or of its feature map.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from psl_flower.errors import ConfigError
 from psl_flower.models.architectures import UPPER_INITS, BackboneSize, last_stage, smashed_channels
-from psl_flower.models.cut import boundary, cut_pair
+from psl_flower.models.cut import MakePair, boundary, unprotected
 from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign, positions_by_upper
 from psl_flower.seeds import derive
+from psl_flower.system.generator import seeded
 
 
 class Upper(nn.Module):
@@ -29,14 +31,14 @@ class Upper(nn.Module):
     ----------
     backbone : {"resnet18", "resnet34", "resnet50"}
         Network whose first part this is.
-    cut : {"stem", "layer1", "layer2", "layer3"}
-        Last stage on the Upper.
+    cut : {"stem", "layer1", "layer2", "layer3", "layer4", "pool"}
+        Last stage on the Upper; "pool" is the mean of each channel after layer4, of the patch alone.
     stem : {"cifar", "imagenet"}
         3x3 convolution of stride 1 without pooling, or 7x7 of stride 2 with max-pooling.
     in_channels : int
         Channels of the images.
-    protection : str
-        Name of the pair of modules at the cut (`psl_flower.models.cut`).
+    protection : callable
+        Makes the pair of modules at the cut (`psl_flower.models.cut`); by default smashed data cross it as they are.
     size : BackboneSize, optional
         Depth and width; torchvision's by default.
     """
@@ -48,7 +50,7 @@ class Upper(nn.Module):
         cut: str = "layer1",
         stem: str = "cifar",
         in_channels: int = 3,
-        protection: str = "none",
+        protection: MakePair = unprotected,
         size: BackboneSize | None = None,
     ) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class Upper(nn.Module):
         names = list(parts)
         for name in names[: names.index(last_stage(cut)) + 1]:
             self.add_module(name, parts[name]())
-        pair = cut_pair(protection, smashed_channels(backbone, cut, size))
+        pair = protection(smashed_channels(backbone, cut, size))
         self.protection = pair.upper
         self.smashed_channels = pair.wire_channels
         reset_parameters(self)
@@ -84,15 +86,19 @@ class Lower(nn.Module):
         backbone: str = "resnet18",
         cut: str = "layer1",
         stem: str = "cifar",
-        protection: str = "none",
+        protection: MakePair = unprotected,
         size: BackboneSize | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.protection = cut_pair(protection, smashed_channels(backbone, cut, size)).lower
+        pair = protection(smashed_channels(backbone, cut, size))
+        self.protection = pair.lower
+        self.joined = pair.joined
         parts = stages(backbone, stem, 3, num_classes, size)
         names = list(parts)
-        self._stage_names = names[names.index(last_stage(cut)) + 1 :]
+        # What the Uppers have pooled, each patch alone, is pooled once more over the grid.
+        first = min(names.index(last_stage(cut)) + 1, names.index("avgpool"))
+        self._stage_names = names[first:]
         for name in self._stage_names:
             self.add_module(name, parts[name]())
         reset_parameters(self)
@@ -101,7 +107,7 @@ class Lower(nn.Module):
         """Return logits (B, classes) from smashed data (B, P, C, h, w); for `flipped` see `PatchGrid.tile`."""
         P = smashed_BPChw.shape[1]
         features_NChw = channels_last(smashed_BPChw.flatten(0, 1))
-        features = self.grid.tile(_by_patch(self.protection(features_NChw), P), flipped)
+        features: torch.Tensor = self.joined(self.grid.tile(_by_patch(self.protection(features_NChw), P), flipped))
         for name in self._stage_names:
             if name == "fc":
                 features = features.flatten(1)
@@ -204,7 +210,7 @@ class PatchSplitNet(nn.Module):
         cut: str = "layer1",
         stem: str = "cifar",
         assignment: str | Sequence[int] = "scatter",
-        protection: str = "none",
+        protection: MakePair = unprotected,
         size: BackboneSize | None = None,
         seed: int | None = None,
         upper_init: str = "alike",
@@ -272,9 +278,7 @@ class PatchSplitNet(nn.Module):
 
 def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
     """Initialise all weights in place as torchvision does; with a seed, independently of torch's generator."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with nullcontext() if seed is None else seeded(seed):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

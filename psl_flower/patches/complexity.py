@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import DataError
 from psl_flower.patches.grid import LARGE_IMAGE, Fit, PatchGrid
+from psl_flower.text import counted
 
 # Change it with anything that changes the choice made from the same images.
 VERSION = 1
@@ -160,8 +161,8 @@ def _reason(grid: PatchGrid, turns: float, num_images: int, aside: int) -> str:
     if aside:
         pattern += f", the nearest {'coarser' if aside < 0 else 'finer'} pattern that fits image and Uppers"
     return (
-        f"grid: brightness turns {turns:.1f} times along a line of an image (mean of {num_images} "
-        f"image{'s' * (num_images != 1)}; below 2 is plain, 8 and more is busy), so auto chose {pattern}"
+        f"grid: brightness turns {turns:.1f} times along a line of an image (mean of "
+        f"{counted(num_images, 'image')}; below 2 is plain, 8 and more is busy), so auto chose {pattern}"
     )
 
 

@@ -25,6 +25,7 @@ from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.suite import Purpose, digest
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
 from psl_flower.system.folders import make_folder
+from psl_flower.text import counted
 
 FILE = "audit.log"
 HEAD = envelope.Kind(b"PSLAUDIT", Purpose.SIGN_AUDIT_HEAD, "audit head")
@@ -245,7 +246,7 @@ class AuditLog:
         if not set(signed.signers) <= set(known.values()) or head.dataset != manifest.dataset:
             raise AuditLogEdited(f"{self._head} is not of this dataset")
         if len(lines) < head.count:
-            raise AuditLogTruncated(f"{self.path} has {len(lines)} entries; {head.count} were written")
+            raise AuditLogTruncated(f"{self.path} has {counted(len(lines), 'entry')}; {head.count} were written")
         # After a crash between the two writes the log is one entry ahead of its head.
         if len(lines) > head.count + 1 or (head.count and digest(lines[head.count - 1]) != head.last):
             raise AuditLogEdited(f"{self.path} and {self._head} do not belong together")

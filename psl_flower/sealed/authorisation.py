@@ -223,12 +223,15 @@ def open_answers(
 
     Raises
     ------
+    UnknownRestorer, RevokedRestorer
+        If the manifest does not name this restorer, or does no longer.
     SignatureInvalid
         If an answer is not by the node that the manifest names.
     AuthorisationInvalid
         If an answer is to another request, not for this restorer, or missing.
     """
     manifest = signed.manifest
+    member_of(manifest, restorer.public, restorer.name)
     request = _decode(envelope.parse(AUTHORISATION, data, "the authorisation"))
     grid = manifest.description.grid()
     patches_BPChw = np.zeros((len(request.images), grid.num_patches, *manifest.description.patch_shape), np.uint8)
@@ -272,8 +275,13 @@ def _decode(signed: envelope.Envelope) -> Authorisation:
 
 
 def _check_request(request: Authorisation, manifest: Manifest, when: float) -> None:
-    if (request.dataset, request.epoch) != (manifest.dataset, manifest.epoch):
-        raise AuthorisationInvalid("the authorisation is for another dataset or key epoch")
+    if request.dataset != manifest.dataset:
+        raise AuthorisationInvalid("the authorisation is for another dataset")
+    if request.epoch != manifest.epoch:
+        raise AuthorisationInvalid(
+            f"the authorisation is for key epoch {request.epoch}, the stores are in {manifest.epoch}: since then the "
+            "owner has rotated the keys; sign a new authorisation by this manifest"
+        )
     if not request.issued < request.expires <= request.issued + MAX_VALID_S:
         raise AuthorisationInvalid("the authorisation is valid for longer than a week, or not at all")
     if not request.issued - _CLOCK_SKEW_S <= when < request.expires:
@@ -287,6 +295,9 @@ def _check_request(request: Authorisation, manifest: Manifest, when: float) -> N
     if len(images) * most > MAX_ANSWER_BYTES:
         raise AuthorisationInvalid(f"too many images for one answer; ask for at most {MAX_ANSWER_BYTES // most}")
     members = {member.public for member in manifest.restorers}
+    for dropped in manifest.dropped:
+        if dropped.public in set(request.recipients) - members:
+            member_of(manifest, PublicIdentity.parse(dropped.public), dropped.name)
     if not request.recipients or not set(request.recipients) <= members:
         raise AuthorisationInvalid("the recipients must be restorers whom the manifest names")
 

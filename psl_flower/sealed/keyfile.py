@@ -32,6 +32,8 @@ from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
 from psl_flower.system.files import read_file, write_file
 
 TITLE = "psl-flower secret key, version 1: give it to nobody"
+_TITLE_OF_ALL = "psl-flower secret key"  # whatever their version
+_PUBLIC = "psl1-"
 _FIELDS = ("role", "name", "public", "protection", "secret")
 _ARGON2 = re.compile(r"argon2id memory-kib=(\d{1,8}) passes=(\d{1,3}) lanes=(\d{1,3}) salt=([A-Za-z0-9+/=]{24})")
 _MEMORY_KIB, _PASSES, _LANES = 65536, 3, 1
@@ -94,7 +96,12 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     IdentityError
         If it is not a key file, or was damaged.
     """
+    if str(path).startswith(_PUBLIC):
+        raise IdentityError(f"{str(path)[:16]}... is a public key; a private key is needed here: name its file")
     text = read_file(path, limit=_LIMIT)
+    if _plain_lines(text).startswith(_PUBLIC.encode()):
+        raise IdentityError(f"{path} holds a public key; the private key is needed here{_private_beside(path)}")
+    _expect_key_file(path, text)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise InsecureKeyFile(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
@@ -119,14 +126,14 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
     IdentityError
         If it is neither.
     """
-    if text_or_path.strip().startswith("psl1-"):
+    if text_or_path.strip().startswith(_PUBLIC):
         return PublicIdentity.parse(text_or_path, role)
     try:
         content = read_file(Path(text_or_path), limit=_LIMIT).decode("utf-8-sig", errors="replace")
     except StoreNotFound:
         raise IdentityError(f"{text_or_path} is neither a public key nor a file that holds one") from None
     for line in content.splitlines():
-        if line.startswith(("psl1-", "public: psl1-")):
+        if line.startswith((_PUBLIC, f"public: {_PUBLIC}")):
             return PublicIdentity.parse(line.removeprefix("public: "), role)
     raise IdentityError(f"{text_or_path} holds no public key")
 
@@ -163,14 +170,25 @@ def public_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.pub")
 
 
+def _private_beside(path: Path) -> str:
+    """Return where the private key of a public key's file lies, if `save` has put it there."""
+    private = path.with_suffix("")
+    found = path.suffix == public_file(private).suffix and os.path.isfile(private)
+    return f": {private}" if found else ", the file that psl keygen wrote beside it"
+
+
+def _expect_key_file(path: Path, text: bytes) -> None:
+    """Raise IdentityError if a text is no key file of any version."""
+    if not _plain_lines(text).startswith(_TITLE_OF_ALL.encode()):
+        raise IdentityError(f"{path} is not a psl-flower key file")
+
+
 def _parse(path: Path, text: bytes) -> tuple[list[str], dict[str, str]]:
     try:
         # Not splitlines: it knows more line ends, and every other byte counts.
         lines = _plain_lines(text).decode("ascii").split("\n")
     except UnicodeDecodeError:
         raise IdentityError(f"{path} is not a psl-flower key file") from None
-    if not lines or not lines[0].startswith("psl-flower secret key"):
-        raise IdentityError(f"{path} is not a psl-flower key file")
     if lines[0] != TITLE:
         raise IdentityError(f"{path} is a key file of a version that this program does not know")
     pairs = [line.partition(": ") for line in lines[1:-1]]

@@ -29,6 +29,7 @@ from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
+from psl_flower.text import counted
 
 Kind = Literal["images", "relabel", "snapshot"]
 
@@ -171,10 +172,10 @@ class LabelBook:
     def _unlabelled(self, count: int, manifest: Manifest, upto: int | None) -> LabelError:
         if upto is not None:
             return LabelError(
-                f"{self.folder}: {count} of {manifest.num_samples} images were added after label version {upto}; "
-                "what began with it cannot go on: start a new run"
+                f"{self.folder}: {count} of {counted(manifest.num_samples, 'image')} were added after label version "
+                f"{upto}; what began with it cannot go on: start a new run"
             )
-        return LabelError(f"{self.folder}: {count} images of {manifest.num_samples} have no label")
+        return LabelError(f"{self.folder}: no label for {count} of {counted(manifest.num_samples, 'image')}")
 
     def digests(self, manifest: Manifest) -> list[bytes]:
         """Check the chain, which needs no key, and return the versions' digests; raises LabelError as `read` does."""

@@ -12,6 +12,7 @@ from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
 from psl_flower.system.files import DISK, Disk
+from psl_flower.text import counted
 
 _STORE_AT = slice(32, 48)
 
@@ -26,7 +27,7 @@ def match(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -
     """
     folders = [open_folder(place, disk) for place in places]
     if len(folders) > len(manifest.stores):
-        raise StoreExists(f"{len(folders)} stores are given, the manifest has {len(manifest.stores)}")
+        raise StoreExists(f"{counted(len(folders), 'store')} given, the manifest has {len(manifest.stores)}")
     by_name = {entry.store: entry for entry in manifest.stores}
     told: list[StoreEntry | None] = []
     found: dict[int, str] = {}

@@ -26,6 +26,7 @@ from psl_flower.errors import (
 from psl_flower.sealed.manifest import LOCK_FILE, SignedManifest
 from psl_flower.system.files import DISK, disk_errors, locked, read_file, write_file
 from psl_flower.system.state import VARIABLE, note_moved, state_home
+from psl_flower.text import counted
 
 _FILE = "seen.json"
 _LIMIT = 64 << 20
@@ -128,7 +129,7 @@ class Memory:
         names, count = [name, *(first.hex() for first in digests[:1])], len(digests)
         before = max(known.audit.get(name, 0) for name in names)
         if count < before:
-            raise AuditLogTruncated(f"the audit log has {count} entries; {before} were seen before")
+            raise AuditLogTruncated(f"the audit log has {counted(count, 'entry')}; {before} were seen before")
         for name in names:
             last = known.audit_last.get(name)
             if last is not None and digests[known.audit[name] - 1] != last:

@@ -79,7 +79,10 @@ def member_of(manifest: Manifest, restorer: PublicIdentity, name: str) -> Member
             return member
     for dropped in manifest.dropped:
         if dropped.public == str(restorer):
-            raise RevokedRestorer(f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch}")
+            raise RevokedRestorer(
+                f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch} and may restore nothing any more; "
+                "leave this key out, or ask the owner to add it again (psl rotate --restorer)"
+            )
     raise UnknownRestorer(f"restorer {name!r} ({restorer.fingerprint}) is not named in the manifest")
 
 

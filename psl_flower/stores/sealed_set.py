@@ -34,7 +34,7 @@ from psl_flower.stores.ingest import Progress, lock_set
 from psl_flower.stores.store_set import StoreRequest, StoreSet
 from psl_flower.system.files import disk_errors
 from psl_flower.system.folders import make_ignored_folder
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 
 
 def is_sealed_dataset(dataset: str) -> bool:
@@ -209,6 +209,6 @@ def _corrections(history: Sequence[Change]) -> str:
     count = len({image for change in made for image, _, _ in change.changes})
     last = made[-1]
     return (
-        f"labels: version {history[-1].version}, {count} image{'s' * (count != 1)} relabelled in all, "
+        f"labels: version {history[-1].version}, {counted(count, 'image')} relabelled in all, "
         f"last by {last.who} on {last.when[:10]}"
     )

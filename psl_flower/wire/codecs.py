@@ -1,4 +1,4 @@
-"""How one tensor becomes bytes on the wire and comes back: float32, bfloat16, float16, int8.
+"""How one tensor becomes bytes on the wire and comes back: float32, bfloat16, float16, int8, and codes of few bits.
 
 A codec knows the exact number of bytes of a shape before anything is allocated, so a receiver can refuse a
 frame by its metadata alone. All bytes are little-endian. Smashed data travels channels last, (B, K, h', w',
@@ -10,11 +10,13 @@ C), C the channels.
 | bfloat16 | 2 N                                | 2^-8 relative                                           |
 | float16  | 2 N                                | 2^-11 relative; above 65,504 infinite, below 2^-25 zero |
 | int8     | C float32 scales, then N integers  | amax / 254 of each channel                              |
+| codeL    | ceil(N b / 8), b = ceil(log2 L)    | none for codes of L levels (2 to 256), evenly in -1..1  |
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ Bytes = bytes | bytearray | memoryview
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)
 _INT8_MAX = 127
 _BLOCK_ELEMENTS = 2**15
+MAX_LEVELS = 256
 
 
 class Codec(Protocol):
@@ -62,7 +65,7 @@ class Codec(Protocol):
         FrameMismatch
             Another dtype.
         TrainingError
-            The int8 codec met a value that is not finite.
+            The int8 codec, or that of codes, met a value that is not finite.
         """
 
     def decode(self, buffer: Bytes, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,7 +84,8 @@ class Codec(Protocol):
         Raises
         ------
         FrameMismatch
-            The buffer's length is not that of the shape, or an int8 scale is negative or not finite.
+            The buffer's length is not that of the shape, an int8 scale is negative or not finite, or bits stand for no
+            level.
         """
 
     def roundtrip(self, tensor: Tensor) -> Tensor:
@@ -172,6 +176,79 @@ class Int8Codec:
         return values.mul_(scale_C if values.dim() else scale_C[0])
 
 
+@dataclass(frozen=True, slots=True)
+class CodeCodec:
+    """Codes: numbers of `levels` values, evenly from -1 to 1, packed in as few whole bits each as tell these apart.
+
+    Level k in 0..levels-1 stands for the number 2k / (levels - 1) - 1. Bits follow each other over the bytes, the
+    highest first; those left over in the last byte are 0.
+
+    Attributes
+    ----------
+    levels : int
+        2 to 256.
+    """
+
+    levels: int
+
+    @property
+    def name(self) -> str:
+        """Name on the wire."""
+        return f"code{self.levels}"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a number."""
+        return (self.levels - 1).bit_length()
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Return the exact number of bytes on the wire."""
+        return -(-math.prod(shape) * self.bits // 8)
+
+    def encode(self, tensor: Tensor) -> list[memoryview]:
+        """Return one buffer; a number between two levels becomes the nearer one, beyond -1 or 1 the last."""
+        levels_N = to_levels(_checked(tensor), self.levels).cpu().contiguous().reshape(-1, 1).numpy()
+        bits_Nb = np.unpackbits(levels_N, axis=1)[:, 8 - self.bits :]
+        return [np.packbits(bits_Nb).data]
+
+    def decode(self, buffer: Bytes, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the numbers that the levels stand for."""
+        _check_length(self, buffer, shape)
+        size = math.prod(shape)
+        bits = np.unpackbits(np.frombuffer(buffer, dtype=np.uint8))
+        levels_N = np.packbits(np.pad(bits[: size * self.bits].reshape(size, self.bits), ((0, 0), (8 - self.bits, 0))))
+        if bits[size * self.bits :].any() or (size and levels_N.max() >= self.levels):
+            raise FrameMismatch(f"{self.name} tensor: bits that stand for none of {self.levels} levels")
+        return from_levels(torch.from_numpy(levels_N).reshape(tuple(shape)), self.levels).to(dtype)
+
+    def roundtrip(self, tensor: Tensor) -> Tensor:
+        """Return the nearest codes."""
+        return from_levels(to_levels(_checked(tensor), self.levels), self.levels)
+
+
+def to_levels(values: Tensor, levels: int) -> Tensor:
+    """Return the nearest level, uint8 0..levels-1, of numbers in -1..1.
+
+    Raises
+    ------
+    TrainingError
+        If a number is not finite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise TrainingError("a code to be sent holds a value that is not finite: lower the learning rate")
+    return _nearest(values, levels).to(torch.uint8)
+
+
+def rounded_to_levels(values: Tensor, levels: int) -> Tensor:
+    """Return the nearest numbers, float32, that levels stand for; NaN stays NaN, so that a loss of it is none."""
+    return from_levels(_nearest(values, levels), levels)
+
+
+def from_levels(level: Tensor, levels: int) -> Tensor:
+    """Return the numbers in -1..1, float32, that levels stand for."""
+    return level.to(torch.float32).mul(2 / (levels - 1)).sub(1)
+
+
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
@@ -184,17 +261,19 @@ CODECS: dict[str, Codec] = {
 
 
 def get_codec(name: str) -> Codec:
-    """Return the codec called `name`.
+    """Return the codec called `name`: one of `CODECS`, or "code2" to "code256".
 
     Raises
     ------
     ConfigError
         There is no such codec.
     """
-    try:
+    if name in CODECS:
         return CODECS[name]
-    except KeyError:
-        raise ConfigError(f"wire codec: expected one of {', '.join(CODECS)}, got {name!r}") from None
+    found = re.fullmatch(r"code([1-9][0-9]{0,2})", name)
+    if found and 2 <= int(found[1]) <= MAX_LEVELS:
+        return CodeCodec(int(found[1]))
+    raise ConfigError(f"wire codec: expected one of {', '.join(CODECS)}, code2 to code{MAX_LEVELS}, got {name!r}")
 
 
 def wire_roundtrip(tensor: Tensor, codec: str) -> Tensor:
@@ -208,6 +287,10 @@ def wire_roundtrip(tensor: Tensor, codec: str) -> Tensor:
         As `get_codec` and `Codec.encode`.
     """
     return get_codec(codec).roundtrip(tensor)
+
+
+def _nearest(values: Tensor, levels: int) -> Tensor:
+    return values.to(torch.float32).clamp(-1, 1).add(1).mul((levels - 1) / 2).round()
 
 
 def _num_channels(shape: Sequence[int]) -> int:

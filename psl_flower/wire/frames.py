@@ -25,7 +25,7 @@ from torch import Tensor
 
 from psl_flower.errors import FrameMismatch, FrameTooLarge, FrameVersionError, ProtocolError, WireError
 from psl_flower.text import printable
-from psl_flower.wire.codecs import CODECS, Bytes, get_codec
+from psl_flower.wire.codecs import Bytes, get_codec
 from psl_flower.wire.messages import MAX_TEXT, Abort, Failed, Message
 from psl_flower.wire.plan import Record, StepId
 
@@ -242,13 +242,13 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
     Raises
     ------
     FrameMismatch
-        An int8 scale is negative or not finite.
+        An int8 scale is negative or not finite, or bits of a code stand for no level.
     """
     if not envelope.tensors:
         return Frame(envelope.message)
     (spec,) = envelope.tensors
     try:
-        tensor = CODECS[spec.codec].decode(payload, spec.shape, expect.dtype)
+        tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
     return Frame(envelope.message, (tensor,), spec.codec)

@@ -10,11 +10,12 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from psl_flower.errors import FrameMismatch, PositionError, PositionMissing
+from psl_flower.errors import AlignmentError, FrameMismatch, PositionError, PositionMissing
 from psl_flower.wire.messages import ADAPTATION
 
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -95,8 +96,12 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Threads to compute with; 0 leaves it to the node.
     epoch : int
         Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
+    names : tuple[str, ...]
+        What the parties are called, by number; none in a run over image patches.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
+    kept : dict[int, int]
+        The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
     """
 
     run: RunIdentity
@@ -111,7 +116,9 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner: str = ""
     threads: int = 0
     epoch: int = 0
+    names: tuple[PartyName, ...] = ()
     part: Part = ""
+    kept: dict[int, int] = {}
 
     def hosting(self, parties: Iterable[int]) -> NodeTask:
         """Return the task of a node that hosts these parties."""
@@ -177,8 +184,35 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
         raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {str(error)[:200]}") from None
 
 
+def check_alignment(claims: Mapping[str, Sequence[Claim]]) -> None:
+    """Check that all claims are of the same samples.
+
+    Parameters
+    ----------
+    claims : mapping
+        What each node, by its name, holds.
+
+    Raises
+    ------
+    AlignmentError
+        Naming two nodes, if their numbers of samples or the fingerprints of their datasets differ.
+    """
+    all_claims = [(node, claim) for node, held in claims.items() for claim in held]
+    for node, claim in all_claims[1:]:
+        first_node, first = all_claims[0]
+        if claim.num_samples != first.num_samples:
+            raise AlignmentError(
+                f"{first_node} holds {first.num_samples} samples, {node} {claim.num_samples}; all must hold the same"
+            )
+        if claim.dataset != first.dataset:
+            raise AlignmentError(f"{first_node} and {node} hold samples of different datasets, or with different ids")
+
+
 def check_positions(
-    claims: Mapping[str, Sequence[Claim]], assignment: Sequence[int], absent: Collection[int] = ()
+    claims: Mapping[str, Sequence[Claim]],
+    assignment: Sequence[int],
+    absent: Collection[int] = (),
+    names: Sequence[str] = (),
 ) -> None:
     """Check that every grid position is held once, by the Upper that it is assigned to.
 
@@ -190,6 +224,8 @@ def check_positions(
         assignment[p] is the Upper of position p.
     absent : collection of int
         Uppers that nobody need host.
+    names : sequence of str
+        What the parties are called, where they hold other things than grid positions: party m then holds position m.
 
     Raises
     ------
@@ -204,6 +240,8 @@ def check_positions(
             for p in claim.positions:
                 if not 0 <= p < len(assignment):
                     raise PositionError(f"{node} holds position {p}, but the grid has {len(assignment)} positions")
+                if p in holder and names:
+                    raise PositionError(f"{node} and {holder[p]} both are party {names[p]!r}; stop one of them")
                 if p in holder:
                     raise PositionError(f"{node} holds position {p}, which {holder[p]} holds already")
                 if assignment[p] != claim.upper:
@@ -214,6 +252,9 @@ def check_positions(
     missing = [p for p, upper in enumerate(assignment) if p not in holder and upper not in absent]
     if missing:
         nodes = ", ".join(claims) or "no node"
+        if names:
+            listed = ", ".join(repr(names[p]) for p in missing)
+            raise PositionMissing(f"no node is party {listed} (asked: {nodes})")
         raise PositionMissing(
             f"no node holds position {_listed(missing)} of Upper {_listed({assignment[p] for p in missing})} "
             f"(asked: {nodes})"

@@ -1,7 +1,7 @@
 """What the Lower asks nodes, and how questions and answers travel in Flower messages; without Flower.
 
 A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses what is missing,
-unknown or mistyped. Only `strategies.messages` and `clients.messages` put parcels into Flower's own records.
+unknown or mistyped. Only `psl_flower.flower` puts parcels into Flower's own records.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class AskInventory(Question, frozen=True):
-    """Who are you, and what do you hold? Answered with `Inventory`."""
+    """Who are you, and what do you hold? Answered with `Inventory`.
+
+    `names` are what the run's parties are called, as in `NodeTask`.
+    """
 
     kind = "query.inventory"
+    names: tuple[str, ...] = ()
 
 
 class TaskQuestion(Question, frozen=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from psl_flower.text import counted
 from simulations import reports
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, spread
 
 # When a kill comes: in a step, or while the run is beginning anew after the kill before it.
 TRAINING, STARTING = "training", "starting"

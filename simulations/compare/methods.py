@@ -23,7 +23,7 @@ VARIED = frozenset(
     {
         "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",
         "schedule", "uppers", "assignment", "cut", "upper-init", "average-every", "protection",
-        "wire-activations", "wire-gradients", "autocast",
+        "code-size", "code-levels", "code-pool", "wire-activations", "wire-gradients", "autocast",
     }
 )  # fmt: skip
 

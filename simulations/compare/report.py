@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from psl_flower.data.account import Account
+from psl_flower.text import counted
 from simulations import reports
 from simulations.compare.notes import notes
 from simulations.compare.results import (
@@ -23,7 +24,7 @@ from simulations.compare.results import (
     Trial,
 )
 from simulations.reports import Cells
-from simulations.tables import again, counted, dataset_name, spread
+from simulations.tables import again, dataset_name, network_name, spread
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
@@ -45,8 +46,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
         """One line: what was trained on what, and where."""
         settings = self.settings
         return (
-            f"{dataset_name(str(settings.config['dataset']))}, {settings.config['backbone']}, {settings.train_images} "
-            f"training and {settings.test_images} test images, {settings.epochs} epochs, "
+            f"{dataset_name(str(settings.config['dataset']))}, {network_name(settings.config)}, "
+            f"{settings.train_images} training and {settings.test_images} test images, {settings.epochs} epochs, "
             f"{counted(len({trial.seed for trial in self.measurements}), 'seed')}; {self.place}"
         )
 

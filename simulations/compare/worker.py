@@ -190,7 +190,7 @@ def _exchange(
         m: UpperEngine(blueprint.upper(m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
-    exchange = LocalExchange(uppers, WireFormat.of(config.wire, lower.dtype))
+    exchange = LocalExchange(uppers, WireFormat.of(config, lower.dtype))
     driver = RoundDriver(
         lower,
         blueprint.task(stores.labels),

@@ -9,13 +9,16 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, network_name, spread
 
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
-DEFAULTS: dict[str, object] = {"dataset": "digits", "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0}
+DEFAULTS: dict[str, object] = {
+    "dataset": "digits", "batch-size": 64, "lr": 0.05, "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0,
+}  # fmt: skip
 ENGINES = ("flwr", "one-graph")
 REFERENCE, DIRECT, SECOND, CUT, TAUGHT = "first", "first-int8", "second", "first-cut-int8", "first-cut-labels-int8"
 _NAMES = {
@@ -170,7 +173,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings, config = self.settings, self.settings.config
         return (
             f"{config['dataset']}, {settings.train_images} training images, {settings.epochs} epochs, "
-            f"{config['backbone']}; lightening ended as {self.end}; {self.place}"
+            f"{network_name(config)}; lightening ended as {self.end}; {self.place}"
         )
 
     @property

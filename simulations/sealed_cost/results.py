@@ -11,10 +11,11 @@ import msgspec
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread
+from simulations.tables import again, network_name, spread
 
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
@@ -169,7 +170,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings, config = self.settings, self.settings.config
         return (
             f"{config['dataset']}, {settings.uppers} stores, {self.measurements[0].reading.record_bytes} bytes "
-            f"of patches a record, batch {config['batch-size']}, {config['backbone']}; {self.place}"
+            f"of patches a record, batch {config['batch-size']}, {network_name(config)}; {self.place}"
         )
 
     @property

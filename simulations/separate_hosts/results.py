@@ -11,10 +11,11 @@ import msgspec
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.options import number, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread, trained
+from simulations.tables import again, spread, trained
 
 
 @dataclass(frozen=True, kw_only=True)

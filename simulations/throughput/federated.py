@@ -201,5 +201,5 @@ def evaluation_bytes(config: RunConfig, stores: StoreSet) -> tuple[int, int]:
     for plan in task.evaluation_plans(task.schedule.total_steps):
         down += len(shapes) * frame_nbytes(Step(plan=plan))
         for shape in shapes.values():
-            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.wire.wire_activations)
+            up += frame_nbytes(Smashed(plan.id), [(plan.num_samples, *shape)], config.smashed_codec)
     return up, down

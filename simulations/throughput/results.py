@@ -12,11 +12,12 @@ from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
 from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted
 from simulations import reports
 from simulations.memory import Process, highest
 from simulations.options import one_of, several, texts
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, counted, spread, trained
+from simulations.tables import again, spread, trained
 
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")

@@ -65,9 +65,23 @@ def test_kill_of_all_processes_and_resume(place: Place) -> None:
     done = place.psl("train", "resume=killed")
     assert done.returncode == 0, done.stderr
     assert differing(model(run), oracle(run, 8)) == []
+    before = run.read_status()
     complete = place.psl("train", "resume=killed")
-    assert complete.returncode == 1
-    assert "is complete" in complete.stderr
+    assert complete.returncode == 0
+    assert "run killed has finished, all of its 2 rounds" in complete.stdout
+    assert run.read_status() == before
+
+    # A one-cycle schedule knows how long it lasts, so more rounds need a word; a constant one does not.
+    refused = place.psl("train", "resume=killed", "rounds=3")
+    assert refused.returncode == 1 and "resume-anyway=true" in refused.stderr
+    assert (
+        place.psl("train", *TINY, "rounds=1", "steps-per-round=3", "schedule=constant", "run-name=short").returncode
+        == 0
+    )
+    longer = place.psl("train", "resume=short", "rounds=2")
+    assert longer.returncode == 0, longer.stderr
+    assert place.run("short").read_config().training.rounds == 2
+    assert differing(model(place.run("short")), oracle(place.run("short"), 6)) == []
 
 
 def test_resume_refuses_what_would_make_it_another_run(place: Place) -> None:
@@ -105,6 +119,6 @@ def test_a_dead_process_ends_the_run_with_one_clear_error(place: Place, victim: 
 def test_a_run_with_retries_goes_on_by_itself(place: Place) -> None:
     status, output, run = _kill_in_step_two(place, "ClientAppActor", "--retries", "1")
     assert status == 0, output
-    assert "going on by itself, 0 retries left" in output
+    assert "restarting from the last checkpoint, 0 retries left" in output
     assert "continuing after step" in output
     assert differing(model(run), oracle(run, 20)) == []

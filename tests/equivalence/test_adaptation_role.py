@@ -22,11 +22,11 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError, NodeError, PositionError, PositionMissing
+from psl_flower.flower.nodes import Placement, _place_simulated, place
 from psl_flower.patches.store import store_folder
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Inventory, NodeTask
 from strategies import PatchSplit
-from strategies.nodes import Placement, _place_simulated, place
 from tests.engines import Oracle, prefixed, settings
 from tests.in_process import engines_one_by_one
 
@@ -264,7 +264,7 @@ SIMULATED = {
     # Nodes, slots and transport; nodes that host Uppers, and the transport chosen.
     "a slot for each": (3, 3, "auto", 2, "stream"),
     "more nodes than needed": (9, 9, "auto", 2, "stream"),
-    "too few slots": (3, 2, "auto", 2, "flower"),
+    "too few slots": (3, 2, "auto", 1, "stream"),
     "too few slots for a stream": (3, 2, "stream", 1, "stream"),
     "Flower's default": (2, 1, "auto", 1, "flower"),
 }

@@ -94,7 +94,7 @@ class Parties:
                 with closing(stores.open(m)) as store:
                     put_in_place(self.blueprint, self.training, store, self.kept(m), upper.state_dict(), taught)
             self.checkpoints.save(0, self.lower.state())
-        self.wire = WireFormat.of(config.wire, self.lower.dtype)
+        self.wire = WireFormat.of(config, self.lower.dtype)
         self.parties = {m: self.upper(m) for m in range(self.description.num_uppers)}
         shapes = shapes_up(self.blueprint, training)
         self.driver = RoundDriver(

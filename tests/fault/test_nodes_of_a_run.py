@@ -100,7 +100,7 @@ def test_a_node_that_is_started_again_at_once_never_answers_and_is_not_waited_fo
     nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Flower takes the message for delivered and the node, which is back, for online: it would wait without end."""
-    monkeypatch.setattr("strategies.messages.ANSWER_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("psl_flower.flower.messages.ANSWER_TIMEOUT_S", 3.0)
     unanswered: list[str] = []
 
     def lose_the_first(message: Message) -> None:

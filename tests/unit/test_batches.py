@@ -56,5 +56,5 @@ def test_augmentation_seed_is_that_of_the_epoch():
 def test_too_little_is_refused():
     with pytest.raises(ConfigError, match="batch-size: BatchNorm needs 2 or more samples in a batch, got 1"):
         order(batch_size=1)
-    with pytest.raises(ConfigError, match="training needs 2 or more images, the dataset has 1"):
+    with pytest.raises(ConfigError, match="training needs 2 or more samples, the dataset has 1"):
         order(stop=1)

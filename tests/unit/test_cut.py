@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from psl_flower.errors import ConfigError
-from psl_flower.models.cut import PROTECTIONS, boundary, cut_pair, from_wire, to_wire
+from psl_flower.models.cut import boundary, from_wire, to_wire, unprotected
 from psl_flower.wire.codecs import wire_roundtrip
 
 
@@ -31,7 +30,7 @@ def test_from_other_memory_order():
     assert torch.equal(from_wire(to_wire(maps, 3)), maps)
 
 
-CODECS = ["float32", "bfloat16", "float16", "int8"]
+CODECS = ["float32", "bfloat16", "float16", "int8", "code2", "code5"]
 
 
 @pytest.mark.parametrize("activations", CODECS)
@@ -65,15 +64,9 @@ def test_double_precision_passes_unrounded():
 
 
 def test_no_protection_is_the_identity():
-    pair = cut_pair("none", 64)
+    pair = unprotected(64)
     maps = features(2, 64, 2, 2)
     assert pair.wire_channels == 64
     assert torch.equal(pair.lower(pair.upper(maps)), maps)
     assert not pair.upper.state_dict()
     assert not pair.lower.state_dict()
-
-
-def test_unknown_protection_is_refused():
-    assert "none" in PROTECTIONS
-    with pytest.raises(ConfigError, match="protection: expected one of none, got 'noise'"):
-        cut_pair("noise", 64)

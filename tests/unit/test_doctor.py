@@ -53,7 +53,8 @@ def test_another_flower_is_a_failure(monkeypatch, version):
 
 
 def test_folders(tmp_path):
-    assert levels(machine.check_folder("state", tmp_path / "not" / "there")) in (["ok"], ["warning"])
+    (found,) = machine.check_folder("state", tmp_path / "not" / "there")
+    assert found.level == "warning" and "does not exist" in found.found and "check the spelling" in found.do
     assert not (tmp_path / "not").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in only_failed(machine.check_folder("state", tmp_path / "file"))

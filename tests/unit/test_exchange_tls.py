@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.app import Context, RecordDict
 
-from clients.host import own_tls
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import AuthenticationError, ConfigError
+from psl_flower.flower.link import server_identity
+from psl_flower.flower.node_config import own_tls
 from psl_flower.wire.credentials import endpoint_identity, node_tls
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
@@ -26,7 +27,6 @@ from psl_flower.wire.messages import Hello, Smashed, Step
 from psl_flower.wire.plan import StepId
 from psl_flower.wire.stream import connect
 from psl_flower.wire.tls import Identity, NodeTls
-from strategies.link import server_identity
 from tests.authority import DAY, NOW, Authority
 
 RUN = "run-1"

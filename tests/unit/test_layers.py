@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,10 @@ FORBIDDEN = [
     ("psl_flower/stores/prepare.py", "from psl_flower.runs.folder import RunFolder", "The rooms"),
     ("psl_flower/engine/lower.py", "import flwr", "The core knows no Flower"),
     ("psl_flower/launch/running.py", "import ray", "The core knows no Flower"),
+    ("psl_flower/split/engines.py", "import flwr", "The core knows no Flower"),
+    ("psl_flower/split/engines.py", "from psl_flower.flower.link import NodeLink", "The rooms"),
+    ("psl_flower/cli/main.py", "from psl_flower.flower import SplitLearning", "The rooms"),
+    ("psl_flower/flower/link.py", "from strategies import PatchSplit", "The folders"),
     ("clients/host.py", "from strategies import PatchSplit", "Clients know no strategy"),
     ("clients/host.py", "from server import app", "The folders"),
     ("server/app.py", "from clients import host", "The folders"),
@@ -53,7 +58,7 @@ def test_there_are_modules_to_walk():
     assert names >= {"psl_flower", "strategies", "clients", "server"}
     assert len(MODULES) > 50
     # The walk sees what it must see.
-    assert "flwr" in imports(ROOT / "strategies" / "patch_split.py")
+    assert "flwr" in imports(ROOT / "psl_flower" / "flower" / "rounds.py")
 
 
 def test_a_forbidden_import_breaks_a_contract(tmp_path):
@@ -78,20 +83,19 @@ def lint(folder):
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(folder)}
     )
-    return done.returncode, [
-        line.removesuffix(" BROKEN") for line in done.stdout.splitlines() if line.endswith(" BROKEN")
-    ]
+    # A contract that allows for exceptions says how many behind it.
+    return done.returncode, re.findall(r"^(.*) BROKEN(?: \(\d+ ignored imports\))?$", done.stdout, re.MULTILINE)
 
 
 def test_benchmarks_share_modules_and_do_not_import_one_another():
     benchmarks = {"throughput", "sealed_cost", "chaos", "separate_hosts", "compare", "grid_choice", "lightening"}
-    benchmarks |= {"reading"}
+    benchmarks |= {"reading", "recipe", "leakage"}
     found = {path.stem for path in (ROOT / "simulations").glob("*.py") if "sys.exit(main())" in path.read_text("utf-8")}
     found |= {path.parent.name for path in (ROOT / "simulations").glob("*/__main__.py")}
     assert found - {"quoting"} == benchmarks
     # Throughput between hosts is measured against the throughput benchmark's own opponent; a light model's reference is
-    # trained as the comparison trains it.
-    also = {"separate_hosts": {"throughput"}, "lightening": {"compare"}}
+    # trained as the comparison trains it; the federation that chaos disturbs is deployed on separate hosts.
+    also = {"separate_hosts": {"throughput"}, "lightening": {"compare"}, "chaos": {"separate_hosts"}}
     for path in (ROOT / "simulations").rglob("*.py"):
         own = path.relative_to(ROOT / "simulations").parts[0].removesuffix(".py")
         # Only the page tells of all of them.
@@ -112,7 +116,7 @@ def parts_of_simulations(path):
 
 
 def test_flower_is_not_loaded_by_the_core():
-    code = "import sys, psl_flower.engine.build, psl_flower.engine.streams, psl_flower.engine.rounds; "
+    code = "import sys, psl_flower.engine.build, psl_flower.engine.streams, psl_flower.split; "
     code += "print(sorted({name.split('.')[0] for name in sys.modules} & {'flwr', 'ray', 'strategies', 'server'}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True

@@ -9,7 +9,7 @@ from torch import nn
 
 from psl_flower.errors import ConfigError
 from psl_flower.models import AdaptationNet, PatchSplitNet
-from psl_flower.models.architectures import BACKBONES, CUTS, STEMS, smashed_channels
+from psl_flower.models.architectures import BACKBONES, CUTS, STEMS, backbone_size, smashed_channels
 from psl_flower.models.split import Lower, Upper, reset_parameters, smashed_size
 from psl_flower.patches import PatchGrid
 
@@ -41,7 +41,7 @@ def load(net: PatchSplitNet, whole: nn.Module) -> None:
 
 def test_lists_are_not_empty():
     assert BACKBONES == ("resnet18", "resnet34", "resnet50")
-    assert CUTS == ("stem", "layer1", "layer2", "layer3")
+    assert CUTS == ("stem", "layer1", "layer2", "layer3", "layer4", "pool")
     assert STEMS == ("cifar", "imagenet")
 
 
@@ -53,16 +53,22 @@ def test_names_and_shapes_are_torchvisions(backbone, cut, stem):
     lower = Lower(grid=GRID, num_classes=7, backbone=backbone, cut=cut, stem=stem)
     assert not shapes(upper).keys() & shapes(lower).keys()
     assert shapes(upper) | shapes(lower) == expected
-    assert {name.split(".")[0] for name in shapes(upper)} == {"conv1", "bn1", *CUTS[1 : CUTS.index(cut) + 1]}
+    assert {name.split(".")[0] for name in shapes(upper)} == {"conv1", "bn1", *CUTS[1 : CUTS.index(cut) + 1]} - {"pool"}
 
     reduction = 2 ** max(0, CUTS.index(cut) - 1) * (1 if stem == "cifar" else 4)
     channels = smashed_channels(backbone, cut)
     assert upper.smashed_channels == channels
-    assert smashed_size(upper, (1, 16, 32)) == (channels, -(-16 // reduction), -(-32 // reduction))
+    size = (1, 1) if cut == "pool" else (-(-16 // reduction), -(-32 // reduction))
+    assert smashed_size(upper, (1, 16, 32)) == (channels, *size)
     assert upper.training
 
 
-COMPARED = [("resnet18", "layer1", "cifar"), ("resnet50", "layer2", "imagenet")]
+COMPARED = [
+    ("resnet18", "layer1", "cifar"),
+    ("resnet50", "layer2", "imagenet"),
+    ("resnet18", "layer4", "cifar"),
+    ("resnet18", "pool", "imagenet"),
+]
 
 
 @pytest.mark.parametrize(("backbone", "cut", "stem"), COMPARED)
@@ -77,8 +83,36 @@ def test_one_patch_is_torchvisions_network(backbone, cut, stem):
     assert torch.allclose(net.train()(images), whole.train()(images), atol=1e-9, rtol=1e-9)
     # The training pass above has moved both networks' statistics.
     assert torch.allclose(net.eval()(images), whole.eval()(images), atol=1e-9, rtol=1e-9)
-    assert torch.allclose(net.lower.layer4[0].bn1.running_var, whole.layer4[0].bn1.running_var, rtol=1e-9)
+    owner = net.lower if hasattr(net.lower, "layer4") else net.uppers[0]
+    assert torch.allclose(owner.layer4[0].bn1.running_var, whole.layer4[0].bn1.running_var, rtol=1e-9)
     assert net.smash(images).shape[:2] == (4, 1)
+
+
+def test_pooled_patches_are_joined_as_the_map_before_would_be():
+    """The mean of the patches' means is the mean of the joined map, since all patches are of one size."""
+    deep, pooled = (
+        PatchSplitNet(grid=GRID, num_uppers=2, num_classes=3, cut=cut, seed=1) for cut in ("layer4", "pool")
+    )
+    images = torch.randn(2, 3, 16, 24)
+    assert [name for name, _ in pooled.lower.named_children() if name in ("layer4", "avgpool", "fc")] == [
+        "avgpool",
+        "fc",
+    ]
+    assert torch.allclose(deep.eval()(images), pooled.eval()(images), atol=1e-6)
+    with torch.no_grad():
+        deep.lower.fc.weight.mul_(2)
+    assert not torch.allclose(deep(images), pooled(images), atol=1e-3)
+
+
+@pytest.mark.parametrize(("backbone", "expansion"), [("resnet18", 1), ("resnet50", 4)])
+def test_a_width_scales_all_stages(backbone, expansion):
+    size = backbone_size(backbone, 8)
+    assert size.depths == backbone_size(backbone).depths
+    assert (size.widths, backbone_size(backbone).widths) == ((8, 16, 32, 64), (64, 128, 256, 512))
+    upper = Upper(backbone=backbone, cut="layer2", size=size)
+    assert upper.conv1.weight.shape[0] == 8
+    assert smashed_size(upper, (3, 8, 8)) == (16 * expansion, 4, 4)
+    assert Lower(grid=GRID, num_classes=3, backbone=backbone, cut="layer2", size=size).fc.in_features == 64 * expansion
 
 
 def test_patches_differ_from_the_whole_only_at_their_borders():
@@ -216,9 +250,8 @@ def test_double_precision_stays_double():
 
 BAD = [
     ({"backbone": "vgg"}, "backbone: expected one of resnet18, resnet34, resnet50, got 'vgg'"),
-    ({"cut": "layer4"}, "cut: expected one of stem, layer1, layer2, layer3, got 'layer4'"),
+    ({"cut": "layer5"}, "cut: expected one of stem, layer1, layer2, layer3, layer4, pool, got 'layer5'"),
     ({"stem": "auto"}, "stem: expected one of cifar, imagenet, got 'auto'"),
-    ({"protection": "magic"}, "protection: expected one of none, got 'magic'"),
     ({"num_uppers": 5}, "5 Upper nodes cannot share 4 patches"),
     ({"assignment": "random"}, "assignment: expected"),
 ]

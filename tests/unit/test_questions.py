@@ -11,11 +11,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients import lightening
 from clients.upper_app import _HANDLERS, app
 from psl_flower.errors import FrameMismatch
+from psl_flower.flower.messages import message
 from psl_flower.wire import questions
 from psl_flower.wire.messages import Failed
 from psl_flower.wire.node_messages import Inventory, Measured, NodeTask, StreamTicket
 from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, TaskQuestion
-from strategies.messages import message
 
 TASK = NodeTask(run="r", parties=(0, 2), settings=b"\x00\xff", activations="float32", gradients="int8", timeout_s=1.5)
 TICKET = StreamTicket(host="h", port=1, cert_pem=None, node=7, tokens={3: b"t" * 32}, step=7, saved={3: 7})

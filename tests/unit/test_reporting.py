@@ -8,9 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from psl_flower.engine.lower import StepLoss
 from psl_flower.engine.rounds import Predictions, RoundReport
-from psl_flower.engine.steps import StepReport
+from psl_flower.engine.steps import StepLoss, StepReport
 from psl_flower.errors import RunError, TrainingStopped
 from psl_flower.kinds import Lighten, Predict, Restore, Train
 from psl_flower.runs.folder import create_run

@@ -57,8 +57,8 @@ def test_what_fails_is_tried_again_be_it_the_run_or_flower(
     attempts += [RunError("no SuperLink"), Status(state="failed", message="error: gone"), Status(state="completed")]
     assert end(2) == "completed"
     assert capsys.readouterr().err.splitlines() == [
-        "error: no SuperLink; going on by itself, 1 retries left",
-        "error: gone; going on by itself, 0 retries left",
+        "error: no SuperLink; restarting from the last checkpoint, 1 retry left",
+        "error: gone; restarting from the last checkpoint, 0 retries left",
     ]
 
 

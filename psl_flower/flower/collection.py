@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from flwr.serverapp import Grid
 
+from psl_flower.flower.messages import ask, message
+from psl_flower.flower.nodes import Placement
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import GiveWeights, Question, Received, SealForRestorers
-from strategies.messages import ask, message
-from strategies.nodes import Placement
 
 
 def collect_weights(

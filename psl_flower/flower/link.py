@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+import msgspec
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -15,16 +16,16 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.streams import StreamExchange
 from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, PositionMissing, PslError, RunError
+from psl_flower.flower.collection import collect_weights
+from psl_flower.flower.flower_exchange import FlowerExchange
+from psl_flower.flower.messages import failure_of, message
+from psl_flower.flower.nodes import Placement, holders_of, place
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
 from psl_flower.wire.questions import OpenStreams
 from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
-from strategies.collection import collect_weights
-from strategies.flower_exchange import FlowerExchange
-from strategies.messages import failure_of, message
-from strategies.nodes import Placement, holders_of, place
 
 log = logging.getLogger("psl_flower")
 
@@ -44,7 +45,7 @@ class NodeLink:
     assignment : tuple[int, ...]
         assignment[p] is the Upper of position p.
     wire : WireSettings
-        How the parties reach each other, how long to wait for nodes, and codecs.
+        How the parties reach each other, and how long to wait for nodes; codecs are those of the task.
     dtype : torch.dtype
         In which the Lower computes.
     adaptation : bool
@@ -67,7 +68,7 @@ class NodeLink:
         on_placed: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
         self._task, self._assignment, self._wire = task, assignment, wire
-        self._format = WireFormat.of(wire, dtype)
+        self._format = WireFormat(activations=task.activations, gradients=task.gradients, dtype=dtype)
         self._adaptation, self._without = adaptation, without
         self._on_placed = on_placed
         self._placement: Placement | None = None
@@ -102,7 +103,7 @@ class NodeLink:
         return self._exchange if isinstance(self._exchange, FlowerExchange) else None
 
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
-        """Ask the nodes what they hold and place every Upper; see `strategies.nodes.place`.
+        """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
 
         A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
         that is lost is what is missing.
@@ -149,6 +150,12 @@ class NodeLink:
         return bool(
             absent and absent & holders_of(grid, self.placement.parties, self._wire.node_timeout_s, self._task.epoch)
         )
+
+    def keep(self, saved: Mapping[int, int]) -> None:
+        """Let the parties keep the checkpoints of these steps, from their next message on."""
+        self._task = msgspec.structs.replace(self._task, kept=dict(saved))
+        if isinstance(self._exchange, FlowerExchange):
+            self._exchange.keep(saved)
 
     def close(self) -> None:
         """Close the transport; the byte counts are kept. Safe to call again."""
@@ -227,7 +234,7 @@ class NodeLink:
         return {asked.metadata.message_id: self.placement.names[asked.metadata.dst_node_id] for asked in self._asked}
 
     def collect(self, grid: Grid, saved: Mapping[int, int]) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the weights of all Upper models after `saved` steps, by Upper; see `strategies.collection`.
+        """Return the weights of all Upper models after `saved` steps, by Upper; see `psl_flower.flower.collection`.
 
         Nodes that are lost are waited for, and asked again: what they saved after a step stays as it is.
 
@@ -286,6 +293,7 @@ class NodeLink:
             tls=server_identity(wire),
             advertise=wire.exchange_advertise or None,
             allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
+            names=self._task.names,
         )
         self._exchange = StreamExchange(self._endpoint, self._format, wire.step_timeout_s)
 

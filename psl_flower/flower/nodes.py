@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
 from psl_flower.errors import ConfigError, NodeError, PeerLost, PositionError, PositionMissing, StoreError
+from psl_flower.flower.messages import ask, message
 from psl_flower.patches.assignment import positions_by_upper
+from psl_flower.text import counted
 from psl_flower.wire.messages import ADAPTATION
-from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_positions
+from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, check_alignment, check_positions
 from psl_flower.wire.questions import AskClaims, AskInventory
-from strategies.messages import ask, message
 
 log = logging.getLogger("psl_flower")
 
 _POLL_S = 0.2
 _NOBODY = "no node holds a position of this run's grid"
+_NOBODY_NAMED = "no node is a party of this run; start SuperNodes with --node-config \"party='NAME'\""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,14 @@ def place(
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories, refused = _inventories(grid, timeout_s, absent_allowed)
+    inventories, refused = _inventories(grid, timeout_s, absent_allowed, task.names)
     for node in [node for node, inventory in inventories.items() if not _is_current(inventory, task.epoch)]:
-        refused[node] = _of_other_epoch(node, inventories.pop(node), task.epoch)
+        refused[node] = _of_other_epoch(node_names(grid, [node])[node], inventories.pop(node), task.epoch)
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         try:
-            placement = _place_deployed(inventories, assignment, transport, without, absent_allowed, adaptation)
+            placement = _place_deployed(
+                grid, inventories, assignment, transport, task, without, absent_allowed, adaptation
+            )
         except PositionMissing as error:
             if refused:
                 raise _missing(str(error), refused, refused_ends) from None
@@ -136,7 +140,9 @@ def place(
     if refused:
         raise _missing(_NOBODY, refused, refused_ends or not deployed)
     if deployed:
-        nodes = ", ".join(str(node) for node in inventories)
+        nodes = ", ".join(node_names(grid, inventories).values())
+        if task.names:
+            raise PositionMissing(f"{_NOBODY_NAMED} (asked: {nodes})")
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
     return _place_simulated(grid, inventories, assignment, transport, task, timeout_s, without, adaptation)
 
@@ -144,7 +150,7 @@ def place(
 def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int) -> set[int]:
     """Return the Uppers that nodes other than the known ones hold, of those nodes that answer; see `NodeTask.epoch`."""
     others = [node for node in grid.get_node_ids() if node not in known]
-    found = _ask_inventories(grid, others, timeout_s, {}, leave_out_lost=True)
+    found = _ask_inventories(grid, others, AskInventory(), timeout_s, {}, leave_out_lost=True)
     current = [inventory for inventory in found.values() if _is_current(inventory, epoch)]
     return {claim.upper for inventory in current for claim in inventory.claims}
 
@@ -161,18 +167,18 @@ def _is_current(inventory: Inventory, epoch: int) -> bool:
     return epoch == 0 or all(claim.epoch == epoch for claim in inventory.claims)
 
 
-def _of_other_epoch(node: int, inventory: Inventory, epoch: int) -> NodeError:
+def _of_other_epoch(name: str, inventory: Inventory, epoch: int) -> NodeError:
     """Return the error for a node whose store is of another key epoch than the run's dataset."""
     claim = next(claim for claim in inventory.claims if claim.epoch != epoch)
     late = "the store to that node" if claim.epoch < epoch else "manifest and labels to the server"
     return NodeError(
-        f"node {node}: its store of Upper {claim.upper} has keys of epoch {claim.epoch}, the run's dataset those of "
+        f"{name}: its store of Upper {claim.upper} has keys of epoch {claim.epoch}, the run's dataset those of "
         f"epoch {epoch}; carry {late}, as psl rotate has made them"
     )
 
 
 def _inventories(
-    grid: Grid, timeout_s: float, absent_allowed: bool
+    grid: Grid, timeout_s: float, absent_allowed: bool, names: tuple[str, ...]
 ) -> tuple[dict[int, Inventory], dict[int, NodeError]]:
     """Return the nodes' inventories, and the errors of those that cannot take part: a wrong store, a wrong key, ..."""
     deadline = time.monotonic() + timeout_s
@@ -183,7 +189,8 @@ def _inventories(
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked.update(new)
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        found |= _ask_inventories(grid, new, timeout_s, refused, leave_out_lost=absent_allowed)
+        question = AskInventory(names=names)
+        found |= _ask_inventories(grid, new, question, timeout_s, refused, leave_out_lost=absent_allowed)
         expected = max((inventory.num_partitions for inventory in found.values()), default=0)
         if (found or refused) and len(found) >= expected and not new:
             return found, refused
@@ -194,24 +201,46 @@ def _inventories(
         time.sleep(_POLL_S if not new else 0)
 
 
+def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
+    """Return what to call each node: the name that it was registered by, or Flower's id where there is none."""
+    registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
+    names = [registered.get(node, str(node)) for node in nodes]
+    return {
+        node: f"node {name}" if names.count(name) == 1 else f"node {name} ({node})"
+        for node, name in zip(nodes, names, strict=True)
+    }
+
+
 def _ask_inventories(
-    grid: Grid, nodes: Sequence[int], timeout_s: float, refused: dict[int, NodeError], *, leave_out_lost: bool
+    grid: Grid,
+    nodes: Sequence[int],
+    question: AskInventory,
+    timeout_s: float,
+    refused: dict[int, NodeError],
+    *,
+    leave_out_lost: bool,
 ) -> dict[int, Inventory]:
-    names = {node: f"node {node}" for node in nodes}
-    question = [message(node, AskInventory()) for node in nodes]
-    answers = ask(grid, question, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
+    names = node_names(grid, nodes)
+    messages = [message(node, question) for node in nodes]
+    answers = ask(grid, messages, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
     return {node: answer.record(Inventory) for node, answer in answers.items()}
 
 
 def _place_deployed(
+    grid: Grid,
     inventories: dict[int, Inventory],
     assignment: Sequence[int],
     transport: str,
+    task: NodeTask,
     without: Collection[int],
     absent_allowed: bool,
     adaptation: bool,
 ) -> Placement:
-    names = {node: f"node {node}" for node in inventories}
+    registered = node_names(grid, inventories)
+    names = {
+        node: _called(registered[node], [claim.upper for claim in inventory.claims], task.names)
+        for node, inventory in inventories.items()
+    }
     claims = {
         claim.upper: claim
         for inventory in inventories.values()
@@ -219,13 +248,15 @@ def _place_deployed(
         if claim.upper not in without
     }
     absent = set(assignment) - set(claims) if absent_allowed else set(without)
-    check_positions({names[node]: inventory.claims for node, inventory in inventories.items()}, assignment, absent)
+    held = {names[node]: inventory.claims for node, inventory in inventories.items()}
+    check_positions(held, assignment, absent, task.names)
+    check_alignment(held)
     hosts = {
         node: tuple(claim.upper for claim in inventory.claims if claim.upper in claims)
         for node, inventory in inventories.items()
     }
     if not claims:
-        raise PositionMissing(_NOBODY)
+        raise PositionMissing(_NOBODY_NAMED if task.names else _NOBODY)
     return Placement(
         hosts={node: hosted for node, hosted in hosts.items() if hosted},
         names=names,
@@ -267,25 +298,33 @@ def _place_simulated(
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
-        transport = "stream" if slots >= len(nodes) else "flower"
+        # Fewer nodes with streams are many times faster than all of them in turn, each step in messages of Flower's.
+        transport = "stream" if slots > adaptation else "flower"
         if transport == "flower":
             note = (
-                f"{len(nodes)} simulated nodes share {slots} slot{'s' * (slots > 1)}, so they cannot run at once and "
-                "every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
+                f"{counted(len(nodes), 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
+                "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
-    elif transport == "stream" and slots < len(nodes):
-        if slots <= adaptation:
-            raise ConfigError(
-                "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
-                "use transport=flower, or `psl train`, which asks for enough slots"
-            )
-        note = f"{slots} slots for {len(nodes)} simulated nodes: {slots - adaptation} host all {len(uppers)} Uppers"
+    elif transport == "stream" and slots <= adaptation:
+        raise ConfigError(
+            "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
+            "use transport=flower, or `psl train`, which asks for enough slots"
+        )
+    if transport == "stream" and slots < len(nodes):
+        hosting = f"{counted(slots - adaptation, 'node')} for all {counted(len(uppers), 'Upper')}"
+        note = (
+            f"{counted(slots, 'slot')} for {counted(len(nodes), 'simulated node')}: {hosting}; `psl train` asks for a "
+            "slot for each node"
+        )
         nodes = nodes[:slots]
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     own = nodes.pop() if adaptation else None
     hosts = {node: tuple(uppers[i :: len(nodes)]) for i, node in enumerate(nodes)}
+    names |= {node: _called(names[node], hosted, task.names) for node, hosted in hosts.items()}
     claims = _ask_claims(grid, hosts, names, task, timeout_s)
-    check_positions({names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}, assignment, without)
+    held = {names[node]: [claims[m] for m in hosted] for node, hosted in hosts.items()}
+    check_positions(held, assignment, without, task.names)
+    check_alignment(held)
     return Placement(
         hosts=hosts,
         names=names,
@@ -296,6 +335,11 @@ def _place_simulated(
         adaptation=own,
         note=note,
     )
+
+
+def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
+    """Return what to call a node that hosts these parties, where parties have names."""
+    return f"{node} ({', '.join(names[m] for m in parties)})" if names else node
 
 
 def _ask_claims(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import msgspec
 from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.flower.messages import ask, message
+from psl_flower.flower.nodes import Placement
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
 from psl_flower.wire.messages import party_names
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import TakeStep
-from strategies.messages import ask, message
-from strategies.nodes import Placement
 
 
 class FlowerExchange(Exchange):
@@ -72,12 +73,17 @@ class FlowerExchange(Exchange):
         answers: dict[int, Frame] = {}
         for node, hosted in hosts.items():
             for m in hosted:
-                reply, peer = replies[node].part(m), f"{party_names([m])} on {self._placement.names[node]}"
+                who = party_names([m], self._task.names)
+                reply, peer = replies[node].part(m), f"{who} on {self._placement.names[node]}"
                 # A bytearray is decoded in place; bytes would be copied.
                 answers[m] = decode_frame(bytearray(reply), expected[m], peer=peer)
                 raise_ending(answers[m], peer)
                 self._up[m] += len(reply)
         return answers
+
+    def keep(self, saved: Mapping[int, int]) -> None:
+        """Let the parties keep the checkpoints of these steps."""
+        self._task = msgspec.structs.replace(self._task, kept=dict(saved))
 
     def finish(self, parties: Collection[int]) -> None:
         """Do nothing: nodes are in no message."""

@@ -1,0 +1,75 @@
+"""The commands `psl rm` and `psl prune`: disk space that runs no longer need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from psl_flower.cli.completion import run_names
+from psl_flower.cli.output import Json, RunName, Workspace, run_of, tell
+from psl_flower.text import counted
+
+if TYPE_CHECKING:
+    from psl_flower.runs.folder import RunFolder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("rm")(rm)
+    app.command("prune")(prune)
+
+
+def rm(
+    runs: Annotated[
+        list[str], typer.Argument(help="Names of runs; psl runs lists them.", metavar="RUN", autocompletion=run_names)
+    ],
+    workspace: Workspace = "",
+    as_json: Json = False,
+) -> None:
+    """Remove runs: settings, metrics, checkpoints, models. Patch stores and keys stay, and what distant nodes keep."""
+    from psl_flower.config import default_workspace
+    from psl_flower.runs import housekeeping
+    from psl_flower.runs.folder import open_run
+
+    chosen = [open_run(default_workspace(workspace), name) for name in dict.fromkeys(runs)]
+    for run in chosen:  # all or none
+        housekeeping.refuse_if_running(run, "and cannot be removed")
+    _tell({run.name: housekeeping.remove(run) for run in chosen}, "removed", as_json)
+
+
+def prune(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of runs [the newest].", metavar="RUN", autocompletion=run_names),
+    ] = None,
+    run: RunName = "",
+    every: Annotated[bool, typer.Option("--all", help="All runs of the workspace that have ended.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep, the newest.")] = 1,
+    workspace: Workspace = "",
+    as_json: Json = False,
+) -> None:
+    """Remove old checkpoints of runs that have ended. The newest stays: it continues the run and predicts in place."""
+    from psl_flower.config import default_workspace
+    from psl_flower.runs import housekeeping
+    from psl_flower.runs.folder import list_runs, open_run
+
+    path = default_workspace(workspace)
+    chosen: list[RunFolder]
+    if every:
+        if runs or run:
+            raise typer.BadParameter("--all takes all runs; leave the names out")
+        chosen = [found for found in list_runs(path) if (status := found.read_status()) is not None and status.ended]
+    else:
+        names = [*(runs or ()), *([run] if run else ())]
+        chosen = [open_run(path, name) for name in dict.fromkeys(names)] or [run_of(path, "")]
+    _tell({each.name: housekeeping.prune(each, keep) for each in chosen}, "freed", as_json)
+
+
+def _tell(freed: dict[str, int], done: str, as_json: bool) -> None:
+    from rich.filesize import decimal
+
+    lines = [f"{name}: {done}, {decimal(size)}" for name, size in freed.items()]
+    if len(freed) != 1:
+        lines.append(f"{counted(len(freed), 'run')}: {decimal(sum(freed.values()))}")
+    tell({"runs": freed, "bytes": sum(freed.values())}, lines, as_json)

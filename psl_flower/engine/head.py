@@ -1,0 +1,121 @@
+"""The side of a step that joins what all parties send: the model behind the cut, its optimiser and place in the run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
+from psl_flower.engine.optimizers import Optimizer
+from psl_flower.engine.steps import packed
+from psl_flower.errors import RunError
+
+
+class HeadEngine(ABC):
+    """The model behind the cut.
+
+    Parameters
+    ----------
+    lower : nn.Module
+        On its device.
+    optimizer : Optimizer or None
+        Of its parameters; None where there are none to learn.
+    assignment : iterable of int
+        assignment[p] is the party of position p.
+    device : torch.device
+        Where it computes.
+    dtype : torch.dtype
+        In which smashed data are to arrive.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied so far.
+    saved : dict[int, int]
+        The step of the last state that each party has saved and this side has committed; behind that of the others
+        where a party is absent.
+    reported : torch.Tensor
+        The steps of the current round, as of the last checkpoint, in the form of `psl_flower.engine.steps.packed`.
+    adaptation_elsewhere : bool
+        Whether the Adaptation Net is a party on a separate node.
+    """
+
+    adaptation_elsewhere = False
+
+    def __init__(
+        self,
+        lower: nn.Module,
+        optimizer: Optimizer | None,
+        assignment: Iterable[int],
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.lower, self.device, self.dtype = lower, device, dtype
+        self.assignment = tuple(assignment)
+        self.step = 0
+        self.saved = dict.fromkeys(sorted(set(self.assignment)), 0)
+        self.reported = packed(())
+        self._optimizer = optimizer
+        self._update_due = False
+
+    def update(self) -> None:
+        """Apply the update that the last step left open, if it did."""
+        if self._update_due:
+            if self._optimizer is not None:
+                self._optimizer.step()
+            self._update_due = False
+            self.step += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return the state to continue from after `step` steps."""
+        return {
+            "step": self.step,
+            "threads": torch.get_num_threads(),
+            "saved": dict(self.saved),
+            "reported": self.reported,
+            "lower": self.lower.state_dict(),
+            "optimizer": {} if self._optimizer is None else self._optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state.
+
+        Raises
+        ------
+        RunError
+            If the state is of another network.
+        """
+        try:
+            self._load(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        self.step, self._update_due = int(state["step"]), False
+        self.saved = dict(state.get("saved", dict.fromkeys(self.saved, self.step)))
+        self.reported = state.get("reported", packed(()))
+
+    def go_to(self, step: int, checkpoints: Checkpoints) -> None:
+        """Go to the checkpoint after `step` steps.
+
+        Raises
+        ------
+        RunError
+            If there is no such checkpoint or it is damaged.
+        """
+        state = checkpoints.load(step)
+        say_other_threads(state, "the server's model")
+        self.restore(state)
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """Who takes part, as text."""
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.lower.load_state_dict(state["lower"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,135 @@
+"""What a training consists of: samples, schedule and what is drawn; a step's plan follows from its number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.batches import BatchOrder
+from psl_flower.engine.schedule import Schedule
+from psl_flower.losses import Targets
+from psl_flower.wire.plan import Plan, StepId, pack_samples
+
+
+class Lessons(Protocol):
+    """What a driver needs of the samples and the schedule of a training."""
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a round."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def num_test(self) -> int:
+        """Samples of an evaluation."""
+
+    def train_plan(self, step: int) -> Plan:
+        """Return the plan of a training step."""
+
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans of an evaluation, numbered by batch as attempts of step `after_step`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
+
+    Attributes
+    ----------
+    order : BatchOrder
+        Which samples make up a step.
+    schedule : Schedule
+        Learning rate by step.
+    labels : ndarray
+        Classes of all samples by global index, int64.
+    augmentation : Augmentation
+        What is drawn in training.
+    test : ndarray
+        Global indices of the test split's samples, int64.
+    evaluate_batch_size : int
+        Samples in an evaluation batch.
+    steps_per_round : int
+        Steps of a round.
+    class_weights_K : torch.Tensor or None
+        As in `psl_flower.losses.Targets`.
+    valid : ndarray
+        Global indices of the training samples held back to validate on, int64; may be empty.
+    """
+
+    order: BatchOrder
+    schedule: Schedule
+    labels: NDArray[np.int64]
+    augmentation: Augmentation
+    test: NDArray[np.int64]
+    evaluate_batch_size: int
+    steps_per_round: int
+    class_weights_K: torch.Tensor | None = None
+    valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.schedule.total_steps
+
+    @property
+    def evaluated(self) -> NDArray[np.int64]:
+        """Global indices of the samples that rounds evaluate on: to validate, if there are any, else the test split."""
+        return self.valid if len(self.valid) else self.test
+
+    @property
+    def num_test(self) -> int:
+        """Images that rounds evaluate on."""
+        return len(self.evaluated)
+
+    def testing(self) -> Task:
+        """Return the task with the test split to evaluate on."""
+        return dataclasses.replace(self, valid=self.valid[:0])
+
+    def evaluating(self, step: int) -> Task:
+        """Return a task that is over after `step` steps, but for the run through the test samples."""
+        return dataclasses.replace(
+            self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
+        )
+
+    def train_plan(self, step: int) -> Plan:
+        """Return the plan of a training step."""
+        return Plan(
+            id=StepId(self.order.epoch_of(step), step),
+            mode="train",
+            lr=self.schedule.lr(step),
+            samples=pack_samples(self.order.samples(step)),
+            augment_seed=self.order.augment_seed(step),
+            mix_weight=self.augmentation.mix_weight(self.order.seed, step),
+        )
+
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans that run through `evaluated`, numbered by batch as attempts of step `after_step`."""
+        for number, first in enumerate(range(0, len(self.evaluated), self.evaluate_batch_size)):
+            samples_B = self.evaluated[first : first + self.evaluate_batch_size]
+            step = StepId(self.order.epoch_of(after_step), after_step, number)
+            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
+
+    def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
+        """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
+        samples_B, seed = plan.sample_indices(), plan.augment_seed
+        targets = Targets(torch.from_numpy(self.labels[samples_B]), class_weights_K=self.class_weights_K)
+        if plan.mix_weight < 1.0:
+            partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
+            targets = targets._replace(other_B=targets.y_B[partners_B], weight=plan.mix_weight)
+        flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
+        return targets, flipped_B
+
+    def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
+        """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
+        dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
+        return None if dropped_BM is None else torch.from_numpy(dropped_BM)

@@ -1,0 +1,132 @@
+"""The server's side of a training over parties with models and data of their own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from psl_flower.config.wire import WireSettings
+from psl_flower.errors import ConfigError
+from psl_flower.flower.client import SideSettings
+from psl_flower.flower.nodes import Placement
+from psl_flower.flower.rounds import RoundsStrategy
+from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.session import Session, threads_of
+from psl_flower.split.training import Training
+from psl_flower.wire.node_messages import NodeTask, encode
+
+log = logging.getLogger("psl_flower")
+
+
+class SplitLearning(Training):
+    """A training over Flower's nodes, which run `psl_flower.flower.split_client`.
+
+    Parameters
+    ----------
+    transport : {"auto", "stream", "flower"}
+        "stream": nodes connect to the server and exchange over sockets; "flower": Flower's messages alone. "auto" takes
+        the stream where all nodes can run at once.
+    arguments, options : Any
+        As of `psl_flower.split.Training`, whose `workdir` must be given; or a setting of
+        `psl_flower.config.wire.WireSettings`, such as `exchange_host` for nodes on other machines.
+
+    Attributes
+    ----------
+    outputs : tensor, tuple of tensors or None
+        What `top` answered to `valid` in the last evaluation of `fit`.
+
+    Raises
+    ------
+    ConfigError, AlignmentError
+        As `Training`.
+    """
+
+    def __init__(self, *arguments: Any, transport: str = "auto", **options: Any) -> None:
+        wire = {name: options.pop(name) for name in list(options) if name in WireSettings.__dataclass_fields__}
+        super().__init__(*arguments, **options)
+        self.wire = WireSettings(transport=transport, **wire)
+        if self.wire.on_missing_node != "wait":
+            raise ConfigError("on_missing_node: a party cannot be done without here; leave it at 'wait'")
+        self.outputs: Any = None
+
+    def fit(self, grid: Grid) -> Result:
+        """Train to the end, or on from the last checkpoint in the workdir, and return Flower's Result.
+
+        Its arrays are the weights of `top`; the parties' stay with them. Training losses are in
+        `train_metrics_clientapp`, metrics in `evaluate_metrics_serverapp`, both by round.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's.
+
+        Raises
+        ------
+        PslError
+            If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
+        """
+        if self.workdir is None:
+            raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
+        with threads_of(self):
+            session = Session(self, TrainingFolder(self.workdir))
+            log.info("files are in %s", self.workdir)
+            strategy = RoundsStrategy(
+                session.driver,
+                self._task(session.run),
+                self.wire,
+                evaluate_every=self.evaluate_every,
+                unfinished=session.unfinished,
+                on_placed=self._check_placed,
+                on_round=lambda number, report, up, down: session.note(report, up, down),
+            )
+            try:
+                while not session.over:
+                    strategy.configure_train(len(session.records) + 1, ArrayRecord(), ConfigRecord(), grid)
+                    strategy.aggregate_train(len(session.records) + 1, [])
+            finally:
+                strategy.close()
+            session.end()
+        self.outputs = session.driver.outputs
+        return _result(session)
+
+    def _task(self, run: str) -> NodeTask:
+        assert self.workdir is not None
+        return NodeTask(
+            run=run,
+            parties=(),
+            settings=encode(SideSettings(seed=self.seed, shapes=tuple(self.shapes.values()))),
+            activations=self.wire.wire_activations,
+            gradients=self.wire.wire_gradients,
+            timeout_s=self.wire.step_timeout_s,
+            state=str(TrainingFolder(self.workdir).parties),
+            threads=self.threads,
+            names=self.names,
+        )
+
+    def _check_placed(self, placement: Placement) -> None:
+        claims = {f"party {self.names[m]!r}": claim for m, claim in placement.claims.items()}
+        self.check_aligned(
+            {who: claim.num_samples for who, claim in claims.items()},
+            {who: claim.dataset for who, claim in claims.items()},
+        )
+        hosts = ", ".join(placement.names[node] for node in placement.hosts)
+        log.info("%s, %s transport%s", hosts, placement.transport, f"; {placement.note}" if placement.note else "")
+
+
+def _result(session: Session) -> Result:
+    result = Result(arrays=ArrayRecord(session.driver.lower.lower.state_dict()))
+    for record in session.records:
+        numbers = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+        number = int(numbers.pop("round"))
+        trained: dict[str, float] = {
+            key: numbers.pop(key) for key in ("loss", "seconds", "bytes_up", "bytes_down") if key in numbers
+        }
+        result.train_metrics_clientapp[number] = MetricRecord({**trained})
+        numbers.pop("step")
+        if numbers:
+            result.evaluate_metrics_serverapp[number] = MetricRecord({**numbers})
+    return result

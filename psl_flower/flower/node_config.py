@@ -1,0 +1,72 @@
+"""What a node's own configuration says (`--node-config`), and what a simulated node has in its place."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from flwr.app import Context
+
+from psl_flower.errors import ConfigError
+from psl_flower.launch.sizing import POOL_SIZE
+from psl_flower.system.state import node_state
+from psl_flower.text import expanded
+from psl_flower.wire.credentials import node_tls
+from psl_flower.wire.tls import NodeTls
+
+_PLAINTEXT = "exchange-plaintext-on-untrusted-network"
+
+
+def is_simulated(context: Context) -> bool:
+    """Return True if Flower simulates this node."""
+    return "partition-id" in context.node_config and not {"store", "role", "party"} & set(context.node_config)
+
+
+def simulation_slots() -> int:
+    """Return the number of simulated nodes that run at once: actors of Flower's pool, no more than its threads."""
+    import ray  # only where Flower simulates
+
+    taken: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    total: dict[str, float] = ray.cluster_resources()
+    actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
+    return max(1, min([*actors, POOL_SIZE]))
+
+
+def own_state(context: Context) -> Path:
+    """Return the folder where a real node keeps its Uppers' states: `state`, or one of this user's own."""
+    named = own_setting(context, "state")
+    return expanded(named, "node-config state") if named else node_state()
+
+
+def own_tls(context: Context) -> NodeTls:
+    """Return a node's own TLS settings; a simulated node has none and follows the run's.
+
+    `exchange-ca` is a file with the authorities that the endpoint's certificate must come from; `exchange-cert` and
+    `exchange-key` are the node's own, for mutual TLS; `exchange-plaintext-on-untrusted-network` permits plaintext.
+
+    Raises
+    ------
+    ConfigError
+        If one of the files cannot be used, or the configuration contradicts itself.
+    """
+    if is_simulated(context):
+        return NodeTls(allow_plaintext=True)
+    allow = permission(context, _PLAINTEXT)
+    ca, cert, key = (own_setting(context, f"exchange-{name}") for name in ("ca", "cert", "key"))
+    return node_tls(ca=ca, cert=cert, key=key, allow_plaintext=allow)
+
+
+def permission(context: Context, name: str) -> bool:
+    """Return what a node's own configuration allows; raises ConfigError unless it is true or false."""
+    value = context.node_config.get(name, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"node-config {name}: expected true or false, got {value!r}")
+    return value
+
+
+def own_setting(context: Context, name: str) -> str:
+    """Return a text of a node's own configuration, empty by default; raises ConfigError if it is no text."""
+    value = context.node_config.get(name, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"node-config {name}: expected a text, got {value!r}")
+    return value

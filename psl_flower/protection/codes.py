@@ -1,0 +1,92 @@
+"""A patch's feature map as a few numbers, which may be rounded to a few levels; the Lower makes a map of them again.
+
+The rounding is finite scalar quantisation (Mentzer et al., ICLR 2024): no codebook, so nothing besides the weights is
+learnt. Its gradient is passed straight through (Bengio, Leonard, Courville, 2013).
+
+Shape suffixes: N patches, C channels, h and w of a feature map, d numbers of a patch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from psl_flower.models.cut import CutPair
+from psl_flower.models.resnet import BasicBlock
+from psl_flower.wire.codecs import rounded_to_levels
+
+
+class _Round(torch.autograd.Function):
+    """The nearest of some levels in -1..1; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, levels: int) -> torch.Tensor:
+        """Return the rounded values, in the dtype of the values."""
+        return _rounded(values, levels)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient unchanged."""
+        return gradients[0], None
+
+
+class Codes(nn.Module):
+    """tanh, then the nearest of `levels` numbers from -1 to 1, which the codec of codes carries exactly.
+
+    In bfloat16 the numbers are rounded to that; they can still be told apart.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return codes of any numbers, in the same shape and dtype."""
+        bounded = torch.tanh(values)
+        if not torch.is_grad_enabled():
+            return _rounded(bounded, self.levels)  # an exported network knows no autograd
+        result: torch.Tensor = _Round.apply(bounded, self.levels)
+        return result
+
+
+def narrow_pair(channels: int, size: int, pool: int, levels: int) -> CutPair:
+    """Return the pair that sends `size` numbers (N, size, 1, 1) for each patch.
+
+    The Upper averages the map (N, C, h, w) to `pool` x `pool`, and maps that linearly to the numbers. The Lower maps
+    them to `pool` x `pool` maps of C channels; a residual block joins those of neighbouring patches, since few stages
+    or none may follow.
+
+    Parameters
+    ----------
+    channels : int
+        C.
+    size : int
+        Numbers of a patch.
+    pool : int
+        Height and width of the pooled map.
+    levels : int
+        Levels of every number, 2 or more; 0 leaves them as they are.
+    """
+    area = channels * pool * pool
+    upper = [
+        nn.AdaptiveAvgPool2d((pool, pool)),
+        nn.Flatten(),
+        nn.Linear(area, size),
+        nn.BatchNorm1d(size),
+        *([Codes(levels)] if levels else []),
+        nn.Unflatten(1, (size, 1, 1)),
+    ]
+    lower = [
+        nn.Flatten(),
+        nn.Linear(size, area),
+        nn.Unflatten(1, (channels, pool, pool)),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    ]
+    return CutPair(nn.Sequential(*upper), nn.Sequential(*lower), size, BasicBlock(channels, channels, 1))
+
+
+def _rounded(values: torch.Tensor, levels: int) -> torch.Tensor:
+    return rounded_to_levels(values, levels).to(values.dtype)

@@ -1,0 +1,56 @@
+"""What a run has been through: its last accuracy, and changes of its rounds (extended.jsonl in its folder)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from psl_flower.errors import RunError
+from psl_flower.runs.folder import RunFolder
+from psl_flower.system.files import disk_errors
+
+FILE = "extended.jsonl"
+
+
+class Extension(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a run's rounds after which its weights are no longer those of a run that began with them.
+
+    Attributes
+    ----------
+    step : int
+        Steps done before it.
+    before, rounds : int
+        The run's rounds in all, before and since.
+    """
+
+    step: int
+    before: int
+    rounds: int
+
+
+def note_extension(run: RunFolder, extension: Extension) -> None:
+    """Add a change to those of a run; raises RunError if the disk refuses."""
+    path = run.path / FILE
+    with disk_errors(path, "written", RunError), path.open("ab") as file:
+        file.write(msgspec.json.encode(extension) + b"\n")
+
+
+def extensions(run: RunFolder) -> list[Extension]:
+    """Return the changes of a run's rounds, oldest first.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged.
+    """
+    path = run.path / FILE
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [msgspec.json.decode(line, type=Extension) for line in lines]
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def last_accuracy(run: RunFolder) -> float | None:
+    """Return the accuracy of the run's last evaluation, 0..1, if there was one."""
+    evaluated = [m["accuracy"] for m in run.read_metrics() if m.get("accuracy") is not None]
+    return evaluated[-1] if evaluated else None

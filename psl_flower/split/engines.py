@@ -1,0 +1,259 @@
+"""The two sides of a step for models and data of any kind: a party's, and that of the model behind the cut.
+
+Shape suffix B: batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.drawing import drawing
+from psl_flower.engine.head import HeadEngine
+from psl_flower.engine.optimizers import set_lr
+from psl_flower.engine.party import PartyEngine, Pass
+from psl_flower.engine.steps import StepLoss
+from psl_flower.errors import ConfigError, PslError, TrainingError
+from psl_flower.models.cut import backward_from
+from psl_flower.seeds import derive
+from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
+from psl_flower.system.generator import seeded
+from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.plan import Plan
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+Outputs = torch.Tensor | tuple[torch.Tensor, ...]
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+
+TOP = "top"
+
+
+def init_seed(seed: int, name: str) -> int:
+    """Return the seed under which a party's side, or `TOP`, is made."""
+    return derive(seed, "init", name)
+
+
+class SideEngine(PartyEngine):
+    """One party's side of a step.
+
+    Parameters
+    ----------
+    m : int
+        The party's number: its place among the training's parties.
+    name : str
+        Its name.
+    shape : tuple of int
+        What its net gives for one sample.
+    side : PartySide
+        Its model, data and optimiser.
+    checkpoints : Checkpoints
+        Where states are saved.
+    """
+
+    def __init__(self, m: int, name: str, shape: Shape, side: PartySide, checkpoints: Checkpoints) -> None:
+        self._name, self._shape, self._side = name, shape, side
+        device = torch.device(side.device)
+        net = side.net.to(device)
+        self._reader = Reader(side, self.name)
+        order = self._reader.order
+        claim = Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint)
+        optimizer = optimizer_of(net, side.optimizer, self.name)
+        super().__init__(net, optimizer, claim, checkpoints, dtype=torch.float32, device=device)
+
+    @property
+    def name(self) -> str:
+        """The party's name."""
+        return f"party {self._name!r}"
+
+    @property
+    def draws_as(self) -> str:
+        """The party's name."""
+        return self._name
+
+    def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
+        """Return the shape (B, ...) of a plan's outputs."""
+        return (plan.num_samples, *self._shape)
+
+    def forward(self, plan: Plan) -> Pass:
+        """Read the inputs of a plan's samples and run them forward; zeros stand for those that the party lacks.
+
+        Raises
+        ------
+        ConfigError
+            If the output has not the shape that the training names, or is not float32.
+        """
+        started = time.perf_counter()
+        samples_B = plan.sample_indices()
+        present_B = self._reader.present(samples_B)
+        if present_B is not None:
+            samples_B = samples_B[present_B]
+        if not len(samples_B):
+            return Pass(None, torch.zeros(self.smashed_shape(plan)), 0.0)
+        inputs = self._reader.read(samples_B)
+        read_s = time.perf_counter() - started
+        with told_as(f"{self.name}: its net"):
+            output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
+        self._check(output, len(samples_B))
+        local = None
+        if plan.mode == "train" and self._side.local_loss is not None:
+            with told_as(f"{self.name}: its local loss"):
+                local = scalar(self._side.local_loss(output, inputs), f"{self.name}: its local loss")
+        if present_B is not None:
+            whole = output.new_zeros(self.smashed_shape(plan))
+            output = whole.index_put((torch.from_numpy(np.flatnonzero(present_B)).to(output.device),), output)
+        return Pass((output, local), output.detach().contiguous().cpu(), read_s)
+
+    def _check(self, output: object, num_samples: int) -> None:
+        """Raise ConfigError unless this is what the net of the training returns for so many samples."""
+        if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
+            kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ConfigError(f"{self.name}: expected its net to return float32 numbers, got {kind}")
+        if tuple(output.shape) != (num_samples, *self._shape):
+            raise ConfigError(
+                f"{self.name}: for {num_samples} samples its net returned {tuple(output.shape)}, the training expects "
+                f"{(num_samples, *self._shape)}; change the net, or the shape in the training's parties"
+            )
+
+    def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None] | None, gradient: torch.Tensor) -> None:
+        """Run the backward pass of an output from its gradient, and of the local loss, if there is one."""
+        if graph is None:
+            return  # the party has none of these samples
+        output, local = graph
+        roots = [] if local is None else [(local, torch.ones_like(local))]
+        roots = [(root, given) for root, given in [*roots, (output, gradient.to(output.device))] if root.requires_grad]
+        # One alone needs no torch.autograd.backward, which loads sympy in every process.
+        if len(roots) == 1:
+            backward_from(*roots[0])
+        elif roots:
+            torch.autograd.backward([root for root, _ in roots], [given for _, given in roots])
+
+    def close(self) -> None:
+        """Release nothing: the data are the caller's."""
+
+
+class TopEngine(HeadEngine):
+    """The side of the model that joins the parties' outputs and is held against the targets.
+
+    Parameters
+    ----------
+    top : nn.Module
+        Called with one tensor per party, (B, *shape), in the order of the parties.
+    names : sequence of str
+        The parties.
+    loss : callable
+        Called with what the model returns and the batch's targets; returns a scalar.
+    make_optimizer : callable or Optimizer
+        As in `PartySide`.
+    device : torch.device
+        Where it computes.
+    """
+
+    def __init__(
+        self,
+        top: nn.Module,
+        names: Sequence[str],
+        loss: Loss,
+        make_optimizer: GivenOptimizer,
+        device: torch.device,
+    ) -> None:
+        top.to(device)
+        optimizer = optimizer_of(top, make_optimizer, TOP)
+        super().__init__(top, optimizer, range(len(names)), device=device)
+        self._names, self._loss = tuple(names), loss
+
+    @property
+    def about(self) -> str:
+        """The parties' names."""
+        return f"parties {', '.join(self._names)}"
+
+    def train_step(
+        self, plan: Plan, smashed: Mapping[int, torch.Tensor], targets_B: torch.Tensor
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
+
+        Parameters
+        ----------
+        plan : Plan
+            The step.
+        smashed : mapping
+            What each party sent.
+        targets_B : torch.Tensor
+            Of the batch's samples.
+
+        Returns
+        -------
+        The loss, and the gradient at what each party sent, contiguous, on the CPU.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not one finite number.
+        """
+        leaves = {m: smashed[m].to(self.device).requires_grad_() for m in sorted(smashed)}
+        self._update_due = False
+        self.lower.train()
+        with drawing(plan, TOP, self.device):
+            with told_as("top"):
+                outputs = self.lower(*leaves.values())
+            with told_as("the loss"):
+                loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {self.step}: the loss is {value}; the last checkpoint is kept. "
+                "Resume from it with a lower lr, or check the data"
+            )
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._optimizer is not None:
+            set_lr(self._optimizer, plan.lr)
+        self._update_due = True
+        gradients = {
+            m: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.contiguous() for m, leaf in leaves.items()
+        }
+        report = StepLoss(full=value, lower=value, uppers=0.0, correct=0)
+        return report, {m: gradient.cpu() for m, gradient in gradients.items()}
+
+    @torch.no_grad()
+    def outputs(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> Outputs:
+        """Return what the model answers in evaluation mode, on the CPU."""
+        self.lower.eval()
+        with drawing(plan, TOP, self.device):
+            outputs = self.lower(*(smashed[m].to(self.device) for m in sorted(smashed)))
+        return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+
+
+def scalar(value: object, what: str) -> torch.Tensor:
+    """Return a loss as it is; raises TrainingError unless it is one number with a gradient."""
+    if not isinstance(value, torch.Tensor):
+        raise TrainingError(f"{what}: expected a tensor of one number, got {type(value).__name__}")
+    if value.dim() != 0:
+        raise TrainingError(f"{what}: expected one number, got a tensor of shape {tuple(value.shape)}; take its mean")
+    return value
+
+
+@contextlib.contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Let what the user's own code raises within be a TrainingError that says where; the cause stays attached."""
+    try:
+        yield
+    except PslError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def made(make: Callable[[], Any], seed: int, name: str) -> Any:
+    """Return what a function makes while torch draws from the seed of a party, or of `TOP`."""
+    with seeded(init_seed(seed, name)), told_as(TOP if name == TOP else f"party {name!r}"):
+        return make()

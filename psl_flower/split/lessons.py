@@ -1,0 +1,69 @@
+"""The samples and the schedule of a training: which make up a step, and with which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.engine.batches import BatchOrder
+from psl_flower.wire.plan import Plan, StepId, pack_samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitLessons:
+    """Implements `psl_flower.engine.task.Lessons`; a round is an epoch.
+
+    Attributes
+    ----------
+    order : BatchOrder
+        Which samples make up a step.
+    valid : ndarray
+        Samples of the evaluation, int64; may be empty.
+    lr : callable
+        Learning rate by step.
+    epochs : int
+        Passes through the training samples.
+    evaluate_batch_size : int
+        Samples in an evaluation batch.
+    """
+
+    order: BatchOrder
+    valid: NDArray[np.int64]
+    lr: Callable[[int], float]
+    epochs: int
+    evaluate_batch_size: int
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of an epoch."""
+        return self.order.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.epochs * self.order.steps_per_epoch
+
+    @property
+    def num_test(self) -> int:
+        """Samples of the evaluation."""
+        return len(self.valid)
+
+    def train_plan(self, step: int) -> Plan:
+        """Return the plan of a training step."""
+        return Plan(
+            id=StepId(self.order.epoch_of(step), step),
+            mode="train",
+            lr=self.lr(step),
+            samples=pack_samples(self.order.samples(step)),
+            augment_seed=self.order.seed,
+        )
+
+    def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
+        """Yield the plans that run through `valid`, numbered by batch as attempts of step `after_step`."""
+        for number, first in enumerate(range(0, len(self.valid), self.evaluate_batch_size)):
+            samples_B = self.valid[first : first + self.evaluate_batch_size]
+            step = StepId(self.order.epoch_of(after_step), after_step, number)
+            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=self.order.seed)

@@ -1,0 +1,181 @@
+"""One training, from its first step or its last checkpoint: rounds, what they measure, and who is told."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from psl_flower.engine.exchange import Exchange
+from psl_flower.engine.rounds import RoundReport, Rounds
+from psl_flower.engine.steps import StepLoss, StepReport
+from psl_flower.errors import PslError, TrainingError
+from psl_flower.split.callbacks import Told
+from psl_flower.split.engines import Outputs, TopEngine
+from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.training import Training
+from psl_flower.wire.plan import Plan
+
+
+class SplitRounds(Rounds[TopEngine, SplitLessons]):
+    """Runs rounds of a training over any transport.
+
+    Parameters
+    ----------
+    lower : TopEngine
+        The side of the model behind the cut.
+    training : Training
+        The rest.
+    folder : TrainingFolder
+        Of the checkpoints.
+    options : Any
+        As `psl_flower.engine.rounds.Rounds` takes them.
+
+    Attributes
+    ----------
+    outputs : tensor, tuple of tensors or None
+        What the model answered to `valid` in the last evaluation, in the order of `valid`.
+    """
+
+    def __init__(self, lower: TopEngine, training: Training, folder: TrainingFolder, **options: Any) -> None:
+        shapes = dict(enumerate(training.shapes.values()))
+        super().__init__(lower, training.lessons, shapes, folder.checkpoints, **options)
+        self._training = training
+        self.outputs: Outputs | None = None
+
+    def _learn(
+        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        return self.lower.train_step(plan, smashed, self._training.targets_of(plan.sample_indices()))
+
+    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+        batches = [self.lower.outputs(plan, smashed) for plan, smashed in self._evaluated(exchange)]
+        if not batches:
+            return
+        outputs = joined(batches)
+        self.outputs, targets = outputs, self._training.targets_of(self.task.valid)
+        report.metrics = {"valid_loss": self._measured("loss", self._training.loss, outputs, targets)}
+        for name, metric in self._training.metrics.items():
+            report.metrics[name] = self._measured(name, metric, outputs, targets)
+
+    def _measured(self, name: str, metric: Any, outputs: Outputs, targets: torch.Tensor) -> float:
+        try:
+            with torch.no_grad():
+                return float(metric(outputs, targets))
+        except PslError:
+            raise
+        except Exception as error:
+            raise TrainingError(
+                f"the metric {name!r} raised {type(error).__name__}: {error} (after step {self.lower.step}); the "
+                "checkpoint of that step is kept"
+            ) from error
+
+
+def joined(batches: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of all batches, one after the other."""
+    if isinstance(batches[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    return torch.cat([batch for batch in batches if isinstance(batch, torch.Tensor)])
+
+
+class Session:
+    """One training with its folder.
+
+    Parameters
+    ----------
+    training : Training
+        What is trained.
+    folder : TrainingFolder
+        Where it is kept.
+
+    Attributes
+    ----------
+    run : str
+        Identity of the run.
+    driver : SplitRounds
+        At the last checkpoint, if there is one.
+    records : list of dict
+        What is recorded of each round.
+    unfinished : bool
+        Whether the last step is a round's last, but the process ended before that was evaluated.
+
+    Raises
+    ------
+    RunError
+        If the folder's training was made of something else, or its files are damaged.
+    """
+
+    def __init__(self, training: Training, folder: TrainingFolder) -> None:
+        self._training, self._folder = training, folder
+        self.run = folder.begin(training.made_of())
+        lower, lessons = training.engine(), training.lessons
+        steps = folder.checkpoints.steps()
+        if steps:
+            lower.go_to(steps[-1], folder.checkpoints)
+        self.records = folder.rounds(lower.step)
+        ends_round = lower.step > 0 and (lower.step % lessons.steps_per_round == 0 or lower.step == lessons.total_steps)
+        self.unfinished = ends_round and lower.step not in [record["step"] for record in self.records]
+        self._told = Told(training.callbacks)
+        self._told.resume(self.records)
+        self.driver = SplitRounds(
+            lower, training, folder, checkpoint_every=training.checkpoint_every, on_step=self._on_step
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or a callback has asked for the end."""
+        done = self.driver.lower.step >= self._training.lessons.total_steps and not self.unfinished
+        return done or self._told.ending
+
+    def note(self, report: RoundReport, bytes_up: Mapping[int, int], bytes_down: Mapping[int, int]) -> None:
+        """Record a round that is over and tell the callbacks.
+
+        Raises
+        ------
+        TrainingError
+            If a callback raises; the round stays recorded.
+        RunError
+            If the disk refuses.
+        """
+        self.unfinished = False
+        number = math.ceil(report.step / self._training.lessons.steps_per_round)
+        record: dict[str, Any] = {"event": "round", "round": number, "step": report.step}
+        if report.steps:
+            record["loss"] = sum(step.loss.full for step in report.steps) / len(report.steps)
+        record |= report.metrics
+        record |= {
+            "seconds": report.seconds,
+            "bytes_up": sum(bytes_up.values()),
+            "bytes_down": sum(bytes_down.values()),
+        }
+        self.records.append(record)
+        self._folder.write_rounds(self.records)
+        self._told(record)
+
+    def end(self) -> None:
+        """Tell the callbacks that the training is over."""
+        last = self.records[-1] if self.records else {"step": self.driver.lower.step}
+        self._told({**last, "event": "end"})
+
+    def _on_step(self, report: StepReport) -> None:
+        lr = self._training.lessons.lr(report.step - 1)
+        self._told({
+            "event": "step", "step": report.step, "epoch": report.epoch, "loss": report.loss.full, "lr": lr,
+            "num_samples": report.num_samples, "seconds": report.seconds,
+        })  # fmt: skip
+
+
+@contextlib.contextmanager
+def threads_of(training: Training) -> Iterator[None]:
+    """Let torch compute with the training's number of threads within."""
+    before = torch.get_num_threads()
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,189 @@
+"""A party's side of a training: its model, its data and its optimiser."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from psl_flower.engine.optimizers import Optimizer
+from psl_flower.errors import AlignmentError, ConfigError, DataError
+
+# What makes an optimiser from parameters, or an optimiser.
+GivenOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer] | torch.optim.Optimizer
+# What a model is called with: a tensor, or several.
+Inputs = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartySide:
+    """What one party brings to a training.
+
+    Attributes
+    ----------
+    net : nn.Module
+        Called with the inputs of B samples; returns (B, *shape), float32, of the shape that the training names.
+    data : Any
+        A tensor or array with a row per sample, or anything else of a length that gives the inputs of samples when it
+        is indexed with their numbers (an int64 array): a tensor, an array, or a tuple of these, which the net takes as
+        several arguments. Dtypes stay as they are.
+    optimizer : callable or Optimizer
+        Makes the optimiser from the net's parameters, such as `torch.optim.Adam`, or is one, over parameter groups.
+        The training sets the learning rate; groups keep theirs in proportion to the optimiser's default.
+    ids : sequence, optional
+        The samples' own ids, one per row, in any order; then all parties and the server must give them. Rows are
+        matched by id: the set must be the same for all.
+    present : mask, optional
+        One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
+        net: zeros go up in its place.
+    local_loss : callable, optional
+        Called with the net's output and its inputs in training; what it returns, a scalar, is added to the loss for
+        this party alone.
+    device : str
+        Where the net computes.
+    """
+
+    net: nn.Module
+    data: Any
+    optimizer: GivenOptimizer
+    ids: Sequence[Any] | None = None
+    present: Any = None
+    local_loss: Callable[[torch.Tensor, Inputs], torch.Tensor] | None = None
+    device: str = "cpu"
+
+
+class Rows:
+    """The order of samples that all parties share: that of their ids, or the rows as they are.
+
+    Parameters
+    ----------
+    num_rows : int
+        Samples.
+    ids : sequence or None
+        Their ids.
+    whose : str
+        Who holds them, for errors.
+
+    Raises
+    ------
+    AlignmentError
+        If an id occurs twice, or there is not one for each row.
+    """
+
+    def __init__(self, num_rows: int, ids: Sequence[Any] | None, whose: str) -> None:
+        self.num_rows, self.fingerprint = num_rows, ""
+        self._row_of: NDArray[np.int64] | None = None
+        if ids is None:
+            return
+        texts = np.array([str(each) for each in ids])
+        if len(texts) != num_rows:
+            raise AlignmentError(f"{whose}: {num_rows} samples, but {len(texts)} ids; give one id per sample")
+        order = np.argsort(texts, kind="stable")
+        twice = texts[order][1:][texts[order][1:] == texts[order][:-1]]
+        if len(twice):
+            raise AlignmentError(f"{whose}: {len(twice)} ids occur more than once; each sample needs an id of its own")
+        digest = hashlib.blake2b(digest_size=32)
+        for text in texts[order]:
+            digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
+        self.fingerprint = digest.hexdigest()
+        self._row_of = order.astype(np.int64)
+
+    def rows(self, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of samples, numbered in the order that all share."""
+        return samples_B if self._row_of is None else self._row_of[samples_B]
+
+    def samples(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the samples of rows: the inverse of `rows`."""
+        if self._row_of is None:
+            return rows_B
+        sample_of = np.empty_like(self._row_of)
+        sample_of[self._row_of] = np.arange(self.num_rows)
+        return sample_of[rows_B]
+
+
+class Reader:
+    """Reads the inputs of samples from a party's data.
+
+    Raises
+    ------
+    DataError
+        If the data have no length.
+    AlignmentError
+        As `Rows`.
+    """
+
+    def __init__(self, side: PartySide, whose: str) -> None:
+        self._data, self._whose = side.data, whose
+        self._device = torch.device(side.device)
+        try:
+            num_rows = len(side.data)
+        except TypeError:
+            raise DataError(f"{whose}: its data have no length; give a tensor, or an object with __len__") from None
+        self.order = Rows(num_rows, side.ids, whose)
+        self._present = None if side.present is None else np.asarray(side.present)
+        if self._present is not None and (self._present.dtype != np.bool_ or self._present.shape != (num_rows,)):
+            raise DataError(
+                f"{whose}: present: expected one bool for each of {num_rows} rows, got {self._present.dtype} "
+                f"{self._present.shape}"
+            )
+
+    def present(self, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which samples (B,) the party has; None where it has all of these."""
+        if self._present is None:
+            return None
+        present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]
+        return None if present_B.all() else present_B
+
+    def read(self, samples_B: NDArray[np.int64]) -> Inputs:
+        """Return the inputs of samples (B,) as a tensor or several, on the device.
+
+        Raises
+        ------
+        DataError
+            If a sample is out of range, or the data do not give so many.
+        """
+        if len(samples_B) and not 0 <= samples_B.min() <= samples_B.max() < self.order.num_rows:
+            raise DataError(f"{self._whose}: asked for a sample outside its {self.order.num_rows}")
+        rows_B = self.order.rows(samples_B)
+        found = self._data[torch.from_numpy(rows_B.copy()) if isinstance(self._data, torch.Tensor) else rows_B]
+        inputs = tuple(self._tensor(part, len(rows_B)) for part in (found if isinstance(found, tuple) else (found,)))
+        return inputs if isinstance(found, tuple) else inputs[0]
+
+    def _tensor(self, part: object, num_samples: int) -> torch.Tensor:
+        tensor = part if isinstance(part, torch.Tensor) else torch.as_tensor(np.asarray(part))
+        if tensor.dim() == 0 or len(tensor) != num_samples:
+            raise DataError(
+                f"{self._whose}: {num_samples} samples were asked for, its data gave a tensor of shape "
+                f"{tuple(tensor.shape)}; the first dimension is that of samples"
+            )
+        return tensor.to(self._device)
+
+
+def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer | None:
+    """Return the optimiser of a net's parameters, which keeps the proportions of its groups; None without parameters.
+
+    Raises
+    ------
+    ConfigError
+        If it has other parameters than the net's, or no learning rate.
+    """
+    parameters = list(net.parameters())
+    if not parameters:
+        return None
+    optimizer = given if isinstance(given, torch.optim.Optimizer) else given(parameters)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not held <= {id(parameter) for parameter in parameters}:
+        raise ConfigError(f"{whose}: its optimiser has parameters that are not of its model")
+    default = getattr(optimizer, "defaults", {}).get("lr")
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise ConfigError(f"{whose}: its optimiser {type(optimizer).__name__} has no learning rate to set")
+        if default:
+            group["lr_scale"] = float(group["lr"]) / float(default)
+    return optimizer

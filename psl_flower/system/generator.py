@@ -1,0 +1,34 @@
+"""Torch's own generator, seeded for a moment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# All threads of a process share the generator.
+_alone = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Let torch draw as it does after this seed within; afterwards its generator is as it was before.
+
+    Only one thread of a process is within at a time.
+
+    Parameters
+    ----------
+    seed : int
+        0..2**63 - 1.
+    device : torch.device, optional
+        One that draws beside the CPU.
+    """
+    cuda = device is not None and device.type == "cuda"
+    with _alone, torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
