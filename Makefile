@@ -9,7 +9,7 @@ OLD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/psl-flower/flwr-$(OLD_FLWR)
 OLD_TESTS ?= tests/unit/test_bundle.py tests/unit/test_questions.py \
 	"tests/e2e/test_training.py::test_train_then_use_the_model" "tests/e2e/test_training.py::test_uppers_are_averaged[flower]"
 
-.PHONY: help setup run test check format docs e2e e2e-old slow bench clean
+.PHONY: help setup run test check audit format docs e2e e2e-old slow bench clean
 
 help:            ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -31,11 +31,15 @@ run: setup       ## Train the embedded digits: 4 Upper nodes, one Lower, ResNet1
 test: setup      ## Run the default tests (some minutes)
 	$(BIN)/python -m pytest
 
-check: setup     ## Lint, format, types, and who imports whom
+check: setup     ## Lint, format, types, who imports whom, and what bandit finds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive psl_flower strategies clients server simulations .ci
+
+audit: setup     ## Ask for known vulnerabilities of all that is installed; needs the network
+	@$(BIN)/python .ci/audit.py
 
 format: setup    ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -17,7 +17,7 @@ from psl_flower.inference.onnx_files import OnnxModule
 from psl_flower.kinds import Kind, Predict
 from psl_flower.lightening.folder import LightModel, light_model
 from psl_flower.lightening.on_node import check_runtime
-from psl_flower.runs.predictions import Absent, Result, save_result
+from psl_flower.runs.predictions import Absent, Result, save_result, write_table
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 
@@ -74,6 +74,7 @@ def predict(run: ServerRun[Predict]) -> None:
         light=kind.predict_light,
     )
     run.folder.write_predictions(predicted, splits)
+    write_table(run.folder, description)
     save_result(run.folder, result)
     reporter.note_accuracy(result.accuracy)
     took = duration(time.monotonic() - began)

@@ -20,6 +20,7 @@ from psl_flower.kinds import Train
 from psl_flower.runs.best import Best, load_best
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
+from psl_flower.runs.predictions import write_table
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
@@ -91,6 +92,8 @@ def train(run: ServerRun[Train]) -> None:
     note = reporter.chance_note()
     if note:
         log.warning("the test result is %s", note)
+    if (run.source.path / "predictions.npz").exists():
+        write_table(run.source, run.stores.description)
     keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
@@ -117,7 +120,7 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:
     """Collect the model if it is wanted and possible; return the outcome as text."""
     if not run.config.output.collect_model:
-        return "no model collected"
+        return f"no model collected; try: psl evaluate {run.source.name}"
     run.reporter.say("collecting", "collecting the Upper models from the nodes")
     try:
         uppers = strategy.collect(run.grid)
@@ -128,7 +131,7 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)
-    return f"model in {run.source.model}; try: psl evaluate --run {run.source.name}"
+    return f"model in {run.source.model}; try: psl evaluate {run.source.name}"
 
 
 def _kept(best: Best | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from psl_flower.errors import RunError
 from simulations import grid_choice, reading
+from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
 from simulations.lightening.results import Report as Lightening
@@ -18,7 +19,8 @@ from simulations.tables import markdown
 from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
-    Throughput, SealedCost, SeparateHosts, Chaos, Comparison, Lightening, grid_choice.Report, reading.Report,
+    Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
+    reading.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -40,6 +42,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.sealed_cost --dataset ../shared/data/cifar10 --out docs/results/sealed-cost.json
     python -m simulations.separate_hosts --dataset ../shared/data/cifar10 --out docs/results/separate-hosts.json
     python -m simulations.chaos --kills 50 --out docs/results/chaos.json
+    python -m simulations.chaos --deployed --kills 200 --out docs/results/chaos-deployed.json
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json

@@ -56,7 +56,7 @@ def training(optimizer: Callable[..., Any] = torch.optim.Adam, **changes: Any) -
 
 
 def over_nodes(optimizer: Callable[..., Any] = torch.optim.Adam, **changes: Any) -> SplitLearning:
-    return SplitLearning(plain.Top, plain.PARTIES, **arguments(optimizer, node_timeout_s=20.0, **changes))
+    return SplitLearning(plain.Top, plain.PARTIES, **arguments(optimizer, **({"node_timeout_s": 20.0} | changes)))
 
 
 def weights_of(strategy: SplitLearning, result: Any, states: Path, step: int) -> dict[str, torch.Tensor]:

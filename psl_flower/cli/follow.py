@@ -1,8 +1,9 @@
-"""Shows on a terminal how a run goes; where there is no terminal, as the lines of its log."""
+"""Shows how a run goes, as the lines of its log; on a terminal its steps are a bar below them."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TextIO
 
 from psl_flower.cli.progress import Progress
@@ -10,6 +11,11 @@ from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.text import duration
 
 _LOG = "log.txt"
+_TITLE = 30
+_TITLES = {"starting": "starting the nodes", "collecting": "collecting the model"}
+# Lines of a log that a bar shows better, and those of rounds, which are made to fit 80 columns.
+_NUMBERS = re.compile(r"(.*: )?(round \d+/\d+, step |\d+ of \d+ images?, |making the patch stores: )")
+_ROUND = re.compile(r"(round \d+/\d+) done: ")
 
 
 class Follower(Progress):
@@ -44,26 +50,29 @@ class Follower(Progress):
             self._log_at = (run.path / _LOG).stat().st_size
 
     def follow(self, status: Status, run: RunFolder) -> None:
-        """Show a run's status, or print what its log has added."""
+        """Print what a run's log has added; on a terminal its numbers are in the bar, and the other lines stay."""
+        self._copy_log(run)
         if not self._on_terminal:
-            self._copy_log(run)
             return
+        # The last words are printed once Flower's processes have ended.
+        title = self._notice or ("ending Flower" if status.ended else _TITLES.get(status.state, status.state))
+        if status.state == "training" and status.round and not self._notice:
+            title = f"{status.message[:_TITLE]}{', ' * bool(status.message)}round {status.round}/{status.rounds}"
+        total = status.total_images or status.total_steps or None
+        self.show(title, status.images or status.step, total, self._fitting(title, status))
+
+    def _fitting(self, title: str, status: Status) -> str:
+        """Return the numbers of a status, of which the least important are left out where the line is full."""
         parts = [f"step {status.step}/{status.total_steps}"] if status.total_steps else []
         parts += [f"image {status.images}/{status.total_images}"] if status.total_images else []
-        if status.loss is not None:
-            parts.append(f"loss {status.loss:.3f}")
-        if status.accuracy is not None:
-            parts.append(f"test accuracy {status.accuracy:.2%}")
-        if status.images_per_s is not None:
-            parts.append(f"{status.images_per_s:.0f} images/s")
-        if status.eta_s:
-            parts.append(f"{duration(status.eta_s)} left")
-        # The last words are printed once Flower's processes have ended.
-        title = "ending Flower" if status.ended else status.message
-        if status.state == "training" and status.round:
-            title = f"{title}{', ' * bool(title)}round {status.round}/{status.rounds}"
-        total = status.total_images or status.total_steps or None
-        self.show(self._notice or title[:100], status.images or status.step, total, ", ".join(parts))
+        if status.state in _TITLES or status.ended:
+            return ", ".join(parts)
+        parts += [f"{duration(status.eta_s)} left"] if status.eta_s else []
+        parts += [f"loss {status.loss:.3f}"] if status.loss is not None else []
+        parts += [f"{status.images_per_s:.0f} images/s"] if status.images_per_s is not None else []
+        while len(parts) > 1 and len(f"{title}: {', '.join(parts)}") > self.room:
+            parts.pop()
+        return ", ".join(parts)
 
     def _copy_log(self, run: RunFolder) -> None:
         """Print what the run has added to its log, but for its last words, which the caller has to say."""
@@ -79,5 +88,6 @@ class Follower(Progress):
         last_words = status.message if status is not None and status.ended else None
         for line in whole.decode("utf-8", "replace").splitlines():
             words = line.split(" ", 3)[-1].rstrip()
-            if words != last_words and words not in self._noted:
-                self.say(words)
+            if words == last_words or words in self._noted or (self._on_terminal and _NUMBERS.match(words)):
+                continue
+            self.say(_ROUND.sub(r"\1: ", words).replace("test accuracy", "accuracy") if self._on_terminal else words)

@@ -55,9 +55,11 @@ def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: 
 
 
 def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
-    predictions = folder.path / "predictions.npz"
+    from psl_flower.runs.predictions import TABLE
+
     if as_json:
-        report = {**msgspec.to_builtins(result), "folder": str(folder.path), "predictions": str(predictions)}
+        files = {"predictions": str(folder.path / "predictions.npz"), "table": str(folder.path / TABLE)}
+        report = {**msgspec.to_builtins(result), "folder": str(folder.path), **files}
         typer.echo(json.dumps(report))
         return
     what = counted(result.images, f"{result.split} image".lstrip())
@@ -68,6 +70,6 @@ def _print(folder: RunFolder, result: Result, as_json: bool) -> None:
     )
     for part in result.absent:
         say(f"without Upper {part.upper} (position {', '.join(map(str, part.positions))}): zeros in its place")
-    say(f"predictions: {predictions}")
+    say(f"predictions: {folder.path / TABLE} (and .npz)")
     if result.accuracy < 1:
         say(f"wrong images: psl restore --manifest ... --wrong-only {folder.path}")

@@ -16,7 +16,19 @@ from psl_flower.cli.output import exit_status
 
 def make_app() -> typer.Typer:
     """Return the program with all its commands."""
-    from psl_flower.cli import doctor, housekeeping, inspect, lighten, models, owner, restorer, runs, settings, train
+    from psl_flower.cli import (
+        doctor,
+        housekeeping,
+        inspect,
+        leak,
+        lighten,
+        models,
+        owner,
+        restorer,
+        runs,
+        settings,
+        train,
+    )
 
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
@@ -26,7 +38,7 @@ def make_app() -> typer.Typer:
         suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
     )  # fmt: skip
     app.callback()(_program)
-    for commands in (train, settings, inspect, models, lighten, runs, housekeeping, owner, restorer, doctor):
+    for commands in (train, settings, inspect, models, leak, lighten, runs, housekeeping, owner, restorer, doctor):
         commands.register(app)
     for info in app.registered_commands:
         info.cls, info.context_settings = Command, dict(CONTEXT)

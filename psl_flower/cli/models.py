@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from psl_flower.cli.evaluated import evaluated_by_the_nodes
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import account_json, reading_values
@@ -152,7 +153,11 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a trained model on the test split of its dataset, or of another."""
+    """Measure a trained model on the test split of its dataset, or of another.
+
+    Where the patches are on other machines, as on the server of a federation, shows what the nodes and the server
+    answered last: at the end of the run, or in a later prediction in place.
+    """
     if table and absent_curve:
         raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")
     if out and not absent_curve:
@@ -162,9 +167,12 @@ def evaluate(
         raise typer.BadParameter(f"expected one run and KEY=VALUE, got {' '.join(names)}")
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
+    name = run_named("".join(names), run)
+    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json, table):
+        return
     from psl_flower.inference import evaluation
 
-    folder, trained = _load(run_named("".join(names), run), workspace)
+    folder, trained = _load(name, workspace)
     with Progress() as progress:
         if dataset:
             columns = {"image_column": image_column, "label_column": label_column}

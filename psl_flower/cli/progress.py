@@ -10,6 +10,10 @@ from typing import Self, TextIO
 
 from psl_flower.text import duration, printable
 
+_BAR = 8
+# What stands beside the bar's text: bar, share, time since its begin, and the spaces between them.
+_BESIDE = _BAR + 1 + len("100%") + 1 + len("0:00:00") + 1
+
 
 class Progress:
     """One bar on a terminal, lines elsewhere; use as a context manager.
@@ -36,7 +40,7 @@ class Progress:
         # What is long takes several lines beside the bar.
         text = progress.TextColumn("{task.description}{task.fields[details]}", markup=False, table_column=Column())
         self._bars = progress.Progress(
-            progress.BarColumn(bar_width=20), progress.TaskProgressColumn(), progress.TimeElapsedColumn(), text,
+            progress.BarColumn(bar_width=_BAR), progress.TaskProgressColumn(), progress.TimeElapsedColumn(), text,
             # Results may be printed while it is shown, on a standard output that is a file.
             console=self._console, transient=True, redirect_stdout=False, disable=not (self._on_terminal and enabled),
         )  # fmt: skip
@@ -44,6 +48,11 @@ class Progress:
         self._said_at = time.monotonic()
         self._stage, self._done = "", 0
         self._began = (0.0, 0)
+
+    @property
+    def room(self) -> int:
+        """Characters that fit beside the bar in one line."""
+        return max(1, self._console.width - _BESIDE)
 
     def __enter__(self) -> Self:
         """Show it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from psl_flower.cli import completion
+from psl_flower.cli.closing import closing_lines
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.text import counted
@@ -52,6 +53,15 @@ def train(
     retries: Annotated[
         int, typer.Option(min=0, help="Automatic restarts from the last checkpoint after a failure.")
     ] = 0,
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.toml", help="File of settings, such as a run's config.toml; KEY=VALUE overrides it."
+        ),
+    ] = "",
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be trained, with bytes, memory and disk.")
+    ] = False,
     app: Annotated[str, typer.Option("--app", help="Folder of the Flower app [this installation's].")] = "",
     workspace: Workspace = "",
     as_json: Json = False,
@@ -63,25 +73,42 @@ def train(
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
     the same, but end it at once if that step takes longer than a few seconds.
     """
-    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])])
+    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])], config)
+    if dry:
+        from psl_flower.cli.dry_run import dry_run
+
+        dry_run(kind, nodes, as_json)
+        return
     if (finished := kind.finished()) is not None:
         _report(kind.find().folder, finished, "finished:completed", as_json)
         return
+    began = time.monotonic()
     run, status, verdict = run_to_end(given, kind, nodes=nodes, retries=retries, app=app)
-    _report(run, status, verdict, as_json)
+    _report(run, status, verdict, as_json, time.monotonic() - began if kind.trains else None)
 
 
-def read_settings(settings: list[str]) -> tuple[dict[str, object], Kind]:
-    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again."""
+def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object], Kind]:
+    """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again.
+
+    What they leave out is taken from a settings file, if one is named.
+    """
+    from psl_flower.cli.config_file import settings_in
     from psl_flower.kinds import Resume, kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
     try:
-        given = Resume.with_rounds(parse_settings(settings))
+        typed = parse_settings(settings)
+        if file and typed.get("resume"):
+            raise ConfigError("--config and resume contradict each other: a resumed run has its own settings")
+        from_file, notes = settings_in(file) if file else ({}, [])
+        given = Resume.with_rounds(from_file | typed)
         given |= local_paths(given)
-        return given, kind_of(given)
+        kind = kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+    for note in notes:
+        say(note, err=True)
+    return given, kind
 
 
 def run_to_end(
@@ -113,6 +140,7 @@ def run_to_end(
     from psl_flower.runs.folder import Status
 
     folder = app_folder(app)
+    check_device(kind)
     while True:
         attempt = _Attempt(given, kind)
         try:
@@ -138,6 +166,15 @@ def run_to_end(
         say(f"{status.message}; restarting from the last checkpoint, {counted(retries, 'retry')} left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
+
+
+def check_device(kind: Kind) -> None:
+    """Raise ConfigError if a run asks for a GPU that this machine lacks, on which all its parties would compute."""
+    asked = kind.find().config.machine.device
+    if asked.startswith("cuda"):
+        from psl_flower.system.devices import choose_device  # loads torch
+
+        choose_device(asked)
 
 
 class _Attempt:
@@ -215,7 +252,8 @@ def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
         shutil.copyfile(superlink.log, run.path / "flower.log")
 
 
-def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None:
+def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds: float | None = None) -> None:
+    """Print how a run ended; with `seconds`, for a person at a terminal, as a table."""
     problem = _failure(run, status, verdict)
     done = problem is None
     if as_json:
@@ -232,6 +270,9 @@ def _report(run: RunFolder, status: Status, verdict: str, as_json: bool) -> None
                 }
             )
         )
+    elif done and seconds is not None and sys.stdout.isatty():
+        for line in closing_lines(run, status, seconds):
+            say(line)
     elif done:
         say(status.message)
     if status.state == "stopped":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import pickle
+import pickle  # nosec B403 # for the name of its error: torch.load reads with weights_only
 import re
 from pathlib import Path
 from typing import Any

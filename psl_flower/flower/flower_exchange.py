@@ -73,7 +73,8 @@ class FlowerExchange(Exchange):
         answers: dict[int, Frame] = {}
         for node, hosted in hosts.items():
             for m in hosted:
-                reply, peer = replies[node].part(m), f"{party_names([m])} on {self._placement.names[node]}"
+                who = party_names([m], self._task.names)
+                reply, peer = replies[node].part(m), f"{who} on {self._placement.names[node]}"
                 # A bytearray is decoded in place; bytes would be copied.
                 answers[m] = decode_frame(bytearray(reply), expected[m], peer=peer)
                 raise_ending(answers[m], peer)

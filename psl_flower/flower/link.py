@@ -293,6 +293,7 @@ class NodeLink:
             tls=server_identity(wire),
             advertise=wire.exchange_advertise or None,
             allow_plaintext=wire.exchange_plaintext_on_untrusted_network,
+            names=self._task.names,
         )
         self._exchange = StreamExchange(self._endpoint, self._format, wire.step_timeout_s)
 

@@ -123,10 +123,12 @@ def place(
     """
     inventories, refused = _inventories(grid, timeout_s, absent_allowed, task.names)
     for node in [node for node, inventory in inventories.items() if not _is_current(inventory, task.epoch)]:
-        refused[node] = _of_other_epoch(node, inventories.pop(node), task.epoch)
+        refused[node] = _of_other_epoch(node_names(grid, [node])[node], inventories.pop(node), task.epoch)
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
         try:
-            placement = _place_deployed(inventories, assignment, transport, task, without, absent_allowed, adaptation)
+            placement = _place_deployed(
+                grid, inventories, assignment, transport, task, without, absent_allowed, adaptation
+            )
         except PositionMissing as error:
             if refused:
                 raise _missing(str(error), refused, refused_ends) from None
@@ -138,7 +140,7 @@ def place(
     if refused:
         raise _missing(_NOBODY, refused, refused_ends or not deployed)
     if deployed:
-        nodes = ", ".join(str(node) for node in inventories)
+        nodes = ", ".join(node_names(grid, inventories).values())
         if task.names:
             raise PositionMissing(f"{_NOBODY_NAMED} (asked: {nodes})")
         raise StoreError(f"no node holds a patch store (asked: {nodes}); start SuperNodes with --node-config store=...")
@@ -165,12 +167,12 @@ def _is_current(inventory: Inventory, epoch: int) -> bool:
     return epoch == 0 or all(claim.epoch == epoch for claim in inventory.claims)
 
 
-def _of_other_epoch(node: int, inventory: Inventory, epoch: int) -> NodeError:
+def _of_other_epoch(name: str, inventory: Inventory, epoch: int) -> NodeError:
     """Return the error for a node whose store is of another key epoch than the run's dataset."""
     claim = next(claim for claim in inventory.claims if claim.epoch != epoch)
     late = "the store to that node" if claim.epoch < epoch else "manifest and labels to the server"
     return NodeError(
-        f"node {node}: its store of Upper {claim.upper} has keys of epoch {claim.epoch}, the run's dataset those of "
+        f"{name}: its store of Upper {claim.upper} has keys of epoch {claim.epoch}, the run's dataset those of "
         f"epoch {epoch}; carry {late}, as psl rotate has made them"
     )
 
@@ -199,6 +201,16 @@ def _inventories(
         time.sleep(_POLL_S if not new else 0)
 
 
+def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
+    """Return what to call each node: the name that it was registered by, or Flower's id where there is none."""
+    registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
+    names = [registered.get(node, str(node)) for node in nodes]
+    return {
+        node: f"node {name}" if names.count(name) == 1 else f"node {name} ({node})"
+        for node, name in zip(nodes, names, strict=True)
+    }
+
+
 def _ask_inventories(
     grid: Grid,
     nodes: Sequence[int],
@@ -208,13 +220,14 @@ def _ask_inventories(
     *,
     leave_out_lost: bool,
 ) -> dict[int, Inventory]:
-    names = {node: f"node {node}" for node in nodes}
+    names = node_names(grid, nodes)
     messages = [message(node, question) for node in nodes]
     answers = ask(grid, messages, timeout_s, names, leave_out_lost=leave_out_lost, failed=refused)
     return {node: answer.record(Inventory) for node, answer in answers.items()}
 
 
 def _place_deployed(
+    grid: Grid,
     inventories: dict[int, Inventory],
     assignment: Sequence[int],
     transport: str,
@@ -223,8 +236,9 @@ def _place_deployed(
     absent_allowed: bool,
     adaptation: bool,
 ) -> Placement:
+    registered = node_names(grid, inventories)
     names = {
-        node: _called(f"node {node}", [claim.upper for claim in inventory.claims], task.names)
+        node: _called(registered[node], [claim.upper for claim in inventory.claims], task.names)
         for node, inventory in inventories.items()
     }
     claims = {

@@ -52,6 +52,8 @@ class Kind(Settings):
         What a run completes before it stops on request.
     takes_name : bool
         Whether `run-name` names its folder.
+    trains : bool
+        Whether a network is trained that can be used then.
     config : RunConfig
         The settings given besides its own, which are declared with `setting`.
     """
@@ -59,6 +61,7 @@ class Kind(Settings):
     handler: ClassVar[str]
     unit: ClassVar[str] = "step, with a checkpoint"
     takes_name: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     config: RunConfig = field(default_factory=RunConfig)
 
@@ -84,7 +87,10 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same as `find`, with the folder created or opened; errors as of `find`."""
+        """Return the same as `find`, with the folder created or opened; errors as of `find`, or of a wrong dataset."""
+        from psl_flower.stores.prepare import find_dataset  # loads pyarrow, which takes a while
+
+        find_dataset(self.config)
         run = create_run(self.config.workspace_path(), self.config.run.run_name, self.config.data.dataset)
         run.write_config(self.config, flat(self))
         return Work(config=self.config, source=run, folder=run)

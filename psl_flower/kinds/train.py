@@ -21,6 +21,7 @@ class Train(Kind):
     """Train a new network."""
 
     handler: ClassVar[str] = "server.training:train"
+    trains: ClassVar[bool] = True
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
         """Return a line on settings chosen by the number of images, or on a batch larger than the dataset.

@@ -19,7 +19,7 @@ _CLAIM = "claim"
 # Linux takes 107 bytes for the path of a socket; this is what Ray adds to its folder, with the longest process id.
 _RAYS_PART = len("/ray/session_2026-11-29_19-21-00_416855_4194304/sockets/plasma_store")
 _LONGEST_FOLDER = 107 - _RAYS_PART - len(f"/{_PREFIX}12345678")
-_SHORT_FOLDERS = ("/tmp", "/var/tmp")
+_SHORT_FOLDERS = ("/tmp", "/var/tmp")  # nosec B108 # mkdtemp makes a folder there that is ours alone
 _TRIES, _WAIT_S = 10, 1.0
 
 

@@ -101,102 +101,125 @@ def smashed_bytes(nets: Sequence[PatchSplitNet], description: StoreSetDescriptio
     return _smash(nets, description, images).numel() * 4
 
 
-def audit(
-    nets: Sequence[PatchSplitNet],
-    description: StoreSetDescription,
-    victims: Known,
-    auxiliary: Known,
-    settings: AuditSettings,
-    *,
-    run: str = "",
-    bits: int | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> tuple[Leakage, torch.Tensor]:
-    """Train every decoder on the auxiliary images and measure it on the victims.
+class Attacked(NamedTuple):
+    """What all decoders found from one kind of knowledge.
 
-    Parameters
+    Attributes
     ----------
-    nets : sequence of PatchSplitNet
-        The states of the network whose codes the attacker has, in eval mode; one for each look.
+    findings : tuple of Finding
+        One for each decoder.
+    shown_NCHW : torch.Tensor
+        Images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
+    """
+
+    findings: tuple[Finding, ...]
+    shown_NCHW: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Attacks on the images of one run.
+
+    Attributes
+    ----------
     description : StoreSetDescription
         Of the images.
     victims, auxiliary : Known
         Disjoint.
     settings : AuditSettings
-        How hard it tries.
+        How hard the attacker tries.
+    on_progress : callable
+        Called with (what, epochs done, epochs at most).
+    """
+
+    description: StoreSetDescription
+    victims: Known
+    auxiliary: Known
+    settings: AuditSettings
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+
+    def of_codes(self, nets: Sequence[PatchSplitNet]) -> tuple[Attacked, float]:
+        """Attack with what crosses the cut of these states of the network, joined; one for each look.
+
+        Returns the findings, and the share of victims whose codes no other victim has.
+        """
+        given, target = (
+            Pairs(_smash(nets, self.description, known.images_NCHW), known.images_NCHW.float() / 255)
+            for known in (self.auxiliary, self.victims)
+        )
+        scaling = _Scaling.of(given.smashed_NPChw)
+        return self._attack(CODES, scaling(given), scaling(target)), _unique(target.smashed_NPChw)
+
+    def of_classes(self) -> Attacked:
+        """Attack with the class alone, and with nothing: the floors."""
+        given, target = (
+            Pairs(_classes(known.labels_N, self.description), known.images_NCHW.float() / 255)
+            for known in (self.auxiliary, self.victims)
+        )
+        attacked = self._attack(LABEL, given, target)
+        return attacked._replace(findings=(*attacked.findings, _constant(given, target)))
+
+    def originals(self) -> torch.Tensor:
+        """Return the images that `Attacked.shown_NCHW` are made of."""
+        images_NCHW = self.auxiliary.images_NCHW.float() / 255
+        return divided(Pairs(images_NCHW, images_NCHW))[1].images_NCHW[:_SHOWN]
+
+    def _attack(self, knows: str, given: Pairs, target: Pairs) -> Attacked:
+        description, settings = self.description, self.settings
+        sizes = Sizes(grid=description.grid(), smashed=_shape(given.smashed_NPChw), channels=description.channels)
+        findings, shown = [], {}
+        for name in DECODERS:
+            what = f"{name} from {knows}"
+
+            def note(epoch: int, score: float, what: str = what) -> None:
+                self.on_progress(what, epoch, settings.epochs)
+
+            trained = train_decoder(name, sizes, given, epochs=settings.epochs, seed=settings.seed, on_epoch=note)
+            found = rebuild(trained.decoder, target.smashed_NPChw)
+            findings.append(_finding(name, knows, found, target.images_NCHW, trained.validation_ssim, trained.epochs))
+            held_back = divided(given)[1].part(slice(_SHOWN))
+            shown[trained.validation_ssim] = rebuild(trained.decoder, held_back.smashed_NPChw)
+        return Attacked(tuple(findings), shown[max(shown)])
+
+
+def audit(
+    attacks: Audit, net: PatchSplitNet, *, run: str = "", bits: int | None = None
+) -> tuple[Leakage, torch.Tensor]:
+    """Attack the codes of a finished network, and the floors.
+
+    Parameters
+    ----------
+    attacks : Audit
+        On which images.
+    net : PatchSplitNet
+        In eval mode.
     run : str
         Its name, for the report.
     bits : int or None
         That an image's codes take in a look; None where they are no codes.
-    on_progress : callable
-        Called with (what, epochs done, epochs at most).
 
     Returns
     -------
     Leakage, and a sheet (rows, columns, C, H, W) of pixels in 0..1: auxiliary images that no decoder was trained on, as
     they are, as the best decoder rebuilds them, and as it makes them from the class alone.
     """
-    given, target = (
-        Pairs(_smash(nets, description, known.images_NCHW), known.images_NCHW.float() / 255)
-        for known in (auxiliary, victims)
-    )
-    scaling = _Scaling.of(given.smashed_NPChw)
-    of_codes = _attack(CODES, scaling(given), scaling(target), description, settings, on_progress)
-    of_classes = _attack(
-        LABEL,
-        given._replace(smashed_NPChw=_classes(auxiliary.labels_N, description)),
-        target._replace(smashed_NPChw=_classes(victims.labels_N, description)),
-        description,
-        settings,
-        on_progress,
-    )
+    (codes, unique), classes = attacks.of_codes([net]), attacks.of_classes()
+    settings, description = attacks.settings, attacks.description
     report = Leakage(
         run=run,
         dataset=description.dataset,
-        victims=len(victims.labels_N),
-        auxiliary=len(auxiliary.labels_N),
+        victims=len(attacks.victims.labels_N),
+        auxiliary=len(attacks.auxiliary.labels_N),
         auxiliary_asked=settings.auxiliary,
         epochs=settings.epochs,
         seed=settings.seed,
-        looks=len(nets),
+        looks=1,
         bits=bits,
-        numbers=int(np.prod(target.smashed_NPChw.shape[1:])),
-        unique=_unique(target.smashed_NPChw),
-        findings=(*of_codes.findings, *of_classes.findings, _constant(given, target)),
+        numbers=smashed_bytes([net], description) // 4,
+        unique=unique,
+        findings=(*codes.findings, *classes.findings),
     )
-    originals = divided(given)[1].part(slice(_SHOWN)).images_NCHW
-    return report, torch.stack([originals, of_codes.shown_NCHW, of_classes.shown_NCHW])
-
-
-class _Attacked(NamedTuple):
-    """What all decoders found from one kind of knowledge, and images by the best of them."""
-
-    findings: list[Finding]
-    shown_NCHW: torch.Tensor
-
-
-def _attack(
-    knows: str,
-    given: Pairs,
-    target: Pairs,
-    description: StoreSetDescription,
-    settings: AuditSettings,
-    on_progress: Callable[[str, int, int], None],
-) -> _Attacked:
-    sizes = Sizes(grid=description.grid(), smashed=_shape(given.smashed_NPChw), channels=description.channels)
-    findings, shown = [], {}
-    for name in DECODERS:
-        what = f"{name} from {knows}"
-
-        def note(epoch: int, score: float, what: str = what) -> None:
-            on_progress(what, epoch, settings.epochs)
-
-        trained = train_decoder(name, sizes, given, epochs=settings.epochs, seed=settings.seed, on_epoch=note)
-        found = rebuild(trained.decoder, target.smashed_NPChw)
-        findings.append(_finding(name, knows, found, target.images_NCHW, trained.validation_ssim, trained.epochs))
-        held_back = divided(given)[1].part(slice(_SHOWN))
-        shown[trained.validation_ssim] = rebuild(trained.decoder, held_back.smashed_NPChw)
-    return _Attacked(findings, shown[max(shown)])
+    return report, torch.stack([attacks.originals(), codes.shown_NCHW, classes.shown_NCHW])
 
 
 class _Scaling(NamedTuple):

@@ -70,7 +70,7 @@ class Dense(nn.Module):
 class Convolutional(nn.Module):
     """A mixing of channels for each position, the map of all positions, and residual convolutions up to the image."""
 
-    def __init__(self, sizes: Sizes, width: int = 48) -> None:
+    def __init__(self, sizes: Sizes, width: int = 32) -> None:
         super().__init__()
         P, (C, h, w) = sizes.grid.num_patches, sizes.smashed
         self._grid, self._size = sizes.grid, sizes.grid.image_size
@@ -78,9 +78,9 @@ class Convolutional(nn.Module):
         steps: list[nn.Module] = [_Residual(width)]
         height, across = sizes.grid.rows * h, sizes.grid.cols * w
         while height * 2 <= self._size[0] and across * 2 <= self._size[1]:
-            steps += [_Upsampled(2), _conv(width, width), _Residual(width)]
+            steps += [_Upsampled(2), _Residual(width)]
             height, across = height * 2, across * 2
-        self.steps = nn.Sequential(*steps, _Residual(width))
+        self.steps = nn.Sequential(*steps)
         self.last = nn.Conv2d(width, sizes.channels, 3, padding=1)
 
     def forward(self, smashed_BPChw: torch.Tensor) -> torch.Tensor:

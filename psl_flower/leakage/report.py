@@ -97,10 +97,13 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     def verdict(self) -> str:
         """What it means, in one sentence."""
         best, floor = self.best, self.floor
-        figures = f"SSIM {best.ssim.mean:.2f}; {floor.ssim.mean:.2f} knowing {floor.knows}"
-        if best.ssim.mean >= REBUILT:
+        figures = (
+            f"SSIM {best.ssim.mean:.2f}, {best.first:.0%} nearest to the true image; knowing {floor.knows} alone "
+            f"{floor.ssim.mean:.2f} and {floor.first:.0%}"
+        )
+        if best.ssim.low > floor.ssim.high + _CLEAR and best.ssim.mean >= REBUILT:
             return f"Images can be rebuilt from what the server receives ({figures})."
-        if best.ssim.low > floor.ssim.high + _CLEAR:
+        if best.ssim.low > floor.ssim.high + _CLEAR or best.first > 2 * floor.first + _CLEAR:
             return f"What the server receives shows more of an image than its class ({figures})."
         return f"These attackers rebuild no more than they would without the images' codes ({figures})."
 

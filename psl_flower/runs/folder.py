@@ -9,7 +9,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - log.txt: the lines that the user saw
 - tensorboard/: the metrics as event files, and loss and times of every step
 - checkpoints/: the Lower's; the newest is the committed one; nodes/: in a simulation, the Uppers'
-- predictions.npz: the last evaluation: sample, label, predicted, confidence, split
+- predictions.npz and .csv: the last evaluation: sample, label, predicted, confidence, split
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
 - stop: made by whoever wants the run to end after the current step
@@ -113,7 +113,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         if self.ended or host != socket.gethostname():
             return False
         try:
-            return bool(psutil.Process(int(pid)).create_time() > self.updated)  # another one of this number
+            process = psutil.Process(int(pid))
+            # A zombie is dead, though Flower may not ask for its status for hours; a later one only has its number.
+            return bool(process.status() == psutil.STATUS_ZOMBIE or process.create_time() > self.updated)
         except psutil.NoSuchProcess:
             return True
         except psutil.Error:

@@ -56,7 +56,7 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     RunError
         If there are no predictions of the split asked for, or they are damaged.
     """
-    sample, label, predicted, confidence, _ = _columns(run, split)
+    sample, label, predicted, confidence, _ = columns_of(run, split)
     wrong = label != predicted
     if labels_N is not None:
         if len(sample) and not 0 <= int(sample.min()) <= int(sample.max()) < len(labels_N):
@@ -103,7 +103,7 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
         )
 
 
-def _columns(run: Path, split: str) -> _Columns:
+def columns_of(run: Path, split: str) -> _Columns:
     """Return the columns of a run's newest predictions of a split, or of each split."""
     files = [run]
     if run.is_dir():

@@ -2,6 +2,7 @@
 
     <run>/predictions/<name>/
         status.json, log.txt     as those of a run, see `psl_flower.runs.folder`
+        predictions.csv          the same for people: image, label, predicted by their names, confidence
         predictions.npz          sample, label, predicted, confidence, split, as the run's own
         result.json              `Result`; written last, so a folder without it is unfinished
 
@@ -10,15 +11,20 @@ The run itself is not changed, and no prediction overwrites another.
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from psl_flower.errors import RunError
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import read_file, write_file
 
 FOLDER = "predictions"
+TABLE = "predictions.csv"
 _RESULT = "result.json"
 
 
@@ -63,6 +69,26 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def whole(self) -> bool:
         """Whether it is of all images of a split, by all Uppers: what the run itself would have said of them."""
         return bool(self.split) and not self.absent and not self.light
+
+
+def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
+    """Write predictions.csv from predictions.npz: images as "test:17" and classes by their names.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    with np.load(folder.path / "predictions.npz") as found:
+        columns = zip(found["sample"], found["label"], found["predicted"], found["confidence"], strict=True)
+        names, table = description.class_names, io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(("image", "number", "label", "predicted", "confidence", "right"))
+        for sample, label, predicted, confidence in columns:
+            split, within = description.split_of(int(sample))
+            right = "yes" if label == predicted else "no"
+            writer.writerow((f"{split}:{within}", sample, names[label], names[predicted], f"{confidence:.4f}", right))
+    write_file(folder.path / TABLE, table.getvalue().encode(), RunError)
 
 
 def save_result(folder: RunFolder, result: Result) -> None:

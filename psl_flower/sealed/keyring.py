@@ -18,7 +18,7 @@ from psl_flower.system.folders import make_ignored_folder
 # A demonstration on one machine: two restorers, both needed.
 DEMO_RESTORERS = ("restorer-1", "restorer-2")
 # Where a program without a terminal finds the passphrase of its keys.
-PASSPHRASE_VARIABLE = "PSL_PASSPHRASE_FILE"
+PASSPHRASE_VARIABLE = "PSL_PASSPHRASE_FILE"  # nosec B105 # the name of a variable
 
 
 class KeyRing:

@@ -5,9 +5,10 @@ Shape suffix B: batch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.steps import StepLoss
-from psl_flower.errors import ConfigError, TrainingError
+from psl_flower.errors import ConfigError, PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
@@ -92,7 +93,8 @@ class SideEngine(PartyEngine):
         started = time.perf_counter()
         inputs = self._reader.read(plan.sample_indices())
         read_s = time.perf_counter() - started
-        output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
+        with told_as(f"{self.name}: its net"):
+            output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
         if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
             kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
             raise ConfigError(f"{self.name}: expected its net to return float32 numbers, got {kind}")
@@ -103,7 +105,8 @@ class SideEngine(PartyEngine):
             )
         local = None
         if plan.mode == "train" and self._side.local_loss is not None:
-            local = scalar(self._side.local_loss(output, inputs), f"{self.name}: its local loss")
+            with told_as(f"{self.name}: its local loss"):
+                local = scalar(self._side.local_loss(output, inputs), f"{self.name}: its local loss")
         return Pass((output, local), output.detach().contiguous().cpu(), read_s)
 
     def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None], gradient: torch.Tensor) -> None:
@@ -183,8 +186,10 @@ class TopEngine(HeadEngine):
         self._update_due = False
         self.lower.train()
         with drawing(plan, TOP, self.device):
-            outputs = self.lower(*leaves.values())
-            loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
+            with told_as("top"):
+                outputs = self.lower(*leaves.values())
+            with told_as("the loss"):
+                loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -221,7 +226,18 @@ def scalar(value: object, what: str) -> torch.Tensor:
     return value
 
 
+@contextlib.contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Let what the user's own code raises within be a TrainingError that says where; the cause stays attached."""
+    try:
+        yield
+    except PslError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
 def made(make: Callable[[], Any], seed: int, name: str) -> Any:
     """Return what a function makes while torch draws from the seed of a party, or of `TOP`."""
-    with seeded(init_seed(seed, name)):
+    with seeded(init_seed(seed, name)), told_as(TOP if name == TOP else f"party {name!r}"):
         return make()

@@ -5,6 +5,11 @@ from __future__ import annotations
 from psl_flower.config import RunConfig, size_text
 from psl_flower.errors import ConfigError
 from psl_flower.patches.assignment import assign
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.keys import Role
+from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.ingest import Progress, ensure_stores
 from psl_flower.stores.sealed_set import ensure_sealed, is_sealed_dataset, open_sealed_dataset
@@ -41,7 +46,7 @@ def prepare_stores(
         folder, seen = expanded(config.data.dataset, "dataset").absolute(), SeenBook()
         seen.absorb(workspace / "seen")  # where earlier versions remembered what runs had seen
         stores = open_sealed_dataset(folder, config.keys_path(), config.data.owner, seen, labels_version=labels_version)
-        _check_settings(config, stores)
+        check_settings(config, stores.description)
         return stores
     request, root = store_request(config), stores_root(workspace)
     if config.data.stores == "plain":
@@ -49,9 +54,25 @@ def prepare_stores(
     return ensure_sealed(root, request, config.keys_path(), progress, labels_version=labels_version)
 
 
-def _check_settings(config: RunConfig, stores: StoreSet) -> None:
-    """Refuse settings that say otherwise than the owner, who has cut the images already."""
-    description = stores.description
+def find_dataset(config: RunConfig) -> None:
+    """Raise PslError if a run's dataset cannot be opened, before anything is made for it."""
+    if not is_sealed_dataset(config.data.dataset):
+        store_request(config).locate(stores_root(config.workspace_path()))
+
+
+def stores_are_here(config: RunConfig) -> bool:
+    """Return whether this machine holds, or can make, all patch stores of a run, with the keys that open them."""
+    if not is_sealed_dataset(config.data.dataset):
+        return True
+    folder = expanded(config.data.dataset, "dataset").absolute()
+    manifest = manifests.load(folder).manifest
+    keys = config.keys_path()
+    held = {str(public) for public, _ in KeyRing(keys).public(Role.NODE)} if keys.exists() else set()
+    return all(entry.node in held and place_of(folder, manifest, entry.upper).is_dir() for entry in manifest.stores)
+
+
+def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
+    """Raise ConfigError if settings say otherwise than the owner, who has cut the images already."""
     if config.data.stores == "plain":
         raise ConfigError(f"stores: plain is given, but {config.data.dataset} holds sealed stores")
     if config.patches.grid == "auto":

@@ -25,7 +25,11 @@ def choose_device(setting: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(setting)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {setting} was asked for, but this machine has {torch.cuda.device_count()} GPUs")
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device: {setting} was asked for, but this machine has {count or 'no'} GPU{'s' * (count > 1)} that torch "
+            "can use; leave device out, or set device=cpu"
+        )
     return device
 
 

@@ -66,6 +66,8 @@ class ExchangeEndpoint:
         the busiest network and host makes room.
     allow_plaintext : bool
         Permit plaintext outside loopback.
+    names : sequence of str
+        What the parties are called, by number, where they have names.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class ExchangeEndpoint:
         handshake_timeout_s: float = 10.0,
         max_pending: int = 64,
         allow_plaintext: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
         tls_module.check_plaintext(host, encrypted=tls is not None, allow_plaintext=allow_plaintext)
         if advertise is None and tls_module.is_wildcard(host):
@@ -94,6 +97,7 @@ class ExchangeEndpoint:
         self.cert_pem = tls.cert_pem if tls is not None else None
         self._limits = limits or Limits()
         self._handshake_timeout_s = handshake_timeout_s
+        self._names = tuple(names)
         self._tickets = TicketBook(run)
         self._changed = threading.Condition()  # guards what follows; re-entrant, so a signal handler may abort
         self._workers: dict[int, Worker] = {}
@@ -161,7 +165,7 @@ class ExchangeEndpoint:
                 if left_s <= 0:
                     missing = sorted(set(uppers) - self._workers.keys())
                     raise PeerLost(
-                        f"{party_names(missing)} did not connect to {self.host}:{self.port} "
+                        f"{party_names(missing, self._names)} did not connect to {self.host}:{self.port} "
                         f"within {timeout_s:g} s; {len(set(uppers)) - len(missing)} others did"
                     )
                 self._changed.wait(left_s)
@@ -217,7 +221,7 @@ class ExchangeEndpoint:
             self._check_open()
             missing = [upper for upper in uppers if upper not in self._workers]
             if missing:
-                raise PeerLost(f"{party_names(missing)} is not connected")
+                raise PeerLost(f"{party_names(missing, self._names)} is not connected")
             for upper in uppers:
                 self._workers[upper].submit(Job(down.get(upper), expect.get(upper), deadline, results))
         if meanwhile is not None:
@@ -294,7 +298,7 @@ class ExchangeEndpoint:
     def _let_in(self, connection: Connection, hello: Hello) -> None:
         """Start a worker for an Upper whose `Hello` was valid; runs in the gate's thread."""
         connection.limits = self._limits
-        worker = Worker(connection, hello, self._handshake_timeout_s, self._count, self._gone)
+        worker = Worker(connection, hello, self._handshake_timeout_s, self._count, self._gone, self._names)
         with self._changed:
             before = self._workers.get(hello.upper)
             self._workers[hello.upper] = worker

@@ -10,7 +10,7 @@ when it is expected. What transports and parties need to know of a message, they
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -391,9 +391,11 @@ Answer = Smashed | Shared | Saved | Adapted
 Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Finish
 
 
-def party_names(parties: Iterable[int]) -> str:
-    """Return the parties' names for messages to users; lists at most 20 Uppers."""
+def party_names(parties: Iterable[int], names: Sequence[str] = ()) -> str:
+    """Return the parties' names for messages to users, by `names` where they have any; lists at most 20 Uppers."""
     numbers = sorted(set(parties))
+    if names:
+        return " and ".join(f"party {names[m]!r}" for m in numbers)
     uppers = [str(m) for m in numbers if m != ADAPTATION]
     more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""
     named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else []

@@ -214,7 +214,7 @@ def is_loopback(host: str) -> bool:
 def is_wildcard(host: str) -> bool:
     """Check if `host` stands for all addresses of a machine."""
     try:
-        return ipaddress.ip_address(host or "0.0.0.0").is_unspecified
+        return ipaddress.ip_address(host or "0.0.0.0").is_unspecified  # nosec B104 # compared, not bound
     except ValueError:
         return False
 

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,6 +43,8 @@ class Worker(threading.Thread):
         Called with (upper, bytes up, bytes down) after each job.
     gone : callable
         Called with this worker when it takes no more jobs.
+    names : sequence of str
+        What the parties are called, by number, where they have names.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class Worker(threading.Thread):
         welcome_timeout_s: float,
         count: Callable[[int, int, int], None],
         gone: Callable[[Worker], None],
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__(name=f"psl-upper-{hello.upper}", daemon=True)
         self.upper = hello.upper
-        self.name_of_peer = connection.peer = f"{party_names([hello.upper])} (node {hello.node})"
+        self.name_of_peer = connection.peer = f"{party_names([hello.upper], names)} (node {hello.node})"
         self._connection = connection
         self._welcome_timeout_s = welcome_timeout_s
         self._count = count

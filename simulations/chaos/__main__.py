@@ -24,6 +24,8 @@ from psl_flower.config.fields import setting
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
+from simulations.chaos import deployed
+from simulations.chaos.deployed_results import Report as DeployedReport
 from simulations.chaos.job import ROLES, Job
 from simulations.chaos.results import STARTING, TRAINING, Kill, Report
 from simulations.command_line import check_out, deliver, new_parser, workspace_of
@@ -48,7 +50,15 @@ class Options(fields.Settings):
 
     kills: int = setting(5, "processes to kill", least=1)
     seed: int = setting(0, "seed of what is killed, and when")
-    steps: int = setting(0, "training steps; 0: six for each kill", least=0)
+    steps: int = setting(0, "training steps; 0: six for each kill; not with --deployed", least=0)
+    deployed: bool = setting(
+        False, "disturb deployed federations with TLS (network namespaces; needs root), not a simulation; finished "
+        "trials in the file of --out are kept",
+    )  # fmt: skip
+    kills_per_run: int = setting(10, "with --deployed: kills of one run, or of two at once", least=1)
+    nodes: int = setting(4, "with --deployed: nodes of a federation", least=1, most=4)
+    federations: int = setting(1, "with --deployed: federations side by side", least=1)
+    keep: bool = setting(False, "keep the workspace with logs and runs, and print where")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,8 +78,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _storm(given: argparse.Namespace) -> None:
     check_out(given.out)
-    with workspace_of("psl-chaos-") as workspace:
-        report = storm(workspace.path, read_options(given, Options))
+    options = read_options(given, Options)
+    report: Report | DeployedReport
+    with workspace_of("psl-chaos-", keep=options.keep) as workspace:
+        if options.deployed:
+            report = deployed.rage(
+                given.out, workspace.path, kills=options.kills, kills_per_run=options.kills_per_run,
+                seed=options.seed, nodes=options.nodes, federations=options.federations,
+            )  # fmt: skip
+        else:
+            report = storm(workspace.path, options)
     deliver(given, report)
     if not report.equal:
         sys.exit(1)
@@ -90,7 +108,8 @@ def storm(workspace: Path, options: Options) -> Report:
     told, began = circumstances(), time.monotonic()
     # A tenth more than is needed: another failure is told in the report, and does not cost an hour.
     with Job(workspace, settings, retries=kills + kills // 10) as job:
-        killed = _kill_now_and_then(job, kills, steps, random.Random(options.seed))
+        draw = random.Random(options.seed)  # nosec B311 # to be repeated, not to be secret
+        killed = _kill_now_and_then(job, kills, steps, draw)
         job.finish()
     return Report(
         **told,

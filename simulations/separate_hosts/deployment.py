@@ -11,14 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from psl_flower.errors import RunError
 from psl_flower.kinds import parse_settings
 from psl_flower.launch.running import app_folder
 from psl_flower.launch.superlink import last_line
-from psl_flower.patches.store import store_folder
+from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.runs.folder import RunFolder, Status
+from psl_flower.sealed.keyring import KeyRing
+from psl_flower.stores.opening import open_store
+from psl_flower.stores.prepare import prepare_stores
 from simulations.separate_hosts.network import Host, Network
+
+if TYPE_CHECKING:
+    from psl_flower.engine.one_process import OneProcessTrainer
 
 BIN = Path(sys.executable).parent
 FLEET_PORT, EXCHANGE_PORT = 9092, 9444
@@ -111,16 +118,7 @@ class Deployment:
 
     def start_superlink(self) -> None:
         """Start the SuperLink and wait until it answers."""
-        made = self.server.folder / "certificates"
-        self.server.start(
-            [
-                BIN / "flower-superlink", "--host", "0.0.0.0", "--port", str(FLEET_PORT),
-                "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
-                "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
-                "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",
-            ],
-            "superlink.log",
-        )  # fmt: skip
+        self.server.start(self.superlink_command(), "superlink.log")
         home = Path(self.server.environment["FLWR_HOME"])
         home.mkdir(exist_ok=True)
         (home / "config.toml").write_text(
@@ -128,6 +126,17 @@ class Deployment:
             f'root-certificates = "{self.server.folder / "ca.crt"}"\n'
         )
         _wait_until(lambda: self.flwr("list", "lower").returncode == 0, 60, "the SuperLink")
+
+    def superlink_command(self) -> list[str | Path]:
+        """Return the command that starts the SuperLink."""
+        made = self.server.folder / "certificates"
+        every = "0.0.0.0"  # nosec B104 # behind the firewall of a network namespace, as docs/deploy.md has it
+        return [
+            BIN / "flower-superlink", "--host", every, "--port", str(FLEET_PORT),
+            "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
+            "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",
+        ]  # fmt: skip
 
     def register(self) -> None:
         """Register all nodes' keys, by the operator."""
@@ -168,9 +177,9 @@ class Deployment:
             self.start_node(n)
         self.wait_for_nodes(len(self.nodes))
 
-    def wait_for_nodes(self, count: int) -> None:
+    def wait_for_nodes(self, count: int, timeout_s: float = 90.0) -> None:
         """Wait until this number of nodes is online."""
-        _wait_until(lambda: self.online() == count, 90, f"{count} nodes online")
+        _wait_until(lambda: self.online() == count, timeout_s, f"{count} nodes online")
 
     def online(self) -> int:
         """Return the number of nodes that the SuperLink counts as online."""
@@ -189,11 +198,15 @@ class Deployment:
     @contextlib.contextmanager
     def training(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
         """Start `flwr run`, to do something while it goes on."""
-        process = self.server.start(self._run_command(settings), "run.log")
+        process = self.submit(*settings)
         try:
             yield process
         finally:
             process.kill()
+
+    def submit(self, *settings: str) -> subprocess.Popen[bytes]:
+        """Start `flwr run`, which ends when the run does."""
+        return self.server.start(self._run_command(settings), "run.log")
 
     def _run_command(self, settings: Sequence[str]) -> list[str | Path]:
         made = self.server.folder / "certificates"
@@ -226,6 +239,24 @@ class Deployment:
         hosts = (self.server, self.network.patch_server, *self.nodes, self.network.guest)
         logs = [log for host in hosts for log in sorted(host.folder.glob("*.log"))]
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+    def monolith(self, name: str) -> OneProcessTrainer:
+        """Return the network of a run before its first step, in this process, with the nodes' stores."""
+        from psl_flower.engine.one_process import OneProcessTrainer  # loads torch, which takes seconds
+
+        config = self.run(name).read_config().replace(workspace=str(self._workspace))
+        stores = prepare_stores(config)
+        opened = [self.open_store(n) for n in range(len(self.nodes))]
+        return OneProcessTrainer(config, stores.description, stores.labels, opened)
+
+    def open_store(self, n: int) -> PatchStore:
+        """Open a node's store with its key."""
+        return open_store(self.store(n), KeyRing(self.nodes[n].folder / "node.key"))
+
+
+def started_again(command: Sequence[str | Path]) -> list[str | Path]:
+    """Return a command that starts a program, and again whenever it ends, as the systemd units do."""
+    return ["sh", "-c", 'while :; do "$@"; sleep 5; done', "sh", *command]
 
 
 def _toml(value: str | bool) -> str:

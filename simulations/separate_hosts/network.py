@@ -8,6 +8,7 @@ part of iproute2 like all that is used here, where nft and iptables may be missi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -36,10 +37,11 @@ def why_not() -> str:
         if not shutil.which(program):
             return f"{program} is not installed"
     name = f"psl-try-{os.getpid()}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    added = ["ip", "netns", "add", name]
+    tried = subprocess.run(added, capture_output=True, text=True, check=False)
     if tried.returncode:
         return f"no network namespaces: {tried.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=False)
+    subprocess.run(["ip", "netns", "del", name], check=False)  # nosec B607 # the root's own PATH
     return ""
 
 
@@ -105,8 +107,11 @@ class Network:
         Where the kernel has no bridge, no isolated ports or no such filter.
     """
 
+    _count = itertools.count()
+
     def __init__(self, folder: Path, num_nodes: int, environment: Mapping[str, str]) -> None:
-        self._stem = f"psl{os.getpid()}"
+        # A process may have several.
+        self._stem = f"psl{os.getpid()}-{next(self._count)}"
         self.switch = f"{self._stem}-switch"
         self._hosts: list[Host] = []
         try:
@@ -124,11 +129,23 @@ class Network:
 
     def cut(self, node: int) -> None:
         """Pull a node's cable."""
-        ip("-n", self.switch, "link", "set", f"node{node}", "down")
+        self.unplug(self.nodes[node])
 
     def mend(self, node: int) -> None:
         """Plug it in again."""
-        ip("-n", self.switch, "link", "set", f"node{node}", "up")
+        self.plug_in(self.nodes[node])
+
+    def unplug(self, host: Host) -> None:
+        """Pull a host's cable."""
+        self._set_cable(host, "down")
+
+    def plug_in(self, host: Host) -> None:
+        """Plug it in again."""
+        self._set_cable(host, "up")
+
+    def _set_cable(self, host: Host, state: str) -> None:
+        # The port has the host's own name.
+        ip("-n", self.switch, "link", "set", host.folder.name, state)
 
     def close(self) -> None:
         """End all processes and drop all hosts."""

@@ -17,14 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.kinds import parse_settings
-from psl_flower.patches.store import PatchStore
-from psl_flower.sealed.keyring import KeyRing
-from psl_flower.stores.opening import open_store
 from psl_flower.stores.prepare import prepare_stores
 from simulations.separate_hosts import deployment
-from simulations.separate_hosts.deployment import BIN, call
+from simulations.separate_hosts.deployment import BIN, call, started_again
 from simulations.separate_hosts.network import Host, Network
 from tests.paths import DATA, ROOT
 
@@ -91,8 +87,7 @@ class Deployment(deployment.Deployment):
 
     def start_supernode(self, host: Host, node_config: Mapping[str, str | bool]) -> None:
         """Start it again whenever it ends, as the systemd unit does: for a minute it may be turned away."""
-        looped = ["sh", "-c", 'while :; do "$@"; sleep 5; done', "sh", *self.supernode_command(host, node_config)]
-        host.start(looped, "supernode.log")
+        host.start(started_again(self.supernode_command(host, node_config)), "supernode.log")
 
     @contextlib.contextmanager
     def guest(self, **node_config: str) -> Iterator[str]:
@@ -132,15 +127,6 @@ class Deployment(deployment.Deployment):
         monolith = self.monolith(name)
         monolith.train(num_steps)
         return monolith.net.state_dict()
-
-    def monolith(self, name: str) -> OneProcessTrainer:
-        """Return the network of a run before its first step, in this process, with the nodes' stores."""
-        config = self.run(name).read_config().replace(workspace=str(self._workspace))
-        stores = prepare_stores(config)
-        return OneProcessTrainer(config, stores.description, stores.labels, [self.open_store(n) for n in range(4)])
-
-    def open_store(self, n: int) -> PatchStore:
-        return open_store(self.store(n), KeyRing(self.nodes[n].folder / "node.key"))
 
     def labels(self) -> NDArray[np.int64]:
         given = parse_settings([*self._settings, f"workspace={self._workspace}"])

@@ -2,10 +2,14 @@
 
 import io
 import logging
+import re
 
 import pytest
+from msgspec import structs
 
+from psl_flower.cli.closing import closing_lines, next_commands
 from psl_flower.cli.follow import Follower
+from psl_flower.cli.main import main
 from psl_flower.runs.folder import RunFolder, Status, create_run
 from server.reporting import Reporter
 
@@ -13,6 +17,11 @@ from server.reporting import Reporter
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def plain(text: str) -> str:
+    """Return what a terminal shows, each state of the bar as a line."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
 
 
 @pytest.fixture
@@ -73,3 +82,55 @@ def test_the_bar_leaves_the_last_words_to_the_command(run):
         follower.follow(Status(state="completed", message="run tiny completed", step=9, total_steps=9), run)
     assert "ending Flower: step 9/9" in shown.getvalue()
     assert "run tiny completed" not in shown.getvalue()
+
+
+def test_on_a_terminal_a_line_for_each_round_stays(run, log, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = Terminal()
+    with Follower(shown) as follower:
+        log("4 simulated nodes host 4 Uppers, stream transport")
+        log("round 1/3, step 12/69, loss 2.5000, 82 images/s, 0:42 left")
+        log("round 1/3 done: loss 2.5000, test accuracy 15.62%, 54 images/s, 18.4 MB up, 16.3 MB down")
+        training = Status(state="training", round=2, rounds=3, step=30, total_steps=69, loss=2.5, accuracy=0.15)
+        follower.follow(structs.replace(training, images_per_s=82.0, eta_s=42.0), run)
+        follower._bars.refresh()
+    text = plain(shown.getvalue())
+    assert "round 1/3: loss 2.5000, accuracy 15.62%, 54 images/s, 18.4 MB up, 16.3 MB down\n" in text
+    assert "4 simulated nodes host 4 Uppers, stream transport\n" in text
+    assert "step 12/69" not in text
+    assert "round 2/3: step 30/69, 0:42 left, loss 2.500, 82 images/s" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_a_full_line_leaves_out_the_least_important(run, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = Terminal()
+    with Follower(shown) as follower:
+        training = Status(state="training", round=112, rounds=200, step=9384, total_steps=156400, loss=2.5)
+        follower.follow(structs.replace(training, images_per_s=1282.0, eta_s=42000.0), run)
+        follower._bars.refresh()
+    text = plain(shown.getvalue())
+    assert "round 112/200: step 9384/156400, 11:40:00 left" in text
+    assert "images/s" not in text and all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_table_at_the_end_names_result_time_places_and_what_is_next(run):
+    status = Status(state="completed", accuracy=0.9778, step=69, total_steps=69, rounds=3)
+    lines = list(closing_lines(run, status, 83.0))
+    assert lines[0] == "accuracy  97.78% on the test split"
+    assert lines[1] == "time      1:23 for 3 rounds, 69 steps"
+    assert f"folder    {run.path}" in lines
+    assert [line.split()[:3] for line in lines[-3:]] == [
+        ["next", "psl", "predict"],
+        ["psl", "train", "resume=tiny"],
+        ["tensorboard", "--logdir", str(run.tensorboard)],
+    ]
+    run.model.mkdir()
+    (run.model / "model.safetensors").touch()
+    assert next_commands(run)[0] == "psl evaluate tiny"
+    assert any(line == "model     model in that folder" for line in closing_lines(run, status, 83.0))
+    # Each of them is a command of this program, with arguments that it takes.
+    for command in next_commands(run):
+        assert main([*command.split()[1:], "--help"]) == 0

@@ -14,7 +14,6 @@ from psl_flower.sealed import keyfile
 from psl_flower.stores.prepare import prepare_stores
 from tests.vectors.sealed_support import ArraySource, World
 
-
 # What is chosen by the number of images unless it is asked for.
 CHOSEN = {"rounds": 1, "batch_size": 2, "lr": 0.1}
 

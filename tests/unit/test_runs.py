@@ -1,5 +1,6 @@
 """A run's folder: names, settings, status, metrics; damage and crashes read as what they are."""
 
+import os
 import re
 import subprocess
 
@@ -104,6 +105,18 @@ def test_a_run_whose_process_is_gone(run):
         assert not run.read_status().died, "that cannot be known here"
     run.write_status(Status(state="completed", process=f"{host}:{gone.pid}"))
     assert not run.read_status().died
+
+
+def test_a_run_whose_process_is_dead_but_not_reaped(run):
+    """As a killed ServerApp is for as long as Flower's SuperExec does not ask for its status."""
+    killed = subprocess.Popen(["sleep", "60"])
+    run.write_status(Status(state="training", process=f"{this_process().partition(':')[0]}:{killed.pid}"))
+    assert not run.read_status().died
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+    assert run.read_status().died
+    killed.wait()
+    assert run.read_status().died
 
 
 def test_a_loss_that_is_not_a_number_leaves_a_readable_status(run):

@@ -1,0 +1,139 @@
+"""`psl train --dry-run`: what would be trained, and what it takes; nothing is written or started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from psl_flower.cli.output import tell
+from psl_flower.text import counted
+
+if TYPE_CHECKING:
+    from psl_flower.data.account import Account
+    from psl_flower.kinds import Kind
+
+# Seen of a process that has imported torch and one of our apps.
+_PROGRAM_BYTES = 400_000_000
+
+
+def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
+    """Print what a run would train.
+
+    Parameters
+    ----------
+    kind : Kind
+        The run, which trains.
+    nodes : int
+        Simulated nodes asked for; 0 for what fits.
+    as_json : bool
+        Whether to print one JSON object.
+
+    Raises
+    ------
+    PslError
+        As the run would raise it at its start.
+    """
+    from psl_flower.engine.build import Blueprint
+    from psl_flower.engine.footprint import footprint
+    from psl_flower.kinds import Train
+    from psl_flower.launch.sizing import simulation
+    from psl_flower.stores.planned import plan_stores
+    from psl_flower.system.devices import choose_device
+
+    if not isinstance(kind, Train):
+        raise typer.BadParameter("--dry-run shows a training; this run does something else")
+    work = kind.find()
+    config = work.config
+    device = choose_device(config.machine.device)
+    planned = plan_stores(config)
+    description = planned.description
+    note = kind.check(work, description)
+    blueprint, training = Blueprint(config, description), config.training
+    task = blueprint.task(labels=_no_labels())
+    train, test = (len(description.samples_of(split)) for split in ("train", "test"))
+    takes = footprint(blueprint, min(training.batch_size, train))
+    fitting = simulation(description.num_uppers, num_nodes=nodes, adaptation=config.network.adaptation_server)
+    number = int(fitting["num-supernodes"])
+    grid = description.grid()
+    checkpoints = 1 + 2 * (training.rounds > 1 or config.output.checkpoint_every > 0)
+    report: dict[str, Any] = {
+        "run": work.folder.name,
+        "folder": str(work.folder.path),
+        "dataset": description.dataset,
+        "train_images": train,
+        "test_images": test,
+        "classes": description.num_classes,
+        "image_size": list(description.image_size),
+        "channels": description.channels,
+        "grid": [grid.rows, grid.cols],
+        "patch_size": list(grid.patch_size),
+        "stride": list(grid.stride),
+        "uppers": description.num_uppers,
+        "nodes": number,
+        "device": str(device),
+        "rounds": training.rounds,
+        "steps_per_round": task.steps_per_round,
+        "steps": task.schedule.total_steps,
+        "parameters": description.num_uppers * takes.upper_parameters + takes.lower_parameters,
+        "upper_parameters": takes.upper_parameters,
+        "lower_parameters": takes.lower_parameters,
+        "adaptation_parameters": takes.adaptation_parameters,
+        "bytes_up_per_image": takes.up_per_image,
+        "bytes_down_per_image": takes.down_per_image,
+        "memory_of_a_node": max(takes.upper_memory) * -(-description.num_uppers // number),
+        "memory_of_the_server": takes.lower_memory,
+        "memory": sum(takes.upper_memory) + takes.lower_memory + (number + 1) * _PROGRAM_BYTES,
+        "disk_stores": 0 if planned.exist else planned.num_bytes,
+        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model,
+        "stores": str(planned.folder),
+        "stores_exist": planned.exist,
+    }
+    tell(report, _lines(report, config.network, planned.account, (planned.grid_reason, note)), as_json)
+
+
+def _no_labels() -> Any:
+    import numpy as np
+
+    return np.zeros(0, np.int64)  # none is looked at
+
+
+def _lines(report: Mapping[str, Any], network: Any, account: Account | None, notes: tuple[str, ...]) -> Iterator[str]:
+    from rich.filesize import decimal
+
+    def size(values: list[int]) -> str:
+        return "x".join(map(str, values))
+
+    yield from account.lines() if account is not None else ()
+    yield from filter(None, notes)
+    yield (
+        f"images      {report['train_images']} to train, {report['test_images']} to test, "
+        f"{size(report['image_size'])}, {counted(report['channels'], 'channel')}, {counted(report['classes'], 'class')}"
+    )
+    overlap = f", stride {size(report['stride'])}" if report["stride"] != report["patch_size"] else ""
+    yield (
+        f"grid        {size(report['grid'])} patches of {size(report['patch_size'])}{overlap}, for "
+        f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"
+    )
+    yield (
+        f"network     {network.backbone} cut after {network.cut}: {report['parameters']:,} parameters "
+        f"({report['uppers']} x {report['upper_parameters']:,} Upper, {report['lower_parameters']:,} Lower); "
+        f"Adaptation Net {report['adaptation_parameters']:,}"
+    )
+    yield (
+        f"training    {counted(report['rounds'], 'round')} of {counted(report['steps_per_round'], 'step')}, "
+        f"{report['steps']} in all, on {report['device']}"
+    )
+    yield (
+        f"wire        {decimal(round(report['bytes_up_per_image']))} up and "
+        f"{decimal(round(report['bytes_down_per_image']))} down per image and step, all Uppers together"
+    )
+    yield (
+        f"memory      about {decimal(report['memory'])} in all: {decimal(report['memory_of_the_server'])} for the "
+        f"server's tensors, {decimal(report['memory_of_a_node'])} for a node's, {decimal(_PROGRAM_BYTES)} for each of "
+        f"{report['nodes'] + 1} programs"
+    )
+    stores = "there already" if report["stores_exist"] else decimal(report["disk_stores"])
+    yield f"disk        patch stores {stores} ({report['stores']}); run {decimal(report['disk_run'])} at most"
+    yield f"run         {report['folder']} (not made: this was a dry run)"

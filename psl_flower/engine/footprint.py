@@ -1,0 +1,131 @@
+"""What a training step takes: weights, bytes on the wire, memory; computed on tensors without content.
+
+Shape suffixes: B batch, P positions, K positions of one Upper, C channels, h and w of a patch or its smashed data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from psl_flower.engine.build import Blueprint
+from psl_flower.wire.codecs import get_codec
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What one step of a training takes.
+
+    Attributes
+    ----------
+    upper_parameters, lower_parameters, adaptation_parameters : int
+        Weights of one Upper, of the Lower and of the Adaptation Net.
+    up_per_image, down_per_image : float
+        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out.
+    upper_memory : tuple of int
+        Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
+    lower_memory : int
+        The same of the Lower, with the Adaptation Net where it has it.
+    checkpoint : int
+        Bytes of one checkpoint of all parties.
+    model : int
+        Bytes of the assembled network.
+    """
+
+    upper_parameters: int
+    lower_parameters: int
+    adaptation_parameters: int
+    up_per_image: float
+    down_per_image: float
+    upper_memory: tuple[int, ...]
+    lower_memory: int
+    checkpoint: int
+    model: int
+
+
+def footprint(blueprint: Blueprint, batch: int) -> Footprint:
+    """Return what a step with `batch` images takes; no weight is drawn and nothing is computed."""
+    description, wire = blueprint.description, blueprint.config.wire
+    with torch.device("meta"):
+        upper, lower, net = blueprint.upper(0), blueprint.lower(), blueprint.adaptation()
+    shapes = blueprint.smashed_shapes()
+    positions, (_, h, w, C) = len(description.assignment), shapes[0]
+    smashed_BPChw = torch.empty(batch, positions, C, h, w, device="meta", requires_grad=True)
+    passed = {
+        K: _saved(upper, torch.empty(batch * K, *description.patch_shape, device="meta"))
+        for K in {K for K, *_ in shapes.values()}
+    }
+    joined = _saved(lower, smashed_BPChw)
+    states = _optimizer_states(blueprint)
+    sizes = [_bytes(part) for part in (upper, lower, net) if part is not None]
+    weights = [_bytes(part, buffers=False) for part in (upper, lower, net) if part is not None]
+    kept = [size + states * weight for size, weight in zip(sizes, weights, strict=True)]
+    smashed = smashed_BPChw.numel() * _FLOAT_BYTES
+    auxiliary = 0 if net is None else _saved(net, smashed_BPChw.detach()[:, 0].requires_grad_()) * positions
+    ups, downs = (
+        sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
+        for name in (wire.wire_activations, wire.wire_gradients)
+    )
+    return Footprint(
+        upper_parameters=weights[0] // _FLOAT_BYTES,
+        lower_parameters=weights[1] // _FLOAT_BYTES,
+        adaptation_parameters=sum(weights[2:]) // _FLOAT_BYTES,
+        up_per_image=ups,
+        down_per_image=downs,
+        upper_memory=tuple(kept[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
+        lower_memory=sum(kept[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
+        checkpoint=description.num_uppers * kept[0] + sum(kept[1:]),
+        model=description.num_uppers * sizes[0] + sizes[1],
+    )
+
+
+def _saved(module: nn.Module, given: torch.Tensor) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, the module's own weights left out."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, or another could come to lie where one was
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    same: Callable[[Any], Any] = lambda tensor: tensor  # noqa: E731
+    with saved_tensors_hooks(keep, same):
+        module.train()(given)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _bytes(module: nn.Module, *, buffers: bool = True) -> int:
+    """Return the bytes of a module's weights, and of its buffers."""
+
+    def tensors() -> Iterator[torch.Tensor]:
+        yield from module.parameters()
+        if buffers:
+            yield from module.buffers()
+
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors())
+
+
+def _optimizer_states(blueprint: Blueprint) -> int:
+    """Return how many numbers the optimiser keeps for each weight, such as 1 of SGD with momentum."""
+    weight = nn.Parameter(torch.zeros(64))
+    weight.grad = torch.ones(64)
+    optimizer = blueprint.optimizer([weight])
+    optimizer.step()
+    return sum(tensor.numel() // 64 for tensor in _tensors_in(optimizer.state_dict()))
+
+
+def _tensors_in(state: object) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors_in(value)

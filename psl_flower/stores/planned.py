@@ -1,0 +1,94 @@
+"""What the patch stores of a run would be, without making them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from psl_flower.config import RunConfig
+from psl_flower.data.account import Account
+from psl_flower.patches.assignment import assign
+from psl_flower.patches.cutting import first_image
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.sealed import manifest as manifests
+from psl_flower.stores.grid_choice import grid_for
+from psl_flower.stores.prepare import check_settings
+from psl_flower.stores.sealed_set import is_sealed_dataset
+from psl_flower.stores.store_set import store_request, stores_root
+from psl_flower.text import expanded
+
+# Of a record beside its patches: id, nonce, tag, and the digest at the segment's end (docs/store-format.md).
+_RECORD_BYTES = 16 + 12 + 16 + 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStores:
+    """The stores that a run's settings ask for.
+
+    Attributes
+    ----------
+    description : StoreSetDescription
+        As of the stores; of stores that are not there yet, fingerprints and pixel statistics are placeholders.
+    folder : Path
+        Where they are, or would be made.
+    exist : bool
+        Whether that folder is there.
+    grid_reason : str
+        One line for people on why the grid was chosen; empty where it is given.
+    account : Account, optional
+        What would be read of the dataset; None of stores that an owner has filled.
+    """
+
+    description: StoreSetDescription
+    folder: Path
+    exist: bool
+    grid_reason: str = ""
+    account: Account | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all stores."""
+        description = self.description
+        channels, height, width = description.patch_shape
+        patches = len(description.assignment) * channels * height * width
+        return description.num_samples * (patches + description.num_uppers * _RECORD_BYTES)
+
+
+def plan_stores(config: RunConfig) -> PlannedStores:
+    """Open the dataset and return what its stores would be; nothing is written.
+
+    Raises
+    ------
+    PslError
+        As `psl_flower.stores.prepare.prepare_stores`, but for what reading every image would show.
+    """
+    if is_sealed_dataset(config.data.dataset):
+        folder = expanded(config.data.dataset, "dataset").absolute()
+        description = manifests.load(folder).manifest.description
+        check_settings(config, description)
+        return PlannedStores(description=description, folder=folder, exist=True)
+    request = store_request(config)
+    root = stores_root(config.workspace_path())
+    folder, fingerprint, opened = request.locate(root / "plain" if config.data.stores == "plain" else root)
+    source = opened or request.open_source()
+    grid, reason = grid_for(request, source)
+    channels = first_image(source).shape[2]
+    train, test = source.num_samples("train"), source.num_samples("test")
+    description = StoreSetDescription(
+        dataset=config.data.dataset,
+        fingerprint=fingerprint,
+        source=fingerprint,
+        image_size=grid.image_size,
+        channels=channels,
+        patch_size=grid.patch_size,
+        stride=grid.stride,
+        fit=grid.fit,
+        assignment=assign(grid, request.num_uppers or grid.num_patches, request.assignment),
+        class_names=source.class_names,
+        splits={"train": ((0, train),), "test": ((train, train + test),)},
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+    return PlannedStores(
+        description=description, folder=folder, exist=folder.is_dir(), grid_reason=reason, account=source.account()
+    )

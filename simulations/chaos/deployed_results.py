@@ -1,0 +1,189 @@
+"""What is found, written and told of deployed federations: every kill, and what became of every run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from psl_flower.text import counted
+from simulations import reports
+from simulations.chaos.federation import ROLES
+from simulations.reports import Cells, Row, Spread, Values
+from simulations.tables import again, spread
+
+# When a kill comes: while the run trains, or while it still recovers from the kill before.
+TRAINING, RECOVERING = "training", "recovering"
+# What was seen: the run trained on, all went back to the last committed step, or it ended and was resumed.
+TRAINED_ON, WENT_BACK, RESUMED = "trained on", "went back", "resumed"
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    """One process, or one whole host, killed.
+
+    Attributes
+    ----------
+    role, host : str
+        One of `simulations.chaos.federation.ROLES`, and on which host.
+    moment : {"training", "recovering"}
+        Whether it came while the run was training, or while it still recovered from the kill before.
+    at_s : float
+        Since the trial began.
+    step, committed : int
+        Training step that the run had reached, 0 while it did not train; and the last one that all parties had saved.
+    seen : {"trained on", "went back", "resumed"}
+        What the run did until it had recovered.
+    said : str
+        The first warning or error that it logged meanwhile; empty if there was none.
+    recovery_s : float or None
+        From the kill to a committed step beyond all that it could disturb, with everything running again; None if the
+        run ended before.
+    """
+
+    role: str
+    host: str
+    moment: str
+    at_s: float
+    step: int
+    committed: int
+    seen: str
+    said: str
+    recovery_s: float | None
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, or two at once, from the first step to the last.
+
+    Attributes
+    ----------
+    name, kind : str
+        Its own, and what was done to it; see `simulations.chaos.trials`.
+    transport : str
+        "stream" or "flower".
+    runs, steps : int
+        Runs at once, and training steps of each.
+    kills : tuple of Kill
+        In the order in which they came.
+    resumed : int
+        How often a run had to be resumed.
+    errors : tuple of str
+        With which errors runs ended before.
+    seconds : float
+        Wall time.
+    weights, undisturbed : str
+        SHA-256 of the weights of the Lower and all Uppers at the end, and of those of the undisturbed network.
+    failure : str
+        What went wrong; empty where nothing did.
+    """
+
+    name: str
+    kind: str
+    transport: str
+    runs: int
+    steps: int
+    kills: tuple[Kill, ...]
+    resumed: int
+    errors: tuple[str, ...]
+    seconds: float
+    weights: tuple[str, ...]
+    undisturbed: str
+    failure: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all weights are those of the undisturbed network."""
+        return not self.failure and set(self.weights) == {self.undisturbed}
+
+
+class Report(reports.Report, frozen=True, kw_only=True):
+    """A result file.
+
+    Attributes
+    ----------
+    settings : dict
+        Settings of the runs by their kebab-case keys.
+    kills, kills_per_run, seed, nodes : int
+        What was asked for.
+    measurements : tuple of Trial
+        All trials that have ended.
+    """
+
+    benchmark: str = "chaos-deployed"
+    version: int = 1
+    settings: Values
+    kills: int
+    kills_per_run: int
+    seed: int
+    nodes: int
+    measurements: tuple[Trial, ...]
+
+    @property
+    def all_kills(self) -> list[Kill]:
+        """Those of all trials."""
+        return [kill for trial in self.measurements for kill in trial.kills]
+
+    @property
+    def equal(self) -> bool:
+        """Whether all runs ended with the weights of the undisturbed network."""
+        return all(trial.equal for trial in self.measurements)
+
+    @property
+    def title(self) -> str:
+        """One line: what became of which runs, and where."""
+        runs, equal = (sum(t.runs for t in found) for found in (self.measurements, self._equal_trials()))
+        weights = "bit-equal to those of the undisturbed network" if self.equal else f"equal in {equal} of them ONLY"
+        return (
+            f"{counted(len(self.all_kills), 'kill')} of {self.kills} asked for, {counted(runs, 'run')} of a deployed "
+            f"federation with TLS, weights {weights}; {self.settings['dataset']}, batch {self.settings['batch-size']}; "
+            f"{self.place}"
+        )
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """The kills, by what was killed; the trials, by kind."""
+        return (
+            (("killed", "times", "recovering", *_SEEN, "recovery, s"), [self._by_role(role) for role in ROLES]),
+            (
+                ("trials", "transport", "runs", "steps", "kills", "resumed", "bit-equal"),
+                [self._by_kind(*key) for key in dict.fromkeys((t.kind, t.transport) for t in self.measurements)],
+            ),
+        )
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        return (
+            f"A SuperLink and {self.nodes} SuperNodes in network namespaces, sealed stores, TLS with certificates of "
+            "an own authority, mutual TLS of the streams, a checkpoint every "
+            f"{self.settings['checkpoint-every']} steps. Every kill is a SIGKILL at a moment drawn from the seed; a "
+            "host loses all its processes and its cable for 1 to 20 s. Services are started again as the systemd units "
+            "do, and an operator resumes a run that has ended. Recovery: from the kill to a committed step beyond all "
+            "that it could disturb, with everything running again, median (lowest to highest). Kills in the column "
+            "'recovering' came before the run had recovered from the kill before. The undisturbed network is trained "
+            f"in one process on the same batches. {self.load}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that does the same again."""
+        asked = {"kills": self.kills, "kills-per-run": self.kills_per_run, "seed": self.seed, "nodes": self.nodes}
+        options = {"deployed": "", **asked}
+        return again("chaos", [(name, str(value)) for name, value in options.items()], {})
+
+    def _equal_trials(self) -> list[Trial]:
+        return [trial for trial in self.measurements if trial.equal]
+
+    def _by_role(self, role: str) -> Row:
+        found = [kill for kill in self.all_kills if kill.role == role]
+        recovering = sum(kill.moment == RECOVERING for kill in found)
+        seen = (str(sum(kill.seen == what for kill in found)) for what in _SEEN)
+        times = [kill.recovery_s for kill in found if kill.recovery_s is not None]
+        return (role, str(len(found)), str(recovering), *seen, spread(Spread.of(times) if times else None, ".0f"))
+
+    def _by_kind(self, kind: str, transport: str) -> Row:
+        found = [trial for trial in self.measurements if (trial.kind, trial.transport) == (kind, transport)]
+        steps = sum(trial.runs * trial.steps for trial in found)
+        numbers = (sum(t.runs for t in found), steps, sum(len(t.kills) for t in found), sum(t.resumed for t in found))
+        equal = sum(trial.runs for trial in found if trial.equal)
+        return (kind, transport, *map(str, numbers), f"{equal} of {numbers[0]}")
+
+
+_SEEN = (TRAINED_ON, WENT_BACK, RESUMED)

@@ -1,0 +1,141 @@
+"""Chaos of deployed federations without the federations: plans, the report, its section of the page, result files."""
+
+import random
+import shlex
+
+import msgspec
+import pytest
+
+from simulations import page, reports
+from simulations.chaos import deployed
+from simulations.chaos.__main__ import main, make_parser
+from simulations.chaos.deployed_results import Kill, Report, Trial
+from simulations.chaos.federation import ROLES
+from simulations.chaos.trials import NODE_DISK, ONE_RUN, SERVER_DISK, TWO_RUNS, UNDISTURBED, plans
+
+
+def kill(role, recovery_s, *, moment="training", seen="went back"):
+    return Kill(
+        role=role,
+        host="node1",
+        moment=moment,
+        at_s=12.0,
+        step=7,
+        committed=6,
+        seen=seen,
+        said="",
+        recovery_s=recovery_s,
+    )
+
+
+def trial(name, kills, *, runs=1, weights="aa", failure=""):
+    return Trial(
+        name=name, kind=TWO_RUNS if runs == 2 else ONE_RUN, transport="stream", runs=runs, steps=12, kills=kills,
+        resumed=1, errors=(), seconds=100.0, weights=(weights,) * runs, undisturbed="aa", failure=failure,
+    )  # fmt: skip
+
+
+def report(*more):
+    kills = (
+        kill("SuperNode", 60.0),
+        kill("SuperNode", 80.0, moment="recovering"),
+        kill("SuperLink", None, seen="resumed"),
+    )
+    return Report(
+        date="2026-01-02T03:04:05Z",
+        machine={"cpu": "A CPU", "cores": 2, "memory_bytes": 2**33, "gpus": 0, "system": "Linux", "load_before": 0.1},
+        versions={"python": "3.11.7", "torch": "2.14"},
+        settings={"dataset": "digits", "batch-size": 16, "checkpoint-every": 2},
+        kills=200,
+        kills_per_run=3,
+        seed=4,
+        nodes=4,
+        measurements=(trial("storm-1", kills), trial("storm-2", (kill("ServerApp", 30.0),), runs=2), *more),
+    )
+
+
+def test_its_result_file_has_a_section_on_the_page(tmp_path):
+    path, written = tmp_path / "chaos-deployed.json", report()
+    reports.save(path, written)
+    assert reports.load(path, Report) == written
+    text = page.render({"chaos-deployed.json": written})
+    for expected in (
+        "## chaos-deployed\n\n4 kills of 200 asked for, 3 runs of a deployed federation with TLS, weights bit-equal to "
+        "those of the undisturbed network; digits, batch 16; A CPU",
+        "| SuperNode | 2 | 1 | 0 | 2 | 0 | 70 (60 to 80) |\n",
+        "| SuperLink | 1 | 0 | 0 | 0 | 1 | - |\n",
+        "| one run | stream | 1 | 12 | 3 | 1 | 1 of 1 |\n| two runs at once | stream | 2 | 24 | 1 | 1 | 2 of 2 |\n",
+        f"    {written.command}\n",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        trial("storm-3", (), weights="bb"),
+        trial("storm-3", (), failure="stuck"),
+        trial("storm-3", (), runs=2, weights=""),
+    ],
+)
+def test_other_weights_and_failures_are_called_so(wrong):
+    found = report(wrong)
+    assert not found.equal and not wrong.equal
+    assert "weights equal in 3 of them ONLY" in found.title
+
+
+def test_the_command_that_does_it_again():
+    words = shlex.split(report().command)
+    given = make_parser().parse_args(words[3:])
+    assert (given.deployed, given.kills, given.kills_per_run, given.seed, given.nodes) == (True, 200, 3, 4, 4)
+
+
+def test_plans_spread_the_kills_over_runs_of_both_transports():
+    made = plans(23, 5, seed=7)
+    assert sum(plan.kills for plan in made) == 23
+    assert [plan.kills for plan in made if plan.kind in (ONE_RUN, TWO_RUNS)] == [5, 5, 5, 5, 3]
+    assert {plan.kind for plan in made} == {UNDISTURBED, ONE_RUN, TWO_RUNS, NODE_DISK, SERVER_DISK}
+    assert {plan.transport for plan in made} == {"stream", "flower"}
+    assert len({plan.name for plan in made}) == len(made)
+    assert all(plan.steps % plan.steps_per_round == 0 for plan in made)
+    # More of them begin in the same way, so a result file can be continued.
+    more = {plan.name: plan for plan in plans(33, 5, seed=7)}
+    assert [more[plan.name] for plan in made[:-1]] == made[:-1]
+
+
+def test_a_file_of_other_options_is_not_continued(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(deployed, "why_not", lambda: "")
+    path = tmp_path / "out.json"
+    reports.save(path, report())
+    assert main(["--deployed", "--kills", "4", "--out", str(path)]) == 1
+    assert "was made with --kills-per-run 3 --seed 4 --nodes 4; use these, or another file" in capsys.readouterr().err
+    path.write_text("{}", "utf-8")
+    assert main(["--deployed", "--out", str(path)]) == 1
+    assert "is the result file of something else" in capsys.readouterr().err
+
+
+def test_finished_trials_are_not_done_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(deployed, "why_not", lambda: "")
+    path = tmp_path / "out.json"
+    done = tuple(
+        Trial(
+            name=plan.name, kind=plan.kind, transport=plan.transport, runs=1, steps=plan.steps,
+            kills=(kill("SuperNode", 1.0),) * plan.kills, resumed=0, errors=(), seconds=1.0, weights=("aa",), undisturbed="aa",
+        )
+        for plan in plans(2, 1, seed=5)
+    )  # fmt: skip
+    known = msgspec.structs.replace(report(), kills=2, kills_per_run=1, seed=5, measurements=done)
+    reports.save(path, known)
+    assert main(["--deployed", "--kills", "2", "--kills-per-run", "1", "--seed", "5", "--out", str(path)]) == 0
+    assert "2 kills of 2 asked for" in capsys.readouterr().out
+
+
+def test_without_namespaces_it_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(deployed, "why_not", lambda: "network namespaces need root")
+    assert main(["--deployed"]) == 1
+    assert "this machine does not allow separate hosts: network namespaces need root" in capsys.readouterr().err
+
+
+def test_every_role_can_be_drawn():
+    drawn = {random.Random(seed).sample(ROLES, len(ROLES))[0] for seed in range(100)}
+    assert drawn == set(ROLES)

@@ -1,0 +1,117 @@
+"""`psl train --dry-run` and --config: what is said before anything is made, held to what is made then."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli_w
+from tiny_run import make_run
+
+from psl_flower.cli.main import main
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import Blueprint
+from psl_flower.runs.history import Extension, note_extension
+from psl_flower.runs.housekeeping import size_of
+from psl_flower.stores.planned import plan_stores
+from psl_flower.stores.prepare import prepare_stores
+
+DIGITS = ["dataset=digits", "max-train=40", "max-test=20", "uppers=2"]
+
+
+@pytest.fixture
+def psl(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PSL_WORKSPACE", str(tmp_path / "workspace"))
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be_made(psl, tmp_path):
+    status, out, err = psl(
+        "train", "--dry-run", "--json", *DIGITS, "batch-size=8", "rounds=2", "wire-gradients=bfloat16"
+    )
+    report = json.loads(out)
+    assert (status, err) == (0, "") and not (tmp_path / "workspace").exists()
+    config = RunConfig.of(max_train=40, max_test=20, uppers=2, workspace=str(tmp_path / "workspace"))
+    stores = prepare_stores(config)
+    network = Blueprint(config, stores.description).network()
+    assert report["parameters"] == sum(weight.numel() for weight in network.parameters())
+    assert (report["train_images"], report["test_images"], report["grid"]) == (40, 20, [2, 2])
+    assert (report["steps_per_round"], report["steps"]) == (5, 10)
+    assert (report["bytes_up_per_image"], report["bytes_down_per_image"]) == (4 * 64 * 8 * 8 * 4, 4 * 64 * 8 * 8 * 2)
+    on_disk = sum(size_of(stores.store_path(m)) for m in range(2))
+    assert report["stores"] == str(stores.folder)
+    assert report["disk_stores"] == pytest.approx(on_disk, rel=0.5) and report["disk_stores"] < on_disk
+    again = json.loads(psl("train", "--dry-run", "--json", *DIGITS)[1])
+    assert again["stores_exist"] is True and again["disk_stores"] == 0
+
+
+def test_a_plan_has_all_that_decides_the_network(tmp_path):
+    config = RunConfig.of(
+        max_train=40, max_test=20, patch_size=(8, 8), stride=(4, 4), uppers=3, workspace=str(tmp_path)
+    )
+    planned = plan_stores(config)
+    assert not any(tmp_path.iterdir())
+    made = prepare_stores(config)
+    same = ("image_size", "channels", "patch_size", "stride", "fit", "assignment", "class_names", "splits")
+    assert planned.folder == made.folder
+    for name in same:
+        assert getattr(planned.description, name) == getattr(made.description, name)
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(psl, tmp_path):
+    for settings, words in (
+        (["dataset=/nowhere/at/all"], "nowhere"),
+        (["patch-size=7x7"], "patch"),
+        (["max-train=1"], "2 or more images"),
+        (["device=cuda:99"], "cuda:99 was asked for"),
+        (["resume=never"], "no such run"),
+    ):
+        status, out, err = psl("train", "--dry-run", *settings)
+        assert (status, out) == (1, "") and words in err and err.count("\n") == 1
+    assert psl("train", "--dry-run", "predict=tiny")[0] == 2
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_people_read_of_images_grid_wire_memory_and_disk(psl):
+    status, out, _ = psl("train", "--dry-run", *DIGITS)
+    assert status == 0
+    assert "images      40 to train, 20 to test, 16x16, 1 channel, 10 classes" in out
+    assert "2x2 patches of 8x8, for 2 Uppers on 2 simulated nodes" in out
+    for word in ("network", "training", "wire", "memory", "disk", "run "):
+        assert any(line.startswith(word) for line in out.splitlines())
+
+
+def test_settings_in_a_file_and_on_the_command_line(psl, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("uppers = 2\n[data]\nmax-train = 40\nmax-test = 20\n[training]\nrounds = 5\nbatch-size = 8\n")
+    report = json.loads(psl("train", "--dry-run", "--json", "--config", file, "rounds=1")[1])
+    assert (report["train_images"], report["rounds"], report["steps"], report["uppers"]) == (40, 1, 5, 2)
+    for text, words in (
+        ("rounds = ", "not a TOML file"),
+        ("rouns = 3\n", "did you mean rounds?"),
+        ("rounds = 3\n[training]\nrounds = 4\n", "rounds is given twice"),
+        ('rounds = "3"\n', "rounds: expected a whole number, got '3'"),
+    ):
+        file.write_text(text)
+        status, out, err = psl("train", "--dry-run", "--config", file)
+        assert (status, out) == (2, "") and words in " ".join(err.split())
+    assert psl("train", "--config", tmp_path / "none.toml")[0] == 1
+    assert psl("train", "--config", file, "resume=a")[0] == 2
+
+
+def test_a_run_is_repeated_by_its_own_settings(psl, tmp_path):
+    run, _ = make_run(tmp_path / "workspace", "tiny", lr=0.125, run_name="tiny")
+    config = run.path / "config.toml"
+    status, out, err = psl("train", "--dry-run", "--json", "--config", config)
+    report = json.loads(out)
+    assert status == 0 and "settings of run tiny" in err
+    assert (report["train_images"], report["uppers"]) == (40, 2) and report["run"] != "tiny"
+    note_extension(run, Extension(step=3, before=1, rounds=3))
+    assert "was extended from 1 to 3 rounds after step 3" in psl("train", "--dry-run", "--config", config)[2]
+    config.write_text(tomli_w.dumps({**RunConfig().to_mapping(), "instead": {"restore": "asked.psl"}}))
+    assert "was made with restore" in psl("train", "--config", config)[2]
+    assert Path(run.path / "status.json").exists()

@@ -1,0 +1,252 @@
+"""The audit of what smashed data give away: a planted leak is found, and where there is none, none is reported."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from psl_flower.errors import ConfigError
+from psl_flower.leakage.attack import Pairs, divided, rebuild, train_decoder
+from psl_flower.leakage.audit import Audit, AuditSettings, Known, audit, chosen_samples
+from psl_flower.leakage.decoders import DECODERS, Sizes
+from psl_flower.leakage.measures import interval, psnr, ranks, ssim
+from psl_flower.leakage.report import CODES, CONSTANT, LABEL, Finding, Leakage, sheet_png
+from psl_flower.models import PatchSplitNet
+from psl_flower.models.architectures import backbone_size
+from psl_flower.patches import PatchGrid
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.protection import Protection
+from tests.engines import settings
+
+
+def slow_ssim(first, second, side=7):
+    """Return SSIM of two arrays (H, W) by its definition, window by window."""
+    total = []
+    for y in range(first.shape[0] - side + 1):
+        for x in range(first.shape[1] - side + 1):
+            a, b = first[y : y + side, x : x + side].ravel(), second[y : y + side, x : x + side].ravel()
+            (var_a, covariance), (_, var_b) = np.cov(a, b)
+            above = (2 * a.mean() * b.mean() + 1e-4) * (2 * covariance + 9e-4)
+            total.append(above / ((a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (var_a + var_b + 9e-4)))
+    return np.mean(total)
+
+
+def test_ssim_is_its_definition():
+    drawn = np.random.default_rng(0)
+    first = drawn.random((2, 3, 12, 10))
+    second = np.clip(first + drawn.normal(0, 0.2, first.shape), 0, 1)
+    found = ssim(torch.from_numpy(first), torch.from_numpy(second))
+    expected = [
+        np.mean([slow_ssim(a, b) for a, b in zip(*pair, strict=True)]) for pair in zip(first, second, strict=True)
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    assert 0.2 < found.mean() < 0.9
+    assert ssim(torch.from_numpy(first), torch.from_numpy(first)).tolist() == pytest.approx([1, 1])
+
+
+def test_small_images_have_a_smaller_window():
+    a, b = torch.rand(1, 1, 4, 9), torch.rand(1, 1, 4, 9)
+    assert float(ssim(a, b)) == pytest.approx(slow_ssim(a[0, 0].numpy(), b[0, 0].numpy(), side=3), abs=1e-5)
+
+
+def test_psnr_by_hand():
+    black, grey = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.1)
+    assert psnr(black, grey).item() == pytest.approx(20, abs=1e-4)
+    assert psnr(black, black).item() == pytest.approx(100)
+
+
+def test_ranks_by_hand():
+    true = torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1)
+    assert ranks(torch.tensor([0.1, 0.9, 0.4]).reshape(3, 1, 1, 1), true).tolist() == [1, 2, 3]
+    # What tells nothing is not ranked first by luck.
+    assert ranks(torch.full((3, 1, 1, 1), 0.5), torch.ones(3, 1, 1, 1)).tolist() == [3, 3, 3]
+
+
+def test_an_interval_holds_the_mean_and_narrows():
+    drawn = np.random.default_rng(1).normal(3, 1, 400)
+    few, many = interval(drawn[:40]), interval(drawn)
+    assert few.low < few.mean < few.high
+    assert many.high - many.low == pytest.approx(4 * 0.05, rel=0.25)
+    assert many.high - many.low < few.high - few.low
+    assert interval(drawn) == many
+
+
+GRID = PatchGrid(image_size=(16, 16), patch_size=(8, 8), stride=(8, 8))
+SIZES = [
+    (PatchGrid(image_size=(18, 22), patch_size=(10, 12), stride=(8, 10)), (3, 5, 6)),
+    (GRID, (70, 8, 8)),
+    (GRID, (4, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(("grid", "smashed"), SIZES)
+def test_a_decoder_makes_images_of_any_smashed_data(name, grid, smashed):
+    assert len(DECODERS) >= 2
+    decoder = DECODERS[name](Sizes(grid=grid, smashed=smashed, channels=3))
+    images = decoder(torch.randn(2, grid.num_patches, *smashed)).detach()
+    assert images.shape == (2, 3, *grid.image_size)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+def pictures(count, seed=0):
+    """Return smooth pictures uint8 (N, 1, 16, 16) of two classes, and their classes: brighter left, or right."""
+    drawn = np.random.default_rng(seed)
+    labels = drawn.integers(0, 2, count)
+    coarse = torch.from_numpy(drawn.random((count, 1, 4, 4)))
+    smooth = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear", align_corners=True)
+    light = torch.linspace(-0.5, 0.5, 16) * torch.from_numpy(labels * 2.0 - 1).reshape(-1, 1, 1, 1)
+    return Known(((0.7 * smooth + 0.3 * (light + 0.5)).clamp(0, 1) * 255).to(torch.uint8), labels.astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def description(stores_for) -> StoreSetDescription:
+    return stores_for(settings()).description
+
+
+def network(protection=None, cut="stem"):
+    protection = protection or Protection()
+    net = PatchSplitNet(
+        grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8), cut=cut,
+        protection=protection, seed=0,
+    )  # fmt: skip
+    return net.eval()
+
+
+HARD = AuditSettings(victims=60, auxiliary=800, epochs=12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def attacks(description):
+    return Audit(description, pictures(60, seed=1), pictures(800, seed=2), HARD)
+
+
+@pytest.fixture(scope="module")
+def floors(attacks):
+    return attacks.of_classes()
+
+
+def test_a_planted_leak_is_found(attacks, floors):
+    codes, unique = attacks.of_codes([network()])
+    best, floor = (max(f.ssim.mean for f in found.findings) for found in (codes, floors))
+    assert best > 0.9 > 0.7 > floor
+    assert max(f.first for f in codes.findings) > 0.9
+    assert unique == 1
+
+
+class Silent(PatchSplitNet):
+    """Sends the same of every image."""
+
+    def smash(self, images_BCHW):
+        return torch.ones(len(images_BCHW), 4, 5, 1, 1)
+
+
+def test_a_network_that_says_nothing_is_at_the_floor(attacks, floors):
+    silent = Silent(grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8))
+    codes, unique = attacks.of_codes([silent])
+    constant = next(f for f in floors.findings if f.knows == CONSTANT)
+    assert max(f.ssim.mean for f in codes.findings) <= constant.ssim.mean + 0.05
+    assert max(f.first for f in codes.findings) <= 0.1
+    assert unique == 0
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_of_shuffled_codes_is_at_the_floor(name, attacks, floors):
+    known = attacks.auxiliary
+    with torch.no_grad():
+        smashed = network().smash(known.images_NCHW.float() / 255)
+    shuffled = Pairs(
+        smashed[torch.randperm(len(smashed), generator=torch.Generator().manual_seed(0))], known.images_NCHW / 255
+    )
+    sizes = Sizes(grid=GRID, smashed=tuple(smashed.shape[2:]), channels=1)
+    trained = train_decoder(name, sizes, shuffled, epochs=4, seed=0)
+    victims = attacks.victims.images_NCHW.float() / 255
+    with torch.no_grad():
+        found = rebuild(trained.decoder, network().smash(victims))
+    constant = next(f for f in floors.findings if f.knows == CONSTANT)
+    assert float(ssim(found, victims).mean()) <= constant.ssim.mean + 0.05
+
+
+def test_looks_add_up(attacks):
+    """Two signs of each patch show less than those of four networks together."""
+
+    def net(seed):
+        protection = Protection(name="code", size=2, levels=2)
+        return PatchSplitNet(
+            grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8), cut="stem",
+            protection=protection, seed=seed,
+        ).eval()  # fmt: skip
+
+    few = Audit(attacks.description, pictures(40, 3), pictures(500, 4), AuditSettings(victims=40, epochs=8))
+    (one, _), (all_looks, _) = few.of_codes([net(0)]), few.of_codes([net(k) for k in range(4)])
+    assert max(f.ssim.mean for f in all_looks.findings) > max(f.ssim.mean for f in one.findings) + 0.03
+
+
+def test_victims_have_no_part_in_training_and_stopping():
+    pairs = Pairs(torch.arange(100.0).reshape(100, 1, 1, 1, 1), torch.zeros(100, 1, 8, 8))
+    training, validation = divided(pairs)
+    assert training.smashed_NPChw.flatten().tolist() == list(range(90))
+    assert validation.smashed_NPChw.flatten().tolist() == list(range(90, 100))
+
+
+def test_victims_and_auxiliary_images_are_disjoint():
+    pool = np.arange(200, 300)
+    victims, others = chosen_samples(pool, AuditSettings(victims=30, auxiliary=50, seed=3), 8)
+    assert (len(victims), len(others)) == (30, 50)
+    assert not set(victims) & set(others)
+    assert set(victims) | set(others) <= set(pool)
+    # Smashed data of 100 MiB an image leave room for the fewest.
+    assert len(chosen_samples(pool, AuditSettings(victims=30), 2**27)[1]) == 20
+    with pytest.raises(ConfigError, match="victims: of 100 training images 5 are left to learn from.*80 or fewer"):
+        chosen_samples(pool, AuditSettings(victims=95), 8)
+
+
+def finding(knows, mean, first=0.0):
+    return Finding(
+        attacker="dense", knows=knows, ssim=(mean, mean - 0.01, mean + 0.01), psnr=(1, 1, 1), median_rank=2, first=first,
+        validation_ssim=mean, epochs=3,
+    )  # fmt: skip
+
+
+VERDICTS = [
+    (0.95, 0.9, "Images can be rebuilt from what the server receives (SSIM 0.95"),
+    (0.40, 0.0, "What the server receives shows more of an image than its class"),
+    (0.22, 0.5, "What the server receives shows more of an image than its class"),
+    (0.22, 0.0, "These attackers rebuild no more"),
+]
+
+
+@pytest.mark.parametrize(("similarity", "first", "verdict"), VERDICTS)
+def test_the_verdict_in_words(similarity, first, verdict):
+    measured = [finding(CODES, similarity, first), finding(LABEL, 0.2), finding(CONSTANT, 0.1)]
+    content = {"run": "r", "dataset": "d", "victims": 9, "auxiliary": 20, "auxiliary_asked": 50, "epochs": 3, "seed": 0}
+    content |= {"looks": 1, "bits": 64, "numbers": 64, "unique": 1.0}
+    from msgspec import convert, to_builtins
+
+    report = convert(content | {"findings": to_builtins(measured)}, Leakage)
+    assert report.verdict.startswith(verdict)
+    assert "knowing class alone 0.20" in report.verdict
+    assert len(report.rows()) == 4
+    assert "20 other images (of 50 asked)" in report.lines()[0]
+
+
+def test_report_and_sheet(attacks):
+    small = Audit(
+        attacks.description, pictures(8, 5), pictures(40, 6), AuditSettings(victims=8, auxiliary=40, epochs=1)
+    )
+    report, sheet = audit(small, network(Protection(name="code", size=4), "layer1"), run="a", bits=16)
+    assert {f.knows for f in report.findings} == {CODES, LABEL, CONSTANT}
+    assert len(report.findings) == 2 * len(DECODERS) + 1
+    assert (report.numbers, report.bits) == (16, 16)
+    assert json.loads(json.dumps(report.verdict))
+    from io import BytesIO
+
+    picture = Image.open(BytesIO(sheet_png(sheet, zoom=2)))
+    assert picture.size == (4 * 16 * 2, 3 * 16 * 2)
+    assert (
+        np.abs(np.asarray(picture)[::2, ::2][:16, :16] / 255 - small.auxiliary.images_NCHW[36, 0].numpy() / 255).max()
+        < 0.01
+    )
