@@ -1,0 +1,65 @@
+"""One process at a time works on a run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from psl_flower.errors import RunError
+from psl_flower.runs import claim
+from psl_flower.runs.claim import claimed
+from psl_flower.runs.folder import RunFolder, Status
+
+_HOLD = """
+import sys
+from pathlib import Path
+from psl_flower.runs.claim import claimed
+from psl_flower.runs.folder import RunFolder
+with claimed(RunFolder(Path(sys.argv[1]))):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def other(run):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "claimed\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_and_named_the_first(run, other, monkeypatch):
+    monkeypatch.setattr(claim, "_PATIENCE_S", 0.2)
+    run.write_status(Status(state="training", process="here:7"))
+    before = run.path.joinpath("status.json").read_bytes()
+    with (
+        pytest.raises(RunError, match=r"run run: another process \(here:7\) is at work on it; wait for its end"),
+        claimed(run),
+    ):
+        raise AssertionError("two processes at once")
+    assert run.path.joinpath("status.json").read_bytes() == before
+
+
+def test_a_process_that_was_killed_holds_nothing(run, other):
+    other.kill()
+    with claimed(run):
+        assert os.listdir(run.path) == ["lock"]
+    with claimed(run):
+        pass
+
+
+def test_one_that_is_ending_is_waited_for(run, other):
+    other.stdin.close()
+    with claimed(run):
+        pass
