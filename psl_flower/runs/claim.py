@@ -1,4 +1,4 @@
-"""One process at a time works on a run: Flower may start a run again that it had queued, beside one that was resumed."""
+"""One process at a time works on a run: Flower may start a run that it had queued beside one that was resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def claimed(run: RunFolder) -> Iterator[None]:
             status = run.read_status()
             by = f" ({status.process})" if status is not None and status.process else ""
             raise RunError(
-                f"run {run.name}: another process{by} is at work on it; wait for its end, or end that process, and resume"
-                " the run then"
+                f"run {run.name}: another process{by} is at work on it; wait for its end, or end that process, "
+                "and resume the run then"
             ) from error
         yield

@@ -30,25 +30,22 @@ def run(tmp_path):
 
 @pytest.fixture
 def other(run):
-    process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "claimed\n"
-    yield process
-    process.kill()
-    process.communicate()
+    """A process that works on the run until its standard input ends."""
+    command = [sys.executable, "-c", _HOLD, run.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+        process.kill()
 
 
-def test_a_second_process_is_refused_and_named_the_first(run, other, monkeypatch):
+def test_a_second_process_is_refused_and_told_of_the_first(run, other, monkeypatch):
     monkeypatch.setattr(claim, "_PATIENCE_S", 0.2)
     run.write_status(Status(state="training", process="here:7"))
-    before = run.path.joinpath("status.json").read_bytes()
-    with (
-        pytest.raises(RunError, match=r"run run: another process \(here:7\) is at work on it; wait for its end"),
-        claimed(run),
-    ):
-        raise AssertionError("two processes at once")
-    assert run.path.joinpath("status.json").read_bytes() == before
+    before = (run.path / "status.json").read_bytes()
+    words = r"run run: another process \(here:7\) is at work on it; wait for its end"
+    with pytest.raises(RunError, match=words), claimed(run):
+        pytest.fail("two processes at once")
+    assert (run.path / "status.json").read_bytes() == before
 
 
 def test_a_process_that_was_killed_holds_nothing(run, other):
@@ -62,4 +59,4 @@ def test_a_process_that_was_killed_holds_nothing(run, other):
 def test_one_that_is_ending_is_waited_for(run, other):
     other.stdin.close()
     with claimed(run):
-        pass
+        assert other.wait() == 0
