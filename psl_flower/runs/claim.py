@@ -21,12 +21,14 @@ def claimed(run: RunFolder) -> Iterator[None]:
     Raises
     ------
     RunError
-        If another process works on the run. Nothing has been written then: its status is that process's.
+        If another process works on the run, whose status stays as that process wrote it; or the disk refuses.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run.path / _FILE, _PATIENCE_S))
         except StoreUnreachable as error:
+            if error.__cause__ is not None:  # the disk's own reason
+                raise RunError(str(error)) from error
             status = run.read_status()
             by = f" ({status.process})" if status is not None and status.process else ""
             raise RunError(

@@ -60,3 +60,9 @@ def test_one_that_is_ending_is_waited_for(run, other):
     other.stdin.close()
     with claimed(run):
         assert other.wait() == 0
+
+
+def test_a_disk_that_refuses_is_not_taken_for_another_process(run):
+    (run.path / "lock").mkdir()
+    with pytest.raises(RunError, match="lock: cannot be locked: Is a directory"), claimed(run):
+        pytest.fail("not locked")
