@@ -58,6 +58,9 @@ def lighten(
         str,
         typer.Option(metavar="edge|node NAME", help="Where speed is measured: all of it here, or a node's Uppers."),
     ] = EDGE,
+    max_drop: Annotated[
+        str, typer.Option(help="Instead: largest allowed loss of accuracy: 0.01, 1pt or 1%.", show_default=False)
+    ] = "",
     threads: Annotated[int, typer.Option(min=0, help="Threads to measure with; 0: all cores; 1 on a node.")] = 0,
     local: Annotated[bool, typer.Option("--local", help="In one process, on whole images; no federation.")] = False,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits.")] = 0,
@@ -72,12 +75,13 @@ def lighten(
     met and what came closest (exit status 1). Rerun an interrupted command: what is finished is kept.
     """
     from psl_flower.errors import ConfigError, LighteningImpossible
-    from psl_flower.lightening.settings import request_of
+    from psl_flower.lightening.settings import parse_drop, request_of
 
     if run and target != EDGE and name and not node:
         name, node = "", name  # psl lighten --run RUN --target node NODE
     values |= {"target": _target(target, node, local), "threads": threads}
     try:
+        values["max_drop"] = parse_drop(max_drop) if max_drop else None
         request = request_of({key.replace("_", "-"): value for key, value in values.items() if value is not None})
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

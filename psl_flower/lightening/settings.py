@@ -7,6 +7,7 @@ options of `psl lighten`, and what the setting `lighten-with` of a run holds.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,6 +129,26 @@ class Request(NamedTuple):
         values = flat(self.goals) | flat(self.settings)
         texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
         return shlex.join(f"{key}={text}" for key, text in texts.items())
+
+
+def parse_drop(text: str) -> float:
+    """Return the share of a loss of accuracy as people write it: "0.01", "1%", "1pt" or "1 points" are all 0.01.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or a bare number of 1 and more, which may be meant either way.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(%|pts?|points?)?\s*", text)
+    if match is None:
+        raise ConfigError(f"max-drop: expected a share such as 0.01, or points such as 1pt or 1%, got {text!r}")
+    number, unit = float(match[1]), match[2]
+    if unit is None and number >= 1:
+        raise ConfigError(
+            f"max-drop: {text} may be meant in points or as a share; write {number:g}pt for {number:g} percentage "
+            f"point{'s' * (number != 1)}, or a share below 1 such as 0.01"
+        )
+    return number / 100 if unit else number
 
 
 def request_of(values: Mapping[str, object]) -> Request:

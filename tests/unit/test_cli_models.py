@@ -341,6 +341,10 @@ LIGHTEN = [
     (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--max-latency-ms", "9"], 2, "one condition of speed"),
     (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--weight-bits", "4"], 2, "'--weight-bits': 4 is not in the range 7<=x<=8"),
     (["tiny", "--local", "--max-drop", "0.1", "--min-speed", "9", "--teacher", "nobody"], 2, "'nobody' is not one of"),
+    (["tiny", "--max-drop", "1", "--min-speed", "9"], 2, "may be meant in points or as a share; write 1pt for 1 percentage point"),
+    (["tiny", "--max-drop", "a bit", "--min-speed", "9"], 2, "expected a share such as 0.01, or points such as 1pt"),
+    (["tiny", "--max-drop", "150pt", "--min-speed", "9"], 2, "max-drop: expected a number at least 0 and at most 1, got 1.5"),
+    (["never", "--max-drop", "1.5pt", "--min-speed", "9"], 1, "no such run (there: tiny"),
     (["never", "--local", "--max-drop", "0.1", "--min-speed", "9"], 1, "no such run (there: tiny"),
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from psl_flower.lightening.settings import (
     Goals,
     Growth,
     LighteningSettings,
+    parse_drop,
     parse_request,
     request_of,
 )
@@ -75,3 +76,14 @@ def test_refused(text, words):
     with pytest.raises(ConfigError) as caught:
         parse_request(text)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0.01", ".01", "1%", "1pt", "1 pt", "1 point", "1.0 points", " 1 % "])
+def test_a_drop_as_people_write_it(text):
+    assert parse_drop(text) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("text", ["1", "2.5", "-1pt", "1e-2", "one", "", "1 pound"])
+def test_a_drop_that_may_be_meant_otherwise(text):
+    with pytest.raises(ConfigError, match="max-drop: "):
+        parse_drop(text)
