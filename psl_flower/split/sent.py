@@ -31,9 +31,10 @@ class Sent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ConfigError
             If a shape has too many sizes, or one that is not a positive number.
         """
-        several = not isinstance(given, int) and any(not isinstance(part, int) for part in given)
-        parts = given if several and not isinstance(given, int) else [given]
-        shapes = tuple((part,) if isinstance(part, int) else tuple(part) for part in parts)
+        parts: list[int | Sequence[int]] = [given] if isinstance(given, int) else list(given)
+        sizes = tuple(part for part in parts if isinstance(part, int))
+        # Of one shape the parts are numbers, of several they are shapes.
+        shapes = (sizes,) if len(sizes) == len(parts) else tuple(map(_shape, parts))
         for shape in shapes:
             if len(shape) >= MAX_RANK or not all(isinstance(size, int) and size > 0 for size in shape):
                 raise ConfigError(
@@ -74,6 +75,10 @@ class Sent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return tensor
         parts = tensor.split([math.prod(shape) for shape in self.shapes], 1)
         return tuple(part.reshape(len(tensor), *shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+
+def _shape(given: int | Sequence[int]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _listed(values: Sequence[object]) -> str:
