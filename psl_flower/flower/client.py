@@ -16,8 +16,10 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
 from psl_flower.flower.node_config import is_simulated, own_setting, own_state, own_tls, simulation_slots
+from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.local import side_of
+from psl_flower.split.sent import Sent
 from psl_flower.split.side import PartySide, Reader
 from psl_flower.system.machine import keep_freed_memory
 from psl_flower.wire import questions
@@ -35,12 +37,12 @@ class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ----------
     seed : int
         The run's.
-    shapes : tuple of tuples of int
-        By party, the shape of what its model gives for one sample.
+    sent : tuple of Sent
+        By party, what its model returns for one sample.
     """
 
     seed: int
-    shapes: tuple[tuple[int, ...], ...]
+    sent: tuple[Sent, ...]
 
 
 def split_client(party: MakeParty) -> ClientApp:
@@ -55,20 +57,20 @@ def split_client(party: MakeParty) -> ClientApp:
         Called with the party's name and Flower's Context; returns what the party brings. It is called anew for each
         round or message, under the seed of the party, so the weights that it draws are the same each time.
     """
-    app = ClientApp()
+    app, make = ClientApp(), OfApp(party)
 
     def stream(question: questions.OpenStreams, received: Received, context: Context) -> Parcel:
-        return open_streams(SideHost(context, question.task, party), question)
+        return open_streams(SideHost(context, question.task, make), question)
 
     def step(question: questions.TakeStep, received: Received, context: Context) -> Parcel:
-        return take_step(SideHost(context, question.task, party), question, received)
+        return take_step(SideHost(context, question.task, make), question, received)
 
     def claims(question: questions.AskClaims, received: Received, context: Context) -> Parcel:
-        host = SideHost(context, question.task, party)
+        host = SideHost(context, question.task, make)
         return Parcel(Inventory(claims=tuple(host.claim(m) for m in question.task.parties)))
 
     def inventory(question: questions.AskInventory, received: Received, context: Context) -> Parcel:
-        return Parcel(_inventory(question.names, context, party))
+        return Parcel(_inventory(question.names, context, make))
 
     register(
         app,
@@ -150,12 +152,12 @@ class SideHost:
         if not is_simulated(self.context) and own_setting(self.context, "party") != name:
             raise PositionError(f"this node is not party {name!r}; its node-config names another one")
         settings = decode(self.task.settings, SideSettings, LOWER)
-        if len(settings.shapes) != len(self.task.names):
+        if len(settings.sent) != len(self.task.names):
             raise FrameMismatch(
-                f"{LOWER}: expected a shape for each of {len(self.task.names)} parties, received {len(settings.shapes)}"
+                f"{LOWER}: expected a shape for each of {len(self.task.names)} parties, received {len(settings.sent)}"
             )
         side = side_of(self.make, name, self.context, settings.seed)
-        return SideEngine(m, name, settings.shapes[m], side, self.checkpoints(m))
+        return SideEngine(m, name, settings.sent[m], side, self.checkpoints(m))
 
     def _name(self, m: int) -> str:
         if not 0 <= m < len(self.task.names):

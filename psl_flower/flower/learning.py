@@ -98,7 +98,7 @@ class SplitLearning(Training):
         return NodeTask(
             run=run,
             parties=(),
-            settings=encode(SideSettings(seed=self.seed, shapes=tuple(self.shapes.values()))),
+            settings=encode(SideSettings(seed=self.seed, sent=tuple(self.sent.values()))),
             activations=self.wire.wire_activations,
             gradients=self.wire.wire_gradients,
             timeout_s=self.wire.step_timeout_s,

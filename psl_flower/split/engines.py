@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,15 @@ from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.steps import StepLoss
-from psl_flower.errors import ConfigError, PslError, TrainingError
+from psl_flower.errors import PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
+from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
 from psl_flower.system.generator import seeded
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
-Outputs = torch.Tensor | tuple[torch.Tensor, ...]
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
 TOP = "top"
@@ -51,7 +49,7 @@ class SideEngine(PartyEngine):
         The party's number: its place among the training's parties.
     name : str
         Its name.
-    shape : tuple of int
+    sent : Sent
         What its net gives for one sample.
     side : PartySide
         Its model, data and optimiser.
@@ -59,8 +57,8 @@ class SideEngine(PartyEngine):
         Where states are saved.
     """
 
-    def __init__(self, m: int, name: str, shape: Shape, side: PartySide, checkpoints: Checkpoints) -> None:
-        self._name, self._shape, self._side = name, shape, side
+    def __init__(self, m: int, name: str, sent: Sent, side: PartySide, checkpoints: Checkpoints) -> None:
+        self._name, self._sent, self._side = name, sent, side
         device = torch.device(side.device)
         net = side.net.to(device)
         self._reader = Reader(side, self.name)
@@ -81,7 +79,7 @@ class SideEngine(PartyEngine):
 
     def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
         """Return the shape (B, ...) of a plan's outputs."""
-        return (plan.num_samples, *self._shape)
+        return (plan.num_samples, *self._sent.wire_shape)
 
     def forward(self, plan: Plan) -> Pass:
         """Read the inputs of a plan's samples and run them forward; zeros stand for those that the party lacks.
@@ -90,6 +88,8 @@ class SideEngine(PartyEngine):
         ------
         ConfigError
             If the output has not the shape that the training names, or is not float32.
+        TrainingError
+            If the net raises.
         """
         started = time.perf_counter()
         samples_B = plan.sample_indices()
@@ -102,26 +102,15 @@ class SideEngine(PartyEngine):
         read_s = time.perf_counter() - started
         with told_as(f"{self.name}: its net"):
             output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
-        self._check(output, len(samples_B))
+        smashed = self._sent.packed(output, len(samples_B), self.name)
         local = None
         if plan.mode == "train" and self._side.local_loss is not None:
             with told_as(f"{self.name}: its local loss"):
                 local = scalar(self._side.local_loss(output, inputs), f"{self.name}: its local loss")
         if present_B is not None:
-            whole = output.new_zeros(self.smashed_shape(plan))
-            output = whole.index_put((torch.from_numpy(np.flatnonzero(present_B)).to(output.device),), output)
-        return Pass((output, local), output.detach().contiguous().cpu(), read_s)
-
-    def _check(self, output: object, num_samples: int) -> None:
-        """Raise ConfigError unless this is what the net of the training returns for so many samples."""
-        if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
-            kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ConfigError(f"{self.name}: expected its net to return float32 numbers, got {kind}")
-        if tuple(output.shape) != (num_samples, *self._shape):
-            raise ConfigError(
-                f"{self.name}: for {num_samples} samples its net returned {tuple(output.shape)}, the training expects "
-                f"{(num_samples, *self._shape)}; change the net, or the shape in the training's parties"
-            )
+            whole = smashed.new_zeros(self.smashed_shape(plan))
+            smashed = whole.index_put((torch.from_numpy(np.flatnonzero(present_B)).to(smashed.device),), smashed)
+        return Pass((smashed, local), smashed.detach().contiguous().cpu(), read_s)
 
     def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None] | None, gradient: torch.Tensor) -> None:
         """Run the backward pass of an output from its gradient, and of the local loss, if there is one."""
@@ -146,9 +135,9 @@ class TopEngine(HeadEngine):
     Parameters
     ----------
     top : nn.Module
-        Called with one tensor per party, (B, *shape), in the order of the parties.
-    names : sequence of str
-        The parties.
+        Called with what each party sent, in the order of the parties.
+    sent : mapping
+        What each party sends, by its name.
     loss : callable
         Called with what the model returns and the batch's targets; returns a scalar.
     make_optimizer : callable or Optimizer
@@ -160,20 +149,20 @@ class TopEngine(HeadEngine):
     def __init__(
         self,
         top: nn.Module,
-        names: Sequence[str],
+        sent: Mapping[str, Sent],
         loss: Loss,
         make_optimizer: GivenOptimizer,
         device: torch.device,
     ) -> None:
         top.to(device)
         optimizer = optimizer_of(top, make_optimizer, TOP)
-        super().__init__(top, optimizer, range(len(names)), device=device)
-        self._names, self._loss = tuple(names), loss
+        super().__init__(top, optimizer, range(len(sent)), device=device)
+        self._sent, self._loss = dict(sent), loss
 
     @property
     def about(self) -> str:
         """The parties' names."""
-        return f"parties {', '.join(self._names)}"
+        return f"parties {', '.join(self._sent)}"
 
     def train_step(
         self, plan: Plan, smashed: Mapping[int, torch.Tensor], targets_B: torch.Tensor
@@ -203,7 +192,7 @@ class TopEngine(HeadEngine):
         self.lower.train()
         with drawing(plan, TOP, self.device):
             with told_as("top"):
-                outputs = self.lower(*leaves.values())
+                outputs = self.lower(*self._unpacked(leaves))
             with told_as("the loss"):
                 loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
         value = float(loss.detach())
@@ -229,8 +218,11 @@ class TopEngine(HeadEngine):
         """Return what the model answers in evaluation mode, on the CPU."""
         self.lower.eval()
         with drawing(plan, TOP, self.device):
-            outputs = self.lower(*(smashed[m].to(self.device) for m in sorted(smashed)))
+            outputs = self.lower(*self._unpacked(smashed))
         return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+
+    def _unpacked(self, smashed: Mapping[int, torch.Tensor]) -> list[Outputs]:
+        return [sent.unpacked(smashed[m].to(self.device)) for m, sent in enumerate(self._sent.values())]
 
 
 def scalar(value: object, what: str) -> torch.Tensor:

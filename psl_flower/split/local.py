@@ -16,8 +16,9 @@ from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import round_goal
 from psl_flower.errors import ConfigError
-from psl_flower.split.engines import Outputs, SideEngine, made
+from psl_flower.split.engines import SideEngine, made
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.sent import Outputs
 from psl_flower.split.session import Session, threads_of
 from psl_flower.split.side import PartySide
 from psl_flower.split.training import Training
@@ -98,7 +99,7 @@ def engine_of(party: MakeParty, name: str, context: Any, training: Training, che
     """Return a party's engine, its side made under the seed of the party; see `side_of`."""
     number = training.names.index(name)
     side = side_of(party, name, context, training.seed)
-    return SideEngine(number, name, training.shapes[name], side, checkpoints)
+    return SideEngine(number, name, training.sent[name], side, checkpoints)
 
 
 def side_of(party: MakeParty, name: str, context: Any, seed: int) -> PartySide:

@@ -14,9 +14,10 @@ from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.engine.steps import StepLoss, StepReport
 from psl_flower.errors import PslError, TrainingError
 from psl_flower.split.callbacks import Told
-from psl_flower.split.engines import Outputs, TopEngine
+from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.sent import Outputs
 from psl_flower.split.training import Training
 from psl_flower.wire.plan import Plan
 
@@ -42,7 +43,7 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
     """
 
     def __init__(self, lower: TopEngine, training: Training, folder: TrainingFolder, **options: Any) -> None:
-        shapes = dict(enumerate(training.shapes.values()))
+        shapes = {m: sent.wire_shape for m, sent in enumerate(training.sent.values())}
         super().__init__(lower, training.lessons, shapes, folder.checkpoints, **options)
         self._training = training
         self.outputs: Outputs | None = None

@@ -18,13 +18,15 @@ from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.callbacks import Callback
-from psl_flower.split.engines import TOP, Loss, Shape, TopEngine, made
+from psl_flower.split.engines import TOP, Loss, TopEngine, made
 from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.sent import Sent
 from psl_flower.split.side import GivenOptimizer, Rows
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
-from psl_flower.wire.frames import MAX_RANK
 
+# A shape, or several.
+PartyShape = int | Sequence[int] | Sequence[Sequence[int]]
 Metric = Callable[[Any, torch.Tensor], float]
 
 # They become folders on the nodes.
@@ -39,10 +41,10 @@ class Training:
     Parameters
     ----------
     top : nn.Module, or a function without parameters that makes one
-        Called with one tensor per party, (B, *shape). It is trained in place. A function is called under the run's
-        seed; a module comes with the weights that it has.
+        Called with one tensor, (B, *shape), or tuple of tensors per party. It is trained in place. A function is called
+        under the run's seed; a module comes with the weights that it has.
     parties : mapping
-        By name, the shape of what the party's model gives for one sample.
+        By name, the shape of what the party's model returns for one sample; a list of shapes for a tuple of tensors.
     labels : tensor or array
         The targets of all samples, one row per sample, of any dtype.
     train, valid : sequence of int, or mask
@@ -90,7 +92,7 @@ class Training:
     def __init__(
         self,
         top: nn.Module | Callable[[], nn.Module],
-        parties: Mapping[str, Sequence[int]],
+        parties: Mapping[str, PartyShape],
         *,
         labels: Any,
         train: Any,
@@ -119,7 +121,7 @@ class Training:
         for name, value in [*numbers.items(), *counts.items(), ("threads", threads)]:
             if value < (least := int(name in numbers)):
                 raise ConfigError(f"{name}: expected {least} or more, got {value}")
-        self.shapes = _shapes(parties)
+        self.sent = _sent(parties)
         self.loss, self.metrics, self.callbacks = loss, _metrics(metrics or {}), tuple(callbacks)
         self.workdir = expanded(str(workdir), "workdir").absolute() if workdir else None
         self.seed, self.threads = seed, threads
@@ -142,7 +144,7 @@ class Training:
             evaluate_batch_size=evaluate_batch_size,
         )
         self._settings = {
-            "parties": {name: list(shape) for name, shape in self.shapes.items()},
+            "parties": {name: [list(shape) for shape in sent.shapes] for name, sent in self.sent.items()},
             "samples": self.num_samples, "ids": self.rows.fingerprint, "train": len(train_rows),
             "batch_size": batch_size, "lr": lr, "seed": seed,
             "schedule": schedule if isinstance(schedule, str) else "a function",
@@ -158,7 +160,7 @@ class Training:
     @property
     def names(self) -> tuple[str, ...]:
         """The parties, in the order of their numbers."""
-        return tuple(self.shapes)
+        return tuple(self.sent)
 
     def made_of(self) -> dict[str, Any]:
         """Return what must be the same when the training is resumed, as plain values."""
@@ -167,7 +169,7 @@ class Training:
     def engine(self) -> TopEngine:
         """Return the side of `top`, with its first weights."""
         top = self._top if isinstance(self._top, nn.Module) else made(self._top, self.seed, TOP)
-        return TopEngine(top, self.names, self.loss, self._optimizer, self._device)
+        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device)
 
     def targets_of(self, samples_B: NDArray[np.int64]) -> torch.Tensor:
         """Return the targets of samples, in their order."""
@@ -217,20 +219,13 @@ class Training:
         return rows
 
 
-def _shapes(parties: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
     if not parties:
         raise ConfigError("parties: there are none; name each with the shape of what its model returns per sample")
-    shapes = {}
-    for name, given in parties.items():
+    for name in parties:
         if not _NAME.fullmatch(name) or name == TOP:
             raise ConfigError(f"parties: {name!r}: expected a name of letters, digits, - and _, other than {TOP!r}")
-        shape = (given,) if isinstance(given, int) else tuple(given)
-        if len(shape) >= MAX_RANK or not all(isinstance(size, int) and size > 0 for size in shape):
-            raise ConfigError(
-                f"parties: {name}: expected a shape of up to {MAX_RANK - 1} positive sizes, got {given!r}"
-            )
-        shapes[name] = shape
-    return shapes
+    return {name: Sent.of(given, name) for name, given in parties.items()}
 
 
 def _metrics(metrics: Mapping[str, Metric]) -> dict[str, Metric]:

@@ -290,3 +290,32 @@ def test_samples_that_a_party_lacks_are_zeros_and_spoil_no_batch_norm() -> None:
 def test_a_mask_of_the_wrong_length() -> None:
     with pytest.raises(DataError, match=r"party 'a': present: expected one bool for each of 24 rows, got bool \(3,\)"):
         fit(TWO, TWO_DATA, lambda: Concatenated(6), draw(1), nn.functional.mse_loss, present=np.ones(3, bool))
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 6)
+
+    def forward(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.one(numbers), self.two(numbers).reshape(-1, 2, 3)
+
+
+class OfThree(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor], other: torch.Tensor) -> torch.Tensor:
+        return self.fc(pair[0] * pair[1].mean(1) + other)
+
+
+def test_several_tensors_of_a_party() -> None:
+    nets = {"a": TwoOutputs, "b": lambda: nn.Linear(2, 3)}
+    targets = draw(1, seed=2)
+    made = Training(
+        OfThree, {"a": [(3,), (2, 3)], "b": 3}, labels=targets, train=SAMPLES, loss=nn.functional.mse_loss,
+        optimizer=torch.optim.Adam, **SETTINGS,
+    )  # fmt: skip
+    result = fit_local(lambda name, context: PartySide(nets[name](), TWO_DATA[name], torch.optim.Adam), made)
+    assert same(result, loop(nets, TWO_DATA, OfThree, targets, nn.functional.mse_loss)) == []
