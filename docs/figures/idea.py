@@ -1,4 +1,4 @@
-"""Draws docs/figures/idea.png: a photograph, four nodes with a quarter of it each, and the server. Run it to draw anew."""
+"""Draws docs/figures/idea.png: a photograph, four nodes with a quarter each, and the server; run it as a script."""
 
 from __future__ import annotations
 
