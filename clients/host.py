@@ -19,7 +19,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.party import PartyEngine
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
-from psl_flower.flower.node_config import is_simulated, own_setting, own_state, permission, simulation_slots
+from psl_flower.flower.node_config import is_simulated, own_limit, own_setting, own_state, permission, simulation_slots
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
@@ -35,6 +35,7 @@ from psl_flower.wire.node_messages import NodeTask
 
 _LIGHTEN = "lighten"
 _AVERAGE = "average"
+_MOST_BITS = "most-bits"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
 Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
@@ -167,6 +168,7 @@ class Host:
         if m != ADAPTATION:
             checkpoints, store = self.checkpoints(m), self.open_store(m)
             try:
+                self._check_bits(len(store.meta.positions))
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
                 store.close()
@@ -175,6 +177,23 @@ class Host:
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         blueprint = Blueprint.decode(self.task.settings)
         return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
+
+    def _check_bits(self, num_positions: int) -> None:
+        """Raise ConfigError if a real node's own configuration has `most-bits`, and a look at an image takes more.
+
+        Only codes are bounded; the models of a lightening send what their maker likes.
+        """
+        most = None if self.simulated else own_limit(self.context, _MOST_BITS)
+        if most is None:
+            return
+        blueprint = Blueprint.decode(self.task.settings)
+        bits = blueprint.config.network.cut_protection.bits(num_positions)
+        if bits is None or blueprint.override is not None or bits > most:
+            sends = "numbers" if bits is None or blueprint.override is not None else f"{bits} bits"
+            raise ConfigError(
+                f"this node sends at most {most} bits of an image in a look ({_MOST_BITS}), this run asks for {sends}; "
+                "set protection=code, code-size and code-levels accordingly (docs/privacy.md)"
+            )
 
     def check_allowed(self, party: PartyEngine | AdaptationNode) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.

@@ -170,8 +170,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "over the images. Nearest: rebuilt images whose nearest image, of all attacked, is the true one. All "
             "looks: codes of the states after every epoch together. Of their own: images whose codes no other has. "
             "Bytes are the payload of an image and step over all nodes. Accuracy is that of so few epochs, far from "
-            "what longer "
-            f"training reaches, and stronger attackers may find more. {self.load}"
+            f"what longer training reaches, and stronger attackers may find more. {self.load}"
         )
 
     @property
@@ -239,7 +238,7 @@ def _trial(
 def _config(case: str, seed: int, options: Options, workspace: Path) -> RunConfig:
     shared: Values = {
         "dataset": options.dataset, "seed": seed, "backbone-width": options.width, "max-train": options.images,
-        "max-test": options.test_images, "rounds": options.epochs, "stores": "plain", "workspace": str(workspace),
+        "max-test": options.test_images, "rounds": options.epochs, "batch-size": 64, "lr": 0.05, "stores": "plain", "workspace": str(workspace),
         "flip": options.dataset != "digits",
     }  # fmt: skip
     return RunConfig.from_mapping(shared | CASES[case])

@@ -64,6 +64,16 @@ def permission(context: Context, name: str) -> bool:
     return value
 
 
+def own_limit(context: Context, name: str) -> int | None:
+    """Return a number of a node's own configuration, None by default; raises ConfigError unless it is 1 or more."""
+    value = context.node_config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"node-config {name}: expected a whole number of 1 or more, got {value!r}")
+    return value
+
+
 def own_setting(context: Context, name: str) -> str:
     """Return a text of a node's own configuration, empty by default; raises ConfigError if it is no text."""
     value = context.node_config.get(name, "")

@@ -188,3 +188,35 @@ def test_a_node_whose_operator_has_not_allowed_averaging_ends_the_run(nodes: InP
         train(nodes, tmp_path, average_every=2, node_timeout_s=100.0)
     # The node says so at once: nobody waits for it.
     assert time.monotonic() - began < 60
+
+
+CODE = {"protection": "code", "code_size": 3, "cut": "layer4", "backbone_width": 8}
+TOO_MUCH = [
+    (CODE | {"code_size": 4}, "this run asks for 8 bits"),
+    (CODE | {"code_levels": 3}, "this run asks for 12 bits"),
+    (CODE | {"protection": "narrow"}, "this run asks for numbers"),
+    ({}, "this run asks for numbers"),
+]
+
+
+def test_a_node_sends_codes_of_the_bits_that_its_operator_allows(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    nodes.config[101]["most-bits"] = 6  # two positions of three signs
+    assert exact(train(nodes, tmp_path, **CODE), stores)
+
+
+@pytest.mark.parametrize(("settings", "words"), TOO_MUCH)
+def test_a_node_whose_operator_allows_fewer_bits_ends_the_run(
+    nodes: InProcessGrid, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    nodes.config[101]["most-bits"] = 6
+    with pytest.raises(NodeError, match=rf"node 101: .* at most 6 bits of an image in a look \(most-bits\), {words}"):
+        train(nodes, tmp_path, node_timeout_s=100.0, **settings)
+
+
+@pytest.mark.parametrize("value", [0, True, "6"])
+def test_a_limit_that_is_none_is_refused(nodes: InProcessGrid, tmp_path: Path, value: Any) -> None:
+    nodes.config[101]["most-bits"] = value
+    with pytest.raises(NodeError, match="node-config most-bits: expected a whole number of 1 or more"):
+        train(nodes, tmp_path, node_timeout_s=100.0, **CODE)
