@@ -89,11 +89,11 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    if (run.source.path / "predictions.npz").exists():
+        write_table(run.source, run.stores.description)
     note = reporter.chance_note()
     if note:
         log.warning("the test result is %s", note)
-    if (run.source.path / "predictions.npz").exists():
-        write_table(run.source, run.stores.description)
     keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",

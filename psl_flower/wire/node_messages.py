@@ -15,6 +15,7 @@ from psl_flower.wire.messages import ADAPTATION
 
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -115,7 +116,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner: str = ""
     threads: int = 0
     epoch: int = 0
-    names: tuple[str, ...] = ()
+    names: tuple[PartyName, ...] = ()
     part: Part = ""
     kept: dict[int, int] = {}
 

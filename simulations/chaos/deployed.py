@@ -85,9 +85,10 @@ class _Trials:
     """What is left to do, and the report of what is done; several threads take from it."""
 
     def __init__(self, report: Report, asked: Sequence[Plan], out: Path | None, workspace: Path) -> None:
-        done = {trial.name for trial in report.measurements}
+        # What went wrong without a word on the weights is tried again; weights that differ stay.
+        done = {trial.name for trial in report.measurements if not trial.failure}
         self._waiting = deque(plan for plan in asked if plan.name not in done)
-        self._order = [plan.name for plan in asked]
+        self._order = {plan.name: number for number, plan in enumerate(asked)}
         self._report, self._out, self._workspace = report, out, workspace
         self._lock, self._stopped = threading.Lock(), False
         self._networks: list[Network] = []
@@ -131,7 +132,8 @@ class _Trials:
     def _note(self, trial: Trial) -> bool:
         """Enter a result, and return whether all is well."""
         with self._lock:
-            found = sorted((*self._report.measurements, trial), key=lambda trial: self._order.index(trial.name))
+            others = (known for known in self._report.measurements if known.name != trial.name)
+            found = sorted((*others, trial), key=lambda trial: self._order.get(trial.name, len(self._order)))
             self._report = msgspec.structs.replace(self._report, measurements=tuple(found))
             if self._out is not None:
                 reports.save(self._out, self._report)

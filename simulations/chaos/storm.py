@@ -18,7 +18,7 @@ from simulations.separate_hosts.network import Host
 _SHARE_RECOVERING, _LONGEST_PAUSE_S = 0.8, 25.0
 _LONGEST_STEPS_S = 4.0
 # Until all have recovered, on a machine that has much else to do: Flower alone takes a minute to notice some losses.
-_LONGEST_RECOVERY_S = 900.0
+_LONGEST_RECOVERY_S = 1200.0
 _POLL_S = 0.5
 _GONE_BACK = "go back to step"
 _WARNING = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$", re.MULTILINE)

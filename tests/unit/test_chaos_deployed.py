@@ -1,5 +1,6 @@
 """Chaos of deployed federations without the federations: plans, the report, its section of the page, result files."""
 
+import contextlib
 import random
 import shlex
 
@@ -114,20 +115,42 @@ def test_a_file_of_other_options_is_not_continued(tmp_path, monkeypatch, capsys)
     assert "is the result file of something else" in capsys.readouterr().err
 
 
-def test_finished_trials_are_not_done_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(deployed, "why_not", lambda: "")
-    path = tmp_path / "out.json"
-    done = tuple(
-        Trial(
-            name=plan.name, kind=plan.kind, transport=plan.transport, runs=1, steps=plan.steps,
-            kills=(kill("SuperNode", 1.0),) * plan.kills, resumed=0, errors=(), seconds=1.0, weights=("aa",), undisturbed="aa",
-        )
-        for plan in plans(2, 1, seed=5)
+def done(plan, *, weights="aa", failure=""):
+    return Trial(
+        name=plan.name, kind=plan.kind, transport=plan.transport, runs=1, steps=plan.steps,
+        kills=(kill("SuperNode", 1.0),) * plan.kills, resumed=0, errors=(), seconds=1.0, weights=(weights,),
+        undisturbed="aa", failure=failure,
     )  # fmt: skip
-    known = msgspec.structs.replace(report(), kills=2, kills_per_run=1, seed=5, measurements=done)
-    reports.save(path, known)
-    assert main(["--deployed", "--kills", "2", "--kills-per-run", "1", "--seed", "5", "--out", str(path)]) == 0
-    assert "2 kills of 2 asked for" in capsys.readouterr().out
+
+
+def test_finished_trials_are_not_done_again(tmp_path, monkeypatch, capsys):
+    """Weights that differ stay in the file; a trial that came to no end is done again, and what is missing."""
+    monkeypatch.setattr(deployed, "why_not", lambda: "")
+    attempted = []
+
+    def attempt(federation, plan):
+        attempted.append(plan.name)
+        return done(plan)
+
+    monkeypatch.setattr(deployed, "attempt", attempt)
+    monkeypatch.setattr(deployed._Trials, "_federation", lambda trials: contextlib.nullcontext())
+    path = tmp_path / "out.json"
+    first, differs, stuck, *rest = plans(4, 1, seed=5)
+    known = (done(first), done(differs, weights="bb"), done(stuck, failure="no step within 900 s"))
+    reports.save(path, msgspec.structs.replace(report(), kills=4, kills_per_run=1, seed=5, measurements=known))
+    arguments = ["--deployed", "--kills", "4", "--kills-per-run", "1", "--seed", "5", "--out", str(path)]
+    assert main(arguments) == 1
+    assert attempted == [stuck.name, *(plan.name for plan in rest)]
+    assert (
+        "4 kills of 4 asked for, 7 runs of a deployed federation with TLS, weights equal in 6 of them ONLY"
+        in " ".join(capsys.readouterr().out.split())
+    )
+    found = reports.load(path, Report)
+    assert [trial.name for trial in found.measurements] == [plan.name for plan in plans(4, 1, seed=5)]
+    assert [trial.name for trial in found.measurements if not trial.equal] == [differs.name]
+    attempted.clear()
+    assert main(arguments) == 1
+    assert attempted == []
 
 
 def test_without_namespaces_it_says_why(monkeypatch, capsys):
