@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice, leakage, reading
+from simulations import grid_choice, leakage, reading, recipe
 from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
@@ -20,7 +20,7 @@ from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report, leakage.Report,
+    reading.Report, leakage.Report, recipe.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks

@@ -57,10 +57,12 @@ class Resume(Train):
         if work.config.output.collect_model and not run.has_model:
             return None
         accuracy = "" if status.accuracy is None else f", test accuracy {status.accuracy:.2%}"
+        more = f" For more rounds: psl train resume={run.name} rounds={2 * rounds}"
+        done = f"all of its {counted(rounds, 'round')}"
+        if (best := load_best(run)) is not None:
+            done, more = f"after step {best.trained}, the weights of step {best.step} kept", ""
         return msgspec.structs.replace(
-            status,
-            message=f"run {run.name} has finished, all of its {counted(rounds, 'round')}{accuracy}; nothing was "
-            f"changed. For more rounds: psl train resume={run.name} rounds={2 * rounds}",
+            status, message=f"run {run.name} has finished, {done}{accuracy}; nothing was changed.{more}"
         )
 
     def find(self) -> Work:

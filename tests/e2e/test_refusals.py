@@ -17,7 +17,7 @@ from tests.e2e.conftest import TINY, Place
         (["dataset=/no/such/folder"], 1, "/no/such/folder"),
         (["lerning-rate=1"], 2, "unknown setting lerning-rate"),
         (["rounds=many"], 2, "rounds: expected a whole number"),
-        (["batch-size=1"], 2, "batch-size: expected a number at least 2"),
+        (["batch-size=1"], 2, "batch-size: BatchNorm needs 2 or more images"),
         (["patch-size=7x7"], 1, "do not tile an image of 16x16"),
         (["patch-size=32x32"], 1, "larger than the image"),
         (["patch-size=0x0", "stride=4x4"], 2, "patch-size"),

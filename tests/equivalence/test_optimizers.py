@@ -7,7 +7,7 @@ import pytest
 from psl_flower.engine import optimizers
 from psl_flower.engine.local import LocalExchange
 from psl_flower.errors import PeerLost
-from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
+from tests.engines import STEPS, Federation, Oracle, StatelessExchange, differences, same_predictions, settings
 
 # Small rates: Adam's first steps are as long as its rate in every weight.
 CASES = {
@@ -38,7 +38,7 @@ class Vanishing(LocalExchange):
         return super().exchange(down, shapes, meanwhile)
 
 
-@pytest.mark.parametrize("exchange", [Vanishing, ForgetfulExchange])
+@pytest.mark.parametrize("exchange", [Vanishing, StatelessExchange])
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_interrupted_and_resumed_it_is_bit_equal_to_one_process(changes, exchange, stores_for, tmp_path):
     """Interrupted while step 4 goes out; the last commit is of step 2 or 3."""
@@ -52,7 +52,7 @@ def test_interrupted_and_resumed_it_is_bit_equal_to_one_process(changes, exchang
     second = Federation(config, stores, tmp_path, checkpoint_every=3)
     assert second.resume() == 3
     predictions = second.run(exchange(second))
-    if exchange is ForgetfulExchange:
+    if exchange is StatelessExchange:
         for party in second.parties.values():
             party.go_to(STEPS)
     assert differences(whole.after[STEPS], second.snapshot()) == []

@@ -16,6 +16,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.rounds import RoundDriver
 from psl_flower.errors import ConfigError
+from psl_flower.kinds import kind_of
 from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
@@ -161,6 +162,10 @@ def test_without_patience_it_trains_to_the_end_and_still_keeps_the_best(whole, s
 def test_a_finished_run_gets_no_other_rounds(whole, serve):
     before = came_to(whole)
     serve("whole", resume="whole")
+    asked = kind_of({"resume": "whole", "workspace": str(whole.path.parents[1])})
+    best = load_best(whole)
+    expected = f"run whole has finished, after step {best.trained}, the weights of step {best.step} kept, test accuracy"
+    assert asked.finished().message.startswith(expected)
     with pytest.raises(ConfigError, match=r"training of run whole ended after \d+ steps, of which the weights"):
         serve("whole", resume="whole", resume_rounds=20)
     assert came_to(whole) == before

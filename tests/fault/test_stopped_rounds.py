@@ -78,10 +78,10 @@ def failing(monkeypatch, at, error):
     """Let the evaluation number `at` fail."""
     evaluate, count = RoundDriver._evaluate, itertools.count(1)
 
-    def fails(self, exchange):
+    def fails(self, *given):
         if next(count) == at:
             raise error
-        return evaluate(self, exchange)
+        return evaluate(self, *given)
 
     monkeypatch.setattr(RoundDriver, "_evaluate", fails)
 

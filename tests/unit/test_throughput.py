@@ -236,7 +236,7 @@ def test_a_pattern_that_fits_nothing_is_no_result_yet(tmp_path, capsys):
         (["--transports", "stream,stream"], "none of them twice"),
         (["--transports", ""], "one value or more"),
         (["--wire", "float64"], "invalid choice"),
-        (["--batch-size", "1"], "batch-size: expected a number at least 2"),
+        (["--batch-size", "1"], "batch-size: BatchNorm needs 2 or more images"),
         (["colour=red"], "unknown setting colour"),
         (["batch-size"], "expected KEY=VALUE"),
         (["rounds=2"], "see --steps"),
