@@ -13,7 +13,7 @@ from tests.security.other_clock import environment
 STEPS = 6
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("jump", ["-5h", "+5h"])
 def test_during_a_run(place: Place, tmp_path: Path, jump: str) -> None:
     """Also in Flower's and Ray's processes."""
@@ -22,7 +22,7 @@ def test_during_a_run(place: Place, tmp_path: Path, jump: str) -> None:
     place.environment |= environment(clock, at_once=False)
     process = place.start_psl("train", *TINY, "rounds=2", f"steps-per-round={STEPS // 2}", "run-name=run")
     run = place.run("run")
-    wait_until(lambda: (status := run.read_status()) is not None and status.step >= 1, 240, "the first step")
+    wait_until(lambda: (status := run.read_status()) is not None and status.step >= 1, 480, "the first step")
     (tmp_path / "new").write_text(f"{jump}\n")
     (tmp_path / "new").rename(clock)
     output, _ = process.communicate(timeout=300)
