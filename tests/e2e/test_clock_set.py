@@ -16,7 +16,7 @@ STEPS = 6
 @pytest.mark.timeout(1200)
 @pytest.mark.slow  # libfaketime makes Ray's start take minutes on a busy machine
 def test_during_a_run(place: Place, tmp_path: Path) -> None:
-    """Set back, also in Flower's and Ray's processes: status and log were once taken for those of an older run."""
+    """Also in Flower's and Ray's processes. The status was once taken for that of an attempt before."""
     clock = tmp_path / "clock"
     clock.write_text("+0\n")
     place.environment |= environment(clock, at_once=False)
