@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from psl_flower.errors import OtherDataset
 from psl_flower.flower.link import server_identity
 from psl_flower.kinds import Kind, Work, kind_of
+from psl_flower.runs.claim import claimed
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
@@ -37,13 +38,14 @@ def main(grid: Grid, context: Context) -> None:
         return
     work = kind.begin()
     every_s = work.config.output.progress_every_s
-    reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
-    try:
-        handle: Callable[[ServerRun[Any]], None] = pkgutil.resolve_name(kind.handler)
-        handle(_prepared(grid, kind, work, reporter))
-    except BaseException as error:
-        reporter.fail(error)
-        raise
+    with claimed(work.folder):
+        reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
+        try:
+            handle: Callable[[ServerRun[Any]], None] = pkgutil.resolve_name(kind.handler)
+            handle(_prepared(grid, kind, work, reporter))
+        except BaseException as error:
+            reporter.fail(error)
+            raise
 
 
 def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerRun[Kind]:

@@ -168,7 +168,7 @@ def evaluate(
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
     name = run_named("".join(names), run)
-    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json):
+    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json, table):
         return
     from psl_flower.inference import evaluation
 

@@ -82,16 +82,26 @@ class Scores:
 
 def scores(predictions: Predictions) -> Scores:
     """Return the scores of predictions of one image or more."""
-    from sklearn import metrics  # takes a second, and nodes do without
-
     label_N, predicted_N, probability_NK = predictions.label, predictions.predicted, predictions.probability
     num_classes = int(max(label_N.max(), predicted_N.max())) + 1 if probability_NK is None else probability_NK.shape[1]
+    return scores_of(label_N, predicted_N, num_classes, probability_NK)
+
+
+def scores_of(
+    label_N: NDArray[np.int64],
+    predicted_N: NDArray[np.int64],
+    num_classes: int,
+    probability_NK: NDArray[np.float32] | None = None,
+) -> Scores:
+    """Return the scores of predicted classes, with their probabilities (N, K) where these are known."""
+    from sklearn import metrics  # takes a second, and nodes do without
+
     classes_K = np.arange(num_classes)
     precision_K, recall_K, f1_K, images_K = metrics.precision_recall_fscore_support(
         label_N, predicted_N, labels=classes_K, zero_division=0.0
     )
     return Scores(
-        accuracy=predictions.accuracy,
+        accuracy=float((label_N == predicted_N).mean()),
         balanced_accuracy=float(recall_K[images_K > 0].mean()),
         macro_f1=float(metrics.f1_score(label_N, predicted_N, average="macro", zero_division=0.0)),
         auc=None if probability_NK is None else _auc(label_N, probability_NK),

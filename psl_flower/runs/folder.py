@@ -12,6 +12,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - predictions.npz and .csv: the last evaluation: sample, label, predicted, confidence, split
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
+- lock: held by the process that works on the run, see `psl_flower.runs.claim`
 - stop: made by whoever wants the run to end after the current step
 """
 

@@ -394,9 +394,7 @@ Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Fini
 def party_names(parties: Iterable[int], names: Sequence[str] = ()) -> str:
     """Return the parties' names for messages to users, by `names` where they have any; lists at most 20 Uppers."""
     numbers = sorted(set(parties))
-    if names:
-        return " and ".join(f"party {names[m]!r}" for m in numbers)
-    uppers = [str(m) for m in numbers if m != ADAPTATION]
+    uppers = [str(m) for m in numbers if m != ADAPTATION and not names]
     more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""
-    named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else []
+    named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else [f"party {names[m]!r}" for m in numbers if names]
     return " and ".join([*named, *(["the Adaptation Net"] if ADAPTATION in numbers else [])])
