@@ -79,7 +79,7 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
     RunError
         If the disk refuses.
     """
-    with np.load(folder.path / "predictions.npz") as found:
+    with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
         columns = zip(found["sample"], found["label"], found["predicted"], found["confidence"], strict=True)
         names, table = description.class_names, io.StringIO(newline="")
         writer = csv.writer(table)
