@@ -36,7 +36,8 @@ check: setup     ## Lint, format, types, who imports whom, and what bandit finds
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive psl_flower strategies clients server simulations .ci
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive psl_flower strategies clients server .ci
+	$(BIN)/bandit --quiet --configfile pyproject.toml --skip B311,B607 --recursive simulations  # draws to be repeated, the system's tools
 
 audit: setup     ## Ask for known vulnerabilities of all that is installed; needs the network
 	@$(BIN)/python .ci/audit.py

@@ -145,7 +145,8 @@ class Host:
         if self.task.part:
             check_lightening_allowed(self.context)
         remove_leftovers(folder)
-        return Checkpoints(folder / LIGHT_FOLDER / self.task.part if self.task.part else folder)
+        folder = folder / LIGHT_FOLDER / self.task.part if self.task.part else folder
+        return Checkpoints(folder, self.task.kept.get(m, 0))
 
     def prepare_process(self) -> None:
         """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""

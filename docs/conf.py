@@ -17,8 +17,11 @@ from psl_flower.kinds import setting_groups
 
 project = "psl-flower"
 release = psl_flower.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["results"]
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
 html_theme = "furo"
 html_title = project
 myst_heading_anchors = 4

@@ -22,16 +22,22 @@ class Targets(NamedTuple):
         Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of what is mixed into them.
     weight : float
         Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
+    class_weights_K : torch.Tensor or None
+        Weight of every class (K,), float32, as of torch's `cross_entropy`: the mean over samples is weighted by their
+        classes' weights, and so is each class's share of a smoothed label. Of a mixed pair each of the two losses is
+        such a mean. None: all classes weigh the same.
     """
 
     y_B: torch.Tensor
     other_B: torch.Tensor | None = None
     weight: float = 1.0
+    class_weights_K: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """Return the same on a device."""
         other_B = None if self.other_B is None else self.other_B.to(device)
-        return Targets(self.y_B.to(device), other_B, self.weight)
+        weights_K = None if self.class_weights_K is None else self.class_weights_K.to(device)
+        return Targets(self.y_B.to(device), other_B, self.weight, weights_K)
 
 
 class LossParts(NamedTuple):
@@ -122,6 +128,7 @@ def uppers_loss(
         targets.y_B.repeat_interleave(present),
         None if other_B is None else other_B.repeat_interleave(present),
         targets.weight,
+        targets.class_weights_K,
     )
     # The same weight P/M for every Upper, so the sums over Uppers and over their patches are one sum over patches.
     per_patch = _cross_entropy(upper_logits_BPK.flatten(0, 1), of_patches, label_smoothing) * present
@@ -141,10 +148,13 @@ def full_loss(
 
 def _cross_entropy(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
     logits_NK = _at_least_float32(logits_NK)
-    loss = F.cross_entropy(logits_NK, targets.y_B, label_smoothing=smoothing)
+    weights_K = targets.class_weights_K
+    if weights_K is not None:
+        weights_K = weights_K.to(logits_NK.dtype)
+    loss = F.cross_entropy(logits_NK, targets.y_B, weights_K, label_smoothing=smoothing)
     if targets.other_B is None:
         return loss
-    other = F.cross_entropy(logits_NK, targets.other_B, label_smoothing=smoothing)
+    other = F.cross_entropy(logits_NK, targets.other_B, weights_K, label_smoothing=smoothing)
     return targets.weight * loss + (1.0 - targets.weight) * other
 
 

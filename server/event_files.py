@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat import tf
 from torch.utils.tensorboard import SummaryWriter
 
@@ -36,6 +39,16 @@ class EventFiles:
         """Add a point to a curve."""
         with self._errors():
             self._writer.add_scalar(name, value, step)
+
+    def add_image(self, name: str, image_CHW: NDArray[np.floating[Any]], step: int) -> None:
+        """Add a picture, values 0..1."""
+        with self._errors():
+            self._writer.add_image(name, image_CHW, step)
+
+    def add_text(self, name: str, text: str, step: int) -> None:
+        """Add a text, as Markdown."""
+        with self._errors():
+            self._writer.add_text(name, text, step)
 
     def flush(self) -> None:
         """Write what was added to the disk."""

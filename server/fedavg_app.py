@@ -5,6 +5,7 @@ What it trains is the network, the images and the recipe of a patch-split run, s
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import closing
 
@@ -17,6 +18,7 @@ from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.engine.recipe import planned
 from psl_flower.errors import NodeError, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run
@@ -53,6 +55,8 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
     config = whole_image_config(fed.config)
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     stores = prepare_stores(config, reporter.ingesting)
+    config = planned(config, stores.description)
+    fed = dataclasses.replace(fed, config=config)
     run.write_config(config)
     write_file(run.path / "fedavg.toml", tomli_w.dumps(fed.own_mapping()).encode(), RunError)
     run.write_description(stores.description)

@@ -112,7 +112,7 @@ class FederatedBackend:
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
-        config = training_config(self._run.config, training.epochs, rounding=training.weight_bits > 0)
+        config = training_config(self._run.blueprint.config, training.epochs, rounding=training.weight_bits > 0)
         blueprint = Blueprint(config, self._description, training.on_nodes)
         parties = Parties(
             lower=lower_engine(blueprint, training, copy.deepcopy(net.lower), self._run.device),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 from rich.filesize import decimal
 
 from psl_flower.engine.rounds import Predictions, RoundReport
+from psl_flower.engine.scores import Scores, scores
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement
@@ -23,6 +22,8 @@ from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
+from server.scores import NAMES, draw, recorded
+from server.superlink import superlink_lost
 
 log = logging.getLogger("psl_flower")
 
@@ -55,6 +56,8 @@ class Reporter:
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: EventFiles | None = None
         self._about = self._what = ""
+        self._scores: Scores | None = None
+        self._class_names: tuple[str, ...] = ()
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
@@ -78,8 +81,18 @@ class Reporter:
             self._logged = now
             self.say("preparing", f"making the patch stores: {done} of {counted(total, f'{stage} image')}")
 
-    def plan(self, *, rounds: int, total_steps: int, steps_per_round: int, done: int, what: str = "") -> None:
+    def plan(
+        self,
+        *,
+        rounds: int,
+        total_steps: int,
+        steps_per_round: int,
+        done: int,
+        what: str = "",
+        class_names: Sequence[str] = (),
+    ) -> None:
         """Record a training's length and the steps already done; `what` names it, if there are several."""
+        self._class_names = tuple(class_names)
         self._steps_per_round, self._what, self._bytes = steps_per_round, what, (0, 0)
         if self._writer is not None:
             self._writer.close()
@@ -141,8 +154,8 @@ class Reporter:
 
         If the steps ran in an earlier process, their metrics are null.
         """
-        steps, predictions = report.steps, report.predictions
-        if not steps and predictions is None:
+        steps, predictions, validation = report.steps, report.predictions, report.validation
+        if not steps and predictions is None and validation is None:
             return
         assert self._writer is not None
         self._require_folder()
@@ -150,20 +163,32 @@ class Reporter:
         bytes_up, bytes_down = sum(up.values()) - self._bytes[0], sum(down.values()) - self._bytes[1]
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
-        metrics = self._metrics(report, up, down, bytes_up, bytes_down)
+        self._scores, validated = (scores(given) if given else None for given in (predictions, validation))
+        metrics = self._metrics(report, up, down, bytes_up, bytes_down) | recorded(self._scores)
+        if validation and validated:
+            metrics |= {"valid_accuracy": validation.accuracy, "valid_loss": validation.loss}
+            metrics |= recorded(validated, "valid_")
         # In this order: a round that has metrics is not evaluated again.
         if predictions:
             self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
-        for name in ("loss", "lower_loss", "upper_loss", "accuracy", "images_per_s", "bytes_up", "bytes_down"):
-            value = metrics[name]
+        for name in (
+            "loss", "lower_loss", "upper_loss", "accuracy", *NAMES, "images_per_s", "bytes_up", "bytes_down",
+            "valid_loss", "valid_accuracy", *(f"valid_{name}" for name in NAMES),
+        ):  # fmt: skip
+            value = metrics.get(name)
             if isinstance(value, int | float):
                 self._writer.add(f"round/{name}", value, report.step)
+        shown = self._scores or validated
+        if shown:
+            draw(self._writer, shown, report.step, self._class_names)
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
             self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
+        if validation:
+            accuracy = f", validation accuracy {validation.accuracy:.2%}, loss {validation.loss:.4f}"
         absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
         trained = accuracy.removeprefix(", ")
         if steps:
@@ -173,6 +198,21 @@ class Reporter:
             self._prefix, metrics["round"], self._status.rounds, absent, trained,
             decimal(bytes_up), decimal(bytes_down),
         )  # fmt: skip
+
+    def tested(self, step: int, predictions: Predictions, absent: Sequence[int] = ()) -> None:
+        """Report the run through the test split with the weights of a step that were kept, as `round` does."""
+        assert self._writer is not None
+        report = RoundReport(step=step, predictions=predictions, absent=tuple(absent))
+        self._scores = scores(predictions)
+        metrics = self._metrics(report, {}, {}, 0, 0) | recorded(self._scores)
+        self._run.write_predictions(predictions)
+        self._run.append_metrics(metrics)
+        for name in ("accuracy", *NAMES):
+            if metrics[name] is not None:
+                self._writer.add(f"test/{name}", metrics[name], step)
+        draw(self._writer, self._scores, step, self._class_names)
+        self._set(accuracy=predictions.accuracy)
+        log.info("test accuracy of the weights kept, of step %d: %.2f%%", step, 100 * predictions.accuracy)
 
     def averaged(self, metrics: Mapping[str, Any], predictions: Predictions) -> None:
         """Report the end of a round of federated averaging, after `plan`; `metrics` is its object in metrics.jsonl."""
@@ -222,7 +262,7 @@ class Reporter:
     def fail(self, error: BaseException) -> None:
         """Report why the run ended early, and what to do; the reason is logged even if the disk refuses the status."""
         try:
-            self._fail(_superlink_lost(error) or error)
+            self._fail(superlink_lost(error) or error)
         except (OSError, RunError) as unwritten:
             log.error("%s", unwritten)
 
@@ -238,6 +278,10 @@ class Reporter:
         """Return the last test accuracy for a sentence, or nothing."""
         accuracy = self._status.accuracy
         return f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+
+    def chance_note(self) -> str:
+        """Return what to say of a last test result that is no better than chance; empty if it is better."""
+        return self._scores.note(self._class_names) if self._scores else ""
 
     def _metrics(
         self, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int], bytes_up: int, bytes_down: int
@@ -331,23 +375,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _superlink_lost(error: BaseException) -> RunError | None:
-    """Return a RunError for an error of Flower's caused by the loss of its SuperLink; None for any other."""
-    if not isinstance(error, httpx.TransportError):  # of the client that Flower's own is made of
-        return None
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    refused = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
-    if refused is not None:
-        return RunError(
-            f"the SuperLink's certificate is refused: {refused.verify_message}; make a new one "
-            "(deploy/make-certificates.sh), restart the SuperLink and, since they stop at such an error, the SuperNodes"
-        )
-    lost = next((cause for cause in causes if isinstance(cause, ConnectionError)), None)
-    return RunError(f"the SuperLink cannot be reached: {lost.strerror or lost}; see its log") if lost else None
 
 
 def _set_up_log(run: Path) -> None:

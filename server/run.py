@@ -157,7 +157,7 @@ class ServerRun(Work, Generic[K]):
         reports: list[RoundReport] = []
         strategy = self.strategy(
             parties,
-            task.evaluating(parties.lower.step),
+            task.testing().evaluating(parties.lower.step),
             evaluate_every=0,
             on_placed=on_placed,
             on_round=lambda number, report, up, down: reports.append(report),

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.recipe import planned
+from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
-from psl_flower.errors import NodeLost, PeerLost, PositionMissing
+from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing
+from psl_flower.flower.nodes import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
+from psl_flower.runs.best import Best, load_best
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
+from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
+
+log = logging.getLogger("psl_flower")
 
 
 def train(run: ServerRun[Train]) -> None:
@@ -33,41 +42,63 @@ def train(run: ServerRun[Train]) -> None:
     blueprint, reporter = run.blueprint, run.reporter
     run.source.write_description(run.stores.description)
     run.source.write_account(run.stores.account)
+    # As numbers, so that they are known without the dataset, and for another run.
+    given = run.source.read_config()
+    if (settled := planned(given, run.stores.description)) is not given:
+        run.source.write_config(settled)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
     if (accuracy := last_accuracy(run.source)) is not None:
         reporter.note_accuracy(accuracy)
-    reporter.plan(rounds=run.config.training.rounds, total_steps=total_steps, steps_per_round=per_round, done=done)
+    reporter.plan(
+        rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
+        class_names=run.stores.description.class_names,
+    )  # fmt: skip
+    parties = Parties(
+        lower=lower,
+        shapes=blueprint.smashed_shapes(),
+        checkpoints=run.source.checkpoints,
+        node_task=run.node_task(),
+        averaging=blueprint.averaging(),
+    )
+    monitor = Monitor.of(run.config.training)
+    validation = None if monitor is None else Validation(run, monitor, parties, task)
     strategy = run.strategy(
-        Parties(
-            lower=lower,
-            shapes=blueprint.smashed_shapes(),
-            checkpoints=run.source.checkpoints,
-            node_task=run.node_task(),
-            averaging=blueprint.averaging(),
-        ),
+        parties,
         task,
         evaluate_every=run.config.training.evaluate_every,
         unfinished=unfinished,
-        on_placed=lambda placement: reporter.placed(placement, _about(run)),
+        on_placed=lambda placement: _placed(run, placement),
+        on_round=validation.on_round if validation else None,
     )
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
         rounds_done = math.ceil(done / per_round) if done == total_steps else done // per_round
         rounds_left = math.ceil(total_steps / per_round) - rounds_done + unfinished
-        strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=rounds_left)
+        best = None
+        with suppress(EndedEarly):
+            if validation is not None:
+                validation.follow(strategy)
+                rounds_left = 0 if validation.over else rounds_left
+            strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=rounds_left)
+        if validation is not None:
+            best = validation.finish()
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
     if (run.source.path / "predictions.npz").exists():
         write_table(run.source, run.stores.description)
+    note = reporter.chance_note()
+    if note:
+        log.warning("the test result is %s", note)
     keep_newest(run.source, run.config.output.keep_checkpoints)
     reporter.end(
         "completed",
-        f"run {run.source.name} completed in {duration(time.monotonic() - began)}{reporter.final_accuracy()}; {model}; "
+        f"run {run.source.name} completed in {duration(time.monotonic() - began)}{_kept(best)}"
+        f"{reporter.final_accuracy()}{', no better than chance' if note else ''}; {model}; "
         f"metrics in {run.source.path / 'metrics.jsonl'}",
     )
 
@@ -75,7 +106,10 @@ def train(run: ServerRun[Train]) -> None:
 def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> bool:
     """Go to the committed checkpoint, if there is one; return True if it ends a round not yet reported."""
     folder, total_steps = run.source, task.schedule.total_steps
-    steps = folder.checkpoints.steps()
+    steps, best = folder.checkpoints.steps(), load_best(folder)
+    if best is not None:
+        lower.go_to(best.step, folder.checkpoints)
+        return False
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
     folder.drop_metrics_after(lower.step)
@@ -98,6 +132,26 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     state |= {f"lower.{name}": value.cpu() for name, value in lower.lower.state_dict().items()}
     save_trained_model(run.source.model, state)
     return f"model in {run.source.model}; try: psl evaluate {run.source.name}"
+
+
+def _kept(best: Best | None) -> str:
+    if best is None:
+        return ""
+    ended = f", training ended early, after step {best.trained}" if best.stopped_early else ""
+    value = "" if best.value is None else f" (validation {best.monitor} {best.value:.4f})"
+    return f"{ended}; weights of step {best.step} kept{value}"
+
+
+def _placed(run: ServerRun[Train], placement: Placement) -> None:
+    """Report the nodes that take part; raises ConfigError if one real node holds all patches, and may not."""
+    allowed = placement.simulated or run.config.patches.allow_whole_images
+    if len(placement.hosts) == 1 and not allowed and not placement.absent:
+        (name,) = (placement.names[node] for node in placement.hosts)
+        raise ConfigError(
+            f"{name} holds the patches of all positions, so it could put whole images together: give its stores to "
+            "several nodes, or allow it with allow-whole-images=true"
+        )
+    run.reporter.placed(placement, _about(run))
 
 
 def _about(run: ServerRun[Train]) -> str:

@@ -142,23 +142,23 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def tables(self) -> tuple[Cells, ...]:
         """A row for each network, then the floors."""
         head: Row = (
-            "case", "seed", "accuracy", "bytes up, down", "bits", "SSIM, one look", "rank 1", "SSIM, all looks",
-            "unique",
+            "case", "seed", "accuracy, %", "bytes up", "bytes down", "bits", "SSIM, one look", "nearest, %",
+            "SSIM, all looks", "of their own, %",
         )  # fmt: skip
         rows: list[Row] = []
         for trial in self.measurements:
             one, joined = _best(trial.one_look), _best(trial.all_looks) if trial.all_looks else None
             rows.append((
-                trial.case, str(trial.seed), f"{trial.accuracy:.1%}", f"{trial.bytes_up:g}, {trial.bytes_down:g}",
-                str(trial.bits or "-"), _similarity(one), f"{one.first:.1%}", _similarity(joined) if joined else "-",
-                f"{trial.unique:.1%}",
+                trial.case, str(trial.seed), f"{100 * trial.accuracy:.1f}", f"{trial.bytes_up:g}",
+                f"{trial.bytes_down:g}", str(trial.bits or "-"), _similarity(one), f"{100 * one.first:.1f}",
+                _similarity(joined) if joined else "-", f"{100 * trial.unique:.1f}",
             ))  # fmt: skip
         floor_rows: list[Row] = [
-            (str(floor.seed), found.attacker, found.knows, _similarity(found), f"{found.first:.1%}")
+            (found.knows, found.attacker, str(floor.seed), _similarity(found), f"{100 * found.first:.1f}")
             for floor in self.floors
             for found in floor.findings
         ]
-        return (head, rows), (("seed", "floor", "knows", "SSIM", "rank 1"), floor_rows)
+        return (head, rows), (("knows", "attacker", "seed", "SSIM", "nearest, %"), floor_rows)
 
     @property
     def notes(self) -> str:
@@ -166,9 +166,11 @@ class Report(reports.Report, frozen=True, kw_only=True):
         asked = self.settings
         return (
             f"Attacks on {asked.victims} training images with {asked.auxiliary} others at most, {asked.decoder_epochs} "
-            "epochs of each decoder at most; the better decoder by auxiliary images, mean and its 95 % interval over "
-            "the images. Bytes are the payload of an image and step over all nodes. Few images and epochs: figures of "
-            f"accuracy are far from what longer training reaches, and stronger attackers may find more. {self.load}"
+            "epochs of each decoder at most; the better decoder by auxiliary images, mean SSIM and its 95 % interval "
+            "over the images. Nearest: rebuilt images whose nearest image, of all attacked, is the true one. All "
+            "looks: codes of the states after every epoch together. Of their own: images whose codes no other has. Bytes "
+            "are the payload of an image and step over all nodes. Accuracy is that of so few epochs, far from what longer "
+            f"training reaches, and stronger attackers may find more. {self.load}"
         )
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice, reading
+from simulations import grid_choice, leakage, reading
 from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
@@ -20,7 +20,7 @@ from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report,
+    reading.Report, leakage.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -46,6 +46,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.compare --dataset ../shared/data/cifar10 --out comparison   # report.json of that folder
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
+    python -m simulations.leakage --dataset ../shared/data/cifar10 --out docs/results/leakage-cifar10.json
     python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
 """
 

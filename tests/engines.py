@@ -218,11 +218,12 @@ def monolith_snapshot(monolith: OneProcessTrainer) -> Snapshot:
 
 
 def momentum(optimizer: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> Snapshot:
-    """Return the momentum of each parameter by name; an optimiser numbers them in the order it was given."""
+    """Return the optimiser's state of each parameter by name; it numbers them in the order it was given."""
     return {
-        f"momentum of {name}": optimizer["velocity"][i]
+        f"{'momentum' if kind == 'velocity' else kind} of {name}": kept[i]
+        for kind, kept in optimizer.items()
         for i, name in enumerate(parameters)
-        if optimizer["velocity"][i] is not None
+        if kept[i] is not None
     }
 
 

@@ -86,6 +86,7 @@ def plain_loop(
     dropout: bool = True,
     pool: np.ndarray = TRAIN,
     held_out: np.ndarray = VALID,
+    rate: Callable[[int], float] | None = None,
     **settings: Any,
 ) -> dict[str, torch.Tensor]:
     """Return all weights, and the outputs for the held-out samples, after a training in one loop."""
@@ -115,7 +116,7 @@ def plain_loop(
         value.backward()
         for each in optimizers:
             for group in each.param_groups:
-                group["lr"] = told["lr"]
+                group["lr"] = told["lr"] if rate is None else rate(step)
             each.step()
     for module in modules:
         module.eval()

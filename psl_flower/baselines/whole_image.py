@@ -22,7 +22,7 @@ from psl_flower.config import UNPROTECTED, RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.optimizers import Sgd
+from psl_flower.engine.optimizers import Proximal
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
@@ -87,9 +87,13 @@ class LocalTraining(OneProcessTrainer):
         device: torch.device = torch.device("cpu"),
     ) -> None:
         super().__init__(config, description, labels, [store], device)
-        order = BatchOrder(pool=samples, batch_size=config.training.batch_size, seed=config.training.seed)
+        training = self._blueprint.config.training
+        order = BatchOrder(pool=samples, batch_size=training.batch_size, seed=training.seed)
         schedule = Schedule(
-            kind=config.training.schedule, peak=config.training.lr, total_steps=total_epochs * order.steps_per_epoch
+            kind=training.schedule,
+            peak=training.lr,
+            total_steps=total_epochs * order.steps_per_epoch,
+            warm_up=training.warm_up_steps,
         )
         self._task = dataclasses.replace(self._task, order=order, schedule=schedule)
         self._proximal = proximal
@@ -112,11 +116,9 @@ class LocalTraining(OneProcessTrainer):
             If the loss is not finite.
         """
         parameters = list(self.net.parameters())
-        self._optimizer = (
-            ProximalSgd(parameters, self._config.training.momentum, self._config.training.weight_decay, self._proximal)
-            if self._proximal
-            else self._blueprint.optimizer(parameters)
-        )
+        self._optimizer = self._blueprint.optimizer(parameters)
+        if self._proximal:
+            self._optimizer = Proximal(self._optimizer, parameters, self._proximal)
         self.step = self.num_steps(first)
         losses: list[float] = []
 
@@ -129,32 +131,6 @@ class LocalTraining(OneProcessTrainer):
 
         self.train(self.num_steps(num), note)
         return sum(losses) / len(losses)
-
-
-class ProximalSgd(Sgd):
-    """SGD with the proximal term of FedProx (Li et al., MLSys 2020, equation 2): its gradient is mu (w - w0).
-
-    Parameters
-    ----------
-    parameters : list of nn.Parameter
-        What is updated, in place; their values now are w0.
-    momentum, weight_decay : float
-        As in `Sgd`.
-    mu : float
-        Weight of the term.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], momentum: float, weight_decay: float, mu: float) -> None:
-        super().__init__(parameters, momentum, weight_decay)
-        self._mu = mu
-        self._anchors = [parameter.detach().clone() for parameter in parameters]
-
-    def step(self) -> None:
-        """Update all parameters that have a gradient."""
-        for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - anchor, alpha=self._mu)
-        super().step()
 
 
 class MergedPatches(OneProcessTrainer):

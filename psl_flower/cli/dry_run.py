@@ -117,7 +117,7 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"
     )
     yield (
-        f"network     {network.backbone} cut after {network.cut}: {report['parameters']:,} parameters "
+        f"network     {network.name} cut after {network.cut}: {report['parameters']:,} parameters "
         f"({report['uppers']} x {report['upper_parameters']:,} Upper, {report['lower_parameters']:,} Lower); "
         f"Adaptation Net {report['adaptation_parameters']:,}"
     )

@@ -24,6 +24,7 @@ def make_app() -> typer.Typer:
         lighten,
         models,
         owner,
+        report,
         restorer,
         runs,
         settings,
@@ -38,7 +39,20 @@ def make_app() -> typer.Typer:
         suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
     )  # fmt: skip
     app.callback()(_program)
-    for commands in (train, settings, inspect, models, leak, lighten, runs, housekeeping, owner, restorer, doctor):
+    for commands in (
+        train,
+        settings,
+        inspect,
+        models,
+        leak,
+        lighten,
+        runs,
+        report,
+        housekeeping,
+        owner,
+        restorer,
+        doctor,
+    ):
         commands.register(app)
     for info in app.registered_commands:
         info.cls, info.context_settings = Command, dict(CONTEXT)

@@ -15,6 +15,7 @@ from psl_flower.cli.evaluated import evaluated_by_the_nodes
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import account_json, reading_values
+from psl_flower.cli.scores import print_scores, scores_json
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
@@ -147,6 +148,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="With --absent-curve: folder of absent.csv and .png [the run's].")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write scores by class and the confusion matrix to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a trained model on the test split of its dataset, or of another.
@@ -154,6 +158,8 @@ def evaluate(
     Where the patches are on other machines, as on the server of a federation, shows what the nodes and the server
     answered last: at the end of the run, or in a later prediction in place.
     """
+    if table and absent_curve:
+        raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")
     if out and not absent_curve:
         raise typer.BadParameter("--out goes with --absent-curve")
     names, settings = ([word for word in words or () if ("=" in word) == is_setting] for is_setting in (False, True))
@@ -162,7 +168,7 @@ def evaluate(
     if (image_column or label_column or settings) and not dataset:
         raise typer.BadParameter("--image-column, --label-column and KEY=VALUE go with --dataset")
     name = run_named("".join(names), run)
-    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json):
+    if not dataset and not absent_curve and evaluated_by_the_nodes(name, workspace, as_json, table):
         return
     from psl_flower.inference import evaluation
 
@@ -177,14 +183,24 @@ def evaluate(
             _evaluate_absence(folder, trained, images, out or folder.path, progress.steps, as_json)
             return
         answers = evaluation.evaluate(trained, images, progress.steps)
-    _tell_evaluation(folder, trained, images, answers, as_json)
+    _tell_evaluation(folder, trained, images, answers, table, as_json)
 
 
 def _tell_evaluation(
-    folder: RunFolder, trained: TrainedModel, images: LabelledImages, answers: Predictions, as_json: bool
+    folder: RunFolder,
+    trained: TrainedModel,
+    images: LabelledImages,
+    answers: Predictions,
+    table: Path | None,
+    as_json: bool,
 ) -> None:
+    from psl_flower.engine.scores import scores
+    from psl_flower.inference.class_table import write_class_table
     from psl_flower.runs.history import last_accuracy
 
+    found, class_names = scores(answers), trained.description.class_names
+    if table:
+        write_class_table(found, class_names, table)
     report = {
         "run": folder.name,
         "dataset": images.dataset,
@@ -192,7 +208,7 @@ def _tell_evaluation(
         "accuracy": answers.accuracy,
         "loss": answers.loss,
         "run_accuracy": last_accuracy(folder),
-        "classes": _by_class(answers, trained.description.class_names),
+        **scores_json(found, class_names),
     }
     if images.account is not None:
         report["account"] = account_json(images.account)
@@ -202,6 +218,9 @@ def _tell_evaluation(
         for line in images.account.lines() if images.account is not None else ():
             say(line)
         _print_evaluation(report)
+        print_scores(found, class_names)
+        if table:
+            say(str(table))
 
 
 def export(
@@ -303,15 +322,6 @@ def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
             say(f"{answer['file']}: {likeliest}")
 
 
-def _by_class(answers: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    right_N = answers.label == answers.predicted
-    report = []
-    for k, name in enumerate(names):
-        right = right_N[answers.label == k]
-        report.append({"class": name, "images": len(right), "accuracy": float(right.mean()) if len(right) else None})
-    return report
-
-
 def _evaluate_absence(
     folder: RunFolder,
     trained: TrainedModel,
@@ -346,5 +356,3 @@ def _print_evaluation(report: dict[str, Any]) -> None:
     before = percent(report["run_accuracy"])
     say(f"{report['run']}: {counted(report['images'], 'test image')} of {report['dataset']}")
     say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")
-    rows = [(entry["class"], str(entry["images"]), percent(entry["accuracy"])) for entry in report["classes"]]
-    print_table([("class", "images", "accuracy"), *rows])

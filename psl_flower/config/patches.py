@@ -25,6 +25,9 @@ class PatchSettings(Settings):
     assignment: Method = setting(
         "scatter", "scatter: positions of one Upper lie apart; round-robin: position p goes to Upper p mod M"
     )
+    allow_whole_images: bool = setting(
+        False, "true: train although one node holds all patches of every image, so nothing is split"
+    )
 
     def _check(self) -> None:
         if self.grid == "auto" and (self.patch_size, self.stride) != ((0, 0), (0, 0)):

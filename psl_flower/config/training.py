@@ -8,19 +8,38 @@ from psl_flower.config.fields import Settings, Size, setting, size_text
 from psl_flower.errors import ConfigError
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+CLASS_WEIGHTS = ("none", "balanced")
+MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(Settings):
     """How the network is trained and evaluated."""
 
-    rounds: int = setting(3, "Flower rounds", least=1)
-    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch", least=0)
-    batch_size: int = setting(64, "images in a mini-batch; BatchNorm needs 2 or more", least=2, most=65_536)
-    lr: float = setting(0.05, "peak learning rate", least=0, open_ends=True)
+    rounds: int = setting(0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0)
+    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0)
+    batch_size: int = setting(
+        0, "images in a mini-batch, 2 or more; 0: 16 to 64, by the number of training images", least=0, most=65_536
+    )
+    lr: float = setting(0.0, "peak learning rate; 0: chosen by optimizer and batch-size", least=0)
+    optimizer: str = setting("sgd", "optimiser of every party for its own weights", choices=OPTIMIZERS)
     momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
-    weight_decay: float = setting(5e-4, "weight decay of SGD", least=0)
+    nesterov: bool = setting(False, "Nesterov's momentum in SGD")
+    weight_decay: float = setting(5e-4, "weight decay; of adamw apart from the gradient", least=0)
+    clip_norm: float = setting(
+        0.0, "largest L2 norm of a party's gradients, each party clips its own; 0: no clipping", least=0
+    )
+    upper_lr_scale: float = setting(1.0, "learning rate of the Uppers, as a multiple of lr", least=0)
     schedule: str = setting("one-cycle", "learning rate over the run", choices=SCHEDULES)
+    warm_up_steps: int = setting(
+        0, "steps in which the learning rate rises; 0: of one-cycle 30 % of all, else none", least=0
+    )
+    class_weights: str = setting(
+        "none",
+        "balanced: classes weigh in the loss in inverse proportion to their training images",
+        choices=CLASS_WEIGHTS,
+    )
     flip: bool = setting(False, "mirror images at random (all parties draw the same)")
     shift: int = setting(1, "shift images at random by up to this many pixels (all parties draw the same)", least=0)
     cutout: int = setting(0, "blank a random square of this many pixels a side in every image; 0: none", least=0)
@@ -29,6 +48,15 @@ class TrainingSettings(Settings):
         0.0, "probability that the Lower trains on a sample without one Upper's patches, below 1", least=0, most=1
     )
     label_smoothing: float = setting(0.0, "share of a label spread over all classes, below 1", least=0, most=1)
+    valid_fraction: float = setting(
+        0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
+    )
+    monitor: str = setting(
+        "loss", "what is best on the validation images decides which step's weights are kept", choices=MONITORS
+    )
+    patience: int = setting(
+        0, "evaluations on the validation images without improvement that end training; 0: never", least=0
+    )
     seed: int = setting(0, "seed of everything random", least=0, most=2**32 - 1)
     evaluate_every: int = setting(1, "rounds between evaluations on the test split; 0: only at the end", least=0)
     evaluate_batch_size: int = setting(256, "images in an evaluation batch", least=1, most=65_536)
@@ -42,6 +70,16 @@ class TrainingSettings(Settings):
             )
 
     def _check(self) -> None:
+        if self.batch_size == 1:
+            raise ConfigError("batch-size: BatchNorm needs 2 or more images in a mini-batch, got 1; 0 chooses it")
+        if self.patience and not self.valid_fraction:
+            raise ConfigError(
+                "patience: needs images to validate on; set valid-fraction, such as valid-fraction=0.1, or leave it out"
+            )
+        if self.patience and not self.evaluate_every:
+            raise ConfigError("patience: with evaluate-every=0 nothing is evaluated before the end; set it to 1, say")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError("nesterov: needs optimizer=sgd and a momentum above 0; leave nesterov out, or set those")
         if self.patch_dropout == 1:
             raise ConfigError("patch-dropout: with 1 a sample keeps one Upper's patches; choose less, such as 0.1")
         if self.label_smoothing == 1:

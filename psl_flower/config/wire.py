@@ -16,7 +16,7 @@ CODECS = ("float32", "bfloat16", "float16", "int8")
 class WireSettings(Settings):
     """How smashed data and gradients travel between the parties, and how long to wait for nodes."""
 
-    transport: str = setting("auto", "stream, flower; auto: stream where all nodes can run at once", choices=TRANSPORTS)
+    transport: str = setting("auto", "stream, flower; auto: stream, wherever nodes can run at once", choices=TRANSPORTS)
     wire_activations: str = setting("float32", "codec of smashed data", choices=CODECS)
     wire_gradients: str = setting("float32", "codec of their gradients", choices=CODECS)
     exchange_host: str = setting("127.0.0.1", "address the Lower listens on for streams; TLS unless all is loopback")

@@ -271,8 +271,13 @@ class AdaptationNode:
         if not set(task.absent) < set(range(P)) or len(set(task.absent)) < len(task.absent):
             raise ProtocolError(f"expected some of {P} positions as absent, received {task.absent[:20]}")
         device = self.engine.device
-        targets = Targets(y_B, other_B, task.weight).to(device)
+        targets = Targets(y_B, other_B, task.weight, self._class_weights(task.class_weights)).to(device)
         return AdaptationInput(smashed_BPhwC.to(device).permute(0, 1, 4, 2, 3), targets, task.absent, task.lr)
+
+    def _class_weights(self, weights: Sequence[float]) -> torch.Tensor | None:
+        if weights and len(weights) != self._num_classes:
+            raise ProtocolError(f"expected weights of {self._num_classes} classes, received {len(weights)}")
+        return torch.tensor(weights, dtype=torch.float32) if weights else None
 
     def _classes(self, classes_B: NDArray[np.int64], num_samples: int) -> torch.Tensor:
         if len(classes_B) != num_samples:
@@ -304,9 +309,10 @@ class RemoteAdaptation:
         """Let the node compute, and apply its update, while `meanwhile` is done here."""
         wire = self._exchange.wire
         smashed_BPhwC = lesson.smashed_BPChw.detach().permute(0, 1, 3, 4, 2)
-        y_B, other_B, weight = lesson.targets
+        y_B, other_B, weight, weights_K = lesson.targets
         others = b"" if other_B is None else pack_samples(other_B.cpu())
-        task = Adapt(self._step, lesson.lr, pack_samples(y_B.cpu()), tuple(lesson.absent), others, weight)
+        weights = () if weights_K is None else tuple(weights_K.tolist())
+        task = Adapt(self._step, lesson.lr, pack_samples(y_B.cpu()), tuple(lesson.absent), others, weight, weights)
         expected = wire.expect_answer(task, tuple(smashed_BPhwC.shape))
         frames = {ADAPTATION: wire.frame(task, smashed_BPhwC)}
         answer = self._exchange.carry(frames, {ADAPTATION: expected}, meanwhile)[ADAPTATION]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
+from psl_flower.engine.recipe import planned, split_training, steps_per_epoch
 from psl_flower.errors import ConfigError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive
@@ -43,8 +44,7 @@ class BatchOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch."""
-        full, rest = divmod(len(self.pool), self.batch_size)
-        return full + (rest > 1)
+        return steps_per_epoch(len(self.pool), self.batch_size)
 
     def epoch_of(self, step: int) -> int:
         """Epoch, from 0, that the step belongs to."""
@@ -68,6 +68,6 @@ class BatchOrder:
 
 def batch_order(config: RunConfig, description: StoreSetDescription) -> BatchOrder:
     """Return the batch order of a run; raises ConfigError if there are too few training images."""
-    return BatchOrder(
-        pool=description.samples_of("train"), batch_size=config.training.batch_size, seed=config.training.seed
-    )
+    pool, _ = split_training(config, description)
+    batch_size = planned(config, description).training.batch_size
+    return BatchOrder(pool=pool, batch_size=batch_size, seed=config.training.seed)

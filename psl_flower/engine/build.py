@@ -19,7 +19,8 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.optimizers import Optimizer, Sgd
+from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
+from psl_flower.engine.recipe import planned, split_training
 from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.task import Task
 from psl_flower.engine.upper import UpperOptions
@@ -84,7 +85,7 @@ class Blueprint:
     Attributes
     ----------
     config : RunConfig
-        The run's settings.
+        The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
     description : StoreSetDescription
         Of the stores that it works with.
     override : CompressionTraining, OnnxInference or None
@@ -94,6 +95,9 @@ class Blueprint:
     config: RunConfig
     description: StoreSetDescription
     override: CompressionTraining | OnnxInference | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", planned(self.config, self.description))
 
     def encode(self) -> bytes:
         """Return it as `NodeTask.settings` carries it."""
@@ -219,7 +223,7 @@ class Blueprint:
     def upper_options(self, device: torch.device) -> UpperOptions:
         """Return an Upper's options: all but its model and store."""
         return UpperOptions(
-            make_optimizer=self.optimizer,
+            make_optimizer=self.upper_optimizer,
             mean=self.description.mean,
             std=self.description.std,
             augmentation=self.augmentation(),
@@ -251,12 +255,16 @@ class Blueprint:
         total_steps = training.rounds * steps_per_round
         return Task(
             order=order,
-            schedule=Schedule(kind=training.schedule, peak=training.lr, total_steps=total_steps),
+            schedule=Schedule(
+                kind=training.schedule, peak=training.lr, total_steps=total_steps, warm_up=training.warm_up_steps
+            ),
             labels=labels,
             augmentation=self.augmentation(),
             test=self.description.samples_of("test"),
+            valid=split_training(self.config, self.description)[1],
             evaluate_batch_size=training.evaluate_batch_size,
             steps_per_round=steps_per_round,
+            class_weights_K=self._class_weights(labels[order.pool]),
         )
 
     def smashed_shapes(self, size: BackboneSize | None = None) -> dict[int, tuple[int, int, int, int]]:
@@ -289,6 +297,30 @@ class Blueprint:
             patch_dropout=training.patch_dropout,
         )
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimiser that the settings ask for."""
-        return Sgd(parameters, self.config.training.momentum, self.config.training.weight_decay)
+    def _class_weights(self, labels_N: NDArray[np.int64]) -> torch.Tensor | None:
+        """Return N / (classes among them * images of the class), as scikit-learn's "balanced"; 0 of other classes."""
+        if self.config.training.class_weights == "none":
+            return None
+        counts_K = np.bincount(labels_N, minlength=self.description.num_classes)
+        present = counts_K > 0
+        weights_K = np.zeros(len(counts_K))
+        weights_K[present] = len(labels_N) / (present.sum() * counts_K[present])
+        return torch.from_numpy(weights_K).float()
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], lr_scale: float = 1.0) -> PartyOptimizer:
+        """Return the optimiser that the settings ask for, of one party's parameters."""
+        training = self.config.training
+        options = {"clip_norm": training.clip_norm, "lr_scale": lr_scale}
+        if training.optimizer == "sgd":
+            return Sgd(parameters, training.momentum, training.weight_decay, nesterov=training.nesterov, **options)
+        return Adam(parameters, training.weight_decay, decoupled=training.optimizer == "adamw", **options)
+
+    def upper_optimizer(self, parameters: Iterable[nn.Parameter]) -> PartyOptimizer:
+        """Return the same of an Upper's parameters, whose learning rate may be another."""
+        return self.optimizer(parameters, self.config.training.upper_lr_scale)
+
+    def optimizer_of_all(self, net: PatchSplitNet, adaptation: AdaptationNet | None) -> Optimizer:
+        """Return the optimisers of all parties as one, for one process."""
+        uppers = [self.upper_optimizer(upper.parameters()) for upper in net.uppers]
+        others = [net.lower, *([adaptation] if adaptation is not None else [])]
+        return Together([*uppers, *(self.optimizer(part.parameters()) for part in others)])

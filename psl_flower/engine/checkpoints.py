@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import pickle  # nosec B403 # for the name of its error: torch.load reads with weights_only
 import re
@@ -14,6 +15,8 @@ import torch
 
 from psl_flower.errors import NoCheckpoint, RunError, TrainingError
 from psl_flower.system.files import write_file
+
+log = logging.getLogger("psl_flower")
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 # The newest committed one is always among the last two: the Lower commits a step before it asks for the next.
@@ -28,10 +31,12 @@ class Checkpoints:
     ----------
     folder : Path
         Created when first written to.
+    kept : int
+        The step of a checkpoint that stays, however old; 0 for none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kept: int = 0) -> None:
+        self.folder, self.kept = folder, kept
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps durably, then drop all but the newest few up to it.
@@ -46,13 +51,14 @@ class Checkpoints:
         if not _finite(state):
             raise TrainingError(
                 f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
-                "Resume from it with a lower lr, or check the images"
+                "Resume from it with a lower lr, or check the data"
             )
         path = self._path(step)
         save_state(path, state)
         # Later ones, which an abandoned attempt left, must not make this one count as old.
         for old in [found for found in self.steps() if found <= step][:-_KEPT]:
-            self._path(old).unlink(missing_ok=True)
+            if not self.kept or old != self.kept:
+                self._path(old).unlink(missing_ok=True)
         return path
 
     def drop_after(self, step: int) -> None:
@@ -99,6 +105,17 @@ def _on_cpu(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(_on_cpu(value) for value in state)
     return state.cpu() if isinstance(state, torch.Tensor) else state
+
+
+def say_other_threads(state: dict[str, Any], who: str) -> None:
+    """Log a warning if a state was made with another number of threads than this process computes with."""
+    before, now = state.get("threads"), torch.get_num_threads()
+    if before not in (None, now):
+        log.warning(
+            "%s: the checkpoint was made with %s threads, this process computes with %s; the weights may differ in "
+            "their last bits from those of an uninterrupted run",
+            who, before, now,
+        )  # fmt: skip
 
 
 def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:

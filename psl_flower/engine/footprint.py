@@ -52,7 +52,7 @@ class Footprint:
 
 def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     """Return what a step with `batch` images takes; no weight is drawn and nothing is computed."""
-    description, wire = blueprint.description, blueprint.config.wire
+    description, config = blueprint.description, blueprint.config
     with torch.device("meta"):
         upper, lower, net = blueprint.upper(0), blueprint.lower(), blueprint.adaptation()
     shapes = blueprint.smashed_shapes()
@@ -71,7 +71,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     auxiliary = 0 if net is None else _saved(net, smashed_BPChw.detach()[:, 0].requires_grad_()) * positions
     ups, downs = (
         sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
-        for name in (wire.wire_activations, wire.wire_gradients)
+        for name in (config.smashed_codec, config.wire.wire_gradients)
     )
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.steps import packed
 from psl_flower.errors import RunError
@@ -75,6 +75,7 @@ class HeadEngine(ABC):
         """Return the state to continue from after `step` steps."""
         return {
             "step": self.step,
+            "threads": torch.get_num_threads(),
             "saved": dict(self.saved),
             "reported": self.reported,
             "lower": self.lower.state_dict(),
@@ -105,7 +106,9 @@ class HeadEngine(ABC):
         RunError
             If there is no such checkpoint or it is damaged.
         """
-        self.restore(checkpoints.load(step))
+        state = checkpoints.load(step)
+        say_other_threads(state, "the server's model")
+        self.restore(state)
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
-from psl_flower.engine.optimizers import set_lr
+from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.engine.upper_averaging import load_weights, mean, weight_vector
 from psl_flower.losses import loss_parts
@@ -79,11 +79,12 @@ class OneProcessTrainer:
         self._teacher = teacher
         self.adaptation = blueprint.adaptation()
         self.step = 0
-        self._config, self._description, self._stores, self._device = config, description, stores, device
+        self._config, self._description, self._stores, self._device = blueprint.config, description, stores, device
         self._task = blueprint.task(labels)
-        adaptation_parameters = self.adaptation.to(device).parameters() if self.adaptation else ()
+        if self.adaptation is not None:
+            self.adaptation.to(device)
         self._averaging = blueprint.averaging()
-        self._optimizer = blueprint.optimizer([*self.net.parameters(), *adaptation_parameters])
+        self._optimizer: Optimizer = blueprint.optimizer_of_all(self.net, self.adaptation)
 
     def train(
         self,
@@ -147,14 +148,14 @@ class OneProcessTrainer:
             self.adaptation.load_state_dict(state["adaptation"])
 
     @torch.no_grad()
-    def evaluate(self, absent: Collection[int] = ()) -> Predictions:
-        """Return the predictions of the test split, without the absent Uppers."""
+    def evaluate(self, absent: Collection[int] = (), *, split: str = "test") -> Predictions:
+        """Return the predictions of the images to test on, or with "valid" to validate on, without absent Uppers."""
         self.net.eval()
-        logits = []
-        for plan in self._task.evaluation_plans(self.step):
+        logits, task = [], self._task if split == "valid" else self._task.testing()
+        for plan in task.evaluation_plans(self.step):
             with autocast(self._device, self._config.machine.autocast):
                 logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
-        return predictions(torch.cat(logits), self._task.test, self._task.labels)
+        return predictions(torch.cat(logits), task.evaluated, task.labels)
 
     def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
         codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)

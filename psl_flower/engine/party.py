@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.optimizers import Optimizer, set_lr
@@ -177,6 +177,7 @@ class PartyEngine(ABC):
         """Return the state to continue from after `step` steps."""
         return {
             "step": self.step,
+            "threads": torch.get_num_threads(),
             "upper": self.claim.upper,
             "dataset": self.claim.dataset,
             "model": self.model.state_dict(),
@@ -214,7 +215,9 @@ class PartyEngine(ABC):
         """
         found = step if saved is None else saved
         if not found == self.step == 0 or found in self._checkpoints.steps():
-            self.restore(self._checkpoints.load(found))
+            state = self._checkpoints.load(found)
+            say_other_threads(state, self.name)
+            self.restore(state)
         if found != step:
             self._checkpoints.drop_after(found)
             self.step = step

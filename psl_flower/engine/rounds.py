@@ -45,6 +45,8 @@ class Predictions:
         Softmax probability of the predicted class, float32.
     loss : float
         Mean cross entropy.
+    probability : ndarray or None
+        Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
     """
 
     sample: NDArray[np.int64]
@@ -52,6 +54,7 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     loss: float
+    probability: NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -63,12 +66,14 @@ class Predictions:
 class RoundReport:
     """What a round did: its steps, the evaluation at its end if there was one, and the Uppers that were absent.
 
-    `step` counts the steps applied at its end; `metrics` are what the evaluation measured, by name.
+    `step` counts the steps applied at its end; `metrics` are what the evaluation measured, by name. `predictions` are
+    of the test split, `validation` of the validation images, where there are some.
     """
 
     steps: list[StepReport] = field(default_factory=list)
     step: int = 0
     predictions: Predictions | None = None
+    validation: Predictions | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     train_s: float = 0.0
@@ -134,6 +139,10 @@ class Rounds(ABC, Generic[L, T]):
         if not self._checkpoints.steps():
             self._checkpoints.save(self.lower.step, self.lower.state())
 
+    def keep(self, step: int) -> None:
+        """Keep the Lower's checkpoint of a step beside the newest ones."""
+        self._checkpoints.kept = step
+
     def go_back(self) -> int:
         """Go back to the last committed checkpoint and return its step.
 
@@ -147,7 +156,7 @@ class Rounds(ABC, Generic[L, T]):
         return step
 
     def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
-        """Train from the Lower's step to `stop_step`, commit a checkpoint, then run through the test split.
+        """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
         Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
         round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
@@ -305,7 +314,10 @@ def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinish
 
 
 class RoundDriver(Rounds[LowerEngine, Task]):
-    """Runs rounds for the Lower: from patches to classes."""
+    """Runs rounds for the Lower: from patches to classes.
+
+    It evaluates on the validation images, if there are any, else on the test split.
+    """
 
     def _learn(
         self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
@@ -320,8 +332,12 @@ class RoundDriver(Rounds[LowerEngine, Task]):
 
     def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
         logits = [self.lower.logits(smashed) for _, smashed in self._evaluated(exchange)]
-        found = predictions(torch.cat(logits), self.task.test, self.task.labels)
-        report.predictions, report.metrics = found, {"accuracy": found.accuracy, "loss": found.loss}
+        found = predictions(torch.cat(logits), self.task.evaluated, self.task.labels)
+        if len(self.task.valid):
+            report.validation, kind = found, "valid_"
+        else:
+            report.predictions, kind = found, ""
+        report.metrics = {f"{kind}accuracy": found.accuracy, f"{kind}loss": found.loss}
 
 
 def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
@@ -330,7 +346,8 @@ def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
 
 def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:
     """Return the predictions of float32 logits (B, classes) of samples (B,); `labels` are those of all samples."""
-    confidence_B, predicted_B = logits_BK.softmax(1).max(1)
+    probability_BK = logits_BK.softmax(1)
+    confidence_B, predicted_B = probability_BK.max(1)
     label_B = labels[samples_B]
     return Predictions(
         sample=samples_B.astype(np.int64),
@@ -338,4 +355,5 @@ def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: N
         predicted=predicted_B.numpy(),
         confidence=confidence_B.numpy(),
         loss=float(F.cross_entropy(logits_BK, torch.from_numpy(label_B))),
+        probability=probability_BK.numpy(),
     )

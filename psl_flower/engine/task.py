@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,10 @@ class Task:
         Samples in an evaluation batch.
     steps_per_round : int
         Steps of a round.
+    class_weights_K : torch.Tensor or None
+        As in `psl_flower.losses.Targets`.
+    valid : ndarray
+        Global indices of the training samples held back to validate on, int64; may be empty.
     """
 
     order: BatchOrder
@@ -69,6 +73,8 @@ class Task:
     test: NDArray[np.int64]
     evaluate_batch_size: int
     steps_per_round: int
+    class_weights_K: torch.Tensor | None = None
+    valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def total_steps(self) -> int:
@@ -76,9 +82,18 @@ class Task:
         return self.schedule.total_steps
 
     @property
+    def evaluated(self) -> NDArray[np.int64]:
+        """Global indices of the samples that rounds evaluate on: to validate, if there are any, else the test split."""
+        return self.valid if len(self.valid) else self.test
+
+    @property
     def num_test(self) -> int:
-        """Images of the test split."""
-        return len(self.test)
+        """Images that rounds evaluate on."""
+        return len(self.evaluated)
+
+    def testing(self) -> Task:
+        """Return the task with the test split to evaluate on."""
+        return dataclasses.replace(self, valid=self.valid[:0])
 
     def evaluating(self, step: int) -> Task:
         """Return a task that is over after `step` steps, but for the run through the test samples."""
@@ -98,19 +113,19 @@ class Task:
         )
 
     def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
-        """Yield the plans that run through the test split, numbered by batch as attempts of step `after_step`."""
-        for number, first in enumerate(range(0, len(self.test), self.evaluate_batch_size)):
-            samples_B = self.test[first : first + self.evaluate_batch_size]
+        """Yield the plans that run through `evaluated`, numbered by batch as attempts of step `after_step`."""
+        for number, first in enumerate(range(0, len(self.evaluated), self.evaluate_batch_size)):
+            samples_B = self.evaluated[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
 
     def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
         """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
         samples_B, seed = plan.sample_indices(), plan.augment_seed
-        targets = Targets(torch.from_numpy(self.labels[samples_B]))
+        targets = Targets(torch.from_numpy(self.labels[samples_B]), class_weights_K=self.class_weights_K)
         if plan.mix_weight < 1.0:
             partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
-            targets = Targets(targets.y_B, targets.y_B[partners_B], plan.mix_weight)
+            targets = targets._replace(other_B=targets.y_B[partners_B], weight=plan.mix_weight)
         flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
         return targets, flipped_B
 

@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.errors import ConfigError, PositionError
+from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
 from psl_flower.flower.node_config import is_simulated, own_setting, own_state, own_tls, simulation_slots
 from psl_flower.split.engines import SideEngine
@@ -129,7 +129,7 @@ class SideHost:
         """Return where a party's states are kept: a real node chooses that itself (node-config "state")."""
         simulated = is_simulated(self.context)
         root = Path(self.task.state) if simulated else own_state(self.context) / self.task.run
-        return Checkpoints(root / self.task.names[m])
+        return Checkpoints(root / self._name(m))
 
     def claim(self, m: int) -> Claim:
         """Return what a party holds."""
@@ -146,12 +146,21 @@ class SideHost:
         PslError
             If something is wrong with its data or model.
         """
-        name = self.task.names[m]
+        name = self._name(m)
         if not is_simulated(self.context) and own_setting(self.context, "party") != name:
             raise PositionError(f"this node is not party {name!r}; its node-config names another one")
         settings = decode(self.task.settings, SideSettings, LOWER)
+        if len(settings.shapes) != len(self.task.names):
+            raise FrameMismatch(
+                f"{LOWER}: expected a shape for each of {len(self.task.names)} parties, received {len(settings.shapes)}"
+            )
         side = side_of(self.make, name, self.context, settings.seed)
         return SideEngine(m, name, settings.shapes[m], side, self.checkpoints(m))
+
+    def _name(self, m: int) -> str:
+        if not 0 <= m < len(self.task.names):
+            raise FrameMismatch(f"{LOWER}: expected one of {len(self.task.names)} parties, received number {m}")
+        return self.task.names[m]
 
     def check_allowed(self, party: AnyParty) -> None:
         """Do nothing: what a party brings is its own, and no weights leave or enter."""

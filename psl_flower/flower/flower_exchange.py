@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import msgspec
 from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
@@ -79,6 +80,10 @@ class FlowerExchange(Exchange):
                 raise_ending(answers[m], peer)
                 self._up[m] += len(reply)
         return answers
+
+    def keep(self, saved: Mapping[int, int]) -> None:
+        """Let the parties keep the checkpoints of these steps."""
+        self._task = msgspec.structs.replace(self._task, kept=dict(saved))
 
     def finish(self, parties: Collection[int]) -> None:
         """Do nothing: nodes are in no message."""

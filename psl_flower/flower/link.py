@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+import msgspec
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -149,6 +150,12 @@ class NodeLink:
         return bool(
             absent and absent & holders_of(grid, self.placement.parties, self._wire.node_timeout_s, self._task.epoch)
         )
+
+    def keep(self, saved: Mapping[int, int]) -> None:
+        """Let the parties keep the checkpoints of these steps, from their next message on."""
+        self._task = msgspec.structs.replace(self._task, kept=dict(saved))
+        if isinstance(self._exchange, FlowerExchange):
+            self._exchange.keep(saved)
 
     def close(self) -> None:
         """Close the transport; the byte counts are kept. Safe to call again."""

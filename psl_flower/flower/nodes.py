@@ -298,20 +298,24 @@ def _place_simulated(
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":
-        transport = "stream" if slots >= len(nodes) else "flower"
+        # Fewer nodes with streams are many times faster than all of them in turn, each step in messages of Flower's.
+        transport = "stream" if slots > adaptation else "flower"
         if transport == "flower":
             note = (
                 f"{counted(len(nodes), 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
                 "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
             )
-    elif transport == "stream" and slots < len(nodes):
-        if slots <= adaptation:
-            raise ConfigError(
-                "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
-                "use transport=flower, or `psl train`, which asks for enough slots"
-            )
+    elif transport == "stream" and slots <= adaptation:
+        raise ConfigError(
+            "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
+            "use transport=flower, or `psl train`, which asks for enough slots"
+        )
+    if transport == "stream" and slots < len(nodes):
         hosting = f"{counted(slots - adaptation, 'node')} for all {counted(len(uppers), 'Upper')}"
-        note = f"{counted(slots, 'slot')} for {counted(len(nodes), 'simulated node')}: {hosting}"
+        note = (
+            f"{counted(slots, 'slot')} for {counted(len(nodes), 'simulated node')}: {hosting}; `psl train` asks for a "
+            "slot for each node"
+        )
         nodes = nodes[:slots]
     names = {node: f"node {inventories[node].partition}" for node in nodes}
     own = nodes.pop() if adaptation else None

@@ -150,6 +150,11 @@ class RoundsStrategy(Strategy):
         """
         return self._link.collect(grid, self._driver.lower.saved)
 
+    def keep(self, step: int, saved: Mapping[int, int]) -> None:
+        """Let all parties keep a checkpoint beside the newest ones: the Lower that of a step, the others of `saved`."""
+        self._driver.keep(step)
+        self._link.keep(saved)
+
     def close(self) -> None:
         """End all streams; safe to call again."""
         self._link.close()

@@ -281,7 +281,8 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
         and assign(description.grid(), description.num_uppers, config.patches.assignment) != description.assignment
     ):
         raise RunError(f"{run.path}: config.toml and manifest.json are of different runs")
-    net = Blueprint(config, description).network()
+    blueprint = Blueprint(config, description)
+    net, config = blueprint.network(), blueprint.config
     _check_weights(path, weights, net.state_dict())
     net.load_state_dict(weights)
     chosen = torch.device(device)

@@ -15,6 +15,7 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import RunFolder, Status, open_run
 from psl_flower.runs.history import Extension, note_extension
 from psl_flower.runs.resuming import settings_of
@@ -87,6 +88,11 @@ class Resume(Train):
         began = work.source.read_config()
         notes = [Train.check(self, work, description)]
         if work.config.training.rounds != began.training.rounds:
+            if (best := load_best(work.source)) is not None:
+                raise ConfigError(
+                    f"rounds: training of run {work.source.name} ended after {best.trained} steps, of which the "
+                    f"weights of step {best.step} were kept; start a new run for other rounds"
+                )
             notes.append(self._about_rounds(work, began, description))
         return "; ".join(filter(None, notes))
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
+from psl_flower.engine.recipe import planned
+from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
@@ -22,12 +24,28 @@ class Train(Kind):
     trains: ClassVar[bool] = True
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Return a line where a batch is larger than the dataset; raises ConfigError if there is no batch at all."""
+        """Return a line on settings chosen by the number of images, or on a batch larger than the dataset.
+
+        Raises
+        ------
+        ConfigError
+            If there is no batch at all, or one Upper alone would hold whole images and that is not allowed.
+        """
+        if description.num_uppers == 1 and not work.config.patches.allow_whole_images:
+            grid = description.grid()
+            why = (
+                "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
+            )
+            raise ConfigError(
+                f"{why}, so one node would hold whole images: choose a smaller patch-size or more uppers, or allow it "
+                "with allow-whole-images=true"
+            )
         count = len(batch_order(work.config, description).pool)
         size = work.config.training.batch_size
-        if size <= count or size == RunConfig().training.batch_size:
-            return ""
-        return f"batch-size: {size} is more than the {counted(count, 'training image')}: every step takes all of them"
+        if size > count:
+            images = counted(count, "training image")
+            return f"batch-size: {size} is more than the {images}: every step takes all of them"
+        return _chosen(work.config, description, count)
 
     def again(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that resumes it, once there is a checkpoint."""
@@ -40,3 +58,13 @@ class Train(Kind):
     def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
+
+
+def _chosen(config: RunConfig, description: StoreSetDescription, count: int) -> str:
+    """Return a line that names the settings chosen by the number of training images, if any are."""
+    names = [name for name in ("rounds", "steps_per_round", "batch_size", "lr") if not config.value(name)]
+    if names == ["steps_per_round"]:
+        return ""
+    plan = planned(config, description)
+    values = ", ".join(f"{name.replace('_', '-')}={plan.value(name):g}" for name in names if plan.value(name))
+    return f"chosen for {counted(count, 'training image')}: {values}" if values else ""

@@ -30,7 +30,6 @@ Address = tuple[str, int]
 # In every answer, so that whoever starts the SuperLink knows that the guard stands.
 HEADER = "psl-guard"
 _CONNECTIONS = Path("/proc/net/tcp")
-_CAN_TELL = _CONNECTIONS.exists()
 _ESTABLISHED, _NO_SOCKET = "01", "0"
 # The kernel's table is read in pieces, and may change between them.
 _LOOKS = 3
@@ -56,16 +55,27 @@ def is_of_this_user(client: Address, server: Address) -> bool:
     return False
 
 
+def can_tell() -> bool:
+    """Return whether the kernel lists whose sockets are whose: it does on Linux, and not in every sandbox."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            return _CONNECTIONS.exists() and is_of_this_user(client.getsockname(), server.getsockname())
+
+
 def _as_listed(address: Address) -> str:
     host, port = address
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 
 class OnlyThisUser:
-    """Passes requests of this user on to an ASGI application, and refuses all others."""
+    """Passes requests of this user on to an ASGI application, and refuses all others.
 
-    def __init__(self, application: Application) -> None:
-        self._application = application
+    Where the kernel does not tell whose they are (`can_tell`), all are passed on, and the simulation counts as open.
+    """
+
+    def __init__(self, application: Application, *, tells: bool) -> None:
+        self._application, self._tells = application, tells
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -75,7 +85,7 @@ class OnlyThisUser:
                 message["headers"] = [*message.get("headers", []), (HEADER.encode(), b"1")]
             await send(message)
 
-        if scope["type"] == "lifespan" or not _CAN_TELL or is_of_this_user(scope["client"], scope["server"]):
+        if scope["type"] == "lifespan" or not self._tells or is_of_this_user(scope["client"], scope["server"]):
             await self._application(scope, receive, send_marked)
         elif scope["type"] == "http":
             await send_marked({"type": "http.response.start", "status": 403})
@@ -94,14 +104,14 @@ def main() -> None:
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_end_with, args=(lifeline, folder), daemon=True).start()
-    serve = uvicorn.run
+    serve, tells = uvicorn.run, can_tell()
 
     def run(app: Application, **options: Any) -> None:
         # Or a header of the request would say who the client is.
-        serve(OnlyThisUser(app), **{**options, "proxy_headers": False})
+        serve(OnlyThisUser(app, tells=tells), **{**options, "proxy_headers": False})
 
     vars(uvicorn)["run"] = run
-    if _CAN_TELL:
+    if tells:
         os.environ[GUARDED] = "1"
     sys.argv[:] = sys.argv[2:]
     runpy.run_path(program, run_name="__main__")

@@ -134,7 +134,7 @@ class LocalSuperLink:
         """
         assert self._process is not None
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline, unguarded = time.monotonic() + _START_TIMEOUT_S, False
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RunError(f"Flower's SuperLink ended at its start: {self.last_words()}")
@@ -143,7 +143,13 @@ class LocalSuperLink:
             with contextlib.suppress(*failures), direct.open(self._health, timeout=1) as answer:
                 if guard.HEADER in answer.headers:
                     return
+                unguarded = True
             time.sleep(0.1)
+        if unguarded:
+            raise RunError(
+                f"what answers at {self._health} is not guarded by psl train: another program took the port, so try "
+                "again; or this Flower starts its server in another way, so install one that psl-flower supports"
+            )
         raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")
 
     def flwr(self, arguments: Sequence[str]) -> dict[str, object]:

@@ -18,6 +18,7 @@ from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import LowerTeacher, Teacher
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.engine.recipe import MOST_BATCH, lr_for, planned
 from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
@@ -85,7 +86,7 @@ class Training:
 
 def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
     """Return the epochs that a run was trained for, rounded up."""
-    per_epoch = batch_order(config, description).steps_per_epoch
+    config, per_epoch = planned(config, description), batch_order(config, description).steps_per_epoch
     return -(-config.training.rounds * (config.training.steps_per_round or per_epoch) // per_epoch)
 
 
@@ -107,7 +108,8 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
     }  # fmt: skip
     if rounding:
         # Rounding computes in float32.
-        changes |= {"lr": config.training.lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
+        lr = config.training.lr or lr_for(config.training.optimizer, config.training.batch_size or MOST_BATCH)
+        changes |= {"lr": lr * _ROUNDING_LR_SHARE, "schedule": "cosine", "autocast": False}
     return config.replace(**changes)
 
 

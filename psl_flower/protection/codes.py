@@ -15,7 +15,7 @@ from torch import nn
 
 from psl_flower.models.cut import CutPair
 from psl_flower.models.resnet import BasicBlock
-from psl_flower.wire.codecs import from_levels, to_levels
+from psl_flower.wire.codecs import rounded_to_levels
 
 
 class _Round(torch.autograd.Function):
@@ -89,4 +89,4 @@ def narrow_pair(channels: int, size: int, pool: int, levels: int) -> CutPair:
 
 
 def _rounded(values: torch.Tensor, levels: int) -> torch.Tensor:
-    return from_levels(to_levels(values, levels), levels).to(values.dtype)
+    return rounded_to_levels(values, levels).to(values.dtype)

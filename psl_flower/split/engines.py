@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -83,7 +84,7 @@ class SideEngine(PartyEngine):
         return (plan.num_samples, *self._shape)
 
     def forward(self, plan: Plan) -> Pass:
-        """Read the inputs of a plan's samples and run them forward.
+        """Read the inputs of a plan's samples and run them forward; zeros stand for those that the party lacks.
 
         Raises
         ------
@@ -91,26 +92,41 @@ class SideEngine(PartyEngine):
             If the output has not the shape that the training names, or is not float32.
         """
         started = time.perf_counter()
-        inputs = self._reader.read(plan.sample_indices())
+        samples_B = plan.sample_indices()
+        present_B = self._reader.present(samples_B)
+        if present_B is not None:
+            samples_B = samples_B[present_B]
+        if not len(samples_B):
+            return Pass(None, torch.zeros(self.smashed_shape(plan)), 0.0)
+        inputs = self._reader.read(samples_B)
         read_s = time.perf_counter() - started
         with told_as(f"{self.name}: its net"):
             output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
-        if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
-            kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ConfigError(f"{self.name}: expected its net to return float32 numbers, got {kind}")
-        if tuple(output.shape) != self.smashed_shape(plan):
-            raise ConfigError(
-                f"{self.name}: for {plan.num_samples} samples its net returned {tuple(output.shape)}, the training "
-                f"expects {self.smashed_shape(plan)}; change the net, or the shape in the training's parties"
-            )
+        self._check(output, len(samples_B))
         local = None
         if plan.mode == "train" and self._side.local_loss is not None:
             with told_as(f"{self.name}: its local loss"):
                 local = scalar(self._side.local_loss(output, inputs), f"{self.name}: its local loss")
+        if present_B is not None:
+            whole = output.new_zeros(self.smashed_shape(plan))
+            output = whole.index_put((torch.from_numpy(np.flatnonzero(present_B)).to(output.device),), output)
         return Pass((output, local), output.detach().contiguous().cpu(), read_s)
 
-    def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None], gradient: torch.Tensor) -> None:
+    def _check(self, output: object, num_samples: int) -> None:
+        """Raise ConfigError unless this is what the net of the training returns for so many samples."""
+        if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
+            kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ConfigError(f"{self.name}: expected its net to return float32 numbers, got {kind}")
+        if tuple(output.shape) != (num_samples, *self._shape):
+            raise ConfigError(
+                f"{self.name}: for {num_samples} samples its net returned {tuple(output.shape)}, the training expects "
+                f"{(num_samples, *self._shape)}; change the net, or the shape in the training's parties"
+            )
+
+    def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None] | None, gradient: torch.Tensor) -> None:
         """Run the backward pass of an output from its gradient, and of the local loss, if there is one."""
+        if graph is None:
+            return  # the party has none of these samples
         output, local = graph
         roots = [] if local is None else [(local, torch.ones_like(local))]
         roots = [(root, given) for root, given in [*roots, (output, gradient.to(output.device))] if root.requires_grad]

@@ -20,8 +20,8 @@ from psl_flower.system.files import read_file, write_file
 
 log = logging.getLogger("psl_flower")
 
-# What a training may be resumed with in another value: `epochs` as long as no learning rate depends on it.
-_MAY_CHANGE = ("threads", "torch")
+# What a training may be resumed with in another value.
+_MAY_CHANGE = ("torch",)
 
 
 class TrainingFolder:

@@ -78,7 +78,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
         )
         for engine in engines.values():
             engine.go_to(driver.lower.step)
-        exchange = LocalExchange(engines, WireFormat())
+        exchange = LocalExchange(engines, wire_format(training))
         while not session.over:
             step, every = driver.lower.step, training.evaluate_every
             stop_step, evaluate = round_goal(training.lessons, step, every, unfinished=session.unfinished)
@@ -87,6 +87,11 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
         session.end()
     nets = {training.names[m]: engine.model for m, engine in engines.items()}
     return LocalResult(driver.lower.lower, nets, session.records, driver.outputs)
+
+
+def wire_format(training: Training) -> WireFormat:
+    """Return the codecs of a training: in one process, too, what parties send is rounded as on the wire."""
+    return WireFormat(activations=training.wire.wire_activations, gradients=training.wire.wire_gradients)
 
 
 def engine_of(party: MakeParty, name: str, context: Any, training: Training, checkpoints: Checkpoints) -> SideEngine:

@@ -39,6 +39,9 @@ class PartySide:
     ids : sequence, optional
         The samples' own ids, one per row, in any order; then all parties and the server must give them. Rows are
         matched by id: the set must be the same for all.
+    present : mask, optional
+        One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
+        net: zeros go up in its place.
     local_loss : callable, optional
         Called with the net's output and its inputs in training; what it returns, a scalar, is added to the loss for
         this party alone.
@@ -50,6 +53,7 @@ class PartySide:
     data: Any
     optimizer: GivenOptimizer
     ids: Sequence[Any] | None = None
+    present: Any = None
     local_loss: Callable[[torch.Tensor, Inputs], torch.Tensor] | None = None
     device: str = "cpu"
 
@@ -122,6 +126,19 @@ class Reader:
         except TypeError:
             raise DataError(f"{whose}: its data have no length; give a tensor, or an object with __len__") from None
         self.order = Rows(num_rows, side.ids, whose)
+        self._present = None if side.present is None else np.asarray(side.present)
+        if self._present is not None and (self._present.dtype != np.bool_ or self._present.shape != (num_rows,)):
+            raise DataError(
+                f"{whose}: present: expected one bool for each of {num_rows} rows, got {self._present.dtype} "
+                f"{self._present.shape}"
+            )
+
+    def present(self, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which samples (B,) the party has; None where it has all of these."""
+        if self._present is None:
+            return None
+        present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]
+        return None if present_B.all() else present_B
 
     def read(self, samples_B: NDArray[np.int64]) -> Inputs:
         """Return the inputs of samples (B,) as a tensor or several, on the device.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from psl_flower.config.wire import WireSettings
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import AlignmentError, ConfigError
@@ -123,6 +124,7 @@ class Training:
         self.workdir = expanded(str(workdir), "workdir").absolute() if workdir else None
         self.seed, self.threads = seed, threads
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
+        self.wire = WireSettings()
         self._top, self._optimizer, self._device = top, optimizer, choose_device(device)
         self.targets = labels if isinstance(labels, torch.Tensor) else torch.as_tensor(np.asarray(labels))
         if self.targets.dim() == 0:
@@ -160,7 +162,7 @@ class Training:
 
     def made_of(self) -> dict[str, Any]:
         """Return what must be the same when the training is resumed, as plain values."""
-        return {**self._settings, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        return {**self._settings, "torch": str(torch.__version__)}
 
     def engine(self) -> TopEngine:
         """Return the side of `top`, with its first weights."""

@@ -234,10 +234,14 @@ def to_levels(values: Tensor, levels: int) -> Tensor:
     TrainingError
         If a number is not finite.
     """
-    numbers = values.to(torch.float32)
-    if not bool(torch.isfinite(numbers).all()):
+    if not bool(torch.isfinite(values).all()):
         raise TrainingError("a code to be sent holds a value that is not finite: lower the learning rate")
-    return numbers.clamp(-1, 1).add(1).mul((levels - 1) / 2).round().to(torch.uint8)
+    return _nearest(values, levels).to(torch.uint8)
+
+
+def rounded_to_levels(values: Tensor, levels: int) -> Tensor:
+    """Return the nearest numbers, float32, that levels stand for; NaN stays NaN, so that a loss of it is none."""
+    return from_levels(_nearest(values, levels), levels)
 
 
 def from_levels(level: Tensor, levels: int) -> Tensor:
@@ -283,6 +287,10 @@ def wire_roundtrip(tensor: Tensor, codec: str) -> Tensor:
         As `get_codec` and `Codec.encode`.
     """
     return get_codec(codec).roundtrip(tensor)
+
+
+def _nearest(values: Tensor, levels: int) -> Tensor:
+    return values.to(torch.float32).clamp(-1, 1).add(1).mul((levels - 1) / 2).round()
 
 
 def _num_channels(shape: Sequence[int]) -> int:

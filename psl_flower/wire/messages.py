@@ -32,6 +32,7 @@ ADAPTATION = -1
 
 Party = Annotated[int, Meta(ge=ADAPTATION)]
 Name = Annotated[str, Meta(max_length=256)]
+ClassWeights = Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=65_536)]
 Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
 # What a tensor is. "joined" are the smashed data of all positions, which go on to the Adaptation Net.
 Role = Literal["smashed", "gradient", "weights", "joined", "joined gradient"]
@@ -217,6 +218,8 @@ class Adapt(_OfStep, frozen=True, tag="adapt", omit_defaults=True):
         Where samples are mixed in pairs: the classes of what is mixed into them, packed alike; else empty.
     weight : float
         Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
+    class_weights : tuple[float, ...]
+        Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
     """
 
     carries = "joined"
@@ -225,10 +228,11 @@ class Adapt(_OfStep, frozen=True, tag="adapt", omit_defaults=True):
     absent: Positions = ()
     others: Packed = b""
     weight: Weight = 1.0
+    class_weights: ClassWeights = ()
 
     def __post_init__(self) -> None:
-        """Refuse a learning rate that is not finite or below 0, and ragged lists of classes."""
-        check_finite(lr=self.lr, weight=self.weight)
+        """Refuse a learning rate or weights that are not finite or below 0, and ragged lists of classes."""
+        check_finite(lr=self.lr, weight=self.weight, class_weights=sum(self.class_weights))
         check_packed(classes=self.classes, others=self.others)
 
     @property
@@ -390,9 +394,7 @@ Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Fini
 def party_names(parties: Iterable[int], names: Sequence[str] = ()) -> str:
     """Return the parties' names for messages to users, by `names` where they have any; lists at most 20 Uppers."""
     numbers = sorted(set(parties))
-    if names:
-        return " and ".join(f"party {names[m]!r}" for m in numbers)
-    uppers = [str(m) for m in numbers if m != ADAPTATION]
+    uppers = [str(m) for m in numbers if m != ADAPTATION and not names]
     more = f" and {len(uppers) - 20} more" if len(uppers) > 20 else ""
-    named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else []
+    named = [f"Upper {', '.join(uppers[:20])}{more}"] if uppers else [f"party {names[m]!r}" for m in numbers if names]
     return " and ".join([*named, *(["the Adaptation Net"] if ADAPTATION in numbers else [])])

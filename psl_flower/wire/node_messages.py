@@ -15,6 +15,7 @@ from psl_flower.wire.messages import ADAPTATION
 
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -99,6 +100,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         What the parties are called, by number; none in a run over image patches.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
+    kept : dict[int, int]
+        The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
     """
 
     run: RunIdentity
@@ -113,8 +116,9 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner: str = ""
     threads: int = 0
     epoch: int = 0
-    names: tuple[str, ...] = ()
+    names: tuple[PartyName, ...] = ()
     part: Part = ""
+    kept: dict[int, int] = {}
 
     def hosting(self, parties: Iterable[int]) -> NodeTask:
         """Return the task of a node that hosts these parties."""

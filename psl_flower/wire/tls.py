@@ -32,6 +32,7 @@ _CLOCK_SKEW = datetime.timedelta(days=1)
 _ALERTS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown",
     "TLSV1_ALERT_UNKNOWN_CA": "it is not from an authority that is trusted there",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it is from an authority that has the name of one trusted there, and another key",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, or a clock is wrong",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid for this, or not yet",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it was not accepted",
@@ -39,7 +40,7 @@ _ALERTS = {
 }
 # OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED, _WRONG_PURPOSE = 9, 10, 26
-_NOT_TRUSTED, _OTHER_NAME = (18, 19, 20, 21), (62, 64)
+_WRONG_SIGNATURE, _NOT_TRUSTED, _OTHER_NAME = 7, (18, 19, 20, 21), (62, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,8 @@ def _refusal(error: ssl.SSLCertVerificationError, trusted: str) -> str:
         return f"{error.verify_message}: exchange-advertise must be a name or address that it holds"
     if code in _NOT_TRUSTED:
         return f"it is not from {trusted}: something else is there, or the two were not made for each other"
+    if code == _WRONG_SIGNATURE:
+        return f"it is not from {trusted}, but from an authority of the same name with another key: was it made anew?"
     if code == _WRONG_PURPOSE:
         return "it is of the wrong kind: its extendedKeyUsage must have serverAuth at the server, clientAuth at a node"
     return error.verify_message

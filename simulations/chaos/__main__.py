@@ -108,7 +108,7 @@ def storm(workspace: Path, options: Options) -> Report:
     told, began = circumstances(), time.monotonic()
     # A tenth more than is needed: another failure is told in the report, and does not cost an hour.
     with Job(workspace, settings, retries=kills + kills // 10) as job:
-        draw = random.Random(options.seed)  # nosec B311 # to be repeated, not to be secret
+        draw = random.Random(options.seed)
         killed = _kill_now_and_then(job, kills, steps, draw)
         job.finish()
     return Report(

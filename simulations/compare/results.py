@@ -13,7 +13,7 @@ from simulations.reports import Spread, Values
 WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
 ENGINES = ("flwr", "in-process", "one-graph")
 # Where the recipe is not that of a run's defaults (docs/accuracy.md).
-DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "progress-every-s": 0.0}
+DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "lr": 0.05, "progress-every-s": 0.0}
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,9 @@ from simulations.reports import Cells, Row, Spread, Values
 from simulations.tables import again, network_name, spread
 
 # A recipe for few epochs; the Uppers' own losses serve the leakage study and cost time here.
-DEFAULTS: dict[str, object] = {"dataset": "digits", "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0}
+DEFAULTS: dict[str, object] = {
+    "dataset": "digits", "batch-size": 64, "lr": 0.05, "alpha": 0.0, "evaluate-every": 0, "progress-every-s": 0.0,
+}  # fmt: skip
 ENGINES = ("flwr", "one-graph")
 REFERENCE, DIRECT, SECOND, CUT, TAUGHT = "first", "first-int8", "second", "first-cut-int8", "first-cut-labels-int8"
 _NAMES = {

@@ -60,7 +60,7 @@ class SlowQueue:
 
 def main(first: str, second: str, delay_s: str, loss: str, seed: str) -> None:
     """Do as the module says."""
-    draw = random.Random(int(seed))  # nosec B311 # to be repeated, not to be secret
+    draw = random.Random(int(seed))
     with _raw_socket(first) as one, _raw_socket(second) as other:
         queues = {sock: SlowQueue(float(delay_s), float(loss), draw) for sock in (one, other)}
         towards = {one: other, other: one}

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.schedule import Schedule
 from psl_flower.launch.superlink import LocalSuperLink
 from tests import plain_split as plain
 from tests.e2e.conftest import wait_until
 from tests.paths import ROOT
 
-THREE = {"num-supernodes": 3, "client-resources-num-cpus": 1, "init-args-num-cpus": 3}
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +40,14 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def run(name: str, workdir: Path, disturb: Callable[[LocalSuperLink], None] = lambda link: None, **config: Any) -> str:
-    """Run an example in a simulation with a node for each party; return Flower's word on its end, and its log."""
+def run_app(
+    app: Path, workdir: Path, nodes: int, disturb: Callable[[LocalSuperLink], None] = lambda link: None, **config: Any
+) -> str:
+    """Run an app in a simulation with so many nodes at once; return Flower's word on its end, and its log."""
+    federation = {"num-supernodes": nodes, "client-resources-num-cpus": 1, "init-args-num-cpus": nodes}
     with LocalSuperLink() as link:
         link.wait()
-        run_id = link.run(ROOT / "examples" / name, {"workdir": str(workdir), **config}, THREE)
+        run_id = link.run(app, {"workdir": str(workdir), **config}, federation)
         wait_until(link.is_running, 120, "the run to begin")
         disturb(link)
         wait_until(lambda: not link.is_running(), 500, "the run to end")
@@ -64,11 +68,13 @@ def weights(workdir: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def plain_weights(module: ModuleType, loss: Any, targets: torch.Tensor, **settings: Any) -> dict[str, torch.Tensor]:
+def plain_weights(
+    module: ModuleType, loss: Any, targets: torch.Tensor, optimizer: Any = torch.optim.Adam, **settings: Any
+) -> dict[str, torch.Tensor]:
     """Return those of the plain loop over an example's models and data."""
     sides = {name: module.party(name, None) for name in module.PARTIES}
     found = plain.plain_loop(
-        torch.optim.Adam,
+        optimizer,
         lambda name: module.party(name, None).net,
         module.Top,
         {name: side.data for name, side in sides.items()},
@@ -90,7 +96,7 @@ def tabular_weights(epochs: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("transport", ["stream", "flower"])
 def test_tabular(transport: str, tmp_path: Path) -> None:
-    words = run("tabular", tmp_path / "run", epochs=2, transport=transport)
+    words = run_app(EXAMPLES / "tabular", tmp_path / "run", 3, epochs=2, transport=transport)
     assert [record["round"] for record in rounds(tmp_path / "run")] == [1, 2], words
     assert words.startswith("finished:completed")
     assert plain.differing(weights(tmp_path / "run"), tabular_weights(2)) == []
@@ -108,15 +114,98 @@ def test_tabular_with_a_node_killed_and_resumed(tmp_path: Path) -> None:
         actors[0].kill()
         killed.append(actors[0].pid)
 
-    words = run("tabular", workdir, kill, epochs=60, transport="stream")
+    words = run_app(EXAMPLES / "tabular", workdir, 3, kill, epochs=60, transport="stream")
     before = rounds(workdir)
     assert killed
     assert len(before) >= 2
     assert words.startswith("finished:failed"), words
-    words = run("tabular", workdir, epochs=60, transport="stream")
+    words = run_app(EXAMPLES / "tabular", workdir, 3, epochs=60, transport="stream")
     assert words.startswith("finished:completed"), words
     after = rounds(workdir)
     assert after[: len(before)] == before
     assert [record["round"] for record in after] == list(range(1, len(after) + 1))
     assert after[-1]["auc"] > 0.98
     assert plain.differing(weights(workdir), tabular_weights(len(after))) == []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_patches(transport: str, tmp_path: Path) -> None:
+    words = run_app(EXAMPLES / "patches", tmp_path / "run", 4, epochs=2, transport=transport)
+    assert words.startswith("finished:completed"), words
+    module = example("patches")
+    expected = plain_weights(
+        module, torch.nn.CrossEntropyLoss(), torch.from_numpy(module.load_digits().target),
+        lambda parameters: torch.optim.SGD(parameters, momentum=0.9), batch_size=64, epochs=2,
+        rate=Schedule(kind="one-cycle", peak=0.05, total_steps=44).lr,
+    )  # fmt: skip
+    assert plain.differing(weights(tmp_path / "run"), expected) == []
+    assert rounds(tmp_path / "run")[-1]["accuracy"] > 0.8
+
+
+def test_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
+    """Its own `strategies`, `clients` and `server` are loaded, not this project's."""
+    app = tmp_path / "app"
+    for name, text in PROJECT.items():
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(text, "utf-8")
+    words = run_app(app, tmp_path / "run", 2)
+    assert words.startswith("finished:completed"), words
+    assert [record["round"] for record in rounds(tmp_path / "run")] == [1, 2]
+    assert rounds(tmp_path / "run")[-1]["from_its_own_folder"] == 1.0
+
+
+PROJECT = {
+    "pyproject.toml": """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "second"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "somebody"
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "clients.upper_app:app"
+[tool.flwr.app.config]
+workdir = ""
+""",
+    "strategies/__init__.py": "MARK = 'second'\nPARTIES = {'left': (2,), 'right': (2,)}\n",
+    "clients/__init__.py": "",
+    "clients/upper_app.py": """
+import torch
+from psl_flower.flower import PartySide, split_client
+from strategies import PARTIES
+
+def party(name, context):
+    return PartySide(torch.nn.Linear(2, *PARTIES[name]), torch.arange(40.0).reshape(20, 2) / 40, torch.optim.Adam)
+
+app = split_client(party)
+""",
+    "server/__init__.py": "",
+    "server/app.py": """
+import torch
+from flwr.serverapp import ServerApp
+from psl_flower.flower import SplitLearning
+import strategies
+
+class Top(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 1)
+
+    def forward(self, left, right):
+        return self.fc(torch.cat([left, right], 1))
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    SplitLearning(
+        Top, strategies.PARTIES, labels=torch.ones(20, 1), train=range(15), valid=range(15, 20), lr=0.1, batch_size=5,
+        loss=torch.nn.MSELoss(), optimizer=torch.optim.Adam, epochs=2, workdir=context.run_config["workdir"],
+        metrics={"from_its_own_folder": lambda outputs, targets: strategies.MARK == "second"},
+    ).fit(grid)
+""",
+}

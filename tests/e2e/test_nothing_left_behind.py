@@ -20,7 +20,7 @@ from tests.e2e.conftest import Place, wait_until
 
 TRAIN, TEST, SIZE, CLASSES = 48, 24, 32, 3
 SETTINGS = (
-    "grid=2x2", "batch-size=16", "rounds=2", "steps-per-round=2", "lr=0.02", "checkpoint-every=1", "upper-threads=1",
+    "patch-size=16x16", "batch-size=16", "rounds=2", "steps-per-round=2", "lr=0.02", "checkpoint-every=1", "upper-threads=1",
     "lower-threads=1",
 )  # fmt: skip
 RUN_PIXELS = 8  # of noise: never the same by chance

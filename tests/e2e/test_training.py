@@ -56,11 +56,11 @@ def test_train_then_use_the_model(place: Place) -> None:
 
 
 def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
-    """Two nodes and one slot: the flower transport, one line that names the faster command, the oracle's weights."""
+    """Two nodes and one slot: one node with a stream for all Uppers, a line that names psl train, the oracle's weights."""
     config = " ".join([*TINY, "rounds=1", "steps-per-round=3", "run-name='plain'"])
     done = place.flwr("run", ".", "--stream", "--run-config", config)
     log = (place.run("plain").path / "log.txt").read_text()
-    assert "flower transport" in log, done.stdout + done.stderr
+    assert "1 simulated node hosts 4 Uppers, stream transport" in log, done.stdout + done.stderr
     assert "deprecat" not in (done.stdout + done.stderr).lower()
     named = [line for line in log.splitlines() if "psl train" in line]
     assert ["slot" in line for line in named].count(True) == 1

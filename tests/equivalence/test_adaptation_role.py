@@ -264,7 +264,7 @@ SIMULATED = {
     # Nodes, slots and transport; nodes that host Uppers, and the transport chosen.
     "a slot for each": (3, 3, "auto", 2, "stream"),
     "more nodes than needed": (9, 9, "auto", 2, "stream"),
-    "too few slots": (3, 2, "auto", 2, "flower"),
+    "too few slots": (3, 2, "auto", 1, "stream"),
     "too few slots for a stream": (3, 2, "stream", 1, "stream"),
     "Flower's default": (2, 1, "auto", 1, "flower"),
 }

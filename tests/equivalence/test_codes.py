@@ -10,7 +10,7 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
 from psl_flower.wire.plan import Plan
-from tests.engines import STEPS, Federation, ForgetfulExchange, Oracle, differences, same_predictions, settings
+from tests.engines import STEPS, Federation, Oracle, StatelessExchange, differences, same_predictions, settings
 
 NARROW = {"backbone_width": 8}
 CODE = NARROW | {"protection": "code", "code_size": 6, "cut": "layer4"}
@@ -64,7 +64,7 @@ def test_an_interrupted_run_with_codes_resumes_to_the_same_weights(oracle, store
         first.run(Vanishing(first.parties, first.wire))
     second = Federation(settings(**CODE), stores, tmp_path, checkpoint_every=3)
     assert second.resume() == 3
-    second.run(ForgetfulExchange(second))
+    second.run(StatelessExchange(second))
     for engine in second.uppers.values():
         engine.go_to(STEPS)
     assert differences(oracle.after[STEPS], second.snapshot()) == []

@@ -8,14 +8,16 @@ import pytest
 import torch
 from flwr.app import Message
 
+from psl_flower.split import fit_local
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, over_nodes, party_with, weights_of
+from tests.parties_in_process import PartiesGrid, answered_soon, over_nodes, party_with, weights_of
 
 STEPS = 18
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
+    answered_soon(monkeypatch)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,3 +78,15 @@ def test_resumed_on_the_other_transport(transports: tuple[str, str], tmp_path: P
     expected = plain.plain_loop(torch.optim.Adam)
     assert plain.differing(weights_of(strategy, result, tmp_path, STEPS), expected) == []
     assert sorted(result.train_metrics_clientapp) == [1, 2, 3]
+
+
+def test_rounded_on_the_wire_as_in_one_process(tmp_path: Path) -> None:
+    codecs = {"wire_activations": "bfloat16", "wire_gradients": "int8"}
+    grid, strategy = PartiesGrid(party_with(torch.optim.Adam), tmp_path), over_nodes(workdir=tmp_path / "run", **codecs)
+    result = grid.fit(strategy)
+    found = weights_of(strategy, result, tmp_path, STEPS)
+    local = fit_local(party_with(torch.optim.Adam), over_nodes(**codecs))
+    assert isinstance(local.outputs, torch.Tensor)
+    expected = plain.snapshot(local.nets, local.top) | {"outputs": local.outputs}
+    assert plain.differing(found, expected) == []
+    assert plain.differing(found, plain.plain_loop(torch.optim.Adam)) != []

@@ -356,6 +356,14 @@ def test_a_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
     nested = helper.make_model(helper.make_graph([within], "outer", [], []))
     with pytest.raises(LighteningError, match="refers to other files"):
         on_node.keep_file(tmp_path / "0a" / "first", nested.SerializeToString())
+    body = helper.make_function("own", "body", [], ["w"], [inner], [helper.make_opsetid("", 17)])
+    called = helper.make_model(helper.make_graph([], "outer", [], []), functions=[body])
+    with pytest.raises(LighteningError, match="refers to other files"):
+        on_node.keep_file(tmp_path / "0a" / "first", called.SerializeToString())
+    sparse = helper.make_model(helper.make_graph([], "sparse", [], []))
+    sparse.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    with pytest.raises(LighteningError, match="refers to other files"):
+        on_node.keep_file(tmp_path / "0a" / "first", sparse.SerializeToString())
     with pytest.raises(LighteningError, match="no ONNX model"):
         on_node.keep_file(tmp_path / "0a" / "first", b"no model")
 

@@ -153,7 +153,7 @@ def test_metrics_cover_each_step_of_a_round_once_whatever_disturbs_it(stores, tm
     assert rounds(tmp_path, "stopped") == whole
     # It is by the steps in the checkpoint; without them the first round's loss is that of its end alone.
     monkeypatch.setattr("psl_flower.engine.rounds.unpacked", lambda rows: [])
-    cut = killed(stores, tmp_path, monkeypatch, "forgetful", 3)
+    cut = killed(stores, tmp_path, monkeypatch, "stateless", 3)
     assert [row[2] != other[2] for row, other in zip(cut, whole, strict=True)] == [True, False]
 
 

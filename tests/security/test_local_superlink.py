@@ -122,7 +122,7 @@ def test_without_the_guard_another_user_gets_a_run(tmp_path: Path) -> None:
             link.wait()
             patch.setattr(guard, "HEADER", "psl-guard")
             patch.setattr("psl_flower.launch.superlink._START_TIMEOUT_S", 1)
-            with pytest.raises(RunError, match="did not answer within 1 s"):
+            with pytest.raises(RunError, match="is not guarded by psl train: another program took the port"):
                 link.wait()
         answers = ask(NOBODY, port)
         assert {name: status for name, status in answers.items() if status} == dict.fromkeys(
@@ -145,6 +145,17 @@ def test_whose_connection() -> None:
             assert not guard.is_of_this_user((theirs[0], 1), ours)
             client.close()
             assert not guard.is_of_this_user(theirs, ours)
+
+
+def test_where_the_kernel_does_not_tell_nobody_is_refused_by_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in some sandboxes; the simulation then counts as open, and its own user is not shut out."""
+    assert guard.can_tell()
+    (tmp_path / "tcp").write_text("  sl  local_address rem_address   st\n")
+    for listed in (tmp_path / "tcp", tmp_path / "none"):
+        monkeypatch.setattr(guard, "_CONNECTIONS", listed)
+        assert not guard.can_tell()
 
 
 # Stands for `psl train`; sleeps until it is killed.

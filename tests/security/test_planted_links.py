@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from psl_flower.errors import StoreExists, StoreUnreachable
+from psl_flower.system.files import locked
 from psl_flower.system.folders import NewFolder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -75,3 +76,16 @@ def test_links_of_ones_own_are_followed(shared: Path) -> None:
     (shared / "link").symlink_to("mine")
     _restore(shared / "link" / "restored")
     assert (shared / "mine" / "restored" / "image.png").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    """It would make, or empty, a file elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    for content in (None, b"somebody's"):
+        if content is not None:
+            elsewhere.write_bytes(content)
+        (tmp_path / ".lock").unlink(missing_ok=True)
+        (tmp_path / ".lock").symlink_to(elsewhere)
+        with pytest.raises(StoreUnreachable, match="cannot be locked"), locked(tmp_path / ".lock", timeout_s=1):
+            pass
+        assert (elsewhere.read_bytes() if elsewhere.exists() else None) == content

@@ -123,6 +123,22 @@ def test_evaluate(psl):
     assert len(err.splitlines()) == 1
 
 
+def test_evaluate_writes_a_table_of_classes(psl, tmp_path):
+    status, out, _ = psl("evaluate", "--csv", tmp_path / "classes.csv")
+    assert status == 0
+    assert "balanced accuracy" in out and "macro F1" in out and "class \\ predicted" in out
+    report = json.loads(psl("evaluate", "--json")[1])
+    lines = (tmp_path / "classes.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(report["classes"])
+    counts = [[int(cell) for cell in line.split(",")[5:]] for line in lines[1:]]
+    assert counts == report["confusion"]
+    assert sum(map(sum, counts)) == report["images"]
+    assert sum(counts[k][k] for k in range(10)) / report["images"] == pytest.approx(report["accuracy"])
+    assert 0 <= report["balanced_accuracy"] <= 1 and 0 <= report["auc"] <= 1
+    status, _, err = psl("evaluate", "--csv", tmp_path / "x.csv", "--absent-curve")
+    assert status == 2 and "--csv does not go with --absent-curve" in err
+
+
 def test_evaluate_without_uppers(psl, workspace, tmp_path):
     status, out, err = psl("evaluate", "--absent-curve", "--max-test", 9)
     assert (status, err) == (0, "")

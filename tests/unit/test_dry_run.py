@@ -42,6 +42,8 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_made(psl, tmp_path):
     assert (report["train_images"], report["test_images"], report["grid"]) == (40, 20, [2, 2])
     assert (report["steps_per_round"], report["steps"]) == (5, 10)
     assert (report["bytes_up_per_image"], report["bytes_down_per_image"]) == (4 * 64 * 8 * 8 * 4, 4 * 64 * 8 * 8 * 2)
+    coded = psl("train", "--dry-run", "--json", *DIGITS, "batch-size=8", "protection=code", "code-size=6")[1]
+    assert json.loads(coded)["bytes_up_per_image"] == 4 * 6 / 8
     on_disk = sum(size_of(stores.store_path(m)) for m in range(2))
     assert report["stores"] == str(stores.folder)
     assert report["disk_stores"] == pytest.approx(on_disk, rel=0.5) and report["disk_stores"] < on_disk

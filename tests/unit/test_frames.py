@@ -49,6 +49,7 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
     "step": (Step(ID, PLAN, True), [ONE], "int8"),
     "step without gradient": (Step(None, None, True), [], "float32"),
     "adapt": (Adapt(ID, 0.5, pack_samples([7, 8]), (1,)), [ONE], "float32"),
+    "adapt weighted": (Adapt(ID, 0.5, pack_samples([7]), class_weights=(0.5, 2.0)), [ONE], "float32"),
     "adapt mixed": (Adapt(ID, 0.5, pack_samples([7]), (), pack_samples([8]), 0.25), [ONE], "float32"),
     "step mixed": (Step(None, Plan(ID, "train", 0.5, pack_samples([7]), 0, 0.25)), [], "float32"),
     "share": (Share(ID), [ONE], "int8"),
@@ -83,6 +84,12 @@ GOLDEN_HEX = {
         "6f636801a47374657002a7617474656d707403a26c72cb3fe0000000000000a7636c6173736573c41007000000000000"
         "000800000000000000a6616273656e749101a774656e736f72739182a5636f646563a7666c6f61743332a57368617065"
         "9201020000803f000000c0"
+    ),
+    "adapt weighted": (
+        "50534c46010000008f000000080000000000000082a76d65737361676585a474797065a56164617074a2696483a56570"
+        "6f636801a47374657002a7617474656d707403a26c72cb3fe0000000000000a7636c6173736573c40807000000000000"
+        "00ad636c6173735f7765696768747392cb3fe0000000000000cb4000000000000000a774656e736f72739182a5636f64"
+        "6563a7666c6f61743332a573686170659201020000803f000000c0"
     ),
     "adapt mixed": (
         "50534c46010000008f000000080000000000000082a76d65737361676586a474797065a56164617074a2696483a56570"

@@ -44,7 +44,9 @@ def images(number=6):
     return torch.rand(number, 1, 16, 16, generator=torch.Generator().manual_seed(4))
 
 
-NETWORKS = [("resnet18", cut) for cut in ("stem", "layer1", "layer2", "layer3")] + [("resnet50", "layer1")]
+NETWORKS = [("resnet18", cut) for cut in ("stem", "layer1", "layer2", "layer3", "layer4", "pool")] + [
+    ("resnet50", "layer1")
+]
 
 
 def silence(net, kept, backbone):

@@ -81,3 +81,22 @@ def test_mixed_labels_by_hand():
     parts = loss_parts(LOGITS, uppers(True, False, True, True), targets, (0, 1, 1, 0), 1.0)
     assert parts.lower.item() == pytest.approx(by_hand)
     assert parts.uppers.item() == pytest.approx((3 * by_hand + EVEN) / 2)
+
+
+def test_classes_weigh_as_they_are_told():
+    """Class 0 weighs 3, class 1 weighs 1: the mean of the two samples' losses is weighted so, in every part."""
+    targets = Targets(Y, class_weights_K=torch.tensor([3.0, 1.0]))
+    parts = loss_parts(LOGITS, uppers(True, False), targets, (0, 1), 1.0)
+    assert parts.lower.item() == pytest.approx((LOW + 3 * HIGH) / 4)
+    assert parts.uppers.item() == pytest.approx((LOW + 3 * HIGH) / 4 + EVEN)
+
+
+def test_weighted_classes_that_are_mixed_and_smoothed():
+    weights = torch.tensor([3.0, 1.0])
+    targets = Targets(Y, torch.tensor([0, 0]), 0.75, weights)
+    lower = loss_parts(LOGITS, None, targets, (0, 1), 1.0, label_smoothing=0.2).lower
+    # Of each sample: 0.8 of its class, 0.1 of each class, all times the classes' weights, over the classes' weights.
+    spread = 0.1 * (3 * HIGH + LOW)
+    of_own = (0.8 * LOW + spread + 0.8 * 3 * HIGH + spread) / 4
+    of_other = (2 * (0.8 * 3 * HIGH + spread)) / 6
+    assert lower.item() == pytest.approx(0.75 * of_own + 0.25 * of_other)

@@ -3,13 +3,14 @@
 import msgspec
 import pytest
 
-from psl_flower.errors import FrameMismatch, PositionError, StoreError
+from psl_flower.errors import AlignmentError, FrameMismatch, PositionError, PositionMissing, StoreError
 from psl_flower.wire.messages import Failed
 from psl_flower.wire.node_messages import (
     Claim,
     Inventory,
     NodeTask,
     StreamTicket,
+    check_alignment,
     check_positions,
     decode,
     encode,
@@ -139,3 +140,36 @@ def test_the_positions_of_absent_uppers_may_be_missing():
         check_positions({"node 1": [claim(0, 0)]}, ASSIGNMENT, absent={1})
     with pytest.raises(PositionError, match="node 2 holds position 0, which node 1 holds already"):
         check_positions({"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 0)]}, ASSIGNMENT, absent={1})
+
+
+@pytest.mark.parametrize("name", ["", "../fare", "a/b", ".hidden", "fare\n", "x" * 65])
+def test_a_party_that_is_no_folder_of_the_nodes_own(name):
+    named = msgspec.structs.replace(TASK, names=("fare", "family-2"))
+    assert decode(encode(named), NodeTask, "the Lower") == named
+    with pytest.raises(FrameMismatch, match="malformed NodeTask"):
+        decode(encode(msgspec.structs.replace(TASK, names=(name,))), NodeTask, "the Lower")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_samples": 4}, "node 1 holds 5 samples, node 2 4; all must hold the same"),
+        ({"dataset": "cd"}, "node 1 and node 2 hold samples of different datasets, or with different ids"),
+    ],
+)
+def test_stores_of_other_samples(changes, words):
+    """Whatever makes the engines on the nodes: their own checks may be missing where the models are others."""
+    held = {"node 1": [claim(0, 0), claim(1, 1)], "node 2": [claim(2, 2)]}
+    check_alignment(held)
+    held["node 2"] = [msgspec.structs.replace(claim(2, 2), **changes)]
+    with pytest.raises(AlignmentError, match=words):
+        check_alignment(held)
+
+
+def test_parties_by_name():
+    names = ("person", "fare")
+    check_positions({"node 1": [claim(0, 0)], "node 2": [claim(1, 1)]}, (0, 1), names=names)
+    with pytest.raises(PositionMissing, match=r"no node is party 'fare' \(asked: node 1\)"):
+        check_positions({"node 1": [claim(0, 0)]}, (0, 1), names=names)
+    with pytest.raises(PositionError, match="node 2 and node 1 both are party 'person'; stop one of them"):
+        check_positions({"node 1": [claim(0, 0)], "node 2": [claim(0, 0)]}, (0, 1), names=names)

@@ -1,8 +1,8 @@
 """Nodes are called as they were registered, and by Flower's id where they were not, or twice by one name."""
 
 from flwr.proto.node_pb2 import NodeInfo
-from strategies.nodes import node_names
 
+from psl_flower.flower.nodes import node_names
 from tests.in_process import InProcessGrid
 
 

@@ -14,6 +14,9 @@ from psl_flower.sealed import keyfile
 from psl_flower.stores.prepare import prepare_stores
 from tests.vectors.sealed_support import ArraySource, World
 
+# What is chosen by the number of images unless it is asked for.
+CHOSEN = {"rounds": 1, "batch_size": 2, "lr": 0.1}
+
 
 @pytest.fixture
 def config(tmp_path, pictures):
@@ -23,12 +26,13 @@ def config(tmp_path, pictures):
 def test_keys_that_are_made_are_announced_once(tmp_path, config):
     said = []
     assert prepare(Train(config=config), say=said.append)[0] == 2
-    *account, line = said
+    *account, line, chosen = said
+    assert chosen.startswith("chosen for ") and "rounds=5" in chosen
     assert account[0].endswith("read as images by class") and all(text.startswith("  ") for text in account[1:])
     assert f"demonstration keys of all parties, in {tmp_path / 'workspace' / 'keys'}" in line
-    count = len(said)
-    prepare(Train(config=config), say=said.append)
-    assert len(said) == count
+    said.clear()
+    prepare(Train(config=config.replace(**CHOSEN)), say=said.append)
+    assert said == []
 
 
 def test_git_passes_by_what_a_run_makes(config, tmp_path):
@@ -57,7 +61,7 @@ def test_a_simulation_needs_the_keys_of_all_nodes(tmp_path):
         prepare(Train(config=config))
     keyfile.save(world.nodes[1], keys / "node1.key")
     said = []
-    assert prepare(Train(config=config), say=said.append)[0] == 2
+    assert prepare(Train(config=config.replace(**CHOSEN)), say=said.append)[0] == 2
     assert said == []
 
 
@@ -68,7 +72,7 @@ def test_batches_that_the_images_do_not_make(config, stores):
         prepare(Train(config=config.replace(max_train=1)))
     prepare(Train(config=config))
     said = []
-    prepare(Train(config=config.replace(batch_size=2)), say=said.append)
+    prepare(Train(config=config.replace(**CHOSEN)), say=said.append)
     assert said == []
     prepare(Train(config=config.replace(batch_size=2000)), say=said.append)
     (line,) = said
@@ -86,7 +90,7 @@ def test_what_was_read_is_said_once_and_kept_beside_the_stores(config, stores):
     assert made.account.left_out[0].example == "train/a/readme.txt" and made.account_lines == ()
     assert (made.folder / "account.json").stat().st_mode & 0o077 == 0
     said.clear()
-    prepare(Train(config=config), say=said.append)
+    prepare(Train(config=config.replace(**CHOSEN)), say=said.append)
     assert said == []
 
 

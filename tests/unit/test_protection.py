@@ -48,6 +48,7 @@ def test_codes_are_levels_and_pass_gradients_as_tanh_does(levels):
     assert torch.allclose(values.grad, 1 - torch.tanh(values.detach()) ** 2, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(Codes(levels)(values), codes)
+        assert Codes(levels)(torch.tensor([0.5, torch.nan])).isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("cut", ["stem", "layer3", "layer4", "pool"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,15 @@ def test_a_superlink_that_goes_before_it_has_the_run_is_not_waited_for(run: RunF
     assert over and status is not None
     assert gone.stopped, "what it had started could write another status"
     assert status.state == "failed" and "the run's process ended: it said nothing" in status.message
+
+
+def test_the_status_of_this_attempt_is_known_though_the_clock_was_set_back(run: RunFolder) -> None:
+    """And that of an attempt before is not taken for it, wherever the clock stands."""
+    run.write_status(Status(state="failed", message="the attempt before"))
+    watch = Watch(SuperLink(up=True), run)
+    assert watch.look() == (None, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1e9)  # hours, or years, before
+        run.write_status(Status(state="completed", message="this one"))
+    status, over = watch.look()
+    assert over and status is not None and (status.message, status.updated) == ("this one", 1e9)

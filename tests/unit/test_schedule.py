@@ -39,6 +39,27 @@ def test_cosine_falls_from_the_peak_to_zero():
     assert [schedule.lr(step) for step in range(5)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", ["constant", "cosine"])
+def test_the_rate_warms_up_in_proportion(kind):
+    schedule = Schedule(kind=kind, peak=0.4, total_steps=9, warm_up=3)
+    assert [schedule.lr(step) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    without = Schedule(kind=kind, peak=0.4, total_steps=6)
+    assert [schedule.lr(step + 3) for step in range(6)] == pytest.approx([without.lr(step) for step in range(6)])
+
+
+def test_one_cycle_peaks_after_its_warm_up():
+    rates = [Schedule(kind="one-cycle", peak=1.0, total_steps=20, warm_up=2).lr(step) for step in range(20)]
+    assert rates[:3] == pytest.approx([0.04, 0.52, 1.0])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_warm_up_longer_than_the_run_ends_with_it(kind):
+    rates = [Schedule(kind=kind, peak=1.0, total_steps=3, warm_up=9).lr(step) for step in range(5)]
+    assert rates == sorted(rates)
+    assert 0.0 < rates[0] <= rates[-1] <= 1.0
+
+
 def test_constant():
     assert {Schedule(kind="constant", peak=0.3, total_steps=9).lr(step) for step in range(9)} == {0.3}
 

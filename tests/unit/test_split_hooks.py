@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from psl_flower.errors import DataError
 from psl_flower.split import EarlyStopping, LocalResult, PartySide, Training, fit_local
 from tests import plain_split as plain
 from tests.parties_in_process import party_with, training
@@ -245,3 +246,47 @@ def test_a_schedule_of_ones_own_and_a_longer_training(tmp_path: Path) -> None:
         assert len(result.rounds) == epochs
     whole = fit_local(party, training(epochs=2))
     assert plain.differing(plain.snapshot(result.nets, result.top), plain.snapshot(whole.nets, whole.top)) == []
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def test_samples_that_a_party_lacks_are_zeros_and_spoil_no_batch_norm() -> None:
+    """Two rows of one party hold NaN, which nothing may read; in one batch it has no sample at all."""
+    batches = plain.batches(SAMPLES, SETTINGS["batch_size"], SETTINGS["epochs"], SETTINGS["seed"])
+    present = np.ones(24, bool)
+    present[[3, 8, *batches[2]]] = False
+    data = {"a": draw(4), "b": draw(2, seed=1)}
+    data["b"][torch.from_numpy(~present)] = torch.nan
+    targets, nets = draw(1, seed=2), {"a": lambda: nn.Linear(4, 3), "b": normed}
+
+    def party(name: str, context: Any) -> PartySide:
+        return PartySide(nets[name](), data[name], torch.optim.Adam, present=present if name == "b" else None)
+
+    shapes = {"a": (3,), "b": (3,)}
+    made = Training(
+        lambda: Concatenated(6), shapes, labels=targets, train=SAMPLES, loss=nn.functional.mse_loss,
+        optimizer=torch.optim.Adam, **SETTINGS,
+    )  # fmt: skip
+    result = fit_local(party, made)
+
+    class Holed(nn.Module):
+        """Runs its net on the rows of a batch that are there."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = normed()
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            there = ~rows.isnan().any(1)
+            whole = torch.zeros(len(rows), 3)
+            return torch.index_put(whole, (there.nonzero()[:, 0],), self.net(rows[there])) if there.any() else whole
+
+    expected = loop({"a": nets["a"], "b": Holed}, data, lambda: Concatenated(6), targets, nn.functional.mse_loss)
+    assert same(result, {name.replace("b.net.", "b."): value for name, value in expected.items()}) == []
+
+
+def test_a_mask_of_the_wrong_length() -> None:
+    with pytest.raises(DataError, match=r"party 'a': present: expected one bool for each of 24 rows, got bool \(3,\)"):
+        fit(TWO, TWO_DATA, lambda: Concatenated(6), draw(1), nn.functional.mse_loss, present=np.ones(3, bool))

@@ -15,7 +15,7 @@ from psl_flower.errors import AlignmentError, ConfigError, DataError, PslError, 
 from psl_flower.split import EarlyStopping, PartySide, Training, fit_local
 from psl_flower.split.folder import TrainingFolder
 from tests import plain_split as plain
-from tests.parties_in_process import arguments, party_with, training
+from tests.parties_in_process import arguments, over_nodes, party_with, training
 
 ADAM = torch.optim.Adam
 ONE = {"epochs": 1}
@@ -157,3 +157,20 @@ def test_a_workdir_of_another_training(tmp_path: Path) -> None:
     fit(workdir=tmp_path)
     with pytest.raises(RunError, match="lr: the training began with 0.01, it is now 0.1; use another workdir"):
         fit(workdir=tmp_path, lr=0.1)
+
+
+def test_other_threads_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(workdir=tmp_path, threads=1)
+    assert caplog.text == ""
+    fit(workdir=tmp_path, threads=2, epochs=2)
+    for who in ("the server's model", "party 'person'", "party 'fare'", "party 'family'"):
+        assert f"{who}: the checkpoint was made with 1 threads, this process computes with 2" in caplog.text
+
+
+def test_a_stream_and_its_settings() -> None:
+    with pytest.raises(ConfigError, match="transport"):
+        over_nodes(transport="pigeon")
+    with pytest.raises(ConfigError, match="on_missing_node: a party cannot be done without here"):
+        over_nodes(on_missing_node="continue")
+    with pytest.raises(ConfigError, match="workdir: give a folder for checkpoints"):
+        over_nodes().fit(None)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.baselines.whole_image import LocalTraining, MergedPatches, ProximalSgd, whole_image_config
+from psl_flower.baselines.whole_image import LocalTraining, MergedPatches, whole_image_config
 from psl_flower.config import RunConfig
 from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.engine.optimizers import Proximal, Sgd
 from psl_flower.errors import TrainingError
 from tests.engines import settings
 
@@ -76,7 +77,7 @@ def test_a_loss_that_is_not_finite_ends_it(stores_for):
 
 def test_the_proximal_term_pulls_back_to_where_the_round_began():
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = ProximalSgd([weight], momentum=0.0, weight_decay=0.0, mu=0.5)
+    optimizer = Proximal(Sgd([weight], momentum=0.0, weight_decay=0.0), [weight], mu=0.5)
     optimizer.param_groups[0]["lr"] = 0.1
     with torch.no_grad():
         weight += 2.0

@@ -1,0 +1,83 @@
+"""Early stopping: which evaluation on the validation images was the best, and whether training has ended by it.
+
+A verdict follows from the values recorded so far alone, so a run that was killed and resumed ends where it would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from psl_flower.config.training import TrainingSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the evaluations on validation images say.
+
+    Attributes
+    ----------
+    step : int
+        Steps applied at the best of them, the earliest of equal ones; 0 if there is none with a number.
+    value : float
+        What it measured.
+    since : int
+        Evaluations after it.
+    ended : bool
+        Whether training is over by them.
+    """
+
+    step: int = 0
+    value: float = math.nan
+    since: int = 0
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """What is watched on the validation images.
+
+    Attributes
+    ----------
+    name : str
+        One of `psl_flower.config.training.MONITORS`.
+    patience : int
+        Evaluations without improvement after which training ends; 0: it never does.
+    """
+
+    name: str
+    patience: int
+
+    @classmethod
+    def of(cls, training: TrainingSettings) -> Monitor | None:
+        """Return the one that the settings ask for; None without validation images."""
+        if not training.valid_fraction:
+            return None
+        return cls(name=training.monitor, patience=training.patience)
+
+    @property
+    def key(self) -> str:
+        """The key of its values in metrics.jsonl."""
+        return f"valid_{self.name.replace('-', '_')}"
+
+    def verdict(self, rounds: Iterable[Mapping[str, Any]]) -> Verdict:
+        """Return the verdict over the rounds of metrics.jsonl, in order; those without a validation do not count."""
+        found = Verdict()
+        for metrics in rounds:
+            # A loss that is no number is null in the file, an accuracy is always there.
+            if metrics.get("valid_accuracy") is None:
+                continue
+            value = metrics[self.key]
+            if value is not None and math.isfinite(value) and self._improves(value, found.value):
+                found = Verdict(step=metrics["step"], value=value)
+            else:
+                since = found.since + 1
+                found = Verdict(step=found.step, value=found.value, since=since, ended=0 < self.patience <= since)
+        return found
+
+    def _improves(self, value: float, best: float) -> bool:
+        if math.isnan(best):
+            return True
+        return value < best if self.name == "loss" else value > best

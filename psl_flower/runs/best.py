@@ -1,0 +1,60 @@
+"""What a training with validation images came to: best.json in the run's folder, written when training is over.
+
+The Lower's newest checkpoint is then the best one: later ones are dropped, so whatever uses the newest uses it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from psl_flower.errors import RunError
+from psl_flower.runs.folder import RunFolder
+from psl_flower.system.files import read_file, write_file
+
+_FILE = "best.json"
+
+
+class Best(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights that were kept.
+
+    Attributes
+    ----------
+    step : int
+        Steps that they were trained for.
+    trained : int
+        Steps after which training ended.
+    monitor : str
+        What was watched on the validation images.
+    value : float or None
+        What it was; None if it was never a number.
+    stopped_early : bool
+        Whether training ended before its last step, for lack of improvement.
+    """
+
+    step: int
+    trained: int
+    monitor: str
+    value: float | None
+    stopped_early: bool
+
+
+def save_best(run: RunFolder, best: Best) -> None:
+    """Write best.json durably; raises RunError if the disk refuses."""
+    write_file(run.path / _FILE, msgspec.json.format(msgspec.json.encode(best), indent=2), RunError)
+
+
+def load_best(run: RunFolder) -> Best | None:
+    """Return what is in best.json; None while training is not over, or without validation images.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged.
+    """
+    path = run.path / _FILE
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(read_file(path, RunError), type=Best)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: damaged: {error}") from error

@@ -1,0 +1,116 @@
+"""What a run came to, as its report and comparisons with other runs show it.
+
+Suffixes: K classes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import RunError
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.mistakes import Mistake, columns_of, mistakes
+
+# Settings that say where a run is and how it is shown, not what it trains.
+_NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner"})
+_WORST = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A run's result.
+
+    Attributes
+    ----------
+    name, state : str
+        Of the run; how it stands.
+    settings : dict
+        All settings by their keys.
+    description : StoreSetDescription
+        The images and the grid.
+    rounds : list[dict]
+        The objects of metrics.jsonl.
+    confusion_KK : ndarray, optional
+        Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
+    worst : list[Mistake]
+        The test images that it got wrong, the surest first.
+    """
+
+    name: str
+    state: str
+    settings: dict[str, Any]
+    description: StoreSetDescription
+    rounds: list[dict[str, Any]]
+    confusion_KK: NDArray[np.int64] | None
+    worst: list[Mistake]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Summary:
+        """Read a run's folder.
+
+        Raises
+        ------
+        RunError
+            If it has no metrics yet, or a file is damaged.
+        StoreError
+            If manifest.json is damaged.
+        """
+        rounds = run.read_metrics()
+        if not rounds:
+            raise RunError(f"{run.path}: the run has completed no round yet")
+        status, description = run.read_status(), run.read_description()
+        confusion_KK, worst = None, list[Mistake]()
+        if (run.path / "predictions.npz").exists():
+            _, label_N, predicted_N, _, _ = columns_of(run.path / "predictions.npz", "test")
+            confusion_KK = np.zeros((description.num_classes, description.num_classes), np.int64)
+            np.add.at(confusion_KK, (label_N, predicted_N), 1)
+            worst = mistakes(run.path / "predictions.npz", split="test", limit=_WORST)
+        return cls(
+            name=run.name,
+            state="unknown" if status is None else "died" if status.died else status.state,
+            settings=run.read_config().to_mapping(),
+            description=description,
+            rounds=rounds,
+            confusion_KK=confusion_KK,
+            worst=worst,
+        )
+
+    def last(self, key: str) -> float | None:
+        """Return the last known value of a metric; None if there is none."""
+        return next((row[key] for row in reversed(self.rounds) if row.get(key) is not None), None)
+
+    def total(self, key: str) -> float:
+        """Return the sum of a metric over the rounds."""
+        return float(sum(row.get(key) or 0 for row in self.rounds))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        defaults = RunConfig().to_mapping()
+        kept = {key: value for key, value in self.settings.items() if key not in _NOT_COMPARED}
+        return {key: value for key, value in kept.items() if value != defaults.get(key)}
+
+    @property
+    def command(self) -> str:
+        """The command that trains the same again, under a new name."""
+        words = [f"{key}={_text(value)}" for key, value in self.changed.items()]
+        return " ".join(["psl", "train", *map(shlex.quote, words)])
+
+
+def differences(summaries: Sequence[Summary]) -> dict[str, list[str]]:
+    """Return the settings in which runs differ: by key, the value of each run."""
+    keys = dict.fromkeys(key for summary in summaries for key in summary.settings if key not in _NOT_COMPARED)
+    values = {key: [_text(summary.settings.get(key, "")) for summary in summaries] for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,31 @@
+"""Codes cross both transports through real Flower runs, to the weights of one process; such runs are used as others are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import TINY, Place, differing, last_json, model, oracle
+
+CODE = ("protection=code", "code-size=6", "cut=layer4", "backbone-width=8", "wire-gradients=int8")
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_codes_cross_the_wire_exactly(place: Place, transport: str) -> None:
+    settings = ("rounds=1", "steps-per-round=3", f"transport={transport}", "run-name=codes")
+    done = place.psl("train", *TINY, *CODE, *settings)
+    assert done.returncode == 0, done.stderr
+    run = place.run("codes")
+    assert differing(model(run), oracle(run, 3)) == []
+    assert differing(model(run), oracle(run, 2)) != []
+    # 3 steps of 16 images and a test split of 32, 6 bits each from 4 nodes: 240 bytes beside the heads of frames.
+    (metrics,) = run.read_metrics()
+    assert metrics["bytes_up"] < 240 + 4 * 4 * 400
+
+    own = np.load(run.path / "predictions.npz")["predicted"]
+    done = place.psl("predict", "--in-place", "codes", "--json")
+    assert done.returncode == 0, done.stderr
+    found = np.load(Path(last_json(done.stdout)["predictions"]))["predicted"]
+    assert np.array_equal(found, own)
