@@ -168,8 +168,9 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f"Attacks on {asked.victims} training images with {asked.auxiliary} others at most, {asked.decoder_epochs} "
             "epochs of each decoder at most; the better decoder by auxiliary images, mean SSIM and its 95 % interval "
             "over the images. Nearest: rebuilt images whose nearest image, of all attacked, is the true one. All "
-            "looks: codes of the states after every epoch together. Of their own: images whose codes no other has. Bytes "
-            "are the payload of an image and step over all nodes. Accuracy is that of so few epochs, far from what longer "
+            "looks: codes of the states after every epoch together. Of their own: images whose codes no other has. "
+            "Bytes are the payload of an image and step over all nodes. Accuracy is that of so few epochs, far from "
+            "what longer "
             f"training reaches, and stronger attackers may find more. {self.load}"
         )
 
