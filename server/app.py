@@ -39,6 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     work = kind.begin()
     every_s = work.config.output.progress_every_s
     with claimed(work.folder):
+        if work.folder.read_status() is not None:
+            work.folder.forget_stop()  # which was asked of an earlier attempt
         reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
         try:
             handle: Callable[[ServerRun[Any]], None] = pkgutil.resolve_name(kind.handler)

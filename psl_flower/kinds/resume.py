@@ -79,10 +79,8 @@ class Resume(Train):
         return Work(config=config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same; an earlier request to stop is taken back."""
-        work = self.find()
-        work.folder.forget_stop()
-        return work
+        """Return the same."""
+        return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
         """Return what other rounds mean for the run, and what `Train.check` does.

@@ -116,9 +116,14 @@ class Report(reports.Report, frozen=True, kw_only=True):
     measurements: tuple[Trial, ...]
 
     @property
+    def ended(self) -> list[Trial]:
+        """The trials whose runs came to their end; of the others nobody knows the weights."""
+        return [trial for trial in self.measurements if not trial.failure]
+
+    @property
     def all_kills(self) -> list[Kill]:
-        """Those of all trials."""
-        return [kill for trial in self.measurements for kill in trial.kills]
+        """Those of all trials that ended."""
+        return [kill for trial in self.ended for kill in trial.kills]
 
     @property
     def equal(self) -> bool:
@@ -128,12 +133,14 @@ class Report(reports.Report, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """One line: what became of which runs, and where."""
-        runs, equal = (sum(t.runs for t in found) for found in (self.measurements, self._equal_trials()))
-        weights = "bit-equal to those of the undisturbed network" if self.equal else f"equal in {equal} of them ONLY"
+        runs, equal = (sum(trial.runs for trial in found) for found in (self.ended, self._equal_trials()))
+        weights = "bit-equal to those of the undisturbed network" if runs == equal else f"equal in {equal} of them ONLY"
+        given_up = len(self.measurements) - len(self.ended)
         return (
             f"{counted(len(self.all_kills), 'kill')} of {self.kills} asked for, {counted(runs, 'run')} of a deployed "
-            f"federation with TLS, weights {weights}; {self.settings['dataset']}, batch {self.settings['batch-size']}; "
-            f"{self.place}"
+            f"federation with TLS to the end, weights {weights}"
+            + (f", {counted(given_up, 'trial')} given up" if given_up else "")
+            + f"; {self.settings['dataset']}, batch {self.settings['batch-size']}; {self.place}"
         )
 
     @property
@@ -143,7 +150,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
             (("killed", "times", "recovering", *_SEEN, "recovery, s"), [self._by_role(role) for role in ROLES]),
             (
                 ("trials", "transport", "runs", "steps", "kills", "resumed", "bit-equal"),
-                [self._by_kind(*key) for key in dict.fromkeys((t.kind, t.transport) for t in self.measurements)],
+                [self._by_kind(*key) for key in dict.fromkeys((t.kind, t.transport) for t in self.ended)],
             ),
         )
 
@@ -158,7 +165,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "do, and an operator resumes a run that has ended. Recovery: from the kill to a committed step beyond all "
             "that it could disturb, with everything running again, median (lowest to highest). Kills in the column "
             "'recovering' came before the run had recovered from the kill before. The undisturbed network is trained "
-            f"in one process on the same batches. {self.load}"
+            f"in one process on the same batches. {self._given_up}{self.load}"
         )
 
     @property
@@ -167,6 +174,10 @@ class Report(reports.Report, frozen=True, kw_only=True):
         asked = {"kills": self.kills, "kills-per-run": self.kills_per_run, "seed": self.seed, "nodes": self.nodes}
         options = {"deployed": "", **asked}
         return again("chaos", [(name, str(value)) for name, value in options.items()], {})
+
+    @property
+    def _given_up(self) -> str:
+        return "".join(f"Given up: {trial.name}, {trial.failure}. " for trial in self.measurements if trial.failure)
 
     def _equal_trials(self) -> list[Trial]:
         return [trial for trial in self.measurements if trial.equal]
@@ -179,7 +190,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         return (role, str(len(found)), str(recovering), *seen, spread(Spread.of(times) if times else None, ".0f"))
 
     def _by_kind(self, kind: str, transport: str) -> Row:
-        found = [trial for trial in self.measurements if (trial.kind, trial.transport) == (kind, transport)]
+        found = [trial for trial in self.ended if (trial.kind, trial.transport) == (kind, transport)]
         steps = sum(trial.runs * trial.steps for trial in found)
         numbers = (sum(t.runs for t in found), steps, sum(len(t.kills) for t in found), sum(t.resumed for t in found))
         equal = sum(trial.runs for trial in found if trial.equal)

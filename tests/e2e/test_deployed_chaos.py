@@ -14,7 +14,7 @@ def test_kills_leave_the_weights_as_they_would_be(tmp_path):
     if reason := why_not():
         pytest.skip(reason)
     try:
-        network = Network(tmp_path / "hosts", 4, environment())
+        network = Network(tmp_path / "hosts", 2, environment())
     except NotAllowed as error:
         pytest.skip(f"this machine does not allow separate hosts: {error}")
     try:

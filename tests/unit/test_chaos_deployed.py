@@ -5,7 +5,6 @@ import random
 import shlex
 
 import msgspec
-import pytest
 
 from simulations import page, reports
 from simulations.chaos import deployed
@@ -61,8 +60,8 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path):
     assert reports.load(path, Report) == written
     text = page.render({"chaos-deployed.json": written})
     for expected in (
-        "## chaos-deployed\n\n4 kills of 200 asked for, 3 runs of a deployed federation with TLS, weights bit-equal to "
-        "those of the undisturbed network; digits, batch 16; A CPU",
+        "## chaos-deployed\n\n4 kills of 200 asked for, 3 runs of a deployed federation with TLS to the end, weights "
+        "bit-equal to those of the undisturbed network; digits, batch 16; A CPU",
         "| SuperNode | 2 | 1 | 0 | 2 | 0 | 70 (60 to 80) |\n",
         "| SuperLink | 1 | 0 | 0 | 0 | 1 | - |\n",
         "| one run | stream | 1 | 12 | 3 | 1 | 1 of 1 |\n| two runs at once | stream | 2 | 24 | 1 | 1 | 2 of 2 |\n",
@@ -71,18 +70,19 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path):
         assert expected in text
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        trial("storm-3", (), weights="bb"),
-        trial("storm-3", (), failure="stuck"),
-        trial("storm-3", (), runs=2, weights=""),
-    ],
-)
-def test_other_weights_and_failures_are_called_so(wrong):
-    found = report(wrong)
-    assert not found.equal and not wrong.equal
-    assert "weights equal in 3 of them ONLY" in found.title
+def test_other_weights_are_called_so():
+    wrong = trial("storm-3", (), runs=2, weights="bb")
+    assert not wrong.equal and not report(wrong).equal
+    assert "weights equal in 3 of them ONLY" in report(wrong).title
+
+
+def test_a_trial_that_was_given_up_is_no_success():
+    stuck = trial("storm-3", (kill("ClientApp", None),), failure="no step within 900 s")
+    found = report(stuck)
+    assert not stuck.equal and not found.equal
+    assert "3 runs of a deployed federation with TLS to the end, weights bit-equal to those of the" in found.title
+    assert ", 1 trial given up; digits" in found.title
+    assert "Given up: storm-3, no step within 900 s. " in found.notes
 
 
 def test_the_command_that_does_it_again():
@@ -142,7 +142,7 @@ def test_finished_trials_are_not_done_again(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 1
     assert attempted == [stuck.name, *(plan.name for plan in rest)]
     assert (
-        "4 kills of 4 asked for, 7 runs of a deployed federation with TLS, weights equal in 6 of them ONLY"
+        "4 kills of 4 asked for, 7 runs of a deployed federation with TLS to the end, weights equal in 6 of them ONLY"
         in " ".join(capsys.readouterr().out.split())
     )
     found = reports.load(path, Report)
