@@ -238,7 +238,8 @@ def _trial(
 def _config(case: str, seed: int, options: Options, workspace: Path) -> RunConfig:
     shared: Values = {
         "dataset": options.dataset, "seed": seed, "backbone-width": options.width, "max-train": options.images,
-        "max-test": options.test_images, "rounds": options.epochs, "batch-size": 64, "lr": 0.05, "stores": "plain", "workspace": str(workspace),
+        "max-test": options.test_images, "rounds": options.epochs, "batch-size": 64, "lr": 0.05,
+        "stores": "plain", "workspace": str(workspace),
         "flip": options.dataset != "digits",
     }  # fmt: skip
     return RunConfig.from_mapping(shared | CASES[case])
