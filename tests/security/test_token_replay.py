@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from flwr.app import Message
 
-from clients.host import claim_of
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.upper import claim_of
 from psl_flower.errors import AuthenticationError, NodeError, PslError
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
