@@ -40,12 +40,7 @@ def train(run: ServerRun[Train]) -> None:
         If a setting, a node or the training itself does not allow it to continue.
     """
     blueprint, reporter = run.blueprint, run.reporter
-    run.source.write_description(run.stores.description)
-    run.source.write_account(run.stores.account)
-    # As numbers, so that they are known without the dataset, and for another run.
-    given = run.source.read_config()
-    if (settled := planned(given, run.stores.description)) is not given:
-        run.source.write_config(settled)
+    _describe(run)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
@@ -89,16 +84,31 @@ def train(run: ServerRun[Train]) -> None:
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
+    _complete(run, time.monotonic() - began, best, model)
+
+
+def _describe(run: ServerRun[Train]) -> None:
+    """Write the run's description, account and settings; with numbers for those that the images decide."""
+    run.source.write_description(run.stores.description)
+    run.source.write_account(run.stores.account)
+    # So that they are known without the dataset, and for another run.
+    given = run.source.read_config()
+    if (settled := planned(given, run.stores.description)) is not given:
+        run.source.write_config(settled)
+
+
+def _complete(run: ServerRun[Train], seconds: float, best: Best | None, model: str) -> None:
+    """Report the end of a run that has trained."""
     if (run.source.path / "predictions.npz").exists():
         write_table(run.source, run.stores.description)
-    note = reporter.chance_note()
+    note = run.reporter.chance_note()
     if note:
         log.warning("the test result is %s", note)
     keep_newest(run.source, run.config.output.keep_checkpoints)
-    reporter.end(
+    run.reporter.end(
         "completed",
-        f"run {run.source.name} completed in {duration(time.monotonic() - began)}{_kept(best)}"
-        f"{reporter.final_accuracy()}{', no better than chance' if note else ''}; {model}; "
+        f"run {run.source.name} completed in {duration(seconds)}{_kept(best)}"
+        f"{run.reporter.final_accuracy()}{', no better than chance' if note else ''}; {model}; "
         f"metrics in {run.source.path / 'metrics.jsonl'}",
     )
 

@@ -12,7 +12,9 @@ from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
+    from psl_flower.engine.build import Blueprint
     from psl_flower.kinds import Kind
+    from psl_flower.stores.planned import PlannedStores
 
 # Seen of a process that has imported torch and one of our apps.
 _PROGRAM_BYTES = 400_000_000
@@ -36,9 +38,7 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
         As the run would raise it at its start.
     """
     from psl_flower.engine.build import Blueprint
-    from psl_flower.engine.footprint import footprint
     from psl_flower.kinds import Train
-    from psl_flower.launch.sizing import simulation
     from psl_flower.stores.planned import plan_stores
     from psl_flower.system.devices import choose_device
 
@@ -51,17 +51,26 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     description = planned.description
     note = kind.check(work, description)
     blueprint = Blueprint(config, description)
-    training = blueprint.config.training  # in numbers, where the images decide them
     blueprint.augmentation()  # which the images may not fit
+    report = {"run": work.folder.name, "folder": str(work.folder.path), "device": str(device)}
+    report |= _report(blueprint, planned, nodes)
+    tell(report, _lines(report, config.network, planned.account, (planned.grid_reason, note)), as_json)
+
+
+def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[str, Any]:
+    """Return the numbers of a training."""
+    from psl_flower.engine.footprint import footprint
+    from psl_flower.launch.sizing import simulation
+
+    config, description = blueprint.config, blueprint.description
+    training = config.training  # in numbers, where the images decide them
     train, test = (len(description.samples_of(split)) for split in ("train", "test"))
     takes = footprint(blueprint, min(training.batch_size, train))
     fitting = simulation(description.num_uppers, num_nodes=nodes, adaptation=config.network.adaptation_server)
     number = int(fitting["num-supernodes"])
     grid = description.grid()
     checkpoints = 1 + 2 * (training.rounds > 1 or config.output.checkpoint_every > 0)
-    report: dict[str, Any] = {
-        "run": work.folder.name,
-        "folder": str(work.folder.path),
+    return {
         "dataset": description.dataset,
         "train_images": train,
         "test_images": test,
@@ -73,7 +82,6 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
         "stride": list(grid.stride),
         "uppers": description.num_uppers,
         "nodes": number,
-        "device": str(device),
         "batch_size": min(training.batch_size, train),
         "lr": training.lr,
         "rounds": training.rounds,
@@ -93,7 +101,6 @@ def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
         "stores": str(planned.folder),
         "stores_exist": planned.exist,
     }
-    tell(report, _lines(report, config.network, planned.account, (planned.grid_reason, note)), as_json)
 
 
 def _lines(report: Mapping[str, Any], network: Any, account: Account | None, notes: tuple[str, ...]) -> Iterator[str]:
