@@ -280,7 +280,7 @@ class Reporter:
         return f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
 
     def chance_note(self) -> str:
-        """Return what to say of a last test result that is no better than chance; empty if it is better."""
+        """Return a note on a last test result that is no better than chance; empty if it is better."""
         return self._scores.note(self._class_names) if self._scores else ""
 
     def _metrics(
@@ -369,7 +369,7 @@ class Reporter:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from another that has its name; None if it is not there."""
+    """Return a folder's identity on disk; None if it is not there."""
     try:
         found = folder.stat()
     except OSError:

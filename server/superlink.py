@@ -1,4 +1,4 @@
-"""The loss of Flower's SuperLink, told from what its client raises."""
+"""The loss of Flower's SuperLink, recognised by the errors of its client."""
 
 from __future__ import annotations
 

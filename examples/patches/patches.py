@@ -21,7 +21,7 @@ def quarter(name: str) -> torch.Tensor:
 
 
 def party(name: str, context: Context) -> PartySide:
-    """Return what an owner brings: its network, its pictures, its optimiser."""
+    """Return an owner's side: its network, its pictures, its optimiser."""
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.Dropout(0.1)
     )

@@ -23,7 +23,7 @@ def columns_of(name: str) -> torch.Tensor:
 
 
 def party(name: str, context: Context) -> PartySide:
-    """Return what a party brings: its model, its data, its optimiser."""
+    """Return a party's side: its model, its data, its optimiser."""
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 16))
     return PartySide(net, columns_of(name), torch.optim.Adam)
 

@@ -26,7 +26,7 @@ class OutputSettings(Settings):
         0, "steps between checkpoints; one is always written at the end of a round", least=0
     )
     keep_checkpoints: int = setting(
-        1, "newest checkpoints that stay once all rounds are done; three while the run goes on", least=1, most=3
+        1, "newest checkpoints that stay once all rounds are done; three during the run", least=1, most=3
     )
     collect_model: bool = setting(True, "collect the Upper models at the end into runs/<name>/model")
     progress_every_s: float = setting(2.0, "seconds between lines of progress", least=0)

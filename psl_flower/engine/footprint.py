@@ -51,7 +51,7 @@ class Footprint:
 
 
 def footprint(blueprint: Blueprint, batch: int) -> Footprint:
-    """Return what a step with `batch` images takes; no weight is drawn and nothing is computed."""
+    """Return the costs of a step with `batch` images; no weight is drawn and nothing is computed."""
     description, config = blueprint.description, blueprint.config
     with torch.device("meta"):
         upper, lower, net = blueprint.upper(0), blueprint.lower(), blueprint.adaptation()
@@ -115,7 +115,7 @@ def _bytes(module: nn.Module, *, buffers: bool = True) -> int:
 
 
 def _optimizer_states(blueprint: Blueprint) -> int:
-    """Return how many numbers the optimiser keeps for each weight, such as 1 of SGD with momentum."""
+    """Return the optimiser's numbers for each weight, such as 1 for SGD with momentum."""
     weight = nn.Parameter(torch.zeros(64))
     weight.grad = torch.ones(64)
     optimizer = blueprint.optimizer([weight])

@@ -293,7 +293,7 @@ class Rounds(ABC, Generic[L, T]):
 
 
 def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
-    """Return the step at which the round that goes on after `step` ends, and whether it evaluates.
+    """Return the last step of the round that continues after `step`, and whether the round evaluates.
 
     Parameters
     ----------

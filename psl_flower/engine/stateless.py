@@ -43,7 +43,7 @@ class StatelessParty:
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now: a gradient only where a pass is pending.
 
-        With `saved`, that state is the checkpoint of so many steps (see `PartyEngine.go_to`), whatever was between.
+        With `saved`, that state is the checkpoint of that step (see `PartyEngine.go_to`), whatever was between.
 
         Raises
         ------

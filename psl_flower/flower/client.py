@@ -134,7 +134,7 @@ class SideHost:
         return Checkpoints(root / self._name(m))
 
     def claim(self, m: int) -> Claim:
-        """Return what a party holds."""
+        """Return a party's claim."""
         with closing(self.party(m)) as engine:
             return engine.claim
 

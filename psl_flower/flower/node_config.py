@@ -57,7 +57,7 @@ def own_tls(context: Context) -> NodeTls:
 
 
 def permission(context: Context, name: str) -> bool:
-    """Return what a node's own configuration allows; raises ConfigError unless it is true or false."""
+    """Return a permission of the node's configuration; raises ConfigError unless it is true or false."""
     value = context.node_config.get(name, False)
     if not isinstance(value, bool):
         raise ConfigError(f"node-config {name}: expected true or false, got {value!r}")

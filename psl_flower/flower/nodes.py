@@ -202,7 +202,7 @@ def _inventories(
 
 
 def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
-    """Return what to call each node: the name that it was registered by, or Flower's id where there is none."""
+    """Return each node's name: the one it was registered by, or Flower's id where there is none."""
     registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
     names = [registered.get(node, str(node)) for node in nodes]
     return {
@@ -338,7 +338,7 @@ def _place_simulated(
 
 
 def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
-    """Return what to call a node that hosts these parties, where parties have names."""
+    """Return the name of a node that hosts these parties, where parties have names."""
     return f"{node} ({', '.join(names[m] for m in parties)})" if names else node
 
 

@@ -34,7 +34,7 @@ class OfApp:
         return self.function(*arguments)
 
     def __reduce__(self) -> tuple[Callable[..., OfApp], tuple[Any, ...]]:
-        """Return how to make it again."""
+        """Return the pickle's constructor and arguments."""
         module = sys.modules.get(getattr(self.function, "__module__", ""))
         name = getattr(self.function, "__qualname__", "")
         file = getattr(module, "__file__", None)

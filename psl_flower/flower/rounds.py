@@ -135,7 +135,7 @@ class RoundsStrategy(Strategy):
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return what was measured on the test split, if this round ran through it."""
+        """Return the metrics of the test split, if this round ran through it."""
         return MetricRecord({**self._report.metrics}) if self._report.metrics else None
 
     def collect(self, grid: Grid) -> dict[int, dict[str, torch.Tensor]]:

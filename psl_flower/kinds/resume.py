@@ -83,7 +83,7 @@ class Resume(Train):
         return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Return what other rounds mean for the run, and what `Train.check` does.
+        """Return a line on the effect of other rounds, and the line of `Train.check`.
 
         Raises
         ------

@@ -56,7 +56,7 @@ def is_of_this_user(client: Address, server: Address) -> bool:
 
 
 def can_tell() -> bool:
-    """Return whether the kernel lists whose sockets are whose: it does on Linux, and not in every sandbox."""
+    """Check if the kernel lists the owners of sockets: it does on Linux, and not in every sandbox."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         accepted, _ = server.accept()
         with accepted:

@@ -239,7 +239,7 @@ class _Scaling(NamedTuple):
 
 @torch.no_grad()
 def _smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return what crosses the cut (N, P, C * looks, h, w) of images uint8."""
+    """Return the smashed data (N, P, C * looks, h, w) of images uint8."""
     parts = []
     for images in images_NCHW.split(_BATCH):
         pixels = normalise(images, description.mean, description.std, torch.device("cpu"))

@@ -127,7 +127,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
 
     def lines(self) -> list[str]:
-        """Return what was attacked, the verdict and what it leaves open, a sentence each."""
+        """Return three sentences: the attack, the verdict, and its limits."""
         crossing = f"{self.bits} bits" if self.bits is not None else f"{self.numbers // self.looks} numbers"
         short = f" (of {self.auxiliary_asked} asked)" if self.auxiliary < self.auxiliary_asked else ""
         looks = "one look" if self.looks == 1 else f"{self.looks} looks joined"

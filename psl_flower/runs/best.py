@@ -44,7 +44,7 @@ def save_best(run: RunFolder, best: Best) -> None:
 
 
 def load_best(run: RunFolder) -> Best | None:
-    """Return what is in best.json; None while training is not over, or without validation images.
+    """Read best.json; None while training is not over, or without validation images.
 
     Raises
     ------

@@ -215,7 +215,7 @@ class TopEngine(HeadEngine):
 
     @torch.no_grad()
     def outputs(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> Outputs:
-        """Return what the model answers in evaluation mode, on the CPU."""
+        """Return the model's outputs in evaluation mode, on the CPU."""
         self.lower.eval()
         with drawing(plan, TOP, self.device):
             outputs = self.lower(*self._unpacked(smashed))
@@ -246,6 +246,6 @@ def told_as(what: str) -> Iterator[None]:
 
 
 def made(make: Callable[[], Any], seed: int, name: str) -> Any:
-    """Return what a function makes while torch draws from the seed of a party, or of `TOP`."""
+    """Call a function while torch draws from the seed of a party, or of `TOP`; return its result."""
     with seeded(init_seed(seed, name)), told_as(TOP if name == TOP else f"party {name!r}"):
         return make()

@@ -57,7 +57,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     party : callable
         What `psl_flower.flower.split_client` takes; called with each name and None.
     training : Training
-        Such as a `psl_flower.flower.SplitLearning`. With a workdir, a training that was interrupted goes on.
+        Such as a `psl_flower.flower.SplitLearning`. With a workdir, an interrupted training continues.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def engine_of(party: MakeParty, name: str, context: Any, training: Training, che
 
 
 def side_of(party: MakeParty, name: str, context: Any, seed: int) -> PartySide:
-    """Return what a party brings, made while torch draws from the seed of the party.
+    """Return a party's side, made while torch draws from the seed of the party.
 
     Raises
     ------

@@ -24,7 +24,7 @@ class Sent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, given: int | Sequence[int] | Sequence[Sequence[int]], name: str) -> Sent:
-        """Return what a user says of a party: a shape, or a list of shapes.
+        """Return a party's declaration: a shape, or a list of shapes.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""One training, from its first step or its last checkpoint: rounds, what they measure, and who is told."""
+"""One training, from its first step or its last checkpoint: rounds, metrics, and callbacks."""
 
 from __future__ import annotations
 

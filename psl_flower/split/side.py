@@ -87,7 +87,7 @@ class Rows:
         order = np.argsort(texts, kind="stable")
         twice = texts[order][1:][texts[order][1:] == texts[order][:-1]]
         if len(twice):
-            raise AlignmentError(f"{whose}: {len(twice)} ids occur more than once; each sample needs an id of its own")
+            raise AlignmentError(f"{whose}: {len(twice)} ids occur more than once; each sample needs a unique id")
         digest = hashlib.blake2b(digest_size=32)
         for text in texts[order]:
             digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
@@ -134,7 +134,7 @@ class Reader:
             )
 
     def present(self, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Return which samples (B,) the party has; None where it has all of these."""
+        """Return a mask (B,) of the samples that the party has; None where it has all of these."""
         if self._present is None:
             return None
         present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]

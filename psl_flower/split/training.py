@@ -58,7 +58,7 @@ class Training:
     batch_size, epochs : int
         Samples in a step, 2 or more, and passes through `train`.
     workdir : str or Path
-        Folder of checkpoints and records; a training that was interrupted goes on from there. Empty: none is kept,
+        Folder of checkpoints and records; a training that was interrupted continues from there. Empty: none is kept,
         which only `psl_flower.split.fit_local` allows.
     metrics : mapping of callables
         By name, called after each round with all outputs and targets of `valid`; each returns a number.
@@ -163,7 +163,7 @@ class Training:
         return tuple(self.sent)
 
     def made_of(self) -> dict[str, Any]:
-        """Return what must be the same when the training is resumed, as plain values."""
+        """Return the values that must not change when the training is resumed."""
         return {**self._settings, "torch": str(torch.__version__)}
 
     def engine(self) -> TopEngine:

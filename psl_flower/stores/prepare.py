@@ -61,7 +61,7 @@ def find_dataset(config: RunConfig) -> None:
 
 
 def stores_are_here(config: RunConfig) -> bool:
-    """Return whether this machine holds, or can make, all patch stores of a run, with the keys that open them."""
+    """Check if this machine holds, or can make, all patch stores of a run, with the keys that open them."""
     if not is_sealed_dataset(config.data.dataset):
         return True
     folder = expanded(config.data.dataset, "dataset").absolute()

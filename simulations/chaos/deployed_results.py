@@ -1,4 +1,4 @@
-"""What is found, written and told of deployed federations: every kill, and what became of every run."""
+"""The report on deployed federations: every kill, and the outcome of every run."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Federation(Deployment):
         host.start(started_again(self.supernode_command(host, node_config)), "supernode.log")
 
     def victims(self, role: str) -> list[tuple[Host, psutil.Process | None]]:
-        """Return what there is to kill of a role: hosts, with the process or, of a whole host, None."""
+        """Return a role's targets: hosts, with the process or, for a whole host, None."""
         hosts = [self.server] if role in _ON_SERVER else self.nodes
         if role not in _PROGRAMS:
             return [(host, None) for host in hosts]
@@ -59,16 +59,16 @@ class Federation(Deployment):
         return host
 
     def connections(self, host: Host) -> int:
-        """Return how often a node's SuperNode has been let in so far; of the server 0."""
+        """Return the number of times a node's SuperNode has connected so far; 0 for the server."""
         log = host.folder / "supernode.log"
         return log.read_text(errors="replace").count(_ONLINE) if log.exists() else 0
 
     def superlink_runs(self) -> bool:
-        """Return whether there is a process of the SuperLink."""
+        """Check if a process of the SuperLink is alive."""
         return bool(self.victims(SUPERLINK))
 
     def server_apps(self) -> int:
-        """Return how many processes of ServerApps there are."""
+        """Return the number of processes of ServerApps."""
         return len(self.victims(SERVER_APP))
 
     def restart(self, host: Host) -> None:

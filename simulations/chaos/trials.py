@@ -95,7 +95,7 @@ def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
 
 
 def attempt(federation: Federation, plan: Plan) -> Trial:
-    """Do one trial; what goes wrong in it is told in its result."""
+    """Do one trial; its failures are in its result."""
     began, failure = time.monotonic(), ""
     runs: list[OperatedRun] = []
     storm = Storm(
