@@ -212,11 +212,11 @@ def test_a_node_whose_operator_allows_fewer_bits_ends_the_run(
 ) -> None:
     nodes.config[101]["most-bits"] = 6
     with pytest.raises(NodeError, match=rf"node 101: .* at most 6 bits of an image in a look \(most-bits\), {words}"):
-        train(nodes, tmp_path, node_timeout_s=100.0, **settings)
+        train(nodes, tmp_path, node_timeout_s=3.0, **settings)
 
 
 @pytest.mark.parametrize("value", [0, True, "6"])
 def test_a_limit_that_is_none_is_refused(nodes: InProcessGrid, tmp_path: Path, value: Any) -> None:
     nodes.config[101]["most-bits"] = value
     with pytest.raises(NodeError, match="node-config most-bits: expected a whole number of 1 or more"):
-        train(nodes, tmp_path, node_timeout_s=100.0, **CODE)
+        train(nodes, tmp_path, node_timeout_s=3.0, **CODE)
