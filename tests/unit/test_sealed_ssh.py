@@ -178,7 +178,7 @@ def test_places_that_cannot_be_urls_are_refused(tmp_path: Path, capsys: pytest.C
     psl(capsys, "keygen", "node", "--out", tmp_path / "node.key")
     for command in (
         ("ingest", "digits", *url, "--node-key", f"{tmp_path / 'node.key'}.pub"),
-        ("receive", str(tmp_path / "bundle"), *url, "--node-key", str(tmp_path / "node.key")),
+        ("receive", str(tmp_path / "bundle"), *url[:2], "--owner", f"{key}.pub", "--key", str(tmp_path / "node.key")),
     ):
         assert main(command) == 1
         said = capsys.readouterr().err

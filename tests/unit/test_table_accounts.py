@@ -161,7 +161,7 @@ def test_an_id_is_no_class(parquet):
         DataError, match=r"'id' has another value for each of its 4 images, as an id has.*label-column=id"
     ):
         open_dataset(name)
-    with pytest.raises(DataError, match="too few to set some aside"):
+    with pytest.raises(DataError, match=r"too few images \(4\) to set some aside"):
         open_dataset(name, label_column="id")
 
 
