@@ -34,6 +34,9 @@ _SIGNALLED = 128  # and the signal's number: the exit status of what a signal ha
 # later one goes on. What is left of the 10 s is for Flower's processes, of which none stays behind.
 _GRACE_S = 4.0
 
+# What says that a failed attempt is followed by another; `simulations.chaos` waits for it.
+RESTARTING = "restarting from the last checkpoint"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -163,7 +166,7 @@ def run_to_end(
         if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
             return run, status, verdict
         retries -= 1
-        say(f"{status.message}; restarting from the last checkpoint, {counted(retries, 'retry')} left", err=True)
+        say(f"{status.message}; {RESTARTING}, {counted(retries, 'retry')} left", err=True)
         given = kind.continued(given, run)
         kind = kind_of(given)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 
 import psutil
 
+from psl_flower.cli.train import RESTARTING
 from psl_flower.errors import RunError
 from psl_flower.launch.environment import environment
 from psl_flower.launch.superlink import last_line
@@ -25,8 +26,6 @@ from simulations.reports import Values
 ROLES = {"node": "ClientAppActor", "server": "flwr-simulation", "SuperLink": "flower-superlink"}
 _MARK = "PSL_CHAOS"
 _NAME = "chaos"
-# What `psl train` says when it begins anew.
-_GOING_ON = "; going on by itself, "
 _POLL_S = 0.2
 # To begin, to begin anew, to get as far as the next kill: on a machine that has much else to do.
 _LONGEST_WAIT_S = 600.0
@@ -121,7 +120,7 @@ class Job:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._said.append(line)
-            if _GOING_ON in line:
+            if RESTARTING in line:
                 self._began_anew = time.time()
                 self.restarts += 1
 
