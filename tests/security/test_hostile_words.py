@@ -77,7 +77,7 @@ def test_samples_of_a_stranger(world: World) -> None:
 
     large = of(HUGE)
     large.check("a stranger's")
-    with pytest.raises(LabelError, match="have no label"):
+    with pytest.raises(LabelError, match="no label for"):
         LabelBook(world.out).read(large, world.owner)
     with pytest.raises(ManifestError, match="not supported"):
         of(1 << 41).check("a stranger's")

@@ -226,7 +226,7 @@ def test_two_labels_for_one_image_are_refused(folder: Path) -> None:
     table.write_text("image,label\n0,dog\ntrain:0,cat\n")
     assert "image train:0 (0) is given two classes, 'dog' and 'cat'" in refused(ConfigError, *arguments)
     table.write_text("image,label\n0,dog\ntrain:0,dog\n")
-    assert "1 of 1 labels changed" in psl(*arguments).stdout
+    assert "1 of 1 label changed" in psl(*arguments).stdout
     table.write_text('image,label\n"3,4",dog\n4,cat\n')
     assert "two classes" in refused(ConfigError, *arguments)
 

@@ -231,13 +231,13 @@ def test_bundles_and_places(folder: Path) -> None:
     arguments: list[str | Path] = [
         "receive",
         bundle,
-        "--owner-key",
+        "--owner",
         folder / "owner.key.pub",
         "--out",
         folder / "received",
     ]
-    refused(errors.WrongNodeKey, *arguments, "--node-key", folder / "node0.key")
-    psl(*arguments, "--node-key", folder / "node1.key")
+    refused(errors.WrongNodeKey, *arguments, "--key", folder / "node0.key")
+    psl(*arguments, "--key", folder / "node1.key")
     alone = psl("verify", folder / "received", "--manifest", folder / "sealed", status=3)
     assert "Upper 1, 80 records, ok" in alone.stdout
     assert "INCOMPLETE: not given, not checked: the store of Upper 0\n" in alone.stdout
@@ -267,12 +267,12 @@ def test_bundles_and_more_images_after_a_node_was_dropped(folder: Path) -> None:
     report = json.loads(psl(*sealing(folder, "sealed", "--spool", spool, "--json")).stdout)
     assert report["stores"] == [str(out / "store-001")]
     (bundle,) = report["bundles"]
-    receiving: list[str | Path] = ["receive", bundle, "--owner-key", folder / "owner.key.pub"]
-    psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "received")
+    receiving: list[str | Path] = ["receive", bundle, "--owner", folder / "owner.key.pub"]
+    psl(*receiving, "--key", folder / "node1.key", "--out", folder / "received")
     append: list[str | Path] = ["ingest", "digits", "--out", out, "--owner-key", key, "--append", "--spool", spool]
     report = json.loads(psl(*append, "--max-train", "70", "--max-test", "21", "--json").stdout)
     assert (report["images"], report["stores"]) == (91, [str(out / "store-001")])
-    psl(*receiving, "--node-key", folder / "node1.key", "--out", folder / "again")
+    psl(*receiving, "--key", folder / "node1.key", "--out", folder / "again")
     psl("verify", folder / "again", "--manifest", out)
 
 

@@ -152,7 +152,7 @@ def test_a_log_cut_together_with_its_head_is_noticed_by_who_saw_it(world: World,
     moved.parent.mkdir()
     for file in (log.path, log.path.with_suffix(".head")):
         file.rename(moved.with_name(file.name))
-    with pytest.raises(errors.AuditLogTruncated, match="1 entries; 2 were seen"):
+    with pytest.raises(errors.AuditLogTruncated, match="1 entry; 2 were seen"):
         AuditLog(moved).read(world.signed.manifest, seen)
     # At the old place there should still be two.
     with pytest.raises(errors.AuditLogTruncated, match="0 entries; 2 were seen"):
