@@ -12,7 +12,7 @@ from tests.e2e.conftest import TINY, Place, differing, last_json, model, oracle
 CODE = ("protection=code", "code-size=6", "cut=layer4", "backbone-width=8", "wire-gradients=int8")
 
 
-@pytest.mark.parametrize("transport", ["stream", "flower"])
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
 def test_codes_cross_the_wire_exactly(place: Place, transport: str) -> None:
     settings = ("rounds=1", "steps-per-round=3", f"transport={transport}", "run-name=codes")
     done = place.psl("train", *TINY, *CODE, *settings)

@@ -9,6 +9,7 @@ from simulations.chaos.trials import ONE_RUN, Plan, attempt
 from simulations.separate_hosts.network import Network, NotAllowed, why_not
 
 
+@pytest.mark.slow  # make e2e has the storm over a simulation
 @pytest.mark.timeout(1200)
 def test_kills_leave_the_weights_as_they_would_be(tmp_path):
     if reason := why_not():

@@ -94,7 +94,7 @@ def tabular_weights(epochs: int) -> dict[str, torch.Tensor]:
     return plain_weights(module, loss, targets, lr=0.003, batch_size=32, epochs=epochs)
 
 
-@pytest.mark.parametrize("transport", ["stream", "flower"])
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
 def test_tabular(transport: str, tmp_path: Path) -> None:
     words = run_app(EXAMPLES / "tabular", tmp_path / "run", 3, epochs=2, transport=transport)
     assert [record["round"] for record in rounds(tmp_path / "run")] == [1, 2], words
@@ -128,7 +128,7 @@ def test_tabular_with_a_node_killed_and_resumed(tmp_path: Path) -> None:
     assert plain.differing(weights(workdir), tabular_weights(len(after))) == []
 
 
-@pytest.mark.parametrize("transport", ["stream", "flower"])
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
 def test_patches(transport: str, tmp_path: Path) -> None:
     words = run_app(EXAMPLES / "patches", tmp_path / "run", 4, epochs=2, transport=transport)
     assert words.startswith("finished:completed"), words
