@@ -45,7 +45,7 @@ from tests.in_process import InProcessGrid
 TRAINING = {
     "dataset": "digits", "max_train": 64, "max_test": 60, "stores": "plain", "image_size": "8x8", "uppers": 2,
     "batch_size": 16, "rounds": 2, "evaluate_batch_size": 8, "lower_threads": 1, "upper_threads": 1, "device": "cpu",
-    "run_name": "trained", "progress_every_s": 0.0, "average_every": 2,
+    "run_name": "trained", "progress_every_s": 0.0, "average_every": 2, "backbone_width": 8,
 }  # fmt: skip
 # The third is at degree 1: pruned, taught by the second, rounded.
 WITH = "min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
@@ -58,7 +58,6 @@ SHORT_TIMEOUT_S = 10.0
 @pytest.fixture(scope="module", autouse=True)
 def narrow() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "_WIDTHS", (16, 16, 16, 32))
         patch.setattr(architectures, "_DEPTHS", {"resnet18": (1, 1, 1, 1)})
         yield
 
