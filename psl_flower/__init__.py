@@ -97,7 +97,6 @@ if TYPE_CHECKING:
     from psl_flower.inference.evaluation import evaluate as evaluate
     from psl_flower.inference.evaluation import own_test_images as own_test_images
     from psl_flower.inference.trained_model import TrainedModel as TrainedModel
-    from psl_flower.inference.trained_model import choose_run as choose_run
     from psl_flower.inference.trained_model import load as load
     from psl_flower.inference.trained_model import load_trained_model as load_trained_model
     from psl_flower.kinds import parse_settings as parse_settings
@@ -105,6 +104,7 @@ if TYPE_CHECKING:
     from psl_flower.models import AdaptationNet as AdaptationNet
     from psl_flower.models import PatchSplitNet as PatchSplitNet
     from psl_flower.patches import PatchGrid as PatchGrid
+    from psl_flower.runs.choosing import choose_run as choose_run
     from psl_flower.runs.folder import list_runs as list_runs
     from psl_flower.runs.folder import open_run as open_run
     from psl_flower.stores.prepare import prepare_stores as prepare_stores
@@ -119,11 +119,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.one_process": ["OneProcessTrainer"],
         "errors": ["PslError"],
         "inference.evaluation": ["evaluate", "own_test_images"],
-        "inference.trained_model": ["TrainedModel", "choose_run", "load", "load_trained_model"],
+        "inference.trained_model": ["TrainedModel", "load", "load_trained_model"],
         "kinds": ["parse_settings"],
         "losses": ["full_loss"],
         "models": ["AdaptationNet", "PatchSplitNet"],
         "patches": ["PatchGrid"],
+        "runs.choosing": ["choose_run"],
         "runs.folder": ["list_runs", "open_run"],
         "stores.prepare": ["prepare_stores"],
     },

@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     with claimed(work.folder):
         if work.folder.read_status() is not None:
             work.folder.forget_stop()  # which was asked of an earlier attempt
-        reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.again)
+        reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.how_to_continue)
         try:
             handle: Callable[[ServerRun[Any]], None] = pkgutil.resolve_name(kind.handler)
             handle(_prepared(grid, kind, work, reporter))

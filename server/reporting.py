@@ -17,7 +17,7 @@ from psl_flower.engine.scores import Scores, scores
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement
-from psl_flower.kinds import Again
+from psl_flower.kinds import HowToContinue
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
@@ -46,7 +46,7 @@ class Reporter:
     """
 
     def __init__(
-        self, run: RunFolder, *, run_id: str, every_s: float, again: Again = lambda folder, simulated: ""
+        self, run: RunFolder, *, run_id: str, every_s: float, again: HowToContinue = lambda folder, simulated: ""
     ) -> None:
         self._run, self._every_s, self._again = run, every_s, again
         self._place = _identity(run.path)

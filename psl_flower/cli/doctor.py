@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from psl_flower.system.findings import Finding
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, as nodes are told.")] = "",
     root_certificates: Annotated[Path | None, typer.Option(help="ca.crt that nodes trust.")] = None,

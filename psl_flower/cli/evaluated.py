@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from psl_flower.cli.output import percent, run_of, say
+from psl_flower.cli.output import percent, say
 from psl_flower.cli.scores import print_scores, scores_json
 from psl_flower.text import counted
 
@@ -34,10 +34,11 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
     from psl_flower.config import default_workspace
     from psl_flower.engine.scores import scores_of
     from psl_flower.inference.class_table import write_class_table
+    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.mistakes import columns_of
     from psl_flower.stores.prepare import stores_are_here
 
-    run = run_of(default_workspace(workspace), name)
+    run = choose_run(default_workspace(workspace), name, with_model=False)
     evaluated = run.has_description and (run.path / "predictions.npz").exists()
     if run.instead or not evaluated or (run.has_model and stores_are_here(run.read_config())):
         return False

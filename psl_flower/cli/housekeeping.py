@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from psl_flower.cli.completion import run_names
-from psl_flower.cli.output import Json, RunName, Workspace, run_of, tell
+from psl_flower.cli.output import Json, RunName, Workspace, tell
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command("rm")(rm)
-    app.command("prune")(prune)
 
 
 def rm(
@@ -52,6 +46,7 @@ def prune(
     """Remove old checkpoints of runs that have ended. The newest stays: it continues the run and predicts in place."""
     from psl_flower.config import default_workspace
     from psl_flower.runs import housekeeping
+    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.folder import list_runs, open_run
 
     path = default_workspace(workspace)
@@ -62,7 +57,7 @@ def prune(
         chosen = [found for found in list_runs(path) if (status := found.read_status()) is not None and status.ended]
     else:
         names = [*(runs or ()), *([run] if run else ())]
-        chosen = [open_run(path, name) for name in dict.fromkeys(names)] or [run_of(path, "")]
+        chosen = [open_run(path, name) for name in dict.fromkeys(names)] or [choose_run(path, with_model=False)]
     _tell({each.name: housekeeping.prune(each, keep) for each in chosen}, "freed", as_json)
 
 

@@ -26,11 +26,6 @@ _CLASSES, _PER_CLASS = 40, (6, 4)
 _SHOWN = 10
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("inspect")(inspect)
-
-
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     settings: ReadingSettings = None,

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("leak")(leak)
-
-
 def leak(
     name: RunArgument = "",
     victims: Annotated[int, typer.Option(min=2, max=10_000, help="Training images to rebuild.")] = 500,
@@ -43,9 +38,10 @@ def leak(
     """
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
-    from psl_flower.inference.trained_model import choose_run, load_trained_model
+    from psl_flower.inference.trained_model import load_trained_model
     from psl_flower.leakage.audit import AuditSettings
     from psl_flower.leakage.report import sheet_png
+    from psl_flower.runs.choosing import choose_run
     from psl_flower.system.files import write_file
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, run_of, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, say
 from psl_flower.cli.progress import Progress
 from psl_flower.config.fields import Field, fields_of
 from psl_flower.lightening.settings import EDGE, GROUPS
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from psl_flower.lightening.folder import LighteningFolder
     from psl_flower.lightening.settings import Request
     from psl_flower.runs.folder import RunFolder
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("lighten")(lighten)
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,8 +81,9 @@ def lighten(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     from psl_flower.config import default_workspace
+    from psl_flower.runs.choosing import choose_run
 
-    trained = run_of(default_workspace(workspace), run_named(name, run))
+    trained = choose_run(default_workspace(workspace), run_named(name, run), with_model=False)
     folder, result = _locally(trained, request) if local else _over_the_federation(trained, request, nodes)
     _print(folder, request, result, as_json)
     if result["third"] is None:

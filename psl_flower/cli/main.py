@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import click
@@ -13,24 +13,36 @@ import typer
 from psl_flower.cli.command import CONTEXT, Command
 from psl_flower.cli.output import exit_status
 
+# Modules of the commands, in the order of `psl --help`.
+COMMANDS = {
+    "train": "train",
+    "settings": "settings",
+    "inspect": "inspect",
+    "predict": "models",
+    "evaluate": "models",
+    "export": "models",
+    "leak": "leak",
+    "lighten": "lighten",
+    "runs": "runs",
+    "report": "report",
+    "compare": "report",
+    "rm": "housekeeping",
+    "prune": "housekeeping",
+    "keygen": "owner",
+    "ingest": "ingest",
+    "receive": "owner",
+    "verify": "verify",
+    "rotate": "owner",
+    "restore": "restorer",
+    "authorise": "restorer",
+    "relabel": "restorer",
+    "audit-log": "restorer",
+    "doctor": "doctor",
+}
 
-def make_app() -> typer.Typer:
-    """Return the program with all its commands."""
-    from psl_flower.cli import (
-        doctor,
-        housekeeping,
-        inspect,
-        leak,
-        lighten,
-        models,
-        owner,
-        report,
-        restorer,
-        runs,
-        settings,
-        train,
-    )
 
+def make_app(called: str = "") -> typer.Typer:
+    """Return the program: with one command, so that no other's module is loaded, or by default with all."""
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
         name="psl", no_args_is_help=True, context_settings=dict(CONTEXT), pretty_exceptions_enable=False,
@@ -39,23 +51,9 @@ def make_app() -> typer.Typer:
         suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
     )  # fmt: skip
     app.callback()(_program)
-    for commands in (
-        train,
-        settings,
-        inspect,
-        models,
-        leak,
-        lighten,
-        runs,
-        report,
-        housekeeping,
-        owner,
-        restorer,
-        doctor,
-    ):
-        commands.register(app)
-    for info in app.registered_commands:
-        info.cls, info.context_settings = Command, dict(CONTEXT)
+    for name in [called] if called in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"psl_flower.cli.{COMMANDS[name]}")
+        app.command(name, cls=Command, context_settings=dict(CONTEXT))(getattr(module, name.replace("-", "_")))
     return app
 
 
@@ -67,11 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Without the program's name; None takes those of the process.
     """
-    return exit_status(lambda: make_app()(arguments, prog_name="psl"))
+    given = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: make_app(*given[:1])(given, prog_name="psl"))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # slow to load, and only this option asks for it
+
         try:
             typer.echo(f"psl {metadata.version('psl-flower')}")
         except metadata.PackageNotFoundError:

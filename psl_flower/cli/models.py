@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from psl_flower.cli.evaluated import evaluated_by_the_nodes
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import account_json, reading_values
 from psl_flower.cli.scores import print_scores, scores_json
@@ -35,13 +35,6 @@ _BATCH = 64
 class _Format(StrEnum):
     TORCH = "torch"
     ONNX = "onnx"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command("predict")(predict)
-    app.command("evaluate")(evaluate)
-    app.command("export")(export)
 
 
 def predict(
@@ -79,6 +72,7 @@ def predict(
             raise typer.BadParameter("--in-place takes a run and predicts images of its dataset; leave files out")
         from psl_flower.cli.in_place import predict_in_place
         from psl_flower.config import default_workspace
+        from psl_flower.runs.choosing import choose_run
 
         asked: dict[str, object] = {
             "predict-split": split,
@@ -87,7 +81,7 @@ def predict(
             "predict-light": light,
         }
         name = run_named("".join(map(str, files or ())), run)
-        chosen = run_of(default_workspace(workspace), name).name
+        chosen = choose_run(default_workspace(workspace), name, with_model=False).name
         predict_in_place(chosen, workspace, asked, nodes, as_json)
         return
     if not files:
@@ -259,7 +253,8 @@ def export(
 
 def _load(run: str, workspace: str) -> tuple[RunFolder, TrainedModel]:
     from psl_flower.config import default_workspace
-    from psl_flower.inference.trained_model import choose_run, load_trained_model
+    from psl_flower.inference.trained_model import load_trained_model
+    from psl_flower.runs.choosing import choose_run
     from psl_flower.system.devices import choose_device
 
     folder = choose_run(default_workspace(workspace), run)

@@ -7,22 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from psl_flower.cli.completion import run_names
-from psl_flower.errors import PslError, RunError
+from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.system.streams import drop_output, open_streams
 from psl_flower.text import printable
 
-if TYPE_CHECKING:
-    from psl_flower.runs.folder import RunFolder
-
 RunArgument = Annotated[str, typer.Argument(metavar="[RUN]", help="Name of the run.", autocompletion=run_names)]
-# A run is named by its position or with --run; `run_of` chooses where neither is given.
+# A run is named by its position or with --run; `choose_run` chooses where neither is given.
 RunName = Annotated[
     str, typer.Option("--run", help="Name of the run [the newest that fits].", autocompletion=run_names)
 ]
@@ -43,24 +39,6 @@ def run_named(position: str, option: str) -> str:
     if position and option and position != option:
         raise typer.BadParameter(f"two runs are named, {position} and --run {option}; name one")
     return position or option
-
-
-def run_of(workspace: Path, name: str) -> RunFolder:
-    """Return the run of that name, or the newest.
-
-    Raises
-    ------
-    RunError
-        If there is none.
-    """
-    from psl_flower.runs.folder import list_runs, open_run
-
-    if name:
-        return open_run(workspace, name)
-    runs = list_runs(workspace)
-    if not runs:
-        raise RunError(f"{workspace / 'runs'}: there are no runs yet; train with `psl train`, or set --workspace")
-    return runs[-1]
 
 
 def tell(report: Mapping[str, object], lines: Iterable[str], as_json: bool) -> None:

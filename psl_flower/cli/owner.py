@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from psl_flower.cli.ingest import ingest
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.terminal import (
@@ -23,22 +22,12 @@ from psl_flower.cli.terminal import (
     numbered,
     stores_beside,
 )
-from psl_flower.cli.verify import verify
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import counted
-
-
-def register(app: typer.Typer) -> None:
-    """Add the owner's commands to the program."""
-    app.command("keygen")(keygen)
-    app.command("ingest")(ingest)
-    app.command("receive")(receive)
-    app.command("verify")(verify)
-    app.command("rotate")(rotate)
 
 
 def keygen(

@@ -9,18 +9,12 @@ import typer
 from rich.filesize import decimal
 
 from psl_flower.cli.completion import run_names
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, run_of, tell
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, tell
 from psl_flower.errors import ConfigError
 from psl_flower.text import duration
 
 if TYPE_CHECKING:
     from psl_flower.runs.summary import Summary
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command("report")(report)
-    app.command("compare")(compare)
 
 
 def report(
@@ -35,11 +29,12 @@ def report(
     """Write one HTML page of a run: curves, confusion matrix, surest mistakes, who saw what, and how to repeat it."""
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
+    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.page import render
     from psl_flower.runs.summary import Summary
     from psl_flower.system.files import write_file
 
-    folder = run_of(default_workspace(workspace), run_named(name, run))
+    folder = choose_run(default_workspace(workspace), run_named(name, run), with_model=False)
     path = out or folder.path / "report.html"
     write_file(path, render(Summary.of(folder)).encode(), RunError)
     tell({"run": folder.name, "file": str(path)}, [f"{path}: the report of run {folder.name}"], as_json)
@@ -52,12 +47,13 @@ def compare(
 ) -> None:
     """Set runs side by side: results, costs, and the settings in which they differ."""
     from psl_flower.config import default_workspace
+    from psl_flower.runs.folder import open_run
     from psl_flower.runs.summary import Summary, differences
 
     repeated = next((name for name in names if names.count(name) > 1), None)
     if len(names) < 2 or repeated:
         raise ConfigError(f"run {repeated} is named twice" if repeated else "name two runs or more")
-    summaries = [Summary.of(run_of(default_workspace(workspace), name)) for name in names]
+    summaries = [Summary.of(open_run(default_workspace(workspace), name)) for name in names]
     apart = differences(summaries)
     datasets = {summary.description.fingerprint for summary in summaries}
     note = "" if len(datasets) == 1 else "the runs are on different images or grids"

@@ -47,14 +47,6 @@ _Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
 _AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the restorer's commands to the program."""
-    app.command("restore")(restore)
-    app.command("authorise")(authorise)
-    app.command("relabel")(relabel)
-    app.command("audit-log")(audit_log)
-
-
 def restore(
     manifest: _ManifestPath,
     identity: Annotated[list[Path], typer.Option(help="Private key file of a restorer; repeatable, k are needed.")],

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from psl_flower.runs.folder import RunFolder
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("runs")(runs)
-
-
 def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     """List the runs of a workspace, oldest first, with the disk space that each takes."""
     from psl_flower.config import default_workspace

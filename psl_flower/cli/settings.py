@@ -13,11 +13,6 @@ from psl_flower.errors import ConfigError
 _INDENT, _WIDTH = 36, 120
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("settings")(settings)
-
-
 def settings(
     words: Annotated[
         list[str] | None, typer.Argument(help="Only settings with one of these words in name or text.", metavar="WORD")

@@ -38,11 +38,6 @@ _GRACE_S = 4.0
 RESTARTING = "restarting from the last checkpoint"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("train")(train)
-
-
 def train(
     settings: Annotated[
         list[str] | None,
@@ -151,7 +146,7 @@ def run_to_end(
         except RunError as error:
             # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
             run = attempt.folder
-            if retries == 0 or run is None or not kind.again(run, True):
+            if retries == 0 or run is None or not kind.how_to_continue(run, True):
                 raise
             status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
@@ -163,11 +158,11 @@ def run_to_end(
         run = attempt.folder
         assert run is not None  # it has ended
         done = status.state == "completed" and verdict.endswith("completed")
-        if done or status.state == "stopped" or retries == 0 or not kind.again(run, True):
+        if done or status.state == "stopped" or retries == 0 or not kind.how_to_continue(run, True):
             return run, status, verdict
         retries -= 1
         say(f"{status.message}; {RESTARTING}, {counted(retries, 'retry')} left", err=True)
-        given = kind.continued(given, run)
+        given = kind.settings_to_continue(given, run)
         kind = kind_of(given)
 
 
@@ -209,7 +204,7 @@ class _Attempt:
             follower.skip_log(run)
             follower.begin("starting Flower")
             superlink.wait()
-            watch = self.watch = Watch(superlink, run, kind.again)
+            watch = self.watch = Watch(superlink, run, kind.how_to_continue)
             run_id = start(superlink, app, self._given, kind, work, num_uppers, nodes)
             status = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import msgspec
 
 from psl_flower.errors import StoreError, StoreNotFound
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.records import read_record, write_record
 from psl_flower.text import counted, printable
 
 FILE = "account.json"
@@ -117,8 +117,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         StoreError
             If the disk refuses.
         """
-        content = msgspec.json.format(msgspec.json.encode(self), indent=2)
-        write_file(path, content, StoreError, mode=0o600, parents=True)
+        write_record(path, self, StoreError, mode=0o600, parents=True)
 
     @classmethod
     def load(cls, path: Path) -> Account | None:
@@ -130,11 +129,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
             If it cannot be read or is damaged.
         """
         try:
-            return msgspec.json.decode(read_file(path), type=cls)
+            return read_record(path, cls)
         except StoreNotFound:
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path}: the account of the reading is damaged; remove the file") from error
 
 
 class LeftOutTally:

@@ -31,7 +31,8 @@ from psl_flower.errors import DataError, RunError
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import MODEL_FILE, RunFolder, list_runs, open_run
+from psl_flower.runs.choosing import choose_run
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.devices import choose_device, to_device
 from psl_flower.system.files import read_file, write_file
 from psl_flower.text import printable
@@ -308,25 +309,6 @@ def load(run: str = "", workspace: str = "", device: str = "auto") -> TrainedMod
         As of `choose_run` and `load_trained_model`.
     """
     return load_trained_model(choose_run(default_workspace(workspace), run), choose_device(device))
-
-
-def choose_run(workspace: Path, name: str = "") -> RunFolder:
-    """Return the run of that name, or the newest that has a model.
-
-    Raises
-    ------
-    RunError
-        If there is none.
-    """
-    if name:
-        return open_run(workspace, name)
-    runs = list_runs(workspace)
-    if not runs:
-        raise RunError(f"{workspace / 'runs'}: there are no runs yet; train with `psl train`, or set --workspace")
-    with_model = [run for run in runs if run.has_model]
-    if not with_model:
-        raise RunError(f"{workspace / 'runs'}: none of the {len(runs)} runs has a model yet; `psl runs` lists them")
-    return with_model[-1]
 
 
 def _load_weights(path: Path, run: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:

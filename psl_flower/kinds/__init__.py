@@ -13,7 +13,7 @@ from psl_flower.config import GROUPS, RunConfig
 from psl_flower.config.data import EMBEDDED
 from psl_flower.config.fields import Settings, fields_of, parse, read_texts
 from psl_flower.errors import ConfigError
-from psl_flower.kinds.kind import Again, Kind, Work
+from psl_flower.kinds.kind import HowToContinue, Kind, Work
 from psl_flower.kinds.lighten import Lighten
 from psl_flower.kinds.predict import Predict
 from psl_flower.kinds.restore import Restore
@@ -23,7 +23,7 @@ from psl_flower.text import expanded, read_pairs
 
 __all__ = [
     "KINDS",
-    "Again",
+    "HowToContinue",
     "Kind",
     "Lighten",
     "Predict",

@@ -16,7 +16,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, Status, create_run, free_name
 
 # Returns how to continue a run, from its folder and whether its nodes are simulated; empty if it cannot be continued.
-Again = Callable[[RunFolder, bool], str]
+HowToContinue = Callable[[RunFolder, bool], str]
 # For work with a trained model: the Adaptation Net has no part in it, and nothing is averaged.
 TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_every": 0}
 
@@ -102,12 +102,12 @@ class Kind(Settings):
     def accepted(self, work: Work) -> None:
         """Note on the server what the run now is, after `check`."""
 
-    def again(self, folder: RunFolder, simulated: bool) -> str:
-        """Return the command that continues it, as `Again`."""
+    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
+        """Return the command that continues it, as `HowToContinue`."""
         return ""
 
-    def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
-        """Return the settings that continue it where `again` says that it can be; `given` are those it began with."""
+    def settings_to_continue(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
+        """Return the settings that continue it, made from those it began with, where `how_to_continue` names a way."""
         return dict(given)
 
 

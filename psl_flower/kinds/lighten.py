@@ -57,6 +57,6 @@ class Lighten(Kind):
         check_stores(work, description)
         return ""
 
-    def again(self, folder: RunFolder, simulated: bool) -> str:
+    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
         """Return the hint that the same command continues it."""
         return "the same command"

@@ -47,7 +47,7 @@ class Train(Kind):
             return f"batch-size: {size} is more than the {images}: every step takes all of them"
         return _chosen(work.config, description, count)
 
-    def again(self, folder: RunFolder, simulated: bool) -> str:
+    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that resumes it, once there is a checkpoint."""
         if not folder.has_checkpoint:
             return ""
@@ -55,7 +55,7 @@ class Train(Kind):
             return f"psl train resume={folder.name}"
         return f"flwr run . FEDERATION --stream --run-config 'resume=\"{folder.name}\"'"
 
-    def continued(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
+    def settings_to_continue(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
 

@@ -12,7 +12,7 @@ import msgspec
 from psl_flower.config import EMBEDDED
 from psl_flower.config.fields import fields_of
 from psl_flower.errors import RunError
-from psl_flower.kinds import Again, Kind, Work, setting_groups
+from psl_flower.kinds import HowToContinue, Kind, Work, setting_groups
 from psl_flower.launch.sizing import simulation
 from psl_flower.launch.superlink import LocalSuperLink
 from psl_flower.runs.folder import RunFolder, Status
@@ -123,7 +123,9 @@ class Watch:
         How it is continued.
     """
 
-    def __init__(self, superlink: LocalSuperLink, run: RunFolder, again: Again = lambda folder, simulated: "") -> None:
+    def __init__(
+        self, superlink: LocalSuperLink, run: RunFolder, again: HowToContinue = lambda folder, simulated: ""
+    ) -> None:
         self._superlink, self._run, self._again = superlink, run, again
         self._before = run.read_status()
         self._deadline: float | None = None

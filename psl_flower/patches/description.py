@@ -14,7 +14,7 @@ from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import StoreMeta
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.records import read_record, write_record
 
 VERSION = 2
 
@@ -173,7 +173,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         StoreError
             If the disk refuses.
         """
-        write_file(path, msgspec.json.format(msgspec.json.encode(self), indent=2), StoreError)
+        write_record(path, self, StoreError)
 
     @classmethod
     def load(cls, path: Path) -> StoreSetDescription:
@@ -184,10 +184,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         StoreError
             If the file is missing, unreadable, damaged, of another version, or contradicts itself.
         """
-        try:
-            description = msgspec.json.decode(read_file(path), type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path}: the manifest is damaged: {error}") from error
+        description = read_record(path, cls)
         problem = description._contradiction()
         if problem:
             raise StoreError(f"{path}: the manifest is damaged: {problem}")

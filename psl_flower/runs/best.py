@@ -9,7 +9,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.records import read_record, write_record
 
 _FILE = "best.json"
 
@@ -40,7 +40,7 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
 
 def save_best(run: RunFolder, best: Best) -> None:
     """Write best.json durably; raises RunError if the disk refuses."""
-    write_file(run.path / _FILE, msgspec.json.format(msgspec.json.encode(best), indent=2), RunError)
+    write_record(run.path / _FILE, best, RunError)
 
 
 def load_best(run: RunFolder) -> Best | None:
@@ -52,9 +52,4 @@ def load_best(run: RunFolder) -> Best | None:
         If the file is damaged.
     """
     path = run.path / _FILE
-    if not path.exists():
-        return None
-    try:
-        return msgspec.json.decode(read_file(path, RunError), type=Best)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: damaged: {error}") from error
+    return read_record(path, Best, RunError) if path.exists() else None

@@ -21,7 +21,8 @@ import numpy as np
 from psl_flower.errors import RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.files import write_file
+from psl_flower.system.records import read_record, write_record
 
 FOLDER = "predictions"
 TABLE = "predictions.csv"
@@ -99,7 +100,7 @@ def save_result(folder: RunFolder, result: Result) -> None:
     RunError
         If the disk refuses.
     """
-    write_file(folder.path / _RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2), RunError)
+    write_record(folder.path / _RESULT, result, RunError)
 
 
 def load_result(folder: Path) -> Result | None:
@@ -111,12 +112,7 @@ def load_result(folder: Path) -> Result | None:
         If the file is damaged.
     """
     path = folder / _RESULT
-    if not path.exists():
-        return None
-    try:
-        return msgspec.json.decode(read_file(path, RunError), type=Result)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from error
+    return read_record(path, Result, RunError) if path.exists() else None
 
 
 def predictions_of(run: Path) -> list[Path]:

@@ -9,14 +9,16 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from psl_flower.data.sheet import sheet, tile, to_picture
 from psl_flower.system.files import disk_errors
 from psl_flower.system.folders import NewFolder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _PER_SHEET = 100
 
@@ -61,6 +63,8 @@ def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequenc
     StoreUnreachable
         If the disk refuses.
     """
+    from psl_flower.data.sheet import sheet, tile, to_picture  # loads Pillow, and commands import captions alone
+
     sheets: list[str] = []
     with NewFolder(out) as folder:
         images = release()

@@ -8,8 +8,7 @@ the shares are combined.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from Crypto.Protocol.SecretSharing import Shamir  # nosec B413 # of pycryptodome, which is maintained
+from typing import TYPE_CHECKING
 
 from psl_flower.errors import (
     ConfigError,
@@ -25,6 +24,9 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, Role, check_name
 from psl_flower.sealed.manifest import Manifest, Member
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, equal
+
+if TYPE_CHECKING:
+    from Crypto.Protocol.SecretSharing import Shamir  # nosec B413
 
 _BLOCK = 16
 _MAX_RESTORERS = 255
@@ -47,7 +49,8 @@ def deal(
     if len(set(restorers.values())) != len(restorers):
         raise ConfigError("two restorers have the same public key: each needs one of their own")
     blocks = [root.reveal()[:_BLOCK], root.reveal()[_BLOCK:]]
-    parts = [Shamir.split(threshold, len(restorers), block, ssss=False) for block in blocks]
+    shamir = _shamir()
+    parts = [shamir.split(threshold, len(restorers), block, ssss=False) for block in blocks]
     members = []
     for (name, public), (index, low), (same, high) in zip(restorers.items(), *parts, strict=True):
         assert index == same
@@ -107,7 +110,9 @@ def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:
     shares = [(members[r.public].index, _open(manifest, members[r.public], r)) for r in dict.fromkeys(restorers)]
     chosen = list(dict(shares).items())[: manifest.threshold]
     root = Secret(
-        b"".join(Shamir.combine([(i, share[s : s + _BLOCK]) for i, share in chosen], ssss=False) for s in (0, _BLOCK))
+        b"".join(
+            _shamir().combine([(i, share[s : s + _BLOCK]) for i, share in chosen], ssss=False) for s in (0, _BLOCK)
+        )
     )
     try:
         check_root(root, manifest)
@@ -133,3 +138,10 @@ def _info(dataset: bytes, epoch: int, index: int) -> bytes:
 
 def _commitment(dataset: bytes, epoch: int, index: int, share: bytes) -> bytes:
     return digest(context(Purpose.SHARE_COMMITMENT, dataset, epoch, index, share))
+
+
+def _shamir() -> type[Shamir]:
+    # Slow to load, and few commands share or combine a root.
+    from Crypto.Protocol.SecretSharing import Shamir  # nosec B413 # of pycryptodome, which is maintained
+
+    return Shamir

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import StoreError
-from psl_flower.patches.assignment import assign, positions_by_upper
+from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.cutting import PixelSums, Progress, cut, first_image
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import store_folder
 from psl_flower.stores.grid_choice import grid_reason, request_grid
 from psl_flower.stores.plain import PlainStoreWriter
@@ -86,23 +85,8 @@ def _ingest(
 ) -> None:
     images = request.sized(source)
     grid, channels = request_grid(folder, request, source), first_image(images).shape[2]
-    num_train, num_test = source.num_samples("train"), source.num_samples("test")
-    labels_N = np.empty(num_train + num_test, np.int64)
-    description = StoreSetDescription(
-        dataset=request.dataset,
-        fingerprint=fingerprint,
-        source=fingerprint,
-        image_size=grid.image_size,
-        channels=channels,
-        patch_size=grid.patch_size,
-        stride=grid.stride,
-        fit=grid.fit,
-        assignment=assign(grid, request.num_uppers or grid.num_patches, request.assignment),
-        class_names=source.class_names,
-        splits={"train": ((0, num_train),), "test": ((num_train, num_train + num_test),)},
-        mean=(),
-        std=(),
-    )
+    description = request.describe(source, grid, channels, fingerprint)
+    labels_N = np.empty(description.num_samples, np.int64)
     writers: list[PlainStoreWriter] = []
     positions = [list(held) for held in positions_by_upper(description.assignment)]
     done, pixels = 0, PixelSums.zero(channels)

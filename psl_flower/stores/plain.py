@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta, check_patches, check_samples
-from psl_flower.system.files import NewFile, disk_errors, read_file, write_file
+from psl_flower.system.files import NewFile, disk_errors, write_file
 from psl_flower.system.folders import NewFolder
+from psl_flower.system.records import read_record
 
 META_FILE = "meta.json"
 PATCHES_FILE = "patches.u8"
@@ -172,10 +173,7 @@ def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
 
 
 def _read_meta(path: Path) -> StoreMeta:
-    try:
-        meta = msgspec.json.decode(read_file(path), type=StoreMeta)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: the store's description is damaged: {error}") from error
+    meta = read_record(path, StoreMeta)
     _check_meta(meta, str(path))
     return meta
 

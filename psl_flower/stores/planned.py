@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from psl_flower.config import RunConfig
 from psl_flower.data.account import Account
-from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import first_image
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.sealed import manifest as manifests
@@ -73,22 +74,8 @@ def plan_stores(config: RunConfig) -> PlannedStores:
     source = opened or request.open_source()
     grid, reason = grid_for(request, source)
     channels = first_image(source).shape[2]
-    train, test = source.num_samples("train"), source.num_samples("test")
-    description = StoreSetDescription(
-        dataset=config.data.dataset,
-        fingerprint=fingerprint,
-        source=fingerprint,
-        image_size=grid.image_size,
-        channels=channels,
-        patch_size=grid.patch_size,
-        stride=grid.stride,
-        fit=grid.fit,
-        assignment=assign(grid, request.num_uppers or grid.num_patches, request.assignment),
-        class_names=source.class_names,
-        splits={"train": ((0, train),), "test": ((train, train + test),)},
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-    )
+    described = request.describe(source, grid, channels, fingerprint)
+    description = msgspec.structs.replace(described, mean=(0.5,) * channels, std=(0.25,) * channels)
     return PlannedStores(
         description=description, folder=folder, exist=folder.is_dir(), grid_reason=reason, account=source.account()
     )

@@ -29,6 +29,7 @@ from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
+from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, store_folder
@@ -163,6 +164,25 @@ class StoreRequest(SourceOptions):
             cut = (*cut, self.pattern, complexity.VERSION)
         text = json.dumps((_LAYOUT_VERSION, source_fingerprint, cut))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self, source: ImageSource, grid: PatchGrid, channels: int, fingerprint: str) -> StoreSetDescription:
+        """Return the description of the set made from a source, but for the pixels' mean and standard deviation."""
+        train, test = source.num_samples("train"), source.num_samples("test")
+        return StoreSetDescription(
+            dataset=self.dataset,
+            fingerprint=fingerprint,
+            source=fingerprint,
+            image_size=grid.image_size,
+            channels=channels,
+            patch_size=grid.patch_size,
+            stride=grid.stride,
+            fit=grid.fit,
+            assignment=assign(grid, self.num_uppers or grid.num_patches, self.assignment),
+            class_names=source.class_names,
+            splits={"train": ((0, train),), "test": ((train, train + test),)},
+            mean=(),
+            std=(),
+        )
 
     def folder_name(self, fingerprint: str) -> str:
         """Return the name of the set's folder: a readable part and a unique one."""

@@ -60,7 +60,7 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
     with LocalSuperLink() as superlink:
         num_uppers, work = prepare(kind)
         superlink.wait()
-        watch = Watch(superlink, run, kind.again)
+        watch = Watch(superlink, run, kind.how_to_continue)
         start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
         memory = _follow(watch, superlink, run, lambda status: show(status.step))
     rows = run.read_metrics()

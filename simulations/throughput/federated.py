@@ -74,7 +74,7 @@ def measure(
         run = work.folder
         superlink.wait()
         stamps["SuperLink"] = time.time()
-        watch = Watch(superlink, run, kind.again)
+        watch = Watch(superlink, run, kind.how_to_continue)
         start(superlink, app_folder(), kind.to_mapping(), kind, work, num_uppers)
         stamps["flwr run"] = time.time()
         stamps["nodes"] = _follow(

@@ -268,7 +268,7 @@ def test_train_refuses_before_it_starts_anything(psl, tmp_path):
     ],
 )
 def test_how_errors_end(monkeypatch, capsys, raised, status, says):
-    def fail():
+    def fail(called=""):
         raise raised
 
     monkeypatch.setattr(program, "make_app", fail)

@@ -54,7 +54,7 @@ def _told(run, error):
 def test_an_error_says_how_to_go_on_if_that_can_be(tmp_path, kind, told):
     run = create_run(tmp_path, "tiny", "digits")
     run.checkpoints.save(1, {})
-    Reporter(run, run_id="1", every_s=0, again=kind.again).fail(RunError("why"))
+    Reporter(run, run_id="1", every_s=0, again=kind.how_to_continue).fail(RunError("why"))
     assert run.read_status().message == f"error: why{told}"
 
 

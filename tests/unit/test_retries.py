@@ -94,7 +94,7 @@ def test_a_retry_gives_settings_that_the_run_can_go_on_with(
     # What the ServerApp is told, and writes down.
     told = kind_of(_run_config(given, kind, kind.find().folder))
     made = told.begin()
-    again = kind_of(kind.continued(given, made.folder))
+    again = kind_of(kind.settings_to_continue(given, made.folder))
     assert isinstance(again, Resume) and again.resume == "it"
     assert again.find().config == told.config.replace(run_name="")
 
@@ -120,7 +120,7 @@ def test_a_prediction_that_fails_is_nothing_to_continue(run: RunFolder) -> None:
         lightening: "; continue with: the same command",
     }
     for kind, told in ways.items():
-        assert Watch(SuperLink(up=False), run, kind.again).note_end("failed", "why").message == f"why{told}"
+        assert Watch(SuperLink(up=False), run, kind.how_to_continue).note_end("failed", "why").message == f"why{told}"
         (run.path / "status.json").unlink()
 
 

@@ -82,7 +82,7 @@ def run(tmp_path) -> RunFolder:
 def test_the_end_is_noted_unless_the_run_has_said_it(run):
     run.write_status(Status(state="completed", step=9))
     time.sleep(0.01)
-    watch = Watch(None, run, Train().again)
+    watch = Watch(None, run, Train().how_to_continue)
     noted = watch.note_end("stopped", "ended at once by SIGTERM")
     assert noted.state == "stopped", "the old status was another attempt's"
     assert run.read_status().message == "ended at once by SIGTERM"

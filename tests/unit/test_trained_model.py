@@ -17,7 +17,8 @@ from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import CorruptImage, DataError, RunError, StoreError
 from psl_flower.inference.evaluation import evaluate, other_test_images, own_test_images
-from psl_flower.inference.trained_model import Normalised, choose_run, load_trained_model, save_trained_model
+from psl_flower.inference.trained_model import Normalised, load_trained_model, save_trained_model
+from psl_flower.runs.choosing import choose_run
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreRequest, store_request
