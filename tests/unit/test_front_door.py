@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 import psl_flower
+from psl_flower.cli.main import COMMANDS
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "psl_flower"
@@ -67,10 +68,21 @@ def test_the_example_trains(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_nothing_heavy_is_loaded(code, least):
+    modules = loaded_by(code)
+    assert len([name for name in modules if name.startswith("psl_flower")]) >= least
+    assert not {name.split(".")[0] for name in modules} & HEAVY
+
+
+def test_a_command_loads_no_other():
+    modules = loaded_by("from psl_flower.cli.main import main; assert main(['runs', '--help']) == 0")
+    assert "psl_flower.cli.runs" in modules
+    assert not modules & {f"psl_flower.cli.{module}" for module in set(COMMANDS.values()) - {"runs"}}
+
+
+def loaded_by(code):
+    """Return the names of the modules that a fresh process has loaded after some code."""
     code += "; import json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
-    modules = json.loads(done.stdout.splitlines()[-1])
-    assert len([name for name in modules if name.startswith("psl_flower")]) >= least
-    assert not {name.split(".")[0] for name in modules} & HEAVY
+    return set(json.loads(done.stdout.splitlines()[-1]))
