@@ -189,10 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(given: argparse.Namespace) -> None:
     check_out(given.out)
     options, began = read_options(given, Options), circumstances()
-    report = Report(**began, settings=options)
-    if given.out is not None and given.out.exists():
-        before = reports.load(given.out, Report)
-        report = before if before is not None and before.settings == options else report
+    report = reports.begun(given.out, Report(**began, settings=options))
     with workspace_of("psl-leakage-") as workspace, Progress() as progress:
         for seed in options.seeds:
             for case in options.cases:

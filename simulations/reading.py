@@ -137,14 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(given: argparse.Namespace) -> None:
     check_out(given.out)
     options, began = read_options(given, Options), circumstances()
-    kept: tuple[Trial, ...] = ()
-    if given.out is not None and given.out.exists():
-        before = reports.load(given.out, Report)
-        kept = before.measurements if before is not None and before.settings == options else ()
-    report = Report(**began, settings=options, measurements=kept)
+    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
     with workspace_of("psl-reading-") as workspace, Progress() as progress:
-        done = {(trial.data, trial.installation): 0 for trial in kept}
-        for trial in kept:
+        done = {(trial.data, trial.installation): 0 for trial in report.measurements}
+        for trial in report.measurements:
             done[trial.data, trial.installation] += 1
         pythons = {"this": sys.executable} | ({"other": os.path.abspath(options.other)} if options.other else {})
         for data, folder in _datasets(workspace.path, options):

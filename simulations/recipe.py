@@ -193,12 +193,8 @@ def _measure(given: argparse.Namespace) -> None:
     check_out(given.out)
     torch.set_num_threads(1)
     options, began = read_options(given, Options), circumstances()
-    kept: tuple[Trial, ...] = ()
-    if given.out is not None and given.out.exists():
-        before = reports.load(given.out, Report)
-        kept = before.measurements if before is not None and before.settings == options else ()
-    report = Report(**began, settings=options, measurements=kept)
-    done = {(t.data, t.recipe, t.steps, t.lr) for t in kept}
+    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
+    done = {(t.data, t.recipe, t.steps, t.lr) for t in report.measurements}
     with workspace_of("psl-recipe-") as workspace, Progress() as progress:
         stores = {data: _stores(workspace.path, data, options) for data in options.sets}
         # One recipe on every set before the next, so that a part of the trainings already compares them.

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -38,6 +38,8 @@ class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
         CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
     versions : dict
         Of Python and the packages that matter.
+    settings : Struct or dataclass
+        What was asked for; each benchmark has its own.
     """
 
     benchmark: str
@@ -45,6 +47,7 @@ class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
     date: str
     machine: dict[str, str | int | float]
     versions: dict[str, str]
+    settings: Any
 
     @property
     @abc.abstractmethod
@@ -137,3 +140,15 @@ def load(path: Path, *kinds: type[Kind]) -> Kind | None:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: is no result file: {str(error)[:200]}") from error
     return None
+
+
+def begun(path: Path | None, report: Kind) -> Kind:
+    """Return the report of an earlier run in that file, if it has the same settings; else this one, which is new.
+
+    Raises
+    ------
+    RunError
+        As of `load`.
+    """
+    before = load(path, type(report)) if path is not None and path.exists() else None
+    return before if before is not None and before.settings == report.settings else report
