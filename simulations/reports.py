@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -38,8 +38,6 @@ class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
         CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
     versions : dict
         Of Python and the packages that matter.
-    settings : Struct or dataclass
-        What was asked for; each benchmark has its own.
     """
 
     benchmark: str
@@ -47,7 +45,6 @@ class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
     date: str
     machine: dict[str, str | int | float]
     versions: dict[str, str]
-    settings: Any
 
     @property
     @abc.abstractmethod
@@ -151,4 +148,5 @@ def begun(path: Path | None, report: Kind) -> Kind:
         As of `load`.
     """
     before = load(path, type(report)) if path is not None and path.exists() else None
-    return before if before is not None and before.settings == report.settings else report
+    same = getattr(before, "settings", None) == getattr(report, "settings", None)
+    return before if before is not None and same else report

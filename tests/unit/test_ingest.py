@@ -226,7 +226,7 @@ def np_save(path, array):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (lambda f: (f / "manifest.json").write_bytes(b"{"), "manifest is damaged"),
+        (lambda f: (f / "manifest.json").write_bytes(b"{"), r"manifest\.json: damaged"),
         (lambda f: (f / "lower/labels.npy").unlink(), "labels.npy: cannot be read"),
         (lambda f: (f / "lower/labels.npy").write_bytes(b"nonsense"), "labels are damaged"),
         (lambda f: (f / "lower/labels.npy").write_bytes(b""), "labels are damaged"),
