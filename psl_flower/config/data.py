@@ -22,7 +22,7 @@ class DataSettings(Settings):
     """Which images to train on, and how they are stored."""
 
     dataset: str = setting(
-        EMBEDDED, "digits (embedded), a hub name, or a folder: parquet files, or images by class", path=True
+        EMBEDDED, "digits (embedded), a hub name, or a folder: images by class, tables, or arrays", path=True
     )
     image_column: str = setting("", "column of the images; empty: found by type")
     label_column: str = setting("", "column of the labels; empty: found by type")

@@ -28,7 +28,7 @@ LABEL_NAMES = ("label", "fine_label", "labels", "class", "target", "category")
 _SHOWN = 20
 _SAMPLED = 20
 # A flat list of fewer numbers is rather a box or a vector than a square image.
-_FEWEST_PIXELS = 64
+FEWEST_PIXELS = 64
 
 
 class Resolve(Protocol):
@@ -135,7 +135,7 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
         return ImageKind.ARRAY
     if depth == 1 and pa.types.is_integer(kind):
         (length, *others) = {len(value) for value in values}
-        return ImageKind.SQUARE if not others and length >= _FEWEST_PIXELS and _side(length) else None
+        return ImageKind.SQUARE if not others and length >= FEWEST_PIXELS and side_of_square(length) else None
     return None
 
 
@@ -230,7 +230,8 @@ def read_labels(
         if names != first[1]:
             raise DataError(
                 f"{name}: splits {first[0]!r} and {split!r} number the classes of {column!r} differently "
-                f"({_short(first[1])}; {_short(names)}); write both with the same table of classes"
+                f"({first_difference(first[1], names)}); write both with the same table of classes, or do without one "
+                f"of them, such as with train-split={first[0]} test-split=none"
             )
     values: dict[str, Sequence[Any]] = {split: found for split, (_, found) in tables.items()}
     if first[1] is not None:
@@ -287,7 +288,7 @@ def read_image(cell: Any, kind: ImageKind, decoder: Decoder, resolve: Resolve | 
         except ValueError:
             values = np.array([])
         if kind is ImageKind.SQUARE:
-            side = _side(values.size)
+            side = side_of_square(values.size)
             values = values.reshape(side, side) if side and values.ndim == 1 else values
         return decoder.array(values, where)
     encoded, path = _content(cell, kind) if cell is not None else (None, "")
@@ -331,11 +332,20 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _side(length: int) -> int:
+def side_of_square(length: int) -> int:
     """Return the side of a square image by its number of pixels; 0 if it is no square."""
     side = math.isqrt(length)
     return side if side * side == length else 0
 
 
-def _short(names: tuple[str, ...] | None) -> str:
-    return "no table" if names is None else f"0 is {printable(names[0])}" if names else "an empty table"
+def first_difference(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> str:
+    """Return where two tables of classes differ first, such as "0 is cat; 0 is dog"; None is a column without one."""
+    length = min(len(one or ()), len(other or ()))
+    place = next((k for k in range(length) if (one or ())[k] != (other or ())[k]), length)
+    return f"{_short(one, place)}; {_short(other, place)}"
+
+
+def _short(names: tuple[str, ...] | None, place: int) -> str:
+    if names is None:
+        return "no table"
+    return f"{place} is {printable(names[place])}" if place < len(names) else f"{len(names)} classes"

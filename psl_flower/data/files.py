@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from psl_flower.data.account import LeftOutTally
+from psl_flower.data.array_files import is_array_name
 from psl_flower.data.heif import HEIF_ENDINGS, can_read_heif, is_heif
 from psl_flower.errors import CorruptImage, DataError
 
@@ -171,6 +172,7 @@ class Kind(StrEnum):
     # A picture that nothing here decodes, such as a camera's raw file.
     PICTURE = "picture that cannot be decoded"
     TABLE = "table"
+    ARRAY = "array of numbers"
     ARCHIVE = "archive"
     OTHER = NO_IMAGE
 
@@ -184,6 +186,8 @@ def kind_of(root: Path, file: File) -> Kind:
     ending = file.ending
     if is_image_name(file.path):
         return Kind.PICTURE if ending in HEIF_ENDINGS and not can_read_heif() else Kind.IMAGE
+    if is_array_name(file.path):
+        return Kind.ARRAY
     if ending in UNREADABLE_ENDINGS:
         return Kind.PICTURE
     if ending in TABLE_ENDINGS:

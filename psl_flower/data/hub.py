@@ -11,28 +11,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from psl_flower.data.class_tables import declared_classes, with_own_classes
+from psl_flower.data.table_files import LARGE_ENDINGS
 from psl_flower.data.tables import Table
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.text import expanded
 
 _PROBE_TIMEOUT_S = 5.0
+_HUB_URL = "hf://datasets/"
 
 
-def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str]]:
+def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str], list[str]]:
     """Open a dataset of the hub.
 
     Returns
     -------
     tuple
-        The rows of each split, and the library's fingerprint of each.
+        The rows of each split, the library's fingerprint of each, and what the account is to say.
 
     Raises
     ------
     DatasetNotFound
         If the hub does not know the name or cannot be reached (within seconds) and no copy is cached.
     DataError
-        If it cannot be read.
+        If it cannot be read, or files of one split number their classes differently.
     """
     import datasets
     import huggingface_hub
@@ -41,7 +45,9 @@ def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str]]:
     reachable = _hub_answers(huggingface_hub.constants.ENDPOINT)
     try:
         with _offline(not reachable):
-            loaded: Mapping[str, Any] = _library().load_dataset(name)
+            builder = _library().load_dataset_builder(name)
+            builder.download_and_prepare()
+            loaded: Mapping[str, Any] = builder.as_dataset()
     except _library_errors() as error:
         if not reachable:
             raise DatasetNotFound(
@@ -50,8 +56,70 @@ def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str]]:
             ) from error
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise DatasetNotFound(f"{tried}, and the hub has no such public dataset; check the spelling") from error
-        raise DataError(f"{name!r}: the hub's dataset cannot be read: {error}") from error
-    return _tables(loaded), {str(split): str(table._fingerprint) for split, table in loaded.items()}
+        raise DataError(f"{name!r}: the hub's dataset cannot be read: {_told(error)}") from error
+    fingerprints = {str(split): str(table._fingerprint) for split, table in loaded.items()}
+    notes: list[str] = []
+    return _with_classes_of_files(name, builder, _tables(loaded), notes), fingerprints, notes
+
+
+def _with_classes_of_files(name: str, builder: Any, tables: dict[str, Table], notes: list[str]) -> dict[str, Table]:
+    """Return the tables with the classes that the hub's files declare, as far as these are on this machine."""
+    if not any(table.columns.classes for table in tables.values()):
+        return tables
+    files = _files_of_splits(builder) or _files_of_snapshot(name, builder) or {key: [("", None)] for key in tables}
+    declared = {
+        split: declared_classes(name, [(shown, place) for shown, place in found if place is not None])
+        for split, found in files.items()
+    }
+    unseen = [split for split, found in files.items() if any(place is None for _, place in found)]
+    if unseen:
+        notes.append(
+            f"whether the files of split {' and '.join(map(repr, unseen))} number their classes like the others could "
+            "not be checked: the hub's cache lacks some of them; look at the sheet of psl inspect"
+        )
+    return with_own_classes(tables, declared, notes)
+
+
+def _files_of_splits(builder: Any) -> dict[str, list[tuple[str, Path | None]]]:
+    """Return the parquet and arrow files of each split, by their places in the repository and on this machine."""
+    return {
+        str(split): [
+            (str(url).removeprefix(_HUB_URL), _cached(str(url)))
+            for url in urls
+            if os.path.splitext(str(url))[1].lower() in LARGE_ENDINGS
+        ]
+        for split, urls in (builder.config.data_files or {}).items()
+    }
+
+
+def _cached(url: str) -> Path | None:
+    """Return where a file of the hub is on this machine; None if it is not."""
+    import huggingface_hub
+
+    repository, _, rest = url.removeprefix(_HUB_URL).partition("@")
+    revision, _, path = rest.partition("/")
+    if not url.startswith(_HUB_URL) or not path:
+        return None
+    found = huggingface_hub.try_to_load_from_cache(repository, path, revision=unquote(revision), repo_type="dataset")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _files_of_snapshot(name: str, builder: Any) -> dict[str, list[tuple[str, Path | None]]]:
+    """Return the files of the revision that was loaded once, when the hub answered: offline no split's are known."""
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=builder.hash, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return {}
+    return {"": [(str(path.relative_to(folder)), path) for path in sorted(Path(folder).rglob("*")) if path.is_file()]}
+
+
+def _told(error: BaseException) -> str:
+    """Return an error's text, and that of its cause, which the library often keeps to itself."""
+    return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
 
 
 def load_files(name: str, kind: str, files: Mapping[str, list[str]], content: str) -> dict[str, Table]:
@@ -76,31 +144,34 @@ def load_files(name: str, kind: str, files: Mapping[str, list[str]], content: st
     try:
         return _tables(_library().load_dataset(kind, data_files=dict(files), cache_dir=_cache(content)))
     except _library_errors() as error:
-        raise DataError(f"{name}: its {kind} files cannot be read ({error})") from error
+        raise DataError(f"{name}: its {kind} files cannot be read ({_told(error)})") from error
 
 
-def load_folder(name: str, folder: Path, content: str) -> tuple[dict[str, Table], set[str]]:
+def load_folder(name: str, folder: Path, content: str) -> tuple[dict[str, Table], set[str], list[str]]:
     """Open a local folder as the library reads it by itself.
 
     Returns
     -------
     tuple
-        The rows of each split, and the paths of the files that they come from; other parameters as of `load_files`.
+        The rows of each split, the paths of the files that they come from, and what the account is to say; other
+        parameters as of `load_files`.
 
     Raises
     ------
     DataError
-        If it cannot be read.
+        If it cannot be read, or its files number their classes differently.
     """
+    notes: list[str] = []
     try:
         builder = _library().load_dataset_builder(str(folder), cache_dir=_cache(content))
-        builder.download_and_prepare()
         taken = {str(path) for paths in (builder.config.data_files or {}).values() for path in paths}
-        return _tables(builder.as_dataset()), taken
+        declared = declared_classes(name, [(path, Path(path)) for path in sorted(taken)])
+        builder.download_and_prepare()
+        return with_own_classes(_tables(builder.as_dataset()), {"": declared}, notes), taken, notes
     except _library_errors() as error:
         raise DataError(
             f"{name}: {folder} holds neither images in a folder for each class nor files that the datasets library can "
-            f"read ({error})"
+            f"read ({_told(error)})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A local folder as a dataset: images by class, images listed in a table, or tables that hold the images.
+"""A local folder as a dataset: images by class, images listed in a table, tables that hold the images, or arrays.
 
 What it holds decides, and where that is two things, the settings do.
 """
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_files
 from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
-from psl_flower.data.layout import Layout, read_layout
+from psl_flower.data.layout import NO_CLASS, Layout, read_layout
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
 
 if TYPE_CHECKING:
+    from psl_flower.data.arrays import ArrayFolder
     from psl_flower.data.columns import Resolve
     from psl_flower.data.table_files import ImageTables
 
@@ -67,13 +68,20 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     kinds = {file.path: kind_of(listing.root, file) for file in listing.files}
     pictures = _of(kinds, Kind.IMAGE, Kind.PICTURE)
     tables = _image_tables(listing, kinds) if options.read_as != "folders" else None
+    stored = _arrays(listing, kinds, options)
     archives = _of(kinds, Kind.ARCHIVE)
-    if _has_card(listing) or (archives and not pictures and not (tables and tables.paths)):
+    holds_others = bool(pictures or (tables and tables.paths) or (stored and stored.hold_a_dataset()))
+    if _has_card(listing) or (archives and not holds_others):
         return _by_library(name, listing, kinds, options)
     listed = tables.paths if tables is not None else []
     layout = _layout(name, pictures, tables, options)
+    if stored is not None and stored.hold_a_dataset():
+        _check_alone(name, stored, layout, listed)
+        return _by_arrays(name, listing, kinds, stored)
     if layout is None and tables is not None and listed:
         return _by_tables(name, listing, kinds, tables, options)
+    if layout is None and stored is not None and not pictures:
+        return _by_arrays(name, listing, kinds, stored)
     if layout is None:
         raise DataError(f"{name}: {listing.root} {_what_is_wrong(kinds, pictures, tables)}")
     if listed:
@@ -121,6 +129,15 @@ def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | Non
     return ImageTables(listing.root, files, _resolver(listing.root, kinds))
 
 
+def _arrays(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> ArrayFolder | None:
+    files = _of(kinds, Kind.ARRAY)
+    if not files or options.read_as:
+        return None
+    from psl_flower.data.arrays import ArrayFolder
+
+    return ArrayFolder(listing.root, files, options)
+
+
 def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
     """Return a finder of images that a table names: beside the table, in the dataset, or by its file name."""
     pictures = set(_of(kinds, Kind.IMAGE, Kind.PICTURE))
@@ -147,6 +164,7 @@ def _resolver(root: Path, kinds: dict[str, Kind]) -> Resolve:
 def _by_tables(
     name: str, listing: Listing, kinds: dict[str, Kind], tables: ImageTables, options: SourceOptions
 ) -> RawDataset:
+    from psl_flower.data.class_tables import declared_classes
     from psl_flower.data.hub import load_files
     from psl_flower.data.table_files import LARGE_ENDINGS
     from psl_flower.data.tables import read_tables
@@ -154,7 +172,7 @@ def _by_tables(
     splits = tables.by_split(name)
     ending = PurePosixPath(tables.paths[0]).suffix.lower()
     if ending in LARGE_ENDINGS:
-        tables.check_classes(name, [path for paths in splits.values() for path in paths])
+        declared_classes(name, [(path, listing.root / path) for paths in splits.values() for path in paths])
         files = {split: [str(listing.root / path) for path in paths] for split, paths in splits.items()}
         opened = load_files(name, ending.removeprefix("."), files, content_of(listing))
     else:
@@ -169,17 +187,41 @@ def _by_tables(
     return raw
 
 
+def _check_alone(name: str, stored: ArrayFolder, layout: Layout | None, listed: list[str]) -> None:
+    """Refuse arrays that hold a dataset where images by class, or a table of images, do, too."""
+    if layout is None and not listed:
+        return
+    other, way = ("images by class", "folders") if not listed else (printable(listed[0]), "tables")
+    array = printable(stored.images[0].path)
+    raise DataError(
+        f"{name}: holds {other} and arrays with images and labels, such as {array}; choose with read-as="
+        f"{way}, or leave the others out with leave-out"
+    )
+
+
+def _by_arrays(name: str, listing: Listing, kinds: dict[str, Kind], stored: ArrayFolder) -> RawDataset:
+    if not stored.broken:
+        _check_archives(name, listing.root, _of(kinds, Kind.ARCHIVE))
+    raw = stored.read(name, listing.left_out)
+    for path, kind in kinds.items():
+        if kind is not Kind.ARRAY:
+            reason = NO_CLASS if kind in (Kind.IMAGE, Kind.PICTURE) else _LISTS_NOTHING if kind is Kind.TABLE else kind
+            listing.left_out.add(reason, path)
+    return raw
+
+
 def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
     """Return the tables that the `datasets` library reads by the rules of a dataset's card, or from archives."""
     from psl_flower.data.hub import load_folder
     from psl_flower.data.tables import read_tables
 
-    opened, taken = load_folder(name, listing.root, content_of(listing))
+    opened, taken, notes = load_folder(name, listing.root, content_of(listing))
     left = {str(listing.root / path): path for path in kinds}
     hidden = [path for path in taken if path not in left]
     if hidden:
         raise DataError(f"{name}: {hidden[0]} is hidden or to be left out, and is a part of the dataset by its card")
     raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, set())
+    raw.notes.extend(notes)
     rows = sum(table.num_rows for table in opened.values())
     held = sum(_images_in(Path(path)) for path in taken)
     if held > rows:
@@ -229,8 +271,8 @@ def _what_is_wrong(kinds: dict[str, Kind], pictures: list[str], tables: ImageTab
     else:
         reason = "no file"
     return (
-        "holds neither images in a folder for each class nor files that list them with their classes, such as parquet "
-        f"or csv: it holds {reason}{f'; {_unread(tables)}' if tables is not None else ''}"
+        "holds neither images in a folder for each class nor files of images with their classes, such as parquet, csv "
+        f"or npz: it holds {reason}{f'; {_unread(tables)}' if tables is not None else ''}"
     )
 
 

@@ -170,7 +170,7 @@ class Decoder:
         """
         if values.dtype.kind not in "biuf":
             raise CorruptImage(f"{where}: expected numbers, found {values.dtype}")
-        values_HWC = _channels_last(values, where)
+        values_HWC = channels_last(values, where)
         if values.dtype.kind == "f":
             return self._finish(values_HWC, _FLOATS, where)
         beyond = values_HWC.min() < 0 or values_HWC.max() > _WHITE
@@ -358,8 +358,8 @@ def _has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
     return False
 
 
-def _channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:
-    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W)."""
+def channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W); raises CorruptImage where it is none or two of these."""
     shape = values.shape
     if len(shape) == 2 and values.size:
         return values[:, :, np.newaxis]

@@ -174,7 +174,7 @@ def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any
     ----------
     name : str
         "digits" (scikit-learn's, 16x16 grey, needs no network), a local folder of images by class, of images that a
-        table lists or of parquet files, or the name of a dataset on the Hugging Face hub.
+        table lists, of parquet files or of arrays, or the name of a dataset on the Hugging Face hub.
     options : SourceOptions, optional
         Which images and labels to take.
     **changes
@@ -202,8 +202,9 @@ def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any
         from psl_flower.data.hub import load_hub
         from psl_flower.data.tables import read_tables
 
-        tables, found = load_hub(name)
+        tables, found, notes = load_hub(name)
         raw, fingerprint = read_tables(name, tables, options, None, LeftOutTally(), set()), _digest(found, options)
+        raw.notes.extend(notes)
     _check(name, raw)
     return ImageSource(name, raw, fingerprint, _select(name, raw, options), options)
 

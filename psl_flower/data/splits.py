@@ -24,9 +24,19 @@ def split_word(name: str) -> tuple[str, str]:
     "Train" and "train2017" give ("train", ""), "x_train" gives ("train", "x"); the first is empty where no word of the
     name is that of a split, or several are.
     """
-    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    words = words_of(name)
     meant = [_MEANINGS[word] for word in words if word in _MEANINGS]
     return (meant[0] if len(meant) == 1 else ""), " ".join(word for word in words if word not in _MEANINGS)
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in small letters: "x" and "train" of "x_train", of "XTrain" and of "x-train2"."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def split_name(name: str) -> str:
+    """Return the word of a name that is a split's, such as "val" of "x_val"; empty if there is none, or several."""
+    return next((word for word in words_of(name) if word in _MEANINGS), "") if split_word(name)[0] else ""
 
 
 def choose_splits(

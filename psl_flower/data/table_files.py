@@ -14,9 +14,11 @@ from pyarrow import csv, parquet
 from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
+from psl_flower.data.pixel_columns import join_pixels
 from psl_flower.data.splits import split_word
 from psl_flower.data.tables import Table
 from psl_flower.errors import DataError
+from psl_flower.text import printable
 
 # They hold the images themselves, so that the `datasets` library keeps them on disk.
 LARGE_ENDINGS = frozenset({".arrow", ".parquet"})
@@ -26,6 +28,7 @@ _PEEKED_BYTES = 1 << 20
 # Of one JSON document, which is parsed whole.
 _MOST_JSON_BYTES = 256 << 20
 _DELIMITERS = ",;\t|"
+_NUMBER = r"\s*-?\d+(\.\d*)?\s*"
 
 
 class ImageTables:
@@ -55,6 +58,9 @@ class ImageTables:
         for path in paths:
             try:
                 sample = _peek(root / path)
+            except DataError as error:
+                self.others[path] = str(error)
+                continue
             except (OSError, ValueError, pa.ArrowException) as error:
                 self.others[path] = f"cannot be read as a table ({type(error).__name__})"
                 continue
@@ -103,6 +109,8 @@ class ImageTables:
             try:
                 parts.append(self._with_places(path, _read(self._root / path)))
                 whole = pa.concat_tables(parts, promote_options="default")
+            except DataError as error:
+                raise DataError(f"{name}: {printable(path)} {error}") from error
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(f"{name}: {path} cannot be read as a table: {error}") from error
         return Table.of(whole)
@@ -124,27 +132,6 @@ class ImageTables:
             table = table.set_column(table.schema.get_field_index(column), column, pa.array(places, pa.string()))
         return table
 
-    def check_classes(self, name: str, paths: Iterable[str]) -> None:
-        """Check that files of embedded images number their classes the same way; the `datasets` library does not.
-
-        Raises
-        ------
-        DataError
-            If they do not.
-        """
-        first: tuple[str, dict[str, tuple[str, ...]]] | None = None
-        for path in paths:
-            if not path.lower().endswith(".parquet"):
-                continue
-            classes = dict(Columns.of(parquet.read_schema(self._root / path)).classes)
-            first = first or (path, classes)
-            for column in classes.keys() & first[1].keys():
-                if classes[column] != first[1][column]:
-                    raise DataError(
-                        f"{name}: {first[0]} and {path} number the classes of column {column!r} differently; write "
-                        "both with the same table of classes"
-                    )
-
 
 def _split_of(path: str) -> str:
     """Return the split that a file's name or its folders' names tell; empty if they tell none."""
@@ -162,7 +149,7 @@ def _peek(path: Path) -> pa.Table | None:
             batch = next(file.iter_batches(batch_size=_PEEKED_ROWS), None)
             return pa.Table.from_batches([batch] if batch is not None else [], file.schema_arrow)
     if path.suffix.lower() == ".arrow":
-        with _open_arrow(path) as reader:
+        with open_arrow(path) as reader:
             return pa.Table.from_batches([next(iter(reader))], reader.schema).slice(0, _PEEKED_ROWS)
     if path.suffix.lower() == ".json":
         return _read(path)
@@ -179,7 +166,8 @@ def _read(path: Path) -> pa.Table | None:
     return _parse(path, path.read_bytes())
 
 
-def _open_arrow(path: Path) -> pa.RecordBatchReader:
+def open_arrow(path: Path) -> pa.RecordBatchReader:
+    """Open an arrow file, of either of its two formats; raises ArrowInvalid or OSError."""
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path)))
     except pa.ArrowInvalid:
@@ -211,6 +199,10 @@ def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
     header = content.split(b"\n", 1)[0].decode()
     delimiter = delimiter or max(_DELIMITERS, key=header.count)
     names = next(iter(reader([header], delimiter=delimiter)), [])
+    if len(names) > 1 and all(re.fullmatch(_NUMBER, name) for name in names):
+        raise DataError(
+            "has numbers in its first row, not names of columns; put those above, such as label,pixel0,pixel1"
+        )
     if len(set(names)) < len(names):
         raise ValueError("two of its columns have one name")
     table = csv.read_csv(
@@ -226,4 +218,4 @@ def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
             continue
         if numbers.cast(pa.string()).equals(texts):
             table = table.set_column(place, name, numbers)
-    return table
+    return join_pixels(table)

@@ -22,7 +22,9 @@ FOLDERS = [
     "train", "Train", "test", "Test", "val", "validation", "dev", "x_train", "x_test", "train2017", "test tube",
     "cat", "dog", "Cat", "car", "images", "data", "notes", "@eaDir", ".hidden", "__MACOSX", "extra",
 ]  # fmt: skip
-KINDS = ["png"] * 8 + ["jpeg", "bare", "PNG", "txt", "csv", "json", "zip", "pipe", "dead link", "svg", "empty"]
+KINDS = ["png"] * 8 + [
+    "jpeg", "bare", "PNG", "txt", "csv", "json", "zip", "npy", "npz", "pipe", "dead link", "svg", "empty",
+]  # fmt: skip
 PLACES = st.lists(st.sampled_from(FOLDERS), max_size=4)
 LAYOUTS = st.sampled_from([("cat", "dog"), ("cat", "dog", "car"), ("train/cat", "train/dog", "test/cat", "test/dog")])
 OPTIONS = st.fixed_dictionaries({
@@ -47,6 +49,10 @@ def write(place: Path, kind: str, number: int) -> None:
         os.mkfifo(place)
     elif kind == "dead link":
         place.symlink_to("nowhere")
+    elif kind == "npy":
+        np.save(place, np.arange(9))
+    elif kind == "npz":
+        np.savez(place, ids=np.arange(9), faces=np.full((9, 4, 4), number))
     elif kind == "csv":
         place.write_text(f"a,label\n{number},x\n")
     elif kind == "json":
@@ -56,8 +62,8 @@ def write(place: Path, kind: str, number: int) -> None:
 
 
 NAMES = {"png": "{}.png", "PNG": "{}.PNG", "jpeg": "{}.jfif", "bare": "{}", "txt": "{}.txt", "csv": "{}.csv",
-         "json": "{}.json", "zip": "{}.zip", "pipe": "{}.png", "dead link": "{}.png", "svg": "{}.svg",
-         "empty": "{}.dat"}  # fmt: skip
+         "json": "{}.json", "zip": "{}.zip", "npy": "{}.npy", "npz": "{}.npz", "pipe": "{}.png",
+         "dead link": "{}.png", "svg": "{}.svg", "empty": "{}.dat"}  # fmt: skip
 
 
 def opened(root: Path, **options: Any) -> ImageSource | None:

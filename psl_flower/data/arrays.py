@@ -1,0 +1,298 @@
+"""Folders of arrays: images in one, their labels in another, as MNIST, Keras and MedMNIST have them.
+
+Which array is what is known by the words of its name or, where no name says it, by its shape; of several that may be
+meant none is taken without being named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psl_flower.data.account import LeftOutTally
+from psl_flower.data.array_files import ARRAY_ERRORS, IDX_NAME, StoredArray, stored_arrays
+from psl_flower.data.columns import FEWEST_PIXELS, Columns, read_labels, side_of_square
+from psl_flower.data.images import RawDataset, RawSplit, joined
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.pixels import Decoder, channels_last
+from psl_flower.data.splits import choose_splits, split_name, words_of
+from psl_flower.errors import DataError
+from psl_flower.text import printable
+
+COPY = "packed copy of the file beside it"
+NO_ROLE = "array that is neither images nor labels"
+NO_IMAGES = "labels of images that are not there"
+NOT_CHOSEN = "images of a split that is neither trained nor tested on"
+_IMAGE_WORDS = frozenset({"data", "image", "images", "img", "imgs", "photos", "pictures", "pixels", "x"})
+_LABEL_WORDS = frozenset({"class", "classes", "label", "labels", "lbl", "lbls", "target", "targets", "y"})
+_UNNAMED = re.compile(r"arr_\d+")
+# MNIST calls its test images so.
+_TEN_THOUSAND = re.compile(r"t10k", re.IGNORECASE)
+
+
+class ArrayFolder:
+    """The arrays of a folder.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset's folder.
+    paths : iterable of str
+        Files of arrays in it.
+    options : SourceOptions
+        May name the arrays of images and of labels, and the splits.
+
+    Attributes
+    ----------
+    images, labels : list[StoredArray]
+        Those that may be the images and those that may be the labels.
+    others : list[StoredArray]
+        The rest.
+    broken : dict[str, str]
+        Files that cannot be read, and what is wrong with them.
+    copies : list[str]
+        Packed files that lie unpacked beside themselves, too, as torchvision leaves them.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[str], options: SourceOptions) -> None:
+        self._options, paths = options, list(paths)
+        self.broken: dict[str, str] = {}
+        self.copies = [path for path in paths if _is_copy(root, path, paths)]
+        found: list[StoredArray] = []
+        for path in paths:
+            if path in self.copies:
+                continue
+            try:
+                found += stored_arrays(root, path)
+            except ARRAY_ERRORS as error:
+                self.broken[path] = str(error) or type(error).__name__
+        self.images = _of_role("images", found, options.image_column)
+        self.labels = _of_role("labels", found, options.label_column)
+        known = {id(array) for array in (*self.images, *self.labels)}
+        self.others = [array for array in found if id(array) not in known]
+
+    def hold_a_dataset(self) -> bool:
+        """Check if there are both images and labels among them, or files of these that cannot be read."""
+        return bool(self.images and self.labels)
+
+    def read(self, name: str, left_out: LeftOutTally) -> RawDataset:
+        """Return the images and their classes; what is not taken is added to `left_out`.
+
+        Raises
+        ------
+        DataError
+            If a file is damaged, there are no images or no labels, several arrays may be either, or they do not fit.
+        """
+        for path, reason in self.broken.items():
+            raise DataError(f"{name}: {printable(path)}: {reason}; replace it, or leave it out with leave-out={path}")
+        if not self.images or not self.labels:
+            raise DataError(f"{name}: {self._what_lacks()}")
+        images, labels = self._by_split(name)
+        values = {split: _label_values(name, array, labels.get(split)) for split, array in images.items()}
+        counts = {split: sum(value not in (None, -1) for value in found) for split, found in values.items()}
+        train, test = choose_splits(name, counts, self._options)
+        used = {split: images[split] for split in (*train, *test)}
+        told = next((str(labels[split]) for split in used if split in labels), "no array")
+        class_names, numbers = read_labels(
+            name, told, {split: (Columns({}), values[split]) for split in used}, asked=True
+        )
+        notes: dict[str, None] = {}
+        raw = {split: _raw_split(name, split, array, numbers[split], notes) for split, array in used.items()}
+        self._leave_out(images, labels, used, left_out)
+        return RawDataset(
+            class_names=class_names,
+            train=joined([raw[split] for split in train]),
+            test=joined([raw[split] for split in test]) if test else None,
+            reader=f"arrays, images from {printable(str(images[train[0]]))!r}, classes from {printable(told)!r}",
+            left_out=left_out,
+            notes=list(notes),
+        )
+
+    def _by_split(self, name: str) -> tuple[dict[str, StoredArray], dict[str, StoredArray]]:
+        if len(self.images) == len(self.labels) == 1:
+            split = _split_of(self.images[0]) or _split_of(self.labels[0]) or "train"
+            return {split: self.images[0]}, {split: self.labels[0]}
+        return (
+            _one_for_each_split(name, "images", "image-column", self.images),
+            _one_for_each_split(name, "labels", "label-column", self.labels),
+        )
+
+    def _leave_out(
+        self,
+        images: dict[str, StoredArray],
+        labels: dict[str, StoredArray],
+        used: dict[str, StoredArray],
+        left_out: LeftOutTally,
+    ) -> None:
+        for path in self.copies:
+            left_out.add(COPY, path)
+        for array in self.others:
+            left_out.add(NO_ROLE, str(array), ending=array.ending)
+        for split, array in images.items():
+            if split not in used:
+                left_out.add(NOT_CHOSEN, str(array), array.shape[0] if array.shape else 1, ending=array.ending)
+        for split, array in labels.items():
+            if split not in images:
+                left_out.add(NO_IMAGES, str(array), ending=array.ending)
+
+    def _what_lacks(self) -> str:
+        what, key, wanted = "images", "image-column", self._options.image_column
+        if self.images:
+            what, key, wanted = "labels", "label-column", self._options.label_column
+        arrays = (*self.images, *self.labels, *self.others)
+        shown = ", ".join(printable(f"{array} {array.shape}") for array in arrays[:10]) or "none"
+        called = f"called {wanted!r}" if wanted else f"holds {what} by its name or shape"
+        return f"no array {called}; there are {shown}; name that of the {what} with {key}"
+
+
+def _is_copy(root: Path, path: str, paths: list[str]) -> bool:
+    """Check if a packed file lies unpacked beside itself: gzip notes the size of what it packed."""
+    plain = path.removesuffix(".gz")
+    if plain == path or plain not in paths:
+        return False
+    try:
+        with (root / path).open("rb") as file:
+            file.seek(-4, 2)
+            noted = int.from_bytes(file.read(4), "little")
+        return noted == (root / plain).stat().st_size % 2**32
+    except OSError:
+        return False
+
+
+def _name_of(array: StoredArray) -> str:
+    """Return what an array is called: by itself, else by its file where it is alone in it."""
+    if array.name and not _UNNAMED.fullmatch(array.name):
+        return array.name
+    return _stem(array) if array.alone else ""
+
+
+def _stem(array: StoredArray) -> str:
+    file = PurePosixPath(array.path).name
+    stem = IDX_NAME.sub("", file)
+    return _TEN_THOUSAND.sub("test", stem if stem != file else PurePosixPath(file).stem)
+
+
+def _of_role(role: str, arrays: list[StoredArray], wanted: str) -> list[StoredArray]:
+    """Return the arrays that are named for a role, by a setting or by their words; if none is, those of its shape."""
+    if wanted:
+        return [array for array in arrays if wanted in (str(array), array.name, _name_of(array), _bare(array))]
+    words = {id(array): set(words_of(_name_of(array))) for array in arrays}
+    own, other = (_IMAGE_WORDS, _LABEL_WORDS) if role == "images" else (_LABEL_WORDS, _IMAGE_WORDS)
+    named = [array for array in arrays if words[id(array)] & own and not words[id(array)] & other]
+    if named:
+        return named
+    fits = _could_be_images if role == "images" else _could_be_labels
+    return [array for array in arrays if fits(array) and bool(words[id(array)] & own) >= bool(words[id(array)] & other)]
+
+
+def _bare(array: StoredArray) -> str:
+    """Return an array's name without the word of its split: "x" of "x_train"."""
+    name = _name_of(array)
+    return "_".join(word for word in words_of(name) if word != split_name(name))
+
+
+def _could_be_images(array: StoredArray) -> bool:
+    return len(array.shape) >= 3 and array.dtype.kind in "biuf"
+
+
+def _could_be_labels(array: StoredArray) -> bool:
+    return _is_list(array) and array.dtype.kind in "biuU"
+
+
+def _is_list(array: StoredArray) -> bool:
+    return len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
+
+
+def _split_of(array: StoredArray) -> str:
+    """Return the split that an array's name tells, or its file's or folders'; empty if none does."""
+    folders = reversed(PurePosixPath(array.path).parts[:-1])
+    return next(filter(None, map(split_name, (array.name, _stem(array), *folders))), "")
+
+
+def _one_for_each_split(name: str, what: str, key: str, arrays: list[StoredArray]) -> dict[str, StoredArray]:
+    found: dict[str, StoredArray] = {}
+    for array in arrays:
+        split = _split_of(array)
+        other = found.setdefault(split, array)
+        if other is not array:
+            raise DataError(
+                f"{name}: several arrays can be the {what}{f' of split {split!r}' if split else ''} "
+                f"({printable(str(other))}, {printable(str(array))}); choose one with {key}, or leave files out with "
+                f"leave-out, such as leave-out={printable(array.path)}"
+            )
+    if "" in found and len(found) > 1:
+        raise DataError(
+            f"{name}: {printable(str(found['']))} can be {what} and tells no split by its name, unlike the others; "
+            f"rename it, leave it out with leave-out, or choose with {key}"
+        )
+    return {split or "train": array for split, array in found.items()}
+
+
+def _label_values(name: str, images: StoredArray, labels: StoredArray | None) -> list[Any]:
+    """Return the label of each image; None where there is none."""
+    count = images.shape[0] if images.shape else 0
+    if labels is None:
+        return [None] * count
+    where = f"{name}: {printable(str(labels))}"
+    if not _is_list(labels) or labels.dtype.kind not in "biufU":
+        raise DataError(
+            f"{where} holds {labels.dtype} of shape {labels.shape}, not one class for each image; save whole numbers "
+            f"of shape ({count},), or name another array with label-column"
+        )
+    if labels.shape[0] != count:
+        raise DataError(
+            f"{where} holds {labels.shape[0]} labels, and {printable(str(images))} {count} images; replace the wrong "
+            "one, or name others with image-column and label-column"
+        )
+    return list(_loaded(name, labels).reshape(-1).tolist())
+
+
+def _loaded(name: str, array: StoredArray) -> NDArray[Any]:
+    try:
+        return array.load()
+    except ARRAY_ERRORS as error:
+        raise DataError(f"{name}: {printable(str(array))} cannot be read: {error}; replace the file") from error
+
+
+def _raw_split(
+    name: str, split: str, array: StoredArray, labels_N: NDArray[np.int64], notes: dict[str, None]
+) -> RawSplit:
+    shape = _image_shape(name, array)
+    if shape != array.shape[1:]:
+        notes[f"flat arrays of {array.shape[1]} numbers were read as images of {shape[0]}x{shape[1]}, row by row"] = (
+            None
+        )
+    values = cache(lambda: _loaded(name, array))
+
+    def images(rows_R: NDArray[np.int64], decoder: Decoder) -> Iterator[NDArray[np.uint8]]:
+        for row in rows_R.tolist():
+            yield decoder.array(np.asarray(values()[row]).reshape(shape), f"image {row} of split {split!r}")
+
+    return RawSplit(name=split, labels_N=labels_N, images=images)
+
+
+def _image_shape(name: str, array: StoredArray) -> tuple[int, ...]:
+    """Return the shape of each image; that of flat ones is a square."""
+    where, axes = f"{name}: {printable(str(array))}", array.shape[1:]
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where} holds {array.dtype}, which are no pixels; save them as numbers")
+    if len(axes) == 1:
+        side = side_of_square(axes[0]) if axes[0] >= FEWEST_PIXELS and array.dtype.kind in "iu" else 0
+        if not side:
+            raise DataError(
+                f"{where} holds {axes[0]} numbers of type {array.dtype} for each image, which are no square of whole "
+                "numbers, so nothing says their height, width and channels; save an array of shape (images, height, "
+                "width) or (images, height, width, channels)"
+            )
+        return side, side
+    if len(axes) not in (2, 3) or not math.prod(axes):
+        raise DataError(f"{where} has the shape {array.shape}; expected (images, height, width) or with channels after")
+    channels_last(np.broadcast_to(np.uint8(0), axes), where)
+    return axes
