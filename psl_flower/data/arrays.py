@@ -119,10 +119,17 @@ class ArrayFolder:
         if len(self.images) == len(self.labels) == 1:
             split = _split_of(self.images[0]) or _split_of(self.labels[0]) or "train"
             return {split: self.images[0]}, {split: self.labels[0]}
-        return (
-            _one_for_each_split(name, "images", "image-column", self.images),
-            _one_for_each_split(name, "labels", "label-column", self.labels),
-        )
+        images = _one_for_each_split(name, "images", "image-column", self.images)
+        labels = _one_for_each_split(name, "labels", "label-column", self.labels)
+        if set(images) | set(labels) == {""}:
+            return {"train": images[""]}, {"train": labels[""]}
+        for what, key, found in (("images", "image-column", images), ("labels", "label-column", labels)):
+            if "" in found:
+                raise DataError(
+                    f"{name}: {printable(str(found['']))} can be {what} and tells no split by its name, unlike others; "
+                    f"rename it, leave it out with leave-out, or choose with {key}"
+                )
+        return images, labels
 
     def _leave_out(
         self,
@@ -227,12 +234,7 @@ def _one_for_each_split(name: str, what: str, key: str, arrays: list[StoredArray
                 f"({printable(str(other))}, {printable(str(array))}); choose one with {key}, or leave files out with "
                 f"leave-out, such as leave-out={printable(array.path)}"
             )
-    if "" in found and len(found) > 1:
-        raise DataError(
-            f"{name}: {printable(str(found['']))} can be {what} and tells no split by its name, unlike the others; "
-            f"rename it, leave it out with leave-out, or choose with {key}"
-        )
-    return {split or "train": array for split, array in found.items()}
+    return found
 
 
 def _label_values(name: str, images: StoredArray, labels: StoredArray | None) -> list[Any]:

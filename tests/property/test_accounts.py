@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from psl_flower.data.arrays import NO_ROLE, NOT_CHOSEN
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import ImageSource, open_dataset
 from psl_flower.errors import PslError
@@ -190,6 +191,67 @@ def test_every_image_that_a_table_lists_has_its_own_label(
             assert name == str(rows[number][label])
         assert sorted(number for number, _ in pairs) == list(range(count))
         assert sum(entry.count for entry in account.left_out if entry.ending == ".png") == extra
+
+
+ARRAY_SPLITS = st.sampled_from([
+    ("train", "test"), ("train",), ("Train", "val"), ("train", "test", "val"), ("x", "test"), ("holdout",),
+])  # fmt: skip
+ARRAY_NAMES = st.sampled_from([
+    "{s}_images {s}_labels", "x_{s} y_{s}", "{s}X {s}Y", "{s}-data {s}-targets", "{s}_imgs {s}_lbls", "{s}_a {s}_b",
+    "images_{s} labels_{s}", "{s}_x_labels {s}_y", "a b",
+])  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    names=ARRAY_NAMES,
+    splits=ARRAY_SPLITS,
+    kind=st.sampled_from(["npz", "npz for each split", "npy"]),
+    shape=st.sampled_from([(8, 8), (8, 8), (64,), (8, 8, 3), (3, 8, 8), (63,), (8, 8, 1)]),
+    off=st.sampled_from([0, 0, 0, 0, 1]),
+    extra=st.sampled_from(["", "", "ids", "images", "weights", "masks"]),
+    test_split=st.sampled_from(["", "", "none"]),
+    train_split=st.sampled_from(["", "", "x", "train+val"]),
+)
+def test_every_image_of_an_array_has_its_own_label(
+    names, splits, kind, shape, off, extra, test_split, train_split
+) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        root, number, arrays = Path(made), 0, dict[str, dict[str, Any]]()
+        for split in splits:
+            numbers = np.arange(number, number + 10, dtype=np.uint8)
+            number += 10
+            image, label = names.format(s=split).split()
+            file = "all" if kind == "npz" else split
+            pixels = np.broadcast_to(numbers.reshape(-1, *[1] * len(shape)) + 100, (10, *shape))
+            arrays.setdefault(file, {}).update({image: pixels, label: numbers[off:] % 2})
+        if extra and not (extra == "images" and names.endswith(("b", "labels {s}_y"))):
+            arrays[file][extra] = np.arange(10) if extra == "ids" else np.ones((10, *shape), np.uint8)
+        for file, held in arrays.items():
+            if kind == "npy":
+                for name, values in held.items():
+                    np.save(root / f"{name}.npy", values)
+            else:
+                np.savez(root / f"{file}.npz", **held)
+        source = opened(root, test_fraction=0.3, test_split=test_split, train_split=train_split)
+        if source is None:
+            return
+        assert not off, "other counts of images and labels are refused"
+        found = [
+            (int(image[0, 0, 0]) - 100, source.class_names[label])
+            for split in ("train", "test")
+            for image, label in source.samples(split)
+        ]
+        assert all(name == str(each % 2) for each, name in found)
+        assert len({each for each, _ in found}) == len(found)
+        left = {entry.reason: entry.count for entry in source.account().left_out}
+        written = {
+            name if kind == "npy" else (file, name)
+            for file, held in arrays.items()
+            for name, values in held.items()
+            if values.shape[1:] == shape
+        }
+        assert (len(found) + left.get(NOT_CHOSEN, 0)) // 10 + left.get(NO_ROLE, 0) >= len(written)
 
 
 def test_the_lists_are_not_empty() -> None:

@@ -11,8 +11,9 @@ import pytest
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import local_fingerprint, open_dataset
 from psl_flower.errors import DataError
+from psl_flower.stores.ingest import ensure_stores
 from tests.unit.accounts import passed_by, taken
-from tests.unit.tiny_pictures import image_folder
+from tests.unit.tiny_pictures import image_folder, images_of, request_for
 
 RANDOM = np.random.default_rng(5)
 TRAIN, TEST = (RANDOM.integers(0, 256, (count, 28, 28), np.uint8) for count in (20, 10))
@@ -230,6 +231,14 @@ REFUSED = [
     (PAIR | {"target": TRAIN_LABELS}, r"several arrays can be the labels \(a\.npz:labels, a\.npz:target\)"),
     ({"a": TRAIN, "b": TRAIN, "c": TRAIN_LABELS}, r"several arrays can be the images \(a\.npz:a, a\.npz:b\)"),
     (PAIR | {"x_train": TRAIN}, r"a\.npz:images can be images and tells no split by its name"),
+    (
+        {"images": TRAIN, "y_train": TRAIN_LABELS, "y_test": TEST_LABELS},
+        r"a\.npz:images can be images and tells no split by its name",
+    ),
+    (
+        {"x_train": TRAIN, "x_test": TRAIN, "labels": TRAIN_LABELS},
+        r"a\.npz:labels can be labels and tells no split by its name",
+    ),
     (PAIR | {"labels": TRAIN_LABELS[:5]}, "holds 5 labels, and .*images 20 images"),
     (PAIR | {"labels": np.eye(20)}, r"labels holds float64 of shape \(20, 20\), not one class for each image"),
     (PAIR | {"labels": TRAIN_LABELS + 0.5}, "holds numbers such as 0.5, which are no classes"),
@@ -431,3 +440,11 @@ def test_empty_cells_beyond_the_first_rows_are_said(tmp_path):
     (tmp_path / "train.csv").write_text(text.rstrip().rpartition(",")[0] + ",\n")
     with pytest.raises(DataError, match=r"train\.csv has a column 'pixel783' for pixels with something else"):
         open_dataset(name)
+
+
+def test_stores_hold_the_images_of_arrays(tmp_path):
+    name = npz(tmp_path / "set", ARRAYS["keras"])
+    stores = ensure_stores(tmp_path / "root", request_for(name, patch_size=(14, 14), stride=(14, 14)))
+    np.testing.assert_array_equal(images_of(stores)[:, 0], np.concatenate([TRAIN, TEST]))
+    assert stores.labels.tolist() == [*TRAIN_LABELS, *TEST_LABELS]
+    assert not ensure_stores(tmp_path / "root", request_for(name, patch_size=(14, 14), stride=(14, 14))).created

@@ -1,9 +1,10 @@
 """The comparison without its trainings: methods, arguments, trials."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
-from tiny_comparison import METHODS, report
+from tiny_comparison import CHOICE, METHODS, report
 
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
@@ -12,6 +13,9 @@ from simulations.compare import federated, study
 from simulations.compare.__main__ import BENCHMARK
 from simulations.compare.federated import federation, total_by_node
 from simulations.compare.methods import plan, read_grid, read_variant, usual_grids
+from simulations.progress import Progress
+from tests.unit.accounts import taken
+from tests.unit.tiny_pictures import make_pictures
 
 
 def test_methods_of_the_usual_choice():
@@ -171,6 +175,18 @@ def test_clients_that_cannot_be_are_refused_before_anything_is_trained(arguments
     assert BENCHMARK.main([*command_line, "--methods", "whole,fedavg", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_what_was_read_is_said_and_kept(tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "set")
+    (pictures / "train" / "a" / "readme.txt").write_text("hello")
+    config = RunConfig.of(dataset=str(pictures), patch_size=(4, 4), stride=(4, 4), rounds=1, batch_size=4)
+    with Progress() as progress:
+        found = study.Study(
+            config, replace(CHOICE, methods=("whole",), engine="in-process"), tmp_path / "out", progress
+        )
+    assert found.whole.account is not None and taken(found.whole.account)["train"] == {"a": 5, "b": 4}
+    assert "  left out: 1 .txt (not an image), such as train/a/readme.txt" in capsys.readouterr().err
 
 
 def test_a_damaged_trial_is_named(tmp_path):

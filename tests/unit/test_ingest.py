@@ -1,5 +1,6 @@
 """ensure_stores: right patches, reuse, interruption, two processes at once, every bad input."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -76,6 +77,19 @@ def test_reuse_decodes_nothing(tmp_path, pictures, monkeypatch):
     Image.new("RGB", (8, 8), (1, 2, 3)).save(image)
     changed = ensure_stores(tmp_path / "root", request_for(pictures))
     assert changed.created and changed.folder != first.folder
+
+
+def test_stores_are_made_anew_where_an_image_was_replaced_by_one_of_the_same_size_and_time(tmp_path, pictures):
+    image, other = pictures / "train" / "a" / "0.png", tmp_path / "other.bmp"
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(image, "BMP")
+    first, status = ensure_stores(tmp_path / "root", request_for(pictures)), image.stat()
+    Image.new("RGB", (8, 8), (4, 5, 6)).save(other)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(image)
+    assert (image.stat().st_size, image.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    second = ensure_stores(tmp_path / "root", request_for(pictures))
+    assert second.created and second.folder != first.folder
+    assert images_of(first)[0, :, 0, 0].tolist() == [1, 2, 3] and images_of(second)[0, :, 0, 0].tolist() == [4, 5, 6]
 
 
 def test_digits_pad_and_one_upper_for_each_position(tmp_path):
