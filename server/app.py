@@ -15,6 +15,7 @@ from psl_flower.errors import OtherDataset
 from psl_flower.flower.link import server_identity
 from psl_flower.kinds import Kind, Work, kind_of
 from psl_flower.runs.claim import claimed
+from psl_flower.runs.tracking import check_tracker
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
@@ -48,6 +49,8 @@ def main(grid: Grid, context: Context) -> None:
         except BaseException as error:
             reporter.fail(error)
             raise
+        finally:
+            reporter.close()
 
 
 def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerRun[Kind]:
@@ -58,6 +61,7 @@ def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerR
         reporter.say("preparing", f"warning: {warning}")
     torch.set_num_threads(config.machine.lower_threads or usable_cores())
     choose_device(config.machine.device)
+    check_tracker(config)
     if config.wire.transport != "flower":
         server_identity(config.wire)
     stores = _stores(work, reporter)

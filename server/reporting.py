@@ -18,7 +18,8 @@ from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import HowToContinue
-from psl_flower.runs.folder import RunFolder, Status, this_process
+from psl_flower.runs.folder import MODEL_FILE, RunFolder, Status, this_process
+from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
@@ -28,6 +29,8 @@ from server.superlink import superlink_lost
 log = logging.getLogger("psl_flower")
 
 _STATUS_EVERY_S = 0.5
+# So long a run that has ended waits for its tracker.
+_TRACKER_S = 30.0
 
 
 class Reporter:
@@ -55,6 +58,7 @@ class Reporter:
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: EventFiles | None = None
+        self._tracking: Tracking | None = None
         self._about = self._what = ""
         self._scores: Scores | None = None
         self._class_names: tuple[str, ...] = ()
@@ -101,6 +105,15 @@ class Reporter:
         self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
             log.info("%scontinuing after step %d of %d", self._prefix, done, total_steps)
+
+    def track(self, tracking: Tracking) -> None:
+        """Tell a tracker, too, from now on."""
+        self._tracking = tracking
+
+    def close(self) -> None:
+        """Wait some seconds for what is still to be sent, after the end."""
+        if self._tracking is not None:
+            self._tracking.close(_TRACKER_S)
 
     def placed(self, placement: Placement, about: str, state: str = "training") -> None:
         """Report the nodes that take part, and enter `state`."""
@@ -185,6 +198,7 @@ class Reporter:
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
             self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
+        self._record(metrics)
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
         if validation:
@@ -211,6 +225,9 @@ class Reporter:
             if metrics[name] is not None:
                 self._writer.add(f"test/{name}", metrics[name], step)
         draw(self._writer, self._scores, step, self._class_names)
+        self._record(
+            {name: value for name, value in metrics.items() if name in ("step", "accuracy", "test_loss", *NAMES)}
+        )
         self._set(accuracy=predictions.accuracy)
         log.info("test accuracy of the weights kept, of step %d: %.2f%%", step, 100 * predictions.accuracy)
 
@@ -257,6 +274,7 @@ class Reporter:
                 if writer is not None:
                     writer.close()
         finally:
+            self._record_end(state)
             (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
@@ -318,6 +336,16 @@ class Reporter:
             "lower_s": mean(lambda step: step.lower_s),
             "wire_s": mean(lambda step: step.wire_s),
         }
+
+    def _record(self, metrics: Mapping[str, Any]) -> None:
+        if self._tracking is not None:
+            self._tracking.metrics(metrics["step"], metrics)
+
+    def _record_end(self, state: str) -> None:
+        if self._tracking is not None:
+            model = self._run.model / MODEL_FILE if self._run.has_model else None
+            last = {"step": self._status.step, "accuracy": self._status.accuracy, "loss": self._status.loss}
+            self._tracking.end(state, last | recorded(self._scores), model)
 
     def _training(self, report: StepReport) -> dict[str, object]:
         rate = _rate(self._recent)

@@ -21,6 +21,7 @@ from psl_flower.runs.best import Best, load_best
 from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
+from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
@@ -41,6 +42,12 @@ def train(run: ServerRun[Train]) -> None:
     """
     blueprint, reporter = run.blueprint, run.reporter
     _describe(run)
+    # With the numbers that the images have decided.
+    output = run.config.output
+    noted = run.source.read_config().replace(
+        tracker=output.tracker, tracker_uri=output.tracker_uri, workspace=str(run.config.workspace_path())
+    )
+    reporter.track(Tracking(noted, run.source))
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)

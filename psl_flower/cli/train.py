@@ -138,7 +138,7 @@ def run_to_end(
     from psl_flower.runs.folder import Status
 
     folder = app_folder(app)
-    check_device(kind)
+    check_machine(kind)
     while True:
         attempt = _Attempt(given, kind)
         try:
@@ -166,9 +166,13 @@ def run_to_end(
         kind = kind_of(given)
 
 
-def check_device(kind: Kind) -> None:
-    """Raise ConfigError if a run asks for a GPU that this machine lacks, on which all its parties would compute."""
-    asked = kind.find().config.machine.device
+def check_machine(kind: Kind) -> None:
+    """Raise ConfigError if a run asks for a GPU or a tracker that this machine lacks, where all its parties are."""
+    from psl_flower.runs.tracking import check_tracker
+
+    config = kind.find().config
+    check_tracker(config)
+    asked = config.machine.device
     if asked.startswith("cuda"):
         from psl_flower.system.devices import choose_device  # loads torch
 

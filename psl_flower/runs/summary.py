@@ -20,7 +20,7 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.mistakes import Mistake, columns_of, mistakes
 
 # Settings that say where a run is and how it is shown, not what it trains.
-_NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner"})
+_NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner", "tracker", "tracker-uri"})
 _WORST = 10
 
 

@@ -100,3 +100,13 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path, cap
     assert not (tmp_path / "workspace").exists()
     with pytest.raises(ConfigError):
         kind_of({"device": "gpu"})
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(tmp_path, capsys, monkeypatch, options):
+    monkeypatch.setattr("psl_flower.launch.superlink.LocalSuperLink.__init__", lambda self: pytest.fail("it started"))
+    monkeypatch.setattr("psl_flower.runs.tracking.importlib.util.find_spec", lambda name: None)
+    assert main(["train", "tracker=mlflow", *options, "--workspace", str(tmp_path / "workspace")]) == 1
+    err = capsys.readouterr().err
+    assert "tracker=mlflow needs mlflow, which is not installed: pip install 'psl-flower[mlflow]'" in err
+    assert not (tmp_path / "workspace").exists()

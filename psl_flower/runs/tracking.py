@@ -1,0 +1,174 @@
+"""A run's tracker, from the server's side: what it is told goes through a process of its own, and holds up nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from psl_flower.config import RunConfig
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.trackers import Begin, End, Message, Metrics
+from psl_flower.system.folders import make_private_folder
+
+log = logging.getLogger("psl_flower")
+
+# Files and keys of this machine, and what says only where the run itself is.
+_KEPT = frozenset({
+    "workspace", "run-name", "keys", "owner", "exchange-cert", "exchange-key", "exchange-client-ca", "exchange-host",
+    "exchange-port", "exchange-advertise", "tracker", "tracker-uri",
+})  # fmt: skip
+_WAITING = 1000
+_PACKAGES = {"mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
+
+
+def check_tracker(config: RunConfig) -> None:
+    """Raise ConfigError, naming the extra that installs it, if the tracker asked for is not installed."""
+    tracker = config.output.tracker
+    for package in _PACKAGES.get(tracker, ()):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"tracker={tracker} needs {package}, which is not installed: pip install 'psl-flower[{tracker}]', or "
+                "leave tracker out"
+            )
+
+
+def told_settings(config: RunConfig) -> dict[str, str]:
+    """Return the settings that a tracker is told: no files of keys, and of a folder of images its name alone."""
+    told = {key: str(value) for key, value in config.to_mapping().items() if key not in _KEPT}
+    if told["dataset"].startswith(("/", "~", ".")):
+        told["dataset"] = Path(told["dataset"]).name
+    return told
+
+
+class Tracking:
+    """Tells a tracker of one run, if one is asked for.
+
+    What goes wrong with it is said once, and then nothing more is told; no method raises, and only `close` waits.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's settings.
+    run : RunFolder
+        The run.
+    """
+
+    def __init__(self, config: RunConfig, run: RunFolder) -> None:
+        self._name, self._process, self._ended = config.output.tracker, None, False
+        self._queue: queue.Queue[Message | None] = queue.Queue(_WAITING)
+        self._failed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        if self._name == "none":
+            self._failed.set()
+            return
+        try:
+            folder = config.workspace_path() / self._name
+            make_private_folder(folder)
+            self._process = _start(folder)
+        except (OSError, RunError) as error:
+            self._give_up(str(error))
+            return
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._listen)]
+        for thread in self._threads:
+            thread.start()
+        where = config.output.tracker_uri or str(folder)
+        log.info("tracker: %s, %s", self._name, where)
+        self._tell(
+            Begin(
+                tracker=self._name,
+                uri=config.output.tracker_uri,
+                folder=str(folder),
+                name=run.name,
+                identity=run.identity,
+                settings=told_settings(config),
+            )
+        )
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Tell the numbers among these values, those of a step."""
+        self._tell(Metrics(step=step, values=_numbers(values)))
+
+    def end(self, state: str, values: Mapping[str, Any], model: Path | None) -> None:
+        """Tell how the run has ended, with its last numbers and the file of its model."""
+        self._ended = True
+        self._tell(End(state=state, values=_numbers(values), model=str(model or "")))
+
+    def close(self, patience_s: float) -> None:
+        """Wait so long at most until all is sent; the rest is sent after this process, which need not wait for it."""
+        if self._process is None:
+            return
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            return
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def _tell(self, message: Message) -> None:
+        if self._failed.is_set():
+            return
+        try:
+            self._queue.put_nowait(message)
+        except queue.Full:
+            self._give_up("it takes nothing any more")
+
+    def _write(self) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(OSError):  # it has ended: what it said of that is heard
+            while (message := self._queue.get()) is not None:
+                self._process.stdin.write(msgspec.json.encode(message) + b"\n")
+                self._process.stdin.flush()
+            self._process.stdin.close()
+
+    def _listen(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        said = self._process.stdout.read().decode("utf-8", "backslashreplace").strip()
+        status = self._process.wait()
+        if status:
+            self._give_up(said or f"its process ended with {status}")
+
+    def _give_up(self, why: str) -> None:
+        if not self._failed.is_set():
+            self._failed.set()
+            # The last line of a run's own log tells how the run has ended.
+            (logging.getLogger("flwr") if self._ended else log).warning(
+                "tracker: %s was not told everything, and is told no more: %s", self._name, why
+            )
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that speaks with the tracker; a signal to this process's group does not reach it."""
+    code = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "psl_flower.runs.trackers"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
