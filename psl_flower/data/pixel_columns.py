@@ -20,6 +20,11 @@ _PLACED = re.compile(r"(\d{1,4})x(\d{1,4})", re.IGNORECASE)
 _MOST_8_BITS = 0xFF
 
 
+def pixel_names(columns: list[str]) -> list[str]:
+    """Return the columns of pixels, row by row; empty where there are none, or too few. Raises as `join_pixels`."""
+    return _numbered(columns) or _placed(columns)
+
+
 def join_pixels(table: pa.Table) -> pa.Table:
     """Return a table whose columns of pixels are one; one without such columns as it is.
 
@@ -34,7 +39,7 @@ def join_pixels(table: pa.Table) -> pa.Table:
         If columns are missing, hold anything but whole numbers, or tell no height and width; its text has yet to be put
         after the name of the file.
     """
-    names = _numbered(table.column_names) or _placed(table.column_names)
+    names = pixel_names(table.column_names)
     if not names:
         return table
     if COLUMN in table.column_names:

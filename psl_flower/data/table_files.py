@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
-from psl_flower.data.pixel_columns import join_pixels
+from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.splits import split_word
 from psl_flower.data.tables import Table
 from psl_flower.errors import DataError
@@ -195,7 +195,7 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
 
 
 def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
-    """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text."""
+    """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text, but for pixels."""
     header = content.split(b"\n", 1)[0].decode()
     delimiter = delimiter or max(_DELIMITERS, key=header.count)
     names = next(iter(reader([header], delimiter=delimiter)), [])
@@ -205,17 +205,19 @@ def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
         )
     if len(set(names)) < len(names):
         raise ValueError("two of its columns have one name")
+    pixels = set(pixel_names(names))
+    written = [name for name in names if name not in pixels]
     table = csv.read_csv(
         BytesIO(content),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(written, pa.string())),
     )
-    for place, name in enumerate(table.column_names):
-        texts = table.column(place)
+    for name in written:
+        texts = table.column(name)
         try:
             numbers = texts.cast(pa.int64())
         except pa.ArrowInvalid:
             continue
         if numbers.cast(pa.string()).equals(texts):
-            table = table.set_column(place, name, numbers)
+            table = table.set_column(table.schema.get_field_index(name), name, numbers)
     return join_pixels(table)
