@@ -11,10 +11,10 @@ from flwr.serverapp.strategy import Result
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError
-from psl_flower.flower.client import SideSettings
 from psl_flower.flower.nodes import Placement
 from psl_flower.flower.rounds import RoundsStrategy
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.local import settings_of
 from psl_flower.split.session import Session, threads_of
 from psl_flower.split.training import Training
 from psl_flower.wire.node_messages import NodeTask, encode
@@ -37,7 +37,8 @@ class SplitLearning(Training):
     Attributes
     ----------
     outputs : tensor, tuple of tensors or None
-        What `top` answered to `valid` in the last evaluation of `fit`.
+        What `top` answered to `valid` in the last evaluation of `fit`; what the head of a party that has the labels
+        makes of it stays there.
 
     Raises
     ------
@@ -76,7 +77,7 @@ class SplitLearning(Training):
             log.info("files are in %s", self.workdir)
             strategy = RoundsStrategy(
                 session.driver,
-                self._task(session.run),
+                self._task(session),
                 self.wire,
                 evaluate_every=self.evaluate_every,
                 unfinished=session.unfinished,
@@ -93,23 +94,24 @@ class SplitLearning(Training):
         self.outputs = session.driver.outputs
         return _result(session)
 
-    def _task(self, run: str) -> NodeTask:
+    def _task(self, session: Session) -> NodeTask:
         assert self.workdir is not None
         return NodeTask(
-            run=run,
+            run=session.run,
             parties=(),
-            settings=encode(SideSettings(seed=self.seed, sent=tuple(self.sent.values()))),
+            settings=encode(settings_of(self, session.driver.lower)),
             activations=self.wire.wire_activations,
             gradients=self.wire.wire_gradients,
             timeout_s=self.wire.step_timeout_s,
             state=str(TrainingFolder(self.workdir).parties),
             threads=self.threads,
-            names=self.names,
+            names=self.roster.names,
+            labels=self.roster.labels,
         )
 
     def _check_placed(self, placement: Placement) -> None:
-        claims = {f"party {self.names[m]!r}": claim for m, claim in placement.claims.items()}
-        self.check_aligned(
+        claims = {self.roster.called(m): claim for m, claim in placement.claims.items()}
+        self.samples.check_aligned(
             {who: claim.num_samples for who, claim in claims.items()},
             {who: claim.dataset for who, claim in claims.items()},
         )

@@ -67,3 +67,8 @@ class SplitLessons:
             samples_B = self.valid[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=self.order.seed)
+
+    def whole_evaluation(self, after_step: int) -> Plan:
+        """Return the one plan for a party that has the labels: all of `valid`, after `after_step` steps."""
+        step = StepId(self.order.epoch_of(after_step), after_step)
+        return Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(self.valid), augment_seed=self.order.seed)

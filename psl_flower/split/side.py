@@ -187,3 +187,20 @@ def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer
         if default:
             group["lr_scale"] = float(group["lr"]) / float(default)
     return optimizer
+
+
+def targets_of(labels: Any, whose: str) -> torch.Tensor:
+    """Return labels as a tensor with one row per sample.
+
+    Raises
+    ------
+    ConfigError
+        If they are a single number, or nothing that a tensor can be made of.
+    """
+    try:
+        targets = labels if isinstance(labels, torch.Tensor) else torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{whose}: labels: expected a tensor or an array of numbers: {error}") from error
+    if targets.dim() == 0:
+        raise ConfigError(f"{whose}: labels: expected one row per sample, got a single number")
+    return targets

@@ -128,6 +128,8 @@ class Expectation:
         shape a `Step` cannot carry a gradient in any case).
     dtype : torch.dtype
         Floating dtype that a received tensor is decoded to.
+    per_sample : bool
+        Whether `shape` is that of one sample: the tensor then has it for each of `Message.num_samples`.
     """
 
     types: type[Message] | tuple[type[Message], ...]
@@ -135,6 +137,7 @@ class Expectation:
     shape: Shape | None = None
     step: StepId | None = None
     dtype: torch.dtype = torch.float32
+    per_sample: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +230,9 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
         _check_shape(name, spec.shape)
         if expect.codec is None or expect.shape is None:
             raise FrameMismatch(f"{name}: expected no tensor, received {_described(spec)}")
-        if (spec.codec, spec.shape) != (expect.codec, tuple(expect.shape)):
-            due = TensorSpec(expect.codec, tuple(expect.shape))
+        shape = (message.num_samples, *expect.shape) if expect.per_sample else tuple(expect.shape)
+        if (spec.codec, spec.shape) != (expect.codec, shape):
+            due = TensorSpec(expect.codec, shape)
             raise FrameMismatch(f"{name}: expected {_described(due)}, received {_described(spec)}")
         declared_bytes += get_codec(spec.codec).nbytes(spec.shape)
     if header.payload_bytes != declared_bytes:
