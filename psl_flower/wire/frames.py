@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
@@ -38,6 +39,8 @@ HEADER_BYTES = _HEADER.size
 # overflow.
 MAX_ELEMENTS = 2**40
 
+# Bytes. A tensor that is received begins at a multiple of it, as those that torch allocates.
+ALIGNMENT = 64
 MAX_RANK = 6
 MAX_DIM = 2**32 - 1
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
@@ -241,7 +244,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
 
 
 def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer: str) -> Frame:
-    """Return the frame; its tensor is a view of `payload` where `Codec.decode` can make one.
+    """Return the frame; its tensor is a view of `payload` where `Codec.decode` can make one that begins aligned.
 
     Raises
     ------
@@ -255,7 +258,16 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
         tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
-    return Frame(envelope.message, (tensor,), spec.codec)
+    # Some kernels add up in another order where a tensor begins elsewhere; torch itself begins all of its own so.
+    return Frame(envelope.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
+
+
+def payload_buffer(num_bytes: int) -> memoryview:
+    """Return a writable buffer for a payload, uninitialised, from whose start `parse_payload` need copy nothing."""
+    # numpy does not clear the memory first, and asks for large pages: the faults cost more than the copy.
+    memory = np.empty(num_bytes + ALIGNMENT, dtype=np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + num_bytes].data
 
 
 def decode_frame(data: Bytes, expect: Expectation, limits: Limits | None = None, peer: str = "peer") -> Frame:

@@ -28,6 +28,7 @@ from psl_flower.wire.messages import (
     Step,
     Welcome,
 )
+from psl_flower.wire.mid_step import Judge, Judged, Scored
 from psl_flower.wire.plan import Plan, StepId, pack_samples
 from psl_flower.wire.stream import connect
 
@@ -46,6 +47,7 @@ MESSAGES: tuple[Message, ...] = (
     Step(None, Plan(ID, "train", 0.1, pack_samples([1, 2]), 5)),
     Step(ID, Plan(ID, "evaluate", 0.1, pack_samples([3]), 2**63), True),
     Smashed(ID, 0.1, 0.2, 0.3), Share(ID), Average(ID, Plan(ID, "train", 0.1, pack_samples([1, 2]), 5), True), Shared(ID),
+    Judge(Plan(ID, "train", 0.1, pack_samples([1, 2]), 5)), Judged(ID, 0.5), Scored({"valid_loss": 0.5}),
 )  # fmt: skip
 CODES = ("code2", "code5", "code256")
 INTERESTING = (0, 1, 0x7F, 0x80, 0xC0, 0xC1, 0xC6, 0xCB, 0xCF, 0xD9, 0xDD, 0xDF, 0xFF)
