@@ -172,3 +172,14 @@ def node_weights(result: Any, states: Path, holder: str, kept: Kept, step: int =
         found |= {f"{name}.{key}": value for key, value in state["model"].items()}
     assert kept.outputs is not None
     return found | {"outputs": kept.outputs}
+
+
+def loaded(weights: Mapping[str, torch.Tensor], holder: str) -> tuple[dict[str, nn.Module], nn.Module, nn.Module]:
+    """Return nets, the server's model and the head with such weights, in evaluation mode."""
+    nets, top, head = made(0, holder)
+    for name, module in [*nets.items(), ("top", top), ("head", head)]:
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        module.load_state_dict(own)
+        module.eval()
+    return nets, top, head

@@ -10,10 +10,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from psl_flower.config.wire import WireSettings
-from psl_flower.errors import ConfigError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.flower.nodes import Placement
 from psl_flower.flower.rounds import RoundsStrategy
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.lessons import OnlyEvaluated
 from psl_flower.split.local import settings_of
 from psl_flower.split.session import Session, threads_of
 from psl_flower.split.training import Training
@@ -70,10 +71,9 @@ class SplitLearning(Training):
         PslError
             If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
         """
-        if self.workdir is None:
-            raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
+        folder = self._folder()
         with threads_of(self):
-            session = Session(self, TrainingFolder(self.workdir))
+            session = Session(self, folder)
             log.info("files are in %s", self.workdir)
             strategy = RoundsStrategy(
                 session.driver,
@@ -94,8 +94,46 @@ class SplitLearning(Training):
         self.outputs = session.driver.outputs
         return _result(session)
 
+    def predict(self, grid: Grid, samples: Any) -> Any:
+        """Run samples through the trained models of all parties, in evaluation mode, and return what `top` answers.
+
+        Where a party has the labels, nothing is returned: its `psl_flower.split.LabelSide.on_evaluated` gets the rows
+        and what its head answers, and they stay there.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's.
+        samples : sequence of int, or mask
+            Rows, as `valid`.
+
+        Raises
+        ------
+        RunError
+            If nothing has been trained in the workdir.
+        PslError
+            As `fit`.
+        """
+        folder, rows = self._folder(), self.samples.at(samples, "samples")
+        if not max(folder.checkpoints.steps(), default=0):
+            raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
+        with threads_of(self):
+            session = Session(self, folder)
+            driver = session.driver
+            driver.task = OnlyEvaluated.of(self.lessons, rows, driver.lower.step)
+            strategy = RoundsStrategy(driver, self._task(session), self.wire, on_placed=self._check_placed)
+            try:
+                strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+            finally:
+                strategy.close()
+        return None if self.roster.labels else driver.outputs
+
+    def _folder(self) -> TrainingFolder:
+        if self.workdir is None:
+            raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
+        return TrainingFolder(self.workdir)
+
     def _task(self, session: Session) -> NodeTask:
-        assert self.workdir is not None
         return NodeTask(
             run=session.run,
             parties=(),
@@ -103,7 +141,7 @@ class SplitLearning(Training):
             activations=self.wire.wire_activations,
             gradients=self.wire.wire_gradients,
             timeout_s=self.wire.step_timeout_s,
-            state=str(TrainingFolder(self.workdir).parties),
+            state=str(self._folder().parties),
             threads=self.threads,
             names=self.roster.names,
             labels=self.roster.labels,

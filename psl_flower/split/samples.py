@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.side import Rows, targets_of
+from psl_flower.wire.plan import MAX_SAMPLES
 
 
 class Samples:
@@ -56,10 +57,9 @@ class Samples:
         if self.num is None and masks:
             self.num = len(masks[0])
         self.order = Rows(self.num or 0, ids, "the server's ids" if self.holder else "the server's labels")
-        train_rows, valid_rows = self._subset(train, "train"), self._subset(valid, "valid")
-        if shared := len(set(train_rows.tolist()) & set(valid_rows.tolist())):
+        self.train, self.valid = self.at(train, "train"), self.at(valid, "valid")
+        if shared := len(set(self.train.tolist()) & set(self.valid.tolist())):
             raise ConfigError(f"valid: {shared} of its samples are in train, too; metrics would be too good")
-        self.train, self.valid = self.order.samples(train_rows), self.order.samples(valid_rows)
 
     def targets_of(self, samples_B: NDArray[np.int64]) -> torch.Tensor:
         """Return the targets of samples, in their order; the server must have them."""
@@ -101,7 +101,14 @@ class Samples:
                     "parties and the server, or none anywhere"
                 )
 
-    def _subset(self, given: Any, name: str) -> NDArray[np.int64]:
+    def at(self, given: Any, name: str) -> NDArray[np.int64]:
+        """Return the samples of the server's rows, or of a mask over them; `name` is what errors call these.
+
+        Raises
+        ------
+        ConfigError
+            If they are out of range or occur twice, or a party that has the labels cannot be sent so many.
+        """
         rows = np.asarray(given)
         if rows.dtype == np.bool_:
             if rows.shape != (self.num,):
@@ -118,4 +125,9 @@ class Samples:
             raise ConfigError(f"{name}: expected sample numbers from 0, got {rows.min()}")
         if len(np.unique(rows)) < len(rows):
             raise ConfigError(f"{name}: {len(rows) - len(np.unique(rows))} samples occur more than once")
-        return rows
+        if self.holder and len(rows) > MAX_SAMPLES and name != "train":
+            raise ConfigError(
+                f"{name}: a party that has the labels takes at most {MAX_SAMPLES} samples in an evaluation, "
+                f"got {len(rows)}"
+            )
+        return self.order.samples(rows)

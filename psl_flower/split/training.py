@@ -25,7 +25,6 @@ from psl_flower.split.sent import Sent
 from psl_flower.split.side import GivenOptimizer
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
-from psl_flower.wire.plan import MAX_SAMPLES
 
 # A shape, or several.
 PartyShape = int | Sequence[int] | Sequence[Sequence[int]]
@@ -185,11 +184,6 @@ def _check_who_judges(samples: Samples, loss: Loss | None, metrics: Mapping[str,
     given = [name for name, value in (("loss", loss), ("metrics", metrics)) if value]
     if samples.holder and given:
         raise ConfigError(f"{' and '.join(given)}: party {samples.holder!r} has the labels; its LabelSide takes these")
-    if samples.holder and len(samples.valid) > MAX_SAMPLES:
-        raise ConfigError(
-            f"valid: a party that has the labels takes at most {MAX_SAMPLES} samples in an evaluation, "
-            f"got {len(samples.valid)}"
-        )
 
 
 def _learning_rate(schedule: str | Callable[[int], float], lr: float, total_steps: int) -> Callable[[int], float]:

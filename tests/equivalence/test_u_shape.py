@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from flwr.app import Message
 from torch import nn
 
+from psl_flower.errors import ConfigError, RunError, TrainingError
 from psl_flower.split import EarlyStopping, LabelSide, LocalResult, PartySide, fit_local
 from psl_flower.wire.frames import frame_nbytes
 from psl_flower.wire.messages import Finish
+from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 from tests.parties_in_process import PartiesGrid, answered_soon
@@ -144,6 +147,47 @@ def test_rounded_on_the_wire_as_in_one_process(tmp_path: Path) -> None:
     one = fit_local(u.party_with(ADAM, "clinic"), u.over_nodes(ADAM, "clinic", **codecs))
     assert plain.differing(found, u.local_weights(one)) == []
     assert plain.differing(found, u.plain_loop(ADAM, "clinic")) != []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+@pytest.mark.parametrize("step", [9, 18])
+def test_predictions_stay_with_the_holder(transport: str, step: int, tmp_path: Path) -> None:
+    """After the last step, or amid a round; nothing moves by it, and the training can go on."""
+    kept, options = u.Kept(), {"transport": transport, "workdir": tmp_path / "run", "checkpoint_every": 3}
+    grid = PartiesGrid(u.party_with(ADAM, "clinic", on_evaluated=kept), tmp_path / "state", u.seats("clinic"))
+
+    def fail(record: Any) -> None:
+        if (record["event"], record["step"]) == ("step", 10) and step == 9:
+            raise RuntimeError("power cut")
+
+    with contextlib.suppress(TrainingError):
+        grid.fit(u.over_nodes(ADAM, "clinic", callbacks=[fail], **options))
+    grid.begin()
+    assert u.over_nodes(ADAM, "clinic", **options).predict(grid, [50, 3, 7]) is None
+    grid.join()
+    nets, top, head = u.loaded(u.plain_loop(ADAM, "clinic", steps=step), "clinic")
+    with torch.no_grad():
+        expected = head(top(*(net(plain.columns()[name][[50, 3, 7]]) for name, net in nets.items())))
+    assert kept.rows.tolist() == [50, 3, 7]
+    assert torch.equal(kept.outputs, expected)
+    if step == 9:
+        result = grid.fit(u.over_nodes(ADAM, "clinic", **options))
+        assert plain.differing(u.node_weights(result, tmp_path, "clinic", kept), u.plain_loop(ADAM, "clinic")) == []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_predictions_where_the_server_has_the_labels(transport: str, tmp_path: Path) -> None:
+    grid = PartiesGrid(usual.party_with(ADAM), tmp_path / "state")
+    strategy = usual.over_nodes(transport=transport, workdir=tmp_path / "run")
+    with pytest.raises(RunError, match="nothing has been trained there; call fit first"):
+        strategy.predict(grid, [1])
+    grid.fit(strategy)
+    with pytest.raises(ConfigError, match="samples: a sample is outside the 60 that have labels"):
+        strategy.predict(grid, [60])
+    grid.begin()
+    outputs = strategy.predict(grid, plain.VALID)
+    grid.join()
+    assert torch.equal(outputs, plain.plain_loop(ADAM)["outputs"])
 
 
 class TwoTensors(nn.Module):
