@@ -11,8 +11,10 @@ from flwr.serverapp.strategy import Result
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError, RunError
+from psl_flower.flower.link import NodeLink
 from psl_flower.flower.nodes import Placement
 from psl_flower.flower.rounds import RoundsStrategy
+from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.lessons import OnlyEvaluated
 from psl_flower.split.local import settings_of
@@ -73,11 +75,12 @@ class SplitLearning(Training):
         """
         folder = self._folder()
         with threads_of(self):
+            self._count_samples(grid)
             session = Session(self, folder)
             log.info("files are in %s", self.workdir)
             strategy = RoundsStrategy(
                 session.driver,
-                self._task(session),
+                self._task(session.run, session.driver.lower),
                 self.wire,
                 evaluate_every=self.evaluate_every,
                 unfinished=session.unfinished,
@@ -118,10 +121,13 @@ class SplitLearning(Training):
         if not max(folder.checkpoints.steps(), default=0):
             raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
         with threads_of(self):
+            self._count_samples(grid)
             session = Session(self, folder)
             driver = session.driver
             driver.task = OnlyEvaluated.of(self.lessons, rows, driver.lower.step)
-            strategy = RoundsStrategy(driver, self._task(session), self.wire, on_placed=self._check_placed)
+            strategy = RoundsStrategy(
+                driver, self._task(session.run, session.driver.lower), self.wire, on_placed=self._check_placed
+            )
             try:
                 strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
             finally:
@@ -133,11 +139,18 @@ class SplitLearning(Training):
             raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
         return TrainingFolder(self.workdir)
 
-    def _task(self, session: Session) -> NodeTask:
+    def _count_samples(self, grid: Grid) -> None:
+        """Let the parties say which samples they lack, where these are to be dropped: a training's steps depend on it."""
+        if self.missing == "drop":
+            assignment = tuple(range(len(self.roster.names)))
+            task = self._task("samples", self.engine())
+            NodeLink(task, assignment, self.wire, on_placed=self._check_placed).place_in_time(grid)
+
+    def _task(self, run: str, top: TopEngine) -> NodeTask:
         return NodeTask(
-            run=session.run,
+            run=run,
             parties=(),
-            settings=encode(settings_of(self, session.driver.lower)),
+            settings=encode(settings_of(self, top)),
             activations=self.wire.wire_activations,
             gradients=self.wire.wire_gradients,
             timeout_s=self.wire.step_timeout_s,
@@ -148,11 +161,7 @@ class SplitLearning(Training):
         )
 
     def _check_placed(self, placement: Placement) -> None:
-        claims = {self.roster.called(m): claim for m, claim in placement.claims.items()}
-        self.samples.check_aligned(
-            {who: claim.num_samples for who, claim in claims.items()},
-            {who: claim.dataset for who, claim in claims.items()},
-        )
+        self.take(placement.claims)
         hosts = ", ".join(placement.names[node] for node in placement.hosts)
         log.info("%s, %s transport%s", hosts, placement.transport, f"; {placement.note}" if placement.note else "")
 

@@ -6,6 +6,7 @@ Shape suffix B: batch.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.engine.checkpoints import Checkpoints
@@ -28,7 +30,6 @@ from psl_flower.split.measuring import Loss
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
 from psl_flower.system.generator import seeded
-from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
 
 TOP = "top"
@@ -61,10 +62,8 @@ class SideEngine(PartyEngine):
         device = torch.device(side.device)
         net = side.net.to(device)
         self._reader = Reader(side, self.name)
-        order = self._reader.order
-        claim = Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint)
         optimizer = optimizer_of(net, side.optimizer, self.name)
-        super().__init__(net, optimizer, claim, checkpoints, dtype=torch.float32, device=device)
+        super().__init__(net, optimizer, self._reader.claim(m), checkpoints, dtype=torch.float32, device=device)
 
     @property
     def name(self) -> str:
@@ -145,6 +144,9 @@ class TopEngine(HeadEngine):
         Where it computes.
     returned : Sent or None
         What the model returns for one sample, where a party has the labels.
+    missing : mapping, optional
+        By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter `present`
+        is called with a mask (B, parties), false for what a party lacks of the batch.
     """
 
     def __init__(
@@ -155,11 +157,13 @@ class TopEngine(HeadEngine):
         make_optimizer: GivenOptimizer,
         device: torch.device,
         returned: Sent | None = None,
+        missing: Mapping[int, NDArray[np.bool_]] | None = None,
     ) -> None:
         top.to(device)
         optimizer = optimizer_of(top, make_optimizer, TOP)
         super().__init__(top, optimizer, range(len(sent) + (returned is not None)), device=device)
         self._sent, self._loss, self.returned = dict(sent), loss, returned
+        self._missing, self._takes_present = {} if missing is None else missing, takes_present(top)
 
     @property
     def about(self) -> str:
@@ -197,7 +201,7 @@ class TopEngine(HeadEngine):
         assert self._loss is not None
         leaves = self._leaves(smashed)
         with drawing(plan, TOP, self.device):
-            outputs = self._joined(leaves)
+            outputs = self._joined(plan, leaves)
             with told_as("the loss"):
                 loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
         value = finite(loss, self.step)
@@ -222,7 +226,7 @@ class TopEngine(HeadEngine):
         assert self.returned is not None
         leaves = self._leaves(smashed)
         with drawing(plan, TOP, self.device):
-            outputs = self._joined(leaves)
+            outputs = self._joined(plan, leaves)
         packed = self.returned.packed(outputs, plan.num_samples, TOP)
         value, gradient = learn(packed.detach().contiguous().cpu())
         return self._learnt(plan, leaves, value, packed, gradient.to(self.device))
@@ -232,7 +236,7 @@ class TopEngine(HeadEngine):
         """Return the model's outputs in evaluation mode, on the CPU."""
         self.lower.eval()
         with drawing(plan, TOP, self.device):
-            outputs = self.lower(*self._unpacked(smashed))
+            outputs = self.lower(*self._unpacked(smashed), **self._present(plan))
         return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
 
     def _leaves(self, smashed: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -241,10 +245,21 @@ class TopEngine(HeadEngine):
         self.lower.train()
         return {m: smashed[m].to(self.device).requires_grad_() for m in sorted(smashed)}
 
-    def _joined(self, leaves: Mapping[int, torch.Tensor]) -> Outputs:
+    def _joined(self, plan: Plan, leaves: Mapping[int, torch.Tensor]) -> Outputs:
         with told_as(TOP):
-            outputs: Outputs = self.lower(*self._unpacked(leaves))
+            outputs: Outputs = self.lower(*self._unpacked(leaves), **self._present(plan))
         return outputs
+
+    def _present(self, plan: Plan) -> dict[str, torch.Tensor]:
+        """Return the mask of the batch as an argument, if the model takes it."""
+        if not self._takes_present:
+            return {}
+        samples_B = plan.sample_indices()
+        present_BP = torch.ones(len(samples_B), len(self._sent), dtype=torch.bool)
+        for m, missing_N in self._missing.items():
+            if m < len(self._sent):
+                present_BP[:, m] = torch.from_numpy(~missing_N[samples_B])
+        return {"present": present_BP.to(self.device)}
 
     def _learnt(
         self,
@@ -311,6 +326,11 @@ def made(make: Callable[[], Any], seed: int, name: str) -> Any:
         return make()
 
 
+def takes_present(top: nn.Module) -> bool:
+    """Return whether a model's `forward` has a parameter of the name `present`."""
+    return "present" in inspect.signature(top.forward).parameters
+
+
 @torch.no_grad()
 def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     """Return what the model behind the cut returns for one sample, from a pass over two samples of zeros.
@@ -326,7 +346,8 @@ def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     mode, device = top.training, next((each.device for each in top.parameters()), torch.device("cpu"))
     top.eval()
     with seeded(0), told_as(TOP):
-        output = top(*(_moved(each, device) for each in zeros))
+        present = {"present": torch.ones(2, len(zeros), dtype=torch.bool, device=device)} if takes_present(top) else {}
+        output = top(*(_moved(each, device) for each in zeros), **present)
     top.train(mode)
     parts = output if isinstance(output, tuple) else (output,)
     if not all(isinstance(part, torch.Tensor) and part.dim() and len(part) == 2 for part in parts):

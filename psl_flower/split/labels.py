@@ -24,10 +24,9 @@ from psl_flower.errors import DataError, ProtocolError, RunError
 from psl_flower.split.engines import finite, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
-from psl_flower.split.side import GivenOptimizer, Rows, optimizer_of, targets_of
+from psl_flower.split.side import GivenOptimizer, Rows, claim_of, optimizer_of, targets_of
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.mid_step import Judge, Judged, Scored
-from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
 
 
@@ -111,8 +110,7 @@ class LabelEngine(MidStepParty):
         self._targets, self._order = targets_of(side.labels, self.name), label_rows(side, self.name)
         self._evaluate_batch_size = evaluate_batch_size
         self.outputs: Outputs | None = None
-        claim = Claim(upper=m, positions=(m,), num_samples=self._order.num_rows, dataset=self._order.fingerprint)
-        super().__init__(claim, checkpoints, dtype=torch.float32)
+        super().__init__(claim_of(m, self._order), checkpoints, dtype=torch.float32)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from psl_flower.engine.rounds import round_goal
 from psl_flower.split.engines import SideEngine, TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.labels import LabelEngine
-from psl_flower.split.roster import MakeParty, SideSettings, engine_at
+from psl_flower.split.roster import MakeParty, SideSettings, claim_at, engine_at
 from psl_flower.split.sent import Outputs
 from psl_flower.split.session import Session, threads_of
 from psl_flower.split.training import Training
@@ -65,14 +65,14 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     with contextlib.ExitStack() as held, threads_of(training):
         path = training.workdir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
         folder = TrainingFolder(path)
+        roster = training.roster
+        brings = {m: roster.brought(party, name, None, training.seed) for m, name in enumerate(roster.names)}
+        training.take({m: claim_at(m, roster, each) for m, each in brings.items()})
         session = Session(training, folder)
-        driver = session.driver
-        engines = _engines(party, training, settings_of(training, driver.lower), folder)
-        called = {m: training.roster.called(m) for m in engines}
-        training.samples.check_aligned(
-            {called[m]: engine.claim.num_samples for m, engine in engines.items()},
-            {called[m]: engine.claim.dataset for m, engine in engines.items()},
-        )
+        driver, settings = session.driver, settings_of(training, session.driver.lower)
+        engines = {
+            m: engine_at(m, roster, each, settings, roster.checkpoints(folder.parties, m)) for m, each in brings.items()
+        }
         for engine in engines.values():
             engine.go_to(driver.lower.step)
         exchange = LocalExchange(engines, wire_format(training))
@@ -86,17 +86,6 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     judge = next((engine for engine in engines.values() if isinstance(engine, LabelEngine)), None)
     outputs = driver.outputs if judge is None else judge.outputs
     return LocalResult(driver.lower.lower, nets, session.records, outputs, None if judge is None else judge.head)
-
-
-def _engines(
-    party: MakeParty, training: Training, settings: SideSettings, folder: TrainingFolder
-) -> dict[int, SideEngine | LabelEngine]:
-    """Return the engines of all parties, by number."""
-    roster, engines = training.roster, {}
-    for m, name in enumerate(roster.names):
-        brings = roster.brought(party, name, None, training.seed)
-        engines[m] = engine_at(m, roster, brings, settings, roster.checkpoints(folder.parties, m))
-    return engines
 
 
 def wire_format(training: Training) -> WireFormat:

@@ -14,7 +14,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.split.engines import SideEngine, made
 from psl_flower.split.labels import LabelEngine, LabelSide, label_rows
 from psl_flower.split.sent import Sent
-from psl_flower.split.side import PartySide, Reader
+from psl_flower.split.side import PartySide, Reader, claim_of
 from psl_flower.wire.node_messages import Claim
 
 # What a party's function may return: a side for its inputs, for its labels, or both in either order.
@@ -156,8 +156,6 @@ def claim_at(m: int, roster: Roster, brings: Brought) -> Claim:
     whose = roster.called(m)
     if roster.has_labels(m):
         assert brings.labels is not None
-        order = label_rows(brings.labels, whose)
-    else:
-        assert brings.side is not None
-        order = Reader(brings.side, whose).order
-    return Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint)
+        return claim_of(m, label_rows(brings.labels, whose))
+    assert brings.side is not None
+    return Reader(brings.side, whose).claim(m)

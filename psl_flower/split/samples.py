@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.side import Rows, targets_of
-from psl_flower.wire.plan import MAX_SAMPLES
+from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.plan import MAX_SAMPLES, unpack_mask
 
 
 class Samples:
@@ -38,6 +39,8 @@ class Samples:
         The order of the samples that all parties share.
     train, valid : ndarray
         Samples, int64, numbered in that order.
+    missing : dict
+        By party, a mask (N,) of the samples that it lacks; of parties that lack some, once they have said so.
 
     Raises
     ------
@@ -57,6 +60,7 @@ class Samples:
         if self.num is None and masks:
             self.num = len(masks[0])
         self.order = Rows(self.num or 0, ids, "the server's ids" if self.holder else "the server's labels")
+        self.missing: dict[int, NDArray[np.bool_]] = {}
         self.train, self.valid = self.at(train, "train"), self.at(valid, "valid")
         if shared := len(set(self.train.tolist()) & set(self.valid.tolist())):
             raise ConfigError(f"valid: {shared} of its samples are in train, too; metrics would be too good")
@@ -66,40 +70,54 @@ class Samples:
         assert self.targets is not None
         return self.targets[torch.from_numpy(self.order.rows(samples_B).copy())]
 
-    def check_aligned(self, num_samples: Mapping[str, int], fingerprints: Mapping[str, str]) -> None:
-        """Check that all parties hold these samples.
+    def take(self, claims: Mapping[int, Claim], called: Callable[[int], str]) -> None:
+        """Check that all parties hold these samples, and note which they lack.
 
         Parameters
         ----------
-        num_samples, fingerprints : mapping
-            Of each party, by what to call it in errors.
+        claims : mapping
+            By party.
+        called : callable
+            Returns what to call a party in errors.
 
         Raises
         ------
         AlignmentError
             Naming the party.
         """
-        first, held = next(iter(num_samples.items()))
-        for who, number in num_samples.items():
-            if self.targets is not None and number != self.num:
-                raise AlignmentError(
-                    f"{who} holds {number} samples, but there are {self.num} labels; every party needs all samples, "
-                    "and the server the label of each"
-                )
-            if self.num is not None and number != self.num:
-                raise AlignmentError(f"{who} holds {number} samples, but the server's ids or masks are of {self.num}")
-            if number != held:
-                raise AlignmentError(f"{first} holds {held} samples, {who} {number}; all must hold the same")
+        held = next(iter(claims.values())).num_samples
+        for m, claim in claims.items():
+            self._check_number(called(m), claim.num_samples, called(next(iter(claims))), held)
         if (largest := int(max(self.train.max(initial=-1), self.valid.max(initial=-1)))) >= held:
             raise AlignmentError(f"train or valid names sample {largest}, but the parties hold {held}, counted from 0")
-        for who, fingerprint in fingerprints.items():
-            if fingerprint != self.order.fingerprint:
-                which = "no ids" if not fingerprint else "other ids"
+        self.missing.clear()
+        for m, claim in claims.items():
+            if claim.dataset != self.order.fingerprint:
+                which = "no ids" if not claim.dataset else "other ids"
                 own = "gives none" if not self.order.fingerprint else "gives its own"
                 raise AlignmentError(
-                    f"{who} gives {which} for its samples, the server {own} (ids=...); give the same set of ids at all "
-                    "parties and the server, or none anywhere"
+                    f"{called(m)} gives {which} for its samples, the server {own} (ids=...); give the same set of ids at "
+                    "all parties and the server, or none anywhere"
                 )
+            if claim.missing:
+                self.missing[m] = _mask(claim, called(m))
+
+    def drop_missing(self) -> None:
+        """Leave the samples that a party lacks out of `train` and `valid`."""
+        for missing_N in self.missing.values():
+            self.train = self.train[~missing_N[self.train]]
+            self.valid = self.valid[~missing_N[self.valid]]
+
+    def _check_number(self, who: str, number: int, first: str, held: int) -> None:
+        if self.targets is not None and number != self.num:
+            raise AlignmentError(
+                f"{who} holds {number} samples, but there are {self.num} labels; every party needs all samples, and the "
+                "server the label of each"
+            )
+        if self.num is not None and number != self.num:
+            raise AlignmentError(f"{who} holds {number} samples, but the server's ids or masks are of {self.num}")
+        if number != held:
+            raise AlignmentError(f"{first} holds {held} samples, {who} {number}; all must hold the same")
 
     def at(self, given: Any, name: str) -> NDArray[np.int64]:
         """Return the samples of the server's rows, or of a mask over them; `name` is what errors call these.
@@ -131,3 +149,10 @@ class Samples:
                 f"got {len(rows)}"
             )
         return self.order.samples(rows)
+
+
+def _mask(claim: Claim, who: str) -> NDArray[np.bool_]:
+    try:
+        return unpack_mask(claim.missing, claim.num_samples)
+    except ValueError as error:
+        raise AlignmentError(f"{who}: the samples that it lacks: {error}") from None

@@ -14,6 +14,8 @@ from torch import nn
 
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import AlignmentError, ConfigError, DataError
+from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.plan import pack_mask
 
 # What makes an optimiser from parameters, or an optimiser.
 GivenOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer] | torch.optim.Optimizer
@@ -41,7 +43,7 @@ class PartySide:
         matched by id: the set must be the same for all.
     present : mask, optional
         One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
-        net: zeros go up in its place.
+        net: zeros go up in its place, or the training leaves the sample out (`Training`, `missing`).
     local_loss : callable, optional
         Called with the net's output and its inputs in training; what it returns, a scalar, is added to the loss for
         this party alone.
@@ -140,6 +142,11 @@ class Reader:
         present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]
         return None if present_B.all() else present_B
 
+    def claim(self, m: int) -> Claim:
+        """Return what the party holds, as party m."""
+        missing_N = None if self._present is None else ~self._present[self.order.rows(np.arange(self.order.num_rows))]
+        return claim_of(m, self.order, missing_N)
+
     def read(self, samples_B: NDArray[np.int64]) -> Inputs:
         """Return the inputs of samples (B,) as a tensor or several, on the device.
 
@@ -163,6 +170,12 @@ class Reader:
                 f"{tuple(tensor.shape)}; the first dimension is that of samples"
             )
         return tensor.to(self._device)
+
+
+def claim_of(m: int, order: Rows, missing_N: NDArray[np.bool_] | None = None) -> Claim:
+    """Return the claim of party m to samples, without those that it lacks."""
+    missing = b"" if missing_N is None or not missing_N.any() else pack_mask(missing_N)
+    return Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint, missing=missing)
 
 
 def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer | None:

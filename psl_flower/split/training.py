@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import nn
 from psl_flower.config.wire import WireSettings
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.schedule import Schedule
-from psl_flower.errors import ConfigError
+from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.callbacks import Callback
 from psl_flower.split.engines import TOP, TopEngine, made, returned_by
 from psl_flower.split.lessons import SplitLessons
@@ -25,6 +26,9 @@ from psl_flower.split.sent import Sent
 from psl_flower.split.side import GivenOptimizer
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
+from psl_flower.wire.node_messages import Claim
+
+log = logging.getLogger("psl_flower")
 
 # A shape, or several.
 PartyShape = int | Sequence[int] | Sequence[Sequence[int]]
@@ -70,6 +74,10 @@ class Training:
         Of the batches, of dropout, and of the models that parties make.
     ids : sequence, optional
         The samples' ids, where the parties give theirs (`psl_flower.split.PartySide`), in the order of `labels`.
+    missing : {"zeros", "drop"}
+        What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it would
+        send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out of
+        `train` and `valid`.
     evaluate_every : int
         Rounds between runs through `valid`; the last round always has one.
     evaluate_batch_size : int
@@ -108,6 +116,7 @@ class Training:
         schedule: str | Callable[[int], float] = "constant",
         seed: int = 0,
         ids: Sequence[Any] | None = None,
+        missing: str = "zeros",
         evaluate_every: int = 1,
         evaluate_batch_size: int = 256,
         checkpoint_every: int = 0,
@@ -131,14 +140,12 @@ class Training:
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.wire = WireSettings()
         self._top, self._optimizer, self._device = top, optimizer, choose_device(device)
-        order = BatchOrder(pool=self.samples.train, batch_size=batch_size, seed=seed)
-        self.lessons = SplitLessons(
-            order=order,
-            valid=self.samples.valid,
-            lr=_learning_rate(schedule, lr, epochs * order.steps_per_epoch),
-            epochs=epochs,
-            evaluate_batch_size=evaluate_batch_size,
-        )
+        self._batch_size, self._lr, self._schedule = batch_size, lr, schedule
+        self._epochs, self._evaluate_batch_size = epochs, evaluate_batch_size
+        if missing not in ("zeros", "drop"):
+            raise ConfigError(f"missing: expected 'zeros' or 'drop', got {missing!r}")
+        self.missing, self._counted = missing, False
+        self.lessons = self._lessons()
         self._settings = {
             "parties": {name: [list(shape) for shape in sent.shapes] for name, sent in self.sent.items()},
             "samples": self.samples.num, "ids": self.samples.order.fingerprint, "train": len(self.samples.train),
@@ -147,17 +154,57 @@ class Training:
             # Only a constant learning rate is the same in a longer training.
             **({} if schedule == "constant" else {"epochs": epochs}),
             **({"labels": self.samples.holder} if self.samples.holder else {}),
+            **({"missing": missing} if missing != "zeros" else {}),
         }  # fmt: skip
 
     def made_of(self) -> dict[str, Any]:
         """Return the values that must not change when the training is resumed."""
-        return {**self._settings, "torch": str(torch.__version__)}
+        dropped = {"left": len(self.samples.train)} if self.missing == "drop" else {}
+        return {**self._settings, **dropped, "torch": str(torch.__version__)}
+
+    def take(self, claims: Mapping[int, Claim]) -> None:
+        """Check that all parties hold the training's samples; where a party lacks some, and they are to be dropped, drop them.
+
+        Parameters
+        ----------
+        claims : mapping
+            By party.
+
+        Raises
+        ------
+        AlignmentError
+            Naming the party.
+        ConfigError
+            If too few samples are left.
+        """
+        self.samples.take(claims, self.roster.called)
+        if self.missing == "drop" and self.samples.missing:
+            before = len(self.samples.train), len(self.samples.valid)
+            self.samples.drop_missing()
+            after = len(self.samples.train), len(self.samples.valid)
+            if after != before and self._counted:
+                raise AlignmentError("a party lacks other samples than when this training began; use another workdir")
+            if after != before:
+                log.info("%d of %d training samples and %d of %d of the evaluation are left: a party lacks the others",
+                         after[0], before[0], after[1], before[1])  # fmt: skip
+                self.lessons = self._lessons()
+        self._counted = True
 
     def engine(self) -> TopEngine:
         """Return the side of `top`, with its first weights."""
         top = self._top if isinstance(self._top, nn.Module) else made(self._top, self.seed, TOP)
         returned = returned_by(top, self.sent) if self.samples.holder else None
-        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device, returned)
+        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device, returned, self.samples.missing)
+
+    def _lessons(self) -> SplitLessons:
+        order = BatchOrder(pool=self.samples.train, batch_size=self._batch_size, seed=self.seed)
+        return SplitLessons(
+            order=order,
+            valid=self.samples.valid,
+            lr=_learning_rate(self._schedule, self._lr, self._epochs * order.steps_per_epoch),
+            epochs=self._epochs,
+            evaluate_batch_size=self._evaluate_batch_size,
+        )
 
 
 def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:

@@ -37,6 +37,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Fingerprint of the set of stores.
     epoch : int
         Of the store's keys; 0 if it is not sealed.
+    missing : bytes
+        Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
     """
 
     upper: int
@@ -44,6 +46,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_samples: int
     dataset: str
     epoch: int = 0
+    missing: bytes = b""
 
 
 # What goes into the ticket of the Adaptation Net's server, which holds no store.
