@@ -145,8 +145,8 @@ class TopEngine(HeadEngine):
     returned : Sent or None
         What the model returns for one sample, where a party has the labels.
     missing : mapping, optional
-        By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter `present`
-        is called with a mask (B, parties), false for what a party lacks of the batch.
+        By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter
+        `present` is called with a mask (B, parties), false for what a party lacks of the batch.
     """
 
     def __init__(

@@ -96,8 +96,8 @@ class Samples:
                 which = "no ids" if not claim.dataset else "other ids"
                 own = "gives none" if not self.order.fingerprint else "gives its own"
                 raise AlignmentError(
-                    f"{called(m)} gives {which} for its samples, the server {own} (ids=...); give the same set of ids at "
-                    "all parties and the server, or none anywhere"
+                    f"{called(m)} gives {which} for its samples, the server {own} (ids=...); give the same set of ids "
+                    "at all parties and the server, or none anywhere"
                 )
             if claim.missing:
                 self.missing[m] = _mask(claim, called(m))
@@ -111,8 +111,8 @@ class Samples:
     def _check_number(self, who: str, number: int, first: str, held: int) -> None:
         if self.targets is not None and number != self.num:
             raise AlignmentError(
-                f"{who} holds {number} samples, but there are {self.num} labels; every party needs all samples, and the "
-                "server the label of each"
+                f"{who} holds {number} samples, but there are {self.num} labels; every party needs all samples, and "
+                "the server the label of each"
             )
         if self.num is not None and number != self.num:
             raise AlignmentError(f"{who} holds {number} samples, but the server's ids or masks are of {self.num}")

@@ -75,9 +75,9 @@ class Training:
     ids : sequence, optional
         The samples' ids, where the parties give theirs (`psl_flower.split.PartySide`), in the order of `labels`.
     missing : {"zeros", "drop"}
-        What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it would
-        send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out of
-        `train` and `valid`.
+        What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it
+        would send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out
+        of `train` and `valid`.
     evaluate_every : int
         Rounds between runs through `valid`; the last round always has one.
     evaluate_batch_size : int
@@ -163,7 +163,7 @@ class Training:
         return {**self._settings, **dropped, "torch": str(torch.__version__)}
 
     def take(self, claims: Mapping[int, Claim]) -> None:
-        """Check that all parties hold the training's samples; where a party lacks some, and they are to be dropped, drop them.
+        """Check that all parties hold the training's samples; leave out those that a party lacks, if they are dropped.
 
         Parameters
         ----------
