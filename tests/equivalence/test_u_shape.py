@@ -19,6 +19,7 @@ from psl_flower.wire.messages import Finish
 from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
+from tests.authority import Authority
 from tests.parties_in_process import PartiesGrid, answered_soon
 
 ADAM = torch.optim.Adam
@@ -95,6 +96,16 @@ def test_nodes_are_a_plain_loop(transport: str, holder: str, tmp_path: Path) -> 
         metrics = result.train_metrics_clientapp[told["round"]]
         assert metrics["bytes_up"] == told["bytes_up"]
         assert metrics["bytes_down"] == told["bytes_down"] + told["round"] * over
+
+
+def test_two_streams_of_a_node_under_tls(tmp_path: Path) -> None:
+    """The holder's node waits on both at once, which TLS's own buffers must not hide anything from."""
+    cert, key = Authority(tmp_path).issue("lower")
+    kept = u.Kept()
+    grid = PartiesGrid(u.party_with(ADAM, "family", on_evaluated=kept), tmp_path / "state")
+    options = {"exchange_cert": str(cert), "exchange_key": str(key), "workdir": tmp_path / "run", "checkpoint_every": 1}
+    result = grid.fit(u.over_nodes(ADAM, "family", **options))
+    assert plain.differing(u.node_weights(result, tmp_path, "family", kept), u.plain_loop(ADAM, "family")) == []
 
 
 @pytest.mark.parametrize("gone", ["clinic", "fare"])
