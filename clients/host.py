@@ -16,6 +16,7 @@ from psl_flower.engine.build import (
     OnnxInference,
 )
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.party import PartyEngine
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, StoreError
@@ -195,7 +196,7 @@ class Host:
                 "set protection=code, code-size and code-levels accordingly (docs/privacy.md)"
             )
 
-    def check_allowed(self, party: PartyEngine | AdaptationNode) -> None:
+    def check_allowed(self, party: PartyEngine | MidStepParty) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.
 
         The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import ProtocolError, RunError
@@ -22,7 +23,8 @@ from psl_flower.losses import Targets, uppers_loss
 from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import ADAPTATION, Adapt, Adapted, Keep, Saved
+from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.mid_step import Adapt, Adapted
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM
 from psl_flower.wire.plan import StepId, pack_samples
 
@@ -168,8 +170,8 @@ class AdaptationEngine:
         self._update_due = False
 
 
-class AdaptationNode:
-    """The Adaptation Net on a separate node: answers the Lower's frames, and keeps checkpoints.
+class AdaptationNode(MidStepParty):
+    """The Adaptation Net on a separate node.
 
     Parameters
     ----------
@@ -183,11 +185,6 @@ class AdaptationNode:
         Returns the samples in the mini-batch of a step.
     checkpoints : Checkpoints
         Where states are saved.
-
-    Attributes
-    ----------
-    step : int
-        Steps applied so far.
     """
 
     def __init__(
@@ -199,20 +196,22 @@ class AdaptationNode:
         num_samples: Callable[[int], int],
         checkpoints: Checkpoints,
     ) -> None:
-        self.step = 0
+        super().__init__(ADAPTATION_CLAIM, checkpoints, dtype=engine.dtype)
         self.engine = engine
-        self.claim = ADAPTATION_CLAIM
-        self.dtype = engine.dtype
         self._smashed_shape, self._num_classes, self._num_samples = smashed_shape, num_classes, num_samples
-        self._checkpoints = checkpoints
+
+    @property
+    def name(self) -> str:
+        """What to call it in errors."""
+        return "the Adaptation Net"
 
     def expects(self, wire: WireFormat) -> Expectation:
         """Return the expectation of the next frame: smashed data of the next mini-batch, or no tensor."""
         shape = (self._num_samples(self.step), len(self.engine.assignment), *self._smashed_shape)
         return wire.expect_adapt(shape)
 
-    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Learn from smashed data and apply the update, or save, as the frame asks; return the answer.
+    def answer(self, frame: Frame, wire: WireFormat) -> Frame:
+        """Learn from smashed data, apply the update, and return the gradient and the loss.
 
         Where the loss is not finite the update is left out: the Lower, which hears of it, stops the run.
 
@@ -220,14 +219,8 @@ class AdaptationNode:
         ------
         ProtocolError
             If the frame is not of the next step, or its classes or positions are not those of the run.
-        RunError, TrainingError
-            As `Checkpoints.save`.
         """
         message = frame.message
-        if isinstance(message, Keep):
-            self._check_step(message.step)
-            self._checkpoints.save(self.step, self.state())
-            return Frame(Saved(self.step))
         assert isinstance(message, Adapt)
         learnt = self.engine.learn(self._lesson(message, frame.tensor))
         if math.isfinite(learnt.loss):
@@ -244,24 +237,6 @@ class AdaptationNode:
         """Go back to a state; raises RunError if it is of another network."""
         self.engine.restore(state)
         self.step = int(state["step"])
-
-    def go_to(self, step: int, saved: int | None = None) -> None:
-        """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
-
-        `saved`, the step of the last state that the Lower committed, is always that step: no step is trained without
-        the Adaptation Net.
-
-        Raises
-        ------
-        RunError
-            If there is no such checkpoint or it is damaged.
-        """
-        assert saved in (None, step)
-        if not step == self.step == 0 or step in self._checkpoints.steps():
-            self.restore(self._checkpoints.load(step))
-
-    def close(self) -> None:
-        """Release nothing: there is no store."""
 
     def _lesson(self, task: Adapt, smashed_BPhwC: torch.Tensor) -> AdaptationInput:
         self._check_step(task.id.step)
@@ -285,10 +260,6 @@ class AdaptationNode:
         if not ((classes_B >= 0) & (classes_B < self._num_classes)).all():
             raise ProtocolError(f"expected classes below {self._num_classes}, received others")
         return torch.from_numpy(classes_B.copy())
-
-    def _check_step(self, step: int) -> None:
-        if step != self.step:
-            raise ProtocolError(f"the Adaptation Net has applied {self.step} steps, expected {step}")
 
 
 class RemoteAdaptation:
@@ -322,15 +293,3 @@ class RemoteAdaptation:
 
     def update(self) -> None:
         """Do nothing: the node has applied it."""
-
-
-def keep(exchange: Exchange, step: int) -> None:
-    """Let the Adaptation Net's node save its state after `step` steps; returns when it has.
-
-    Raises
-    ------
-    PslError
-        If it fails, or is lost.
-    """
-    wire, task = exchange.wire, Keep(step)
-    exchange.carry({ADAPTATION: wire.frame(task)}, {ADAPTATION: wire.expect_answer(task)}, lambda: None)

@@ -15,7 +15,9 @@ import torch
 from psl_flower.config import RunConfig
 from psl_flower.wire.codecs import FloatCodec, get_codec
 from psl_flower.wire.frames import Expectation, Frame
-from psl_flower.wire.messages import Adapt, Answer, Average, Finish, Keep, Message, Role, Share, Step, Turn
+from psl_flower.wire.message_base import Role
+from psl_flower.wire.messages import Answer, Average, Finish, Keep, Message, Share, Step, Turn
+from psl_flower.wire.mid_step import Adapt, Judge
 
 
 class Down(NamedTuple):
@@ -86,6 +88,8 @@ class WireFormat:
             "gradient": self.gradients,
             "joined": self.activations if repeatable else lossless,
             "joined gradient": lossless,
+            "outputs": self.activations,
+            "outputs gradient": self.gradients,
         }
         return codecs.get(role or "", "float32")
 
@@ -108,6 +112,11 @@ class WireFormat:
     def expect_adapt(self, shape: tuple[int, ...]) -> Expectation:
         """Return the Adaptation Net's expectation: smashed data (B, P, h, w, C) of the given shape, or none."""
         return Expectation((Adapt, Keep, Finish), codec=self.codec(Adapt.carries), shape=shape, dtype=self.dtype)
+
+    def expect_judge(self, shape: tuple[int, ...]) -> Expectation:
+        """Return a label holder's expectation: outputs of a shape, given without the batch, or none."""
+        codec = self.codec(Judge.carries)
+        return Expectation((Judge, Keep, Finish), codec=codec, shape=shape, dtype=self.dtype, per_sample=True)
 
     def expect_answer(self, message: Message, shape: tuple[int, ...] | None = None) -> Expectation:
         """Return the expectation of a party's answer, given the shape of its tensor, if it carries one."""

@@ -13,6 +13,7 @@ from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.steps import packed
 from psl_flower.errors import RunError
+from psl_flower.wire.messages import ADAPTATION
 
 
 class HeadEngine(ABC):
@@ -62,6 +63,11 @@ class HeadEngine(ABC):
         self.reported = packed(())
         self._optimizer = optimizer
         self._update_due = False
+
+    @property
+    def mid_step(self) -> tuple[int, ...]:
+        """Parties that are asked in the middle of a step (`psl_flower.engine.mid_step`)."""
+        return (ADAPTATION,) if self.adaptation_elsewhere else ()
 
     def update(self) -> None:
         """Apply the update that the last step left open, if it did."""

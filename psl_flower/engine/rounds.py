@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from psl_flower.engine.adaptation import RemoteAdaptation, keep
+from psl_flower.engine.adaptation import RemoteAdaptation
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.mid_step import keep
 from psl_flower.engine.steps import StepLoss, StepReport, packed, unpacked
 from psl_flower.engine.task import Lessons, Task
 from psl_flower.engine.upper_averaging import Averaging, mean
@@ -219,12 +220,12 @@ class Rounds(ABC, Generic[L, T]):
         """Deliver the gradients of the plan just trained, and the next plan; commit a checkpoint if one is due."""
         every = self._checkpoint_every
         due = trained is not None and (plan is None or (every > 0 and (trained.id.step + 1) % every == 0))
-        keeps = due and self.lower.adaptation_elsewhere
+        mid_step = self.lower.mid_step if due else ()
 
         def meanwhile() -> None:
             self.lower.update()
-            if keeps:
-                keep(exchange, self.lower.step)
+            for party in mid_step:
+                keep(exchange, party, self.lower.step)
 
         if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
             average_N = self._shared_mean(exchange, trained, gradients, meanwhile)
@@ -235,7 +236,7 @@ class Rounds(ABC, Generic[L, T]):
             down = {m: Down(step, gradients.get(m)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile)
         if due:
-            saved = [*self._present, *([ADAPTATION] * keeps)]
+            saved = [*self._present, *mid_step]
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
             self.lower.reported = packed(self._round.steps)
             self._checkpoints.save(self.lower.step, self.lower.state())

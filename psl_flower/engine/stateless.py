@@ -1,8 +1,8 @@
 """Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
 
 Before a party answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
-message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. The
-Adaptation Net has nothing pending between messages.
+message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. A
+party that is asked in the middle of a step has nothing pending between messages.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
+from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.party import PartyEngine
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
@@ -96,18 +96,18 @@ class StatelessParty:
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
-class StatelessAdaptation:
-    """Handles single messages of the Adaptation Net, with its state on disk in between.
+class StatelessMidStep:
+    """Handles single messages of a party that is asked in the middle of a step, with its state on disk in between.
 
     Parameters
     ----------
-    node : AdaptationNode
-        The Adaptation Net; whatever state it is in is replaced.
+    node : MidStepParty
+        The party; whatever state it is in is replaced.
     path : Path
         File of the state between messages.
     """
 
-    def __init__(self, node: AdaptationNode, path: Path) -> None:
+    def __init__(self, node: MidStepParty, path: Path) -> None:
         self._node, self._path = node, path
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
@@ -126,15 +126,15 @@ class StatelessAdaptation:
         return self._node.expects(wire)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what `AdaptationNode.reply` does, after `expects`."""
+        """Do what `MidStepParty.reply` does, after `expects`."""
         answer = self._node.reply(frame, wire)
         save_state(self._path, self._node.state(), durable=False)
         return answer
 
 
-def stateless(party: PartyEngine | AdaptationNode, path: Path) -> StatelessParty | StatelessAdaptation:
+def stateless(party: PartyEngine | MidStepParty, path: Path) -> StatelessParty | StatelessMidStep:
     """Return the party as one that handles single messages, with its state between them in a file."""
-    return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessAdaptation(party, path)
+    return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessMidStep(party, path)
 
 
 def _state_of(step: int, path: Path) -> dict[str, Any] | None:

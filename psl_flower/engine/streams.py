@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from psl_flower.engine.exchange import Exchange, Party, WireFormat
+from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Failed
-from psl_flower.wire.stream import UpperStream
+from psl_flower.wire.stream import UpperStream, heard
 
 
 class StreamExchange(Exchange):
@@ -48,10 +49,10 @@ class StreamExchange(Exchange):
 
 
 def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, timeout_s: float) -> None:
-    """Answer the Lower on every stream of this node, in turn, until it says that the round is over; the node's side.
+    """Answer the Lower on every stream of this node until it says that the round is over; the node's side.
 
-    One stream after the other suffices: the Lower always writes to all Uppers before it waits for any, and the
-    Adaptation Net is alone on its node.
+    In turn, since the Lower always writes to all Uppers before it waits for any. A party that is asked in the middle of
+    a step has no place in that order: beside one, streams are served as something comes.
 
     Raises
     ------
@@ -61,7 +62,8 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
     waiting = dict(parties)
     try:
         while waiting:
-            for m, (party, stream) in list(waiting.items()):
+            for m in _next(waiting, timeout_s):
+                party, stream = waiting[m]
                 frame = stream.receive(party.expects(wire), timeout_s)
                 if frame.message.answered_by is None:
                     del waiting[m]
@@ -72,3 +74,10 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
         for _, stream in waiting.values():
             stream.fail(Failed.of(error))
         raise
+
+
+def _next(waiting: Mapping[int, tuple[Party, UpperStream]], timeout_s: float) -> Iterable[int]:
+    """Return the parties to be served next."""
+    if len(waiting) == 1 or not any(isinstance(party, MidStepParty) for party, _ in waiting.values()):
+        return list(waiting)
+    return heard({m: stream for m, (_, stream) in waiting.items()}, timeout_s)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from psl_flower.engine.adaptation import AdaptationNode
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
+from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.party import PartyEngine
 from psl_flower.engine.stateless import stateless
 from psl_flower.engine.streams import serve
@@ -29,7 +29,7 @@ close_ray()  # Flower's simulation loads the ClientApp before it starts Ray
 
 LOWER = "the Lower"
 
-AnyParty = PartyEngine | AdaptationNode
+AnyParty = PartyEngine | MidStepParty
 Handler = Callable[[Any, Received, Context], Parcel]
 
 

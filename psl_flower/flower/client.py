@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -18,44 +17,29 @@ from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register,
 from psl_flower.flower.node_config import is_simulated, own_setting, own_state, own_tls, simulation_slots
 from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
-from psl_flower.split.local import side_of
-from psl_flower.split.sent import Sent
-from psl_flower.split.side import PartySide, Reader
+from psl_flower.split.labels import LabelEngine
+from psl_flower.split.roster import Given, Roster, SideSettings, claim_at, engine_at
 from psl_flower.system.machine import keep_freed_memory
 from psl_flower.wire import questions
 from psl_flower.wire.node_messages import Claim, Inventory, NodeTask, decode
 from psl_flower.wire.questions import Parcel, Received
 
 # Makes what a party brings, from its name and Flower's Context.
-MakeParty = Callable[[str, Context], PartySide]
-
-
-class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What nodes build their side from, as `NodeTask.settings` carries it.
-
-    Attributes
-    ----------
-    seed : int
-        The run's.
-    sent : tuple of Sent
-        By party, what its model returns for one sample.
-    """
-
-    seed: int
-    sent: tuple[Sent, ...]
+MakeParty = Callable[[str, Context], Given]
 
 
 def split_client(party: MakeParty) -> ClientApp:
     """Return the ClientApp of a node that is a party.
 
     A real node is the party that its own configuration names (`--node-config "party='NAME'"`); simulated ones are
-    allotted the parties. Data and weights stay on the node: what leaves it are the outputs of the model.
+    allotted the parties. Data, labels and weights stay on the node: what leaves it are the outputs of the model.
 
     Parameters
     ----------
     party : callable
-        Called with the party's name and Flower's Context; returns what the party brings. It is called anew for each
-        round or message, under the seed of the party, so the weights that it draws are the same each time.
+        Called with the party's name and Flower's Context; returns what the party brings: a `PartySide`, a `LabelSide`
+        if it has the labels, or both as a tuple. It is called anew for each round or message, under the seed of the
+        party, so the weights that it draws are the same each time.
     """
     app, make = ClientApp(), OfApp(party)
 
@@ -70,7 +54,7 @@ def split_client(party: MakeParty) -> ClientApp:
         return Parcel(Inventory(claims=tuple(host.claim(m) for m in question.task.parties)))
 
     def inventory(question: questions.AskInventory, received: Received, context: Context) -> Parcel:
-        return Parcel(_inventory(question.names, context, make))
+        return Parcel(_inventory(Roster(question.names, question.labels), context, make))
 
     register(
         app,
@@ -84,7 +68,7 @@ def split_client(party: MakeParty) -> ClientApp:
     return app
 
 
-def _inventory(names: tuple[str, ...], context: Context, party: MakeParty) -> Inventory:
+def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
@@ -92,15 +76,12 @@ def _inventory(names: tuple[str, ...], context: Context, party: MakeParty) -> In
     name = own_setting(context, "party")
     if not name:
         return Inventory()
-    if name not in names:
-        raise ConfigError(f"node-config party: {name!r} is none of this run's parties: {', '.join(names)}")
+    if name not in roster.names:
+        known = ", ".join(dict.fromkeys(roster.names))
+        raise ConfigError(f"node-config party: {name!r} is none of this run's parties: {known}")
     # Its rows are counted and their ids compared; which seed the model is made under does not matter here.
-    return Inventory(claims=(_claim(names.index(name), name, side_of(party, name, context, 0)),))
-
-
-def _claim(m: int, name: str, side: PartySide) -> Claim:
-    order = Reader(side, f"party {name!r}").order
-    return Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint)
+    brings = roster.brought(party, name, context, 0)
+    return Inventory(claims=tuple(claim_at(m, roster, brings) for m in roster.numbers(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +112,14 @@ class SideHost:
         """Return where a party's states are kept: a real node chooses that itself (node-config "state")."""
         simulated = is_simulated(self.context)
         root = Path(self.task.state) if simulated else own_state(self.context) / self.task.run
-        return Checkpoints(root / self._name(m))
+        return self._roster(m).checkpoints(root, m)
 
     def claim(self, m: int) -> Claim:
         """Return a party's claim."""
         with closing(self.party(m)) as engine:
             return engine.claim
 
-    def party(self, m: int) -> SideEngine:
+    def party(self, m: int) -> SideEngine | LabelEngine:
         """Return a party that this node hosts.
 
         Raises
@@ -148,21 +129,24 @@ class SideHost:
         PslError
             If something is wrong with its data or model.
         """
-        name = self._name(m)
+        roster = self._roster(m)
+        name = roster.names[m]
         if not is_simulated(self.context) and own_setting(self.context, "party") != name:
             raise PositionError(f"this node is not party {name!r}; its node-config names another one")
         settings = decode(self.task.settings, SideSettings, LOWER)
-        if len(settings.sent) != len(self.task.names):
+        sending = len(roster.names) - bool(roster.labels)
+        if len(settings.sent) != sending:
             raise FrameMismatch(
-                f"{LOWER}: expected a shape for each of {len(self.task.names)} parties, received {len(settings.sent)}"
+                f"{LOWER}: expected a shape for each of {sending} parties, received {len(settings.sent)}"
             )
-        side = side_of(self.make, name, self.context, settings.seed)
-        return SideEngine(m, name, settings.sent[m], side, self.checkpoints(m))
+        brings = roster.brought(self.make, name, self.context, settings.seed)
+        return engine_at(m, roster, brings, settings, self.checkpoints(m))
 
-    def _name(self, m: int) -> str:
+    def _roster(self, m: int) -> Roster:
+        """Return the run's parties, of which one has the number m."""
         if not 0 <= m < len(self.task.names):
             raise FrameMismatch(f"{LOWER}: expected one of {len(self.task.names)} parties, received number {m}")
-        return self.task.names[m]
+        return Roster(self.task.names, self.task.labels)
 
     def check_allowed(self, party: AnyParty) -> None:
         """Do nothing: what a party brings is its own, and no weights leave or enter."""

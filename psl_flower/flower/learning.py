@@ -10,11 +10,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from psl_flower.config.wire import WireSettings
-from psl_flower.errors import ConfigError
-from psl_flower.flower.client import SideSettings
+from psl_flower.errors import ConfigError, RunError
+from psl_flower.flower.link import NodeLink
 from psl_flower.flower.nodes import Placement
 from psl_flower.flower.rounds import RoundsStrategy
+from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.lessons import OnlyEvaluated
+from psl_flower.split.local import settings_of
 from psl_flower.split.session import Session, threads_of
 from psl_flower.split.training import Training
 from psl_flower.wire.node_messages import NodeTask, encode
@@ -37,7 +40,8 @@ class SplitLearning(Training):
     Attributes
     ----------
     outputs : tensor, tuple of tensors or None
-        What `top` answered to `valid` in the last evaluation of `fit`.
+        What `top` answered to `valid` in the last evaluation of `fit`; what the head of a party that has the labels
+        makes of it stays there.
 
     Raises
     ------
@@ -69,14 +73,14 @@ class SplitLearning(Training):
         PslError
             If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
         """
-        if self.workdir is None:
-            raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
+        folder = self._folder()
         with threads_of(self):
-            session = Session(self, TrainingFolder(self.workdir))
+            self._count_samples(grid)
+            session = Session(self, folder)
             log.info("files are in %s", self.workdir)
             strategy = RoundsStrategy(
                 session.driver,
-                self._task(session.run),
+                self._task(session.run, session.driver.lower),
                 self.wire,
                 evaluate_every=self.evaluate_every,
                 unfinished=session.unfinished,
@@ -93,26 +97,71 @@ class SplitLearning(Training):
         self.outputs = session.driver.outputs
         return _result(session)
 
-    def _task(self, run: str) -> NodeTask:
-        assert self.workdir is not None
+    def predict(self, grid: Grid, samples: Any) -> Any:
+        """Run samples through the trained models of all parties, in evaluation mode, and return what `top` answers.
+
+        Where a party has the labels, nothing is returned: its `psl_flower.split.LabelSide.on_evaluated` gets the rows
+        and what its head answers, and they stay there.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's.
+        samples : sequence of int, or mask
+            Rows, as `valid`.
+
+        Raises
+        ------
+        RunError
+            If nothing has been trained in the workdir.
+        PslError
+            As `fit`.
+        """
+        folder, rows = self._folder(), self.samples.at(samples, "samples")
+        if not max(folder.checkpoints.steps(), default=0):
+            raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
+        with threads_of(self):
+            self._count_samples(grid)
+            session = Session(self, folder)
+            driver = session.driver
+            driver.task = OnlyEvaluated.of(self.lessons, rows, driver.lower.step)
+            strategy = RoundsStrategy(
+                driver, self._task(session.run, session.driver.lower), self.wire, on_placed=self._check_placed
+            )
+            try:
+                strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+            finally:
+                strategy.close()
+        return None if self.roster.labels else driver.outputs
+
+    def _folder(self) -> TrainingFolder:
+        if self.workdir is None:
+            raise ConfigError("workdir: give a folder for checkpoints; an interrupted training continues from there")
+        return TrainingFolder(self.workdir)
+
+    def _count_samples(self, grid: Grid) -> None:
+        """Let the parties say which samples they lack, where these are dropped: a training's steps depend on it."""
+        if self.missing == "drop":
+            assignment = tuple(range(len(self.roster.names)))
+            task = self._task("samples", self.engine())
+            NodeLink(task, assignment, self.wire, on_placed=self._check_placed).place_in_time(grid)
+
+    def _task(self, run: str, top: TopEngine) -> NodeTask:
         return NodeTask(
             run=run,
             parties=(),
-            settings=encode(SideSettings(seed=self.seed, sent=tuple(self.sent.values()))),
+            settings=encode(settings_of(self, top)),
             activations=self.wire.wire_activations,
             gradients=self.wire.wire_gradients,
             timeout_s=self.wire.step_timeout_s,
-            state=str(TrainingFolder(self.workdir).parties),
+            state=str(self._folder().parties),
             threads=self.threads,
-            names=self.names,
+            names=self.roster.names,
+            labels=self.roster.labels,
         )
 
     def _check_placed(self, placement: Placement) -> None:
-        claims = {f"party {self.names[m]!r}": claim for m, claim in placement.claims.items()}
-        self.check_aligned(
-            {who: claim.num_samples for who, claim in claims.items()},
-            {who: claim.dataset for who, claim in claims.items()},
-        )
+        self.take(placement.claims)
         hosts = ", ".join(placement.names[node] for node in placement.hosts)
         log.info("%s, %s transport%s", hosts, placement.transport, f"; {placement.note}" if placement.note else "")
 

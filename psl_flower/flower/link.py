@@ -144,6 +144,10 @@ class NodeLink:
             self._open(self.place(grid, absent_allowed=True), grid, saved)
             log.warning("%s; continuing without: %s", error, self.placement.absence(self._assignment))
 
+    def place_in_time(self, grid: Grid) -> Placement:
+        """Place all parties once their nodes are there, within `node_timeout_s`; errors as `open_in_time`."""
+        return self._in_time(lambda: self.place(grid))
+
     def has_returned(self, grid: Grid) -> bool:
         """Return True if a node has come that holds an Upper which was absent when the link was opened."""
         absent = set(self.placement.absent) - self._without

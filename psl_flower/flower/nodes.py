@@ -121,7 +121,7 @@ def place(
     ConfigError
         If the transport asked for cannot work here.
     """
-    inventories, refused = _inventories(grid, timeout_s, absent_allowed, task.names)
+    inventories, refused = _inventories(grid, timeout_s, absent_allowed, task)
     for node in [node for node, inventory in inventories.items() if not _is_current(inventory, task.epoch)]:
         refused[node] = _of_other_epoch(node_names(grid, [node])[node], inventories.pop(node), task.epoch)
     if any(inventory.claims or inventory.adaptation for inventory in inventories.values()):
@@ -178,7 +178,7 @@ def _of_other_epoch(name: str, inventory: Inventory, epoch: int) -> NodeError:
 
 
 def _inventories(
-    grid: Grid, timeout_s: float, absent_allowed: bool, names: tuple[str, ...]
+    grid: Grid, timeout_s: float, absent_allowed: bool, task: NodeTask
 ) -> tuple[dict[int, Inventory], dict[int, NodeError]]:
     """Return the nodes' inventories, and the errors of those that cannot take part: a wrong store, a wrong key, ..."""
     deadline = time.monotonic() + timeout_s
@@ -189,7 +189,7 @@ def _inventories(
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked.update(new)
         # Building a process that can answer takes a while: at least the time that a node has to connect.
-        question = AskInventory(names=names)
+        question = AskInventory(names=task.names, labels=task.labels)
         found |= _ask_inventories(grid, new, question, timeout_s, refused, leave_out_lost=absent_allowed)
         expected = max((inventory.num_partitions for inventory in found.values()), default=0)
         if (found or refused) and len(found) >= expected and not new:
@@ -339,7 +339,7 @@ def _place_simulated(
 
 def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
     """Return the name of a node that hosts these parties, where parties have names."""
-    return f"{node} ({', '.join(names[m] for m in parties)})" if names else node
+    return f"{node} ({', '.join(dict.fromkeys(names[m] for m in parties))})" if names else node
 
 
 def _ask_claims(

@@ -6,6 +6,7 @@ Shape suffix B: batch.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.engine.checkpoints import Checkpoints
@@ -21,16 +23,14 @@ from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.steps import StepLoss
-from psl_flower.errors import PslError, TrainingError
+from psl_flower.errors import ConfigError, PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
+from psl_flower.split.measuring import Loss
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
 from psl_flower.system.generator import seeded
-from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
-
-Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
 TOP = "top"
 
@@ -62,10 +62,8 @@ class SideEngine(PartyEngine):
         device = torch.device(side.device)
         net = side.net.to(device)
         self._reader = Reader(side, self.name)
-        order = self._reader.order
-        claim = Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint)
         optimizer = optimizer_of(net, side.optimizer, self.name)
-        super().__init__(net, optimizer, claim, checkpoints, dtype=torch.float32, device=device)
+        super().__init__(net, optimizer, self._reader.claim(m), checkpoints, dtype=torch.float32, device=device)
 
     @property
     def name(self) -> str:
@@ -130,7 +128,7 @@ class SideEngine(PartyEngine):
 
 
 class TopEngine(HeadEngine):
-    """The side of the model that joins the parties' outputs and is held against the targets.
+    """The side of the model that joins the parties' outputs and is held against the targets, here or at a party.
 
     Parameters
     ----------
@@ -138,31 +136,44 @@ class TopEngine(HeadEngine):
         Called with what each party sent, in the order of the parties.
     sent : mapping
         What each party sends, by its name.
-    loss : callable
-        Called with what the model returns and the batch's targets; returns a scalar.
+    loss : callable or None
+        Called with what the model returns and the batch's targets; returns a scalar. None where a party has the labels.
     make_optimizer : callable or Optimizer
         As in `PartySide`.
     device : torch.device
         Where it computes.
+    returned : Sent or None
+        What the model returns for one sample, where a party has the labels.
+    missing : mapping, optional
+        By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter
+        `present` is called with a mask (B, parties), false for what a party lacks of the batch.
     """
 
     def __init__(
         self,
         top: nn.Module,
         sent: Mapping[str, Sent],
-        loss: Loss,
+        loss: Loss | None,
         make_optimizer: GivenOptimizer,
         device: torch.device,
+        returned: Sent | None = None,
+        missing: Mapping[int, NDArray[np.bool_]] | None = None,
     ) -> None:
         top.to(device)
         optimizer = optimizer_of(top, make_optimizer, TOP)
-        super().__init__(top, optimizer, range(len(sent)), device=device)
-        self._sent, self._loss = dict(sent), loss
+        super().__init__(top, optimizer, range(len(sent) + (returned is not None)), device=device)
+        self._sent, self._loss, self.returned = dict(sent), loss, returned
+        self._missing, self._takes_present = {} if missing is None else missing, takes_present(top)
 
     @property
     def about(self) -> str:
         """The parties' names."""
         return f"parties {', '.join(self._sent)}"
+
+    @property
+    def mid_step(self) -> tuple[int, ...]:
+        """The party that has the labels, if one has."""
+        return () if self.returned is None else (len(self._sent),)
 
     def train_step(
         self, plan: Plan, smashed: Mapping[int, torch.Tensor], targets_B: torch.Tensor
@@ -187,23 +198,84 @@ class TopEngine(HeadEngine):
         TrainingError
             If the loss is not one finite number.
         """
-        leaves = {m: smashed[m].to(self.device).requires_grad_() for m in sorted(smashed)}
-        self._update_due = False
-        self.lower.train()
+        assert self._loss is not None
+        leaves = self._leaves(smashed)
         with drawing(plan, TOP, self.device):
-            with told_as("top"):
-                outputs = self.lower(*self._unpacked(leaves))
+            outputs = self._joined(plan, leaves)
             with told_as("the loss"):
                 loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {self.step}: the loss is {value}; the last checkpoint is kept. "
-                "Resume from it with a lower lr, or check the data"
-            )
+        value = finite(loss, self.step)
+        return self._learnt(plan, leaves, value, loss, None)
+
+    def train_step_elsewhere(
+        self,
+        plan: Plan,
+        smashed: Mapping[int, torch.Tensor],
+        learn: Callable[[torch.Tensor], tuple[float, torch.Tensor]],
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        """Do what `train_step` does where a party has the labels.
+
+        `learn` is called with what the model returned, packed as on the wire (B, ...), on the CPU; it returns the loss
+        and its gradient there.
+
+        Raises
+        ------
+        PslError
+            Whatever `learn` raises.
+        """
+        assert self.returned is not None
+        leaves = self._leaves(smashed)
+        with drawing(plan, TOP, self.device):
+            outputs = self._joined(plan, leaves)
+        packed = self.returned.packed(outputs, plan.num_samples, TOP)
+        value, gradient = learn(packed.detach().contiguous().cpu())
+        return self._learnt(plan, leaves, value, packed, gradient.to(self.device))
+
+    @torch.no_grad()
+    def outputs(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> Outputs:
+        """Return the model's outputs in evaluation mode, on the CPU."""
+        self.lower.eval()
+        with drawing(plan, TOP, self.device):
+            outputs = self.lower(*self._unpacked(smashed), **self._present(plan))
+        return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+
+    def _leaves(self, smashed: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Begin a step; return what the parties sent as leaves of a graph."""
+        self._update_due = False
+        self.lower.train()
+        return {m: smashed[m].to(self.device).requires_grad_() for m in sorted(smashed)}
+
+    def _joined(self, plan: Plan, leaves: Mapping[int, torch.Tensor]) -> Outputs:
+        with told_as(TOP):
+            outputs: Outputs = self.lower(*self._unpacked(leaves), **self._present(plan))
+        return outputs
+
+    def _present(self, plan: Plan) -> dict[str, torch.Tensor]:
+        """Return the mask of the batch as an argument, if the model takes it."""
+        if not self._takes_present:
+            return {}
+        samples_B = plan.sample_indices()
+        present_BP = torch.ones(len(samples_B), len(self._sent), dtype=torch.bool)
+        for m, missing_N in self._missing.items():
+            if m < len(self._sent):
+                present_BP[:, m] = torch.from_numpy(~missing_N[samples_B])
+        return {"present": present_BP.to(self.device)}
+
+    def _learnt(
+        self,
+        plan: Plan,
+        leaves: Mapping[int, torch.Tensor],
+        value: float,
+        root: torch.Tensor,
+        gradient: torch.Tensor | None,
+    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        """Run the backward pass from a root, the loss or what has a gradient of its own; leave the update open."""
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if gradient is None:
+            root.backward()
+        elif root.requires_grad:
+            backward_from(root, gradient)
         if self._optimizer is not None:
             set_lr(self._optimizer, plan.lr)
         self._update_due = True
@@ -211,18 +283,21 @@ class TopEngine(HeadEngine):
             m: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.contiguous() for m, leaf in leaves.items()
         }
         report = StepLoss(full=value, lower=value, uppers=0.0, correct=0)
-        return report, {m: gradient.cpu() for m, gradient in gradients.items()}
-
-    @torch.no_grad()
-    def outputs(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> Outputs:
-        """Return the model's outputs in evaluation mode, on the CPU."""
-        self.lower.eval()
-        with drawing(plan, TOP, self.device):
-            outputs = self.lower(*self._unpacked(smashed))
-        return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+        return report, {m: each.cpu() for m, each in gradients.items()}
 
     def _unpacked(self, smashed: Mapping[int, torch.Tensor]) -> list[Outputs]:
         return [sent.unpacked(smashed[m].to(self.device)) for m, sent in enumerate(self._sent.values())]
+
+
+def finite(loss: torch.Tensor, step: int) -> float:
+    """Return the value of a step's loss; raises TrainingError unless it is finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: the loss is {value}; the last checkpoint is kept. "
+            "Resume from it with a lower lr, or check the data"
+        )
+    return value
 
 
 def scalar(value: object, what: str) -> torch.Tensor:
@@ -249,3 +324,38 @@ def made(make: Callable[[], Any], seed: int, name: str) -> Any:
     """Call a function while torch draws from the seed of a party, or of `TOP`; return its result."""
     with seeded(init_seed(seed, name)), told_as(TOP if name == TOP else f"party {name!r}"):
         return make()
+
+
+def takes_present(top: nn.Module) -> bool:
+    """Return whether a model's `forward` has a parameter of the name `present`."""
+    return "present" in inspect.signature(top.forward).parameters
+
+
+@torch.no_grad()
+def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
+    """Return what the model behind the cut returns for one sample, from a pass over two samples of zeros.
+
+    Raises
+    ------
+    ConfigError
+        If it does not return one row per sample, or other numbers than float32.
+    TrainingError
+        If it raises.
+    """
+    zeros = [each.unpacked(torch.zeros(2, *each.wire_shape)) for each in sent.values()]
+    mode, device = top.training, next((each.device for each in top.parameters()), torch.device("cpu"))
+    top.eval()
+    with seeded(0), told_as(TOP):
+        present = {"present": torch.ones(2, len(zeros), dtype=torch.bool, device=device)} if takes_present(top) else {}
+        output = top(*(_moved(each, device) for each in zeros), **present)
+    top.train(mode)
+    parts = output if isinstance(output, tuple) else (output,)
+    if not all(isinstance(part, torch.Tensor) and part.dim() and len(part) == 2 for part in parts):
+        raise ConfigError(f"{TOP}: expected it to return tensors with one row per sample, got {type(output).__name__}")
+    found = Sent(tuple(tuple(part.shape[1:]) for part in parts))
+    found.packed(output, 2, TOP)
+    return found
+
+
+def _moved(given: Outputs, device: torch.device) -> Outputs:
+    return tuple(part.to(device) for part in given) if isinstance(given, tuple) else given.to(device)

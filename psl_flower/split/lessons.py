@@ -67,3 +67,37 @@ class SplitLessons:
             samples_B = self.valid[first : first + self.evaluate_batch_size]
             step = StepId(self.order.epoch_of(after_step), after_step, number)
             yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=self.order.seed)
+
+    def whole_evaluation(self, after_step: int) -> Plan:
+        """Return the one plan for a party that has the labels: all of `valid`, after `after_step` steps."""
+        step = StepId(self.order.epoch_of(after_step), after_step)
+        return Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(self.valid), augment_seed=self.order.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlyEvaluated(SplitLessons):
+    """A run through samples after the last step of a training, or of what there is of one; trains nothing.
+
+    Attributes
+    ----------
+    after : int
+        Steps applied.
+    """
+
+    after: int
+
+    @classmethod
+    def of(cls, lessons: SplitLessons, samples: NDArray[np.int64], after: int) -> OnlyEvaluated:
+        """Return the run through samples after so many steps of a training."""
+        batch = lessons.evaluate_batch_size
+        return cls(order=lessons.order, valid=samples, lr=lessons.lr, epochs=0, evaluate_batch_size=batch, after=after)
+
+    @property
+    def steps_per_round(self) -> int:
+        """One, so that a round ends after any step."""
+        return 1
+
+    @property
+    def total_steps(self) -> int:
+        """The steps applied."""
+        return self.after

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.rounds import round_goal
-from psl_flower.errors import ConfigError
-from psl_flower.split.engines import SideEngine, made
+from psl_flower.split.engines import SideEngine, TopEngine
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.labels import LabelEngine
+from psl_flower.split.roster import MakeParty, SideSettings, claim_at, engine_at
 from psl_flower.split.sent import Outputs
 from psl_flower.split.session import Session, threads_of
-from psl_flower.split.side import PartySide
 from psl_flower.split.training import Training
-
-# Makes a party's side from its name and Flower's Context, which is None outside Flower.
-MakeParty = Callable[[str, Any], PartySide]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +32,19 @@ class LocalResult:
         The model behind the cut.
     nets : dict[str, nn.Module]
         The parties' models, by name.
+    head : nn.Module or None
+        That of the party that has the labels, if one has.
     rounds : list of dict
         What is recorded of each round: losses, metrics, seconds.
     outputs : tensor, tuple of tensors or None
-        What `top` answered to `valid` in the last evaluation; None if there was none in this call.
+        What `top`, or the head, answered to `valid` in the last evaluation; None if there was none in this call.
     """
 
     top: nn.Module
     nets: dict[str, nn.Module]
     rounds: list[dict[str, Any]]
     outputs: Outputs | None
+    head: nn.Module | None = None
 
 
 def fit_local(party: MakeParty, training: Training) -> LocalResult:
@@ -67,16 +65,14 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     with contextlib.ExitStack() as held, threads_of(training):
         path = training.workdir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
         folder = TrainingFolder(path)
+        roster = training.roster
+        brings = {m: roster.brought(party, name, None, training.seed) for m, name in enumerate(roster.names)}
+        training.take({m: claim_at(m, roster, each) for m, each in brings.items()})
         session = Session(training, folder)
-        driver = session.driver
+        driver, settings = session.driver, settings_of(training, session.driver.lower)
         engines = {
-            m: engine_of(party, name, None, training, Checkpoints(folder.parties / name))
-            for m, name in enumerate(training.names)
+            m: engine_at(m, roster, each, settings, roster.checkpoints(folder.parties, m)) for m, each in brings.items()
         }
-        training.check_aligned(
-            {engine.name: engine.claim.num_samples for engine in engines.values()},
-            {engine.name: engine.claim.dataset for engine in engines.values()},
-        )
         for engine in engines.values():
             engine.go_to(driver.lower.step)
         exchange = LocalExchange(engines, wire_format(training))
@@ -86,8 +82,10 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
             report = driver.run(exchange, stop_step, evaluate=evaluate)
             session.note(report, exchange.bytes_up(), exchange.bytes_down())
         session.end()
-    nets = {training.names[m]: engine.model for m, engine in engines.items()}
-    return LocalResult(driver.lower.lower, nets, session.records, driver.outputs)
+    nets = {training.roster.names[m]: engine.model for m, engine in engines.items() if isinstance(engine, SideEngine)}
+    judge = next((engine for engine in engines.values() if isinstance(engine, LabelEngine)), None)
+    outputs = driver.outputs if judge is None else judge.outputs
+    return LocalResult(driver.lower.lower, nets, session.records, outputs, None if judge is None else judge.head)
 
 
 def wire_format(training: Training) -> WireFormat:
@@ -95,22 +93,11 @@ def wire_format(training: Training) -> WireFormat:
     return WireFormat(activations=training.wire.wire_activations, gradients=training.wire.wire_gradients)
 
 
-def engine_of(party: MakeParty, name: str, context: Any, training: Training, checkpoints: Checkpoints) -> SideEngine:
-    """Return a party's engine, its side made under the seed of the party; see `side_of`."""
-    number = training.names.index(name)
-    side = side_of(party, name, context, training.seed)
-    return SideEngine(number, name, training.sent[name], side, checkpoints)
-
-
-def side_of(party: MakeParty, name: str, context: Any, seed: int) -> PartySide:
-    """Return a party's side, made while torch draws from the seed of the party.
-
-    Raises
-    ------
-    ConfigError
-        If the function returns something else.
-    """
-    side = made(lambda: party(name, context), seed, name)
-    if not isinstance(side, PartySide):
-        raise ConfigError(f"party {name!r}: expected the function to return a PartySide, got {type(side).__name__}")
-    return side
+def settings_of(training: Training, top: TopEngine) -> SideSettings:
+    """Return what parties build their sides from."""
+    return SideSettings(
+        seed=training.seed,
+        sent=tuple(training.sent.values()),
+        returned=top.returned,
+        evaluate_batch_size=training.lessons.evaluate_batch_size,
+    )

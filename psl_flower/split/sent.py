@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import torch
@@ -67,14 +68,35 @@ class Sent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{_listed(expected)}; change the net, or the shape in the training's parties"
             )
         tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-        return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+        if len(tensors) == 1:
+            return tensors[0]
+        whole: list[torch.Tensor] = [_ContiguousGradient.apply(tensor) for tensor in tensors]
+        return torch.cat([tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in whole], 1)
 
     def unpacked(self, tensor: torch.Tensor) -> Outputs:
-        """Return the tensors of one that has come, (B, *wire_shape); views of it."""
+        """Return the tensors of one that has come, (B, *wire_shape), each contiguous."""
         if len(self.shapes) == 1:
             return tensor
         parts = tensor.split([math.prod(shape) for shape in self.shapes], 1)
-        return tuple(part.reshape(len(tensor), *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        shaped = (part.reshape(len(tensor), *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return tuple(part.contiguous() for part in shaped)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity. Its gradient is contiguous, as where tensors do not cross the wire side by side.
+
+    Kernels add up in another order over one that is a slice, which would change the last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor."""
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Return the gradient, contiguous."""
+        return gradients[0].contiguous()
 
 
 def _shape(given: int | Sequence[int]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ import torch
 from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.engine.steps import StepLoss, StepReport
-from psl_flower.errors import PslError, TrainingError
 from psl_flower.split.callbacks import Told
-from psl_flower.split.engines import TopEngine
+from psl_flower.split.engines import TOP, TopEngine
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.labels import RemoteLabels
 from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.measuring import figures, joined
 from psl_flower.split.sent import Outputs
 from psl_flower.split.training import Training
 from psl_flower.wire.plan import Plan
@@ -51,36 +52,26 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
     def _learn(
         self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
-        return self.lower.train_step(plan, smashed, self._training.targets_of(plan.sample_indices()))
+        if self.lower.returned is not None:
+            remote = RemoteLabels(exchange, self.lower.mid_step[0])
+            return self.lower.train_step_elsewhere(plan, smashed, lambda outputs: remote.learn(plan, outputs))
+        return self.lower.train_step(plan, smashed, self._training.samples.targets_of(plan.sample_indices()))
 
     def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
         batches = [self.lower.outputs(plan, smashed) for plan, smashed in self._evaluated(exchange)]
         if not batches:
             return
-        outputs = joined(batches)
-        self.outputs, targets = outputs, self._training.targets_of(self.task.valid)
-        report.metrics = {"valid_loss": self._measured("loss", self._training.loss, outputs, targets)}
-        for name, metric in self._training.metrics.items():
-            report.metrics[name] = self._measured(name, metric, outputs, targets)
+        self.outputs = joined(batches)
+        report.metrics = self._figures(exchange, self.outputs)
 
-    def _measured(self, name: str, metric: Any, outputs: Outputs, targets: torch.Tensor) -> float:
-        try:
-            with torch.no_grad():
-                return float(metric(outputs, targets))
-        except PslError:
-            raise
-        except Exception as error:
-            raise TrainingError(
-                f"the metric {name!r} raised {type(error).__name__}: {error} (after step {self.lower.step}); the "
-                "checkpoint of that step is kept"
-            ) from error
-
-
-def joined(batches: Sequence[Outputs]) -> Outputs:
-    """Return the outputs of all batches, one after the other."""
-    if isinstance(batches[0], tuple):
-        return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    return torch.cat([batch for batch in batches if isinstance(batch, torch.Tensor)])
+    def _figures(self, exchange: Exchange, outputs: Outputs) -> dict[str, float]:
+        """Return what is measured from all outputs of an evaluation, here or by the party that has the labels."""
+        step, training = self.lower.step, self._training
+        if self.lower.returned is not None:
+            packed = self.lower.returned.packed(outputs, self.task.num_test, TOP)
+            return RemoteLabels(exchange, self.lower.mid_step[0]).score(self.task.whole_evaluation(step), packed)
+        assert training.loss is not None
+        return figures(training.loss, training.metrics, outputs, training.samples.targets_of(self.task.valid), step)
 
 
 class Session:

@@ -14,6 +14,8 @@ from torch import nn
 
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import AlignmentError, ConfigError, DataError
+from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.plan import pack_mask
 
 # What makes an optimiser from parameters, or an optimiser.
 GivenOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer] | torch.optim.Optimizer
@@ -41,7 +43,7 @@ class PartySide:
         matched by id: the set must be the same for all.
     present : mask, optional
         One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
-        net: zeros go up in its place.
+        net: zeros go up in its place, or the training leaves the sample out (`Training`, `missing`).
     local_loss : callable, optional
         Called with the net's output and its inputs in training; what it returns, a scalar, is added to the loss for
         this party alone.
@@ -140,6 +142,11 @@ class Reader:
         present_B: NDArray[np.bool_] = self._present[self.order.rows(samples_B)]
         return None if present_B.all() else present_B
 
+    def claim(self, m: int) -> Claim:
+        """Return what the party holds, as party m."""
+        missing_N = None if self._present is None else ~self._present[self.order.rows(np.arange(self.order.num_rows))]
+        return claim_of(m, self.order, missing_N)
+
     def read(self, samples_B: NDArray[np.int64]) -> Inputs:
         """Return the inputs of samples (B,) as a tensor or several, on the device.
 
@@ -165,6 +172,12 @@ class Reader:
         return tensor.to(self._device)
 
 
+def claim_of(m: int, order: Rows, missing_N: NDArray[np.bool_] | None = None) -> Claim:
+    """Return the claim of party m to samples, without those that it lacks."""
+    missing = b"" if missing_N is None or not missing_N.any() else pack_mask(missing_N)
+    return Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint, missing=missing)
+
+
 def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer | None:
     """Return the optimiser of a net's parameters, which keeps the proportions of its groups; None without parameters.
 
@@ -187,3 +200,20 @@ def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer
         if default:
             group["lr_scale"] = float(group["lr"]) / float(default)
     return optimizer
+
+
+def targets_of(labels: Any, whose: str) -> torch.Tensor:
+    """Return labels as a tensor with one row per sample.
+
+    Raises
+    ------
+    ConfigError
+        If they are a single number, or nothing that a tensor can be made of.
+    """
+    try:
+        targets = labels if isinstance(labels, torch.Tensor) else torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{whose}: labels: expected a tensor or an array of numbers: {error}") from error
+    if targets.dim() == 0:
+        raise ConfigError(f"{whose}: labels: expected one row per sample, got a single number")
+    return targets

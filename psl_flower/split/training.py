@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.config.wire import WireSettings
@@ -18,21 +17,24 @@ from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.callbacks import Callback
-from psl_flower.split.engines import TOP, Loss, TopEngine, made
+from psl_flower.split.engines import TOP, TopEngine, made, returned_by
 from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.measuring import Loss, Metric, checked_metrics
+from psl_flower.split.roster import Roster
+from psl_flower.split.samples import Samples
 from psl_flower.split.sent import Sent
-from psl_flower.split.side import GivenOptimizer, Rows
+from psl_flower.split.side import GivenOptimizer
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
+from psl_flower.wire.node_messages import Claim
+
+log = logging.getLogger("psl_flower")
 
 # A shape, or several.
 PartyShape = int | Sequence[int] | Sequence[Sequence[int]]
-Metric = Callable[[Any, torch.Tensor], float]
 
 # They become folders on the nodes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-# What a round's record has besides the user's metrics.
-_RESERVED = {"event", "round", "step", "epoch", "loss", "valid_loss", "lr", "seconds", "bytes_up", "bytes_down"}
 
 
 class Training:
@@ -45,12 +47,14 @@ class Training:
         under the run's seed; a module comes with the weights that it has.
     parties : mapping
         By name, the shape of what the party's model returns for one sample; a list of shapes for a tuple of tensors.
-    labels : tensor or array
-        The targets of all samples, one row per sample, of any dtype.
+    labels : tensor, array or str
+        The targets of all samples, one row per sample, of any dtype. Or the name of the party that has them, which
+        brings a `psl_flower.split.LabelSide`; what `top` returns, float32, then goes to that party's head.
     train, valid : sequence of int, or mask
         Rows of the training samples, and of those that metrics are computed on.
-    loss : callable
-        Called with what `top` returns and a batch's targets; returns a scalar.
+    loss : callable, optional
+        Called with what `top` returns and a batch's targets; returns a scalar. A party that has the labels brings the
+        loss and the metrics.
     optimizer : callable or Optimizer
         Of `top`, as in `psl_flower.split.PartySide`.
     lr : float
@@ -70,6 +74,10 @@ class Training:
         Of the batches, of dropout, and of the models that parties make.
     ids : sequence, optional
         The samples' ids, where the parties give theirs (`psl_flower.split.PartySide`), in the order of `labels`.
+    missing : {"zeros", "drop"}
+        What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it
+        would send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out
+        of `train` and `valid`.
     evaluate_every : int
         Rounds between runs through `valid`; the last round always has one.
     evaluate_batch_size : int
@@ -97,7 +105,7 @@ class Training:
         labels: Any,
         train: Any,
         valid: Any = (),
-        loss: Loss,
+        loss: Loss | None = None,
         optimizer: GivenOptimizer,
         lr: float,
         batch_size: int,
@@ -108,6 +116,7 @@ class Training:
         schedule: str | Callable[[int], float] = "constant",
         seed: int = 0,
         ids: Sequence[Any] | None = None,
+        missing: str = "zeros",
         evaluate_every: int = 1,
         evaluate_batch_size: int = 256,
         checkpoint_every: int = 0,
@@ -122,101 +131,80 @@ class Training:
             if value < (least := int(name in numbers)):
                 raise ConfigError(f"{name}: expected {least} or more, got {value}")
         self.sent = _sent(parties)
-        self.loss, self.metrics, self.callbacks = loss, _metrics(metrics or {}), tuple(callbacks)
+        self.samples = Samples(labels, ids, train, valid)
+        self.roster = _roster(self.sent, self.samples.holder)
+        _check_who_judges(self.samples, loss, metrics)
+        self.loss, self.metrics, self.callbacks = loss, checked_metrics(metrics or {}), tuple(callbacks)
         self.workdir = expanded(str(workdir), "workdir").absolute() if workdir else None
         self.seed, self.threads = seed, threads
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.wire = WireSettings()
         self._top, self._optimizer, self._device = top, optimizer, choose_device(device)
-        self.targets = labels if isinstance(labels, torch.Tensor) else torch.as_tensor(np.asarray(labels))
-        if self.targets.dim() == 0:
-            raise ConfigError("labels: expected one row per sample, got a single number")
-        self.rows = Rows(self.num_samples, ids, "the server's labels")
-        train_rows, valid_rows = self._subset(train, "train"), self._subset(valid, "valid")
-        if shared := len(set(train_rows.tolist()) & set(valid_rows.tolist())):
-            raise ConfigError(f"valid: {shared} of its samples are in train, too; metrics would be too good")
-        order = BatchOrder(pool=self.rows.samples(train_rows), batch_size=batch_size, seed=seed)
-        self.lessons = SplitLessons(
-            order=order,
-            valid=self.rows.samples(valid_rows),
-            lr=_learning_rate(schedule, lr, epochs * order.steps_per_epoch),
-            epochs=epochs,
-            evaluate_batch_size=evaluate_batch_size,
-        )
+        self._batch_size, self._lr, self._schedule = batch_size, lr, schedule
+        self._epochs, self._evaluate_batch_size = epochs, evaluate_batch_size
+        if missing not in ("zeros", "drop"):
+            raise ConfigError(f"missing: expected 'zeros' or 'drop', got {missing!r}")
+        self.missing, self._counted = missing, False
+        self.lessons = self._lessons()
         self._settings = {
             "parties": {name: [list(shape) for shape in sent.shapes] for name, sent in self.sent.items()},
-            "samples": self.num_samples, "ids": self.rows.fingerprint, "train": len(train_rows),
+            "samples": self.samples.num, "ids": self.samples.order.fingerprint, "train": len(self.samples.train),
             "batch_size": batch_size, "lr": lr, "seed": seed,
             "schedule": schedule if isinstance(schedule, str) else "a function",
             # Only a constant learning rate is the same in a longer training.
             **({} if schedule == "constant" else {"epochs": epochs}),
+            **({"labels": self.samples.holder} if self.samples.holder else {}),
+            **({"missing": missing} if missing != "zeros" else {}),
         }  # fmt: skip
-
-    @property
-    def num_samples(self) -> int:
-        """Samples that every party holds."""
-        return len(self.targets)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parties, in the order of their numbers."""
-        return tuple(self.sent)
 
     def made_of(self) -> dict[str, Any]:
         """Return the values that must not change when the training is resumed."""
-        return {**self._settings, "torch": str(torch.__version__)}
+        dropped = {"left": len(self.samples.train)} if self.missing == "drop" else {}
+        return {**self._settings, **dropped, "torch": str(torch.__version__)}
 
-    def engine(self) -> TopEngine:
-        """Return the side of `top`, with its first weights."""
-        top = self._top if isinstance(self._top, nn.Module) else made(self._top, self.seed, TOP)
-        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device)
-
-    def targets_of(self, samples_B: NDArray[np.int64]) -> torch.Tensor:
-        """Return the targets of samples, in their order."""
-        return self.targets[torch.from_numpy(self.rows.rows(samples_B).copy())]
-
-    def check_aligned(self, num_samples: Mapping[str, int], fingerprints: Mapping[str, str]) -> None:
-        """Check that all parties hold the samples that there are labels of.
+    def take(self, claims: Mapping[int, Claim]) -> None:
+        """Check that all parties hold the training's samples; leave out those that a party lacks, if they are dropped.
 
         Parameters
         ----------
-        num_samples, fingerprints : mapping
-            Of each party, by what to call it in errors.
+        claims : mapping
+            By party.
 
         Raises
         ------
         AlignmentError
             Naming the party.
+        ConfigError
+            If too few samples are left.
         """
-        for who, number in num_samples.items():
-            if number != self.num_samples:
-                raise AlignmentError(
-                    f"{who} holds {number} samples, but there are {self.num_samples} labels; every party needs all "
-                    "samples, and the server the label of each"
-                )
-        for who, fingerprint in fingerprints.items():
-            if fingerprint != self.rows.fingerprint:
-                which = "no ids" if not fingerprint else "other ids"
-                own = "gives none" if not self.rows.fingerprint else "gives its own"
-                raise AlignmentError(
-                    f"{who} gives {which} for its samples, the server {own} (ids=...); give the same set of ids at all "
-                    "parties and the server, or none anywhere"
-                )
+        self.samples.take(claims, self.roster.called)
+        if self.missing == "drop" and self.samples.missing:
+            before = len(self.samples.train), len(self.samples.valid)
+            self.samples.drop_missing()
+            after = len(self.samples.train), len(self.samples.valid)
+            if after != before and self._counted:
+                raise AlignmentError("a party lacks other samples than when this training began; use another workdir")
+            if after != before:
+                log.info("%d of %d training samples and %d of %d of the evaluation are left: a party lacks the others",
+                         after[0], before[0], after[1], before[1])  # fmt: skip
+                self.lessons = self._lessons()
+        self._counted = True
 
-    def _subset(self, given: Any, name: str) -> NDArray[np.int64]:
-        rows = np.asarray(given)
-        if rows.dtype == np.bool_:
-            if rows.shape != (self.num_samples,):
-                raise ConfigError(f"{name}: expected a mask of {self.num_samples} samples, got shape {rows.shape}")
-            rows = np.flatnonzero(rows)
-        if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iu"):
-            raise ConfigError(f"{name}: expected a row of sample numbers or a mask, got {rows.dtype} {rows.shape}")
-        rows = rows.astype(np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_samples:
-            raise ConfigError(f"{name}: a sample is outside the {self.num_samples} that have labels")
-        if len(np.unique(rows)) < len(rows):
-            raise ConfigError(f"{name}: {len(rows) - len(np.unique(rows))} samples occur more than once")
-        return rows
+    def engine(self) -> TopEngine:
+        """Return the side of `top`, with its first weights."""
+        top = self._top if isinstance(self._top, nn.Module) else made(self._top, self.seed, TOP)
+        returned = returned_by(top, self.sent) if self.samples.holder else None
+        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device, returned, self.samples.missing)
+
+    def _lessons(self) -> SplitLessons:
+        order = BatchOrder(pool=self.samples.train, batch_size=self._batch_size, seed=self.seed)
+        return SplitLessons(
+            order=order,
+            valid=self.samples.valid,
+            lr=_learning_rate(self._schedule, self._lr, self._epochs * order.steps_per_epoch),
+            epochs=self._epochs,
+            evaluate_batch_size=self._evaluate_batch_size,
+        )
 
 
 def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
@@ -228,12 +216,21 @@ def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
     return {name: Sent.of(given, name) for name, given in parties.items()}
 
 
-def _metrics(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    if taken := _RESERVED & set(metrics):
+def _roster(sent: Mapping[str, Sent], holder: str) -> Roster:
+    if holder and (not _NAME.fullmatch(holder) or holder == TOP):
         raise ConfigError(
-            f"metrics: {', '.join(sorted(taken))}: a round's record has that name already; choose another"
+            f"labels: {holder!r}: expected the name of a party, of letters, digits, - and _, other than {TOP!r}"
         )
-    return dict(metrics)
+    return Roster((*sent, *([holder] if holder else [])), holder)
+
+
+def _check_who_judges(samples: Samples, loss: Loss | None, metrics: Mapping[str, Metric] | None) -> None:
+    """Check that loss and metrics come from whoever has the labels."""
+    if not samples.holder and loss is None:
+        raise ConfigError("loss: the server has the labels, so give a loss; or name the party that has them in labels")
+    given = [name for name, value in (("loss", loss), ("metrics", metrics)) if value]
+    if samples.holder and given:
+        raise ConfigError(f"{' and '.join(given)}: party {samples.holder!r} has the labels; its LabelSide takes these")
 
 
 def _learning_rate(schedule: str | Callable[[int], float], lr: float, total_steps: int) -> Callable[[int], float]:

@@ -16,8 +16,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-import numpy as np
-
 from psl_flower.errors import AuthenticationError, PeerLost, ProtocolError
 from psl_flower.wire import tls
 from psl_flower.wire.frames import (
@@ -29,6 +27,7 @@ from psl_flower.wire.frames import (
     parse_header,
     parse_metadata,
     parse_payload,
+    payload_buffer,
 )
 
 T = TypeVar("T")
@@ -153,8 +152,7 @@ class Connection:
         metadata = bytearray(header.metadata_bytes)
         yield from self._fill(memoryview(metadata))
         envelope = parse_metadata(metadata, header, expect, self.peer)
-        # numpy does not clear the memory first, and asks for large pages: the faults cost more than the copy.
-        payload = np.empty(header.payload_bytes, dtype=np.uint8).data
+        payload = payload_buffer(header.payload_bytes)
         yield from self._fill(payload)
         self.bytes_received += HEADER_BYTES + header.metadata_bytes + header.payload_bytes
         return parse_payload(payload, envelope, expect, self.peer)

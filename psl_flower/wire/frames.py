@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
@@ -38,6 +39,8 @@ HEADER_BYTES = _HEADER.size
 # overflow.
 MAX_ELEMENTS = 2**40
 
+# Bytes. A tensor that is received begins at a multiple of it, as those that torch allocates.
+ALIGNMENT = 64
 MAX_RANK = 6
 MAX_DIM = 2**32 - 1
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_DIM)], ...], Meta(max_length=MAX_RANK)]
@@ -128,6 +131,8 @@ class Expectation:
         shape a `Step` cannot carry a gradient in any case).
     dtype : torch.dtype
         Floating dtype that a received tensor is decoded to.
+    per_sample : bool
+        Whether `shape` is that of one sample: the tensor then has it for each of `Message.num_samples`.
     """
 
     types: type[Message] | tuple[type[Message], ...]
@@ -135,6 +140,7 @@ class Expectation:
     shape: Shape | None = None
     step: StepId | None = None
     dtype: torch.dtype = torch.float32
+    per_sample: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +233,9 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
         _check_shape(name, spec.shape)
         if expect.codec is None or expect.shape is None:
             raise FrameMismatch(f"{name}: expected no tensor, received {_described(spec)}")
-        if (spec.codec, spec.shape) != (expect.codec, tuple(expect.shape)):
-            due = TensorSpec(expect.codec, tuple(expect.shape))
+        shape = (message.num_samples, *expect.shape) if expect.per_sample else tuple(expect.shape)
+        if (spec.codec, spec.shape) != (expect.codec, shape):
+            due = TensorSpec(expect.codec, shape)
             raise FrameMismatch(f"{name}: expected {_described(due)}, received {_described(spec)}")
         declared_bytes += get_codec(spec.codec).nbytes(spec.shape)
     if header.payload_bytes != declared_bytes:
@@ -237,7 +244,7 @@ def parse_metadata(metadata: Bytes, header: Header, expect: Expectation, peer: s
 
 
 def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer: str) -> Frame:
-    """Return the frame; its tensor is a view of `payload` where `Codec.decode` can make one.
+    """Return the frame; its tensor is a view of `payload` where `Codec.decode` can make one that begins aligned.
 
     Raises
     ------
@@ -251,7 +258,16 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
         tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
-    return Frame(envelope.message, (tensor,), spec.codec)
+    # Some kernels add up in another order where a tensor begins elsewhere; torch itself begins all of its own so.
+    return Frame(envelope.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
+
+
+def payload_buffer(num_bytes: int) -> memoryview:
+    """Return a writable buffer for a payload, uninitialised, from whose start `parse_payload` need copy nothing."""
+    # numpy does not clear the memory first, and asks for large pages: the faults cost more than the copy.
+    memory = np.empty(num_bytes + ALIGNMENT, dtype=np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + num_bytes].data
 
 
 def decode_frame(data: Bytes, expect: Expectation, limits: Limits | None = None, peer: str = "peer") -> Frame:

@@ -1,26 +1,27 @@
 """The messages that Lower and Upper nodes send each other, as typed records.
 
 Down (Lower to Upper): `Welcome`, `Step`, `Share` and `Average` (where Uppers are averaged), `Abort`, `Finish`. Up
-(Upper to Lower): `Hello`, `Smashed`, `Shared`, `Saved`, `Failed`. Where the Adaptation Net is on a node of its own,
-that node is one party more, of the number `ADAPTATION`, with `Adapt` and `Keep` in place of `Step` and `Adapted` in
-place of `Smashed`. Messages travel as MessagePack maps with a ``type`` key; a field that is missing, unknown, mistyped
-or out of range is refused. `Failed` and `Abort` may come at any moment of their direction; every other message only
-when it is expected. What transports and parties need to know of a message, they ask the message (`_Message`).
+(Upper to Lower): `Hello`, `Smashed`, `Shared`, `Saved`, `Failed`. Parties that are asked in the middle of a step have
+messages of their own, and `Keep` (`psl_flower.wire.mid_step`): the Adaptation Net on a separate node, which goes by the
+number `ADAPTATION`, and the party that has the labels, where the server has none. Messages travel as MessagePack maps
+with a ``type`` key; a field that is missing, unknown, mistyped or out of range is refused. `Failed` and `Abort` may
+come at any moment of their direction; every other message only when it is expected. What transports and parties need
+to know of a message, they ask the message (`psl_flower.wire.message_base`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import msgspec
-import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from psl_flower.errors import NodeError, ProtocolError, PslError
 from psl_flower.text import cut, printable
-from psl_flower.wire.plan import Count, Packed, Plan, Record, StepId, Weight, check_finite, check_packed
+from psl_flower.wire.message_base import BaseMessage, Name, OfStep
+from psl_flower.wire.mid_step import Adapt, Adapted, Judge, Judged, Positions, Scored
+from psl_flower.wire.plan import Count, Plan, StepId, check_finite
 
 TOKEN_BYTES = 32
 MAX_TEXT = 2_000
@@ -31,71 +32,9 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 ADAPTATION = -1
 
 Party = Annotated[int, Meta(ge=ADAPTATION)]
-Name = Annotated[str, Meta(max_length=256)]
-ClassWeights = Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=65_536)]
-Positions = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
-# What a tensor is. "joined" are the smashed data of all positions, which go on to the Adaptation Net.
-Role = Literal["smashed", "gradient", "weights", "joined", "joined gradient"]
 
 
-class _Message(Record, frozen=True):
-    """Base of the messages, each with its own answers to what transports and parties ask."""
-
-    goes_up: ClassVar[bool] = False  # from a party to the Lower
-    carries: ClassVar[Role | None] = None  # what its one tensor is; None for a message that never has one
-
-    @property
-    def tensor_of(self) -> StepId | None:
-        """The step that its tensor belongs to; None without a tensor."""
-        return None
-
-    @property
-    def num_tensors(self) -> int:
-        """Number of tensors that come with it, 0 or 1."""
-        return int(self.tensor_of is not None)
-
-    @property
-    def answered_by(self) -> type[Answer] | None:
-        """What the party answers; None if nothing."""
-        return None
-
-    @property
-    def answer_of(self) -> StepId | None:
-        """The step that the answer's tensor belongs to, if it has one."""
-        return None
-
-    @property
-    def steps_applied(self) -> int:
-        """Steps that a party must have applied when this comes: those before the step of the tensor."""
-        return self.tensor_of.step if self.tensor_of is not None else 0
-
-    @property
-    def changes_state(self) -> bool:
-        """Whether a party is another one afterwards, also by waiting for the gradient of a step."""
-        return False
-
-    @property
-    def seconds(self) -> float:
-        """Time that the party spent on what this answers, as far as it says so."""
-        return 0.0
-
-    def error(self, peer: str) -> PslError | None:
-        """Return the error that `peer` ends the exchange with by this message; None if it does not."""
-        return None
-
-
-class _OfStep(_Message, frozen=True):
-    """Base of messages that always carry a tensor, of the step `id`."""
-
-    id: StepId
-
-    @property
-    def tensor_of(self) -> StepId:
-        """The step."""
-        return self.id
-
-
-class _Turn(_Message, frozen=True):
+class _Turn(BaseMessage, frozen=True):
     """Base of what an Upper is asked to do. A field that a kind lacks is None there."""
 
     @property
@@ -142,7 +81,7 @@ class _Turn(_Message, frozen=True):
         return self.tensor_of is not None or (self.plan is not None and self.plan.mode == "train")
 
 
-class Welcome(_Message, frozen=True, tag="welcome"):
+class Welcome(BaseMessage, frozen=True, tag="welcome"):
     """The Lower accepts the Upper; `Step` follows."""
 
 
@@ -201,70 +140,8 @@ class Average(_Turn, frozen=True, tag="average"):
         return self.of
 
 
-class Adapt(_OfStep, frozen=True, tag="adapt", omit_defaults=True):
-    """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
-
-    Attributes
-    ----------
-    id : StepId
-        The training step.
-    lr : float
-        Learning rate of its update, finite, at least 0.
-    classes : bytes
-        Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
-    absent : tuple[int, ...]
-        Positions that are left out.
-    others : bytes
-        Where samples are mixed in pairs: the classes of what is mixed into them, packed alike; else empty.
-    weight : float
-        Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
-    class_weights : tuple[float, ...]
-        Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
-    """
-
-    carries = "joined"
-    lr: float
-    classes: Packed
-    absent: Positions = ()
-    others: Packed = b""
-    weight: Weight = 1.0
-    class_weights: ClassWeights = ()
-
-    def __post_init__(self) -> None:
-        """Refuse a learning rate or weights that are not finite or below 0, and ragged lists of classes."""
-        check_finite(lr=self.lr, weight=self.weight, class_weights=sum(self.class_weights))
-        check_packed(classes=self.classes, others=self.others)
-
-    @property
-    def answered_by(self) -> type[Adapted]:
-        """The gradient at the smashed data, and the loss."""
-        return Adapted
-
-    @property
-    def answer_of(self) -> StepId:
-        """The step."""
-        return self.id
-
-    @property
-    def changes_state(self) -> bool:
-        """Always: the net is updated."""
-        return True
-
-    def class_indices(self) -> NDArray[np.int64]:
-        """Return the classes (B,) int64, read-only."""
-        return np.frombuffer(self.classes, dtype="<i8")
-
-    def other_indices(self) -> NDArray[np.int64] | None:
-        """Return the classes (B,) int64 of what is mixed in, read-only; None where nothing is."""
-        return np.frombuffer(self.others, dtype="<i8") if self.others else None
-
-    def __repr__(self) -> str:
-        """Return a short form without classes."""
-        return f"Adapt({self.id}, lr={self.lr:g}, {len(self.classes) // 8} classes, absent={self.absent})"
-
-
-class Keep(_Message, frozen=True, tag="keep"):
-    """The Adaptation Net is to write a checkpoint of its state after `step` steps; answered with `Saved`."""
+class Keep(BaseMessage, frozen=True, tag="keep"):
+    """A party that is asked in the middle of a step is to save its state after `step` steps; answered with `Saved`."""
 
     step: Count
 
@@ -279,7 +156,7 @@ class Keep(_Message, frozen=True, tag="keep"):
         return self.step
 
 
-class Abort(_Message, frozen=True, tag="abort"):
+class Abort(BaseMessage, frozen=True, tag="abort"):
     """The Lower ends the exchange because of an error; `reason` is cut at 2,000 characters."""
 
     reason: Text
@@ -293,11 +170,11 @@ class Abort(_Message, frozen=True, tag="abort"):
         return ProtocolError(f"{peer} ended the exchange: {printable(self.reason, MAX_TEXT)}")
 
 
-class Finish(_Message, frozen=True, tag="finish"):
+class Finish(BaseMessage, frozen=True, tag="finish"):
     """The round is over; the Upper closes the stream."""
 
 
-class Hello(_Message, frozen=True, tag="hello"):
+class Hello(BaseMessage, frozen=True, tag="hello"):
     """Who opens the stream, and by what right; every field must equal the ticket's."""
 
     goes_up = True
@@ -314,7 +191,7 @@ class Hello(_Message, frozen=True, tag="hello"):
         return f"Hello(run={self.run!r}, node={self.node}, upper={self.upper}, token=<hidden>)"
 
 
-class Smashed(_OfStep, frozen=True, tag="smashed"):
+class Smashed(OfStep, frozen=True, tag="smashed"):
     """Answer to a plan: the frame's one tensor is the smashed data of step `id`; times in seconds.
 
     `read_s` is reading the store, `forward_s` this forward pass, `backward_s` the backward pass and update
@@ -337,32 +214,21 @@ class Smashed(_OfStep, frozen=True, tag="smashed"):
         return self.read_s + self.forward_s + self.backward_s
 
 
-class Adapted(_OfStep, frozen=True, tag="adapted"):
-    """Answer to `Adapt`: the frame's one tensor is the gradient of alpha times the loss at the smashed data.
-
-    `loss` is `psl_flower.losses.LossParts.uppers`, not finite where training diverges.
-    """
-
-    goes_up = True
-    carries = "joined gradient"
-    loss: float
-
-
-class Shared(_OfStep, frozen=True, tag="shared"):
+class Shared(OfStep, frozen=True, tag="shared"):
     """Answer to `Share`: the frame's one tensor is the Upper's weights after step `id`."""
 
     goes_up = True
     carries = "weights"
 
 
-class Saved(_Message, frozen=True, tag="saved"):
+class Saved(BaseMessage, frozen=True, tag="saved"):
     """Answer to a `Step` or `Average` without a plan, and to `Keep`; `step` counts the steps applied so far."""
 
     goes_up = True
     step: Count
 
 
-class Failed(_Message, frozen=True, tag="failed"):
+class Failed(BaseMessage, frozen=True, tag="failed"):
     """A party stops because of its own error, of class `kind`; both texts are cut at 2,000 characters."""
 
     goes_up = True
@@ -387,8 +253,8 @@ class Failed(_Message, frozen=True, tag="failed"):
 
 
 Turn = Step | Share | Average
-Answer = Smashed | Shared | Saved | Adapted
-Message = Hello | Welcome | Turn | Adapt | Keep | Answer | Failed | Abort | Finish
+Answer = Smashed | Shared | Saved | Adapted | Judged | Scored
+Message = Hello | Welcome | Turn | Adapt | Judge | Keep | Answer | Failed | Abort | Finish
 
 
 def party_names(parties: Iterable[int], names: Sequence[str] = ()) -> str:

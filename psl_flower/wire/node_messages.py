@@ -16,6 +16,7 @@ from psl_flower.wire.messages import ADAPTATION
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
+Holder = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?\Z")]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -36,6 +37,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Fingerprint of the set of stores.
     epoch : int
         Of the store's keys; 0 if it is not sealed.
+    missing : bytes
+        Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
     """
 
     upper: int
@@ -43,6 +46,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_samples: int
     dataset: str
     epoch: int = 0
+    missing: bytes = b""
 
 
 # What goes into the ticket of the Adaptation Net's server, which holds no store.
@@ -98,6 +102,8 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
     names : tuple[str, ...]
         What the parties are called, by number; none in a run over image patches.
+    labels : str
+        The party that has the labels, where the server has none; it then has the last number.
     part : str
         Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     kept : dict[int, int]
@@ -117,6 +123,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 0
     epoch: int = 0
     names: tuple[PartyName, ...] = ()
+    labels: Holder = ""
     part: Part = ""
     kept: dict[int, int] = {}
 

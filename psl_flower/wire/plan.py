@@ -82,6 +82,18 @@ def pack_samples(indices: ArrayLike) -> bytes:
     return np.asarray(indices, dtype="<i8").tobytes()
 
 
+def pack_mask(mask_N: NDArray[np.bool_]) -> bytes:
+    """Return a mask (N,) with 8 samples to a byte, the first in the highest bit."""
+    return np.packbits(mask_N).tobytes()
+
+
+def unpack_mask(packed: bytes, num_samples: int) -> NDArray[np.bool_]:
+    """Return the mask (N,) that `pack_mask` packed; raises ValueError unless it is of so many samples."""
+    if len(packed) != -(-num_samples // 8):
+        raise ValueError(f"expected a mask of {num_samples} samples, got {len(packed)} bytes")
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_samples).astype(np.bool_)
+
+
 def check_finite(**numbers: float) -> None:
     """Raise ValueError, which msgspec reports as a malformed record, unless all are finite and at least 0."""
     for name, number in numbers.items():

@@ -34,11 +34,12 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class AskInventory(Question, frozen=True):
     """Who are you, and what do you hold? Answered with `Inventory`.
 
-    `names` are what the run's parties are called, as in `NodeTask`.
+    `names` are what the run's parties are called, `labels` is the one that has the labels, as in `NodeTask`.
     """
 
     kind = "query.inventory"
     names: tuple[str, ...] = ()
+    labels: str = ""
 
 
 class TaskQuestion(Question, frozen=True):

@@ -7,10 +7,11 @@ with connect(host, port, hello, cafile_pem=certificate, timeout_s=30) as stream:
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from torch import Tensor
@@ -103,6 +104,10 @@ class UpperStream:
         """Tell the Lower, as far as that is possible, why this Upper stops; then close. Never raises."""
         self._connection.part(Frame(reason), linger_s=1.0)
 
+    def fileno(self) -> int:
+        """Return the socket's file descriptor."""
+        return self._connection.sock.fileno()
+
     def close(self) -> None:
         """Close the stream; never raises."""
         self._connection.close()
@@ -116,6 +121,25 @@ class UpperStream:
     ) -> None:
         """Close."""
         self.close()
+
+
+def heard(streams: Mapping[int, UpperStream], timeout_s: float) -> list[int]:
+    """Wait until something has come on one of several streams; return the numbers of those where it has, ascending.
+
+    A frame is read to its end, and the Lower sends no other before it is answered, so nothing waits in TLS's buffers.
+
+    Raises
+    ------
+    PeerLost
+        Nothing has come within `timeout_s` seconds.
+    """
+    poller, numbers = select.poll(), {stream.fileno(): m for m, stream in streams.items()}
+    for descriptor in numbers:
+        poller.register(descriptor, select.POLLIN)
+    found = poller.poll(timeout_s * 1000)
+    if not found:
+        raise PeerLost(f"the Lower: the deadline passed while waiting on {len(streams)} streams")
+    return sorted(numbers[descriptor] for descriptor, _ in found)
 
 
 def connect(

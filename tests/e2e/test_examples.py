@@ -142,6 +142,48 @@ def test_patches(transport: str, tmp_path: Path) -> None:
     assert rounds(tmp_path / "run")[-1]["accuracy"] > 0.8
 
 
+def u_shape_weights(epochs: int) -> dict[str, torch.Tensor]:
+    """Return those of the plain loop over the example, its head among the layers behind the server's model."""
+    module, heads = example("u_shape"), []
+
+    def net(name: str) -> torch.nn.Module:
+        given = module.party(name, None)
+        if name != "hospital":
+            return given.net
+        heads.append(given[1].head)
+        return given[0].net
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.top = module.Top()
+            self.head = heads[-1]
+
+        def forward(self, *outputs: torch.Tensor) -> torch.Tensor:
+            return self.head(self.top(*outputs))
+
+    found = plain.plain_loop(
+        torch.optim.Adam, net, Whole, {name: module.columns_of(name) for name in module.PARTIES},
+        torch.tensor(module.load_breast_cancer().target, dtype=torch.float32), torch.nn.BCEWithLogitsLoss(),
+        pool=np.array(module.TRAIN), held_out=np.array(module.VALID), seed=0, lr=0.003, batch_size=32, epochs=epochs,
+    )  # fmt: skip
+    renamed = {name.replace("top.head.", "head.").replace("top.top.", "top."): value for name, value in found.items()}
+    return {name: value for name, value in renamed.items() if name != "outputs"}
+
+
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
+def test_u_shape(transport: str, tmp_path: Path) -> None:
+    """The hospital sends up and holds the labels: two streams of one node, or two parties in its messages."""
+    workdir = tmp_path / "run"
+    words = run_app(EXAMPLES / "u_shape", workdir, 3, epochs=2, transport=transport)
+    assert words.startswith("finished:completed"), words
+    head = Checkpoints(workdir / "parties" / "hospital" / "head").load(rounds(workdir)[-1]["step"])["model"]
+    found = weights(workdir) | {f"head.{key}": value for key, value in head.items()}
+    assert plain.differing(found, u_shape_weights(2)) == []
+    assert plain.differing(found, u_shape_weights(1)) != []
+    assert rounds(workdir)[-1]["auc"] > 0.9
+
+
 def test_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
     """Its own `strategies`, `clients` and `server` are loaded, not this project's."""
     app = tmp_path / "app"

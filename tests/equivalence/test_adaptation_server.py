@@ -14,7 +14,8 @@ import torch
 from psl_flower.engine.local import LocalExchange
 from psl_flower.errors import PeerLost
 from psl_flower.wire.frames import Frame
-from psl_flower.wire.messages import ADAPTATION, Adapt, Finish, Keep, Step
+from psl_flower.wire.messages import ADAPTATION, Finish, Keep, Step
+from psl_flower.wire.mid_step import Adapt
 from tests.engines import (
     STEPS,
     Federation,

@@ -13,6 +13,7 @@ from psl_flower.errors import FrameMismatch, FrameTooLarge, ProtocolError, WireE
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.frames import Expectation, Limits, decode_frame, encode_frame, frame_nbytes
 from psl_flower.wire.messages import ADAPTATION, Failed, Hello, Keep, Message, Saved, Smashed, Step
+from psl_flower.wire.mid_step import Scored
 from psl_flower.wire.plan import Plan, StepId
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,6 +46,7 @@ messages = st.one_of(
     hellos,
     st.builds(Step, st.none(), st.none() | plans, st.booleans()),
     st.builds(Keep, counts),
+    st.builds(Scored, st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False), max_size=5)),
     st.builds(Saved, counts),
     st.builds(Failed, st.text(max_size=50), st.text(max_size=50)),
 )

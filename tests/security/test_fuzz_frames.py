@@ -28,6 +28,7 @@ from psl_flower.wire.messages import (
     Step,
     Welcome,
 )
+from psl_flower.wire.mid_step import Judge, Judged, Scored
 from psl_flower.wire.plan import Plan, StepId, pack_samples
 from psl_flower.wire.stream import connect
 
@@ -47,23 +48,29 @@ MESSAGES: tuple[Message, ...] = (
     Step(ID, Plan(ID, "evaluate", 0.1, pack_samples([3]), 2**63), True),
     Smashed(ID, 0.1, 0.2, 0.3), Share(ID), Average(ID, Plan(ID, "train", 0.1, pack_samples([1, 2]), 5), True), Shared(ID),
 )  # fmt: skip
+MID_STEP: tuple[Message, ...] = (
+    Judge(Plan(ID, "train", 0.1, pack_samples([1, 2]), 5)), Judged(ID, 0.5), Scored({"valid_loss": 0.5}),
+)  # fmt: skip
 CODES = ("code2", "code5", "code256")
 INTERESTING = (0, 1, 0x7F, 0x80, 0xC0, 0xC1, 0xC6, 0xCB, 0xCF, 0xD9, 0xDD, 0xDF, 0xFF)
 SIZES = (0, 1, 19, 2**16, 2**22, 2**30, 2**31, 2**32 - 1)
 
 
-def corpus(codecs: tuple[str, ...] = (*CODECS, *CODES)) -> list[tuple[bytes, Expectation]]:
+def corpus(
+    codecs: tuple[str, ...] = (*CODECS, *CODES), messages: tuple[Message, ...] = MESSAGES
+) -> list[tuple[bytes, Expectation]]:
     """Return valid frames of every kind and codec, with what a receiver expects when they come."""
     tensor = torch.linspace(-1, 1, 24).view(SHAPE)
     frames = []
-    for message in MESSAGES:
+    for message in messages:
         kinds: tuple[type[Message], ...] = (type(message),)
         if isinstance(message, Failed | Abort):
             kinds = (Smashed, Saved) if isinstance(message, Failed) else (Step, Finish)
         for codec in codecs if message.num_tensors else ("float32",):
             raw = b"".join(encode_frame(message, [tensor] * message.num_tensors, codec))
-            tensors = (codec, SHAPE, ID) if message.num_tensors else ()
-            frames.append((raw, Expectation(kinds, *tensors)))
+            per_sample = isinstance(message, Judge)
+            tensors = (codec, SHAPE[per_sample:], ID) if message.num_tensors else ()
+            frames.append((raw, Expectation(kinds, *tensors, per_sample=per_sample)))
     return frames
 
 
@@ -143,11 +150,13 @@ def check(frame: Frame, expect: Expectation) -> None:
     assert isinstance(frame.message, (*kinds, ending))
     assert len(frame.tensors) == frame.message.num_tensors
     for tensor in frame.tensors:
-        assert tuple(tensor.shape) == expect.shape and tensor.dtype == expect.dtype
+        shape = (frame.message.num_samples, *(expect.shape or ())) if expect.per_sample else expect.shape
+        assert tuple(tensor.shape) == shape and tensor.dtype == expect.dtype
         match frame.message:
             case (
                 Smashed(id=step) | Shared(id=step) | Average(of=step) | Step(gradient_of=step) | Share(gradient_of=step)
-            ):
+                | Judged(id=step) | Judge(plan=Plan(id=step))
+            ):  # fmt: skip
                 assert step == expect.step
             case other:
                 pytest.fail(f"{other} has no tensor")
@@ -158,7 +167,7 @@ def check(frame: Frame, expect: Expectation) -> None:
 
 def test_100_000_mutated_frames_meet_a_typed_error_or_are_what_was_asked_for() -> None:
     draw = random.Random(SEED)
-    frames = corpus()
+    frames = corpus(messages=(*MESSAGES, *MID_STEP))
     for raw, expect in frames:
         check(decode_frame(raw, expect), expect)
     others = [raw for raw, _ in frames]

@@ -17,7 +17,8 @@ from psl_flower.models import AdaptationNet
 from psl_flower.models.split import reset_parameters
 from psl_flower.wire.codecs import wire_roundtrip
 from psl_flower.wire.frames import decode_frame, frame_bytes
-from psl_flower.wire.messages import Adapt, Adapted, Keep, Saved, Step
+from psl_flower.wire.messages import Keep, Saved, Step
+from psl_flower.wire.mid_step import Adapt, Adapted
 from psl_flower.wire.plan import StepId, pack_samples
 
 ASSIGNMENT, CLASSES = (0, 1, 1, 0), 3

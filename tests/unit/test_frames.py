@@ -20,8 +20,6 @@ from psl_flower.wire.frames import (
 )
 from psl_flower.wire.messages import (
     Abort,
-    Adapt,
-    Adapted,
     Average,
     Failed,
     Finish,
@@ -35,6 +33,7 @@ from psl_flower.wire.messages import (
     Step,
     Welcome,
 )
+from psl_flower.wire.mid_step import Adapt, Adapted, Judge, Judged, Scored
 from psl_flower.wire.plan import MAX_SAMPLES, Plan, StepId, pack_samples
 
 ID = StepId(1, 2, 3)
@@ -56,6 +55,9 @@ GOLDEN: dict[str, tuple[Message, list[torch.Tensor], str]] = {
     "average": (Average(ID, PLAN, True), [ONE], "float32"),
     "shared": (Shared(ID), [ONE], "float32"),
     "keep": (Keep(9), [], "float32"),
+    "judge": (Judge(PLAN), [torch.ones(2, 1)], "float32"),
+    "judged": (Judged(ID, 0.25), [ONE], "bfloat16"),
+    "scored": (Scored({"valid_loss": 0.25, "auc": 1.0}), [], "float32"),
     "abort": (Abort("why"), [], "float32"),
     "finish": (Finish(), [], "float32"),
     "hello": (HELLO, [], "float32"),
@@ -119,6 +121,21 @@ GOLDEN_HEX = {
         "50534c460100000051000000080000000000000082a76d65737361676582a474797065a6736861726564a2696483a565"
         "706f636801a47374657002a7617474656d707403a774656e736f72739182a5636f646563a7666c6f61743332a5736861"
         "70659201020000803f000000c0"
+    ),
+    "judge": (
+        "50534c46010000009d000000080000000000000082a76d65737361676582a474797065a56a75646765a4706c616e85a2"
+        "696483a565706f636801a47374657002a7617474656d707403a46d6f6465a5747261696ea26c72cb3fe0000000000000"
+        "a773616d706c6573c41007000000000000000800000000000000ac6175676d656e745f73656564cf7fffffffffffffff"
+        "a774656e736f72739182a5636f646563a7666c6f61743332a573686170659202010000803f0000803f"
+    ),
+    "judged": (
+        "50534c460100000060000000040000000000000082a76d65737361676583a474797065a66a7564676564a2696483a565"
+        "706f636801a47374657002a7617474656d707403a46c6f7373cb3fd0000000000000a774656e736f72739182a5636f64"
+        "6563a862666c6f61743136a57368617065920102803f00c0"
+    ),
+    "scored": (
+        "50534c460100000049000000000000000000000082a76d65737361676582a474797065a673636f726564a76669677572"
+        "657382aa76616c69645f6c6f7373cb3fd0000000000000a3617563cb3ff0000000000000a774656e736f727390"
     ),
     "keep": (
         "50534c460100000023000000000000000000000082a76d65737361676582a474797065a46b656570a47374657009a774656e736f727390"
@@ -390,3 +407,17 @@ def test_dtype_is_kept_when_asked() -> None:
     data = joined(Smashed(ID), [ONE], "bfloat16")
     frame = decode_frame(data, Expectation(Smashed, "bfloat16", (1, 2), dtype=torch.bfloat16))
     assert frame.tensor.dtype == torch.bfloat16 and frame.tensor.tolist() == ONE.tolist()
+
+
+def test_a_received_tensor_begins_as_torch_lets_tensors_begin() -> None:
+    """Wherever it lies in the frame: kernels that add up in another order elsewhere would change the last bits."""
+    offsets = set()
+    for spare in range(64):
+        data = bytearray(spare) + joined(Smashed(ID), [ONE])
+        view = memoryview(data)[spare:]
+        payload = torch.frombuffer(view[-8:], dtype=torch.uint8)
+        offsets.add(payload.data_ptr() % 64)
+        tensor = decode_frame(view, Expectation(Smashed, "float32", (1, 2))).tensor
+        assert tensor.data_ptr() % 64 == 0
+        assert torch.equal(tensor, ONE)
+    assert len(offsets) > 30

@@ -7,8 +7,6 @@ import pytest
 from psl_flower.errors import NodeError, NodeLost, ProtocolError
 from psl_flower.wire.messages import (
     Abort,
-    Adapt,
-    Adapted,
     Average,
     Failed,
     Finish,
@@ -22,6 +20,7 @@ from psl_flower.wire.messages import (
     Step,
     Welcome,
 )
+from psl_flower.wire.mid_step import Adapt, Adapted, Judge, Judged, Scored
 from psl_flower.wire.plan import Plan, StepId, pack_samples
 
 THIRD, FOURTH = StepId(0, 3), StepId(1, 4)
@@ -54,11 +53,15 @@ KINDS: dict[str, tuple[Message, Is]] = {
     "average": (Average(THIRD, TRAIN), Is("weights", THIRD, Smashed, FOURTH, 4, True)),
     "last average": (Average(THIRD, save=True), Is("weights", THIRD, Saved, THIRD, 4, True)),
     "adapt": (Adapt(THIRD, 0.5, pack_samples([1])), Is("joined", THIRD, Adapted, THIRD, 3, True)),
+    "judge": (Judge(TRAIN), Is("outputs", FOURTH, Judged, FOURTH, 4, True)),
+    "judge an evaluation": (Judge(EVALUATE), Is("outputs", EVALUATE.id, Scored, EVALUATE.id, 6, False)),
     "keep": (Keep(4), Is(None, None, Saved, None, 4, False)),
     "abort": (Abort("disk full"), Is()),
     "finish": (Finish(), Is()),
     "smashed": (Smashed(THIRD, 0.5, 0.25, 2.0), Is("smashed", THIRD, None, None, 3, False, True)),
     "adapted": (Adapted(THIRD, 0.5), Is("joined gradient", THIRD, None, None, 3, False, True)),
+    "judged": (Judged(THIRD, 0.5), Is("outputs gradient", THIRD, None, None, 3, False, True)),
+    "scored": (Scored({"accuracy": 0.5}), Is(goes_up=True)),
     "shared": (Shared(THIRD), Is("weights", THIRD, None, None, 3, False, True)),
     "saved": (Saved(4), Is(goes_up=True)),
     "failed": (Failed("StoreError", "damaged"), Is(goes_up=True)),
@@ -92,3 +95,8 @@ def test_the_error_that_a_message_ends_the_exchange_with() -> None:
     abort = Abort("disk full").error("Lower")
     assert type(abort) is ProtocolError
     assert str(abort) == "Lower ended the exchange: disk full"
+
+
+def test_samples_that_a_tensor_is_of() -> None:
+    assert Judge(TRAIN).num_samples == 2
+    assert Smashed(THIRD).num_samples == 0
