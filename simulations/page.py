@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice, reading, recipe
+from simulations import grid_choice, reading, recipe, seams
 from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
@@ -21,7 +21,7 @@ from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report, Leakage, recipe.Report,
+    reading.Report, Leakage, seams.Report, recipe.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -48,6 +48,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
     python -m simulations.leakage --dataset ../shared/data/cifar10 --out docs/results/leakage-cifar10.json
+    python -m simulations.seams --dataset ../shared/data/cifar10 --out docs/results/seams-cifar10.json
     python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
 """
 

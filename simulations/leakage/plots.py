@@ -32,13 +32,14 @@ def drawn(report: Report, name: str) -> Figure | None:
 def _plot(report: Report, x: str, series: list[tuple[Callable[[Average], float], str]]) -> Figure:
     figure = Figure(figsize=(4.7, 3.2), layout="constrained")
     axes = figure.subplots()
-    for number, one in enumerate(average for average in report.averages if average.lost is not None):
+    compared = [(average, average.lost) for average in report.averages if average.lost is not None]
+    for number, (one, lost) in enumerate(compared):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
         points = [place(one) for place, _ in series]
-        axes.plot(points, [one.lost] * len(points), color=colour, linewidth=0.8)
+        axes.plot(points, [lost] * len(points), color=colour, linewidth=0.8)
         for (_, fill), point in zip(series, points, strict=True):
             label = f"{one.case} ({one.seeds} {'seed' if one.seeds == 1 else 'seeds'})" if fill == "full" else None
-            axes.plot([point], [one.lost], color=colour, marker=marker, fillstyle=fill, linestyle="none", label=label)
+            axes.plot([point], [lost], color=colour, marker=marker, fillstyle=fill, linestyle="none", label=label)
     axes.set(xlabel=x, ylabel="accuracy lost, points")
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from psl_flower.leakage.gradients import KNOWN_PER_CLASS, guess_labels, nearest_class
-from psl_flower.leakage.seams import BELOW, RIGHT, borders, match_seams, matches, neighbours
+from psl_flower.leakage.seams import BELOW, RIGHT, distances, match_seams, matches, neighbours
 from psl_flower.patches import PatchGrid
 
 
@@ -43,23 +43,50 @@ def test_neighbours():
     assert neighbours(GRID) == [(0, 1, RIGHT), (2, 3, RIGHT), (0, 2, BELOW), (1, 3, BELOW)]
 
 
-def test_borders_by_hand():
-    images = np.arange(6 * 8, dtype=np.uint8).reshape(1, 1, 6, 8)
-    patches = GRID.split(images)
-    last, begin = borders(GRID, patches[:, 0], patches[:, 1], RIGHT)
-    assert (last.tolist(), begin.tolist()) == ([[3, 11, 19]], [[4, 12, 20]])
-    last, begin = borders(GRID, patches[:, 1], patches[:, 3], BELOW)
-    assert (last.tolist(), begin.tolist()) == ([[20, 21, 22, 23]], [[28, 29, 30, 31]])
+def slow_distance(border, inside, other):
+    """Return the distance of two borders (C, D) by its definition, one way."""
+    step = border - inside
+    covariance = np.cov(step) + 4 * np.eye(len(step))
+    difference = other - border - step.mean(1, keepdims=True)
+    return sum(column @ np.linalg.inv(covariance) @ column for column in difference.T)
+
+
+@pytest.mark.parametrize(("side", "first", "second"), [(RIGHT, 0, 1), (BELOW, 1, 3)])
+def test_distances_are_their_definition(side, first, second):
+    patches = GRID.split(np.random.default_rng(0).integers(0, 256, (5, 3, 6, 8), np.uint8))
+    found = distances(GRID, patches[:, first], patches[:, second], side)
+    a, b = (patches[:, p].astype(float) for p in (first, second))
+    if side == BELOW:
+        a, b = a.swapaxes(2, 3), b.swapaxes(2, 3)
+    expected = [
+        [slow_distance(x[..., -1], x[..., -2], y[..., 0]) + slow_distance(y[..., 0], y[..., 1], x[..., -1]) for y in b]
+        for x in a
+    ]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8)
+
+
+def test_overlapping_patches_are_compared_by_what_both_have():
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 6, 8), np.uint8)
     overlapping = PatchGrid(image_size=(6, 8), patch_size=(6, 5), stride=(6, 3))
-    last, begin = borders(overlapping, *overlapping.split(images).swapaxes(0, 1), RIGHT)
-    assert torch.equal(last, begin) and last.shape == (1, 12)
+    patches = overlapping.split(images)
+    found = distances(overlapping, patches[:, 0], patches[:, 1], RIGHT)
+    assert found.diagonal().tolist() == [0, 0] and found[0, 1] > 0
+    assert matches(found).all()
+
+
+def test_patches_of_one_column_are_compared_by_it():
+    grid = PatchGrid(image_size=(2, 2), patch_size=(2, 1), stride=(2, 1))
+    patches = grid.split(np.array([[[[1, 4], [1, 8]]]], np.uint8))
+    assert distances(grid, patches[:, 0], patches[:, 1], RIGHT).tolist() == [[pytest.approx(58**0.5)]]
 
 
 def test_matches_by_hand():
     first = torch.tensor([[0.0], [5], [9]])
-    assert matches(first, torch.tensor([[1.0], [8], [4]])).tolist() == [True, False, False]
+    assert matches(torch.cdist(first, torch.tensor([[1.0], [8], [4]]))).tolist() == [True, False, False]
     # What is all alike is not matched by luck.
-    assert matches(first, torch.ones(3, 1)).tolist() == [False] * 3
+    assert matches(torch.ones(3, 3)).tolist() == matches(torch.zeros(3, 3)).tolist() == [False] * 3
+    # The second fits everything, so that it fits the first is no sign.
+    assert matches(torch.tensor([[3.0, 2, 9, 9], [9, 1, 9, 9], [9, 2, 4, 9], [9, 2, 9, 4]])).all()
 
 
 def test_smooth_images_are_matched_and_noise_is_not():
