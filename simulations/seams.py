@@ -108,7 +108,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         return (
             "Matched: patches whose best, of all candidates at the neighbouring position, is of the same image, by the "
             "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR 2012). "
-            "By chance it would be one in as many as there are candidates. Each pair of positions is matched by itself, "
+            "By chance it would be one in as many as there are candidates. Each pair of positions is matched alone, "
             "and nothing is learnt: colluding nodes may do better."
         )
 
