@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from psl_flower.cli.output import exit_status
@@ -25,7 +26,7 @@ from simulations import reports
 from simulations.command_line import check_out, deliver, new_parser
 from simulations.machine import circumstances
 from simulations.options import read_options, several, texts
-from simulations.reports import Cells
+from simulations.reports import Cells, Row
 from simulations.tables import again, dataset_name
 
 # Half the image each way: 2x2 patches.
@@ -82,14 +83,14 @@ class Report(reports.Report, frozen=True, kw_only=True):
     @property
     def tables(self) -> tuple[Cells, ...]:
         """A row for each way to cut, then one for each pair of neighbours."""
-        rows = []
+        rows: list[Row] = []
         for cut in self.measurements:
             shares = [100 * seam.matched.mean for seam in cut.seams]
             rows.append((
                 f"{cut.rows}x{cut.cols}", size_text(cut.patch_size), str(self.settings.images),
                 f"{statistics.fmean(shares):.1f}", f"{min(shares):.1f}", f"{max(shares):.1f}",
             ))  # fmt: skip
-        pairs = [
+        pairs: list[Row] = [
             (
                 f"{cut.rows}x{cut.cols}", f"{seam.first} and {seam.second}", seam.side,
                 f"{100 * seam.matched.mean:.1f} ({100 * seam.matched.low:.1f} to {100 * seam.matched.high:.1f})",
@@ -146,7 +147,8 @@ def _cut(images_NCHW: NDArray[np.uint8], size: str) -> Cut:
     height, width = images_NCHW.shape[2:]
     patch = half_of((height, width)) if size == _HALF else parse_size("patch-sizes", size)
     grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch)
-    seams = match_seams(grid, grid.split(images_NCHW), range(grid.num_patches))
+    patches_NPChw = grid.split(torch.from_numpy(images_NCHW)).numpy()
+    seams = match_seams(grid, patches_NPChw, range(grid.num_patches))
     return Cut(patch_size=patch, rows=grid.rows, cols=grid.cols, seams=seams)
 
 

@@ -96,6 +96,6 @@ def chosen_samples(
 def most_looks(settings: AuditSettings, num_images: int, num_bytes: int) -> int:
     """Return how many looks at so many images, each of `num_bytes`, are joined at most: what memory holds, 1 or more.
 
-    0 if none but that of the finished network is asked for.
+    0 if none but that of the finished network is asked for. A look at images that may be mirrored takes twice the room.
     """
-    return min(settings.looks, max(1, MOST_BYTES // (num_images * num_bytes)))
+    return min(settings.looks, max(1, MOST_BYTES // (2 * num_images * num_bytes)))

@@ -212,7 +212,7 @@ def test_victims_and_auxiliary_images_are_disjoint():
 
 def test_memory_bounds_the_looks():
     assert most_looks(AuditSettings(looks=7), 1000, 256) == 7
-    assert most_looks(AuditSettings(looks=7), 1000, 2**18) == 4
+    assert most_looks(AuditSettings(looks=7), 1000, 2**18) == 2
     assert most_looks(AuditSettings(looks=7), 1000, 2**30) == 1
     assert most_looks(AuditSettings(looks=0), 1000, 256) == 0
 
