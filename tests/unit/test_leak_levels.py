@@ -15,7 +15,7 @@ from psl_flower.leakage.smashed import Scaling, normalised, one_hot
 from psl_flower.leakage.unpaired import Received, substitute
 from psl_flower.losses import Targets, loss_parts
 from tests.engines import settings
-from tests.unit.test_leakage import network, pictures
+from tests.unit.leaks import network, pictures
 
 
 @pytest.fixture(scope="module")

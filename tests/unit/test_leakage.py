@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from psl_flower.errors import ConfigError
 from psl_flower.leakage.attack import Pairs, divided, rebuild, train_decoder
 from psl_flower.leakage.audit import Audit
 from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import DECODERS, Sizes
-from psl_flower.leakage.images import AuditSettings, Known, chosen_samples, most_looks
+from psl_flower.leakage.images import AuditSettings, chosen_samples, most_looks
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
 from psl_flower.leakage.page import render, row_png
-from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, Finding, Leakage
+from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import backbone_size
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.protection import Protection
 from tests.engines import settings
+from tests.unit.leaks import GRID, finding, found_by, network, pictures
 
 
 def slow_ssim(first, second, side=7):
@@ -80,7 +80,6 @@ def test_an_interval_holds_the_mean_and_narrows():
     assert interval(drawn) == many
 
 
-GRID = PatchGrid(image_size=(16, 16), patch_size=(8, 8), stride=(8, 8))
 SIZES = [
     (PatchGrid(image_size=(18, 22), patch_size=(10, 12), stride=(8, 10)), (3, 5, 6)),
     (GRID, (70, 8, 8)),
@@ -98,28 +97,9 @@ def test_a_decoder_makes_images_of_any_smashed_data(name, grid, smashed):
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
-def pictures(count, seed=0):
-    """Return smooth pictures uint8 (N, 1, 16, 16) of two classes, and their classes: brighter left, or right."""
-    drawn = np.random.default_rng(seed)
-    labels = drawn.integers(0, 2, count)
-    coarse = torch.from_numpy(drawn.random((count, 1, 4, 4)))
-    smooth = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear", align_corners=True)
-    light = torch.linspace(-0.5, 0.5, 16) * torch.from_numpy(labels * 2.0 - 1).reshape(-1, 1, 1, 1)
-    return Known(((0.7 * smooth + 0.3 * (light + 0.5)).clamp(0, 1) * 255).to(torch.uint8), labels.astype(np.int64))
-
-
 @pytest.fixture(scope="module")
 def description(stores_for) -> StoreSetDescription:
     return stores_for(settings()).description
-
-
-def network(protection=None, cut="stem"):
-    protection = protection or Protection()
-    net = PatchSplitNet(
-        grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8), cut=cut,
-        protection=protection, seed=0,
-    )  # fmt: skip
-    return net.eval()
 
 
 HARD = AuditSettings(victims=60, auxiliary=800, epochs=12, seed=1)
@@ -217,28 +197,12 @@ def test_memory_bounds_the_looks():
     assert most_looks(AuditSettings(looks=0), 1000, 256) == 0
 
 
-def finding(knows, mean, first=0.0, level="", looks=1):
-    return Finding(
-        attacker="dense", knows=knows, level=level, looks=looks, ssim=(mean, mean - 0.01, mean + 0.01), psnr=(1, 1, 1),
-        median_rank=2, first=first, validation_ssim=mean, epochs=3,
-    )  # fmt: skip
-
-
 VERDICTS = [
     (0.95, 0.9, "Images can be rebuilt from what the server receives (SSIM 0.95"),
     (0.40, 0.0, "What the server receives shows more of an image than its class"),
     (0.22, 0.5, "What the server receives shows more of an image than its class"),
     (0.22, 0.0, "These attackers rebuild no more"),
 ]
-
-
-def found_by(*findings):
-    from msgspec import convert, to_builtins
-
-    content = {"run": "r", "dataset": "d", "victims": 9, "auxiliary": 20, "auxiliary_asked": 50, "epochs": 3, "seed": 0}
-    content |= {"bits": 64, "numbers": 64, "unique": 1.0, "candidates": 11}
-    floors = [finding(LABEL, 0.2), finding(CONSTANT, 0.1), finding(LOGITS, 0.3)]
-    return convert(content | {"findings": to_builtins([*findings, *floors])}, Leakage)
 
 
 @pytest.mark.parametrize(("similarity", "first", "verdict"), VERDICTS)
