@@ -77,6 +77,10 @@ def guess_labels(
     node : int
         Its number, for the report.
     """
+    if gradient_LND.numel():
+        # Frozen Uppers receive none.
+        taught_L = gradient_LND.flatten(1).any(1)
+        gradient_LND, own_LND = gradient_LND[taught_L], own_LND[taught_L]
     known_N = np.zeros(len(labels_N), bool)
     for label in range(num_classes):
         known_N[np.flatnonzero(labels_N == label)[:KNOWN_PER_CLASS]] = True

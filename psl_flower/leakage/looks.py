@@ -37,7 +37,7 @@ class Looks:
     positions : tuple[int, ...]
         Of that node.
     shown : int
-        Looks that the Lower had in the training; L of them were recorded.
+        Different looks that the Lower had in the training, an epoch each; L of them were recorded.
     """
 
     smashed_LNPChw: torch.Tensor
@@ -67,6 +67,9 @@ class Looks:
 class Recorder:
     """Listens to a network in training, in one process, and keeps what passes of some images.
 
+    What the Lower leaves out by patch dropout counts as not received. A look that repeats an earlier one, as of frozen
+    Uppers, is kept once.
+
     Parameters
     ----------
     net : PatchSplitNet
@@ -87,8 +90,10 @@ class Recorder:
         self, net: PatchSplitNet, task: Task, samples_N: NDArray[np.int64], *, most: int, steps: int, node: int = 0
     ) -> None:
         self._task, self._step = task, 0
-        self._shown = task.order.epoch_of(steps - 1) + 1
-        self._look_of = {int(epoch): look for look, epoch in enumerate(spread(self._shown, most))}
+        epochs = task.order.epoch_of(steps - 1) + 1
+        self._look_of = {int(epoch): look for look, epoch in enumerate(spread(epochs, most))}
+        # Tells looks apart, also those that are not kept.
+        self._marks_EN = np.zeros((epochs, len(samples_N)), np.int64)
         self._place_of = {int(sample): n for n, sample in enumerate(samples_N)}
         self._positions = tuple(p for p, m in enumerate(net.assignment) if m == node)
         self._smashed, self._gradient = torch.empty(0), torch.empty(0)
@@ -101,31 +106,41 @@ class Recorder:
         """Stop listening and return what was recorded."""
         for handle in self._handles:
             handle.remove()
+        _, firsts = np.unique(self._marks_EN[list(self._look_of)], axis=0, return_index=True)
+        kept = torch.from_numpy(np.sort(firsts))
         return Looks(
-            smashed_LNPChw=self._smashed, flipped_LN=self._flipped_LN, gradient_LND=self._gradient,
-            positions=self._positions, shown=self._shown,
+            smashed_LNPChw=self._smashed[kept], flipped_LN=self._flipped_LN[kept],
+            gradient_LND=self._gradient[kept] if self._gradient.numel() else self._gradient,
+            positions=self._positions, shown=len(np.unique(self._marks_EN, axis=0)),
         )  # fmt: skip
 
     def _received(self, lower: nn.Module, given: tuple[Any, ...]) -> None:
         """Keep what the Lower receives in a step of training."""
         if not lower.training:
             return
-        smashed_BPChw, flipped_B = given[0].detach(), given[1] if len(given) > 1 else None
-        look, places, found = self._wanted(self._step)
+        epoch, places, found = self._wanted(self._step)
         self._step += 1
-        if look is None or not places:
+        if not places:
+            return
+        smashed_BPChw, flipped_B = given[0].detach()[found].float().cpu(), torch.zeros(len(found), dtype=torch.bool)
+        if len(given) > 1 and given[1] is not None:
+            flipped_B = given[1].cpu()[found]
+        self._marks_EN[epoch, places] = [
+            hash((one.numpy().tobytes(), bool(flipped))) for one, flipped in zip(smashed_BPChw, flipped_B, strict=True)
+        ]
+        if (look := self._look_of.get(epoch)) is None:
             return
         if not self._smashed.numel():
             self._smashed = torch.zeros(*self._flipped_LN.shape, *smashed_BPChw.shape[1:])
-        self._smashed[look, places] = smashed_BPChw[found].float().cpu()
-        if flipped_B is not None:
-            self._flipped_LN[look, places] = flipped_B.cpu()[found]
+        self._smashed[look, places] = smashed_BPChw
+        self._flipped_LN[look, places] = flipped_B
 
     def _sent(self, upper: nn.Module, given: tuple[Any, ...], sent_NChw: torch.Tensor) -> None:
         """Wait for the gradient of what the node sends in a step of training."""
         if not upper.training or not sent_NChw.requires_grad:
             return
-        look, places, found = self._wanted(self._step)
+        epoch, places, found = self._wanted(self._step)
+        look = self._look_of.get(epoch)
 
         def keep(gradient_NChw: torch.Tensor) -> None:
             pooled = min(_POOLED, gradient_NChw.shape[2]), min(_POOLED, gradient_NChw.shape[3])
@@ -139,17 +154,14 @@ class Recorder:
         if look is not None and places:
             sent_NChw.register_hook(keep)
 
-    def _wanted(self, step: int) -> tuple[int | None, list[int], list[int]]:
-        """Return the look that a step belongs to, and its recorded images: their places, and where in the batch."""
-        look = self._look_of.get(self._task.order.epoch_of(step))
-        if look is None:
-            return None, [], []
+    def _wanted(self, step: int) -> tuple[int, list[int], list[int]]:
+        """Return the epoch of a step and the images of it that are recorded: their places, and where in the batch."""
         pairs = [
             (n, b)
             for b, sample in enumerate(self._task.order.samples(step).tolist())
             if (n := self._place_of.get(sample)) is not None
         ]
-        return look, [n for n, _ in pairs], [b for _, b in pairs]
+        return self._task.order.epoch_of(step), [n for n, _ in pairs], [b for _, b in pairs]
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:

@@ -91,7 +91,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         same = (
             "its weights are the run's, bit by bit"
             if self.exact
-            else "its weights are not exactly the run's, as on another device or with another number of threads"
+            else "its weights are not exactly the run's (another device or number of threads, or absent nodes)"
         )
         return (
             f"{self.joined} of the {counted(self.shown, 'look')} that the server had in training are joined with that "

@@ -100,6 +100,23 @@ def test_the_weights_of_an_earlier_round_count_as_the_runs(trained):
     assert torch.equal(found.looks.smashed_LNPChw[0], trained.looks.smashed_LNPChw[1])
 
 
+def test_a_look_that_is_repeated_counts_once(trained):
+    """As of frozen Uppers, whose codes the Lower keeps."""
+    net, order = trained.net, trained.task.order
+    codes = torch.randn(100, 4, 3, 1, 1)
+    recorder = Recorder(net, trained.task, trained.samples, most=9, steps=18)
+    net.train()
+    for step in range(18):
+        # Two epochs show the same, a third another view.
+        samples = torch.from_numpy(order.samples(step).copy())
+        net.lower(codes[samples] + (order.epoch_of(step) == 2))
+    looks = recorder.finish()
+    net.eval()
+    assert (looks.shown, looks.joined) == (2, 2)
+    assert torch.equal(looks.smashed_LNPChw, torch.stack([codes[trained.samples], codes[trained.samples] + 1]))
+    assert not looks.flipped_LN.any() and not looks.gradient_LND.numel()
+
+
 def test_mirrored_looks_are_turned_back_and_kept_apart():
     smashed_LNPChw = torch.arange(2 * 3 * 1 * 1 * 1 * 2.0).reshape(2, 3, 1, 1, 1, 2)
     flipped_LN = torch.tensor([[False, True, False], [True, True, False]])

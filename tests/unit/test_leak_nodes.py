@@ -26,6 +26,12 @@ def test_without_gradients_or_images_to_guess_there_is_nothing_to_say():
     labels = np.zeros(9, np.int64)
     assert guess_labels(torch.empty(0), torch.zeros(1, 9, 4), labels, 1) is None
     assert guess_labels(torch.ones(1, 3, 4), torch.zeros(1, 3, 4), labels[:3], 1) is None
+    assert guess_labels(torch.zeros(2, 9, 4), torch.zeros(2, 9, 4), labels, 1) is None
+
+
+def test_looks_of_frozen_uppers_do_not_count():
+    gradients = torch.stack([torch.zeros(40, 4), torch.randn(40, 4)])
+    assert guess_labels(gradients, torch.randn(2, 40, 4), np.arange(40) % 2, 2).looks == 1
 
 
 def test_looks_add_up_and_lengths_do_not_count():
