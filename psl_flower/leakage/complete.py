@@ -67,7 +67,8 @@ def audit(
     if replay is not None:
         joined = all_looks(attacks, net, replay.looks)
         looks = joined.best.looks
-        weights = attacks.of_weights(net, joined, looks)
+        begun = max(one, joined, key=lambda found: found.best.validation_ssim)
+        weights = attacks.of_weights(net, begun, looks)
         attacked = [(f"{looks} looks", joined), (f"{looks} looks, by weights", weights), *attacked]
     attacked.append(("one look, without queries", unpaired))
     settings, description = attacks.settings, attacks.description

@@ -167,8 +167,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         figures = best.figures
         if self.looks > 1:
             one = strongest(self.findings, 1)
-            figures = f"{self.looks} looks joined: {figures}; one look: {one.figures}"
-            best = max(best, one, key=lambda found: found.ssim.mean)
+            figures = f"with {self.looks} looks: {figures}; one look: {one.figures}"
         figures += f"; knowing {floor.knows} alone {floor.ssim.mean:.2f} and {floor.first:.0%}"
         if best.ssim.low > floor.ssim.high + _CLEAR and best.ssim.mean >= REBUILT:
             return f"Images can be rebuilt from what the server receives ({figures})."
@@ -218,10 +217,13 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
-    """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images."""
+    """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images.
+
+    Who has many looks may use one of them: with few images to learn from that can be better.
+    """
     by_level = [
         max(same, key=lambda found: found.validation_ssim)
         for level in LEVELS
-        if (same := [f for f in findings if f.knows == CODES and f.looks == looks and f.level == level])
+        if (same := [f for f in findings if f.knows == CODES and f.looks <= looks and f.level == level])
     ]
     return max(by_level, key=lambda found: found.ssim.mean)

@@ -135,7 +135,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
         )  # fmt: skip
         rows: list[Row] = []
         for trial in self.measurements:
-            one, joined = best(trial.one_look), best(trial.all_looks)
+            one, joined = best(trial.one_look), best(trial.one_look + trial.all_looks)
             rows.append((
                 trial.case, str(trial.seed), f"{100 * trial.accuracy:.1f}", f"{trial.bytes_up:g}",
                 f"{trial.bytes_down:g}", str(trial.bits or "-"), similarity(one), f"{100 * one.first:.1f}",
@@ -182,10 +182,12 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "epochs of each decoder at most; the better decoder by auxiliary images, mean SSIM and its 95 % interval "
             "over the images. Nearest: rebuilt images whose nearest image, of all attacked and those held back from "
             "the decoders, is the true one. All looks: what crossed the cut in every epoch, as the server received it, "
-            "and the codes of the finished network, together. Of their own: images whose codes no other has. Points "
-            f"lost: accuracy less than that of {REFERENCE} with the same seeds. "
-            "Bytes are the payload of an image and step over all nodes. Accuracy is that of so few epochs, far from "
-            f"what longer training reaches, and stronger attackers may find more. {self.load}"
+            "and the codes of the finished network, together, or these alone where that serves the decoders better. "
+            f"Of their own: images whose codes no other has. Points lost: accuracy less than that of {REFERENCE} with "
+            "the same seeds. Levels: with the Uppers' weights images are mended by gradients; unpaired, the Uppers "
+            "cannot be queried, and substitutes are trained for as many epochs as decoders. Bytes are the payload of an "
+            "image and step over all nodes. Accuracy is that of so few epochs, far from what longer training reaches, "
+            f"and stronger attackers may find more. {self.load}"
         )
 
     @property
@@ -203,7 +205,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
             accuracy=mean(trial.accuracy for trial in trials),
             lost=mean(lost) if lost else None,
             one_look=mean(best(trial.one_look).ssim.mean for trial in trials),
-            all_looks=mean(best(trial.all_looks).ssim.mean for trial in trials),
+            all_looks=mean(best(trial.one_look + trial.all_looks).ssim.mean for trial in trials),
             bytes_both=trials[0].bytes_up + trials[0].bytes_down,
         )
 

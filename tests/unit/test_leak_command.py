@@ -58,7 +58,7 @@ def test_leak_reports_and_shows(psl, workspace):
     again = report["replayed"]
     assert (again["shown"], again["joined"], again["exact"]) == (2, 2, True)
     assert report["labels"]["looks"] == 2 and len(report["seams"]) == 4
-    assert "(3 looks joined: SSIM" in report["verdict"]
+    assert "(with 3 looks: SSIM" in report["verdict"]
     place = workspace / "runs" / "codes" / "leak"
     assert json.loads((place / "report.json").read_text()) == report
     page = (place / "page.html").read_text()

@@ -221,10 +221,10 @@ def test_all_looks_and_the_strongest_level_come_first():
         finding(CODES, 0.3, 0, QUERY), finding(CODES, 0.25, 0, UNPAIRED), finding(CODES, 0.35, 0, WEIGHTS),
         finding(CODES, 0.4, 0, QUERY, 5), finding(CODES, 0.5, 0.1, WEIGHTS, 5),
     )  # fmt: skip
-    assert "class (5 looks joined: SSIM 0.50, 10% nearest to the true image; one look: SSIM 0.35" in report.verdict
-    # Where joined looks are worse than one, what counts is the one.
+    assert "class (with 5 looks: SSIM 0.50, 10% nearest to the true image; one look: SSIM 0.35" in report.verdict
+    # Who has five looks may use one of them.
     report = found_by(finding(CODES, 0.8, 0, QUERY), finding(CODES, 0.2, 0, QUERY, 5))
-    assert report.verdict.startswith("Images can be rebuilt")
+    assert report.verdict.startswith("Images can be rebuilt from what the server receives (with 5 looks: SSIM 0.80")
 
 
 def test_report_and_page(attacks):
