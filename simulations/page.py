@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice, leakage, reading, recipe
+from simulations import grid_choice, reading, recipe, seams
 from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
+from simulations.leakage.results import Report as Leakage
 from simulations.lightening.results import Report as Lightening
 from simulations.reports import Report, load
 from simulations.sealed_cost.results import Report as SealedCost
@@ -20,7 +21,7 @@ from simulations.throughput.results import Report as Throughput
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report, leakage.Report, recipe.Report,
+    reading.Report, Leakage, seams.Report, recipe.Report,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -47,23 +48,28 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.lightening --dataset ../shared/data/cifar10 --out docs/results/lightening-cifar10.json
     python -m simulations.grid_choice --dataset digits --out docs/results/grid-choice.json
     python -m simulations.leakage --dataset ../shared/data/cifar10 --out docs/results/leakage-cifar10.json
+    python -m simulations.seams --dataset ../shared/data/cifar10 --out docs/results/seams-cifar10.json
     python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
 """
 
 
 def draw(report: Report, name: str, source: str) -> bytes:
-    """Return one of a comparison's plots as PNG, which says in itself what it was made of.
+    """Return one of a report's plots as PNG, which says in itself what it was made of.
 
     Raises
     ------
     RunError
-        If the report is none of a comparison, or has no such plot.
+        If the report has no such plot; only comparisons and the benchmark of what codes give away have some.
     """
-    from simulations.compare.files import plot  # loads matplotlib
+    from simulations.compare.files import plot, png  # loads matplotlib
+    from simulations.leakage.plots import drawn
 
-    if not isinstance(report, Comparison):
-        raise RunError(f"{source}: only comparisons have plots")
-    return plot(report, name, source)
+    if isinstance(report, Comparison):
+        return plot(report, name, source)
+    figure = drawn(report, name) if isinstance(report, Leakage) else None
+    if figure is None:
+        raise RunError(f"{source}: has no plot {name}")
+    return png(figure, source)
 
 
 def load_all(names: Sequence[str]) -> dict[str, Report]:

@@ -12,10 +12,9 @@ from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_t
 from psl_flower.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from psl_flower.inference.trained_model import TrainedModel
-    from psl_flower.leakage.audit import AuditSettings
+    from psl_flower.leakage.complete import Pictures
+    from psl_flower.leakage.images import AuditSettings
     from psl_flower.leakage.report import Leakage
     from psl_flower.runs.folder import RunFolder
 
@@ -25,6 +24,9 @@ def leak(
     victims: Annotated[int, typer.Option(min=2, max=10_000, help="Training images to rebuild.")] = 500,
     auxiliary: Annotated[int, typer.Option(min=20, help="Other images of the dataset that the attacker has.")] = 5000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of a decoder over them, at most.")] = 30,
+    looks: Annotated[
+        int, typer.Option(min=0, help="Epochs whose codes are joined, at most; 0: one look, nothing is trained again.")
+    ] = 32,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the victims and the decoders' weights.")] = 0,
     run: RunName = "",
     workspace: Workspace = "",
@@ -32,45 +34,71 @@ def leak(
 ) -> None:
     """Measure what the smashed data of a run give away: decoders try to rebuild its images.
 
-    The attacker is the server, with other images of the same kind. Works where the run's images are: after a
-    simulation, or on the owner's machine. Writes leak/report.json and leak/images.png to the run's folder: images that
-    no decoder was trained on, as they are, as rebuilt, and as made from the class alone. This is a lower bound.
+    The attacker is the server with all that it received in training. To have that, the run is trained again in one
+    process, which takes as long as training did: --looks 0 does without, and attacks the finished network alone. Works
+    where the run's images are: after a simulation, or on the owner's machine. Writes leak/report.json and
+    leak/page.html to the run's folder, with images that no decoder was trained on. What is found is a lower bound.
     """
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.inference.trained_model import load_trained_model
-    from psl_flower.leakage.audit import AuditSettings
-    from psl_flower.leakage.report import sheet_png
+    from psl_flower.leakage.images import AuditSettings
+    from psl_flower.leakage.page import render
     from psl_flower.runs.choosing import choose_run
     from psl_flower.system.files import write_file
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))
-    settings = AuditSettings(victims=victims, auxiliary=auxiliary, epochs=epochs, seed=seed)
+    settings = AuditSettings(victims=victims, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
     with Progress() as progress:
-        report, sheet = _audit(folder, load_trained_model(folder), settings, progress)
+        report, pictures = _audit(folder, load_trained_model(folder), settings, progress)
     content = msgspec.to_builtins(report) | {"verdict": report.verdict}
     place = folder.path / "leak"
     write_file(place / "report.json", json.dumps(content, indent=1).encode() + b"\n", RunError, parents=True)
-    write_file(place / "images.png", sheet_png(sheet), RunError)
+    write_file(place / "page.html", render(report, pictures).encode(), RunError)
     if as_json:
         typer.echo(json.dumps(content))
         return
     print_table(report.rows())
     for line in report.lines():
         say(line)
-    say(f"{place / 'images.png'}: originals, rebuilt, and from the class alone")
+    say(f"{place / 'page.html'}: originals beside what was rebuilt")
 
 
 def _audit(
     folder: RunFolder, trained: TrainedModel, settings: AuditSettings, progress: Progress
-) -> tuple[Leakage, Tensor]:
+) -> tuple[Leakage, list[Pictures]]:
+    import numpy as np
+
+    from psl_flower.engine.recipe import split_training
     from psl_flower.inference.evaluation import images_in, stores_of
-    from psl_flower.leakage.audit import Audit, Known, audit, chosen_samples, smashed_bytes
+    from psl_flower.leakage.audit import Audit
+    from psl_flower.leakage.complete import audit
+    from psl_flower.leakage.images import Known, chosen_samples, most_looks
+    from psl_flower.leakage.replay import replay
+    from psl_flower.leakage.smashed import smashed_bytes
 
     stores, description = stores_of(folder, trained, progress.steps), trained.description
-    num_bytes = smashed_bytes([trained.net], description)
-    samples = chosen_samples(description.samples_of("train"), settings, num_bytes)
+    num_bytes = smashed_bytes(trained.net, description)
+    # Training images held back to validate on are never sent in training.
+    pool_N, _ = split_training(trained.config, description)
+    samples = chosen_samples(pool_N, settings, num_bytes)
     victims, others = (Known.joined(images_in(stores, samples_N, 256)) for samples_N in samples)
+    most, again = most_looks(settings, sum(map(len, samples)), num_bytes), None
+    if most:
+        again = replay(
+            trained.config, stores, trained.net.state_dict(), np.concatenate(samples),
+            most=most, steps=_trained_steps(folder), on_progress=progress.steps,
+        )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
     attacks = Audit(description, victims, others, settings, progress.steps)
-    return audit(attacks, trained.net, run=folder.name, bits=bits)
+    return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
+
+
+def _trained_steps(folder: RunFolder) -> int:
+    """Return the steps that a run trained; 0 if it does not say."""
+    from psl_flower.runs.best import load_best
+
+    best, status = load_best(folder), folder.read_status()
+    if best is not None:
+        return best.trained
+    return status.step if status is not None else 0

@@ -1,104 +1,32 @@
-"""The audit: every decoder on the codes of a run's images, and on what the server knows in any case, as floors.
+"""The attacks: three levels of knowledge on a run's images, and as floors what the server knows in any case.
 
-Shape suffixes: N images, P positions, C channels, h and w of a patch's smashed data, K classes, H and W pixels.
+Shape suffixes: N images, P positions, C channels, h and w of a patch's smashed data, H and W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from psl_flower.config.fields import Settings, setting
-from psl_flower.engine.inputs import normalise
-from psl_flower.errors import ConfigError
-from psl_flower.leakage.attack import Pairs, divided, rebuild, train_decoder
+from psl_flower.leakage.attack import Pairs, Trained, divided, rebuild, train_decoder
 from psl_flower.leakage.decoders import DECODERS, Sizes
+from psl_flower.leakage.images import AuditSettings, Known
+from psl_flower.leakage.known_weights import best_steps, mended
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
-from psl_flower.leakage.report import CODES, CONSTANT, LABEL, Finding, Leakage
+from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, Finding
+from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, normalised, one_hot, smash, unique_share
+from psl_flower.leakage.unpaired import Received, substitute
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
 
-# Fewer teach a decoder nothing.
-LEAST_IMAGES = 20
-# Smashed data of the auxiliary images are held in memory, float32.
-_MOST_BYTES = 2**30
-_BATCH = 256
+# Images among which the true one is ranked, at most.
+_CANDIDATES = 1000
 # Images of the sheet.
 _SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSettings(Settings):
-    """How hard the attacker tries, and on how many images."""
-
-    victims: int = setting(500, "training images that the attacker rebuilds", least=2, most=10_000)
-    auxiliary: int = setting(
-        5000, "other training images that it has, to learn from; fewer where memory is short", least=LEAST_IMAGES
-    )
-    epochs: int = setting(30, "passes of a decoder over them at most", least=1)
-    seed: int = setting(0, "of the victims' choice and of the decoders", least=0, most=2**32 - 1)
-
-
-class Known(NamedTuple):
-    """Images with their classes.
-
-    Attributes
-    ----------
-    images_NCHW : torch.Tensor
-        uint8.
-    labels_N : ndarray
-        int64.
-    """
-
-    images_NCHW: torch.Tensor
-    labels_N: NDArray[np.int64]
-
-    @classmethod
-    def joined(cls, batches: Iterable[tuple[torch.Tensor, NDArray[np.int64]]]) -> Known:
-        """Return the images of all batches."""
-        images, labels = zip(*batches, strict=True)
-        return cls(torch.cat(images), np.concatenate(labels))
-
-
-def chosen_samples(
-    pool_N: NDArray[np.int64], settings: AuditSettings, num_bytes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the victims and the auxiliary images from the training images; no image is both.
-
-    Parameters
-    ----------
-    pool_N : ndarray
-        Samples to draw from, int64.
-    settings : AuditSettings
-        How many.
-    num_bytes : int
-        Of an image's smashed data, which bounds the auxiliary images.
-
-    Raises
-    ------
-    ConfigError
-        If too few images are left.
-    """
-    drawn = np.random.default_rng(settings.seed).permutation(pool_N)
-    victims, others = drawn[: settings.victims], drawn[settings.victims :]
-    others = others[: min(settings.auxiliary, max(LEAST_IMAGES, _MOST_BYTES // num_bytes))]
-    if len(others) < LEAST_IMAGES:
-        raise ConfigError(
-            f"victims: of {len(pool_N)} training images {len(others)} are left to learn from, at least {LEAST_IMAGES} "
-            f"are needed; set --victims to {max(2, len(pool_N) - LEAST_IMAGES)} or fewer"
-        )
-    return np.sort(victims), others
-
-
-def smashed_bytes(nets: Sequence[PatchSplitNet], description: StoreSetDescription) -> int:
-    """Return the bytes of an image's smashed data, of all looks together, as float32."""
-    images = torch.zeros(1, description.channels, *description.image_size, dtype=torch.uint8)
-    return _smash(nets, description, images).numel() * 4
 
 
 class Attacked(NamedTuple):
@@ -108,12 +36,25 @@ class Attacked(NamedTuple):
     ----------
     findings : tuple of Finding
         One for each decoder.
-    shown_NCHW : torch.Tensor
-        Images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
+    held_back_NCHW : torch.Tensor
+        Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
+    victims_NCHW : torch.Tensor
+        The victims as it makes them.
     """
 
     findings: tuple[Finding, ...]
-    shown_NCHW: torch.Tensor
+    held_back_NCHW: torch.Tensor
+    victims_NCHW: torch.Tensor
+
+    @property
+    def shown_NCHW(self) -> torch.Tensor:
+        """Some of the images held back."""
+        return self.held_back_NCHW[:_SHOWN]
+
+    @property
+    def best(self) -> Finding:
+        """The best of them, by auxiliary images."""
+        return max(self.findings, key=lambda found: found.validation_ssim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +70,7 @@ class Audit:
     settings : AuditSettings
         How hard the attacker tries.
     on_progress : callable
-        Called with (what, epochs done, epochs at most).
+        Called with (what, done, at most).
     """
 
     description: StoreSetDescription
@@ -138,152 +79,142 @@ class Audit:
     settings: AuditSettings
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
+    @property
+    def num_candidates(self) -> int:
+        """Images among which the true one is ranked: the victims, and auxiliary images held back from training."""
+        return len(self.victims.labels_N) + len(self._distractors)
+
+    def smashed(self, nets: Sequence[PatchSplitNet]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what these networks send of auxiliary images and of victims, one look after the other."""
+        given, target = (smash(nets, self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
+        return given, target
+
     def of_codes(self, nets: Sequence[PatchSplitNet]) -> tuple[Attacked, float]:
-        """Attack with what crosses the cut of these states of the network, joined; one for each look.
+        """Attack with query access and what crosses the cut of these networks, joined; one for each look.
 
         Returns the findings, and the share of victims whose codes no other victim has.
         """
-        given, target = (
-            Pairs(_smash(nets, self.description, known.images_NCHW), known.images_NCHW.float() / 255)
-            for known in (self.auxiliary, self.victims)
+        given, target = self.smashed(nets)
+        return self.of_looks(given, target, len(nets)), unique_share(target)
+
+    def of_looks(self, given_NPChw: torch.Tensor, target_NPChw: torch.Tensor, looks: int) -> Attacked:
+        """Attack with smashed data of the auxiliary images, to learn from, and of the victims, as received."""
+        given, target = self._pairs(given_NPChw, target_NPChw)
+        scaling = Scaling.of(given_NPChw)
+        return self._attack(CODES, scaling(given), scaling(target), level=QUERY, looks=looks)
+
+    def of_unpaired(self, net: PatchSplitNet) -> Attacked:
+        """Attack with one look and substitutes for the Uppers, which the attacker cannot query."""
+        real = self.smashed([net])
+        scaling, settings, classes = Scaling.of(torch.cat(real)), self.settings, self.description.num_classes
+        of_auxiliary, of_victims = (one_hot(known.labels_N, classes) for known in (self.auxiliary, self.victims))
+        made = substitute(
+            net, Received(torch.cat(real), torch.cat([of_auxiliary, of_victims])),
+            normalised(self.auxiliary.pixels_NCHW, self.description), of_auxiliary,
+            epochs=settings.epochs, seed=settings.seed,
+            on_epoch=lambda epoch: self.on_progress("substitute Uppers", epoch, settings.epochs),
+        )  # fmt: skip
+        sent = smash([made], self.description, self.auxiliary.images_NCHW)
+        (given, target), shown = self._pairs(sent, real[1]), Pairs(real[0], self.auxiliary.pixels_NCHW)
+        return self._attack(
+            CODES, Scaling.of(sent)(given), scaling(target), level=UNPAIRED, shown=divided(scaling(shown))[1]
         )
-        scaling = _Scaling.of(given.smashed_NPChw)
-        return self._attack(CODES, scaling(given), scaling(target)), _unique(target.smashed_NPChw)
+
+    def of_weights(self, net: PatchSplitNet, begun: Attacked, looks: int) -> Attacked:
+        """Mend what a decoder made of so many looks, by the finished network's weights and its smashed data."""
+        given, target = self._pairs(*self.smashed([net]))
+        scaling, held_back = Scaling.of(given.smashed_NPChw), divided(given)[1]
+        started = begun.held_back_NCHW
+        steps = best_steps(
+            net, self.description, scaling, started, held_back,
+            lambda done, total: self.on_progress(f"mending images of {looks} looks", done, total),
+        )  # fmt: skip
+        victims, shown = (
+            mended(net, self.description, scaling, start, smashed, steps)
+            for start, smashed in (
+                (begun.victims_NCHW, target.smashed_NPChw), (begun.shown_NCHW, held_back.smashed_NPChw[:_SHOWN]),
+            )
+        )  # fmt: skip
+        best = begun.best
+        trained = Trained(torch.nn.Identity(), best.validation_ssim, best.epochs)
+        name = f"{best.attacker}, mended in {steps} steps"
+        finding = self._finding(name, CODES, victims, trained, level=WEIGHTS, looks=looks)
+        return Attacked((finding,), shown, victims)
 
     def of_classes(self) -> Attacked:
         """Attack with the class alone, and with nothing: the floors."""
-        given, target = (
-            Pairs(_classes(known.labels_N, self.description), known.images_NCHW.float() / 255)
-            for known in (self.auxiliary, self.victims)
-        )
+        known = (one_hot(known.labels_N, self.description.num_classes) for known in (self.auxiliary, self.victims))
+        given, target = self._pairs(*(in_place_of_smashed(classes, self._num_patches) for classes in known))
         attacked = self._attack(LABEL, given, target)
-        return attacked._replace(findings=(*attacked.findings, _constant(given, target)))
+        return attacked._replace(findings=(*attacked.findings, self._constant()))
+
+    def of_logits(self, net: PatchSplitNet) -> Attacked:
+        """Attack with what the finished network answers of an image, and no codes."""
+        known = (logits(net, smashed) for smashed in self.smashed([net]))
+        given, target = self._pairs(*(in_place_of_smashed(values, self._num_patches) for values in known))
+        scaling = Scaling.of(given.smashed_NPChw)
+        return self._attack(LOGITS, scaling(given), scaling(target))
 
     def originals(self) -> torch.Tensor:
         """Return the images that `Attacked.shown_NCHW` are made of."""
-        images_NCHW = self.auxiliary.images_NCHW.float() / 255
-        return divided(Pairs(images_NCHW, images_NCHW))[1].images_NCHW[:_SHOWN]
+        return self._held_back[:_SHOWN]
 
-    def _attack(self, knows: str, given: Pairs, target: Pairs) -> Attacked:
+    @property
+    def _num_patches(self) -> int:
+        return self.description.grid().num_patches
+
+    @property
+    def _held_back(self) -> torch.Tensor:
+        images_NCHW = self.auxiliary.pixels_NCHW
+        return divided(Pairs(images_NCHW, images_NCHW))[1].images_NCHW
+
+    @property
+    def _distractors(self) -> torch.Tensor:
+        return self._held_back[: max(0, _CANDIDATES - len(self.victims.labels_N))]
+
+    def _pairs(self, given_NPChw: torch.Tensor, target_NPChw: torch.Tensor) -> tuple[Pairs, Pairs]:
+        return Pairs(given_NPChw, self.auxiliary.pixels_NCHW), Pairs(target_NPChw, self.victims.pixels_NCHW)
+
+    def _attack(
+        self, knows: str, given: Pairs, target: Pairs, *, level: str = "", looks: int = 1, shown: Pairs | None = None
+    ) -> Attacked:
         description, settings = self.description, self.settings
-        sizes = Sizes(grid=description.grid(), smashed=_shape(given.smashed_NPChw), channels=description.channels)
-        findings, shown = [], {}
+        C, h, w = given.smashed_NPChw.shape[2:]
+        sizes = Sizes(grid=description.grid(), smashed=(C, h, w), channels=description.channels)
+        held_back, found = (shown or divided(given)[1]).smashed_NPChw, []
         for name in DECODERS:
-            what = f"{name} from {knows}"
+            what = " ".join([name, "from", *([f"{looks} looks of"] if looks > 1 else []), knows, level]).rstrip()
 
             def note(epoch: int, score: float, what: str = what) -> None:
                 self.on_progress(what, epoch, settings.epochs)
 
             trained = train_decoder(name, sizes, given, epochs=settings.epochs, seed=settings.seed, on_epoch=note)
-            found = rebuild(trained.decoder, target.smashed_NPChw)
-            findings.append(_finding(name, knows, found, target.images_NCHW, trained.validation_ssim, trained.epochs))
-            held_back = divided(given)[1].part(slice(_SHOWN))
-            shown[trained.validation_ssim] = rebuild(trained.decoder, held_back.smashed_NPChw)
-        return Attacked(tuple(findings), shown[max(shown)])
+            victims = rebuild(trained.decoder, target.smashed_NPChw)
+            finding = self._finding(name, knows, victims, trained, level=level, looks=looks)
+            found.append(Attacked((finding,), rebuild(trained.decoder, held_back), victims))
+        best = max(found, key=lambda one: one.best.validation_ssim)
+        return best._replace(findings=tuple(one.best for one in found))
 
+    def _constant(self) -> Finding:
+        mean, held_back = self.auxiliary.pixels_NCHW.mean(0, keepdim=True), self._held_back
+        score = float(ssim(mean.expand_as(held_back), held_back).mean())
+        found = mean.expand_as(self.victims.images_NCHW)
+        return self._finding("mean image", CONSTANT, found, Trained(torch.nn.Identity(), score, 0))
 
-def audit(
-    attacks: Audit, net: PatchSplitNet, *, run: str = "", bits: int | None = None
-) -> tuple[Leakage, torch.Tensor]:
-    """Attack the codes of a finished network, and the floors.
-
-    Parameters
-    ----------
-    attacks : Audit
-        On which images.
-    net : PatchSplitNet
-        In eval mode.
-    run : str
-        Its name, for the report.
-    bits : int or None
-        That an image's codes take in a look; None where they are no codes.
-
-    Returns
-    -------
-    Leakage, and a sheet (rows, columns, C, H, W) of pixels in 0..1: auxiliary images that no decoder was trained on, as
-    they are, as the best decoder rebuilds them, and as it makes them from the class alone.
-    """
-    (codes, unique), classes = attacks.of_codes([net]), attacks.of_classes()
-    settings, description = attacks.settings, attacks.description
-    report = Leakage(
-        run=run,
-        dataset=description.dataset,
-        victims=len(attacks.victims.labels_N),
-        auxiliary=len(attacks.auxiliary.labels_N),
-        auxiliary_asked=settings.auxiliary,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        looks=1,
-        bits=bits,
-        numbers=smashed_bytes([net], description) // 4,
-        unique=unique,
-        findings=(*codes.findings, *classes.findings),
-    )
-    return report, torch.stack([attacks.originals(), codes.shown_NCHW, classes.shown_NCHW])
-
-
-class _Scaling(NamedTuple):
-    """To mean 0 and deviation 1 of each channel and position, over the auxiliary images."""
-
-    mean_PC: torch.Tensor
-    std_PC: torch.Tensor
-
-    @classmethod
-    def of(cls, smashed_NPChw: torch.Tensor) -> _Scaling:
-        mean_PC = smashed_NPChw.mean((0, 3, 4), keepdim=True)
-        return cls(mean_PC, smashed_NPChw.std((0, 3, 4), keepdim=True).clamp_min(1e-3))
-
-    def __call__(self, pairs: Pairs) -> Pairs:
-        return pairs._replace(smashed_NPChw=(pairs.smashed_NPChw - self.mean_PC) / self.std_PC)
-
-
-@torch.no_grad()
-def _smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return the smashed data (N, P, C * looks, h, w) of images uint8."""
-    parts = []
-    for images in images_NCHW.split(_BATCH):
-        pixels = normalise(images, description.mean, description.std, torch.device("cpu"))
-        parts.append(torch.cat([net.eval().smash(pixels) for net in nets], dim=2))
-    return torch.cat(parts)
-
-
-def _classes(labels_N: NDArray[np.int64], description: StoreSetDescription) -> torch.Tensor:
-    """Return classes (N, P, K, 1, 1) as 0 and 1, in the place of smashed data."""
-    one_hot_NK = torch.nn.functional.one_hot(torch.from_numpy(labels_N), description.num_classes).float()
-    return one_hot_NK[:, None, :, None, None].repeat(1, description.grid().num_patches, 1, 1, 1)
-
-
-def _constant(given: Pairs, target: Pairs) -> Finding:
-    mean = given.images_NCHW.mean(0, keepdim=True)
-    found = mean.expand_as(target.images_NCHW)
-    validation = divided(given)[1].images_NCHW
-    return _finding(
-        "mean image", CONSTANT, found, target.images_NCHW, float(ssim(mean.expand_as(validation), validation).mean()), 0
-    )
-
-
-def _finding(
-    name: str, knows: str, found_NCHW: torch.Tensor, true_NCHW: torch.Tensor, validation_ssim: float, epochs: int
-) -> Finding:
-    rank_N = ranks(found_NCHW, true_NCHW)
-    return Finding(
-        attacker=name,
-        knows=knows,
-        ssim=interval(ssim(found_NCHW, true_NCHW).numpy()),
-        psnr=interval(psnr(found_NCHW, true_NCHW).numpy()),
-        median_rank=float(np.median(rank_N)),
-        first=float((rank_N == 1).mean()),
-        validation_ssim=validation_ssim,
-        epochs=epochs,
-    )
-
-
-def _unique(smashed_NPChw: torch.Tensor) -> float:
-    """Return the share of images whose codes no other of them has."""
-    _, inverse_N, counts = smashed_NPChw.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
-    return float((counts[inverse_N] == 1).float().mean())
-
-
-def _shape(smashed_NPChw: torch.Tensor) -> tuple[int, int, int]:
-    _, _, C, h, w = smashed_NPChw.shape
-    return C, h, w
+    def _finding(
+        self, name: str, knows: str, found_NCHW: torch.Tensor, trained: Trained, *, level: str = "", looks: int = 1
+    ) -> Finding:
+        true_NCHW = self.victims.pixels_NCHW
+        rank_N = ranks(found_NCHW, true_NCHW, self._distractors)
+        return Finding(
+            attacker=name,
+            knows=knows,
+            level=level,
+            looks=looks,
+            ssim=interval(ssim(found_NCHW, true_NCHW).numpy()),
+            psnr=interval(psnr(found_NCHW, true_NCHW).numpy()),
+            median_rank=float(np.median(rank_N)),
+            first=float((rank_N == 1).mean()),
+            validation_ssim=trained.validation_ssim,
+            epochs=trained.epochs,
+        )

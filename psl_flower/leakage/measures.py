@@ -61,12 +61,15 @@ def psnr(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Tensor:
     return -10 * error_B.clamp_min(1e-10).log10()
 
 
-def ranks(found_NCHW: torch.Tensor, true_NCHW: torch.Tensor) -> NDArray[np.int64]:
-    """Return, for each reconstruction (N,), the rank of its true image among all N by mean squared error, from 1.
+def ranks(
+    found_NCHW: torch.Tensor, true_NCHW: torch.Tensor, others_MCHW: torch.Tensor | None = None
+) -> NDArray[np.int64]:
+    """Return, for each reconstruction (N,), the rank of its true image by mean squared error, from 1.
 
-    An image that is just as near counts before the true one.
+    Among all N true images and the M others. An image that is just as near counts before the true one.
     """
-    distance_NM = torch.cdist(found_NCHW.flatten(1), true_NCHW.flatten(1))
+    candidates = true_NCHW if others_MCHW is None else torch.cat([true_NCHW, others_MCHW])
+    distance_NM = torch.cdist(found_NCHW.flatten(1), candidates.flatten(1))
     rank_N: NDArray[np.int64] = (distance_NM <= distance_NM.diagonal()[:, None]).sum(1).numpy()
     return rank_N
 

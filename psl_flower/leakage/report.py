@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import msgspec
-import numpy as np
-import torch
-from PIL import Image
 
+from psl_flower.leakage.gradients import LabelGuess
 from psl_flower.leakage.measures import Interval
+from psl_flower.leakage.seams import Seam
+from psl_flower.text import counted, duration
 
 # What an attacker is given of an image.
-CODES, LABEL, CONSTANT = "codes", "class", "nothing"
+CODES, LOGITS, LABEL, CONSTANT = "codes", "logits", "class", "nothing"
+# What it can do besides, from weak to strong.
+UNPAIRED, QUERY, WEIGHTS = "unpaired", "query", "weights"
+LEVELS = {
+    UNPAIRED: "ii, unpaired: images of the same kind with classes, and the Lower; it cannot compute their codes",
+    QUERY: "i, query: it can run the trained Uppers on images that it has",
+    WEIGHTS: "iii, weights: it has the trained Uppers, and mends images by their gradients",
+}
 # From this mean similarity on, people recognise most images.
 REBUILT = 0.7
 _CLEAR = 0.05
@@ -24,13 +29,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     attacker : str
-        A decoder, or "mean image".
-    knows : {"codes", "class", "nothing"}
+        A decoder, with what it was followed by, or "mean image".
+    knows : {"codes", "logits", "class", "nothing"}
         What it is given of an image.
+    level : str
+        One of `LEVELS`, where it is given codes; else empty.
+    looks : int
+        Of an image, that it is given.
     ssim, psnr : Interval
         Means over the victims; PSNR in dB.
     median_rank : float
-        Of the true image among all victims, by its distance from what was rebuilt; 1 is best.
+        Of the true image among the candidates, by its distance from what was rebuilt; 1 is best.
     first : float
         Share of victims with rank 1.
     validation_ssim : float
@@ -41,12 +50,53 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     attacker: str
     knows: str
+    level: str = ""
+    looks: int = 1
     ssim: Interval
     psnr: Interval
     median_rank: float
     first: float
     validation_ssim: float
     epochs: int
+
+    @property
+    def figures(self) -> str:
+        """Its figures in words."""
+        return f"SSIM {self.ssim.mean:.2f}, {self.first:.0%} nearest to the true image"
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """How the looks of the training were had.
+
+    Attributes
+    ----------
+    shown : int
+        Looks that the Lower had at each image in the training.
+    joined : int
+        Of these, that the attacker joined.
+    exact : bool
+        Whether training again gave the run's weights, bit by bit.
+    seconds : float
+        That it took.
+    """
+
+    shown: int
+    joined: int
+    exact: bool
+    seconds: float
+
+    @property
+    def line(self) -> str:
+        """What was done, in one sentence."""
+        same = (
+            "its weights are the run's, bit by bit"
+            if self.exact
+            else "its weights are not exactly the run's (another device or number of threads, or absent nodes)"
+        )
+        return (
+            f"{self.joined} of the {counted(self.shown, 'look')} that the server had in training are joined with that "
+            f"of the finished network; the training was done again for it in {duration(self.seconds)}, and {same}."
+        )
 
 
 class Leakage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,16 +108,24 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         What was attacked.
     victims, auxiliary, auxiliary_asked : int
         Images rebuilt; images the attacker had, and was to have.
-    epochs, seed, looks : int
-        Passes at most; seed; states of the network whose codes the attacker had.
+    candidates : int
+        Images among which the true one is ranked.
+    epochs, seed : int
+        Passes at most; seed.
     bits : int or None
         Of an image's codes in a look; None where numbers cross the cut.
     numbers : int
-        That the attacker had of an image, of all looks together.
+        That cross the cut for an image in a look.
     unique : float
         Share of victims whose codes no other victim has, so that who has the image finds it.
     findings : tuple of Finding
         Of all attackers, the floors among them.
+    replayed : Replayed or None
+        Where the looks of the training were joined.
+    labels : LabelGuess or None
+        What a node learns of classes; None where its gradients are not known.
+    seams : tuple of Seam
+        What colluding nodes match.
     """
 
     run: str
@@ -75,32 +133,42 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     victims: int
     auxiliary: int
     auxiliary_asked: int
+    candidates: int
     epochs: int
     seed: int
-    looks: int
     bits: int | None
     numbers: int
     unique: float
     findings: tuple[Finding, ...]
+    replayed: Replayed | None = None
+    labels: LabelGuess | None = None
+    seams: tuple[Seam, ...] = ()
+
+    @property
+    def looks(self) -> int:
+        """Looks of an image that are joined at most."""
+        return max(found.looks for found in self.findings)
 
     @property
     def best(self) -> Finding:
-        """The strongest attacker with codes, by the auxiliary images."""
-        return max((f for f in self.findings if f.knows == CODES), key=lambda found: found.validation_ssim)
+        """The strongest attacker with codes of all looks."""
+        return strongest(self.findings, self.looks)
 
     @property
     def floor(self) -> Finding:
         """The strongest attacker without codes, by the auxiliary images."""
-        return max((f for f in self.findings if f.knows != CODES), key=lambda found: found.validation_ssim)
+        floors = [found for found in self.findings if found.knows in (LABEL, CONSTANT)]
+        return max(floors, key=lambda found: found.validation_ssim)
 
     @property
     def verdict(self) -> str:
-        """What it means, in one sentence."""
+        """What it means, in one sentence; all looks come first."""
         best, floor = self.best, self.floor
-        figures = (
-            f"SSIM {best.ssim.mean:.2f}, {best.first:.0%} nearest to the true image; knowing {floor.knows} alone "
-            f"{floor.ssim.mean:.2f} and {floor.first:.0%}"
-        )
+        figures = best.figures
+        if self.looks > 1:
+            one = strongest(self.findings, 1)
+            figures = f"with {self.looks} looks: {figures}; one look: {one.figures}"
+        figures += f"; knowing {floor.knows} alone {floor.ssim.mean:.2f} and {floor.first:.0%}"
         if best.ssim.low > floor.ssim.high + _CLEAR and best.ssim.mean >= REBUILT:
             return f"Images can be rebuilt from what the server receives ({figures})."
         if best.ssim.low > floor.ssim.high + _CLEAR or best.first > 2 * floor.first + _CLEAR:
@@ -110,16 +178,12 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table: names of columns, then a row for each attacker."""
         head: tuple[str, ...] = (
-            "attacker",
-            "knows",
-            "SSIM (95 %)",
-            "PSNR, dB",
-            f"median rank of {self.victims}",
+            "attacker", "knows", "level", "looks", "SSIM (95 %)", "PSNR, dB", f"median rank of {self.candidates}",
             "rank 1",
-        )
+        )  # fmt: skip
         return [head] + [
             (
-                found.attacker, found.knows,
+                found.attacker, found.knows, found.level or "-", str(found.looks) if found.level else "-",
                 f"{found.ssim.mean:.3f} ({found.ssim.low:.3f} to {found.ssim.high:.3f})", f"{found.psnr.mean:.1f}",
                 f"{found.median_rank:g}", f"{found.first:.1%}",
             )
@@ -127,25 +191,39 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
 
     def lines(self) -> list[str]:
-        """Return three sentences: the attack, the verdict, and its limits."""
-        crossing = f"{self.bits} bits" if self.bits is not None else f"{self.numbers // self.looks} numbers"
+        """Return sentences: the verdict, the attack, what nodes learn, and the limits."""
+        crossing = f"{self.bits} bits" if self.bits is not None else f"{self.numbers} numbers"
         short = f" (of {self.auxiliary_asked} asked)" if self.auxiliary < self.auxiliary_asked else ""
-        looks = "one look" if self.looks == 1 else f"{self.looks} looks joined"
+        replayed = [self.replayed.line] if self.replayed else ["One look, that of the finished network, was attacked."]
         return [
-            f"{self.victims} training images, {crossing} an image and look, {looks}; the attacker has {self.auxiliary} "
-            f"other images{short} and may query the trained Uppers.",
             self.verdict,
+            f"{self.victims} training images, {crossing} an image and look; the attacker has {self.auxiliary} other "
+            f"training images{short}. Levels: {'; '.join(LEVELS.values())}.",
+            *replayed,
             f"{self.unique:.1%} of the images have codes that no other has: who already has such an image can find it.",
-            "A stronger attacker, or the codes of all training steps together, may show more.",
+            *([self.labels.line] if self.labels else []),
+            *self._seam_lines(),
+            "A stronger attacker may find more. No learned perceptual distance: none comes without a download.",
+        ]
+
+    def _seam_lines(self) -> list[str]:
+        if not self.seams:
+            return []
+        shares = [seam.matched.mean for seam in self.seams]
+        return [
+            f"Nodes that collude find the neighbouring patch of an image among {self.seams[0].records} by the pixels "
+            f"along the border in {min(shares):.0%} to {max(shares):.0%} of cases."
         ]
 
 
-def sheet_png(sheet_RNCHW: torch.Tensor, zoom: int = 3) -> bytes:
-    """Return a PNG of images (rows, columns, C, H, W) with pixels in 0..1, each enlarged `zoom` times."""
-    R, N, C, H, W = sheet_RNCHW.shape
-    pixels = (sheet_RNCHW.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    joined = pixels.transpose(0, 3, 1, 4, 2).reshape(R * H, N * W, C)
-    picture = Image.fromarray(np.ascontiguousarray(joined[:, :, 0] if C == 1 else joined))
-    file = BytesIO()
-    picture.resize((N * W * zoom, R * H * zoom), Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
+    """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images.
+
+    Who has many looks may use one of them: with few images to learn from that can be better.
+    """
+    by_level = [
+        max(same, key=lambda found: found.validation_ssim)
+        for level in LEVELS
+        if (same := [f for f in findings if f.knows == CODES and f.looks <= looks and f.level == level])
+    ]
+    return max(by_level, key=lambda found: found.ssim.mean)

@@ -47,7 +47,7 @@ def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Pa
     shown = []
     with mpl.rc_context(_STYLE):
         for drawing in _drawings(report, holdings):
-            reports.write(folder / f"{drawing.name}.png", _png(drawing.figure))
+            reports.write(folder / f"{drawing.name}.png", png(drawing.figure))
             shown.append(Plot(heading=drawing.heading, text=drawing.text, svg=_svg(drawing.figure)))
     page = folder / "index.html"
     reports.write(page, render(report, shown).encode())
@@ -93,11 +93,12 @@ def plot(report: Report, name: str, source: str) -> bytes:
     with mpl.rc_context(_STYLE):
         for drawing in _drawings(report, []):
             if drawing.name == name:
-                return _png(drawing.figure, source)
+                return png(drawing.figure, source)
     raise RunError(f"{source}: has no plot {name}")
 
 
-def _png(figure: Figure, source: str | None = None) -> bytes:
+def png(figure: Figure, source: str | None = None) -> bytes:
+    """Return a figure as PNG, which says in itself what it was made of."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None, "Source": source})
     return file.getvalue()

@@ -1,23 +1,32 @@
 """`psl leak`, and what else is done with the trained model of a run whose smashed data are codes."""
 
+import html
 import json
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from psl_flower.cli.main import main
-from psl_flower.inference.trained_model import load_trained_model
+from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.inference.trained_model import load_trained_model, save_trained_model
+from psl_flower.runs.folder import Status
+from psl_flower.stores.prepare import prepare_stores
 from tests.unit.tiny_run import make_run
 
-CODE = {"protection": "code", "code_size": 6, "cut": "layer4", "backbone_width": 8}
+CODE = {"protection": "code", "code_size": 6, "cut": "layer4", "backbone_width": 8, "rounds": 2, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     path = tmp_path_factory.mktemp("workspace")
-    make_run(path, "codes", **CODE)
+    run, _ = make_run(path, "codes", **CODE)
+    stores = prepare_stores(run.read_config().replace(workspace=str(path)))
+    with stores.opened() as opened:
+        trainer = OneProcessTrainer(run.read_config(), stores.description, stores.labels, opened)
+        trainer.train(10)
+    save_trained_model(run.model, trainer.net.state_dict())
+    run.write_status(Status(state="completed", step=10, total_steps=10))
     return path
 
 
@@ -41,14 +50,30 @@ def test_leak_reports_and_shows(psl, workspace):
     report = json.loads(out)
     # 40 training images, 10 of which are attacked; 4 patches of 6 signs.
     assert (report["victims"], report["auxiliary"], report["auxiliary_asked"], report["bits"]) == (10, 30, 100, 24)
-    assert {finding["knows"] for finding in report["findings"]} == {"codes", "class", "nothing"}
-    assert "SSIM" in report["verdict"]
+    assert {finding["knows"] for finding in report["findings"]} == {"codes", "logits", "class", "nothing"}
+    # Two epochs, whose looks are had by training again, and the finished network.
+    assert {(f["level"], f["looks"]) for f in report["findings"] if f["level"]} == {
+        ("unpaired", 1), ("query", 1), ("weights", 1), ("query", 3), ("weights", 3),
+    }  # fmt: skip
+    again = report["replayed"]
+    assert (again["shown"], again["joined"], again["exact"]) == (2, 2, True)
+    assert report["labels"]["looks"] == 2 and len(report["seams"]) == 4
+    assert "(with 3 looks: SSIM" in report["verdict"]
     place = workspace / "runs" / "codes" / "leak"
     assert json.loads((place / "report.json").read_text()) == report
-    assert Image.open(place / "images.png").size == (3 * 16 * 3, 3 * 16 * 3)
-    status, out, _ = psl("leak", "--run", "codes", *FEW)
+    page = (place / "page.html").read_text()
+    assert report["verdict"] in html.unescape(page) and page.count("data:image/png;base64,") == 7
+
+
+def test_leak_tells_people_and_can_do_without_training(psl):
+    status, out, _ = psl("leak", "--run", "codes", *FEW, "--looks", "0")
     assert status == 0
-    assert report["verdict"] in out and "24 bits an image and look" in out and "30 other images (of 100 asked)" in out
+    assert "24 bits an image and look" in out and "30 other training images (of 100 asked)" in out
+    assert "One look, that of the finished network, was attacked" in out and "guesses the class" not in out
+    status, out, _ = psl("leak", "codes", *FEW, "--looks", "1")
+    assert status == 0
+    assert "1 of the 2 looks that the server had in training are joined" in out and "bit by bit" in out
+    assert "from the gradients of 1 look" in out
 
 
 REFUSED = [

@@ -1,25 +1,28 @@
 """The audit of what smashed data give away: a planted leak is found, and where there is none, none is reported."""
 
-import json
+import html
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from psl_flower.errors import ConfigError
 from psl_flower.leakage.attack import Pairs, divided, rebuild, train_decoder
-from psl_flower.leakage.audit import Audit, AuditSettings, Known, audit, chosen_samples
+from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import DECODERS, Sizes
+from psl_flower.leakage.images import AuditSettings, chosen_samples, most_looks
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
-from psl_flower.leakage.report import CODES, CONSTANT, LABEL, Finding, Leakage, sheet_png
+from psl_flower.leakage.page import render, row_png
+from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import backbone_size
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.protection import Protection
 from tests.engines import settings
+from tests.unit.leaks import GRID, finding, found_by, network, pictures
 
 
 def slow_ssim(first, second, side=7):
@@ -63,6 +66,9 @@ def test_ranks_by_hand():
     assert ranks(torch.tensor([0.1, 0.9, 0.4]).reshape(3, 1, 1, 1), true).tolist() == [1, 2, 3]
     # What tells nothing is not ranked first by luck.
     assert ranks(torch.full((3, 1, 1, 1), 0.5), torch.ones(3, 1, 1, 1)).tolist() == [3, 3, 3]
+    # Images that are nobody's true one count, too.
+    others = torch.tensor([0.05, 2.0]).reshape(2, 1, 1, 1)
+    assert ranks(torch.tensor([0.06, 0.9, 0.4]).reshape(3, 1, 1, 1), true, others).tolist() == [2, 2, 4]
 
 
 def test_an_interval_holds_the_mean_and_narrows():
@@ -74,7 +80,6 @@ def test_an_interval_holds_the_mean_and_narrows():
     assert interval(drawn) == many
 
 
-GRID = PatchGrid(image_size=(16, 16), patch_size=(8, 8), stride=(8, 8))
 SIZES = [
     (PatchGrid(image_size=(18, 22), patch_size=(10, 12), stride=(8, 10)), (3, 5, 6)),
     (GRID, (70, 8, 8)),
@@ -92,28 +97,9 @@ def test_a_decoder_makes_images_of_any_smashed_data(name, grid, smashed):
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
-def pictures(count, seed=0):
-    """Return smooth pictures uint8 (N, 1, 16, 16) of two classes, and their classes: brighter left, or right."""
-    drawn = np.random.default_rng(seed)
-    labels = drawn.integers(0, 2, count)
-    coarse = torch.from_numpy(drawn.random((count, 1, 4, 4)))
-    smooth = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear", align_corners=True)
-    light = torch.linspace(-0.5, 0.5, 16) * torch.from_numpy(labels * 2.0 - 1).reshape(-1, 1, 1, 1)
-    return Known(((0.7 * smooth + 0.3 * (light + 0.5)).clamp(0, 1) * 255).to(torch.uint8), labels.astype(np.int64))
-
-
 @pytest.fixture(scope="module")
 def description(stores_for) -> StoreSetDescription:
     return stores_for(settings()).description
-
-
-def network(protection=None, cut="stem"):
-    protection = protection or Protection()
-    net = PatchSplitNet(
-        grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8), cut=cut,
-        protection=protection, seed=0,
-    )  # fmt: skip
-    return net.eval()
 
 
 HARD = AuditSettings(victims=60, auxiliary=800, epochs=12, seed=1)
@@ -204,11 +190,11 @@ def test_victims_and_auxiliary_images_are_disjoint():
         chosen_samples(pool, AuditSettings(victims=95), 8)
 
 
-def finding(knows, mean, first=0.0):
-    return Finding(
-        attacker="dense", knows=knows, ssim=(mean, mean - 0.01, mean + 0.01), psnr=(1, 1, 1), median_rank=2, first=first,
-        validation_ssim=mean, epochs=3,
-    )  # fmt: skip
+def test_memory_bounds_the_looks():
+    assert most_looks(AuditSettings(looks=7), 1000, 256) == 7
+    assert most_looks(AuditSettings(looks=7), 1000, 2**18) == 2
+    assert most_looks(AuditSettings(looks=7), 1000, 2**30) == 1
+    assert most_looks(AuditSettings(looks=0), 1000, 256) == 0
 
 
 VERDICTS = [
@@ -221,32 +207,53 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("similarity", "first", "verdict"), VERDICTS)
 def test_the_verdict_in_words(similarity, first, verdict):
-    measured = [finding(CODES, similarity, first), finding(LABEL, 0.2), finding(CONSTANT, 0.1)]
-    content = {"run": "r", "dataset": "d", "victims": 9, "auxiliary": 20, "auxiliary_asked": 50, "epochs": 3, "seed": 0}
-    content |= {"looks": 1, "bits": 64, "numbers": 64, "unique": 1.0}
-    from msgspec import convert, to_builtins
-
-    report = convert(content | {"findings": to_builtins(measured)}, Leakage)
+    report = found_by(finding(CODES, similarity, first, QUERY))
     assert report.verdict.startswith(verdict)
     assert "knowing class alone 0.20" in report.verdict
-    assert len(report.rows()) == 4
-    assert "20 other images (of 50 asked)" in report.lines()[0]
+    assert len(report.rows()) == 5
+    assert report.lines()[0] == report.verdict
+    assert "20 other training images (of 50 asked)" in report.lines()[1]
+    assert "One look, that of the finished network, was attacked" in report.lines()[2]
 
 
-def test_report_and_sheet(attacks):
+def test_all_looks_and_the_strongest_level_come_first():
+    report = found_by(
+        finding(CODES, 0.3, 0, QUERY), finding(CODES, 0.25, 0, UNPAIRED), finding(CODES, 0.35, 0, WEIGHTS),
+        finding(CODES, 0.4, 0, QUERY, 5), finding(CODES, 0.5, 0.1, WEIGHTS, 5),
+    )  # fmt: skip
+    assert "class (with 5 looks: SSIM 0.50, 10% nearest to the true image; one look: SSIM 0.35" in report.verdict
+    # Who has five looks may use one of them.
+    report = found_by(finding(CODES, 0.8, 0, QUERY), finding(CODES, 0.2, 0, QUERY, 5))
+    assert report.verdict.startswith("Images can be rebuilt from what the server receives (with 5 looks: SSIM 0.80")
+
+
+def test_report_and_page(attacks):
     small = Audit(
         attacks.description, pictures(8, 5), pictures(40, 6), AuditSettings(victims=8, auxiliary=40, epochs=1)
     )
-    report, sheet = audit(small, network(Protection(name="code", size=4), "layer1"), run="a", bits=16)
-    assert {f.knows for f in report.findings} == {CODES, LABEL, CONSTANT}
-    assert len(report.findings) == 2 * len(DECODERS) + 1
-    assert (report.numbers, report.bits) == (16, 16)
-    assert json.loads(json.dumps(report.verdict))
+    report, shown = audit(small, network(Protection(name="code", size=4), "layer1"), run="<a>", bits=16)
+    assert {(f.knows, f.level) for f in report.findings} == {
+        (CODES, QUERY), (CODES, UNPAIRED), (CODES, WEIGHTS), (LOGITS, ""), (LABEL, ""), (CONSTANT, ""),
+    }  # fmt: skip
+    assert len(report.findings) == 4 * len(DECODERS) + 2
+    # The last tenth of the auxiliary images are candidates, too.
+    assert (report.numbers, report.bits, report.candidates) == (16, 16, 8 + 4)
+    assert (report.replayed, report.labels) == (None, None)
+    assert [seam.records for seam in report.seams] == [48] * 4
+    assert [title for title, _ in shown] == [
+        "originals", "one look", "one look, by weights", "one look, without queries", "from the class alone",
+    ]  # fmt: skip
+    assert all(images.shape == (4, 1, 16, 16) for _, images in shown)
+    page = html.unescape(render(report, shown))
+    assert page.count("data:image/png;base64,") == len(shown)
+    assert "<h1>What run &lt;a&gt; gives away</h1>" in render(report, shown)
+    assert all(line in page for line in report.lines())
+
+
+def test_a_row_of_pictures():
+    images = torch.rand(3, 1, 8, 10)
     from io import BytesIO
 
-    picture = Image.open(BytesIO(sheet_png(sheet, zoom=2)))
-    assert picture.size == (4 * 16 * 2, 3 * 16 * 2)
-    assert (
-        np.abs(np.asarray(picture)[::2, ::2][:16, :16] / 255 - small.auxiliary.images_NCHW[36, 0].numpy() / 255).max()
-        < 0.01
-    )
+    picture = Image.open(BytesIO(row_png(images, zoom=2)))
+    assert picture.size == (3 * 10 * 2, 8 * 2)
+    assert np.abs(np.asarray(picture)[::2, ::2][:, 10:20] / 255 - images[1, 0].numpy()).max() < 0.01

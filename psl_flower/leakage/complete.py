@@ -1,0 +1,131 @@
+"""The complete audit of a run: all attackers on the server's side, what nodes learn, one report.
+
+Shape suffixes: N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from psl_flower.leakage.audit import Attacked, Audit
+from psl_flower.leakage.gradients import LabelGuess, guess_labels
+from psl_flower.leakage.looks import Looks
+from psl_flower.leakage.replay import Replay
+from psl_flower.leakage.report import Leakage, Replayed
+from psl_flower.leakage.seams import Seam, match_seams
+from psl_flower.leakage.smashed import smashed_bytes
+from psl_flower.models import PatchSplitNet
+
+# Records of each store among which neighbours are looked for.
+_CANDIDATES = 1000
+
+
+class Pictures(NamedTuple):
+    """A row of the sheet.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    images_NCHW : torch.Tensor
+        Pixels in 0..1.
+    """
+
+    title: str
+    images_NCHW: torch.Tensor
+
+
+def audit(
+    attacks: Audit, net: PatchSplitNet, *, run: str = "", bits: int | None = None, replay: Replay | None = None
+) -> tuple[Leakage, list[Pictures]]:
+    """Attack the codes of a finished network, all looks of its training if they are known, and the floors.
+
+    Parameters
+    ----------
+    attacks : Audit
+        On which images.
+    net : PatchSplitNet
+        In eval mode.
+    run : str
+        Its name, for the report.
+    bits : int or None
+        That an image's codes take in a look; None where they are no codes.
+    replay : Replay or None
+        What the Lower received of the victims and the auxiliary images, in this order; None: one look is attacked.
+
+    Returns
+    -------
+    Leakage, and rows of auxiliary images that no decoder was trained on: as they are, as each level rebuilds them, and
+    as they are made from the class alone.
+    """
+    (one, unique), classes = attacks.of_codes([net]), attacks.of_classes()
+    unpaired = attacks.of_unpaired(net)
+    attacked = [("one look", one), ("one look, by weights", attacks.of_weights(net, one, 1))]
+    if replay is not None:
+        joined = all_looks(attacks, net, replay.looks)
+        looks = joined.best.looks
+        begun = max(one, joined, key=lambda found: found.best.validation_ssim)
+        weights = attacks.of_weights(net, begun, looks)
+        attacked = [(f"{looks} looks", joined), (f"{looks} looks, by weights", weights), *attacked]
+    attacked.append(("one look, without queries", unpaired))
+    settings, description = attacks.settings, attacks.description
+    report = Leakage(
+        run=run,
+        dataset=description.dataset,
+        victims=len(attacks.victims.labels_N),
+        auxiliary=len(attacks.auxiliary.labels_N),
+        auxiliary_asked=settings.auxiliary,
+        candidates=attacks.num_candidates,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        bits=bits,
+        numbers=smashed_bytes(net, description) // 4,
+        unique=unique,
+        findings=(
+            *(finding for _, found in attacked for finding in found.findings), *attacks.of_logits(net).findings,
+            *classes.findings,
+        ),
+        replayed=_replayed(replay),
+        labels=None if replay is None else _labels(attacks, replay.looks),
+        seams=_seams(attacks),
+    )  # fmt: skip
+    shown = [Pictures(title, found.shown_NCHW) for title, found in attacked]
+    return report, [
+        Pictures("originals", attacks.originals()),
+        *shown,
+        Pictures("from the class alone", classes.shown_NCHW),
+    ]
+
+
+def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks) -> Attacked:
+    """Attack with all looks of the training and that of the finished network."""
+    given, target = attacks.smashed([net])
+    first = len(attacks.victims.labels_N)
+    return attacks.of_looks(
+        torch.cat([looks.side_by_side(slice(first, None)), given], dim=2),
+        torch.cat([looks.side_by_side(slice(first)), target], dim=2),
+        looks.joined + 1,
+    )
+
+
+def _replayed(replay: Replay | None) -> Replayed | None:
+    if replay is None:
+        return None
+    looks = replay.looks
+    return Replayed(shown=looks.shown, joined=looks.joined, exact=replay.exact, seconds=replay.seconds)
+
+
+def _labels(attacks: Audit, looks: Looks) -> LabelGuess | None:
+    labels_N = np.concatenate([attacks.victims.labels_N, attacks.auxiliary.labels_N])
+    own_LND = looks.smashed_LNPChw[:, :, list(looks.positions)].flatten(2)
+    return guess_labels(looks.gradient_LND, own_LND, labels_N, attacks.description.num_classes)
+
+
+def _seams(attacks: Audit) -> tuple[Seam, ...]:
+    images_NCHW = torch.cat([attacks.victims.images_NCHW, attacks.auxiliary.images_NCHW])[:_CANDIDATES]
+    description = attacks.description
+    patches_NPChw = description.grid().split(images_NCHW).numpy()
+    return match_seams(description.grid(), patches_NPChw, description.assignment)

@@ -1,0 +1,93 @@
+"""Trains a run again in one process, from its settings, to have all that its Lower received.
+
+Training is exact: the same settings, stores and kernels give the same weights, bit by bit, and so the same smashed
+data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import Blueprint
+from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.leakage.looks import Looks, Recorder
+from psl_flower.stores.store_set import StoreSet
+
+
+class Replay(NamedTuple):
+    """A training that was done again.
+
+    Attributes
+    ----------
+    looks : Looks
+        What its Lower received.
+    exact : bool
+        Whether it came by the run's weights, bit by bit.
+    seconds : float
+        That it took.
+    """
+
+    looks: Looks
+    exact: bool
+    seconds: float
+
+
+def replay(
+    config: RunConfig,
+    stores: StoreSet,
+    weights: Mapping[str, torch.Tensor],
+    samples_N: NDArray[np.int64],
+    *,
+    most: int,
+    steps: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Replay:
+    """Train a run again and record some of its images.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's settings.
+    stores : StoreSet
+        Its patch stores.
+    weights : mapping
+        Of the finished run, by the names of `PatchSplitNet.state_dict()`, on the CPU.
+    samples_N : ndarray
+        Of the images to record, int64.
+    most : int
+        Looks to keep at most.
+    steps : int
+        That the run trained; 0: all that its settings say.
+    on_progress : callable
+        Called with (what, steps done, steps in all).
+
+    Raises
+    ------
+    PslError
+        As training does: a store cannot be read, or the settings do not fit it.
+    """
+    began, description = time.monotonic(), stores.description
+    task = Blueprint(config, description).task(stores.labels)
+    total = min(steps, task.total_steps) or task.total_steps
+    with stores.opened() as opened:
+        trainer = OneProcessTrainer(config, description, stores.labels, opened)
+        recorder, exact = Recorder(trainer.net, task, samples_N, most=most, steps=total), False
+        while trainer.step < total:
+            trainer.train(
+                min(task.steps_per_round, total - trainer.step),
+                lambda step, loss, seconds: on_progress("replaying the training", step, total),
+            )
+            # The best round's weights may be those that were kept, not the last one's.
+            exact = exact or _same(trainer.net.state_dict(), weights)
+    return Replay(recorder.finish(), exact, time.monotonic() - began)
+
+
+def _same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)

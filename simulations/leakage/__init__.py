@@ -1,0 +1,1 @@
+"""Accuracy, bytes and what images give away, for several protections."""

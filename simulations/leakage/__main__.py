@@ -1,0 +1,128 @@
+"""Trains networks with several protections and attacks their codes; `python -m simulations.leakage`.
+
+Each network is trained in one process, as a federated run with the same settings is. Then decoders attack what crosses
+its cut, of the finished network (one look) and in all epochs joined (all looks), as `psl leak` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from psl_flower.cli.output import exit_status
+from psl_flower.config import RunConfig
+from psl_flower.engine.build import Blueprint
+from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.inference.evaluation import images_in
+from psl_flower.leakage.audit import Attacked, Audit
+from psl_flower.leakage.complete import all_looks
+from psl_flower.leakage.images import Known, chosen_samples, most_looks
+from psl_flower.leakage.looks import Looks, Recorder
+from psl_flower.leakage.report import UNPAIRED, WEIGHTS, Finding
+from psl_flower.leakage.smashed import smashed_bytes
+from psl_flower.models import PatchSplitNet
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.stores.prepare import prepare_stores
+from psl_flower.stores.store_set import StoreSet
+from psl_flower.wire.codecs import get_codec
+from simulations import reports
+from simulations.command_line import check_out, deliver, new_parser, workspace_of
+from simulations.leakage.cases import Options
+from simulations.leakage.results import Floor, Report, Trial, best
+from simulations.machine import circumstances
+from simulations.options import read_options
+from simulations.progress import Progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status, see `exit_status`."""
+    about = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
+    parser = new_parser("leakage", about, Options)
+    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+
+
+def _measure(given: argparse.Namespace) -> None:
+    check_out(given.out)
+    options, began = read_options(given, Options), circumstances()
+    report = reports.begun(given.out, Report(**began, settings=options))
+    with workspace_of("psl-leakage-") as workspace, Progress() as progress:
+        for case, seed in report.missing:
+            progress.trial(f"{case}, seed {seed}")
+            trial, floor = _trial(case, seed, options, workspace.path, progress, _floor_of(report, seed))
+            floors = report.floors if _floor_of(report, seed) else (*report.floors, floor)
+            report = msgspec.structs.replace(report, measurements=(*report.measurements, trial), floors=floors)
+            one, joined = best(trial.one_look).ssim.mean, best(trial.one_look + trial.all_looks).ssim.mean
+            progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
+            if given.out is not None:
+                reports.save(given.out, report)
+    deliver(given, report)
+
+
+def _floor_of(report: Report, seed: int) -> Floor | None:
+    return next((floor for floor in report.floors if floor.seed == seed), None)
+
+
+def _trial(
+    case: str, seed: int, options: Options, workspace: Path, progress: Progress, floor: Floor | None
+) -> tuple[Trial, Floor]:
+    began = time.perf_counter()
+    config = options.config(case, seed, workspace)
+    stores = prepare_stores(config)
+    description = stores.description
+    num_bytes = smashed_bytes(Blueprint(config, description).network(), description)
+    samples = chosen_samples(description.samples_of("train"), options.audit, num_bytes)
+    victims, auxiliary = (Known.joined(images_in(stores, samples_N, 256)) for samples_N in samples)
+    most = most_looks(options.audit, sum(map(len, samples)), num_bytes)
+    net, accuracy, looks = _trained(config, stores, np.concatenate(samples), most, progress)
+    attacks = Audit(description, victims, auxiliary, options.audit, progress.steps)
+    one, unique = attacks.of_codes([net])
+    joined = all_looks(attacks, net, looks)
+    up, down = _bytes(config, description)
+    trial = Trial(
+        case=case, seed=seed, accuracy=accuracy, bytes_up=up, bytes_down=down,
+        bits=config.network.cut_protection.bits(description.grid().num_patches), unique=unique,
+        one_look=(*one.findings, *_of_levels(attacks, net, one, options)), all_looks=joined.findings,
+        looks=joined.best.looks, auxiliary=len(auxiliary.labels_N), seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    return trial, floor or Floor(seed=seed, findings=(*attacks.of_classes().findings, *attacks.of_logits(net).findings))
+
+
+def _of_levels(attacks: Audit, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[Finding, ...]:
+    """Return what attackers of the other levels that are asked for find in one look."""
+    weights = attacks.of_weights(net, one, 1).findings if WEIGHTS in options.levels else ()
+    return weights + (attacks.of_unpaired(net).findings if UNPAIRED in options.levels else ())
+
+
+def _trained(
+    config: RunConfig, stores: StoreSet, samples_N: np.ndarray, most: int, progress: Progress
+) -> tuple[PatchSplitNet, float, Looks]:
+    """Train; return the network, its accuracy, and what its Lower received of some images."""
+    task = Blueprint(config, stores.description).task(stores.labels)
+    with stores.opened() as opened:
+        trainer = OneProcessTrainer(config, stores.description, stores.labels, opened)
+        recorder = Recorder(trainer.net, task, samples_N, most=most, steps=task.total_steps)
+        trainer.train(task.total_steps, lambda step, loss, seconds: progress.steps("train", step, task.total_steps))
+        accuracy = trainer.evaluate().accuracy
+    net: PatchSplitNet = trainer.net
+    return net.eval().requires_grad_(False), accuracy, recorder.finish()
+
+
+def _bytes(config: RunConfig, description: StoreSetDescription) -> tuple[float, float]:
+    """Return payload bytes of an image and step, up and down, of all Uppers together."""
+    size = config.training.batch_size
+    shapes = [(size, *shape) for shape in Blueprint(config, description).smashed_shapes().values()]
+    up, down = (
+        sum(get_codec(codec).nbytes(shape) for shape in shapes) / size
+        for codec in (config.smashed_codec, config.wire.wire_gradients)
+    )
+    return up, down
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The frontier: accuracy lost against what images give away, and against bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from simulations.leakage.results import Average, Report
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = ("o", "s", "^")
+_FAINT = "#dddddd"
+
+NAMES = ("accuracy-by-ssim", "accuracy-by-bytes")
+
+
+def drawn(report: Report, name: str) -> Figure | None:
+    """Return one of the plots of `NAMES`; None if there is no such plot."""
+    if name == "accuracy-by-ssim":
+        return _plot(report, "SSIM: one look (hollow), all looks (filled)", [
+            (lambda one: one.one_look, "none"), (lambda one: one.all_looks, "full"),
+        ])  # fmt: skip
+    if name == "accuracy-by-bytes":
+        figure = _plot(report, "bytes of an image and step, both ways", [(lambda one: one.bytes_both, "full")])
+        figure.axes[0].set_xscale("log")
+        return figure
+    return None
+
+
+def _plot(report: Report, x: str, series: list[tuple[Callable[[Average], float], str]]) -> Figure:
+    figure = Figure(figsize=(4.7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    compared = [(average, average.lost) for average in report.averages if average.lost is not None]
+    for number, (one, lost) in enumerate(compared):
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
+        points = [place(one) for place, _ in series]
+        axes.plot(points, [lost] * len(points), color=colour, linewidth=0.8)
+        for (_, fill), point in zip(series, points, strict=True):
+            label = f"{one.case} ({one.seeds} {'seed' if one.seeds == 1 else 'seeds'})" if fill == "full" else None
+            axes.plot([point], [lost], color=colour, marker=marker, fillstyle=fill, linestyle="none", label=label)
+    axes.set(xlabel=x, ylabel="accuracy lost, points")
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(3.2 + 0.2 * len(labels))
+    figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
+    return figure

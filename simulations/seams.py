@@ -1,0 +1,156 @@
+"""How often colluding nodes find the neighbouring patch of an image by its border; `python -m simulations.seams`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from psl_flower.cli.output import exit_status
+from psl_flower.config import fields, size_text
+from psl_flower.config.fields import parse_size, setting
+from psl_flower.data.options import SourceOptions
+from psl_flower.data.sources import open_dataset
+from psl_flower.errors import ConfigError
+from psl_flower.leakage.seams import Seam, match_seams
+from psl_flower.patches import PatchGrid
+from psl_flower.patches.cutting import half_of
+from simulations import reports
+from simulations.command_line import check_out, deliver, new_parser
+from simulations.machine import circumstances
+from simulations.options import read_options, several, texts
+from simulations.reports import Cells, Row
+from simulations.tables import again, dataset_name
+
+# Half the image each way: 2x2 patches.
+_HALF = "half"
+
+
+def _size(text: str) -> str:
+    return text if text == _HALF else size_text(parse_size("patch-sizes", text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """Which images are cut, and how."""
+
+    dataset: str = setting("digits", "digits, a hub name or a folder, such as ../shared/data/cifar10")
+    images: int = setting(1000, "training images, drawn at random; candidates in each store", least=2, most=20_000)
+    patch_sizes: tuple[str, ...] = several((_HALF,), f"HEIGHTxWIDTH in pixels, or {_HALF}: 2x2 patches", _size)
+    seed: int = setting(0, "draws the images", least=0, most=2**32 - 1)
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """What was matched of images cut in one way.
+
+    Attributes
+    ----------
+    patch_size : tuple[int, int]
+        (height, width) in pixels.
+    rows, cols : int
+        Of the grid.
+    seams : tuple of Seam
+        All neighbouring positions.
+    """
+
+    patch_size: tuple[int, int]
+    rows: int
+    cols: int
+    seams: tuple[Seam, ...]
+
+
+class Report(reports.Report, frozen=True, kw_only=True):
+    """A result file."""
+
+    benchmark: str = "seams"
+    version: int = 1
+    settings: Options
+    measurements: tuple[Cut, ...]
+
+    @property
+    def title(self) -> str:
+        """One line: what was measured, and where."""
+        asked = self.settings
+        return f"Neighbouring patches found by their borders: {dataset_name(asked.dataset)}, {asked.images} images"
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """A row for each way to cut, then one for each pair of neighbours."""
+        rows: list[Row] = []
+        for cut in self.measurements:
+            shares = [100 * seam.matched.mean for seam in cut.seams]
+            rows.append((
+                f"{cut.rows}x{cut.cols}", size_text(cut.patch_size), str(self.settings.images),
+                f"{statistics.fmean(shares):.1f}", f"{min(shares):.1f}", f"{max(shares):.1f}",
+            ))  # fmt: skip
+        pairs: list[Row] = [
+            (
+                f"{cut.rows}x{cut.cols}", f"{seam.first} and {seam.second}", seam.side,
+                f"{100 * seam.matched.mean:.1f} ({100 * seam.matched.low:.1f} to {100 * seam.matched.high:.1f})",
+            )
+            for cut in self.measurements
+            for seam in cut.seams
+        ]  # fmt: skip
+        return (
+            (("grid", "patch", "candidates", "matched, %", "worst pair, %", "best pair, %"), rows),
+            (("grid", "positions", "second lies", "matched, % (95 %)"), pairs),
+        )
+
+    @property
+    def notes(self) -> str:
+        """How to read the tables."""
+        return (
+            "Matched: patches whose best, of all candidates at the neighbouring position, is of the same image, by the "
+            "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR 2012). "
+            "By chance it would be one in as many as there are candidates. Each pair of positions is matched alone, "
+            "and nothing is learnt: colluding nodes may do better."
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        return again("seams", texts(self.settings).items(), {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status, see `exit_status`."""
+    parser = new_parser(
+        "seams", "Cut images into patches and find neighbours again by the pixels of their borders.", Options
+    )
+    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+
+
+def _measure(given: argparse.Namespace) -> None:
+    check_out(given.out)
+    options, began = read_options(given, Options), circumstances()
+    images_NCHW = _images(options)
+    measured = tuple(_cut(images_NCHW, size) for size in options.patch_sizes)
+    deliver(given, Report(**began, settings=options, measurements=measured))
+
+
+def _images(options: Options) -> NDArray[np.uint8]:
+    source = open_dataset(options.dataset, SourceOptions(max_train=options.images, seed=options.seed))
+    images = [np.atleast_3d(image) for image, _ in source.samples("train")]
+    if len({image.shape for image in images}) > 1:
+        raise ConfigError(f"dataset: {options.dataset} has images of several sizes; choose one whose images are alike")
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def _cut(images_NCHW: NDArray[np.uint8], size: str) -> Cut:
+    height, width = images_NCHW.shape[2:]
+    patch = half_of((height, width)) if size == _HALF else parse_size("patch-sizes", size)
+    grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch)
+    patches_NPChw = grid.split(torch.from_numpy(images_NCHW)).numpy()
+    seams = match_seams(grid, patches_NPChw, range(grid.num_patches))
+    return Cut(patch_size=patch, rows=grid.rows, cols=grid.cols, seams=seams)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

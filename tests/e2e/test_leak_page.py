@@ -1,0 +1,41 @@
+"""The page of `psl leak` in a real browser: from file://, at desktop and telephone width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from psl_flower.leakage.complete import Pictures
+from psl_flower.leakage.page import render
+from psl_flower.leakage.report import CODES, QUERY, WEIGHTS
+from tests.e2e.browser import CHROMIUM, Browser
+from tests.unit.leaks import finding, found_by
+
+pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
+
+MEASURE = """({
+  beyond: document.documentElement.scrollWidth - innerWidth,
+  rows: [...document.querySelectorAll("figure img")].map(row => [row.naturalWidth, row.getBoundingClientRect().width]),
+})"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set PSL_CHROMIUM")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    report = found_by(
+        finding(CODES, 0.3, 0, QUERY), finding(CODES, 0.4, 0, QUERY, 5), finding(CODES, 0.5, 0.1, WEIGHTS, 5)
+    )
+    page = tmp_path / "page.html"
+    page.write_text(render(report, [Pictures(title, torch.rand(8, 3, 32, 32)) for title in ("originals", "5 looks")]))
+    with Browser(tmp_path / "profile") as browser:
+        for width in (1280, 390):
+            browser.open(page, width)
+            found = browser.evaluate(MEASURE)
+            # Nothing sticks out: the table scrolls within itself, rows of pictures shrink.
+            assert found["beyond"] <= 0
+            assert [natural for natural, _ in found["rows"]] == [8 * 32 * 3] * 2
+            assert all(0.85 * min(width, 768) <= shown <= width for _, shown in found["rows"])
+            assert browser.told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded") == []
+            urls = [request["request"]["url"] for request in browser.told("Network.requestWillBeSent")]
+            assert [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
