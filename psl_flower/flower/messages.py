@@ -10,6 +10,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError, NodeLost, PeerLost
+from psl_flower.text import printable
+from psl_flower.wire.messages import MAX_TEXT
 from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, Tensors
 
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.
@@ -58,12 +60,14 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
     """Return the failure that a reply reports, Flower's or the node's own, NodeLost if it may pass; None if none."""
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
-        kind = NodeLost if reply.error.code in _GONE else NodeError
-        return kind(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")
-    told = received(reply, node).failure()
-    if told is None or told.kind in _CONSEQUENCES:
+        lost = NodeLost if reply.error.code in _GONE else NodeError
+        told = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
+        return lost(f"{node}: {told} (Flower error {reply.error.code})")
+    failed = received(reply, node).failure()
+    if failed is None or failed.kind in _CONSEQUENCES:
         return None
-    return NodeError.reported(told.kind, f"{node}: {told.message} ({told.kind})")
+    kind = printable(failed.kind, MAX_TEXT)
+    return NodeError.reported(kind, f"{node}: {printable(failed.message, MAX_TEXT)} ({kind})")
 
 
 def ask(
