@@ -23,6 +23,7 @@ from flwr.supercore.utils import get_flwr_home
 
 from psl_flower.errors import ConfigError, PslError, RunError
 from psl_flower.launch.running import app_folder
+from psl_flower.system.files import write_file
 from psl_flower.system.folders import make_private_folder
 from psl_flower.text import printable
 
@@ -64,15 +65,14 @@ def write_programs(folder: Path) -> Path:
 
     Raises
     ------
-    OSError
+    OSError, RunError
         If the disk refuses.
     """
     make_private_folder(folder)
     for name in TASK_TYPE_TO_COMMAND.values():
         function = "client_app" if name == _SERVED else "refuse"
-        program = folder / name
-        program.write_text(_PROGRAM.format(python=sys.executable, function=function), "utf-8")
-        program.chmod(0o700)
+        content = _PROGRAM.format(python=sys.executable, function=function)
+        write_file(folder / name, content.encode(), RunError, mode=0o700)
     return folder
 
 
