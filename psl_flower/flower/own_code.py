@@ -30,7 +30,7 @@ from psl_flower.text import printable
 PROGRAMS = "psl-programs"
 _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
-_PROGRAM = """#!{python} -P
+_PROGRAM = """#!{python}
 from psl_flower.flower.own_code import {function}
 {function}()
 """

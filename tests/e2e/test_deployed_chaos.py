@@ -8,7 +8,6 @@ from simulations.chaos.federation import Federation
 from simulations.chaos.trials import ONE_RUN, TWO_RUNS, Plan, attempt
 from simulations.separate_hosts.network import Network, NotAllowed, why_not
 
-
 PLANS = {
     "one run": Plan(name="storm", kind=ONE_RUN, kills=2, steps=24, seed=3),
     "two runs at once": Plan(name="storm", kind=TWO_RUNS, kills=1, steps=24, seed=4),
