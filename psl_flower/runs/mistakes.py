@@ -143,6 +143,15 @@ def _check_size(content: BinaryIO) -> None:
     content.seek(0)
 
 
+def check_classes(run: Path, label_N: NDArray[Any], predicted_N: NDArray[Any], num_classes: int) -> None:
+    """Raise RunError unless all are classes of the run."""
+    for classes_N in (label_N, predicted_N):
+        if classes_N.dtype.kind not in "iu" or (
+            len(classes_N) and not 0 <= classes_N.min() <= classes_N.max() < num_classes
+        ):
+            raise RunError(f"{run}: {FILE} is damaged: it names classes that the run has not; evaluate the run again")
+
+
 def _written(path: Path) -> float:
     return path.stat().st_mtime
 

@@ -65,7 +65,7 @@ def test_postscript_called_a_picture_starts_no_program(tmp_path: Path, name: str
         make_run(tmp_path) if command[0] == "predict" else None
         done = subprocess.run(
             [Path(sys.executable).with_name("psl"), *command], env=environment, capture_output=True, text=True,
-            timeout=120, check=False,
+            timeout=120, check=False, cwd=tmp_path,
         )  # fmt: skip
         assert not started.exists(), done.stdout + done.stderr
         assert "Traceback" not in done.stderr
@@ -217,3 +217,43 @@ def test_a_folder_that_is_no_run_is_not_removed(tmp_path: Path, capsys: pytest.C
         assert main(["rm", name, "--workspace", str(tmp_path)]) == 2
         assert "expected the name of a run" in capsys.readouterr().err
     assert other.is_dir() and (tmp_path / "runs" / "tiny").is_dir()
+
+
+# The folder of a run, which may come from another machine.
+
+_DEEP = b"[" * 200_000 + b"]" * 200_000
+DAMAGE = {
+    "status.json, deep": ("status.json", b'{"state":"completed","x":' + _DEEP + b"}"),
+    "status.json, beyond the years": ("status.json", b'{"state":"completed","updated":1e300}'),
+    "config.toml, deep": ("config.toml", b"x=" + _DEEP),
+    "metrics.jsonl, cut": ("metrics.jsonl", b'{"round": \n'),
+    "metrics.jsonl, deep": ("metrics.jsonl", _DEEP + b"\n"),
+    "metrics.jsonl, words": ("metrics.jsonl", b'{"round": 1, "step": 2, "seconds": "y"}\n'),
+    "metrics.jsonl, nothing": ("metrics.jsonl", b"{}\n"),
+    "manifest.json, deep": ("manifest.json", b'{"x":' + _DEEP + b"}"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE)
+def test_a_crafted_run_is_one_error_and_hides_no_other_run(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = make_run(tmp_path)
+    (run.path / name).write_bytes(content)
+    assert main(["runs", "--workspace", str(tmp_path)]) == 0
+    assert "tiny" in capsys.readouterr().out
+    status = main(["report", "tiny", "--workspace", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (status, said) == (0, "") or (status == 1 and said.startswith("error: ") and said.count("\n") == 1)
+
+
+@pytest.mark.parametrize("predicted", [10, 10**9, 2**62, -1])
+def test_classes_that_a_run_has_not(predicted: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = make_run(tmp_path)
+    test = run.read_description().samples_of("test")
+    wrong, sure = np.full(len(test), predicted), np.full(len(test), 0.9, np.float32)
+    run.write_predictions(Predictions(sample=test, label=wrong * 0, predicted=wrong, confidence=sure, loss=0.5))
+    (run.model / "model.safetensors").unlink()  # so that what the server noted is shown
+    for command in ("report", "evaluate"):
+        assert main([command, "tiny", "--workspace", str(tmp_path)]) == 1
+        assert "names classes that the run has not" in capsys.readouterr().err
