@@ -14,6 +14,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -35,6 +36,7 @@ from psl_flower.flower.own_code import {function}
 {function}()
 """
 _MODULE = ".py"
+_RUNTIME = "flwr.supernode.runtime.run_clientapp"
 
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +59,7 @@ def _become(app: Path, arguments: Sequence[str]) -> None:
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, _APP: str(app)}
     program = Path(sys.executable).with_name("flower-supernode")
-    os.execve(program, [str(program), *arguments], environment)  # nosec B606 # no shell
+    os.execve(program, [str(program), *arguments], environment)
 
 
 def write_programs(folder: Path) -> Path:
@@ -78,9 +80,8 @@ def write_programs(folder: Path) -> Path:
 
 def client_app() -> None:
     """Serve one message, as Flower's program of this name does, with the installed app."""
-    from flwr.supernode.cli import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp
-
+    # By these names their packages have functions.
+    program, run_clientapp = map(import_module, ("flwr.supernode.cli.flwr_clientapp", _RUNTIME))
     app = app_folder(os.environ[_APP])
     load: Callable[..., Callable[..., ClientApp]] = _replaced(run_clientapp, "get_load_client_app_fn", None)
     _replaced(run_clientapp, "install_from_fab", lambda fab, **_: check(fab, app))
@@ -88,7 +89,7 @@ def client_app() -> None:
     _replaced(
         run_clientapp, "get_load_client_app_fn", lambda **_: load(default_app_ref="", app_path=str(app), multi_app=True)
     )
-    flwr_clientapp.flwr_clientapp()
+    program.flwr_clientapp()
 
 
 def refuse() -> None:

@@ -31,7 +31,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
+server = ServerApp()
 
 @client.query()
 def query(message, context):
@@ -63,6 +64,7 @@ def _running(command: list[str | Path], log: Path, environment: dict[str, str]) 
         process.wait()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
 def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
     app, report, key = tmp_path / "app", tmp_path / "report", tmp_path / "node.key"
@@ -86,7 +88,7 @@ def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
     with _running(server, logs[0], environment):
         wait_until(lambda: place.flwr("list", "here").returncode == 0, 60, "the SuperLink")
         with _running(node, logs[1], node_environment):
-            done = place.flwr("run", str(app), "here", "--stream", timeout=180)
+            done = place.flwr("run", str(app), "here", "--stream", timeout=270)
             told = report.read_text() if report.exists() else ""
     words = done.stdout + done.stderr + "".join(log.read_text() for log in logs)
     if program == "flower-supernode":
