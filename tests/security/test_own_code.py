@@ -67,6 +67,15 @@ def test_all_programs_of_flower_are_ours(tmp_path: Path) -> None:
         assert done.returncode == 1 and "starts nothing for it" in done.stderr
 
 
+def test_the_program_for_messages_is_flowers_with_its_loading_replaced(tmp_path: Path) -> None:
+    folder = write_programs(tmp_path / PROGRAMS)
+    done = subprocess.run(
+        [folder / "flwr-clientapp", "--help"], env={**os.environ, "PSL_NODE_APP": str(ROOT)}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Run a Flower ClientApp" in done.stdout, done.stderr
+
+
 def test_an_app_that_is_not_there_is_one_error(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("psl-supernode")
     done = subprocess.run(
