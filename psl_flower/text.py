@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from psl_flower.errors import ConfigError
 
 _SHOWN = 40
+# What a spreadsheet computes, and runs what is named in it; numbers may begin so, too.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def expanded(text: str | Path, what: str) -> Path:
@@ -85,6 +89,19 @@ def printable(text: object, limit: int | None = None) -> str:
         return clean
     clean = clean.encode("utf-8", errors="backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)[:limit]
+
+
+def cell(text: str) -> str:
+    """Return a text for a CSV file: one that a spreadsheet would take for a formula has an apostrophe before it.
+
+    Names of classes and files come from whoever made the data.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def from_cell(text: str) -> str:
+    """Return the text of which `cell` made this."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def cut(text: str, limit: int) -> str:

@@ -53,6 +53,8 @@ class InProcessGrid(Grid):
     gone, unreachable, silent : set of int
         Nodes that are no longer there, which Flower knows and does not list; that it still lists, but answers for as it
         does for a lost node; and that it lists and that never answer, as a node that is stopped.
+    late : set of int
+        Nodes that send each answer with the next one only, as Flower's SuperNode may for the rest of its life.
     on_message : callable
         Called with every message before its node gets it.
     allowed : dict
@@ -68,6 +70,8 @@ class InProcessGrid(Grid):
         self.gone: set[int] = set()
         self.unreachable: set[int] = set()
         self.silent: set[int] = set()
+        self.late: set[int] = set()
+        self._held: dict[int, Message] = {}
         self.on_message: Callable[[Message], None] = lambda message: None
         self.allowed: dict[str, bool] = {"lighten": True}
         self.client_app = client_app
@@ -135,4 +139,7 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         config: dict[str, bool | float | int | str] = {**self.config[node], **self.allowed}
         reply = self.client_app(message, Context(1, node, config, RecordDict(), {}))
-        self._replies[message.metadata.message_id] = reply
+        if node in self.late:
+            reply, self._held[node] = self._held.get(node), reply
+        if reply is not None:
+            self._replies[reply.metadata.reply_to_message_id] = reply

@@ -37,7 +37,7 @@ def settings_in(file: str) -> tuple[dict[str, object], list[str]]:
     path = expanded(file, "--config").absolute()
     try:
         found = tomllib.loads(read_file(path, RunError, limit=_LIMIT).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: not a TOML file: {error}") from None
     run = RunFolder(path.parent)
     if run.read_status() is None or path.name != "config.toml":

@@ -35,7 +35,7 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
     from psl_flower.engine.scores import scores_of
     from psl_flower.inference.class_table import write_class_table
     from psl_flower.runs.choosing import choose_run
-    from psl_flower.runs.mistakes import columns_of
+    from psl_flower.runs.mistakes import check_classes, columns_of
     from psl_flower.stores.prepare import stores_are_here
 
     run = choose_run(default_workspace(workspace), name, with_model=False)
@@ -44,6 +44,7 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
         return False
     description = run.read_description()
     _, label_N, predicted_N, *_ = columns_of(run.path, "test")
+    check_classes(run.path, label_N, predicted_N, description.num_classes)
     found = scores_of(label_N, predicted_N, description.num_classes)
     if table:
         write_class_table(found, description.class_names, table)

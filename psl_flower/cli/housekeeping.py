@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from psl_flower.cli.completion import run_names
 from psl_flower.cli.output import Json, RunName, Workspace, tell
+from psl_flower.config.fields import RUN_NAME
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def rm(
     from psl_flower.runs import housekeeping
     from psl_flower.runs.folder import open_run
 
-    chosen = [open_run(default_workspace(workspace), name) for name in dict.fromkeys(runs)]
+    chosen = [open_run(default_workspace(workspace), name) for name in _names(runs)]
     for run in chosen:  # all or none
         housekeeping.refuse_if_running(run, "and cannot be removed")
     _tell({run.name: housekeeping.remove(run) for run in chosen}, "removed", as_json)
@@ -56,9 +58,17 @@ def prune(
             raise typer.BadParameter("--all takes all runs; leave the names out")
         chosen = [found for found in list_runs(path) if (status := found.read_status()) is not None and status.ended]
     else:
-        names = [*(runs or ()), *([run] if run else ())]
-        chosen = [open_run(path, name) for name in dict.fromkeys(names)] or [choose_run(path, with_model=False)]
+        names = _names([*(runs or ()), *([run] if run else ())])
+        chosen = [open_run(path, name) for name in names] or [choose_run(path, with_model=False)]
     _tell({each.name: housekeeping.prune(each, keep) for each in chosen}, "freed", as_json)
+
+
+def _names(given: list[str]) -> list[str]:
+    """Return the names of runs, each once; a path could lead to a folder that is none, such as that of Flower."""
+    for name in given:
+        if not re.fullmatch(RUN_NAME.pattern, name):
+            raise typer.BadParameter(f"expected the name of a run, as psl runs lists it, got {name!r}")
+    return list(dict.fromkeys(given))
 
 
 def _tell(freed: dict[str, int], done: str, as_json: bool) -> None:

@@ -33,7 +33,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
-from psl_flower.text import counted
+from psl_flower.text import counted, from_cell
 
 if TYPE_CHECKING:
     from psl_flower.sealed.audit import Entry
@@ -283,8 +283,9 @@ def _one_label_each(manifest: Manifest, rows: Sequence[tuple[str, str]]) -> dict
 
 
 def _label_of(manifest: Manifest, name: str) -> int:
-    if name in manifest.classes:
-        return manifest.classes.index(name)
+    for text in (name, from_cell(name)):
+        if text in manifest.classes:
+            return manifest.classes.index(text)
     raise ConfigError(f"label {name!r} is none of the classes: {', '.join(manifest.classes[:20])}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,13 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
 
 
 def _describe(folder: RunFolder) -> dict[str, Any]:
+    from psl_flower.errors import RunError
     from psl_flower.runs.history import last_accuracy
     from psl_flower.runs.housekeeping import size_of
 
-    status = folder.read_status()
+    status, accuracy = folder.read_status(), None
+    with contextlib.suppress(RunError):  # a damaged file, of which the commands on this run tell
+        accuracy = last_accuracy(folder)
     return {
         "run": folder.name,
         # One whose process is gone would else train for ever.
@@ -46,7 +50,7 @@ def _describe(folder: RunFolder) -> dict[str, Any]:
         "message": status.message if status else "",
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,
-        "accuracy": last_accuracy(folder),
+        "accuracy": accuracy,
         "model": folder.has_model,
         "bytes": size_of(folder.path),
         "updated": status.updated if status else None,

@@ -16,7 +16,8 @@ from psl_flower.cli import completion
 from psl_flower.cli.closing import closing_lines
 from psl_flower.cli.output import Json, Workspace, say
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.text import counted
+from psl_flower.system.machine import Clock
+from psl_flower.text import counted, duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,8 @@ _SIGNALLED = 128  # and the signal's number: the exit status of what a signal ha
 # later one goes on. What is left of the 10 s is for Flower's processes, of which none stays behind.
 _GRACE_S = 4.0
 
+# A leap of the clock that may make Flower give up a run: its processes report to each other every 25 to 30 s.
+_LEAP_S = 20.0
 # What says that a failed attempt is followed by another; `simulations.chaos` waits for it.
 RESTARTING = "restarting from the last checkpoint"
 
@@ -123,7 +126,7 @@ def run_to_end(
     nodes : int
         Simulated nodes; 0 for what fits.
     retries : int
-        Automatic restarts from the last checkpoint after a failure.
+        Automatic restarts from the last checkpoint after a failure; one that comes with a leap of the clock costs none.
     app : str
         Folder of the Flower app; empty for this installation's.
 
@@ -140,13 +143,13 @@ def run_to_end(
     folder = app_folder(app)
     check_machine(kind)
     while True:
-        attempt = _Attempt(given, kind)
+        attempt, clock = _Attempt(given, kind), Clock()
         try:
             status, verdict = attempt.run(folder, nodes)
         except RunError as error:
             # Flower did not come up, or went before it had taken the run: as much a failed attempt as any.
             run = attempt.folder
-            if retries == 0 or run is None or not kind.how_to_continue(run, True):
+            if run is None or not kind.how_to_continue(run, True) or not (retries or clock.ahead_s() > _LEAP_S):
                 raise
             status, verdict = Status(state="failed", message=f"error: {error}"), ""
         except KeyboardInterrupt as error:
@@ -158,12 +161,21 @@ def run_to_end(
         run = attempt.folder
         assert run is not None  # it has ended
         done = status.state == "completed" and verdict.endswith("completed")
-        if done or status.state == "stopped" or retries == 0 or not kind.how_to_continue(run, True):
+        leapt = clock.ahead_s() > _LEAP_S
+        if done or status.state == "stopped" or not (retries or leapt) or not kind.how_to_continue(run, True):
             return run, status, verdict
-        retries -= 1
-        say(f"{status.message}; {RESTARTING}, {counted(retries, 'retry')} left", err=True)
+        retries -= not leapt
+        why = _leap(clock.ahead_s()) if leapt else f"{RESTARTING}, {counted(retries, 'retry')} left"
+        say(f"{status.message}; {why}", err=True)
         given = kind.settings_to_continue(given, run)
         kind = kind_of(given)
+
+
+def _leap(ahead_s: float) -> str:
+    return (
+        f"the clock leapt ahead by {duration(ahead_s)}, as when a machine sleeps, and Flower then gives its runs up; "
+        f"{RESTARTING}"
+    )
 
 
 def check_machine(kind: Kind) -> None:

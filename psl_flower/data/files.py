@@ -51,7 +51,7 @@ _ENDINGS = frozenset({
     ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
 })  # fmt: skip
-# Pillow opens them and cannot decode them, or not without another program.
+# Pillow opens them and cannot decode them, or not without another program: PostScript by Ghostscript, which runs it.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "WMF", "XVTHUMB"})
 # As far as DICOM's mark.
 _PREFIX_BYTES = 132
@@ -204,6 +204,13 @@ def is_image_name(name: str) -> bool:
 
 
 @cache
+def decodable() -> tuple[str, ...]:
+    """Return Pillow's names of the formats in which images are taken, whatever their files are called."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+
+
+@cache
 def _rare_endings() -> frozenset[str]:
     Image.init()
     return frozenset(
@@ -230,8 +237,7 @@ def begins_as_image(encoded: bytes) -> bool:
 def _is_image(prefix: bytes, file: BinaryIO) -> bool:
     if is_heif(prefix):
         return can_read_heif()
-    Image.init()
-    names = [name for name in Image.ID if name not in _NOT_DECODED and _accepts(name, prefix[:16])]
+    names = [name for name in decodable() if _accepts(name, prefix[:16])]
     file.seek(0)
     return bool(names) and _opens(file, names)
 

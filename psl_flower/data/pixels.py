@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
 from psl_flower.data.account import Notes
+from psl_flower.data.files import decodable
 from psl_flower.data.heif import can_read_heif, is_heif
 from psl_flower.data.metadata import PNG, without_metadata
 from psl_flower.errors import CorruptImage, DataError
@@ -199,7 +200,7 @@ class Decoder:
                 return Image.open(BytesIO(encoded), formats=(self._format,))
             except UnidentifiedImageError:
                 self._format = None
-        image = Image.open(BytesIO(encoded))
+        image = Image.open(BytesIO(encoded), formats=decodable())
         kind = image.format
         # A format without a test of the first bytes might be made of any file.
         self._format = kind if kind in Image.OPEN and Image.OPEN[kind][1] is not None else None

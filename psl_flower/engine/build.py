@@ -38,6 +38,7 @@ from psl_flower.models.split import (
     upper_seed,
 )
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.text import printable
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
@@ -119,7 +120,7 @@ class Blueprint:
         try:
             encoded = msgspec.msgpack.decode(settings, type=_Encoded)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise FrameMismatch(f"malformed settings from the Lower: {str(error)[:200]}") from None
+            raise FrameMismatch(f"malformed settings from the Lower: {printable(error, 200)}") from None
         config = RunConfig.from_mapping(encoded.config)
         return cls(config, encoded.description, encoded.override)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -10,7 +12,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from psl_flower.errors import NodeError, NodeLost, PeerLost
-from psl_flower.wire.questions import CONFIG_RECORD, Parcel, Question, Received, Tensors
+from psl_flower.text import printable
+from psl_flower.wire.messages import MAX_TEXT
+from psl_flower.wire.questions import CONFIG_RECORD, AskInventory, Parcel, Question, Received, Tensors
 
 # What a node reports because the Lower ended the exchange; the Lower knows the cause itself.
 _CONSEQUENCES = ("PeerLost", "ProtocolError")
@@ -30,6 +34,11 @@ _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
 # Longest wait for a node's answer once there is nothing more for it to do. Flower takes up to about 65 s to tell that a
 # node, or its ClientApp, is gone, and says it better.
 ANSWER_TIMEOUT_S = 90.0
+# A node that is silent for so long is asked one thing more. Where a ClientApp is killed just as it ends, Flower's
+# SuperNode (1.42) makes a second answer of its own; from then on it sends each answer with the next one only.
+REMIND_AFTER_S = 45.0
+
+log = logging.getLogger("psl_flower")
 
 
 def is_simulation(grid: Grid) -> bool:
@@ -58,12 +67,14 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
     """Return the failure that a reply reports, Flower's or the node's own, NodeLost if it may pass; None if none."""
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
-        kind = NodeLost if reply.error.code in _GONE else NodeError
-        return kind(f"{node}: {reason[-1] if reason else 'no reason given'} (Flower error {reply.error.code})")
-    told = received(reply, node).failure()
-    if told is None or told.kind in _CONSEQUENCES:
+        lost = NodeLost if reply.error.code in _GONE else NodeError
+        told = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
+        return lost(f"{node}: {told} (Flower error {reply.error.code})")
+    failed = received(reply, node).failure()
+    if failed is None or failed.kind in _CONSEQUENCES:
         return None
-    return NodeError.reported(told.kind, f"{node}: {told.message} ({told.kind})")
+    kind = printable(failed.kind, MAX_TEXT)
+    return NodeError.reported(kind, f"{node}: {printable(failed.message, MAX_TEXT)} ({kind})")
 
 
 def ask(
@@ -94,7 +105,7 @@ def ask(
     answers: dict[int, Received] = {}
     lost: set[int] = set()
     pause_s = _PULL_INTERVAL_S if is_simulation(grid) else _DEPLOYED_PULL_INTERVAL_S
-    deadline = time.monotonic() + timeout_s
+    deadline, reminder = time.monotonic() + timeout_s, _Reminder(grid, names)
     while len(answers) + len(lost) < len(node_of):
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
         waited_for = [message for message, node in node_of.items() if node not in answers and node not in lost]
@@ -117,6 +128,7 @@ def ask(
                     return answers
                 silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
                 raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
+            reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
             time.sleep(pause_s)
     return answers
 
@@ -139,7 +151,9 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
         Without those that had not come `ANSWER_TIMEOUT_S` seconds after the end.
     """
     # A message to a node that is not registered any more has no id, and no answer.
-    waiting = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
+    sent = list(messages)
+    node_of = dict(zip(grid.push_messages(sent), (message.metadata.dst_node_id for message in sent), strict=True))
+    waiting = {message_id for message_id in node_of if message_id}
     replies: list[Message] = []
 
     def all_answered() -> bool:
@@ -151,7 +165,34 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
     simulated = is_simulation(grid)
     while not is_over(_WORKING_PULL_INTERVAL_S if simulated else _DEPLOYED_WORKING_PULL_INTERVAL_S):
         all_answered()  # a node that is gone for a moment shows only in that moment
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    deadline, reminder = time.monotonic() + ANSWER_TIMEOUT_S, _Reminder(grid)
     while not all_answered() and time.monotonic() < deadline:
+        reminder.remind(node_of[message_id] for message_id in waiting)
         time.sleep(_PULL_INTERVAL_S if simulated else _DEPLOYED_PULL_INTERVAL_S)
     return replies
+
+
+class _Reminder:
+    """Asks silent nodes one thing more, whose answer nobody waits for, once it is time for that; none in a simulation.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    names : mapping
+        What nodes are called, by their ids.
+    """
+
+    def __init__(self, grid: Grid, names: Mapping[int, str] | None = None) -> None:
+        self._grid, self._names = grid, names or {}
+        self._at = math.inf if is_simulation(grid) else time.monotonic() + REMIND_AFTER_S
+
+    def remind(self, silent: Iterable[int]) -> None:
+        """Do so, if it is time, and has not been done."""
+        if time.monotonic() < self._at:
+            return
+        self._at, nodes = math.inf, list(silent)
+        for node in nodes:
+            name = self._names.get(node, f"node {node}")
+            log.info("%s has not answered for %g s; asking once more", name, REMIND_AFTER_S)
+        self._grid.push_messages([message(node, AskInventory()) for node in nodes])

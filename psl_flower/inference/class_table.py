@@ -10,6 +10,7 @@ from pathlib import Path
 from psl_flower.engine.scores import Scores
 from psl_flower.errors import RunError
 from psl_flower.system.files import write_file
+from psl_flower.text import cell
 
 
 def write_class_table(found: Scores, class_names: Sequence[str], path: Path) -> None:
@@ -25,5 +26,5 @@ def write_class_table(found: Scores, class_names: Sequence[str], path: Path) -> 
     rows.writerow(["class", "images", "precision", "recall", "f1", *(f"predicted {name}" for name in class_names)])
     for k, name in enumerate(class_names):
         rates = (found.precision_K[k], found.recall_K[k], found.f1_K[k])
-        rows.writerow([name, found.images_K[k], *map(float, rates), *found.confusion_KK[k]])
+        rows.writerow([cell(name), found.images_K[k], *map(float, rates), *found.confusion_KK[k]])
     write_file(path, text.getvalue().encode(), RunError, parents=True)

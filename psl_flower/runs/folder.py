@@ -28,7 +28,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -40,6 +40,7 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.metrics import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
 
@@ -54,6 +55,9 @@ _NOT_OF_TRAINING = {
     "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
     "lighten-with",
 }  # fmt: skip
+
+
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # within the years that people can be told
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +104,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     run_id: str = ""
     process: str = ""
-    updated: float = 0.0
+    updated: Moment = 0.0
 
     @property
     def ended(self) -> bool:
@@ -240,7 +244,7 @@ class RunFolder:
         path = self.path / "config.toml"
         try:
             return tomllib.loads(read_file(path, RunError).decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: damaged: {error}") from error
 
     def write_status(self, status: Status) -> None:
@@ -252,7 +256,7 @@ class RunFolder:
         """Return the status; None where the run has not written one."""
         try:
             return msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -262,12 +266,8 @@ class RunFolder:
             file.write(msgspec.json.encode(dict(metrics)) + b"\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all rounds of metrics.jsonl, without a last line that a crash left unfinished."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]
-        return [msgspec.json.decode(line) for line in lines if line]
+        """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics`."""
+        return read_metrics(self.path / "metrics.jsonl")
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget rounds beyond a step, which a resumed run does again."""

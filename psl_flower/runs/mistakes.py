@@ -7,10 +7,11 @@ predictions with its model did (`psl_flower.runs.predictions`); the newest of ea
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,15 @@ from psl_flower.sealed.manifest import Manifest
 from psl_flower.system.files import open_regular
 
 FILE = "predictions.npz"
+# As numpy writes it, nothing in it is compressed; a stranger's could unpack to anything.
+_MOST_BYTES = 1 << 30
 _FIELDS = ("sample", "label", "predicted", "confidence", "split")
+
+# A claimed size that no memory holds, and a header that is no Python, are among what numpy raises.
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    zipfile.LargeZipFile, NotImplementedError,
+)  # fmt: skip
 
 _Columns = tuple[NDArray[Any], ...]
 
@@ -126,17 +135,36 @@ def columns_of(run: Path, split: str) -> _Columns:
     return tuple(np.concatenate(parts) for parts in zip(*wanted, strict=True))
 
 
+def _check_size(content: BinaryIO) -> None:
+    """Raise ValueError if a file would unpack to much more than predictions are."""
+    with zipfile.ZipFile(content) as file:
+        if any(part.compress_type or part.file_size > _MOST_BYTES for part in file.infolist()):
+            raise ValueError("it is compressed, or larger than predictions are")
+    content.seek(0)
+
+
+def check_classes(run: Path, label_N: NDArray[Any], predicted_N: NDArray[Any], num_classes: int) -> None:
+    """Raise RunError unless all are classes of the run."""
+    for classes_N in (label_N, predicted_N):
+        if classes_N.dtype.kind not in "iu" or (
+            len(classes_N) and not 0 <= classes_N.min() <= classes_N.max() < num_classes
+        ):
+            raise RunError(f"{run}: {FILE} is damaged: it names classes that the run has not; evaluate the run again")
+
+
 def _written(path: Path) -> float:
     return path.stat().st_mtime
 
 
 def _read(path: Path) -> _Columns:
     try:
-        with os.fdopen(open_regular(path), "rb") as content, np.load(content, allow_pickle=False) as file:
-            columns = tuple(file[name] for name in _FIELDS)
+        with os.fdopen(open_regular(path), "rb") as content:
+            _check_size(content)
+            with np.load(content, allow_pickle=False) as file:
+                columns = tuple(file[name] for name in _FIELDS)
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: evaluate the run first, as `psl predict --in-place` does") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
         raise RunError(f"{path} is damaged: evaluate the run again") from None
     sample = columns[0]
     if any(column.ndim != 1 or len(column) != len(sample) for column in columns) or sample.dtype.kind not in "iu":

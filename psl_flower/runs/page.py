@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,7 @@ def _svg(figure: Any) -> str:
 
     text = StringIO()
     # Text stays text, and the file does not depend on when it was made.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "psl"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "psl"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts count, not those of this machine
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -23,6 +23,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import write_file
 from psl_flower.system.records import read_record, write_record
+from psl_flower.text import cell
 
 FOLDER = "predictions"
 TABLE = "predictions.csv"
@@ -82,7 +83,7 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
     """
     with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
         columns = zip(found["sample"], found["label"], found["predicted"], found["confidence"], strict=True)
-        names, table = description.class_names, io.StringIO(newline="")
+        names, table = [cell(name) for name in description.class_names], io.StringIO(newline="")
         writer = csv.writer(table)
         writer.writerow(("image", "number", "label", "predicted", "confidence", "right"))
         for sample, label, predicted, confidence in columns:

@@ -17,7 +17,7 @@ from psl_flower.config import RunConfig
 from psl_flower.errors import RunError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
-from psl_flower.runs.mistakes import Mistake, columns_of, mistakes
+from psl_flower.runs.mistakes import Mistake, check_classes, columns_of, mistakes
 
 # Settings that say where a run is and how it is shown, not what it trains.
 _NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner", "tracker", "tracker-uri"})
@@ -70,6 +70,7 @@ class Summary:
         confusion_KK, worst = None, list[Mistake]()
         if (run.path / "predictions.npz").exists():
             _, label_N, predicted_N, _, _ = columns_of(run.path / "predictions.npz", "test")
+            check_classes(run.path, label_N, predicted_N, description.num_classes)
             confusion_KK = np.zeros((description.num_classes, description.num_classes), np.int64)
             np.add.at(confusion_KK, (label_N, predicted_N), 1)
             worst = mistakes(run.path / "predictions.npz", split="test", limit=_WORST)

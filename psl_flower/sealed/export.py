@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from psl_flower.system.files import disk_errors
 from psl_flower.system.folders import NewFolder
+from psl_flower.text import cell
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,4 +100,4 @@ def _table(path: Path, captions: Sequence[Caption]) -> None:
         table.writerow(["image", "split", "number", "file", "label", "predicted", "confidence"])
         for c in captions:
             sure = "" if c.confidence is None else f"{c.confidence:.6f}"
-            table.writerow([c.image, c.split, c.number, c.file, c.label, c.predicted, sure])
+            table.writerow([c.image, c.split, c.number, c.file, cell(c.label), cell(c.predicted), sure])

@@ -24,6 +24,8 @@ _WEB = ("http", "https")
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
 # A web server that says nothing for so long is taken for lost.
 _SILENT_S = 30.0
+# The most that is taken of an answer where no part of a file was asked for: a listing.
+_LISTING_BYTES = 1 << 24
 _CANNOT_NOW = 500
 # Hosts are known by ~/.ssh/known_hosts, as with ssh (sshfs alone would take anyone's word); a silent peer is given up
 # after three unanswered messages; a connection that broke must not come back from fsspec's cache.
@@ -33,6 +35,7 @@ _ADVICE = {
     "NoCredentialsError": "no credentials were found",
     "EndpointConnectionError": "no connection",
     "ClientConnectorError": "no connection",
+    "AnswerTooLong": "the server sends more than was asked for; it must answer ranges",
 }
 # What libraries behind fsspec call a far side that does not answer, where it is no OSError.
 _LOST = (
@@ -100,9 +103,10 @@ class UrlFolder:
     def read(self, name: str, limit: int) -> bytes:
         """See Folder."""
         with self._translated(name):
-            if self.size(name) > limit:
+            size = self.size(name)
+            if size > limit:
                 raise StoreUnreachable(f"{self._name}/{name} is larger than {limit} bytes: not a file of this kind")
-            return bytes(self._fs.cat_file(self._path(name)))
+            return bytes(self._fs.cat_file(self._path(name), start=0, end=size))  # a range: see `_bounded`
 
     def ranges(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
         """See Folder."""
@@ -188,8 +192,36 @@ def _options(scheme: str) -> Mapping[str, object]:
 
         # Its own limit is five minutes for all of a request, however long that may rightly be.
         silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
-        return {"client_kwargs": {"timeout": silent}}
+        return {"client_kwargs": {"timeout": silent, "response_class": _bounded()}}
     return {}
+
+
+class AnswerTooLong(Exception):
+    """A web server sends more than was asked for."""
+
+
+def _bounded() -> type:
+    """Return a class of aiohttp's answers that are read no further than the part of a file that was asked for.
+
+    aiohttp takes all that comes, and a web server is not trusted with anything: it may send without end.
+    """
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+                limit = int(asked[2]) - int(asked[1]) + 1 if asked else _LISTING_BYTES
+                content = bytearray()
+                async for part in self.content.iter_any():
+                    content += part
+                    if len(content) > limit:
+                        self.close()
+                        raise AnswerTooLong
+                self._body = bytes(content)
+            return self._body
+
+    return Bounded
 
 
 class _UrlDraft:

@@ -10,12 +10,28 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 from psl_flower.errors import ConfigError
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER, _PAD_BYTES = 2**31 - 1, 64 * 2**20
+
+
+class Clock:
+    """Notices when the machine's clock is set, or the machine has slept, after this was made."""
+
+    def __init__(self) -> None:
+        self._offset_s = self._offset()
+
+    def ahead_s(self) -> float:
+        """Return by how many seconds the clock has gone further than time has; below 0 where it was set back."""
+        return self._offset() - self._offset_s
+
+    @staticmethod
+    def _offset() -> float:
+        return time.time() - time.monotonic()
 
 
 def keep_freed_memory() -> None:

@@ -36,6 +36,6 @@ def read_record(path: Path, kind: type[T], error: type[PslError] = StoreUnreacha
     """
     try:
         return msgspec.json.decode(read_file(path, error), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as damage:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as damage:
         damaged = StoreError if error is StoreUnreachable else error
         raise damaged(f"{path}: damaged: {damage}") from damage

@@ -11,12 +11,16 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from psl_flower.errors import AlignmentError, FrameMismatch, PositionError, PositionMissing
+from psl_flower.text import printable
 from psl_flower.wire.messages import ADAPTATION
+from psl_flower.wire.plan import check_finite
 
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Holder = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?\Z")]
+# More are of no use to any model here, and OpenMP would try to start them.
+Threads = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -120,12 +124,16 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state: str = ""
     keys: str = ""
     owner: str = ""
-    threads: int = 0
+    threads: Threads = 0
     epoch: int = 0
     names: tuple[PartyName, ...] = ()
     labels: Holder = ""
     part: Part = ""
     kept: dict[int, int] = {}
+
+    def __post_init__(self) -> None:
+        """Refuse a wait that is not finite: a node would never give the Lower up."""
+        check_finite(timeout_s=self.timeout_s)
 
     def hosting(self, parties: Iterable[int]) -> NodeTask:
         """Return the task of a node that hosts these parties."""
@@ -188,7 +196,7 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {str(error)[:200]}") from None
+        raise FrameMismatch(f"{peer}: malformed {kind.__name__}: {printable(error, 200)}") from None
 
 
 def check_alignment(claims: Mapping[str, Sequence[Claim]]) -> None:

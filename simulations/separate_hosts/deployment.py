@@ -163,7 +163,7 @@ class Deployment:
     def supernode_command(self, host: Host, node_config: Mapping[str, str | bool]) -> list[str | Path]:
         """Return the command that starts a SuperNode."""
         return [
-            BIN / "flower-supernode", "--root-certificates", host.folder / "ca.crt",
+            BIN / "psl-supernode", "--root-certificates", host.folder / "ca.crt",
             "--superlink", f"{self.server.address}:{FLEET_PORT}",
             "--auth-supernode-private-key", host.folder / "auth",
             "--node-config", " ".join(f"{name}={_toml(value)}" for name, value in node_config.items()),

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 
 from psl_flower.errors import NodeLost, PositionMissing
+from psl_flower.flower import messages
 from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import authorisation, keyfile
 from psl_flower.sealed import manifest as manifests
@@ -103,6 +104,18 @@ def test_a_node_lost_when_the_model_is_collected_is_waited_for(
     assert sent.count("query.collect") >= 4
     assert "asking again once all nodes are back" in log_of(tmp_path)
     assert exact(run, stores)
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_a_node_that_answers_late_is_reminded(
+    transport: str, nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's SuperNode makes a second answer where a ClientApp is killed as it ends; then each waits for the next."""
+    monkeypatch.setattr(messages, "REMIND_AFTER_S", 1.0)
+    nodes.late.add(101)
+    run = train(nodes, tmp_path, transport=transport)
+    assert exact(run, stores)
+    assert "node 101 has not answered for 1 s" in log_of(tmp_path)
 
 
 def test_a_node_that_does_not_come_back_when_the_model_is_collected(

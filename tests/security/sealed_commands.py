@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from psl_flower.cli import owner, restorer
+from psl_flower.cli.main import make_app
 from psl_flower.errors import PslError
 
-app = typer.Typer()
-owner.register(app)
-restorer.register(app)
+app = make_app()
 PEOPLE = [("owner", "owner"), ("node", "node0"), ("node", "node1"), ("lower", "lower")]
 PEOPLE += [("restorer", name) for name in ("alice", "bob", "carol")]
 

@@ -96,6 +96,7 @@ RULES: dict[Rule, dict[str, str]] = {
     guessable: {},
     trusts_the_clock: {
         "psl_flower/doctor/network.py": "compares two clocks",
+        "psl_flower/system/machine.py": "notices that it was set",
         "psl_flower/sealed/authorisation.py": "expires by the calendar",
         "psl_flower/wire/tls.py": "certificates hold by the calendar",
         "psl_flower/wire/certificates.py": "certificates hold by the calendar",

@@ -348,8 +348,8 @@ def test_an_append_killed_after_its_commit_and_repeated_appends_once(folder: Pat
 @pytest.mark.slow
 def test_a_killed_ingest_goes_on(folder: Path) -> None:
     """SIGKILL, at several moments; the same command completes it."""
-    program = "import sys, typer; from psl_flower.cli import owner; from psl_flower.sealed import ingest; "
-    program += "ingest.sizes = lambda *_: (64, 16); app = typer.Typer(); owner.register(app); app()"
+    program = "import sys; from psl_flower.cli.main import main; from psl_flower.sealed import ingest; "
+    program += "ingest.sizes = lambda *_: (64, 16); sys.exit(main())"
     arguments = [a for a in sealing(folder, "sealed", "--json") if a not in ("--max-train", "60", "--max-test", "20")]
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL)

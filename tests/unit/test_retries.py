@@ -38,6 +38,9 @@ def attempts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
         def run(self, app: Path, nodes: int) -> tuple[Status, str]:
             outcome = outcomes.pop(0)
+            if isinstance(outcome, float):  # by which the clock leaps meanwhile
+                leap, before, outcome = outcome, time.time, outcomes.pop(0)
+                monkeypatch.setattr(time, "time", lambda: before() + leap)
             if isinstance(outcome, Exception):
                 raise outcome
             assert isinstance(outcome, Status)
@@ -78,6 +81,29 @@ def test_not_without_a_checkpoint(attempts: list[object], run: RunFolder) -> Non
 def test_not_what_was_stopped(attempts: list[object]) -> None:
     attempts += [Status(state="stopped"), Status(state="completed")]
     assert end(1) == "stopped"
+
+
+def test_what_flower_gives_up_when_the_clock_leaps_goes_on_unasked(
+    attempts: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does where a machine has slept; each time once, however it ends."""
+    failed = Status(state="failed", message="error: No heartbeat received from the task")
+    attempts += [3600.0, failed, 18_000.0, RunError("no SuperLink"), 60.0, failed, failed]
+    assert end(0) == "failed" and attempts == []
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("; ")[0] for line in said] == [failed.message, "error: no SuperLink", failed.message]
+    for line, leap in zip(said, ("1:00:00", "5:00:00", "1:00"), strict=True):
+        assert line.endswith(
+            f"; the clock leapt ahead by {leap}, as when a machine sleeps, and Flower then gives its runs up; "
+            "restarting from the last checkpoint"
+        )
+
+
+def test_no_leap_no_restart_unasked(attempts: list[object]) -> None:
+    """A clock that is set back, or by seconds, ends no run of Flower's."""
+    for leap in (5.0, -3600.0):
+        attempts += [leap, Status(state="failed", message="why")]
+        assert end(0) == "failed" and attempts == []
 
 
 @pytest.mark.parametrize("spelled", ["pictures", "./pictures", "pictures/", "{}/other/../pictures"])

@@ -1,0 +1,142 @@
+"""`psl-supernode`: Flower's SuperNode, which runs the app that is installed here, and no code that a run brings.
+
+Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs what comes. So whoever has the
+SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
+programs by names that it finds along PATH. `psl-supernode` puts programs of its own before these: one runs the
+installed ClientApp for a message if the run's modules are those installed, the others refuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+from flwr.clientapp import ClientApp
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.utils import get_flwr_home
+
+from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.launch.running import app_folder
+from psl_flower.system.files import write_file
+from psl_flower.system.folders import make_private_folder
+from psl_flower.text import printable
+
+PROGRAMS = "psl-programs"
+_APP = "PSL_NODE_APP"
+_SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
+_PROGRAM = """#!{python}
+from psl_flower.flower.own_code import {function}
+{function}()
+"""
+_MODULE = ".py"
+_RUNTIME = "flwr.supernode.runtime.run_clientapp"
+
+
+def supernode(arguments: Sequence[str] | None = None) -> int:
+    """Become `flower-supernode`, with the programs of this module before Flower's; return 1 if that fails.
+
+    `--app FOLDER` names the installed Flower app to serve, this project's by default; all else is for Flower.
+    """
+    parser = argparse.ArgumentParser("psl-supernode", add_help=False, allow_abbrev=False)
+    parser.add_argument("--app", default="")
+    own, others = parser.parse_known_args(arguments)
+    try:
+        _become(app_folder(own.app), others)
+    except (PslError, OSError) as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+    return 1
+
+
+def _become(app: Path, arguments: Sequence[str]) -> None:
+    folder = write_programs(get_flwr_home() / PROGRAMS)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, _APP: str(app)}
+    program = Path(sys.executable).with_name("flower-supernode")
+    os.execve(program, [str(program), *arguments], environment)
+
+
+def write_programs(folder: Path) -> Path:
+    """Write the programs that a SuperNode is to find before Flower's; return their folder, which is this user's alone.
+
+    Raises
+    ------
+    OSError, RunError
+        If the disk refuses.
+    """
+    make_private_folder(folder)
+    for name in TASK_TYPE_TO_COMMAND.values():
+        function = "client_app" if name == _SERVED else "refuse"
+        content = _PROGRAM.format(python=sys.executable, function=function)
+        write_file(folder / name, content.encode(), RunError, mode=0o700)
+    return folder
+
+
+def client_app() -> None:
+    """Serve one message, as Flower's program of this name does, with the installed app."""
+    # By these names their packages have functions.
+    program, run_clientapp = map(import_module, ("flwr.supernode.cli.flwr_clientapp", _RUNTIME))
+    app = app_folder(os.environ[_APP])
+    load: Callable[..., Callable[..., ClientApp]] = _replaced(run_clientapp, "get_load_client_app_fn", None)
+    _replaced(run_clientapp, "install_from_fab", lambda fab, **_: check(fab, app))
+    _replaced(run_clientapp, "install_app_dependencies", _nothing_installed)
+    _replaced(
+        run_clientapp, "get_load_client_app_fn", lambda **_: load(default_app_ref="", app_path=str(app), multi_app=True)
+    )
+    program.flwr_clientapp()
+
+
+def refuse() -> None:
+    """Serve nothing: a node has no other part in a run than its ClientApp's."""
+    sys.exit("error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it")
+
+
+def check(bundle: bytes, app: Path) -> None:
+    """Check that a run's modules are those of the installed app, byte for byte.
+
+    Parameters
+    ----------
+    bundle : bytes
+        The app that has come with the run, as Flower packs it.
+    app : Path
+        Folder of the installed app.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first module that differs.
+    """
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        for brought in archive.infolist():
+            name = PurePosixPath(brought.filename)
+            if name.suffix != _MODULE:
+                continue
+            own = app / name
+            inside = not name.is_absolute() and ".." not in name.parts and own.is_file()
+            # The size first: a few bytes may unpack to gigabytes.
+            if not inside or own.stat().st_size != brought.file_size or own.read_bytes() != archive.read(brought):
+                raise ConfigError(
+                    f"the run's app differs from the one installed on this node ({printable(name, 200)}), which "
+                    "runs no other code; install the same version on all hosts"
+                )
+
+
+def _replaced(module: ModuleType, name: str, replacement: object) -> Callable[..., Callable[..., ClientApp]]:
+    """Return a function of Flower's and, unless the replacement is None, replace it; RunError if there is none."""
+    found: Callable[..., Callable[..., ClientApp]] | None = getattr(module, name, None)
+    if found is None:
+        raise RunError(f"this Flower's ClientApp does without {name}, so psl-supernode cannot keep code out of it")
+    if replacement is not None:
+        setattr(module, name, replacement)
+    return found
+
+
+def _nothing_installed(*_: object, **__: object) -> None:
+    """Install nothing: what a run asks for comes from wherever its maker likes."""
+    raise ConfigError("a run may not install packages on this node; drop --allow-runtime-dependency-installation")

@@ -1,0 +1,98 @@
+"""A run brings a ClientApp that reads a node's store: Flower's SuperNode runs it, `psl-supernode` does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import BIN, Place, free_port, wait_until
+
+_PROJECT = """
+[project]
+name = "psl-flower"
+version = "0.1.0"
+dependencies = ["flwr"]
+[tool.flwr.app]
+publisher = "psl-flower"
+[tool.flwr.app.components]
+serverapp = "hostile:server"
+clientapp = "hostile:client"
+"""
+# What a node's store and key would be to it, a file is here.
+_APP = """
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.query()
+def query(message, context):
+    key = Path(context.node_config["key"]).read_text()
+    return Message(RecordDict({"found": ConfigRecord({"key": key})}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while not (nodes := list(grid.get_node_ids())):
+        pass
+    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
+    (reply,) = grid.send_and_receive([asked])
+    told = reply.error.reason if reply.has_error() else reply.content.config_records["found"]["key"]
+    Path(REPORT).write_text(told)
+"""
+_KEY = "the node's key"
+
+
+@contextmanager
+def _running(command: list[str | Path], log: Path, environment: dict[str, str]) -> Iterator[None]:
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
+def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
+    app, report, key = tmp_path / "app", tmp_path / "report", tmp_path / "node.key"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(_PROJECT)
+    (app / "hostile.py").write_text(_APP.replace("REPORT", repr(str(report))))
+    key.write_text(_KEY)
+    port = free_port()
+    environment = {**place.environment, "PATH": f"{BIN}{os.pathsep}{place.environment['PATH']}"}
+    node_environment = {**environment, "FLWR_HOME": str(tmp_path / "node-flwr")}
+    place.flower_home.mkdir()
+    (place.flower_home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    server = [BIN / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    node = [
+        BIN / program, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+        "--host", "127.0.0.1", "--node-config", f"key='{key}'",
+    ]  # fmt: skip
+    logs = tmp_path / "superlink.log", tmp_path / "supernode.log"
+    with _running(server, logs[0], environment):
+        wait_until(lambda: place.flwr("list", "here").returncode == 0, 60, "the SuperLink")
+        with _running(node, logs[1], node_environment):
+            done = place.flwr("run", str(app), "here", "--stream", timeout=270)
+            told = report.read_text() if report.exists() else ""
+    words = done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+    if program == "flower-supernode":
+        assert told == _KEY, words  # why there is the other
+    else:
+        assert "the run's app differs from the one installed on this node (hostile.py)" in told, words
+        assert _KEY not in told
