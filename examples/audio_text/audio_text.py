@@ -47,9 +47,7 @@ class Top(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.ReLU(), nn.Linear(144, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 12)
-        )
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(144, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 12))
 
     def forward(self, sound: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return the logits of the keys."""

@@ -157,8 +157,8 @@ def _timed(run: Callable[[], object], clock: Callable[[], float]) -> tuple[float
         run()
         times.append(clock() - started)
     median = statistics.median(times)
-    parts = [statistics.median(part) for part in np.array_split(times, _PARTS)]
-    return median, float(max(parts) - min(parts)) / 2 / median if median else 0.0
+    parts = [float(np.median(part)) for part in np.array_split(times, _PARTS)]
+    return median, (max(parts) - min(parts)) / 2 / median if median else 0.0
 
 
 def _pixels(images_BCHW: torch.Tensor) -> NDArray[np.float32]:

@@ -172,7 +172,8 @@ class Lightening:
             say(verdict_line(what, judged, conditions))
         found = self._at_hand(conditions, "no model had to be trained for it")
         if found is None:
-            say(f"no model at hand will do: training the second, {counted(self._epochs, 'epoch')}")
+            if self.folder.judged(SECOND) is None:
+                say(f"next: the second model, {counted(self._epochs, 'epoch')}")
             second = self._make_second()
             say(verdict_line(SECOND, self._judged(SECOND), conditions))
             found = self._at_hand(conditions, "the second model itself will do") or self._loop(
