@@ -85,7 +85,9 @@ class Goals(Settings):
             assert self.max_drop is not None
             # Above the threshold is required, and a drop of exactly max_drop is allowed.
             least = max(0.0, math.nextafter(first_accuracy - self.max_drop, 0.0))
-            words = f"accuracy at least {least:.2%} ({first_accuracy:.2%} less {100 * self.max_drop:g} points)"
+            points = f"{100 * self.max_drop:g}"
+            noun = "point" if points == "1" else "points"
+            words = f"accuracy at least {least:.2%} ({first_accuracy:.2%} less {points} {noun})"
         return Conditions(
             min_accuracy=least,
             min_speed=self.min_speed,

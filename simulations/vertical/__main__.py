@@ -41,12 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(given: argparse.Namespace) -> None:
     check_out(given.out)
     options, began = read_options(given, Options), circumstances()
-    kept: tuple[Trial, ...] = ()
-    if given.out is not None and given.out.exists():
-        before = reports.load(given.out, Report)
-        kept = before.measurements if before is not None and before.settings == options else ()
-    report = Report(**began, settings=options, measurements=kept)
-    done = {(trial.method, trial.how) for trial in kept}
+    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
+    done = {(trial.method, trial.how) for trial in report.measurements}
     with workspace_of("psl-vertical-") as workspace, Progress() as progress:
         for transport in options.transports:
             if (HERE, f"{transport} transport") not in done:
