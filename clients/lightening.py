@@ -67,12 +67,19 @@ def keep(asked: Asked[questions.LightenKeep]) -> Parcel:
 def measure(asked: Asked[questions.LightenMeasure]) -> Parcel:
     """Measure the files in place, one Upper after the other; times of several Uppers add up."""
     host, batch, threads = asked.host(), asked.question.batch, asked.question.threads
-    batch_s = latency_ms = 0.0
-    for m, store in _stores(host):
-        speed = on_node.measure(host.checkpoints(m).folder, store, batch=batch, threads=threads)
-        batch_s += batch / speed.images_per_s
-        latency_ms += speed.latency_ms
-    return Parcel(Measured(images_per_s=batch / batch_s, latency_ms=latency_ms))
+    speeds = [
+        on_node.measure(host.checkpoints(m).folder, store, batch=batch, threads=threads) for m, store in _stores(host)
+    ]
+    batch_s = sum(batch / speed.images_per_s for speed in speeds)
+    latency_ms = sum(speed.latency_ms for speed in speeds)
+    return Parcel(
+        Measured(
+            images_per_s=batch / batch_s,
+            latency_ms=latency_ms,
+            images_per_s_spread=sum(s.images_per_s_spread * batch / s.images_per_s for s in speeds) / batch_s,
+            latency_spread=sum(s.latency_spread * s.latency_ms for s in speeds) / latency_ms,
+        )
+    )
 
 
 HANDLERS: dict[type[Question], Handler] = {

@@ -7,6 +7,7 @@ trainings the owner's model is collected, cut or folded here, and put in place a
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shutil
 import time
@@ -34,9 +35,9 @@ from psl_flower.lightening.artefacts import (
 from psl_flower.lightening.folder import LighteningFolder, LightModel, files_in, onnx_inference
 from psl_flower.lightening.judging import Speed, measure_speed
 from psl_flower.lightening.method import Answers, Lightening
+from psl_flower.lightening.names import title_of
 from psl_flower.lightening.on_node import IN_PLACE
-from psl_flower.lightening.report import attempt_line, write_report, write_result
-from psl_flower.lightening.search import End
+from psl_flower.lightening.report import write_report, write_result
 from psl_flower.lightening.settings import EDGE, LighteningSettings
 from psl_flower.lightening.training import Training, lower_engine, shapes_up, training_config
 from psl_flower.models import PatchSplitNet
@@ -64,17 +65,15 @@ def lighten(run: ServerRun[Lighten]) -> None:
     trained = load_trained_model(run.source, run.device)
     backend = FederatedBackend(run, settings)
     backend.check_nodes()
-    found = Lightening(folder, trained, settings, backend).find(
-        goals, lambda attempt: run.reporter.say("judging", attempt_line(attempt))
-    )
+    found = Lightening(folder, trained, settings, backend).find(goals, lambda line: run.reporter.say("judging", line))
     report = write_report(found)
-    outcome = found.outcome
     if found.third is not None:
         backend.put_in_place(found.third)
         folder.mark_in_place()
     write_result(found)
-    satisfied = outcome.end is End.SATISFIED
-    what = f"light model: degree {outcome.best.degree}, in place on the nodes" if satisfied else outcome.reason
+    what = found.reason
+    if found.choice is not None:
+        what = f"light model: {title_of(found.choice.what)}, in place on the nodes"
     run.reporter.end("completed", f"{what}; {duration(time.monotonic() - began)}; report: {report}")
 
 
@@ -148,14 +147,14 @@ class FederatedBackend:
         ]
         return with_quantised_uppers(self._description, made, parts, bits)
 
-    def answers(self, name: str, place: Path) -> Answers:
+    def answers(self, name: str, place: Path, samples_N: NDArray[np.int64]) -> Answers:
         """Put the Uppers' files in place on the nodes, and return what these and the Lower's answer."""
         num_uppers = self._description.num_uppers
         self._nodes(name).keep(files_in(place, num_uppers))
         light = LightModel(place / LOWER_FILE, onnx_inference(place, num_uppers), self._name_of_part(name))
         parties = light_parties(self._run, light, Checkpoints(place / "judging"))
-        task = self._blueprint.task(self._run.stores.labels)
-        about = f"judging {name}: {counted(len(task.test), 'test image')}, by the nodes and the Lower"
+        task = dataclasses.replace(self._blueprint.task(self._run.stores.labels), test=samples_N)
+        about = f"judging {name}: {counted(len(samples_N), 'image')}, by the nodes and the Lower"
         predictions, _ = self._run.predictions(
             parties,
             task,
@@ -173,7 +172,12 @@ class FederatedBackend:
         if settings.target != EDGE:
             nodes = self._nodes(place.name)
             measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
-            return Speed(images_per_s=measured.images_per_s, latency_ms=measured.latency_ms)
+            return Speed(
+                images_per_s=measured.images_per_s,
+                latency_ms=measured.latency_ms,
+                images_per_s_spread=measured.images_per_s_spread,
+                latency_spread=measured.latency_spread,
+            )
         generator = torch.Generator().manual_seed(0)
         shape = (settings.batch, self._description.channels, *self._description.image_size)
         images_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

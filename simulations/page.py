@@ -18,10 +18,11 @@ from simulations.sealed_cost.results import Report as SealedCost
 from simulations.separate_hosts.results import Report as SeparateHosts
 from simulations.tables import markdown
 from simulations.throughput.results import Report as Throughput
+from simulations.vertical.results import Report as Vertical
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report, Leakage, seams.Report, recipe.Report,
+    reading.Report, Leakage, seams.Report, recipe.Report, Vertical,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -50,6 +51,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.leakage --dataset ../shared/data/cifar10 --out docs/results/leakage-cifar10.json
     python -m simulations.seams --dataset ../shared/data/cifar10 --out docs/results/seams-cifar10.json
     python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
+    python -m simulations.vertical --out docs/results/vertical.json
 """
 
 

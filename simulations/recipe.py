@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from psl_flower.cli.output import exit_status
 from psl_flower.config import RunConfig, fields
 from psl_flower.config.fields import setting
+from psl_flower.config.training import CLASS_WEIGHTS
 from psl_flower.data.sources import open_dataset
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -84,6 +85,7 @@ class Options(fields.Settings):
     lrs: tuple[float, ...] = several(
         (0.05, 0.2), "peak learning rates for a batch of 64, less for smaller ones", number
     )
+    class_weights: tuple[str, ...] = several(("none",), "class weights in the loss", one_of(CLASS_WEIGHTS))
     side: int = setting(32, "height and width of small images, in pixels", least=8)
 
 
@@ -100,6 +102,9 @@ SETS: dict[str, tuple[str, Callable[[Options], Set] | None]] = {
 }
 
 
+_NOTED = {"before": ", as before", "batch by images, class weights": ", with class weights"}
+
+
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One training of a new network, judged by the quarter of the training images that it did not see.
 
@@ -108,7 +113,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     data : str
         Which set.
     recipe : str
-        "before", or "batch by images".
+        "before", "batch by images", or "batch by images, class weights".
     images, classes, side : int
         Training images, classes, and height and width of images in pixels.
     batch_size, steps : int
@@ -159,7 +164,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
                 "loss", "seconds")  # fmt: skip
         rows: list[Row] = [
             (
-                SETS[t.data][0] + (", as before" if t.recipe == "before" else ""), str(t.images), str(t.batch_size),
+                SETS[t.data][0] + _NOTED.get(t.recipe, ""), str(t.images), str(t.batch_size),
                 f"{t.lr:g}", str(t.steps), f"{100 * t.balanced_accuracy:.1f}" + (" (chance)" if t.at_chance else ""),
                 f"{100 * t.accuracy:.1f}", f"{100 * t.majority:.1f}", f"{t.loss:.2f}", f"{t.seconds:.0f}",
             )
@@ -198,8 +203,10 @@ def _measure(given: argparse.Namespace) -> None:
     with workspace_of("psl-recipe-") as workspace, Progress() as progress:
         stores = {data: _stores(workspace.path, data, options) for data in options.sets}
         # One recipe on every set before the next, so that a part of the trainings already compares them.
-        for (recipe, steps, lr), data in product(_recipes(options), options.sets):
-            config = _config(stores[data], steps, lr) if steps else RunConfig.of(valid_fraction=_VALID, **BEFORE)
+        for (recipe, steps, lr, weights), data in product(_recipes(options), options.sets):
+            config = RunConfig.of(valid_fraction=_VALID, **BEFORE)
+            if steps:
+                config = _config(stores[data], steps, lr).replace(class_weights=weights)
             key = (data, recipe, _num_steps(config, stores[data]), config.training.lr)
             if key in done:
                 continue
@@ -233,10 +240,11 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
     return ensure_stores(root / "stores", store_request(config))
 
 
-def _recipes(options: Options) -> list[tuple[str, int, float]]:
-    """Return each recipe's name, steps and learning rate for a batch of 64; no steps for what was done before."""
-    tried = product(map(int, options.steps), options.lrs)
-    return [("before", 0, 0.0), *(("batch by images", steps, lr) for steps, lr in tried)]
+def _recipes(options: Options) -> list[tuple[str, int, float, str]]:
+    """Return each recipe's name, steps, learning rate for a batch of 64 and class weights; no steps for that before."""
+    tried = product(map(int, options.steps), options.lrs, options.class_weights)
+    names = {"none": "batch by images", "balanced": "batch by images, class weights"}
+    return [("before", 0, 0.0, "none"), *((names[weights], steps, lr, weights) for steps, lr, weights in tried)]
 
 
 def _config(stores: StoreSet, steps: int, lr: float) -> RunConfig:

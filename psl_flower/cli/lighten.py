@@ -63,13 +63,17 @@ def lighten(
     as_json: Json = False,
     **values: Any,
 ) -> None:
-    """Find a model that is light and good enough: a larger one, pruned and quantised until both conditions hold.
+    """Find a model that is light and good enough.
+
+    Looks first at the run's own model, in float32 and in int8; if neither will do, trains a larger one, prunes and
+    quantises it until all goals are met. Chooses among the models at hand one that no other beats in everything.
 
     Runs over the federation, in a simulation on this machine: patches stay on their nodes, where the light Uppers are
-    put in place. Ends with int8 ONNX files of every Upper, the Lower and the whole, or says which condition cannot be
-    met and what came closest (exit status 1). Rerun an interrupted command: what is finished is kept.
+    put in place. Ends with ONNX files of every Upper, the Lower and the whole, or says which goal cannot be met and
+    what came closest (exit status 1). Rerun an interrupted command: what is finished is kept.
     """
     from psl_flower.errors import ConfigError, LighteningImpossible
+    from psl_flower.lightening.names import title_of
     from psl_flower.lightening.settings import parse_drop, request_of
 
     if run and target != EDGE and name and not node:
@@ -88,7 +92,7 @@ def lighten(
     _print(folder, request, result, as_json)
     if result["third"] is None:
         raise LighteningImpossible(
-            f"{result['reason']}; best found: degree {result['best_degree']}. Ask for less; accuracy "
+            f"{result['reason']}; closest: {title_of(result['closest'])}. Ask for less; accuracy "
             "may rise with --epochs, --teacher or --second-ratio, speed with --max-pruned"
         )
 
@@ -106,10 +110,10 @@ def _target(target: str, node: str, local: bool) -> str:
 
 def _locally(run: RunFolder, request: Request) -> tuple[LighteningFolder, dict[str, Any]]:
     from psl_flower.lightening.local import lighten as find
-    from psl_flower.lightening.report import as_json, attempt_line, write_report
+    from psl_flower.lightening.report import as_json, write_report
 
     with Progress(every_s=5.0) as progress:
-        found = find(run, request, progress.steps, lambda attempt: progress.say(attempt_line(attempt)))
+        found = find(run, request, progress.steps, progress.say)
     write_report(found)
     return found.folder, as_json(found)
 
@@ -130,15 +134,17 @@ def _over_the_federation(run: RunFolder, request: Request, nodes: int) -> tuple[
 
 
 def _print(folder: LighteningFolder, request: Request, result: dict[str, Any], as_json: bool) -> None:
-    from psl_flower.lightening.report import COLUMNS, REPORT_FILE, rows
+    from psl_flower.lightening.report import COLUMNS, REPORT_FILE, chosen_line, rows
 
     if as_json:
         typer.echo(json.dumps(result))
         return
     first = folder.judged("first")
     assert first is not None
-    print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy))])
-    say(f"asked for: {result['conditions']}")
+    print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy), result["choice"])])
+    say(f"goals: {result['conditions']}")
+    say(f"accuracy: on {result['images']}")
+    say(chosen_line(result))
     say(f"report: {folder.path / REPORT_FILE}")
     if result["third"] is not None:
         say(f"light model: {result['third']}")

@@ -2,8 +2,9 @@
 
 - settings.json: what the id stands for
 - log.jsonl: one object for everything that was judged, `Entry`, in time order
-- first/, first-int8/, second/, degree-NNN/: checkpoints of training, and the ONNX files of `artefacts`
-- third/: the light model that was found
+- first/, first-int8/, second/, degree-NNN/, degree-NNN-float32/: checkpoints of training, and the ONNX files of
+  `artefacts`; see `names`
+- third/: the files of the light model that was chosen
 - report.md, pareto.png, pareto.svg: see `psl_flower.lightening.report`
 
 <run>/light/in-place names the lightening whose third model is in place on the nodes, to predict with.
@@ -27,6 +28,7 @@ import msgspec
 from psl_flower.engine.build import OnnxInference
 from psl_flower.errors import RunError
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, upper_file
+from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
@@ -37,7 +39,7 @@ FOLDER = "light"
 THIRD = "third"
 _LOG, _SETTINGS, _IN_PLACE_FILE = "log.jsonl", "settings.json", "in-place"
 # Change it with anything that changes what the same settings give.
-_VERSION = 1
+_VERSION = 2
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,13 +48,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     what : str
-        "first", "first-int8", "second", "first-distilled" or "degree-NNN".
+        See `psl_flower.lightening.names`.
     judged : Judged
         What was measured.
     degree : int or None
-        Of lightening; None for what the loop is compared with.
+        Of lightening; None for what the loop does not search among.
     verdict, conditions : str
-        What followed, and under which conditions; empty for what is only compared.
+        What followed in the loop, and under which conditions; empty for what it does not search among.
     threads, batch : int
         As speed was measured.
     seconds : float
@@ -120,8 +122,13 @@ class LighteningFolder:
         found = [entry.judged for entry in self.entries if entry.what == what]
         return found[-1] if found else None
 
+    def at_hand(self) -> dict[str, Judged]:
+        """Return the newest measurement of every model whose files are there, by its name."""
+        found = {entry.what: self.judged(entry.what) for entry in self.entries}
+        return {what: judged for what, judged in found.items() if judged is not None}
+
     def note(self, what: str, judged: Judged, seconds: float) -> None:
-        """Log something that the loop is compared with."""
+        """Log a model that the loop does not search among."""
         self._append(self._entry(what, judged, seconds))
 
     def note_attempt(self, attempt: Attempt, conditions: Conditions, seconds: float) -> None:
@@ -136,9 +143,9 @@ class LighteningFolder:
         if not any(all(getattr(old, name) == getattr(entry, name) for name in same) for old in self.entries):
             self._append(entry)
 
-    def keep_third(self, attempt: Attempt) -> Path:
-        """Copy the files of an attempt to third/ and return that folder."""
-        source, target = self.place(degree_name(attempt.degree)), self.place(THIRD)
+    def keep_third(self, what: str) -> Path:
+        """Copy the files of a model to third/ and return that folder."""
+        source, target = self.place(what), self.place(THIRD)
         with disk_errors(target, "written", RunError):
             if target.exists():
                 shutil.rmtree(target)
@@ -221,11 +228,6 @@ def onnx_inference(folder: Path, num_uppers: int) -> OnnxInference:
 def files_in(folder: Path, num_uppers: int) -> list[bytes]:
     """Return the Uppers' files in a folder; raises RunError if one cannot be read."""
     return [read_file(folder / upper_file(m), RunError) for m in range(num_uppers)]
-
-
-def degree_name(degree: int) -> str:
-    """Return the name of a degree's folder and log entries."""
-    return f"degree-{degree:03d}"
 
 
 def _digest(run: RunFolder) -> str:

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from psl_flower.config import RunConfig
+from psl_flower.engine.recipe import split_training
 from psl_flower.inference.onnx_files import INPUT, OUTPUT
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.seeds import derive
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 PATCHES, SMASHED = "patches", "smashed"
 # Runs before the clock starts; then the least number of timed runs, and the least seconds that they take in all.
 _WARM_UP_RUNS, _LEAST_RUNS, _LEAST_S = 3, 15, 1.0
+_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +42,59 @@ class Speed:
         Images in a batch over the median time of a batch.
     latency_ms : float
         Median time of one image alone.
+    images_per_s_spread, latency_spread : float
+        Half the range of the medians of parts of the measurement, as a share of the whole's: differences within it are
+        noise.
     """
 
     images_per_s: float
     latency_ms: float
+    images_per_s_spread: float = 0.0
+    latency_spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesToJudge:
+    """The images that accuracy is measured on, by global sample index.
+
+    Attributes
+    ----------
+    choose_N : ndarray
+        Models are chosen by these alone, int64.
+    report_N : ndarray
+        Accuracy on these is reported besides, int64; may be empty.
+    about : str
+        What they are, in words.
+    """
+
+    choose_N: NDArray[np.int64]
+    report_N: NDArray[np.int64]
+    about: str
+
+    @property
+    def all_N(self) -> NDArray[np.int64]:
+        """All of them, those to choose by first."""
+        return np.concatenate([self.choose_N, self.report_N])
+
+
+def images_to_judge(config: RunConfig, description: StoreSetDescription) -> ImagesToJudge:
+    """Return the images to choose a run's light model by, and those to report.
+
+    A run with `valid-fraction` has validation images, which no training has seen. For another, half of the test
+    images, drawn by its seed, take their part, and the other half is reported.
+    """
+    test_N, valid_N = description.samples_of("test"), split_training(config, description)[1]
+    if len(valid_N):
+        about = f"the run's {counted(len(valid_N), 'validation image')}; the test images are only reported"
+        return ImagesToJudge(choose_N=valid_N, report_N=test_N, about=about)
+    random = np.random.Generator(np.random.PCG64(derive(config.training.seed, "lightening")))
+    order_N = random.permutation(test_N)
+    half = -(-len(order_N) // 2)
+    about = (
+        f"{half} of {counted(len(test_N), 'test image')}, since the run has no valid-fraction; the others are only "
+        "reported"
+    )
+    return ImagesToJudge(choose_N=np.sort(order_N[:half]), report_N=np.sort(order_N[half:]), about=about)
 
 
 def answers(session: onnxruntime.InferenceSession, batches: Iterable[torch.Tensor]) -> NDArray[np.int64]:
@@ -76,9 +131,14 @@ def measure_speed(
     """
     clock = clock or _clock(session)
     pixels, (given, wanted) = _pixels(images_BCHW), names
-    batch_s = _median_s(lambda: session.run([wanted], {given: pixels}), clock)
-    one_s = _median_s(lambda: session.run([wanted], {given: pixels[:per_image]}), clock)
-    return Speed(images_per_s=len(pixels) / per_image / batch_s, latency_ms=one_s * 1000)
+    batch_s, batch_spread = _timed(lambda: session.run([wanted], {given: pixels}), clock)
+    one_s, one_spread = _timed(lambda: session.run([wanted], {given: pixels[:per_image]}), clock)
+    return Speed(
+        images_per_s=len(pixels) / per_image / batch_s,
+        latency_ms=one_s * 1000,
+        images_per_s_spread=batch_spread,
+        latency_spread=one_spread,
+    )
 
 
 def _clock(session: onnxruntime.InferenceSession) -> Callable[[], float]:
@@ -87,7 +147,8 @@ def _clock(session: onnxruntime.InferenceSession) -> Callable[[], float]:
     return time.thread_time if alone else time.perf_counter
 
 
-def _median_s(run: Callable[[], object], clock: Callable[[], float]) -> float:
+def _timed(run: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
+    """Return the median seconds of a run, and their spread as in `Speed`."""
     for _ in range(_WARM_UP_RUNS):
         run()
     times: list[float] = []
@@ -95,7 +156,9 @@ def _median_s(run: Callable[[], object], clock: Callable[[], float]) -> float:
         started = clock()
         run()
         times.append(clock() - started)
-    return statistics.median(times)
+    median = statistics.median(times)
+    parts = [float(np.median(part)) for part in np.array_split(times, _PARTS)]
+    return median, (max(parts) - min(parts)) / 2 / median if median else 0.0
 
 
 def _pixels(images_BCHW: torch.Tensor) -> NDArray[np.float32]:

@@ -17,7 +17,6 @@ from psl_flower.lightening.artefacts import WHOLE_FILE, Artefacts, check_package
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed
 from psl_flower.lightening.method import Answers, Lightened, Lightening
-from psl_flower.lightening.search import Attempt
 from psl_flower.lightening.settings import Request
 from psl_flower.lightening.training import LocalTrainer, Progress, Training
 from psl_flower.models import PatchSplitNet
@@ -29,7 +28,7 @@ def lighten(
     run: RunFolder,
     request: Request,
     progress: Progress,
-    on_attempt: Callable[[Attempt], None] = lambda _: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Lightened:
     """Find a light model of a run; called again after an interruption, it keeps what is finished.
 
@@ -41,8 +40,8 @@ def lighten(
         What is to be reached, and how.
     progress : callable
         Called as progress(what, done, in all).
-    on_attempt : callable
-        Called with every attempt.
+    say : callable
+        Called with lines for the user; see `Lightening.find`.
 
     Raises
     ------
@@ -62,7 +61,7 @@ def lighten(
         )
         goals, settings = request
         backend = LocalBackend(trainer, threads=settings.threads, batch=settings.batch)
-        return Lightening(LighteningFolder(run, settings), trained, settings, backend).find(goals, on_attempt)
+        return Lightening(LighteningFolder(run, settings), trained, settings, backend).find(goals, say)
 
 
 class LocalBackend:
@@ -89,11 +88,11 @@ class LocalBackend:
         images = torch.cat([images for images, _ in images_in(stores, samples_N, len(samples_N))])
         return make_int8(stores.description, made, images, bits)
 
-    def answers(self, name: str, place: Path) -> Answers:
-        """Return the predictions of the whole network's file for all test images."""
+    def answers(self, name: str, place: Path, samples_N: NDArray[np.int64]) -> Answers:
+        """Return the predictions of the whole network's file for these images."""
         labels: list[NDArray[np.int64]] = []
         session = open_session(place / WHOLE_FILE, self._threads)
-        return Answers(answers(session, self._test_images(name, labels)), np.concatenate(labels))
+        return Answers(answers(session, self._images(name, samples_N, labels)), np.concatenate(labels))
 
     def speed(self, place: Path) -> Speed:
         """Return the speed of the whole network's file on test images."""
@@ -102,11 +101,11 @@ class LocalBackend:
         images = torch.cat([images for images, _ in images_in(stores, samples_N, self._batch)])
         return measure_speed(open_session(place / WHOLE_FILE, self._threads), images)
 
-    def _test_images(self, what: str, labels: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """Yield the test images in batches, and note their labels."""
-        trainer = self._trainer
-        samples_N = trainer.stores.description.samples_of("test")
-        done = 0
+    def _images(
+        self, what: str, samples_N: NDArray[np.int64], labels: list[NDArray[np.int64]]
+    ) -> Iterator[torch.Tensor]:
+        """Yield images in batches, and note their labels."""
+        trainer, done = self._trainer, 0
         for images_BCHW, labels_B in images_in(trainer.stores, samples_N, trainer.config.training.evaluate_batch_size):
             labels.append(labels_B)
             done += len(labels_B)

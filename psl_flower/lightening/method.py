@@ -1,4 +1,4 @@
-"""Makes and judges the models: the method of JP2025075101 over a backend that trains and measures.
+"""Makes, judges and chooses the models: the method of JP2025075101 over a backend that trains and measures.
 
 The backend is this machine, with whole images (`psl_flower.lightening.local`), or the federation, where patches stay
 on their nodes (`server.lightening`). Both give the same weights from the same settings.
@@ -7,6 +7,7 @@ on their nodes (`server.lightening`). Both give the same weights from the same s
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,22 +20,33 @@ from numpy.typing import NDArray
 from psl_flower.engine.build import Blueprint
 from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
-from psl_flower.lightening.folder import LighteningFolder, degree_name
-from psl_flower.lightening.judging import Speed
+from psl_flower.lightening.choosing import Choice, asked_for, choose, verdict_line
+from psl_flower.lightening.folder import LighteningFolder
+from psl_flower.lightening.judging import ImagesToJudge, Speed, images_to_judge
+from psl_flower.lightening.names import (
+    FIRST,
+    FIRST_DISTILLED,
+    FIRST_INT8,
+    SECOND,
+    degree_name,
+    float_name,
+    title_of,
+)
 from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
-from psl_flower.lightening.search import Attempt, Conditions, End, Judged, Outcome, search
-from psl_flower.lightening.settings import Against, Goals, LighteningSettings, TeacherChoice
+from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_judgements, search
+from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
 from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
+from psl_flower.text import counted, duration
 
 _CALIBRATION_IMAGES = 256
 
 
 class Answers(NamedTuple):
-    """Classes (N,) int64 of the run's test images: those found, and the labels."""
+    """Classes (N,) int64 of images: those found, and the labels."""
 
     found_N: NDArray[np.int64]
     labels_N: NDArray[np.int64]
@@ -54,8 +66,8 @@ class Backend(Protocol):
         """Return a network in int8, calibrated on these images; parameters as in `artefacts.make_int8`."""
         ...
 
-    def answers(self, name: str, place: Path) -> Answers:
-        """Return the predictions of the artefacts in a folder for all test images."""
+    def answers(self, name: str, place: Path, samples_N: NDArray[np.int64]) -> Answers:
+        """Return the predictions of the artefacts in a folder for these images."""
         ...
 
     def speed(self, place: Path) -> Speed:
@@ -72,16 +84,31 @@ class Lightened:
     folder : LighteningFolder
         All files and the log.
     conditions : Conditions
-        As the loop took them.
-    outcome : Outcome
-        How it ended.
+        As the models were held against them.
+    method : Method
+        How it was looked for.
+    end : End
+        How that ended.
+    reason : str
+        Why, in words.
+    choice : Choice or None
+        The model chosen, if one meets the conditions.
+    closest : str
+        Name of that one, or of the model that lacks least.
+    images : ImagesToJudge
+        What accuracy was measured on.
     third : Path or None
         Folder of the light model, if the conditions hold.
     """
 
     folder: LighteningFolder
     conditions: Conditions
-    outcome: Outcome
+    method: Method
+    end: End
+    reason: str
+    choice: Choice | None
+    closest: str
+    images: ImagesToJudge
     third: Path | None
 
 
@@ -115,65 +142,135 @@ class Lightening:
         )
         self._sizes = ladder(self._second_size, settings.max_pruned, settings.degrees)
         self._epochs = settings.epochs or epochs_of_run(trained.config, trained.description)
+        self._images = images_to_judge(trained.config, trained.description)
         self._first_answers: NDArray[np.int64] | None = None
         self._seconds: dict[int, float] = {}
+        self._say: Callable[[str], None] = lambda line: None
+        self._method = Method.AUTO
 
-    def find(self, goals: Goals, on_attempt: Callable[[Attempt], None] = lambda _: None) -> Lightened:
+    def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
         """Find a light model; called again after an interruption, it keeps what is finished.
 
         Parameters
         ----------
         goals : Goals
-            What is to be reached.
-        on_attempt : callable
-            Called with every attempt.
+            What is to be reached, and how.
+        say : callable
+            Called with lines for the user: the goals, each model's verdict, the time left.
 
         Raises
         ------
         PslError
             If a network, a setting or the runtime does not allow it; or whatever the backend raises.
         """
+        self._say, self._method = say, goals.method
+        say(f"accuracy is measured on {self._images.about}")
         first, first_int8 = self._judge_first()
         conditions = goals.conditions(first.accuracy)
-        second = self._make_second()
+        say(f"goals: {conditions.text()}")
+        for what, judged in self.folder.at_hand().items():
+            say(verdict_line(what, judged, conditions))
+        found = self._at_hand(conditions, "no model had to be trained for it")
+        if found is None:
+            if self.folder.judged(SECOND) is None:
+                say(f"next: the second model, {counted(self._epochs, 'epoch')}")
+            second = self._make_second()
+            say(verdict_line(SECOND, self._judged(SECOND), conditions))
+            found = self._at_hand(conditions, "the second model itself will do") or self._loop(
+                conditions, second, self._guess(conditions, first_int8)
+            )
+        say(f"chosen: {title_of(found.choice.what)}: {found.choice.why}" if found.choice else f"none: {found.reason}")
+        return found
+
+    def _at_hand(self, conditions: Conditions, reason: str) -> Lightened | None:
+        """Return the choice among the models at hand; None if none will do, or the loop is asked for."""
+        at_hand = self.folder.at_hand()
+        choice = choose(at_hand, conditions) if self._method is Method.AUTO else None
+        return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
+
+    def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
+        """Return what the loop comes to; with method auto, the choice among all models then at hand."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
             self.folder.note_attempt(attempt, conditions, self._seconds.get(attempt.degree, 0.0))
-            on_attempt(attempt)
+            self._say(verdict_line(degree_name(attempt.degree), attempt.judged, conditions))
+            if attempt.most_left:
+                self._say(self._left(attempt.most_left))
 
         known = {k: judged for k in range(len(self._sizes)) if (judged := self.folder.judged(degree_name(k)))}
+        self._say(self._left(1 + most_judgements(len(self._sizes) - 1)))
         outcome = search(
             lambda degree: self._attempt(degree, second, teacher),
             conditions,
             len(self._sizes) - 1,
-            start=self._guess(conditions, first_int8),
+            start=start,
             known=known,
             on_attempt=note,
         )
-        third = self.folder.keep_third(outcome.best) if outcome.end is End.SATISFIED else None
-        return Lightened(folder=self.folder, conditions=conditions, outcome=outcome, third=third)
+        if self._method is Method.AUTO:
+            at_hand, end = self.folder.at_hand(), outcome.end
+            choice = choose(at_hand, conditions)
+            reason = outcome.reason
+            if choice and end is not End.SATISFIED:
+                end, reason = End.SATISFIED, "a model met on the way will do, no degree in int8 does"
+            return self._ended(conditions, end, reason, choice)
+        best = degree_name(outcome.best.degree)
+        satisfied = outcome.end is End.SATISFIED
+        choice = asked_for(best, self.folder.at_hand(), conditions) if satisfied else None
+        return self._ended(conditions, outcome.end, outcome.reason, choice, best)
+
+    def _ended(
+        self, conditions: Conditions, end: End, reason: str, choice: Choice | None, closest: str = ""
+    ) -> Lightened:
+        at_hand = self.folder.at_hand()
+        closest = closest or min(at_hand, key=lambda what: conditions.shortfall(at_hand[what]))
+        return Lightened(
+            folder=self.folder,
+            conditions=conditions,
+            method=self._method,
+            end=end,
+            reason=reason,
+            choice=choice,
+            closest=choice.what if choice else closest,
+            images=self._images,
+            third=self.folder.keep_third(choice.what) if choice else None,
+        )
+
+    def _left(self, most: int) -> str:
+        """Return how many judgements may follow, and how long they may take."""
+        took = list(self._seconds.values())
+        if not took:
+            # A third learns as long as the second, and then for some epochs more under rounding.
+            took = [1.25 * e.seconds for e in self.folder.entries if e.what == SECOND and e.seconds]
+        if not took:
+            return f"at most {counted(most, 'degree')} to train and judge"
+        each = statistics.mean(took)
+        about = f"about {duration(each)} each, {duration(most * each)} left at most"
+        return f"at most {counted(most, 'degree')} to train and judge, {about}"
+
+    def _judged(self, what: str) -> Judged:
+        judged = self.folder.judged(what)
+        assert judged is not None
+        return judged
 
     def _cost(self, size: BackboneSize) -> Cost:
         return cost_of(self._blueprint, size)
 
     def _judge_first(self) -> tuple[Judged, Judged]:
         """Measure the first model, in float32 and directly quantised."""
-        names = ("first", "first-int8")
-        if not all(self.folder.judged(name) for name in names):
+        if not (self.folder.judged(FIRST) and self.folder.judged(FIRST_INT8)):
             made = make_float(folded(self._first.cpu()), self._description)
-            self._judge("first", made, self._first_size)
-            self._judge("first-int8", self._int8(made), self._first_size)
-        first, int8 = (self.folder.judged(name) for name in names)
-        assert first is not None and int8 is not None
-        return first, int8
+            self._judge(FIRST, made, self._first_size)
+            self._judge(FIRST_INT8, self._int8(made), self._first_size)
+        return self._judged(FIRST), self._judged(FIRST_INT8)
 
     def _make_second(self) -> PatchSplitNet:
         net = self._blueprint.network(self._second_size)
         began = time.monotonic()
-        net = self._train("second", "second model", net, self._second_size)
-        if self.folder.judged("second") is None:
-            self._judge("second", make_float(folded(net.cpu()), self._description), self._second_size, began)
+        net = self._train(SECOND, "second model", net, self._second_size)
+        if self.folder.judged(SECOND) is None:
+            self._judge(SECOND, make_float(folded(net.cpu()), self._description), self._second_size, began)
         return net
 
     def _make_teacher(self, second: PatchSplitNet) -> SizedTeacher | None:
@@ -181,10 +278,10 @@ class Lightening:
         first = self._first
         if self._settings.distil_first:
             first, began = copy.deepcopy(first).requires_grad_(True), time.monotonic()
-            first = self._train("first-distilled", "first, from the second", first, self._first_size, by_second)
-            if self.folder.judged("first-distilled") is None:
+            first = self._train(FIRST_DISTILLED, "first, from the second", first, self._first_size, by_second)
+            if self.folder.judged(FIRST_DISTILLED) is None:
                 made = make_float(folded(first.cpu()), self._description)
-                self._judge("first-distilled", made, self._first_size, began)
+                self._judge(FIRST_DISTILLED, made, self._first_size, began)
         if self._settings.teacher is TeacherChoice.LABELS:
             return None
         return self._as_teacher(first, self._first_size) if self._settings.teacher is TeacherChoice.FIRST else by_second
@@ -199,6 +296,8 @@ class Lightening:
         third = prune(second.cpu(), self._blueprint.network(size))
         third = self._train(name, f"degree {degree}", third, size, teacher)
         plain = folded(third.cpu())
+        if self._method is Method.AUTO and self.folder.judged(float_name(degree)) is None:
+            self._judge(float_name(degree), make_float(plain, self._description), size, began)
         rounded = self._train(
             name,
             f"degree {degree}, rounded",
@@ -245,17 +344,21 @@ class Lightening:
         """Write an artefact and measure it as it lies on the disk."""
         place = self.folder.place(name)
         path = made.save(place)
-        found_N, right_N = self._backend.answers(name, place)
+        found_N, right_N = self._backend.answers(name, place, self._images.all_N)
         speed = self._backend.speed(place)
-        if name == "first":
+        if name == FIRST:
             self._first_answers = found_N
         if self._settings.against is Against.FIRST:
             right_N = self._answers_of_first()
         parameters, multiply_adds = self._cost(size)
+        right, num = found_N == right_N, len(self._images.choose_N)
         judged = Judged(
-            accuracy=float((found_N == right_N).mean()),
+            accuracy=float(right[:num].mean()),
+            test_accuracy=float(right[num:].mean()) if len(right) > num else None,
             images_per_s=speed.images_per_s,
             latency_ms=speed.latency_ms,
+            images_per_s_spread=speed.images_per_s_spread,
+            latency_spread=speed.latency_spread,
             num_bytes=path.stat().st_size,
             parameters=parameters,
             multiply_adds=multiply_adds,
@@ -266,7 +369,7 @@ class Lightening:
 
     def _answers_of_first(self) -> NDArray[np.int64]:
         if self._first_answers is None:
-            self._first_answers = self._backend.answers("first", self.folder.place("first")).found_N
+            self._first_answers = self._backend.answers(FIRST, self.folder.place(FIRST), self._images.all_N).found_N
         return self._first_answers
 
     def _guess(self, conditions: Conditions, first_int8: Judged) -> int:

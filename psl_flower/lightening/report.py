@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from psl_flower.errors import RunError
+from psl_flower.lightening.choosing import standing
 from psl_flower.lightening.folder import Entry, LighteningFolder
 from psl_flower.lightening.method import Lightened
-from psl_flower.lightening.search import Attempt, Conditions, Verdict
+from psl_flower.lightening.names import title_of
+from psl_flower.lightening.search import Conditions, Verdict
 from psl_flower.lightening.settings import EDGE
 from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,18 +26,12 @@ if TYPE_CHECKING:
 
 REPORT_FILE, RESULT_FILE = "report.md", "result.json"
 PLOT_FILES = ("pareto.png", "pareto.svg")
-COLUMNS = ("model", "accuracy", "images/s", "ms", "MB", "M multiply-adds", "verdict")
-_NAMES = {
-    "first": "first (the run's), float32",
-    "first-int8": "first, directly in int8",
-    "first-distilled": "first, taught by the second, float32",
-    "second": "second, float32",
-}
+COLUMNS = ("model", "accuracy", "test accuracy", "images/s", "ms", "MB", "M multiply-adds", "verdict")
 # In the plots: marker and colour.
 _KINDS = {
-    "reference": ("s", "tab:blue"),
-    "light, by degree: conditions met": ("o", "tab:green"),
-    "light, by degree: not met": ("o", "tab:orange"),
+    "chosen": ("*", "tab:red"),
+    "conditions met": ("o", "tab:green"),
+    "not met": ("o", "tab:orange"),
 }
 
 
@@ -51,48 +49,58 @@ def newest(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
     return sorted(latest.values(), key=lambda entry: (entry.degree is not None, entry.degree or 0, entry.at))
 
 
-def rows(entries: Sequence[Entry], conditions: Conditions) -> list[tuple[str, ...]]:
-    """Return the table's rows, without `COLUMNS`."""
+def rows(entries: Sequence[Entry], conditions: Conditions, choice: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """Return the table's rows, without `COLUMNS`; `choice` is that of `as_json`, None if no model was chosen."""
     return [
         (
-            name_of(entry),
+            title_of(entry.what),
             f"{entry.judged.accuracy:.2%}",
-            f"{entry.judged.images_per_s:.0f}",
-            f"{entry.judged.latency_ms:.2f}",
+            "" if entry.judged.test_accuracy is None else f"{entry.judged.test_accuracy:.2%}",
+            _with_spread(entry.judged.images_per_s, entry.judged.images_per_s_spread, ",.0f"),
+            _with_spread(entry.judged.latency_ms, entry.judged.latency_spread, ".2f"),
             f"{entry.judged.num_bytes / 1e6:.2f}",
             f"{entry.judged.multiply_adds / 1e6:.1f}",
-            entry.verdict,
+            _verdict(entry, conditions, choice),
         )
         for entry in newest(entries, conditions)
     ]
 
 
-def name_of(entry: Entry) -> str:
-    """Return a judged model's name."""
-    return _NAMES.get(entry.what) or f"third, degree {entry.degree}, int8"
+def _with_spread(value: float, spread: float, form: str) -> str:
+    return f"{value:{form}}" + (f" ±{spread:.0%}" if spread >= 0.005 else "")
 
 
-def attempt_line(attempt: Attempt) -> str:
-    """Return an attempt's outcome in one line."""
-    judged = attempt.judged
-    return (
-        f"degree {attempt.degree}: accuracy {judged.accuracy:.2%}, {judged.images_per_s:.0f} images/s, "
-        f"{judged.latency_ms:.2f} ms, {judged.num_bytes / 1e6:.2f} MB: {attempt.verdict}"
-    )
+def _verdict(entry: Entry, conditions: Conditions, choice: Mapping[str, Any] | None) -> str:
+    said = standing(entry.judged, conditions)
+    if choice is not None and entry.what == choice["what"]:
+        return f"{said}, chosen"
+    by = (choice or {}).get("beaten_by", {}).get(entry.what)
+    return f"{said}, beaten by: {title_of(by)}" if by else said
 
 
 def as_json(result: Lightened) -> dict[str, Any]:
     """Return the result as plain values."""
-    outcome = result.outcome
+    choice = result.choice
     return {
-        "end": str(outcome.end),
-        "reason": outcome.reason,
+        "method": str(result.method),
+        "end": str(result.end),
+        "reason": result.reason,
         "conditions": result.conditions.text(),
-        "best_degree": outcome.best.degree,
+        "images": result.images.about,
+        "choice": None if choice is None else {**asdict(choice), "title": title_of(choice.what)},
+        "closest": result.closest,
         "third": str(result.third) if result.third else None,
         "folder": str(result.folder.path),
         "judged": [msgspec.to_builtins(entry) for entry in newest(result.folder.entries, result.conditions)],
     }
+
+
+def chosen_line(told: Mapping[str, Any]) -> str:
+    """Return the choice of `as_json` and its reason, or what came closest, in words."""
+    choice = told["choice"]
+    if choice is None:
+        return f"Closest: {title_of(told['closest'])}"
+    return f"Chosen: {choice['title']}: {choice['why']}"
 
 
 def write_result(result: Lightened) -> None:
@@ -124,22 +132,22 @@ def write_report(result: Lightened) -> Path:
     RunError
         If the disk refuses.
     """
-    folder, outcome = result.folder, result.outcome
-    table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries, result.conditions)]
+    folder, told = result.folder, as_json(result)
+    table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries, result.conditions, told["choice"])]
     first = folder.entries[0]
     where = "the file" if folder.target == EDGE else f"the Uppers' files on node {folder.target}"
     lines = [
         "# Lightening",
         "",
-        f"Asked for: {result.conditions.text()}.",
+        f"Goals: {result.conditions.text()}.",
         "",
-        f"Result: **{outcome.end}** ({outcome.reason}). Best: degree {outcome.best.degree}.",
+        f"Result: **{result.end}** ({result.reason}). {chosen_line(told)}.",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
         "",
-        "Accuracy is that of the file itself in onnxruntime on the run's test images, by which the loop chooses. Speed "
-        f"is measured on {where}: {first.threads} threads, medians after warm-up, images/s in batches of "
-        f"{first.batch}, ms for one image alone. MB is the file on disk.",
+        f"Accuracy is that of the file itself in onnxruntime, on {result.images.about}. Speed is measured on {where}: "
+        f"{counted(first.threads, 'thread')}, medians after warm-up, images/s in batches of {first.batch}, ms for one "
+        "image alone; ± is the spread within which speeds count as equal. MB is the file on disk.",
         "",
         f"![Accuracy against speed and size]({PLOT_FILES[0]})",
         "",
@@ -170,20 +178,23 @@ def _plot(result: Lightened, path: Path) -> None:
 
     conditions = result.conditions
     entries = newest(result.folder.entries, conditions)
+    kinds = {entry.what: _kind(entry, result) for entry in entries}
     figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     by_speed, by_size = figure.subplots(1, 2, sharey=True)
     if conditions.min_speed is not None:
-        _scatter(by_speed, entries, [e.judged.images_per_s for e in entries], more_is_better=True)
+        _scatter(by_speed, entries, kinds, [e.judged.images_per_s for e in entries], more_is_better=True)
         by_speed.set_xlabel("images/s")
         by_speed.axvline(conditions.min_speed, color="grey", linestyle=":")
     else:
         assert conditions.max_latency_ms is not None
-        _scatter(by_speed, entries, [e.judged.latency_ms for e in entries], more_is_better=False)
+        _scatter(by_speed, entries, kinds, [e.judged.latency_ms for e in entries], more_is_better=False)
         by_speed.set_xlabel("ms for one image")
         by_speed.axvline(conditions.max_latency_ms, color="grey", linestyle=":")
-    _scatter(by_size, entries, [e.judged.num_bytes / 1e6 for e in entries], more_is_better=False)
+    _scatter(by_size, entries, kinds, [e.judged.num_bytes / 1e6 for e in entries], more_is_better=False)
     by_size.set_xlabel("MB on disk")
+    if conditions.max_bytes is not None:
+        by_size.axvline(conditions.max_bytes / 1e6, color="grey", linestyle=":")
     by_speed.set_ylabel("accuracy")
     for axes in (by_speed, by_size):
         axes.axhline(conditions.min_accuracy, color="grey", linestyle=":", label="thresholds")
@@ -196,11 +207,13 @@ def _plot(result: Lightened, path: Path) -> None:
         figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, more_is_better: bool) -> None:
+def _scatter(
+    axes: Axes, entries: Sequence[Entry], kinds: Mapping[str, str], values: Sequence[float], *, more_is_better: bool
+) -> None:
     for kind, (marker, colour) in _KINDS.items():
-        chosen = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if _kind(e) == kind]
-        if chosen:
-            axes.plot(*zip(*chosen, strict=True), marker, color=colour, label=kind)
+        own = [(v, e.judged.accuracy) for e, v in zip(entries, values, strict=True) if kinds[e.what] == kind]
+        if own:
+            axes.plot(*zip(*own, strict=True), marker, color=colour, label=kind, markersize=12 if marker == "*" else 6)
     for index, (entry, value) in enumerate(zip(entries, values, strict=True)):
         label = entry.what if entry.degree is None else str(entry.degree)
         # Of neighbours along the axis the higher is named above its point, the lower below, which keeps names apart.
@@ -216,10 +229,10 @@ def _scatter(axes: Axes, entries: Sequence[Entry], values: Sequence[float], *, m
     axes.plot(*line, color="grey", linewidth=1, zorder=0, label="Pareto front")
 
 
-def _kind(entry: Entry) -> str:
-    if entry.degree is None:
-        return "reference"
-    return "light, by degree: conditions met" if entry.verdict == Verdict.SATISFIED else "light, by degree: not met"
+def _kind(entry: Entry, result: Lightened) -> str:
+    if result.choice is not None and entry.what == result.choice.what:
+        return "chosen"
+    return "conditions met" if result.conditions.verdict(entry.judged) is Verdict.SATISFIED else "not met"
 
 
 def _plain_numbers(axes: Axes) -> None:

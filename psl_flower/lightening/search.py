@@ -1,13 +1,13 @@
 """The loop: judge a degree of lightening, lighten more or less, until satisfied or proved impossible within the bounds.
 
 Degrees are whole numbers, from 0 (only quantised) to the most pruned. The proof rests on one assumption: that more
-lightening makes a network faster and less accurate. Where a measurement is noisy, it holds within that noise.
+lightening makes a network faster, smaller and less accurate. Where a measurement is noisy, it holds within that noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -21,11 +21,15 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     accuracy : float
-        Of the artefact itself, 0..1.
+        Of the artefact itself on the images by which models are chosen, 0..1.
+    test_accuracy : float or None
+        On the images that are only reported; None if there are none.
     images_per_s : float
         Median, in batches.
     latency_ms : float
         Median, of one image alone.
+    images_per_s_spread, latency_spread : float
+        As in `psl_flower.lightening.judging.Speed`.
     num_bytes : int
         Of the file on disk.
     parameters, multiply_adds : int
@@ -33,8 +37,11 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     accuracy: float
+    test_accuracy: float | None = None
     images_per_s: float
     latency_ms: float
+    images_per_s_spread: float = 0.0
+    latency_spread: float = 0.0
     num_bytes: int
     parameters: int
     multiply_adds: int
@@ -54,14 +61,14 @@ class End(StrEnum):
 
     SATISFIED = "satisfied"
     NEVER_ACCURATE = "never accurate enough"
-    NEVER_FAST = "never fast enough"
+    NEVER_FAST = "never light enough"
     OSCILLATES = "oscillates"
     CONTRADICTION = "neither at one degree"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """When the third model is good enough: above the accuracy AND on the right side of the speed's threshold.
+    """When a model is good enough: above the accuracy, on the right side of the speed's threshold, and small enough.
 
     Attributes
     ----------
@@ -71,20 +78,26 @@ class Conditions:
         Images per second; a speed at or below it is too low.
     max_latency_ms : float or None
         Of one image; a latency at or above it is too long. Exactly one of the two is given.
+    max_bytes : float or None
+        Of the file; more is too large. None: any size will do.
+    accuracy_text : str
+        The condition of accuracy in words; empty: made from `min_accuracy`.
     """
 
     min_accuracy: float
     min_speed: float | None = None
     max_latency_ms: float | None = None
+    max_bytes: float | None = None
+    accuracy_text: str = field(default="", compare=False)
 
     def verdict(self, judged: Judged) -> Verdict:
         """Return the verdict on a judgement. NaN satisfies no condition."""
-        accurate, fast = judged.accuracy > self.min_accuracy, self.speed_share(judged) > 1
-        if accurate and fast:
+        accurate, light = judged.accuracy > self.min_accuracy, self._fast(judged) and self._small(judged)
+        if accurate and light:
             return Verdict.SATISFIED
         if accurate:
             return Verdict.LIGHTEN_MORE
-        return Verdict.LIGHTEN_LESS if fast else Verdict.CONTRADICTION
+        return Verdict.LIGHTEN_LESS if light else Verdict.CONTRADICTION
 
     def speed_share(self, judged: Judged) -> float:
         """Return the speed as a share of what is asked for; fast enough is above 1."""
@@ -93,27 +106,71 @@ class Conditions:
         assert self.max_latency_ms is not None
         return self.max_latency_ms / judged.latency_ms
 
+    def speed_spread(self, judged: Judged) -> float:
+        """Return the spread of the speed that counts, as a share of it."""
+        return judged.latency_spread if self.min_speed is None else judged.images_per_s_spread
+
     def shortfall(self, judged: Judged) -> float:
         """Return the distance of a judgement from the conditions: the sum of the lacking shares; 0 if all are met."""
         lacking = max(0.0, 1 - judged.accuracy / self.min_accuracy) if self.min_accuracy else 0.0
-        return lacking + max(0.0, 1 - self.speed_share(judged))
+        too_large = 0.0 if self.max_bytes is None else max(0.0, 1 - self.max_bytes / judged.num_bytes)
+        return lacking + max(0.0, 1 - self.speed_share(judged)) + too_large
+
+    def missed(self, judged: Judged) -> dict[str, str]:
+        """Return by how much each condition is missed, by its name: "accuracy", "speed" or "size"."""
+        found = {}
+        if not judged.accuracy > self.min_accuracy:
+            found["accuracy"] = f"{100 * max(0.0, self.min_accuracy - judged.accuracy):.2f} points"
+        if not self._fast(judged):
+            noise = self.speed_spread(judged) > 1 - self.speed_share(judged)
+            found["speed"] = self._slower(judged) + (" (less than the measured spread)" if noise else "")
+        if not self._small(judged):
+            assert self.max_bytes is not None
+            found["size"] = f"{(judged.num_bytes - self.max_bytes) / 1e6:.2f} MB"
+        return found
 
     def text(self) -> str:
-        """Return the conditions as words."""
+        """Return the conditions as words, in absolute numbers."""
         if self.min_speed is not None:
-            speed = f"more than {self.min_speed:g} images/s"
+            speed = f"more than {self.min_speed:,.6g} images/s"
         else:
             speed = f"less than {self.max_latency_ms:g} ms for an image"
-        return f"accuracy above {self.min_accuracy:.4g}, {speed}"
+        size = "" if self.max_bytes is None else f", at most {self.max_bytes / 1e6:g} MB"
+        return f"{self.accuracy_text or f'accuracy above {self.min_accuracy:.2%}'}, {speed}{size}"
+
+    def _fast(self, judged: Judged) -> bool:
+        return self.speed_share(judged) > 1
+
+    def _small(self, judged: Judged) -> bool:
+        return self.max_bytes is None or judged.num_bytes <= self.max_bytes
+
+    def _slower(self, judged: Judged) -> str:
+        if self.min_speed is not None:
+            return f"{self.min_speed - judged.images_per_s:,.0f} images/s"
+        assert self.max_latency_ms is not None
+        return f"{judged.latency_ms - self.max_latency_ms:.2f} ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One degree that was judged."""
+    """One degree that was judged.
+
+    Attributes
+    ----------
+    degree : int
+        Of lightening.
+    judged : Judged
+        What was measured.
+    verdict : Verdict
+        What follows.
+    most_left : int
+        Judgements that may have to follow.
+    """
 
     degree: int
     judged: Judged
     verdict: Verdict
+    most_left: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,34 +233,47 @@ def search(
     degree = start
     while too_wrong - too_slow > 1:
         judged = (known or {}).get(degree) or judge(degree)
-        attempt = Attempt(degree=degree, judged=judged, verdict=conditions.verdict(judged))
+        verdict = conditions.verdict(judged)
+        if verdict in (Verdict.CONTRADICTION, Verdict.LIGHTEN_MORE):
+            too_slow = degree
+        if verdict in (Verdict.CONTRADICTION, Verdict.LIGHTEN_LESS):
+            too_wrong = degree
+        left = 0 if verdict is Verdict.SATISFIED else most_judgements(too_wrong - too_slow - 1)
+        attempt = Attempt(degree=degree, judged=judged, verdict=verdict, most_left=left)
         attempts.append(attempt)
         on_attempt(attempt)
-        match attempt.verdict:
-            case Verdict.SATISFIED:
-                return Outcome(end=End.SATISFIED, attempts=tuple(attempts), best=attempt, reason="both conditions hold")
-            case Verdict.CONTRADICTION:
-                too_slow = too_wrong = degree
-            case Verdict.LIGHTEN_MORE:
-                too_slow = degree
-            case Verdict.LIGHTEN_LESS:
-                too_wrong = degree
+        if verdict is Verdict.SATISFIED:
+            return Outcome(end=End.SATISFIED, attempts=tuple(attempts), best=attempt, reason="all conditions hold")
         degree = (too_slow + too_wrong) // 2
-    end, reason = _why(too_slow, too_wrong, max_degree)
+    end, reason = _why(too_slow, too_wrong, max_degree, conditions, attempts)
     best = min(attempts, key=lambda attempt: conditions.shortfall(attempt.judged))
     return Outcome(end=end, attempts=tuple(attempts), best=best, reason=reason)
 
 
-def _why(too_slow: int, too_wrong: int, max_degree: int) -> tuple[End, str]:
+def most_judgements(num_degrees: int) -> int:
+    """Return how many judgements a bisection of so many degrees takes at most."""
+    return max(0, num_degrees).bit_length()
+
+
+def _why(
+    too_slow: int, too_wrong: int, max_degree: int, conditions: Conditions, attempts: Sequence[Attempt]
+) -> tuple[End, str]:
+    heavy = _heavy(next((attempt for attempt in attempts if attempt.degree == too_slow), None), conditions)
     if too_slow == too_wrong:
         return End.CONTRADICTION, (
-            f"degree {too_slow} fails both conditions: lighter ones are less accurate still, heavier ones slower still"
+            f"degree {too_slow} fails the conditions of accuracy and of {heavy}: lighter ones are less accurate still, "
+            "heavier ones slower and larger still"
         )
     if too_slow == max_degree:
-        return End.NEVER_FAST, f"the condition of speed fails even at degree {max_degree}, the most lightened"
+        return End.NEVER_FAST, f"the condition of {heavy} fails even at degree {max_degree}, the most lightened"
     if too_wrong == 0:
         return End.NEVER_ACCURATE, "the condition of accuracy fails even at degree 0, the least lightened"
     return End.OSCILLATES, (
-        f"degree {too_slow} is accurate and too slow, degree {too_wrong} fast and not accurate enough, "
-        "and no degree lies between them"
+        f"degree {too_slow} is accurate and fails the condition of {heavy}, degree {too_wrong} is light and not "
+        "accurate enough, and no degree lies between them"
     )
+
+
+def _heavy(attempt: Attempt | None, conditions: Conditions) -> str:
+    missed = () if attempt is None else conditions.missed(attempt.judged)
+    return " and of ".join(name for name in missed if name != "accuracy")

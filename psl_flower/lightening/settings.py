@@ -49,6 +49,13 @@ class Growth(StrEnum):
     BOTH = "both"
 
 
+class Method(StrEnum):
+    """How a light model is looked for: first among the models at hand, or by the loop alone."""
+
+    AUTO = "auto"
+    LOOP = "loop"
+
+
 class Measure(StrEnum):
     """The cost by which the second model's size is chosen."""
 
@@ -58,7 +65,7 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goals(Settings):
-    """The conditions as a user gives them, one of accuracy and one of speed."""
+    """The conditions as a user gives them, one of accuracy and one of speed, and how they are to be reached."""
 
     min_accuracy: float | None = setting(None, "accuracy to exceed, below 1", least=0, most=1)
     max_drop: float | None = setting(None, "instead: largest allowed loss of accuracy", least=0, most=1)
@@ -66,15 +73,28 @@ class Goals(Settings):
     max_latency_ms: float | None = setting(
         None, "instead: milliseconds that one image must stay below", least=0, open_ends=True
     )
+    max_mb: float | None = setting(None, "MB that model.onnx may have at most", least=0, open_ends=True)
+    method: Method = setting(
+        Method.AUTO, "auto: first look at the models at hand, the run's in int8 for one; loop: always prune the second"
+    )
 
     def conditions(self, first_accuracy: float) -> Conditions:
         """Return the thresholds that the search takes; `first_accuracy` is the first model's, 0..1."""
-        least = self.min_accuracy
+        least, words = self.min_accuracy, ""
         if least is None:
             assert self.max_drop is not None
             # Above the threshold is required, and a drop of exactly max_drop is allowed.
             least = max(0.0, math.nextafter(first_accuracy - self.max_drop, 0.0))
-        return Conditions(min_accuracy=least, min_speed=self.min_speed, max_latency_ms=self.max_latency_ms)
+            points = f"{100 * self.max_drop:g}"
+            noun = "point" if points == "1" else "points"
+            words = f"accuracy at least {least:.2%} ({first_accuracy:.2%} less {points} {noun})"
+        return Conditions(
+            min_accuracy=least,
+            min_speed=self.min_speed,
+            max_latency_ms=self.max_latency_ms,
+            max_bytes=None if self.max_mb is None else self.max_mb * 1e6,
+            accuracy_text=words,
+        )
 
     def _check(self) -> None:
         if self.min_accuracy == 1:
@@ -128,6 +148,8 @@ class Request(NamedTuple):
         """Return the request as `parse_request` reads it."""
         values = flat(self.goals) | flat(self.settings)
         texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+        if self.goals.max_drop is not None:
+            texts["max-drop"] = f"{100 * self.goals.max_drop:.9f}%"  # which `parse_drop` takes for any number
         return shlex.join(f"{key}={text}" for key, text in texts.items())
 
 
@@ -174,4 +196,7 @@ def parse_request(text: str) -> Request:
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"expected KEY=VALUE ..., got {text!r} ({error})") from None
-    return request_of(read_texts(GROUPS, read_pairs(words)))
+    pairs = read_pairs(words)
+    if "max-drop" in pairs:
+        pairs["max-drop"] = str(parse_drop(pairs["max-drop"]))
+    return request_of(read_texts(GROUPS, pairs))

@@ -176,6 +176,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     images_per_s: float
     latency_ms: float
+    images_per_s_spread: float = 0.0
+    latency_spread: float = 0.0
 
 
 def encode(record: msgspec.Struct) -> bytes:

@@ -92,7 +92,9 @@ class Lightening(ReportBenchmark[Options]):
                 for entry in told["judged"]
             ]
             progress.trial("rivals")
-            artefacts += rivals.at_degree(told["best_degree"], settings, Path(told["folder"]) / "rivals", (CUT, TAUGHT))
+            found = next(artefact for artefact in artefacts if artefact.name == told["closest"])
+            assert found.degree is not None
+            artefacts += rivals.at_degree(found.degree, settings, Path(told["folder"]) / "rivals", (CUT, TAUGHT))
             models = _measured(judge, artefacts, options.repetitions, progress)
         return Report(
             **began,
@@ -105,7 +107,7 @@ class Lightening(ReportBenchmark[Options]):
             ),
             min_speed=min_speed,
             end=f"{told['end']}: {told['reason']}",
-            found=next(a.name for a in artefacts if a.degree == told["best_degree"]),
+            found=found.name,
             satisfied=told["third"] is not None,
             measurements=models,
             seconds=time.monotonic() - started,
@@ -118,7 +120,7 @@ def _lighten(reference: RunFolder, options: Options, min_speed: float) -> dict[s
         sys.executable, "-m", "psl_flower.cli.main", "lighten", reference.name, "--local", "--json",
         "--workspace", str(reference.path.parents[1]), "--max-drop", str(options.max_drop),
         "--min-speed", f"{min_speed:.6g}", "--threads", str(options.threads), "--batch", str(options.batch),
-        *shlex.split(options.lighten),
+        *shlex.split(options.lighten), "--method", "loop",
     ]  # fmt: skip
     done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     try:

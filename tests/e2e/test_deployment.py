@@ -197,7 +197,7 @@ def test_a_light_model_is_put_in_place_and_predicts(deployed: Deployment) -> Non
     onnxruntime = pytest.importorskip("onnxruntime", reason="extra lighten is not installed")
     deployed.train("run-name=heavy", "rounds=1", "steps-per-round=2")
     heavy = deployed.run("heavy").path
-    asked = "min-accuracy=0 min-speed=0.001 degrees=1 epochs=1 rounding-epochs=1 second-ratio=1.3 threads=1"
+    asked = "method=loop min-accuracy=0 min-speed=0.001 degrees=1 epochs=1 rounding-epochs=1 second-ratio=1.3 threads=1"
     done = deployed.train("lighten=heavy", f"lighten-with={asked}", timeout=1500)
     (folder,) = (path.parent for path in (heavy / "light").glob("*/status.json"))
     status = RunFolder(folder).read_status()

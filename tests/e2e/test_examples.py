@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -182,6 +183,53 @@ def test_u_shape(transport: str, tmp_path: Path) -> None:
     assert plain.differing(found, u_shape_weights(2)) == []
     assert plain.differing(found, u_shape_weights(1)) != []
     assert rounds(workdir)[-1]["auc"] > 0.9
+
+
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
+def test_vit(transport: str, tmp_path: Path) -> None:
+    """Attention and its dropout at four owners and on the server."""
+    words = run_app(EXAMPLES / "vit", tmp_path / "run", 4, epochs=3, transport=transport)
+    assert words.startswith("finished:completed"), words
+    module = example("vit")
+    expected = plain_weights(
+        module, torch.nn.CrossEntropyLoss(), torch.from_numpy(module.load_digits().target), torch.optim.AdamW,
+        batch_size=64, epochs=3, rate=Schedule(kind="one-cycle", peak=0.003, total_steps=66).lr,
+    )  # fmt: skip
+    assert plain.differing(weights(tmp_path / "run"), expected) == []
+    assert rounds(tmp_path / "run")[-1]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
+def test_audio_text(transport: str, tmp_path: Path) -> None:
+    """Sound as float32 and words as int64, which the parties' nets get as they are; outputs of two ranks."""
+    words = run_app(EXAMPLES / "audio_text", tmp_path / "run", 2, epochs=4, transport=transport)
+    assert words.startswith("finished:completed"), words
+    module = example("audio_text")
+    sides = {name: module.party(name, None) for name in module.PARTIES}
+    assert {name: side.data.dtype for name, side in sides.items()} == {"audio": torch.float32, "text": torch.int64}
+    expected = plain_weights(module, torch.nn.CrossEntropyLoss(), module.KEYS, lr=0.005, batch_size=32, epochs=4)
+    assert plain.differing(weights(tmp_path / "run"), expected) == []
+    # Of the sound alone a third of the keys can be told at most, of the text a quarter.
+    assert rounds(tmp_path / "run")[-1]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("name", ["tabular", "patches", "vit", "audio_text", "u_shape"])
+def test_examples_are_short(name: str) -> None:
+    """At most 60 lines of code, and a README of a screen."""
+    text = (EXAMPLES / name / f"{name}.py").read_text("utf-8")
+    documented = {
+        number
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    code = [
+        line
+        for number, line in enumerate(text.splitlines(), start=1)
+        if number not in documented and line.strip() and not line.strip().startswith("#")
+    ]
+    assert 20 < len(code) <= 60
+    assert len((EXAMPLES / name / "README.md").read_text("utf-8").splitlines()) <= 40
 
 
 def test_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:

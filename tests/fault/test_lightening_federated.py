@@ -48,7 +48,7 @@ TRAINING = {
     "run_name": "trained", "progress_every_s": 0.0, "average_every": 2, "backbone_width": 8,
 }  # fmt: skip
 # The third is at degree 1: pruned, taught by the second, rounded.
-WITH = "min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
+WITH = "method=loop min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
 IMPOSSIBLE = WITH.replace("min-speed=1e-3", "min-speed=1e12")
 TIMEOUT_S = 60.0
 ABSENT_TIMEOUT_S = 3.0
@@ -84,7 +84,7 @@ def lightened(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lightened") / "place"
     shutil.copytree(trained, root)
     result = lighten(grid(root), root, IMPOSSIBLE)
-    assert (result["best_degree"], result["third"]) == (1, None)
+    assert (result["closest"], result["third"]) == ("degree-001", None)
     return root
 
 
@@ -186,6 +186,26 @@ def test_a_light_model_in_place_answers_as_the_assembled_one(lightened: Path, tm
     kept.unlink()
     with pytest.raises(NodeError, match="node 101: .* no light Upper was put in place here"):
         grid(root).serve(**predict | {"run_name": "gone"}, workspace=str(root / "workspace"))
+
+
+def test_the_first_in_int8_is_handed_over_at_once_where_it_will_do(place: Path) -> None:
+    """Without a training; the nodes then predict with it."""
+    asked = WITH.replace("method=loop", "method=auto")
+    nodes, sent = grid(place), list[str]()
+    nodes.on_message = lambda message: sent.append(message.metadata.message_type)
+    result = lighten(nodes, place, asked)
+    assert result["choice"]["what"] in ("first", "first-int8")
+    assert result["reason"] == "no model had to be trained for it"
+    assert "query.lighten_place" not in sent
+    third, what = Path(result["third"]), result["choice"]["what"]
+    assert files(third) == files(third.parent / what)
+    predict = {"predict": "trained", "predict_light": True, "run_name": "light", "node_timeout_s": TIMEOUT_S}
+    grid(place).serve(**predict, workspace=str(place / "workspace"))
+    told = load_result(run_of(place).path / FOLDER / "light")
+    assert told is not None
+    assert told.light
+    (judged,) = (entry["judged"] for entry in result["judged"] if entry["what"] == what)
+    assert told.accuracy == pytest.approx((judged["accuracy"] + judged["test_accuracy"]) / 2)  # two halves of 60 images
 
 
 @pytest.mark.slow

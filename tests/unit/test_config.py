@@ -200,7 +200,7 @@ CONTRADICTORY = [
     ({"lighten-with": "max-drop=2"}, "lighten-with: is set, but lighten is not"),
     (
         {"lighten": "a", "lighten-with": "max-drop=2"},
-        "lighten-with: max-drop: expected a number at least 0 and at most 1",
+        "lighten-with: max-drop: 2 may be meant in points or as a share",
     ),
     ({"lighten": "a"}, "lighten-with: give one condition of accuracy"),
     ({"lighten": "a", "lighten-with": "max-drop=0.1"}, "lighten-with: give one condition of speed"),

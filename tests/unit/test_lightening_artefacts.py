@@ -14,18 +14,21 @@ from onnx import TensorProto, helper
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
+from psl_flower.engine.recipe import split_training
 from psl_flower.errors import ExportError, RunError
 from psl_flower.inference.evaluation import images_in
 from psl_flower.inference.onnx_files import open_session, to_onnx
 from psl_flower.lightening import artefacts, judging
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
-from psl_flower.lightening.folder import LighteningFolder, degree_name
-from psl_flower.lightening.judging import answers, measure_speed
-from psl_flower.lightening.local import Lightened
+from psl_flower.lightening.choosing import choose
+from psl_flower.lightening.folder import LighteningFolder
+from psl_flower.lightening.judging import answers, images_to_judge, measure_speed
+from psl_flower.lightening.method import Lightened
+from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.quantising import folded
-from psl_flower.lightening.report import PLOT_FILES, newest, pareto, rows, write_report
-from psl_flower.lightening.search import Attempt, Conditions, End, Outcome, Verdict
-from psl_flower.lightening.settings import LighteningSettings
+from psl_flower.lightening.report import PLOT_FILES, as_json, newest, pareto, rows, write_report
+from psl_flower.lightening.search import Attempt, Conditions, End, Verdict
+from psl_flower.lightening.settings import LighteningSettings, Method
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.runs.folder import RunFolder
 from tests.unit.test_lightening_search import judged
@@ -123,6 +126,24 @@ def test_speed_is_the_median_of_warm_runs(made):
     assert speed.latency_ms == pytest.approx(10.0)
     assert runs.count(8) >= 3 + 15
     assert runs.count(1) >= 3 + 100  # a second at least
+    assert (speed.images_per_s_spread, speed.latency_spread) == (0.0, 0.0)
+
+
+def test_the_spread_of_a_speed_is_that_of_its_parts(made, monkeypatch):
+    """A machine that slows down by a fifth from the first part of the measurement to the last."""
+    now, runs = [0.0], []
+
+    class Session:
+        def run(self, _, inputs):
+            runs.append(len(inputs["images"]))
+            timed = max(0, runs.count(runs[-1]) - 3 - 1)
+            now[0] += 1.0 + 0.05 * (timed // 3)
+
+    monkeypatch.setattr(judging, "_LEAST_S", 0.0)
+    speed = measure_speed(Session(), made.test[:8], clock=lambda: now[0])
+    assert speed.latency_ms == pytest.approx(1100.0)
+    assert speed.latency_spread == pytest.approx(0.1 / 1.1)
+    assert speed.images_per_s_spread == pytest.approx(0.1 / 1.1)
 
 
 def test_one_thread_is_timed_by_its_processor_time(made, monkeypatch):
@@ -219,7 +240,7 @@ def test_the_log_says_all_of_an_attempt_and_is_read_again(run):
         "what": "degree-004", "degree": 4, "verdict": "lighten less", "threads": 3, "batch": 16, "seconds": 12.5,
     }  # fmt: skip
     assert line["judged"] == msgspec.to_builtins(judged())
-    assert line["conditions"] == "accuracy above 0.8, more than 500 images/s"
+    assert line["conditions"] == "accuracy above 80.00%, more than 500 images/s"
     again = LighteningFolder(run, SETTINGS)
     assert again.entries == folder.entries
     assert again.judged("degree-004") == judged()
@@ -264,8 +285,8 @@ def test_the_third_replaces_an_earlier_one(run):
     for degree in (2, 5):
         write_model(folder, degree_name(degree))
     (folder.place("degree-002") / "upper-000.onnx").write_bytes(b"2")
-    folder.keep_third(attempt(2))
-    third = folder.keep_third(attempt(5))
+    folder.keep_third(degree_name(2))
+    third = folder.keep_third(degree_name(5))
     assert [path.name for path in third.iterdir()] == [WHOLE_FILE]
     assert (third / WHOLE_FILE).read_bytes() == b"degree-005"
 
@@ -282,11 +303,15 @@ def test_the_table_has_the_newest_of_everything_in_order(run):
     folder.note("first", judged(accuracy=0.5), 0.0)
     folder.note("first", judged(accuracy=0.91234), 0.0)
     assert [entry.what for entry in newest(folder.entries, ASKED)] == ["first", "degree-003", "degree-007"]
-    assert rows(folder.entries, ASKED)[0][:3] == ("first (the run's), float32", "91.23%", "1000")
+    first = ("first (the run's), float32", "91.23%", "", "1,000", "1.00")
+    assert rows(folder.entries, ASKED, None)[0][:5] == first
     # Verdicts are those of the conditions asked for now, not those logged.
-    assert [row[-1] for row in rows(folder.entries, ASKED)] == ["", "satisfied", "satisfied"]
+    assert [row[-1] for row in rows(folder.entries, ASKED, None)] == ["met"] * 3
     faster = Conditions(min_accuracy=0.8, min_speed=5000.0)
-    assert [row[-1] for row in rows(folder.entries, faster)] == ["", "lighten more", "lighten more"]
+    assert [row[-1] for row in rows(folder.entries, faster, None)] == ["missed speed by 4,000 images/s"] * 3
+    choice = {"what": "degree-003", "beaten_by": {"first": "degree-003"}}
+    said = [row[-1] for row in rows(folder.entries, ASKED, choice)]
+    assert said == ["met, beaten by: third, degree 3, int8", "met, chosen", "met"]
 
 
 def test_the_pareto_front():
@@ -295,20 +320,45 @@ def test_the_pareto_front():
     assert pareto([]) == []
 
 
+def test_models_are_chosen_by_images_that_are_not_reported(stores_for):
+    """The run's validation images, or half of its test images, the same ones every time."""
+    description = stores_for(RunConfig.of(max_train=64, max_test=21)).description
+    test_N = description.samples_of("test")
+    plain = images_to_judge(RunConfig(), description)
+    assert (len(plain.choose_N), len(plain.report_N)) == (11, 10)
+    assert sorted(plain.all_N) == sorted(test_N)
+    assert np.array_equal(plain.all_N, images_to_judge(RunConfig(), description).all_N)
+    assert not np.array_equal(plain.choose_N, images_to_judge(RunConfig.of(seed=1), description).choose_N)
+    config = RunConfig.of(valid_fraction=0.25)
+    validated = images_to_judge(config, description)
+    assert np.array_equal(validated.choose_N, split_training(config, description)[1])
+    assert np.array_equal(validated.report_N, test_N)
+    assert "16 validation images; the test images are only reported" in validated.about
+
+
 @pytest.mark.parametrize("asked", [ASKED, Conditions(min_accuracy=0.8, max_latency_ms=5.0)])
-def test_the_report_is_the_same_whenever_it_is_written(run, asked):
+def test_the_report_is_the_same_whenever_it_is_written(run, asked, stores_for):
     folder = LighteningFolder(run, SETTINGS)
     folder.note("first", judged(accuracy=0.91), 0.0)
     for degree, speed in ((1, 200.0), (3, 2000.0)):
         made = judged(accuracy=0.9, images_per_s=speed, latency_ms=1000 / speed)
         folder.note_attempt(Attempt(degree=degree, judged=made, verdict=asked.verdict(made)), asked, 0.0)
-    best = Attempt(degree=3, judged=made, verdict=Verdict.SATISFIED)
-    outcome = Outcome(end=End.SATISFIED, attempts=(best,), best=best, reason="both conditions hold")
-    result = Lightened(folder=folder, conditions=asked, outcome=outcome, third=None)
+    for what in ("first", "degree-001", "degree-003"):
+        write_model(folder, what)
+    result = Lightened(
+        folder=folder, conditions=asked, method=Method.AUTO, end=End.SATISFIED, reason="all conditions hold",
+        choice=choose(folder.at_hand(), asked), closest="degree-003", third=None,
+        images=images_to_judge(RunConfig(), stores_for(RunConfig.of(max_train=64, max_test=20)).description),
+    )  # fmt: skip
     report = write_report(result)
     files = [report, *(folder.path / name for name in PLOT_FILES)]
     written = [path.read_bytes() for path in files]
-    assert "Result: **satisfied** (both conditions hold). Best: degree 3." in written[0].decode()
+    text = written[0].decode()
+    assert "Result: **satisfied** (all conditions hold). Chosen: " in text
+    assert "on 10 of 20 test images, since the run has no valid-fraction; the others are only reported." in text
+    told = as_json(result)
+    assert (told["choice"]["what"], told["closest"], told["method"]) == (result.choice.what, "degree-003", "auto")
+    assert json.loads(json.dumps(told)) == told
     assert written[1].startswith(b"\x89PNG") and b"</svg>" in written[2]
     write_report(result)
     assert [path.read_bytes() for path in files] == written

@@ -191,7 +191,15 @@ def test_what_the_benchmark_decides_are_settings():
 @pytest.mark.slow
 def test_all_of_it_on_a_few_digits(tmp_path, capsys):
     out = tmp_path / "lightening.json"
-    few = ["max-train=320", "max-test=100", "image-size=8x8", "uppers=2", "batch-size=32", "lr=0.02"]
+    few = [
+        "max-train=320",
+        "max-test=100",
+        "image-size=8x8",
+        "uppers=2",
+        "batch-size=32",
+        "lr=0.02",
+        "valid-fraction=0.1",
+    ]
     asked = ["--epochs", "4", "--lighten", "--epochs 1 --degrees 3", "--repetitions", "2", "--max-drop", "0.9"]
     assert main([*few, *asked, "--workspace", str(tmp_path / "w"), "--out", str(out)]) == 0
     found = reports.load(out, Report)
@@ -205,7 +213,7 @@ def test_all_of_it_on_a_few_digits(tmp_path, capsys):
     assert abs(cut.num_bytes - third.num_bytes) < 0.02 * third.num_bytes
     assert direct.num_bytes < found.reference.num_bytes / 3.5
     log = next(Path(tmp_path).glob("w/runs/*/light/*/log.jsonl")).read_text().splitlines()
-    logged = {entry["what"]: entry["judged"]["accuracy"] for entry in map(json.loads, log)}
+    logged = {entry["what"]: entry["judged"]["test_accuracy"] for entry in map(json.loads, log)}
     # What the lightening logged is what the benchmark finds of the same files.
     assert {REFERENCE, DIRECT, SECOND, found.found} <= logged.keys()
     assert all(measured.accuracy == logged[measured.name] for measured in found.measurements if measured.name in logged)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import msgspec
 import pytest
 
 from psl_flower.errors import ConfigError
@@ -65,6 +66,32 @@ def test_a_degree_that_satisfies_is_found_from_anywhere(start):
     assert len(judge.asked) <= 5
 
 
+def test_too_large_is_lightened_more_and_the_reason_names_it():
+    """Files of 13 MB at degree 0 and of 1 at the last; accuracy falls below 0.945 from degree 5 on."""
+
+    class Sized(FakeJudge):
+        def __call__(self, degree):
+            return msgspec.structs.replace(super().__call__(degree), num_bytes=(LAST + 1 - degree) * 1_000_000)
+
+    asked = Conditions(min_accuracy=0.945, min_speed=1.0, max_bytes=9e6)
+    assert search(Sized(), asked, LAST, start=0).best.degree == 4
+    found = search(Sized(), Conditions(min_accuracy=0.945, min_speed=1.0, max_bytes=8.5e6), LAST, start=0)
+    assert found.end is End.OSCILLATES
+    assert "degree 4 is accurate and fails the condition of size, degree 5 is light" in found.reason
+    found = search(Sized(), Conditions(min_accuracy=0.1, min_speed=1e9, max_bytes=1e5), LAST, start=0)
+    assert "the condition of speed and of size fails even at degree 12" in found.reason
+
+
+@pytest.mark.parametrize("start", [0, 6, LAST])
+def test_how_many_judgements_may_be_left(start):
+    seen = []
+    asked = Conditions(min_accuracy=0.945, min_speed=500.0)
+    search(FakeJudge(), asked, LAST, start=start, on_attempt=seen.append)
+    for number, attempt in enumerate(seen, start=1):
+        assert attempt.most_left >= len(seen) - number
+    assert seen[-1].most_left == 0
+
+
 def test_the_first_guess_may_be_right_at_once():
     judge = FakeJudge()
     assert search(judge, Conditions(min_accuracy=0.5, min_speed=50.0), LAST, start=3).best.degree == 3
@@ -75,8 +102,18 @@ IMPOSSIBLE = [
     # (conditions, end, degrees that must have been judged for the proof, words of the reason)
     (Conditions(min_accuracy=0.99, min_speed=50.0), End.NEVER_ACCURATE, {0}, "accuracy fails even at degree 0"),
     (Conditions(min_accuracy=0.5, min_speed=1300.0), End.NEVER_FAST, {LAST}, "speed fails even at degree 12"),
-    (Conditions(min_accuracy=0.945, min_speed=500.0), End.OSCILLATES, {4, 5}, "degree 4 is accurate and too slow"),
-    (Conditions(min_accuracy=0.925, min_speed=900.0), End.CONTRADICTION, set(), "fails both conditions"),
+    (
+        Conditions(min_accuracy=0.945, min_speed=500.0),
+        End.OSCILLATES,
+        {4, 5},
+        "degree 4 is accurate and fails the condition of speed",
+    ),
+    (
+        Conditions(min_accuracy=0.925, min_speed=900.0),
+        End.CONTRADICTION,
+        set(),
+        "fails the conditions of accuracy and of speed",
+    ),
 ]
 
 
@@ -180,6 +217,7 @@ REFUSED = [
     ({"min_speed": 1.0}, "one condition of accuracy"),
     ({"min_accuracy": 0.9, "max_drop": 0.01, "min_speed": 1.0}, "one condition of accuracy"),
     ({"max_drop": 1.5, "min_speed": 1.0}, "max-drop: expected a number at least 0 and at most 1"),
+    ({"max_drop": 0.1, "min_speed": 1.0, "max_mb": 0.0}, "max-mb: expected a number above 0, got 0"),
     ({"max_drop": math.nan, "min_speed": 1.0}, "max-drop: expected a number at least 0 and at most 1"),
 ]
 
@@ -197,6 +235,14 @@ def test_a_drop_is_counted_from_the_first_model_and_may_be_used_up():
     assert conditions.verdict(judged(0.95 - 0.01, latency_ms=4.0)) is Verdict.SATISFIED
     assert conditions.verdict(judged(0.9399, latency_ms=4.0)) is Verdict.LIGHTEN_LESS
     assert goals.conditions(0.001).min_accuracy == 0.0
+
+
+def test_goals_are_told_in_absolute_terms():
+    goals = Goals(max_drop=0.005, min_speed=2400.0, max_mb=12.0)
+    told = "accuracy at least 97.60% (98.10% less 0.5 points), more than 2,400 images/s, at most 12 MB"
+    assert goals.conditions(0.981).text() == told
+    goals = Goals(min_accuracy=0.93, max_latency_ms=2.5)
+    assert goals.conditions(0.981).text() == "accuracy above 93.00%, less than 2.5 ms for an image"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from psl_flower.lightening.settings import (
     Goals,
     Growth,
     LighteningSettings,
+    Method,
     parse_drop,
     parse_request,
     request_of,
@@ -50,6 +51,14 @@ def test_what_is_written_is_read_again():
     assert request_of({**values, "target": EDGE}) != request_of(values)
 
 
+@pytest.mark.parametrize("drop", ["0.01", "1pt", "1%", "0.000001", "100%", "0", "12.345pt"])
+def test_a_drop_travels_as_it_was_given(drop):
+    asked = parse_request(f"max-drop={drop} min-speed=1 max-mb=12 method=loop")
+    assert asked.goals.max_drop == pytest.approx(parse_drop(drop))
+    assert (asked.goals.method, asked.goals.max_mb) == (Method.LOOP, 12.0)
+    assert parse_request(asked.text()) == asked
+
+
 REFUSED = [
     ("", "give one condition of accuracy"),
     ("max-drop=0.1", "give one condition of speed"),
@@ -66,7 +75,10 @@ REFUSED = [
     (f"{CONDITIONS} degrees", "expected KEY=VALUE, got 'degrees'"),
     (f"{CONDITIONS} target='attic", "expected KEY=VALUE ..., got"),
     (f"{CONDITIONS} target=", "target: expected edge or the name of a node, got an empty text"),
-    ("max-drop=2 min-speed=1", "max-drop: expected a number at least 0 and at most 1, got 2.0"),
+    ("max-drop=2 min-speed=1", "max-drop: 2 may be meant in points or as a share; write 2pt"),
+    ("max-drop=200% min-speed=1", "max-drop: expected a number at least 0 and at most 1, got 2.0"),
+    (f"{CONDITIONS} method=guess", "method: expected one of auto, loop, got 'guess'"),
+    (f"{CONDITIONS} max-mb=0", "max-mb: expected a number above 0, got 0"),
 ]
 
 

@@ -39,6 +39,16 @@ def test_trainings_are_kept_and_told_of(pictures, tmp_path, capsys):
     assert "python -m simulations.recipe" in reports.load(out, Report).command
 
 
+def test_class_weights_are_a_recipe_of_their_own(pictures, tmp_path):
+    out = tmp_path / "recipe.json"
+    arguments = ["--dataset", str(pictures), "--sets", "rare", "--steps", "1", "--lrs", "0.05", "--side", "8"]
+    assert recipe.main([*arguments, "--class-weights", "none,balanced", "--out", str(out)]) == 0
+    report = reports.load(out, Report)
+    names = [trial.recipe for trial in report.measurements]
+    assert names == ["before", "batch by images", "batch by images, class weights"]
+    assert report.tables[0][1][2][0] == "3 kinds of photograph: 200, 60, 20, with class weights"
+
+
 def test_sets_are_what_they_say(pictures):
     options = Options(dataset=str(pictures), side=8)
     found = {

@@ -1,0 +1,1 @@
+"""Split learning beside vertical learning by Flower rounds, on tabular data; `python -m simulations.vertical`."""

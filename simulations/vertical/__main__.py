@@ -1,0 +1,131 @@
+"""The command and its measurement: two Flower apps over the same data and models, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from psl_flower.cli.output import exit_status
+from psl_flower.errors import RunError
+from psl_flower.launch.running import app_folder
+from psl_flower.launch.superlink import LocalSuperLink
+from simulations import reports
+from simulations.command_line import check_out, deliver, new_parser, workspace_of
+from simulations.machine import circumstances
+from simulations.options import read_options
+from simulations.progress import Progress
+from simulations.vertical.results import BY_ROUNDS, HERE, Options, Report, Trial
+
+_PARTIES = 3
+_FEDERATION = {"num-supernodes": _PARTIES, "client-resources-num-cpus": 1, "init-args-num-cpus": _PARTIES}
+# Points of a training by rounds that are reported, as shares of its rounds.
+_POINTS = 10
+_POLL_S, _START_S, _TIMEOUT_S = 0.2, 120.0, 3600.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status, see `exit_status`."""
+    about = "Train three parties with tabular data, here and by Flower rounds; with --out, what is there is kept."
+    parser = new_parser("vertical", about, Options)
+    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+
+
+def _measure(given: argparse.Namespace) -> None:
+    check_out(given.out)
+    options, began = read_options(given, Options), circumstances()
+    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
+    done = {(trial.method, trial.how) for trial in report.measurements}
+    with workspace_of("psl-vertical-") as workspace, Progress() as progress:
+        for transport in options.transports:
+            if (HERE, f"{transport} transport") not in done:
+                progress.trial(f"{HERE}, {transport}")
+                report = _kept(given, report, [_here(workspace.path / transport, options, transport)])
+        for lr in options.lrs:
+            if (BY_ROUNDS, f"lr {lr:g}") not in done:
+                progress.trial(f"{BY_ROUNDS}, lr {lr:g}")
+                report = _kept(given, report, _by_rounds(workspace.path / f"lr-{lr:g}", options, lr))
+    deliver(given, report)
+
+
+def _kept(given: argparse.Namespace, report: Report, trials: Sequence[Trial]) -> Report:
+    report = msgspec.structs.replace(report, measurements=(*report.measurements, *trials))
+    if given.out is not None:
+        reports.save(given.out, report)
+    return report
+
+
+def _here(folder: Path, options: Options, transport: str) -> Trial:
+    """Train the example, as it is."""
+    config = {"epochs": options.epochs, "workdir": str(folder), "transport": transport}
+    _run(app_folder() / "examples" / "tabular", config)
+    records = list(_lines(folder / "rounds.jsonl"))
+    last = records[-1]
+    return Trial(
+        method=HERE,
+        how=f"{transport} transport",
+        passes=last["round"],
+        steps=last["step"],
+        auc=last["auc"],
+        seconds=sum(record["seconds"] for record in records),
+        bytes_up=last["bytes_up"],
+        bytes_down=last["bytes_down"],
+    )
+
+
+def _by_rounds(folder: Path, options: Options, lr: float) -> list[Trial]:
+    """Train the opponent; return a tenth of its rounds and all of them."""
+    app, log = folder / "app", folder / "log.jsonl"
+    shutil.copytree(Path(__file__).parent / "opponent", app, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(app_folder() / "examples" / "tabular" / "tabular.py", app)
+    every = max(1, options.rounds // _POINTS)
+    _run(app, {"rounds": options.rounds, "every": every, "lr": lr, "log": str(log)})
+    lines = list(_lines(log))
+    return [
+        Trial(
+            method=BY_ROUNDS,
+            how=f"lr {lr:g}",
+            passes=line["round"],
+            steps=line["round"],
+            auc=line["auc"],
+            seconds=line["seconds"],
+            bytes_up=line["bytes_up"],
+            bytes_down=line["bytes_down"],
+        )
+        for line in (lines[0], lines[-1])
+    ]
+
+
+def _run(app: Path, config: Mapping[str, object]) -> None:
+    with LocalSuperLink() as link:
+        link.wait()
+        run_id = link.run(app, config, _FEDERATION)
+        _wait(link.is_running, _START_S, "it does not start")
+        # Whether its process is there, which costs little; asking Flower starts a process each time.
+        _wait(lambda: not link.is_running(), _TIMEOUT_S, "it does not end")
+        if not link.status(run_id).endswith("completed"):
+            raise RunError(f"{app.name}: {link.status(run_id)}: {link.last_words()}")
+
+
+def _wait(over: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not over():
+        if time.monotonic() > deadline:
+            raise RunError(f"the simulation: {what}, after {timeout_s:.0f} s")
+        time.sleep(_POLL_S)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8").splitlines():
+        yield json.loads(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
