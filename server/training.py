@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
+from psl_flower.engine.looks import Looks
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.recipe import planned
 from psl_flower.engine.stopping import Monitor
@@ -57,6 +58,7 @@ def train(run: ServerRun[Train]) -> None:
         checkpoints=run.source.checkpoints,
         node_task=run.node_task(),
         averaging=blueprint.averaging(),
+        looks=_looks(run, task),
     )
     monitor = Monitor.of(run.config.training)
     validation = None if monitor is None else Validation(run, monitor, parties, task)
@@ -127,6 +129,20 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     return ends_round and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
 
 
+def _looks(run: ServerRun[Train], task: Task) -> Looks | None:
+    """Return where the run keeps the looks of frozen Uppers; None if it keeps none."""
+    if task.freezing is None or not task.freezing.views:
+        return None
+    return Looks(
+        run.source.looks,
+        task,
+        run.blueprint.smashed_shapes(),
+        run.config.smashed_codec,
+        run=run.source.identity,
+        dataset=run.stores.description.fingerprint,
+    )
+
+
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:
     """Collect the model if it is wanted and possible; return the outcome as text."""
     if not run.config.output.collect_model:
@@ -135,7 +151,8 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     try:
         uppers = strategy.collect(run.grid)
     except (PeerLost, NodeLost, PositionMissing) as error:
-        if run.config.wire.on_missing_node != "continue":
+        # Once all looks are kept, a node may go for good.
+        if run.config.wire.on_missing_node != "continue" and not run.config.training.looks:
             raise
         return f"no model collected: {error}; once all nodes are back: {run.reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}

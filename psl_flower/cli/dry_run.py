@@ -93,11 +93,13 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "adaptation_parameters": takes.adaptation_parameters,
         "bytes_up_per_image": takes.up_per_image,
         "bytes_down_per_image": takes.down_per_image,
+        "bytes_up_in_all": takes.up_in_all,
+        "bytes_down_in_all": takes.down_in_all,
         "memory_of_a_node": max(takes.upper_memory) * -(-description.num_uppers // number),
         "memory_of_the_server": takes.lower_memory,
         "memory": sum(takes.upper_memory) + takes.lower_memory + (number + 1) * _PROGRAM_BYTES,
         "disk_stores": 0 if planned.exist else planned.num_bytes,
-        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model,
+        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model + takes.looks,
         "stores": str(planned.folder),
         "stores_exist": planned.exist,
     }
@@ -133,6 +135,11 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
     yield (
         f"wire        {decimal(round(report['bytes_up_per_image']))} up and "
         f"{decimal(round(report['bytes_down_per_image']))} down per image and step, all Uppers together"
+    )
+    yield (
+        f"in all      {decimal(round(report['bytes_up_in_all']))} up and {decimal(round(report['bytes_down_in_all']))} down, "
+        f"{decimal(round((report['bytes_up_in_all'] + report['bytes_down_in_all']) / report['train_images']))} for each "
+        "training image"
     )
     yield (
         f"memory      about {decimal(report['memory'])} in all: {decimal(report['memory_of_the_server'])} for the "

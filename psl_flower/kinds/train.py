@@ -40,6 +40,12 @@ class Train(Kind):
                 f"{why}, so one node would hold whole images: choose a smaller patch-size or more uppers, or allow it "
                 "with allow-whole-images=true"
             )
+        training = planned(work.config, description).training
+        if training.freeze_uppers_after >= training.rounds:
+            raise ConfigError(
+                f"freeze-uppers-after: the run has {counted(training.rounds, 'round')}, so nothing would be trained after "
+                f"{training.freeze_uppers_after}; choose less, or more rounds"
+            )
         count = len(batch_order(work.config, description).pool)
         size = work.config.training.batch_size
         if size > count:

@@ -53,7 +53,7 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         return self.lower.train_step(plan, smashed, self._training.targets_of(plan.sample_indices()))
 
-    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+    def _evaluate(self, exchange: Exchange | None, report: RoundReport) -> None:
         batches = [self.lower.outputs(plan, smashed) for plan, smashed in self._evaluated(exchange)]
         if not batches:
             return

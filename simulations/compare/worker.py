@@ -180,7 +180,7 @@ def _exchange(
     from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
-    from psl_flower.engine.rounds import RoundDriver
+    from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
     blueprint, folder = Blueprint(config, stores.description), Path(job.folder)
