@@ -152,8 +152,8 @@ class ServerRun(Work, Generic[K]):
         on_placed: Callable[[Placement], None],
         on_evaluated: Callable[[int, int], None],
         without: frozenset[int] = frozenset(),
-    ) -> tuple[Predictions, Placement]:
-        """Return the predictions of a task's test samples, and who took part.
+    ) -> tuple[Predictions, tuple[int, ...]]:
+        """Return the predictions of a task's test samples, and the Uppers that had no part in them.
 
         Raises
         ------
@@ -176,4 +176,4 @@ class ServerRun(Work, Generic[K]):
             strategy.close()
         predictions = reports[-1].predictions
         assert predictions is not None
-        return predictions, strategy.placement
+        return predictions, reports[-1].absent

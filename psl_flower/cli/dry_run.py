@@ -136,11 +136,9 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"wire        {decimal(round(report['bytes_up_per_image']))} up and "
         f"{decimal(round(report['bytes_down_per_image']))} down per image and step, all Uppers together"
     )
-    yield (
-        f"in all      {decimal(round(report['bytes_up_in_all']))} up and {decimal(round(report['bytes_down_in_all']))} down, "
-        f"{decimal(round((report['bytes_up_in_all'] + report['bytes_down_in_all']) / report['train_images']))} for each "
-        "training image"
-    )
+    up, down = round(report["bytes_up_in_all"]), round(report["bytes_down_in_all"])
+    each = decimal(round((up + down) / report["train_images"]))
+    yield f"in all      {decimal(up)} up and {decimal(down)} down, {each} for each training image"
     yield (
         f"memory      about {decimal(report['memory'])} in all: {decimal(report['memory_of_the_server'])} for the "
         f"server's tensors, {decimal(report['memory_of_a_node'])} for a node's, {decimal(_PROGRAM_BYTES)} for each of "

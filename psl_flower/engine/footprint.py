@@ -30,8 +30,8 @@ class Footprint:
     upper_parameters, lower_parameters, adaptation_parameters : int
         Weights of one Upper, of the Lower and of the Adaptation Net.
     up_per_image, down_per_image : float
-        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in which
-        they learn.
+        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in
+        which they learn.
     up_in_all, down_in_all : float
         The same of a whole training, evaluations included.
     looks : int

@@ -1,7 +1,7 @@
 """When the Uppers no longer change, and which views of an image the Lower trains on from then on.
 
-A frozen Upper is in evaluation mode and receives no gradient, so what it makes of a view of an image is always the same.
-With `views` it is sent once and kept at the Lower (`psl_flower.engine.looks`); the Lower then trains without the nodes.
+A frozen Upper is in evaluation mode and receives no gradient, so it makes the same of a view of an image each time.
+With `views` that is sent once and kept at the Lower (`psl_flower.engine.looks`); the Lower then trains without nodes.
 View 0 is the image as it is, others are augmented, each from a seed that is the same for all parties.
 
 Shape suffixes: B batch.

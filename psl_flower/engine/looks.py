@@ -293,6 +293,6 @@ class Looks:
         )
 
     def read(self, plan: Plan) -> dict[int, torch.Tensor]:
-        """Return the smashed data (B, K, h, w, C), float32, of a plan's samples, by Upper; of those that are complete."""
+        """Return the smashed data (B, K, h, w, C), float32, of a plan's samples, by Upper that is complete."""
         places_B = self._task.places(plan)
         return {m: self._files[m].read(places_B) for m in self.complete}

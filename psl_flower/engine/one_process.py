@@ -165,7 +165,7 @@ class OneProcessTrainer:
 
     @torch.no_grad()
     def _look(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        """Return what frozen Uppers make of a step's samples, (B, P, C', h', w'); all looks at once where they are kept."""
+        """Return what frozen Uppers make of a step's samples, (B, P, C', h', w')."""
         self.net.uppers.eval()
         freezing = self._task.freezing
         if freezing is None or not freezing.views:

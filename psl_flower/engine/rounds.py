@@ -160,7 +160,7 @@ class Rounds(ABC, Generic[L, T]):
 
     @property
     def absent_for_good(self) -> tuple[int, ...] | None:
-        """The Uppers that have no part in the rounds from now on, none of which needs a node; None if they need them."""
+        """The Uppers without a part in the rounds from now on, none of which needs a node; None if they need them."""
         return None
 
     @property
@@ -177,8 +177,9 @@ class Rounds(ABC, Generic[L, T]):
     ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        There need be no exchange where rounds need no nodes (`absent_for_good`). Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
-        round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
+        There need be no exchange where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
+        Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
+        another, its report has the steps up to the checkpoint, too.
 
         Raises
         ------

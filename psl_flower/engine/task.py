@@ -106,7 +106,7 @@ class Task:
         )
 
     def party_step(self, step: int) -> int:
-        """Return the steps that the Uppers have applied after `step` steps of the Lower: no more once they are frozen."""
+        """Return the steps that Uppers have applied after `step` steps of the Lower: no more once they are frozen."""
         return step if self.freezing is None else min(step, self.freezing.after)
 
     def train_plan(self, step: int) -> Plan:

@@ -43,7 +43,7 @@ class Train(Kind):
         training = planned(work.config, description).training
         if training.freeze_uppers_after >= training.rounds:
             raise ConfigError(
-                f"freeze-uppers-after: the run has {counted(training.rounds, 'round')}, so nothing would be trained after "
+                f"freeze-uppers-after: the run has {counted(training.rounds, 'round')}, so no round is left after "
                 f"{training.freeze_uppers_after}; choose less, or more rounds"
             )
         count = len(batch_order(work.config, description).pool)
