@@ -48,7 +48,7 @@ def whole_image_config(config: RunConfig) -> RunConfig:
     return config.replace(
         grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
         adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED,
-        **UNFROZEN,
+        upper_weights="", upper_weights_hash="", **UNFROZEN,
     )  # fmt: skip
 
 

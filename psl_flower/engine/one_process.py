@@ -22,6 +22,7 @@ from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.optimizers import Optimizer, set_lr
+from psl_flower.engine.pretrained import started_network
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.engine.upper_averaging import load_weights, mean, weight_vector
 from psl_flower.losses import loss_parts
@@ -74,7 +75,7 @@ class OneProcessTrainer:
         teacher: Teacher | None = None,
     ) -> None:
         self._blueprint = blueprint = Blueprint(config, description)
-        made = net or blueprint.network()
+        made = net or started_network(blueprint)
         self.net: Any = to_device(made, device)  # a baseline puts another kind of module here
         self._teacher = teacher
         self.adaptation = blueprint.adaptation()
@@ -86,6 +87,16 @@ class OneProcessTrainer:
         self._averaging = blueprint.averaging()
         self._looks_NPChw: torch.Tensor | None = None
         self._optimizer: Optimizer = blueprint.optimizer_of_all(self.net, self.adaptation)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self._task.total_steps
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a round."""
+        return self._task.steps_per_round
 
     def train(
         self,
