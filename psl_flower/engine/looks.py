@@ -287,10 +287,11 @@ class Looks:
                 self._files[m].append(up.tensor)
             after_batch()
         assert self._task.freezing is not None
+        views = self._task.freezing.views
         log.info(
-            "the Uppers are frozen; %s of each training image are kept here, so the nodes send nothing more",
-            counted(self._task.freezing.views, "view"),
-        )
+            "the Uppers are frozen; %s of each training image %s kept here, so the nodes send nothing more",
+            counted(views, "view"), "is" if views == 1 else "are",
+        )  # fmt: skip
 
     def read(self, plan: Plan) -> dict[int, torch.Tensor]:
         """Return the smashed data (B, K, h, w, C), float32, of a plan's samples, by Upper that is complete."""

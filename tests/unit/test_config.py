@@ -99,6 +99,8 @@ OUT_OF_RANGE = [
     ({"patience": 3}, "patience: needs images to validate on; set valid-fraction"),
     ({"patience": 3, "valid-fraction": 0.1, "evaluate-every": 0}, "patience: with evaluate-every=0 nothing"),
     ({"freeze-uppers-after": -2}, "freeze-uppers-after: expected a number at least -1, got -2"),
+    ({"upper-weights": "f", "upper-weights-hash": "sha256:12"}, "upper-weights-hash: expected sha256: and 64"),
+    ({"upper-weights-hash": "sha256:" + 64 * "0"}, "upper-weights-hash: is set, but upper-weights names no file"),
     ({"looks": -1}, "looks: expected a number at least 0 and at most 1024, got -1"),
     (
         {"looks": 1},
