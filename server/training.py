@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 
-from psl_flower.engine.looks import Looks
+from psl_flower.engine.looks import looks_of
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.pretrained import FILE, load_upper, read_weights
 from psl_flower.engine.recipe import planned
@@ -57,7 +57,7 @@ def train(run: ServerRun[Train]) -> None:
         rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
         class_names=run.stores.description.class_names,
     )  # fmt: skip
-    looks = _looks(run, task)
+    looks = looks_of(blueprint, task, run.source.looks, run.source.identity)
     if run.config.network.upper_weights and done < total_steps and (looks is None or not looks.complete):
         _place_weights(run)
     parties = Parties(
@@ -158,20 +158,6 @@ def _place_weights(run: ServerRun[Train]) -> None:
     nodes = AskedNodes(run.grid, run.node_task(), run.stores.description.assignment, run.config.wire)
     parts = dict.fromkeys(range(run.stores.description.num_uppers), content)
     nodes.ask(lambda task: PlaceUppers(task=task), parts)
-
-
-def _looks(run: ServerRun[Train], task: Task) -> Looks | None:
-    """Return where the run keeps the looks of frozen Uppers; None if it keeps none."""
-    if task.freezing is None or not task.freezing.views:
-        return None
-    return Looks(
-        run.source.looks,
-        task,
-        run.blueprint.smashed_shapes(),
-        run.config.smashed_codec,
-        run=run.source.identity,
-        dataset=run.stores.description.fingerprint,
-    )
 
 
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.exchange import Down, Exchange
 from psl_flower.engine.task import Task
 from psl_flower.errors import RunError
@@ -297,3 +298,31 @@ class Looks:
         """Return the smashed data (B, K, h, w, C), float32, of a plan's samples, by Upper that is complete."""
         places_B = self._task.places(plan)
         return {m: self._files[m].read(places_B) for m in self.complete}
+
+
+def looks_of(blueprint: Blueprint, task: Task, folder: Path, run: str) -> Looks | None:
+    """Return where a training keeps the looks of frozen Uppers; None if it keeps none.
+
+    Parameters
+    ----------
+    blueprint : Blueprint
+        Of the training.
+    task : Task
+        The same blueprint's.
+    folder : Path
+        Where they go.
+    run : str
+        Identity of the run.
+
+    Raises
+    ------
+    RunError
+        As of `Looks`.
+    """
+    if task.freezing is None or not task.freezing.views:
+        return None
+    description = blueprint.description
+    return Looks(
+        folder, task, blueprint.smashed_shapes(), blueprint.config.smashed_codec,
+        run=run, dataset=description.fingerprint,
+    )  # fmt: skip

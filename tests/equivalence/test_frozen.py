@@ -7,7 +7,7 @@ import torch
 
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.looks import Looks
+from psl_flower.engine.looks import looks_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost, ProtocolError, RunError, TrainingStopped
 from psl_flower.wire.messages import Step
@@ -55,16 +55,8 @@ class Parts(Federation):
 
     def __init__(self, config, stores, folder, **options):
         super().__init__(config, stores, folder, **options)
-        if config.training.looks:
-            self.looks = Looks(
-                folder / "looks",
-                self.driver.task,
-                self.blueprint.smashed_shapes(),
-                config.smashed_codec,
-                run="run",
-                dataset=self.description.fingerprint,
-            )
-            self.driver._looks = self.looks
+        self.looks = looks_of(self.blueprint, self.driver.task, folder / "looks", "run")
+        self.driver._looks = self.looks
 
 
 class Counting(LocalExchange):
@@ -357,10 +349,7 @@ def test_looks_are_private_and_of_this_run(stores_for, tmp_path):
     assert files[0].stat().st_size < 2 * (2 * 24 + 8) + 32 * 20 + 400
     other = Parts(frozen(**LOOKS | {"code_size": 7}), stores, tmp_path / "other")
     with pytest.raises(RunError, match="they are of another run, or of other settings; delete the file"):
-        Looks(
-            folder, other.driver.task, other.blueprint.smashed_shapes(), "code2", run="run",
-            dataset=stores.description.fingerprint,
-        )  # fmt: skip
+        looks_of(other.blueprint, other.driver.task, folder, "run")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "longer", "no such file", "version", "swapped"])
