@@ -18,8 +18,10 @@ from psl_flower.engine.build import (
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.pretrained import FILE, check_name, load_upper, read_weights
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import ConfigError, PositionError, StoreError
+from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
+from psl_flower.flower.answering import LOWER
 from psl_flower.flower.node_config import is_simulated, own_limit, own_setting, own_state, permission, simulation_slots
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
@@ -28,6 +30,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.opening import Opened, open_of_set, open_sealed, open_sealed_of_set, open_store
 from psl_flower.system.devices import choose_device
+from psl_flower.system.files import write_file
 from psl_flower.system.folders import remove_leftovers
 from psl_flower.system.machine import keep_freed_memory, usable_cores
 from psl_flower.text import expanded
@@ -37,6 +40,7 @@ from psl_flower.wire.node_messages import NodeTask
 _LIGHTEN = "lighten"
 _AVERAGE = "average"
 _MOST_BITS = "most-bits"
+_WEIGHTS = "allow-upper-weights"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
 Build = Callable[[bytes, int, PatchStore, Checkpoints], UpperEngine]
@@ -62,7 +66,11 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     device = choose_device(blueprint.config.machine.device)
     if isinstance(override, CompressionTraining):
         return training_engine(blueprint, override, store, checkpoints, device)
-    return UpperEngine(blueprint.upper(upper), store, blueprint.upper_options(device), checkpoints)
+    model, weights = blueprint.upper(upper), blueprint.config.network.upper_weights_hash
+    if weights:
+        path = checkpoints.folder / FILE
+        load_upper(read_weights(path, weights), upper, model, str(path))
+    return UpperEngine(model, store, blueprint.upper_options(device), checkpoints)
 
 
 def check_store(description: StoreSetDescription, upper: int, store: PatchStore) -> None:
@@ -170,6 +178,8 @@ class Host:
             checkpoints, store = self.checkpoints(m), self.open_store(m)
             try:
                 self._check_bits(len(store.meta.positions))
+                if self.build is build_engine:  # another one may have settings of its own
+                    self._check_weights(Blueprint.decode(self.task.settings))
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
                 store.close()
@@ -178,6 +188,34 @@ class Host:
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         blueprint = Blueprint.decode(self.task.settings)
         return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
+
+    def keep_weights(self, m: int, content: bytes) -> None:
+        """Keep the file of weights that Upper m begins with.
+
+        Raises
+        ------
+        ConfigError
+            If a real node's own configuration does not allow that very file, or it is of another network.
+        RunError
+            If it is another file than the run's settings name, or the disk refuses.
+        """
+        blueprint = Blueprint.decode(self.task.settings)
+        check_name(content, blueprint.config.network.upper_weights_hash, LOWER)
+        self._check_weights(blueprint)
+        load_upper(content, m, blueprint.upper(m), LOWER)
+        write_file(self.checkpoints(m).folder / FILE, content, RunError, mode=0o600, parents=True)
+
+    def _check_weights(self, blueprint: Blueprint) -> None:
+        """Raise ConfigError if the Uppers begin with weights that a real node's own configuration does not allow."""
+        asked = blueprint.config.network.upper_weights_hash
+        if not asked or self.simulated:
+            return
+        allowed = [name.strip() for name in own_setting(self.context, _WEIGHTS).split(",")]
+        if asked not in allowed:
+            raise ConfigError(
+                f"this run's Uppers begin with the weights {asked}, which this node does not take; its operator can "
+                f"allow that very file with --node-config \"{_WEIGHTS}='{asked}'\" (docs/privacy.md)"
+            )
 
     def _check_bits(self, num_positions: int) -> None:
         """Raise ConfigError if a real node's own configuration has `most-bits`, and a look at an image takes more.

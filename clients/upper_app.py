@@ -95,6 +95,14 @@ def _restore(asked: Asked[questions.SealForRestorers]) -> Parcel:
     return Parcel(parts=answers)
 
 
+def _place(asked: Asked[questions.PlaceUppers]) -> Parcel:
+    """Keep the file of weights that the Uppers here begin with, if this node's operator allows it."""
+    host = asked.host()
+    for m in host.task.parties:
+        host.keep_weights(m, asked.received.part(m))
+    return Parcel()
+
+
 _HANDLERS: dict[type[Question], Handler] = {
     questions.AskInventory: _inventory,
     questions.AskClaims: _claim,
@@ -102,6 +110,7 @@ _HANDLERS: dict[type[Question], Handler] = {
     questions.TakeStep: _step,
     questions.GiveWeights: _collect,
     questions.SealForRestorers: _restore,
+    questions.PlaceUppers: _place,
 }
 
 

@@ -56,7 +56,7 @@ def predict(run: ServerRun[Predict]) -> None:
                 f"stopped after {done} of {counted(total, 'image')}, as asked; no predictions were written"
             )
 
-    predicted, placement = run.predictions(
+    predicted, absent = run.predictions(
         parties,
         dataclasses.replace(run.blueprint.task(run.stores.labels), test=samples_N),
         on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
@@ -70,7 +70,7 @@ def predict(run: ServerRun[Predict]) -> None:
         images=len(predicted.sample),
         accuracy=predicted.accuracy,
         loss=predicted.loss,
-        absent=tuple(Absent(upper=m, positions=description.positions_of(m)) for m in placement.absent),
+        absent=tuple(Absent(upper=m, positions=description.positions_of(m)) for m in absent),
         light=kind.predict_light,
     )
     run.folder.write_predictions(predicted, splits)

@@ -325,6 +325,8 @@ class Reporter:
             "images_per_s": images / report.train_s if steps else None,
             "bytes_up": bytes_up,
             "bytes_down": bytes_down,
+            "bytes_up_per_image": bytes_up / images if images else None,
+            "bytes_down_per_image": bytes_down / images if images else None,
             "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
             "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
             "bytes_up_adaptation": up.get(ADAPTATION, 0),

@@ -12,8 +12,10 @@ from flwr.serverapp import Grid
 
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.looks import Looks
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import Predictions, RoundDriver, RoundReport
+from psl_flower.engine.round_driver import RoundDriver
+from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging
 from psl_flower.flower.nodes import Placement
@@ -44,6 +46,8 @@ class Parties:
         The task sent to nodes.
     averaging : Averaging or None
         When the Uppers are averaged, if they are.
+    looks : Looks or None
+        Where the looks of frozen Uppers are kept, if they are.
     """
 
     lower: LowerEngine
@@ -51,6 +55,7 @@ class Parties:
     checkpoints: Checkpoints
     node_task: NodeTask
     averaging: Averaging | None = None
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,7 @@ class ServerRun(Work, Generic[K]):
             parties.shapes,
             parties.checkpoints,
             averaging=parties.averaging,
+            looks=parties.looks,
             checkpoint_every=self.config.output.checkpoint_every,
             on_step=self.reporter.step,
             on_evaluated=on_evaluated,
@@ -146,8 +152,8 @@ class ServerRun(Work, Generic[K]):
         on_placed: Callable[[Placement], None],
         on_evaluated: Callable[[int, int], None],
         without: frozenset[int] = frozenset(),
-    ) -> tuple[Predictions, Placement]:
-        """Return the predictions of a task's test samples, and who took part.
+    ) -> tuple[Predictions, tuple[int, ...]]:
+        """Return the predictions of a task's test samples, and the Uppers that had no part in them.
 
         Raises
         ------
@@ -170,4 +176,4 @@ class ServerRun(Work, Generic[K]):
             strategy.close()
         predictions = reports[-1].predictions
         assert predictions is not None
-        return predictions, strategy.placement
+        return predictions, reports[-1].absent

@@ -6,14 +6,17 @@ import logging
 import math
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from flwr.app import ArrayRecord
 
+from psl_flower.engine.looks import looks_of
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.pretrained import FILE, load_upper, read_weights
 from psl_flower.engine.recipe import planned
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
-from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing
+from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
 from psl_flower.flower.nodes import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
@@ -22,10 +25,13 @@ from psl_flower.runs.history import last_accuracy
 from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
 from psl_flower.runs.tracking import Tracking
+from psl_flower.system.files import write_file
 from psl_flower.text import counted, duration
+from psl_flower.wire.questions import PlaceUppers
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
+from strategies.asked_nodes import AskedNodes
 
 log = logging.getLogger("psl_flower")
 
@@ -58,12 +64,16 @@ def train(run: ServerRun[Train]) -> None:
         rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
         class_names=run.stores.description.class_names,
     )  # fmt: skip
+    looks = looks_of(blueprint, task, run.source.looks, run.source.identity)
+    if run.config.network.upper_weights and done < total_steps and (looks is None or not looks.complete):
+        _place_weights(run)
     parties = Parties(
         lower=lower,
         shapes=blueprint.smashed_shapes(),
         checkpoints=run.source.checkpoints,
         node_task=run.node_task(),
         averaging=blueprint.averaging(),
+        looks=looks,
     )
     monitor = Monitor.of(run.config.training)
     validation = None if monitor is None else Validation(run, monitor, parties, task)
@@ -134,6 +144,29 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     return ends_round and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
 
 
+def _place_weights(run: ServerRun[Train]) -> None:
+    """Put the file of weights that the Uppers begin with in place on all nodes, from the copy in the run's folder.
+
+    Raises
+    ------
+    PslError
+        If the file has changed or is of another network, or a node does not take it.
+    """
+    network, copy = run.config.network, run.source.path / FILE
+    given = copy if copy.exists() else Path(network.upper_weights)
+    content = read_weights(given, network.upper_weights_hash)
+    for m in range(run.stores.description.num_uppers):
+        load_upper(content, m, run.blueprint.upper(m), str(given))
+    if given != copy:
+        write_file(copy, content, RunError)
+    run.reporter.say(
+        "starting", f"the Uppers begin with {network.upper_weights_hash}; putting it in place on the nodes"
+    )
+    nodes = AskedNodes(run.grid, run.node_task(), run.stores.description.assignment, run.config.wire)
+    parts = dict.fromkeys(range(run.stores.description.num_uppers), content)
+    nodes.ask(lambda task: PlaceUppers(task=task), parts)
+
+
 def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) -> str:
     """Collect the model if it is wanted and possible; return the outcome as text."""
     if not run.config.output.collect_model:
@@ -142,7 +175,8 @@ def _collected(run: ServerRun[Train], strategy: PatchSplit, lower: LowerEngine) 
     try:
         uppers = strategy.collect(run.grid)
     except (PeerLost, NodeLost, PositionMissing) as error:
-        if run.config.wire.on_missing_node != "continue":
+        # Once all looks are kept, a node may go for good.
+        if run.config.wire.on_missing_node != "continue" and not run.config.training.looks:
             raise
         return f"no model collected: {error}; once all nodes are back: {run.reporter.again}"
     state = {f"uppers.{m}.{name}": value for m, weights in uppers.items() for name, value in weights.items()}

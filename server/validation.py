@@ -88,13 +88,13 @@ class Validation:
             run.reporter.say("training", f"evaluating the best weights, those of step {best.step}, on the test images")
             assert self._strategy is not None
             self._strategy.close()  # its port may be the one that is asked for
-            predictions, placement = run.predictions(
+            predictions, absent = run.predictions(
                 self._parties,
                 self._task,
                 on_placed=lambda placement: None,
                 on_evaluated=lambda done, total: None,
             )
-            run.reporter.tested(best.step, predictions, placement.absent)
+            run.reporter.tested(best.step, predictions, absent)
         return best
 
     def _best(self) -> Best:

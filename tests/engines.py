@@ -17,7 +17,8 @@ from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.rounds import Predictions, RoundDriver
+from psl_flower.engine.round_driver import RoundDriver
+from psl_flower.engine.rounds import Predictions
 from psl_flower.engine.stateless import stateless
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost

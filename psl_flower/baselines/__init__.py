@@ -1,1 +1,1 @@
-"""What patch-split learning is compared with: the whole image in one process, and federated averaging."""
+"""What patch-split learning is compared with: whole images in one process, federated averaging; and pretraining."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.config import UNPROTECTED, RunConfig
+from psl_flower.config import UNFROZEN, UNPROTECTED, RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -48,6 +48,7 @@ def whole_image_config(config: RunConfig) -> RunConfig:
     return config.replace(
         grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
         adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED,
+        upper_weights="", upper_weights_hash="", **UNFROZEN,
     )  # fmt: skip
 
 

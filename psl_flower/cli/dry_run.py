@@ -95,11 +95,13 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "adaptation_parameters": takes.adaptation_parameters,
         "bytes_up_per_image": takes.up_per_image,
         "bytes_down_per_image": takes.down_per_image,
+        "bytes_up_in_all": takes.up_in_all,
+        "bytes_down_in_all": takes.down_in_all,
         "memory_of_a_node": max(takes.upper_memory) * -(-description.num_uppers // number),
         "memory_of_the_server": takes.lower_memory,
         "memory": sum(takes.upper_memory) + takes.lower_memory + (number + 1) * _PROGRAM_BYTES,
         "disk_stores": 0 if planned.exist else planned.num_bytes,
-        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model,
+        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model + takes.looks,
         "stores": str(planned.folder),
         "stores_exist": planned.exist,
     }
@@ -136,6 +138,9 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"wire        {decimal(round(report['bytes_up_per_image']))} up and "
         f"{decimal(round(report['bytes_down_per_image']))} down per image and step, all Uppers together"
     )
+    up, down = round(report["bytes_up_in_all"]), round(report["bytes_down_in_all"])
+    each = decimal(round((up + down) / report["train_images"]))
+    yield f"in all      {decimal(up)} up and {decimal(down)} down, {each} for each training image"
     yield (
         f"memory      about {decimal(report['memory'])} in all: {decimal(report['memory_of_the_server'])} for the "
         f"server's tensors, {decimal(report['memory_of_a_node'])} for a node's, {decimal(_PROGRAM_BYTES)} for each of "

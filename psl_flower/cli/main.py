@@ -16,6 +16,7 @@ from psl_flower.cli.output import exit_status
 # Modules of the commands, in the order of `psl --help`.
 COMMANDS = {
     "train": "train",
+    "pretrain": "pretrain",
     "settings": "settings",
     "inspect": "inspect",
     "predict": "models",

@@ -5,7 +5,7 @@ from psl_flower.config.fields import Size, Value, parse_size, size_text
 from psl_flower.config.network import UNPROTECTED
 from psl_flower.config.run import default_workspace
 from psl_flower.config.run_config import GROUP_OF, GROUPS, RunConfig
-from psl_flower.config.training import SCHEDULES
+from psl_flower.config.training import SCHEDULES, UNFROZEN
 from psl_flower.config.wire import CODECS, TRANSPORTS
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "GROUP_OF",
     "SCHEDULES",
     "TRANSPORTS",
+    "UNFROZEN",
     "UNPROTECTED",
     "RunConfig",
     "Size",

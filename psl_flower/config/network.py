@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from psl_flower.config.fields import Settings, Size, fields_of, setting
+from psl_flower.config.fields import Form, Settings, Size, fields_of, setting
 from psl_flower.errors import ConfigError
 from psl_flower.models.architectures import (
     BACKBONES,
@@ -20,6 +20,9 @@ from psl_flower.protection import PROTECTIONS, Protection
 
 # Takes the protection out of a run's settings.
 UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2}
+
+
+_HASH = Form(r"(sha256:[0-9a-f]{64})?", "sha256: and 64 hexadecimal digits, as psl pretrain prints it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,12 @@ class NetworkSettings(Settings):
     )
     upper_init: str = setting(
         "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
+    )
+    upper_weights: str = setting(
+        "", "safetensors file of psl pretrain that the Uppers begin with; nodes must allow it", path=True
+    )
+    upper_weights_hash: str = setting(
+        "", "what that file must be, as sha256:...; empty: as it is when the run begins", form=_HASH
     )
     average_every: int = setting(0, "steps between averages of all Uppers' weights; 0: never", least=0)
     alpha: float = setting(1.0, "weight of the Uppers' auxiliary losses (Adaptation Net); 0: none", least=0)
@@ -86,6 +95,8 @@ class NetworkSettings(Settings):
         for field in fields_of(type(self)):
             if field.name in unused and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{field.key}: is set, but protection is {self.protection}")
+        if self.upper_weights_hash and not self.upper_weights:
+            raise ConfigError("upper-weights-hash: is set, but upper-weights names no file; leave it out, or set both")
         if self.adaptation_server and self.alpha == 0:
             raise ConfigError(
                 "adaptation-server: there is no Adaptation Net with alpha = 0; set alpha, or leave it out"

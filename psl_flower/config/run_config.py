@@ -65,6 +65,13 @@ class RunConfig:
                 "have; leave wire-activations out"
             )
 
+        if self.training.freeze_uppers_after == 0 and (self.network.average_every or self.network.adaptation_server):
+            key = "average-every" if self.network.average_every else "adaptation-server"
+            raise ConfigError(
+                f"{key} and freeze-uppers-after=0 contradict each other: Uppers that never change are not averaged, "
+                "and learn from no Adaptation Net; leave one out"
+            )
+
     @property
     def smashed_codec(self) -> str:
         """Wire codec of smashed data: that of the setting, or that of codes."""

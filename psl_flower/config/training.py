@@ -10,6 +10,9 @@ from psl_flower.errors import ConfigError
 SCHEDULES = ("one-cycle", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 CLASS_WEIGHTS = ("none", "balanced")
+NEVER = -1
+# Takes the freezing of Uppers out of a run's settings.
+UNFROZEN = {"freeze_uppers_after": NEVER, "looks": 0}
 MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 
 
@@ -47,6 +50,15 @@ class TrainingSettings(Settings):
     patch_dropout: float = setting(
         0.0, "probability that the Lower trains on a sample without one Upper's patches, below 1", least=0, most=1
     )
+    freeze_uppers_after: int = setting(
+        NEVER, "rounds after which the Uppers no longer change, and get no gradients; 0: from the start; -1: never",
+        least=NEVER,
+    )  # fmt: skip
+    looks: int = setting(
+        0,
+        "with freeze-uppers-after: views of each training image that nodes then send once, and no more; 0: one a step",
+        least=0, most=1024,
+    )  # fmt: skip
     label_smoothing: float = setting(0.0, "share of a label spread over all classes, below 1", least=0, most=1)
     valid_fraction: float = setting(
         0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
@@ -78,6 +90,16 @@ class TrainingSettings(Settings):
             )
         if self.patience and not self.evaluate_every:
             raise ConfigError("patience: with evaluate-every=0 nothing is evaluated before the end; set it to 1, say")
+        if self.looks and self.freeze_uppers_after == NEVER:
+            raise ConfigError(
+                "looks: is set, but the Uppers go on changing; set freeze-uppers-after to a number of rounds, or leave "
+                "looks out"
+            )
+        if self.looks and self.mixup:
+            raise ConfigError(
+                "looks and mixup contradict each other: nodes send single images once, which they could not mix anew; "
+                "leave one out"
+            )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ConfigError("nesterov: needs optimizer=sgd and a momentum above 0; leave nesterov out, or set those")
         if self.patch_dropout == 1:

@@ -18,6 +18,7 @@ from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
+from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
 from psl_flower.engine.recipe import planned, split_training
@@ -231,6 +232,7 @@ class Blueprint:
             autocast=self.config.machine.autocast,
             device=device,
             averaged=self._averages,
+            frozen_after=None if self.freezing is None else self.freezing.after,
         )
 
     def averaging(self) -> Averaging | None:
@@ -262,6 +264,17 @@ class Blueprint:
             evaluate_batch_size=training.evaluate_batch_size,
             steps_per_round=self.steps_per_round,
             class_weights_K=self._class_weights(labels[order.pool]),
+            freezing=self.freezing,
+        )
+
+    @property
+    def freezing(self) -> Freezing | None:
+        """When the Uppers no longer learn; None for never. ConfigError if there are too few training images."""
+        training = self.config.training
+        if training.freeze_uppers_after < 0:
+            return None
+        return Freezing(
+            after=training.freeze_uppers_after * self.steps_per_round, views=training.looks, seed=training.seed
         )
 
     @property

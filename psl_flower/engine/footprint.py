@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
+from psl_flower.engine.recipe import split_training
 from psl_flower.wire.codecs import get_codec
 
 _FLOAT_BYTES = 4
@@ -28,7 +30,12 @@ class Footprint:
     upper_parameters, lower_parameters, adaptation_parameters : int
         Weights of one Upper, of the Lower and of the Adaptation Net.
     up_per_image, down_per_image : float
-        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out.
+        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in
+        which they learn.
+    up_in_all, down_in_all : float
+        The same of a whole training, evaluations included.
+    looks : int
+        Bytes of the looks of frozen Uppers that the Lower keeps.
     upper_memory : tuple of int
         Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
     lower_memory : int
@@ -44,6 +51,9 @@ class Footprint:
     adaptation_parameters: int
     up_per_image: float
     down_per_image: float
+    up_in_all: float
+    down_in_all: float
+    looks: int
     upper_memory: tuple[int, ...]
     lower_memory: int
     checkpoint: int
@@ -73,17 +83,50 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
         for name in (config.smashed_codec, config.wire.wire_gradients)
     )
+    sent, received = _images_in_all(blueprint)
+    kept_images = _images_kept(blueprint)
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,
         lower_parameters=weights[1] // _FLOAT_BYTES,
         adaptation_parameters=sum(weights[2:]) // _FLOAT_BYTES,
         up_per_image=ups,
         down_per_image=downs,
+        up_in_all=sent * ups,
+        down_in_all=received * downs,
+        looks=round(kept_images * ups),
         upper_memory=tuple(kept[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
         lower_memory=sum(kept[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
         checkpoint=description.num_uppers * kept[0] + sum(kept[1:]),
         model=description.num_uppers * sizes[0] + sizes[1],
     )
+
+
+def _images_in_all(blueprint: Blueprint) -> tuple[int, int]:
+    """Return how many images a training sends up, and of how many it sends gradients down; each as often as it does."""
+    training, freezing = blueprint.config.training, blueprint.freezing
+    order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
+    learning = steps if freezing is None else min(steps, freezing.after)
+    learnt = sum(order.num_samples(step) for step in range(learning))
+    kept = _images_kept(blueprint)
+    rounds = -(-learning // blueprint.steps_per_round) if kept else training.rounds
+    every = training.evaluate_every
+    evaluations = rounds // every if every else 0
+    if not kept and (not every or rounds % every):
+        evaluations += 1  # the last round's
+    valid = len(split_training(blueprint.config, blueprint.description)[1])
+    test = len(blueprint.description.samples_of("test"))
+    evaluated = evaluations * (valid or test) + (test if valid and not kept else 0)
+    frozen = 0 if kept else sum(order.num_samples(step) for step in range(learning, steps))
+    return learnt + frozen + kept + evaluated, learnt
+
+
+def _images_kept(blueprint: Blueprint) -> int:
+    """Return how many looks of frozen Uppers are kept: of every view of the training images, and of all others once."""
+    freezing = blueprint.freezing
+    if freezing is None or not freezing.views:
+        return 0
+    trained, valid = split_training(blueprint.config, blueprint.description)
+    return freezing.views * len(trained) + len(valid) + len(blueprint.description.samples_of("test"))
 
 
 def _saved(module: nn.Module, given: torch.Tensor) -> int:

@@ -51,7 +51,9 @@ def network_input(
     std: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Return the patches (B, K, C, h, w) of a plan's samples as (B*K, C, h, w), normalised; augmented for training.
+    """Return the patches (B, K, C, h, w) of a plan's samples as (B*K, C, h, w), normalised.
+
+    Unless the plan evaluates, they are augmented.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ def network_input(
     """
     K, C, h, w = patches_BKChw.shape[1:]
     given_BKChw = torch.from_numpy(patches_BKChw).to(device)
-    if plan.mode != "train":
+    if plan.mode == "evaluate":
         return normalise(given_BKChw.reshape(-1, C, h, w), mean, std, device)
     samples_B, seed = plan.sample_indices(), plan.augment_seed
     moved_BKChw = augmentation.apply(given_BKChw, seed, samples_B)

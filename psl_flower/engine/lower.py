@@ -105,6 +105,7 @@ class LowerEngine(HeadEngine):
         *,
         dropped_BM: torch.Tensor | None = None,
         draws: Draws = nullcontext,
+        frozen: bool = False,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
@@ -126,11 +127,13 @@ class LowerEngine(HeadEngine):
             them.
         draws : callable
             Returns a context, in which the forward pass runs.
+        frozen : bool
+            Whether the Uppers no longer learn: then there are no gradients for them, and no auxiliary losses.
 
         Returns
         -------
         StepLoss and the gradients (B, K, h, w, C) of these Uppers' smashed data, contiguous, on the CPU; of the
-        student's channels alone.
+        student's channels alone, and none where the Uppers are frozen.
 
         Raises
         ------
@@ -140,7 +143,7 @@ class LowerEngine(HeadEngine):
             Whatever an Adaptation Net elsewhere raises.
         """
         own_smashed, taught_smashed = self._without_teacher(smashed)
-        leaf_BPChw = self._join(own_smashed).requires_grad_()
+        leaf_BPChw = self._join(own_smashed).requires_grad_(not frozen)
         given_BPChw = leaf_BPChw
         if dropped_BM is not None:
             given_BPChw = without_dropped(leaf_BPChw, dropped_BM, self.assignment)
@@ -151,7 +154,7 @@ class LowerEngine(HeadEngine):
         def learn() -> None:
             own.append(self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed, draws))
 
-        adaptation = adaptation or self.adaptation
+        adaptation = None if frozen else adaptation or self.adaptation
         learnt = None
         if adaptation is None:
             learn()
@@ -167,11 +170,13 @@ class LowerEngine(HeadEngine):
                 "Resume from it with a lower lr, or check the images"
             )
         self._update_due = True
+        report = StepLoss(full=full, lower=float(lower), uppers=float(uppers), correct=correct)
+        if frozen:
+            return report, {}
         assert leaf_BPChw.grad is not None
         if learnt:
             # Two terms, whose order does not matter: the sum that one backward pass through both losses makes.
             leaf_BPChw.grad += learnt.gradient_BPChw
-        report = StepLoss(full=full, lower=float(lower), uppers=float(uppers), correct=correct)
         return report, self._part(leaf_BPChw.grad, smashed)
 
     def update(self) -> None:

@@ -22,6 +22,7 @@ from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
 from psl_flower.engine.optimizers import Optimizer, set_lr
+from psl_flower.engine.pretrained import started_network
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.engine.upper_averaging import load_weights, mean, weight_vector
 from psl_flower.losses import loss_parts
@@ -74,7 +75,7 @@ class OneProcessTrainer:
         teacher: Teacher | None = None,
     ) -> None:
         self._blueprint = blueprint = Blueprint(config, description)
-        made = net or blueprint.network()
+        made = net or started_network(blueprint)
         self.net: Any = to_device(made, device)  # a baseline puts another kind of module here
         self._teacher = teacher
         self.adaptation = blueprint.adaptation()
@@ -84,7 +85,18 @@ class OneProcessTrainer:
         if self.adaptation is not None:
             self.adaptation.to(device)
         self._averaging = blueprint.averaging()
+        self._looks_NPChw: torch.Tensor | None = None
         self._optimizer: Optimizer = blueprint.optimizer_of_all(self.net, self.adaptation)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self._task.total_steps
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of a round."""
+        return self._task.steps_per_round
 
     def train(
         self,
@@ -99,15 +111,20 @@ class OneProcessTrainer:
             plan = self._task.train_plan(self.step)
             targets, flipped_B = self._task.targets(plan)
             dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
+            frozen = plan.mode == "look"
             patches_BPChw = self._patches(plan)
             self.net.train()
             with autocast(self._device, self._config.machine.autocast):
-                smashed_BPChw = self._smash(patches_BPChw, absent)
+                smashed_BPChw = (
+                    self._look(plan, patches_BPChw, absent) if frozen else self._smash(patches_BPChw, absent)
+                )
                 given_BPChw = smashed_BPChw
                 if dropped_BM is not None:
                     given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._description.assignment)
                 logits_BK = self.net.join(given_BPChw, flipped_B)
-                upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing) if self.adaptation else None
+                upper_logits = None
+                if self.adaptation and not frozen:
+                    upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing)
             loss = loss_parts(
                 logits_BK,
                 upper_logits,
@@ -127,7 +144,7 @@ class OneProcessTrainer:
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
             self.step += 1
-            if self._averaging is not None and self._averaging.is_due(self.step):
+            if self._averaging is not None and not frozen and self._averaging.is_due(self.step):
                 uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
                 mean_N = mean([weight_vector(upper) for upper in uppers])
                 for upper in uppers:
@@ -156,6 +173,19 @@ class OneProcessTrainer:
             with autocast(self._device, self._config.machine.autocast):
                 logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
         return predictions(torch.cat(logits), task.evaluated, task.labels)
+
+    @torch.no_grad()
+    def _look(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
+        """Return what frozen Uppers make of a step's samples, (B, P, C', h', w')."""
+        self.net.uppers.eval()
+        freezing = self._task.freezing
+        if freezing is None or not freezing.views:
+            return self._smash(patches_BPChw, absent)
+        if self._looks_NPChw is None:
+            # In the batches in which nodes are asked: kernels round otherwise in batches of other sizes.
+            looks = [self._smash(self._patches(each), absent) for each in self._task.look_plans()]
+            self._looks_NPChw = torch.cat(looks)
+        return self._looks_NPChw[torch.from_numpy(self._task.places(plan))]
 
     def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
         codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)

@@ -58,6 +58,8 @@ class PartyEngine(ABC):
         Where the model computes.
     weight_count : int
         Numbers that it shares where the Uppers are averaged; else 0.
+    frozen_after : int or None
+        Steps after which it refuses to learn; None for never.
 
     Attributes
     ----------
@@ -79,9 +81,10 @@ class PartyEngine(ABC):
         dtype: torch.dtype,
         device: torch.device,
         weight_count: int = 0,
+        frozen_after: int | None = None,
     ) -> None:
         self.model, self.claim, self.dtype, self.device = model, claim, dtype, device
-        self.weight_count = weight_count
+        self.weight_count, self.frozen_after = weight_count, frozen_after
         self.step = 0
         self.shared_after: StepId | None = None
         self.sharing_s = 0.0
@@ -160,6 +163,8 @@ class PartyEngine(ABC):
             raise ProtocolError(f"expected the gradient of {self._pending[0].id}, received the plan of {plan.id}")
         if training and plan.id.step != self.step:
             raise ProtocolError(f"expected the plan of step {self.step}, received that of step {plan.id.step}")
+        if training and self.frozen_after is not None and plan.id.step >= self.frozen_after:
+            raise ProtocolError(f"{self.name} is frozen after step {self.frozen_after}, received a plan to train")
         started = time.perf_counter()
         self.model.train(training)
         with torch.set_grad_enabled(training), drawing(plan, self.draws_as, self.device):

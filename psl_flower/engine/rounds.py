@@ -17,15 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from psl_flower.engine.adaptation import RemoteAdaptation
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Exchange, Up
 from psl_flower.engine.head import HeadEngine
-from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.mid_step import keep
 from psl_flower.engine.steps import StepLoss, StepReport, packed, unpacked
-from psl_flower.engine.task import Lessons, Task
+from psl_flower.engine.task import Lessons
 from psl_flower.engine.upper_averaging import Averaging, mean
 from psl_flower.errors import TrainingStopped
 from psl_flower.wire.messages import ADAPTATION, Average, Share, Step
@@ -156,11 +153,33 @@ class Rounds(ABC, Generic[L, T]):
         self.lower.go_to(step, self._checkpoints)
         return step
 
-    def run(self, exchange: Exchange, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()) -> RoundReport:
+    @property
+    def party_step(self) -> int:
+        """Steps that the parties have applied."""
+        return self.lower.step
+
+    @property
+    def absent_for_good(self) -> tuple[int, ...] | None:
+        """The Uppers without a part in the rounds from now on, none of which needs a node; None if they need them."""
+        return None
+
+    @property
+    def looks_due(self) -> bool:
+        """Whether all that the rounds from now on take of the nodes is to be asked for next (`look`)."""
+        return False
+
+    def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
+        """Ask for it, of the Uppers that are not absent; return a report of no step."""
+        raise NotImplementedError
+
+    def run(
+        self, exchange: Exchange | None, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()
+    ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        Zeros stand for the smashed data of the Uppers in `absent`, which are not asked, and do not learn. Where the
-        round had begun before, in this process or another, its report has the steps up to the checkpoint, too.
+        There need be no exchange where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
+        Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
+        another, its report has the steps up to the checkpoint, too.
 
         Raises
         ------
@@ -182,7 +201,7 @@ class Rounds(ABC, Generic[L, T]):
             self._train(exchange, stop_step, report)
         report.train_s = before_s + time.perf_counter() - started
         self._end_if_asked()
-        if self.lower.adaptation_elsewhere:
+        if self.lower.adaptation_elsewhere and exchange is not None:
             exchange.finish([ADAPTATION])  # it has no part in evaluation
         if evaluate:
             self._evaluate(exchange, report)
@@ -190,7 +209,8 @@ class Rounds(ABC, Generic[L, T]):
         report.step = self.lower.step
         return report
 
-    def _train(self, exchange: Exchange, stop_step: int, report: RoundReport) -> None:
+    def _train(self, exchange: Exchange | None, stop_step: int, report: RoundReport) -> None:
+        assert exchange is not None
         plan: Plan | None = self.task.train_plan(self.lower.step)
         trained: Plan | None = None
         gradients: dict[int, torch.Tensor] = {}
@@ -200,7 +220,9 @@ class Rounds(ABC, Generic[L, T]):
             computing = time.perf_counter()
             loss, gradients = self._learn(exchange, plan, _tensors(answers), report.absent)
             now = time.perf_counter()
-            report.steps.append(self._report(plan, loss, answers, began, computing, now))
+            report.steps.append(
+                step_report(plan.id.step + 1, plan, loss, _upper_s(answers), now - computing, now - began)
+            )
             self._on_step(report.steps[-1])
             began = now
             next_step = plan.id.step + 1
@@ -238,9 +260,12 @@ class Rounds(ABC, Generic[L, T]):
         if due:
             saved = [*self._present, *mid_step]
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
-            self.lower.reported = packed(self._round.steps)
-            self._checkpoints.save(self.lower.step, self.lower.state())
+            self._commit()
         return answers
+
+    def _commit(self) -> None:
+        self.lower.reported = packed(self._round.steps)
+        self._checkpoints.save(self.lower.step, self.lower.state())
 
     def _shared_mean(
         self, exchange: Exchange, trained: Plan, gradients: dict[int, torch.Tensor], meanwhile: Callable[[], None]
@@ -259,38 +284,29 @@ class Rounds(ABC, Generic[L, T]):
         """Learn from a plan's smashed data; return the losses, and the gradients at the cut by party."""
 
     @abstractmethod
-    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+    def _evaluate(self, exchange: Exchange | None, report: RoundReport) -> None:
         """Run through the samples of an evaluation (`_evaluated`) and note what it measured."""
 
-    def _evaluated(self, exchange: Exchange) -> Iterator[tuple[Plan, dict[int, torch.Tensor]]]:
+    def _evaluated(self, exchange: Exchange | None) -> Iterator[tuple[Plan, dict[int, torch.Tensor]]]:
         """Yield every plan of an evaluation, and the smashed data of all parties."""
         done = 0
         for plan in self.task.evaluation_plans(self.lower.step):
-            down = {m: Down(Step(plan=plan)) for m in self._present}
-            yield plan, _tensors(exchange.exchange(down, self._expected(plan), meanwhile=lambda: None))
+            yield plan, self._answered(exchange, plan, lambda: None)[0]
             done += plan.num_samples
             self._on_evaluated(done, self.task.num_test)
             self._end_if_asked()
 
+    def _answered(
+        self, exchange: Exchange | None, plan: Plan, meanwhile: Callable[[], None]
+    ) -> tuple[dict[int, torch.Tensor], float]:
+        """Return what all parties answer to a plan that changes none, and the seconds that the slowest took."""
+        assert exchange is not None
+        down = {m: Down(Step(plan=plan)) for m in self._present}
+        answers = exchange.exchange(down, self._expected(plan), meanwhile)
+        return _tensors(answers), _upper_s(answers)
+
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}
-
-    @staticmethod
-    def _report(
-        plan: Plan, loss: StepLoss, answers: dict[int, Up], began: float, computing: float, now: float
-    ) -> StepReport:
-        upper_s = max(up.answer.seconds for up in answers.values())
-        lower_s = now - computing
-        return StepReport(
-            step=plan.id.step + 1,
-            epoch=plan.id.epoch,
-            loss=loss,
-            num_samples=plan.num_samples,
-            seconds=now - began,
-            upper_s=upper_s,
-            lower_s=lower_s,
-            wire_s=max(0.0, now - began - upper_s - lower_s),
-        )
 
 
 def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
@@ -314,35 +330,26 @@ def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinish
     return stop_step, every is not None and (last or (every > 0 and number % every == 0))
 
 
-class RoundDriver(Rounds[LowerEngine, Task]):
-    """Runs rounds for the Lower: from patches to classes.
-
-    It evaluates on the validation images, if there are any, else on the test split.
-    """
-
-    def _learn(
-        self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
-    ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
-        targets, flipped_B = self.task.targets(plan)
-        adaptation = RemoteAdaptation(exchange, plan.id) if self.lower.adaptation_elsewhere else None
-        dropped_BM = self.task.dropped(plan, len(self._shapes), absent)
-        return self.lower.train_step(
-            smashed, targets, flipped_B, plan.lr, adaptation, dropped_BM=dropped_BM,
-            draws=lambda: drawing(plan, "lower", self.lower.device),
-        )  # fmt: skip
-
-    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
-        logits = [self.lower.logits(smashed) for _, smashed in self._evaluated(exchange)]
-        found = predictions(torch.cat(logits), self.task.evaluated, self.task.labels)
-        if len(self.task.valid):
-            report.validation, kind = found, "valid_"
-        else:
-            report.predictions, kind = found, ""
-        report.metrics = {f"{kind}accuracy": found.accuracy, f"{kind}loss": found.loss}
-
-
 def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:
     return {m: up.tensor for m, up in answers.items() if up.tensor is not None}
+
+
+def _upper_s(answers: Mapping[int, Up]) -> float:
+    return max(up.answer.seconds for up in answers.values())
+
+
+def step_report(step: int, plan: Plan, loss: StepLoss, upper_s: float, lower_s: float, seconds: float) -> StepReport:
+    """Return the report of a plan that was step `step`, counted from 1."""
+    return StepReport(
+        step=step,
+        epoch=plan.id.epoch,
+        loss=loss,
+        num_samples=plan.num_samples,
+        seconds=seconds,
+        upper_s=upper_s,
+        lower_s=lower_s,
+        wire_s=max(0.0, seconds - upper_s - lower_s),
+    )
 
 
 def predictions(logits_BK: torch.Tensor, samples_B: NDArray[np.int64], labels: NDArray[np.int64]) -> Predictions:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import BatchOrder
+from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.schedule import Schedule
 from psl_flower.losses import Targets
 from psl_flower.wire.plan import Plan, StepId, pack_samples
@@ -64,6 +65,8 @@ class Task:
         As in `psl_flower.losses.Targets`.
     valid : ndarray
         Global indices of the training samples held back to validate on, int64; may be empty.
+    freezing : Freezing or None
+        When the Uppers no longer learn, if ever.
     """
 
     order: BatchOrder
@@ -75,6 +78,7 @@ class Task:
     steps_per_round: int
     class_weights_K: torch.Tensor | None = None
     valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    freezing: Freezing | None = None
 
     @property
     def total_steps(self) -> int:
@@ -101,11 +105,17 @@ class Task:
             self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
         )
 
+    def party_step(self, step: int) -> int:
+        """Return the steps that Uppers have applied after `step` steps of the Lower: no more once they are frozen."""
+        return step if self.freezing is None else min(step, self.freezing.after)
+
     def train_plan(self, step: int) -> Plan:
-        """Return the plan of a training step."""
+        """Return the plan of a training step; to frozen Uppers it is an attempt of the step that they are at."""
+        frozen = self.freezing is not None and self.freezing.is_frozen(step)
+        at = self.party_step(step)
         return Plan(
-            id=StepId(self.order.epoch_of(step), step),
-            mode="train",
+            id=StepId(self.order.epoch_of(step), at, step - at),
+            mode="look" if frozen else "train",
             lr=self.schedule.lr(step),
             samples=pack_samples(self.order.samples(step)),
             augment_seed=self.order.augment_seed(step),
@@ -114,10 +124,48 @@ class Task:
 
     def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
         """Yield the plans that run through `evaluated`, numbered by batch as attempts of step `after_step`."""
-        for number, first in enumerate(range(0, len(self.evaluated), self.evaluate_batch_size)):
-            samples_B = self.evaluated[first : first + self.evaluate_batch_size]
-            step = StepId(self.order.epoch_of(after_step), after_step, number)
-            yield Plan(id=step, mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0)
+        epoch, at = self.order.epoch_of(after_step), self.party_step(after_step)
+        for number, samples_B in enumerate(self._batches(self.evaluated)):
+            yield Plan(
+                id=StepId(epoch, at, number), mode="evaluate", lr=0.0, samples=pack_samples(samples_B), augment_seed=0
+            )
+
+    def look_plans(self) -> Iterator[Plan]:
+        """Yield the plans of all that is kept of frozen Uppers: every view of the training samples, then the others.
+
+        Those are the samples to validate on and the test split, once, in the batches in which they are evaluated.
+        """
+        assert self.freezing is not None
+        at, number = self.freezing.after, 0
+        epoch = self.order.epoch_of(at)
+        views = [self.order.pool] * self.freezing.views
+        for view, samples_N in enumerate([*views, self.valid, self.test]):
+            augmented = 0 < view < len(views)
+            for samples_B in self._batches(samples_N):
+                yield Plan(
+                    id=StepId(epoch, at, number),
+                    mode="look" if augmented else "evaluate",
+                    lr=0.0,
+                    samples=pack_samples(samples_B),
+                    augment_seed=self.freezing.view_seed(view) if augmented else 0,
+                )
+                number += 1
+
+    def places(self, plan: Plan) -> NDArray[np.int64]:
+        """Return where a plan's samples (B,) stand in what `look_plans` makes, one batch after the other.
+
+        Of a training step that is the view which its epoch takes.
+        """
+        assert self.freezing is not None
+        samples_B, pool = plan.sample_indices(), self.order.pool
+        if plan.mode != "evaluate":
+            return self.freezing.chosen(plan.id.epoch, samples_B) * len(pool) + _index(pool, samples_B)
+        others = np.concatenate([self.valid, self.test])
+        return self.freezing.views * len(pool) + _index(others, samples_B)
+
+    def _batches(self, samples_N: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        for first in range(0, len(samples_N), self.evaluate_batch_size):
+            yield samples_N[first : first + self.evaluate_batch_size]
 
     def targets(self, plan: Plan) -> tuple[Targets, torch.Tensor | None]:
         """Return a training plan's targets, and a mask (B,) of mirrored samples, None if none can be mirrored."""
@@ -126,10 +174,21 @@ class Task:
         if plan.mix_weight < 1.0:
             partners_B = torch.from_numpy(self.augmentation.partners(seed, samples_B))
             targets = targets._replace(other_B=targets.y_B[partners_B], weight=plan.mix_weight)
-        flipped_B = torch.from_numpy(self.augmentation.flipped(seed, samples_B)) if self.augmentation.flip else None
-        return targets, flipped_B
+        if not self.augmentation.flip:
+            return targets, None
+        if plan.mode == "look" and self.freezing is not None and self.freezing.views:
+            flipped_B = self.freezing.flipped(self.augmentation, plan.id.epoch, samples_B)
+        else:
+            flipped_B = self.augmentation.flipped(seed, samples_B)
+        return targets, torch.from_numpy(flipped_B)
 
     def dropped(self, plan: Plan, num_uppers: int, absent: Collection[int] = ()) -> torch.Tensor | None:
         """Return (B, M) bool: whose patches of a training plan's samples the Lower leaves out; None if none are."""
         dropped_BM = self.augmentation.dropped(plan.augment_seed, plan.sample_indices(), num_uppers, absent)
         return None if dropped_BM is None else torch.from_numpy(dropped_BM)
+
+
+def _index(samples_N: NDArray[np.int64], wanted_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place (B,) of each wanted sample among samples (N,), which has it once."""
+    order_N = np.argsort(samples_N, kind="stable")
+    return order_N[np.searchsorted(samples_N, wanted_B, sorter=order_N)]

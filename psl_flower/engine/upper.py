@@ -46,6 +46,8 @@ class UpperOptions:
         Where the model computes.
     averaged : bool
         Whether the Uppers of this run are averaged; if not, messages about it are refused.
+    frozen_after : int or None
+        Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     """
 
     make_optimizer: MakeOptimizer
@@ -55,6 +57,7 @@ class UpperOptions:
     autocast: bool = False
     device: torch.device = torch.device("cpu")
     averaged: bool = False
+    frozen_after: int | None = None
 
 
 class UpperEngine(PartyEngine):
@@ -92,6 +95,7 @@ class UpperEngine(PartyEngine):
             dtype=compute_dtype(options.autocast),
             device=options.device,
             weight_count=weight_count(model) if options.averaged else 0,
+            frozen_after=options.frozen_after,
         )
         self.store = store
         self._options = options

@@ -104,15 +104,19 @@ class RoundsStrategy(Strategy):
             If nodes or positions are missing, or the round fails: the error that came first, be it the Lower's or a
             node's.
         """
-        if self._link.is_open and self._link.has_returned(grid):
-            self._link.close()
-        if not self._link.is_open:
-            self._open(grid, self._lost)
+        if self._driver.looks_due:
+            self._ask_all(grid)
         # Flower counts rounds from where a run resumes, perhaps amid a round; ours keep their original ends.
         task, step = self._driver.task, self._driver.lower.step
         self._goal = round_goal(task, step, self._evaluate_every, unfinished=self._unfinished)
         self._unfinished = False
-        self._report = self._round(grid)
+        without = self._driver.absent_for_good
+        if without is not None:
+            stop_step, evaluate = self._goal
+            self._report = self._driver.run(None, stop_step, evaluate=evaluate, absent=without)
+            return []
+        self._have_open(grid)
+        self._report = self._round(grid, self._run)
         return []
 
     def aggregate_train(
@@ -165,23 +169,39 @@ class RoundsStrategy(Strategy):
         if not self.placement.simulated:
             self._driver.commit_start()
 
+    def _have_open(self, grid: Grid) -> None:
+        if self._link.is_open and self._link.has_returned(grid):
+            self._link.close()
+        if not self._link.is_open:
+            self._open(grid, self._lost)
+
+    def _ask_all(self, grid: Grid) -> None:
+        """Ask the nodes for all that the rounds from now on take of them, and part from them."""
+        self._have_open(grid)
+        self._round(grid, self._look)
+        self._link.close()
+        self._lost = None  # whoever went after the last answer is not needed
+
+    def _look(self, exchange: Exchange) -> RoundReport:
+        return self._driver.look(exchange, self.placement.absent)
+
     def _run(self, exchange: Exchange) -> RoundReport:
         stop_step, evaluate = self._goal
         return self._driver.run(exchange, stop_step, evaluate=evaluate, absent=self.placement.absent)
 
-    def _round(self, grid: Grid) -> RoundReport:
-        """Run the round, again from the last checkpoint where a node was lost."""
+    def _round(self, grid: Grid, work: Callable[[Exchange], RoundReport]) -> RoundReport:
+        """Do the work of a round, again from the last checkpoint where a node was lost."""
         while True:
             exchange = self._link.flower_exchange
             try:
-                return self._run(exchange) if exchange is not None else self._stream_round(grid)
+                return work(exchange) if exchange is not None else self._stream_round(grid, work)
             except (PeerLost, NodeLost) as error:
                 self._recover(grid, error)
 
-    def _stream_round(self, grid: Grid) -> RoundReport:
+    def _stream_round(self, grid: Grid, work: Callable[[Exchange], RoundReport]) -> RoundReport:
         """Tell the nodes to open their streams, run the round over them in a thread, and hear what the nodes say."""
-        messages = self._link.stream_messages(self._driver.lower.step, self._driver.lower.saved)
-        thread = _RoundThread(lambda: self._link.over_streams(self._run))
+        messages = self._link.stream_messages(self._driver.party_step, self._driver.lower.saved)
+        thread = _RoundThread(lambda: self._link.over_streams(work))
         thread.start()
         replies = tell(grid, messages, thread.is_over)
         outcome, reported = thread.result(), self._link.reported_failure(replies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,8 @@ from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
-from psl_flower.text import counted
+from psl_flower.system.files import read_file, sha256_name
+from psl_flower.text import counted, expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,15 @@ class Train(Kind):
 
     handler: ClassVar[str] = "server.training:train"
     trains: ClassVar[bool] = True
+
+    def find(self) -> Work:
+        """Return the run's settings and folders, with the hash of the file of Upper weights, where there is one."""
+        work = Kind.find(self)
+        return dataclasses.replace(work, config=_with_hash(work.config))
+
+    def begin(self) -> Work:
+        """Return the same, with the folder made."""
+        return Kind.begin(dataclasses.replace(self, config=_with_hash(self.config)))
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
         """Return a line on settings chosen by the number of images, or on a batch larger than the dataset.
@@ -39,6 +50,12 @@ class Train(Kind):
             raise ConfigError(
                 f"{why}, so one node would hold whole images: choose a smaller patch-size or more uppers, or allow it "
                 "with allow-whole-images=true"
+            )
+        training = planned(work.config, description).training
+        if training.freeze_uppers_after >= training.rounds:
+            raise ConfigError(
+                f"freeze-uppers-after: the run has {counted(training.rounds, 'round')}, so no round is left after "
+                f"{training.freeze_uppers_after}; choose less, or more rounds"
             )
         count = len(batch_order(work.config, description).pool)
         size = work.config.training.batch_size
@@ -58,6 +75,14 @@ class Train(Kind):
     def settings_to_continue(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
+
+
+def _with_hash(config: RunConfig) -> RunConfig:
+    network = config.network
+    if not network.upper_weights or network.upper_weights_hash:
+        return config
+    content = read_file(expanded(network.upper_weights, "upper-weights"), ConfigError)
+    return config.replace(upper_weights_hash=sha256_name(content))
 
 
 def _chosen(config: RunConfig, description: StoreSetDescription, count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.config import RunConfig
+from psl_flower.config import UNFROZEN, RunConfig
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.checkpoints import load_state, save_state
@@ -105,6 +105,7 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
     # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
     changes: dict[str, Any] = {
         "alpha": 0.0, "adaptation_server": False, "average_every": 0, "rounds": epochs, "steps_per_round": 0,
+        **UNFROZEN,
     }  # fmt: skip
     if rounding:
         # Rounding computes in float32.

@@ -9,6 +9,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - log.txt: the lines that the user saw
 - tensorboard/: the metrics as event files, and loss and times of every step
 - checkpoints/: the Lower's; the newest is the committed one; nodes/: in a simulation, the Uppers'
+- looks/: what frozen Uppers have sent of every image, if that is kept (`psl_flower.engine.looks`)
 - predictions.npz and .csv: the last evaluation: sample, label, predicted, confidence, split
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
@@ -184,6 +185,11 @@ class RunFolder:
         if not path.exists():
             self._write("id", secrets.token_hex(8).encode())
         return f"{self.name}-{path.read_text('ascii')}"
+
+    @property
+    def looks(self) -> Path:
+        """Folder of what frozen Uppers have sent of every image."""
+        return self.path / "looks"
 
     @property
     def nodes(self) -> Path:

@@ -159,6 +159,8 @@ def _views(run: Summary) -> list[tuple[str, str]]:
         ),
         ("the server", f"labels; features of all patches, {hidden}; no pixels"),
     ]
+    if settings["looks"]:
+        views.append(("the server, in frozen rounds", f"{settings['looks']} views of each image, which it keeps"))
     if settings["average-every"]:
         views.append(("the server, too", "every node's weights, since nodes are averaged"))
     if settings["adaptation-server"]:

@@ -57,17 +57,18 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
             return self.lower.train_step_elsewhere(plan, smashed, lambda outputs: remote.learn(plan, outputs))
         return self.lower.train_step(plan, smashed, self._training.samples.targets_of(plan.sample_indices()))
 
-    def _evaluate(self, exchange: Exchange, report: RoundReport) -> None:
+    def _evaluate(self, exchange: Exchange | None, report: RoundReport) -> None:
         batches = [self.lower.outputs(plan, smashed) for plan, smashed in self._evaluated(exchange)]
         if not batches:
             return
         self.outputs = joined(batches)
         report.metrics = self._figures(exchange, self.outputs)
 
-    def _figures(self, exchange: Exchange, outputs: Outputs) -> dict[str, float]:
+    def _figures(self, exchange: Exchange | None, outputs: Outputs) -> dict[str, float]:
         """Return what is measured from all outputs of an evaluation, here or by the party that has the labels."""
         step, training = self.lower.step, self._training
         if self.lower.returned is not None:
+            assert exchange is not None  # only kept looks, which patches alone have, do without
             packed = self.lower.returned.packed(outputs, self.task.num_test, TOP)
             return RemoteLabels(exchange, self.lower.mid_step[0]).score(self.task.whole_evaluation(step), packed)
         assert training.loss is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -152,6 +153,11 @@ def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: in
     if limit is not None and len(data) > limit:
         raise error(f"{path}: is larger than {limit} bytes: not a file of this kind")
     return data
+
+
+def sha256_name(content: bytes) -> str:
+    """Return what names a file by its content: "sha256:" and 64 hexadecimal digits."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def write_file(

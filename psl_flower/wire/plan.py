@@ -22,9 +22,10 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepId(Record, frozen=True, order=True):
-    """Identity of a step within a run, counted from 0; `attempt` numbers the batches of an evaluation after it.
+    """Identity of a step within a run, counted from 0; `attempt` numbers the passes after it that change no party.
 
-    A step of training that is tried again is the same step: all parties have gone back before.
+    Those are the batches of an evaluation, and all looks of frozen Uppers. A step of training that is tried again is
+    the same step: all parties have gone back before.
     """
 
     epoch: Count
@@ -39,8 +40,8 @@ class Plan(Record, frozen=True, omit_defaults=True):
     ----------
     id : StepId
         The step.
-    mode : {"train", "evaluate"}
-        "evaluate" keeps no graph and moves no BatchNorm statistics.
+    mode : {"train", "look", "evaluate"}
+        "evaluate" keeps no graph and moves no BatchNorm statistics; nor does "look", which augments as "train" does.
     lr : float
         Learning rate of this step's update, finite, at least 0.
     samples : bytes
@@ -52,7 +53,7 @@ class Plan(Record, frozen=True, omit_defaults=True):
     """
 
     id: StepId
-    mode: Literal["train", "evaluate"]
+    mode: Literal["train", "look", "evaluate"]
     lr: float
     samples: Packed
     augment_seed: Count

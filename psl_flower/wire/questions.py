@@ -87,6 +87,12 @@ class SealForRestorers(TaskQuestion, frozen=True):
     request: bytes
 
 
+class PlaceUppers(TaskQuestion, frozen=True):
+    """Keep the file of weights that your Uppers begin with, a part for each; answered with nothing, or a failure."""
+
+    kind = "query.place_uppers"
+
+
 class LightenReady(TaskQuestion, frozen=True):
     """Can you take part in a lightening? It is answered with nothing, or a failure."""
 

@@ -180,23 +180,27 @@ def _exchange(
     from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.exchange import WireFormat
     from psl_flower.engine.local import LocalExchange
-    from psl_flower.engine.rounds import RoundDriver
+    from psl_flower.engine.looks import looks_of
+    from psl_flower.engine.pretrained import started_network
+    from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
     blueprint, folder = Blueprint(config, stores.description), Path(job.folder)
     lower = blueprint.lower_engine(device)
-    options = blueprint.upper_options(device)
+    options, task = blueprint.upper_options(device), blueprint.task(stores.labels)
+    models = started_network(blueprint).uppers
     uppers = {
-        m: UpperEngine(blueprint.upper(m), store, options, Checkpoints(folder / f"upper-{m:03d}"))
+        m: UpperEngine(models[m], store, options, Checkpoints(folder / f"upper-{m:03d}"))
         for m, store in enumerate(opened)
     }
     exchange = LocalExchange(uppers, WireFormat.of(config, lower.dtype))
     driver = RoundDriver(
         lower,
-        blueprint.task(stores.labels),
+        task,
         blueprint.smashed_shapes(),
         Checkpoints(folder / "lower"),
         averaging=blueprint.averaging(),
+        looks=looks_of(blueprint, task, folder / "looks", "comparison"),
         on_step=lambda report: tell(report.step),
     )
     steps_per_epoch = batch_order(config, stores.description).steps_per_epoch

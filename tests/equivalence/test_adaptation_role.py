@@ -20,7 +20,7 @@ from clients.upper_app import app
 from psl_flower.config.wire import WireSettings
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.rounds import RoundDriver
+from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import ConfigError, NodeError, PositionError, PositionMissing
 from psl_flower.flower.nodes import Placement, _place_simulated, place
 from psl_flower.patches.store import store_folder

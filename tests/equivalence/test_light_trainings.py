@@ -19,7 +19,7 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.rounds import RoundDriver
+from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import NoCheckpoint, PeerLost, RunError
 from psl_flower.lightening.local import LocalBackend

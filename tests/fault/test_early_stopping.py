@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from psl_flower.config import RunConfig
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.rounds import RoundDriver
+from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import kind_of
 from psl_flower.runs.best import load_best

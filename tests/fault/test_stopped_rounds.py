@@ -9,7 +9,7 @@ import pytest
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.rounds import RoundDriver
+from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import NodeLost, RunError, TrainingStopped
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores

@@ -44,6 +44,18 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_made(psl, tmp_path):
     assert (report["bytes_up_per_image"], report["bytes_down_per_image"]) == (4 * 64 * 8 * 8 * 4, 4 * 64 * 8 * 8 * 2)
     coded = psl("train", "--dry-run", "--json", *DIGITS, "batch-size=8", "protection=code", "code-size=6")[1]
     assert json.loads(coded)["bytes_up_per_image"] == 4 * 6 / 8
+    in_all = dict.fromkeys(("bytes_up_in_all", "bytes_down_in_all"), 0)
+    # 80 images of 2 rounds, and 20 test images after each; one look: 40 and 20, of 4 patches of 6 signs.
+    assert {key: report[key] for key in in_all} == {
+        "bytes_up_in_all": (80 + 40) * 4 * 64 * 8 * 8 * 4,
+        "bytes_down_in_all": 80 * 4 * 64 * 8 * 8 * 2,
+    }
+    frozen = ("protection=code", "code-size=6", "batch-size=8", "rounds=3", "freeze-uppers-after=1", "looks=1")
+    few = json.loads(psl("train", "--dry-run", "--json", *DIGITS, *frozen)[1])
+    assert {key: few[key] for key in in_all} == {
+        "bytes_up_in_all": (40 + 20 + 40 + 20) * 3,
+        "bytes_down_in_all": 40 * 4 * 6 * 4,
+    }
     on_disk = sum(size_of(stores.store_path(m)) for m in range(2))
     assert report["stores"] == str(stores.folder)
     assert report["disk_stores"] == pytest.approx(on_disk, rel=0.5) and report["disk_stores"] < on_disk
@@ -70,6 +82,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(psl, tmp_path):
         (["patch-size=7x7"], "patch"),
         (["max-train=1"], "2 or more samples"),
         (["device=cuda:99"], "cuda:99 was asked for"),
+        ([*DIGITS, "rounds=3", "freeze-uppers-after=3"], "the run has 3 rounds, so no round is left after 3"),
         (["resume=never"], "no such run"),
     ):
         status, out, err = psl("train", "--dry-run", *settings)

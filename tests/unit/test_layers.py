@@ -35,7 +35,7 @@ def imports(path):
 
 FORBIDDEN = [
     ("psl_flower/errors.py", "from psl_flower.config import RunConfig", "The rooms"),
-    ("psl_flower/wire/frames.py", "from psl_flower.engine.rounds import RoundDriver", "The rooms"),
+    ("psl_flower/wire/frames.py", "from psl_flower.engine.round_driver import RoundDriver", "The rooms"),
     ("psl_flower/sealed/store.py", "from psl_flower.stores.opening import open_store", "The rooms"),
     ("psl_flower/stores/prepare.py", "from psl_flower.runs.folder import RunFolder", "The rooms"),
     ("psl_flower/engine/lower.py", "import flwr", "The core knows no Flower"),

@@ -26,6 +26,7 @@ QUESTIONS: list[Question] = [
     questions.TakeStep(task=TASK, step=4, saved={0: 3}),
     questions.GiveWeights(task=TASK, saved={0: 4, 2: 4}),
     questions.SealForRestorers(task=TASK, request=b"signed"),
+    questions.PlaceUppers(task=TASK),
     questions.LightenReady(task=TASK),
     questions.LightenPlace(task=TASK),
     questions.LightenQuantise(task=TASK, samples=bytes(16), bits=7),
