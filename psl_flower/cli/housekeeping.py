@@ -74,7 +74,7 @@ def _names(given: list[str]) -> list[str]:
 def _tell(freed: dict[str, int], done: str, as_json: bool) -> None:
     from rich.filesize import decimal
 
-    lines = [f"{name}: {done}, {decimal(size)}" for name, size in freed.items()]
+    lines = [f"{name}: {decimal(size)} {done}" for name, size in freed.items()]
     if len(freed) != 1:
         lines.append(f"{counted(len(freed), 'run')}: {decimal(sum(freed.values()))}")
     tell({"runs": freed, "bytes": sum(freed.values())}, lines, as_json)

@@ -89,6 +89,9 @@ def predict(
     if image or without or light or nodes or split != "test":
         raise typer.BadParameter("--split, --image, --without, --light and --nodes go with --in-place")
     folder, trained = _load(run, workspace)
+    for given in files:
+        if not given.exists() and (folder.path.parent / given / "config.toml").is_file():
+            raise typer.BadParameter(f"{given} is a run, and files are expected here; name it with --run {given}")
     _predict_files(folder.name, trained, files, top, as_json)
 
 

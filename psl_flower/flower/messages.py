@@ -25,6 +25,8 @@ _GONE = (
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 )
+# What Ray calls it where the machine had no memory left for a node's process.
+_OUT_OF_MEMORY = "OutOfMemoryError"
 # How often replies are looked for, in seconds. Flower's simulation would look every 0.1 s.
 _PULL_INTERVAL_S = 0.005
 _DEPLOYED_PULL_INTERVAL_S = 0.5
@@ -69,6 +71,8 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
         reason = (reply.error.reason or "").strip().splitlines()
         lost = NodeLost if reply.error.code in _GONE else NodeError
         told = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
+        if any(_OUT_OF_MEMORY in line for line in reason):
+            told = "out of memory, so Ray ended it; close other programs, or set a smaller batch-size or image-size"
         return lost(f"{node}: {told} (Flower error {reply.error.code})")
     failed = received(reply, node).failure()
     if failed is None or failed.kind in _CONSEQUENCES:

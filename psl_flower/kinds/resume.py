@@ -57,7 +57,8 @@ class Resume(Train):
         if work.config.output.collect_model and not run.has_model:
             return None
         accuracy = "" if status.accuracy is None else f", test accuracy {status.accuracy:.2%}"
-        more = f" For more rounds: psl train resume={run.name} rounds={2 * rounds}"
+        anyway = "" if work.config.training.schedule == "constant" else " resume-anyway=true"
+        more = f" For more rounds: psl train resume={run.name} rounds={2 * rounds}{anyway}"
         done = f"all of its {counted(rounds, 'round')}"
         if (best := load_best(run)) is not None:
             done, more = f"after step {best.trained}, the weights of step {best.step} kept", ""

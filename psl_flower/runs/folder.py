@@ -56,8 +56,6 @@ _NOT_OF_TRAINING = {
     "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
     "lighten-with",
 }  # fmt: skip
-
-
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # within the years that people can be told
 
 
@@ -297,13 +295,9 @@ class RunFolder:
         """
         file = io.BytesIO()
         np.savez(
-            file,
-            sample=predictions.sample,
-            label=predictions.label,
-            predicted=predictions.predicted,
-            confidence=predictions.confidence,
-            split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
-        )
+            file, sample=predictions.sample, label=predictions.label, predicted=predictions.predicted,
+            confidence=predictions.confidence, split=np.broadcast_to(np.asarray(split), len(predictions.sample)),
+        )  # fmt: skip
         self._write("predictions.npz", file.getvalue())
 
     def write_description(self, description: StoreSetDescription) -> None:

@@ -190,6 +190,9 @@ def test_a_run_without_a_model_and_no_runs(psl, tmp_path, workspace):
     status, _, err = psl("predict", "x.png", "--run", "absent")
     assert status == 1
     assert "no such run (there: tiny)" in err
+    status, _, err = psl("predict", "tiny", "x.png")
+    assert status == 2
+    assert "tiny is a run" in err and "--run tiny" in err
     status, _, err = psl("evaluate", "--workspace", tmp_path)
     assert status == 1
     assert err.startswith("error: ")
