@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
             reporter.fail(error)
             raise
         finally:
-            reporter.close()
+            reporter.tracking.close()
 
 
 def _prepared(grid: Grid, kind: Kind, work: Work, reporter: Reporter) -> ServerRun[Kind]:

@@ -18,19 +18,18 @@ from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement
 from psl_flower.kinds import HowToContinue
-from psl_flower.runs.folder import MODEL_FILE, RunFolder, Status, this_process
+from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration
 from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
+from server.run_log import set_up_log
 from server.scores import NAMES, draw, recorded
 from server.superlink import superlink_lost
 
 log = logging.getLogger("psl_flower")
 
 _STATUS_EVERY_S = 0.5
-# So long a run that has ended waits for its tracker.
-_TRACKER_S = 30.0
 
 
 class Reporter:
@@ -46,6 +45,11 @@ class Reporter:
         Seconds between lines in the log; 0 for lines at the end of rounds only.
     again : callable
         How it is continued.
+
+    Attributes
+    ----------
+    tracking : Tracking
+        What a tracker is told by; at first of none.
     """
 
     def __init__(
@@ -54,11 +58,11 @@ class Reporter:
         self._run, self._every_s, self._again = run, every_s, again
         self._place = _identity(run.path)
         self._simulated = True
-        _set_up_log(run.path)
+        set_up_log(run.path)
         self._steps_per_round = 1
         self._status = Status(state="preparing", run_id=run_id, process=this_process())
         self._writer: EventFiles | None = None
-        self._tracking: Tracking | None = None
+        self.tracking = Tracking()
         self._about = self._what = ""
         self._scores: Scores | None = None
         self._class_names: tuple[str, ...] = ()
@@ -105,15 +109,6 @@ class Reporter:
         self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
             log.info("%scontinuing after step %d of %d", self._prefix, done, total_steps)
-
-    def track(self, tracking: Tracking) -> None:
-        """Tell a tracker, too, from now on."""
-        self._tracking = tracking
-
-    def close(self) -> None:
-        """Wait some seconds for what is still to be sent, after the end."""
-        if self._tracking is not None:
-            self._tracking.close(_TRACKER_S)
 
     def placed(self, placement: Placement, about: str, state: str = "training") -> None:
         """Report the nodes that take part, and enter `state`."""
@@ -198,7 +193,7 @@ class Reporter:
         for name in ("upper_s", "lower_s", "wire_s") if steps else ():
             self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
-        self._record(metrics)
+        self.tracking.metrics(metrics["step"], metrics)
         self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
         accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
         if validation:
@@ -225,9 +220,8 @@ class Reporter:
             if metrics[name] is not None:
                 self._writer.add(f"test/{name}", metrics[name], step)
         draw(self._writer, self._scores, step, self._class_names)
-        self._record(
-            {name: value for name, value in metrics.items() if name in ("step", "accuracy", "test_loss", *NAMES)}
-        )
+        told = {name: metrics[name] for name in ("accuracy", "test_loss", *NAMES)}
+        self.tracking.metrics(step, told)
         self._set(accuracy=predictions.accuracy)
         log.info("test accuracy of the weights kept, of step %d: %.2f%%", step, 100 * predictions.accuracy)
 
@@ -274,7 +268,8 @@ class Reporter:
                 if writer is not None:
                     writer.close()
         finally:
-            self._record_end(state)
+            numbers = {"step": self._status.step, "accuracy": self._status.accuracy, "loss": self._status.loss}
+            self.tracking.end(state, numbers | recorded(self._scores))
             (log.error if state == "failed" else log.info)("%s", message)
 
     def fail(self, error: BaseException) -> None:
@@ -339,16 +334,6 @@ class Reporter:
             "wire_s": mean(lambda step: step.wire_s),
         }
 
-    def _record(self, metrics: Mapping[str, Any]) -> None:
-        if self._tracking is not None:
-            self._tracking.metrics(metrics["step"], metrics)
-
-    def _record_end(self, state: str) -> None:
-        if self._tracking is not None:
-            model = self._run.model / MODEL_FILE if self._run.has_model else None
-            last = {"step": self._status.step, "accuracy": self._status.accuracy, "loss": self._status.loss}
-            self._tracking.end(state, last | recorded(self._scores), model)
-
     def _training(self, report: StepReport) -> dict[str, object]:
         rate = _rate(self._recent)
         status = self._status
@@ -405,17 +390,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _set_up_log(run: Path) -> None:
-    """Let our lines reach the terminal, through Flower's own log, and a file in the run's folder."""
-    flower = logging.getLogger("flwr")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.handlers = [*flower.handlers]
-    file = logging.FileHandler(run / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(file)
 
 
 def _mean(values: list[float]) -> float:

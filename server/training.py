@@ -48,12 +48,7 @@ def train(run: ServerRun[Train]) -> None:
     """
     blueprint, reporter = run.blueprint, run.reporter
     _describe(run)
-    # With the numbers that the images have decided.
-    output = run.config.output
-    noted = run.source.read_config().replace(
-        tracker=output.tracker, tracker_uri=output.tracker_uri, workspace=str(run.config.workspace_path())
-    )
-    reporter.track(Tracking(noted, run.source))
+    reporter.tracking = _tracking(run)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
     per_round, total_steps = task.steps_per_round, task.schedule.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
@@ -112,6 +107,15 @@ def _describe(run: ServerRun[Train]) -> None:
     given = run.source.read_config()
     if (settled := planned(given, run.stores.description)) is not given:
         run.source.write_config(settled)
+
+
+def _tracking(run: ServerRun[Train]) -> Tracking:
+    """Return what a tracker is told by: of the settings with numbers for those that the images decide."""
+    output = run.config.output
+    noted = run.source.read_config().replace(
+        tracker=output.tracker, tracker_uri=output.tracker_uri, workspace=str(run.config.workspace_path())
+    )
+    return Tracking(noted, run.source)
 
 
 def _complete(run: ServerRun[Train], seconds: float, best: Best | None, model: str) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError, RunError
-from psl_flower.runs.folder import RunFolder
+from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.runs.trackers import Begin, End, Message, Metrics
 from psl_flower.system.folders import make_private_folder
 
@@ -31,6 +31,8 @@ _KEPT = frozenset({
     "exchange-port", "exchange-advertise", "tracker", "tracker-uri",
 })  # fmt: skip
 _WAITING = 1000
+# So long a run that has ended waits for its tracker.
+PATIENCE_S = 30.0
 _PACKAGES = {"mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
 
 
@@ -60,18 +62,20 @@ class Tracking:
 
     Parameters
     ----------
-    config : RunConfig
-        The run's settings.
-    run : RunFolder
+    config : RunConfig, optional
+        The run's settings; none, and nobody is told.
+    run : RunFolder, optional
         The run.
     """
 
-    def __init__(self, config: RunConfig, run: RunFolder) -> None:
-        self._name, self._process, self._ended = config.output.tracker, None, False
+    def __init__(self, config: RunConfig | None = None, run: RunFolder | None = None) -> None:
+        self._run, self._ended = run, False
+        self._name = "none" if config is None else config.output.tracker
+        self._process: subprocess.Popen[bytes] | None = None
         self._queue: queue.Queue[Message | None] = queue.Queue(_WAITING)
         self._failed = threading.Event()
         self._threads: list[threading.Thread] = []
-        if self._name == "none":
+        if config is None or run is None or self._name == "none":
             self._failed.set()
             return
         try:
@@ -101,19 +105,20 @@ class Tracking:
         """Tell the numbers among these values, those of a step."""
         self._tell(Metrics(step=step, values=_numbers(values)))
 
-    def end(self, state: str, values: Mapping[str, Any], model: Path | None) -> None:
-        """Tell how the run has ended, with its last numbers and the file of its model."""
+    def end(self, state: str, values: Mapping[str, Any]) -> None:
+        """Tell how the run has ended, with its last numbers and the place of its model."""
         self._ended = True
-        self._tell(End(state=state, values=_numbers(values), model=str(model or "")))
+        model = str(self._run.model / MODEL_FILE) if self._run is not None and self._run.has_model else ""
+        self._tell(End(state=state, values=_numbers(values), model=model))
 
-    def close(self, patience_s: float) -> None:
-        """Wait so long at most until all is sent; the rest is sent after this process, which need not wait for it."""
+    def close(self) -> None:
+        """Wait half a minute at most until all is sent; the rest is sent without this process."""
         if self._process is None:
             return
         with suppress(queue.Full):
             self._queue.put_nowait(None)
         try:
-            self._process.wait(patience_s)
+            self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             return
         for thread in self._threads:

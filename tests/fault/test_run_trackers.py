@@ -166,7 +166,7 @@ def test_a_tracker_that_hangs_holds_up_nothing(
     nodes: InProcessGrid, stores: StoreSet, tmp_path: Path, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow", reason="extra mlflow is not installed")
-    monkeypatch.setattr("server.reporting._TRACKER_S", 1.0)
+    monkeypatch.setattr("psl_flower.runs.tracking.PATIENCE_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     took: list[float] = []
     for method in ("metrics", "end"):

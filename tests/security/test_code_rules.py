@@ -101,6 +101,7 @@ RULES: dict[Rule, dict[str, str]] = {
         "psl_flower/wire/tls.py": "certificates hold by the calendar",
         "psl_flower/wire/certificates.py": "certificates hold by the calendar",
         "psl_flower/runs/folder.py": "a time for people",
+        "psl_flower/runs/trackers.py": "a time for people",
         "psl_flower/lightening/folder.py": "a time for people",
     },
     opens_by_itself: {"psl_flower/launch/superlink.py": "in a folder that ends with its process"},
