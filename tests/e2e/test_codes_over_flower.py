@@ -29,3 +29,14 @@ def test_codes_cross_the_wire_exactly(place: Place, transport: str) -> None:
     assert done.returncode == 0, done.stderr
     found = np.load(Path(last_json(done.stdout)["predictions"]))["predicted"]
     assert np.array_equal(found, own)
+
+
+def test_looks_are_sent_once_and_then_no_byte(place: Place) -> None:
+    settings = ("rounds=3", "steps-per-round=2", "freeze-uppers-after=1", "looks=2", "run-name=looks")
+    done = place.psl("train", *TINY, *CODE, *settings)
+    assert done.returncode == 0, done.stderr
+    run = place.run("looks")
+    assert differing(model(run), oracle(run, 6)) == []
+    _, looked, alone = run.read_metrics()
+    assert looked["bytes_up"] > 0
+    assert (alone["bytes_up"], alone["bytes_down"]) == (0, 0)
