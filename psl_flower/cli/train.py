@@ -94,6 +94,7 @@ def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object
     What they leave out is taken from a settings file, if one is named.
     """
     from psl_flower.cli.config_file import settings_in
+    from psl_flower.config.presets import resolved
     from psl_flower.kinds import Resume, kind_of, parse_settings
     from psl_flower.launch.running import local_paths
 
@@ -103,11 +104,12 @@ def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object
             raise ConfigError("--config and resume contradict each other: a resumed run has its own settings")
         from_file, notes = settings_in(file) if file else ({}, [])
         given = Resume.with_rounds(from_file | typed)
+        given, preset = resolved(given, given.__contains__)
         given |= local_paths(given)
         kind = kind_of(given)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    for note in notes:
+    for note in filter(None, (*notes, preset)):
         say(note, err=True)
     return given, kind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from psl_flower.config.fields import Form, Settings, Size, fields_of, setting
 from psl_flower.errors import ConfigError
@@ -29,6 +30,10 @@ _HASH = Form(r"(sha256:[0-9a-f]{64})?", "sha256: and 64 hexadecimal digits, as p
 class NetworkSettings(Settings):
     """Which network is trained, where it is cut, and what the Uppers' auxiliary losses weigh."""
 
+    preset: Literal["", "private", "balanced", "plain"] = setting(
+        "",
+        "private, balanced: codes from a deep cut; plain: the defaults; settings given besides win (docs/privacy.md)",
+    )
     backbone: str = setting("resnet18", "residual network that is divided into Uppers and Lower", choices=BACKBONES)
     backbone_width: int = setting(
         WIDTH, "channels of its first stage; later stages have 2, 4 and 8 times as many", least=1, most=1024
@@ -90,6 +95,10 @@ class NetworkSettings(Settings):
         return "imagenet" if max(image_size) >= LARGE_IMAGE else "cifar"
 
     def _check(self) -> None:
+        if self.preset:
+            raise ConfigError(
+                f"preset: {self.preset} stands for other settings; psl train and flwr run put them in place"
+            )
         unused = [] if self.protection == "code" else ["code_levels"]
         unused += ["code_size", "code_pool"] if self.protection == "none" else []
         for field in fields_of(type(self)):

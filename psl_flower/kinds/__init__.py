@@ -11,7 +11,8 @@ from typing import Any
 
 from psl_flower.config import GROUPS, RunConfig
 from psl_flower.config.data import EMBEDDED
-from psl_flower.config.fields import Settings, fields_of, parse, read_texts
+from psl_flower.config.fields import Settings, defaults, fields_of, parse, read_texts
+from psl_flower.config.presets import resolved
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import HowToContinue, Kind, Work
 from psl_flower.kinds.lighten import Lighten
@@ -76,6 +77,9 @@ def kind_of(values: Mapping[str, Any]) -> Kind:
         If a key is unknown, a value mistyped or out of range, or two settings contradict each other.
     """
     groups = setting_groups()
+    known = {key: value for group in groups.values() for key, value in defaults(group).items()}
+    # Flower's mapping has the defaults of all others.
+    values, _ = resolved(values, lambda key: values.get(key, known[key]) != known[key])
     parsed = dict(zip(groups, parse(groups.values(), values, "psl settings lists all"), strict=True))
     config = RunConfig.of_groups(parsed)
     asked = [key for key in KINDS if values.get(key)]

@@ -116,6 +116,7 @@ OUT_OF_RANGE = [
     ({"test-fraction": 1.0}, "test-fraction: expected a number above 0 and below 1"),
     ({"seed": -1}, "seed: expected a number at least 0"),
     ({"seed": 2**32}, "seed: expected"),
+    ({"preset": "safe"}, "preset: expected one of private, balanced, plain, got 'safe'"),
     ({"protection": "noise"}, "protection: expected one of none, narrow, code, got 'noise'"),
     ({"protection": "code", "code-size": 0}, "code-size: expected a number at least 1"),
     ({"protection": "code", "code-levels": 1}, "code-levels: expected a number at least 2 and at most 256"),
