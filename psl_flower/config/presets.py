@@ -1,6 +1,6 @@
 """Presets: settings of what crosses the cut that belong together, by one word. Settings that are given win over them.
 
-Figures are those of docs/results/leakage-cifar10.json: CIFAR-10, 2,000 training images, a network of width 16, 3 epochs,
+Figures are those of docs/results/leakage-cifar10.json: CIFAR-10, 2,000 training images, network of width 16, 3 epochs,
 one seed. SSIM is that of images rebuilt by the best decoder tried: 1 for equal images, .159 for what the class alone
 gives. Not measured: other networks and data, longer trainings, and `looks`.
 """
