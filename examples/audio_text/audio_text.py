@@ -54,7 +54,8 @@ class Top(nn.Module):
         return self.layers(torch.cat([sound.flatten(1), text], 1))
 
 
-client_app, app = split_client(party), ServerApp()
+client_app = split_client(party)
+app = ServerApp()
 
 
 @app.main()

@@ -52,7 +52,8 @@ class Top(nn.Module):
         return self.classify(self.body(torch.cat(quarters, 1)).mean(1))
 
 
-client_app, app = split_client(party), ServerApp()
+client_app = split_client(party)
+app = ServerApp()
 
 
 @app.main()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from sklearn.datasets import load_breast_cancer
@@ -28,20 +28,20 @@ app = ServerApp()
 def answer(message: Message, context: Context) -> Message:
     """Apply a gradient, if there is one, and return what the model gives for all rows."""
     number = int(context.node_config["partition-id"])
+    name = list(PARTIES)[number]
     torch.manual_seed(number)
-    side = party(list(PARTIES)[number], context)
+    side = party(name, context)
     net = side.net.eval()
     if "net" in context.state.array_records:
         net.load_state_dict(context.state.array_records["net"].to_torch_state_dict())
     if "gradient" in message.content.array_records:
         gradient = torch.from_numpy(message.content.array_records["gradient"].to_numpy_ndarrays()[0])
         net(side.data).backward(gradient)
-        torch.optim.SGD(net.parameters(), lr=float(message.content.metric_records["told"]["lr"])).step()
+        torch.optim.SGD(net.parameters(), lr=float(context.run_config["lr"])).step()
     context.state["net"] = ArrayRecord(net.state_dict())
     with torch.no_grad():
         outputs = net(side.data)
-    content = RecordDict({"outputs": ArrayRecord([outputs.numpy()]), "told": MetricRecord({"party": number})})
-    return Message(content, reply_to=message)
+    return Message(RecordDict({name: ArrayRecord([outputs.numpy()])}), reply_to=message)
 
 
 @app.main()
@@ -56,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     while len(nodes := sorted(grid.get_node_ids())) < len(PARTIES):
         time.sleep(0.2)
     # The first messages start the parties' processes, so the clock begins after them.
-    outputs, owners, up, down = _exchange(grid, dict.fromkeys(nodes), lr)
+    outputs, owners, up, down = _exchange(grid, dict.fromkeys(nodes))
     began = time.perf_counter()
     for number in range(1, rounds + 1):
         leaves = [part.requires_grad_() for part in outputs]
@@ -65,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
         nn.functional.binary_cross_entropy_with_logits(logits[list(TRAIN)], labels[list(TRAIN)]).backward()
         optimizer.step()
         gradients = {node: leaves[owners[node]].grad for node in nodes}
-        outputs, owners, more_up, more_down = _exchange(grid, gradients, lr)
+        outputs, owners, more_up, more_down = _exchange(grid, gradients)
         up, down = up + more_up, down + more_down
         if number % every == 0 or number == rounds:
             with torch.no_grad():
@@ -80,12 +80,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _exchange(
-    grid: Grid, gradients: dict[int, torch.Tensor | None], lr: float
+    grid: Grid, gradients: dict[int, torch.Tensor | None]
 ) -> tuple[list[torch.Tensor], dict[int, int], int, int]:
     """Return all parties' outputs in order, which node is which party, and bytes of tensors up and down."""
     messages, down = [], 0
     for node, gradient in gradients.items():
-        content = RecordDict({"told": MetricRecord({"lr": lr})})
+        content = RecordDict()
         if gradient is not None:
             content["gradient"] = ArrayRecord([gradient.numpy()])
             down += gradient.nbytes
@@ -94,8 +94,8 @@ def _exchange(
     for reply in grid.send_and_receive(messages):
         if reply.has_error():
             raise RuntimeError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
-        number = int(reply.content.metric_records["told"]["party"])
-        owners[reply.metadata.src_node_id] = number
-        found[number] = torch.from_numpy(reply.content.array_records["outputs"].to_numpy_ndarrays()[0].copy())
-    outputs = [found[number] for number in range(len(PARTIES))]
+        ((name, record),) = reply.content.array_records.items()
+        owners[reply.metadata.src_node_id] = list(PARTIES).index(name)
+        found[name] = torch.from_numpy(record.to_numpy_ndarrays()[0].copy())
+    outputs = [found[name] for name in PARTIES]
     return outputs, owners, sum(part.nbytes for part in outputs), down
