@@ -186,8 +186,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f"Of their own: images whose codes no other has. Points lost: accuracy less than that of {REFERENCE} with "
             "the same seeds. Levels: with the Uppers' weights images are mended by gradients; unpaired, the Uppers "
             "cannot be queried, and substitutes are trained for as many epochs as decoders. Bytes are the payload of "
-            "an image and step over all nodes. Accuracy is that of so few epochs, far from what longer training reaches, "
-            f"and stronger attackers may find more. {self.load}"
+            "an image and step over all nodes. Accuracy is that of so few epochs, far from what longer training "
+            f"reaches, and stronger attackers may find more. {self.load}"
         )
 
     @property
