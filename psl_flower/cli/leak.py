@@ -12,6 +12,7 @@ from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_t
 from psl_flower.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from psl_flower.config import RunConfig
     from psl_flower.inference.trained_model import TrainedModel
     from psl_flower.leakage.complete import Pictures
     from psl_flower.leakage.images import AuditSettings
@@ -86,12 +87,20 @@ def _audit(
     most, again = most_looks(settings, sum(map(len, samples)), num_bytes), None
     if most:
         again = replay(
-            trained.config, stores, trained.net.state_dict(), np.concatenate(samples),
+            _as_begun(folder, trained.config), stores, trained.net.state_dict(), np.concatenate(samples),
             most=most, steps=_trained_steps(folder), on_progress=progress.steps,
         )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
     attacks = Audit(description, victims, others, settings, progress.steps)
     return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
+
+
+def _as_begun(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Return a run's settings with its own copy of the weights that its Uppers began with, if there were some."""
+    from psl_flower.engine.pretrained import FILE
+
+    copy = folder.path / FILE
+    return config.replace(upper_weights=str(copy)) if config.network.upper_weights and copy.exists() else config
 
 
 def _trained_steps(folder: RunFolder) -> int:

@@ -26,7 +26,7 @@ _PAGE = """<!doctype html>
 <title>What run {{ report.run }} gives away</title>
 <style>
 :root { color-scheme: light; }
-body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 62rem; color: #222;
+body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 72rem; color: #222;
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }

@@ -98,9 +98,9 @@ class Report(reports.Report, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> list[tuple[str, int]]:
-        """(case, seed) of the trials that are still to be measured, in order."""
+        """(case, seed) of the trials that are still to be measured, in order: all cases with a seed, then the next."""
         done = {(trial.case, trial.seed) for trial in self.measurements}
-        wanted = [(case, seed) for case in self.settings.cases for seed in self.settings.seeds]
+        wanted = [(case, seed) for seed in self.settings.seeds for case in self.settings.cases]
         return [pair for pair in wanted if pair not in done]
 
     @property
@@ -185,9 +185,9 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "and the codes of the finished network, together, or these alone where that serves the decoders better. "
             f"Of their own: images whose codes no other has. Points lost: accuracy less than that of {REFERENCE} with "
             "the same seeds. Levels: with the Uppers' weights images are mended by gradients; unpaired, the Uppers "
-            "cannot be queried, and substitutes are trained for as many epochs as decoders. Bytes are the payload of an "
-            "image and step over all nodes. Accuracy is that of so few epochs, far from what longer training reaches, "
-            f"and stronger attackers may find more. {self.load}"
+            "cannot be queried, and substitutes are trained for as many epochs as decoders. Bytes are the payload of "
+            "an image and step over all nodes. Accuracy is that of so few epochs, far from what longer training "
+            f"reaches, and stronger attackers may find more. {self.load}"
         )
 
     @property
