@@ -139,7 +139,8 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         config: dict[str, bool | float | int | str] = {**self.config[node], **self.allowed}
         reply = self.client_app(message, Context(1, node, config, RecordDict(), {}))
+        sent = self._held.pop(node, None) if node in self.late else reply
         if node in self.late:
-            reply, self._held[node] = self._held.get(node), reply
-        if reply is not None:
-            self._replies[reply.metadata.reply_to_message_id] = reply
+            self._held[node] = reply
+        if sent is not None:
+            self._replies[sent.metadata.reply_to_message_id] = sent

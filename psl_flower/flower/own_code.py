@@ -31,9 +31,14 @@ from psl_flower.text import printable
 PROGRAMS = "psl-programs"
 _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
-_PROGRAM = """#!{python}
-from psl_flower.flower.own_code import {function}
-{function}()
+_SERVING = """#!{python}
+from psl_flower.flower.own_code import client_app
+client_app()
+"""
+# For all else that a run may ask of a node.
+_REFUSING = """#!{python}
+import sys
+sys.exit("error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it")
 """
 _MODULE = ".py"
 _RUNTIME = "flwr.supernode.runtime.run_clientapp"
@@ -72,9 +77,8 @@ def write_programs(folder: Path) -> Path:
     """
     make_private_folder(folder)
     for name in TASK_TYPE_TO_COMMAND.values():
-        function = "client_app" if name == _SERVED else "refuse"
-        content = _PROGRAM.format(python=sys.executable, function=function)
-        write_file(folder / name, content.encode(), RunError, mode=0o700)
+        program = _SERVING if name == _SERVED else _REFUSING
+        write_file(folder / name, program.format(python=sys.executable).encode(), RunError, mode=0o700)
     return folder
 
 
@@ -90,11 +94,6 @@ def client_app() -> None:
         run_clientapp, "get_load_client_app_fn", lambda **_: load(default_app_ref="", app_path=str(app), multi_app=True)
     )
     program.flwr_clientapp()
-
-
-def refuse() -> None:
-    """Serve nothing: a node has no other part in a run than its ClientApp's."""
-    sys.exit("error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it")
 
 
 def check(bundle: bytes, app: Path) -> None:
