@@ -61,8 +61,9 @@ def test_postscript_called_a_picture_starts_no_program(tmp_path: Path, name: str
             Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / kind / f"{k}.png")
     (folder / "cats" / name).write_bytes(_EPS)
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in (["inspect", folder], ["predict", folder / "cats" / name, "--workspace", tmp_path]):
-        make_run(tmp_path) if command[0] == "predict" else None
+    make_run(tmp_path)
+    commands = [["inspect", str(folder)], ["predict", str(folder / "cats" / name), "--workspace", str(tmp_path)]]
+    for command in commands:
         done = subprocess.run(
             [Path(sys.executable).with_name("psl"), *command], env=environment, capture_output=True, text=True,
             timeout=120, check=False, cwd=tmp_path,
