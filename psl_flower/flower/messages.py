@@ -36,9 +36,10 @@ _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
 # Longest wait for a node's answer once there is nothing more for it to do. Flower takes up to about 65 s to tell that a
 # node, or its ClientApp, is gone, and says it better.
 ANSWER_TIMEOUT_S = 90.0
-# A node that is silent for so long is asked one thing more. Where a ClientApp is killed just as it ends, Flower's
-# SuperNode (1.42) makes a second answer of its own; from then on it sends each answer with the next one only.
-REMIND_AFTER_S = 45.0
+# A node that is silent for so long is asked one thing more: longer than Flower takes to tell that a ClientApp is gone.
+# Where one is killed just as it ends, its SuperNode (1.42) makes a second answer of its own, and sends each answer with
+# the next one only from then on.
+REMIND_AFTER_S = 75.0
 
 log = logging.getLogger("psl_flower")
 
@@ -198,5 +199,5 @@ class _Reminder:
         self._at, nodes = math.inf, list(silent)
         for node in nodes:
             name = self._names.get(node, f"node {node}")
-            log.info("%s has not answered for %g s; asking once more", name, REMIND_AFTER_S)
+            log.info("%s has not answered for %g s; asking once more (restart it if so again)", name, REMIND_AFTER_S)
         self._grid.push_messages([message(node, AskInventory()) for node in nodes])
