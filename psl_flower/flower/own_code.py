@@ -64,7 +64,7 @@ def _become(app: Path, arguments: Sequence[str]) -> None:
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, _APP: str(app)}
     program = Path(sys.executable).with_name("flower-supernode")
-    os.execve(program, [str(program), *arguments], environment)
+    os.execve(program, [str(program), *arguments], environment)  # nosec B606 # no shell is wanted
 
 
 def write_programs(folder: Path) -> Path:
