@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ import torch
 from flwr.app import Message
 from torch import nn
 
+from psl_flower.engine.streams import StreamExchange, serve
 from psl_flower.errors import ConfigError, RunError, TrainingError
 from psl_flower.split import EarlyStopping, LabelSide, LocalResult, PartySide, fit_local
+from psl_flower.split.engines import SideEngine
+from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.labels import LabelEngine
+from psl_flower.split.local import settings_of, wire_format
+from psl_flower.split.roster import engine_at
+from psl_flower.split.session import Session
+from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import frame_nbytes
-from psl_flower.wire.messages import Finish
+from psl_flower.wire.messages import Finish, Hello
+from psl_flower.wire.stream import connect
 from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
@@ -106,6 +116,44 @@ def test_two_streams_of_a_node_under_tls(tmp_path: Path) -> None:
     options = {"exchange_cert": str(cert), "exchange_key": str(key), "workdir": tmp_path / "run", "checkpoint_every": 1}
     result = grid.fit(u.over_nodes(ADAM, "family", **options))
     assert plain.differing(u.node_weights(result, tmp_path, "family", kept), u.plain_loop(ADAM, "family")) == []
+
+
+@pytest.mark.parametrize("holder", u.HOLDERS)
+def test_all_parties_on_one_node(holder: str, tmp_path: Path) -> None:
+    """As in a simulation with one slot: four streams of which one has no place in the order of the others."""
+    training = u.training(ADAM, holder, checkpoint_every=1)
+    folder, roster, party = TrainingFolder(tmp_path), training.roster, u.party_with(ADAM, holder)
+    driver = Session(training, folder).driver
+    brings = {m: roster.brought(party, name, None, training.seed) for m, name in enumerate(roster.names)}
+    settings, wire = settings_of(training, driver.lower), wire_format(training)
+    engines = {
+        m: engine_at(m, roster, each, settings, roster.checkpoints(folder.parties, m)) for m, each in brings.items()
+    }
+
+    def node(endpoint: ExchangeEndpoint) -> None:
+        with contextlib.ExitStack() as opened:
+            streams = {}
+            for m, engine in engines.items():
+                held = (engine.claim.positions, engine.claim.num_samples, engine.claim.dataset)
+                hello = Hello("run", 7, m, *held, endpoint.issue_ticket(m, 7, *held))
+                stream = connect(endpoint.host, endpoint.port, hello, cafile_pem=None, timeout_s=60)
+                streams[m] = (engine, opened.enter_context(stream))
+            serve(streams, wire, 60)
+
+    with ExchangeEndpoint("127.0.0.1", run="run") as endpoint, ThreadPoolExecutor(1) as pool:
+        exchange = StreamExchange(endpoint, wire, 60)
+        for stop_step in (6, 12, 18):
+            served = pool.submit(node, endpoint)
+            endpoint.wait_for(engines, 60)
+            driver.run(exchange, stop_step, evaluate=True)
+            exchange.finish(engines)
+            served.result(60)
+    *sides, judge = engines.values()
+    nets = {name: side.model for name, side in zip(plain.PARTIES, sides, strict=True) if isinstance(side, SideEngine)}
+    assert isinstance(judge, LabelEngine)
+    assert isinstance(judge.outputs, torch.Tensor)
+    found = u.snapshot(nets, driver.lower.lower, judge.head) | {"outputs": judge.outputs}
+    assert plain.differing(found, u.plain_loop(ADAM, holder)) == []
 
 
 @pytest.mark.parametrize("gone", ["clinic", "fare"])
