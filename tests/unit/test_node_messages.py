@@ -51,7 +51,7 @@ def test_a_run_that_is_no_folder_of_the_nodes_own(run):
 
 
 def changed(**fields):
-    values = msgspec.to_builtins(claim(0, 0))
+    values = msgspec.structs.asdict(claim(0, 0))
     values.update(fields)
     return msgspec.msgpack.encode({name: value for name, value in values.items() if value is not None})
 
