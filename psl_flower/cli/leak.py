@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def leak(
     name: RunArgument = "",
-    victims: Annotated[int, typer.Option(min=2, max=10_000, help="Training images to rebuild.")] = 500,
+    victims: Annotated[
+        int | None, typer.Option(min=2, max=10_000, help="Training images to rebuild [500, or a fifth of few].")
+    ] = None,
     auxiliary: Annotated[int, typer.Option(min=20, help="Other images of the dataset that the attacker has.")] = 5000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of a decoder over them, at most.")] = 30,
     looks: Annotated[
@@ -49,7 +51,7 @@ def leak(
     from psl_flower.system.files import write_file
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))
-    settings = AuditSettings(victims=victims, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
+    settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
     with Progress() as progress:
         report, pictures = _audit(folder, load_trained_model(folder), settings, progress)
     content = msgspec.to_builtins(report) | {"verdict": report.verdict}
@@ -75,7 +77,7 @@ def _audit(
     from psl_flower.leakage.audit import Audit
     from psl_flower.leakage.complete import audit
     from psl_flower.leakage.images import Known, chosen_samples, most_looks
-    from psl_flower.leakage.replay import replay
+    from psl_flower.leakage.replay import replay, threads_of
     from psl_flower.leakage.smashed import smashed_bytes
 
     stores, description = stores_of(folder, trained, progress.steps), trained.description
@@ -88,7 +90,7 @@ def _audit(
     if most:
         again = replay(
             _as_begun(folder, trained.config), stores, trained.net.state_dict(), np.concatenate(samples),
-            most=most, steps=_trained_steps(folder), on_progress=progress.steps,
+            most=most, steps=_trained_steps(folder), threads=threads_of(folder), on_progress=progress.steps,
         )  # fmt: skip
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
     attacks = Audit(description, victims, others, settings, progress.steps)

@@ -26,7 +26,9 @@ MOST_BYTES = 2**30
 class AuditSettings(Settings):
     """How hard the attacker tries, and on how many images."""
 
-    victims: int = setting(500, "training images that the attacker rebuilds", least=2, most=10_000)
+    victims: int = setting(
+        0, "training images that the attacker rebuilds; 0: 500, or a fifth of fewer than 2500", least=0, most=10_000
+    )
     auxiliary: int = setting(
         5000, "other training images that it has, to learn from; fewer where memory is short", least=LEAST_IMAGES
     )
@@ -83,7 +85,8 @@ def chosen_samples(
         If too few images are left.
     """
     drawn = np.random.default_rng(settings.seed).permutation(pool_N)
-    victims, others = drawn[: settings.victims], drawn[settings.victims :]
+    number = settings.victims or max(2, min(500, len(drawn) // 5))
+    victims, others = drawn[:number], drawn[number:]
     others = others[: min(settings.auxiliary, max(LEAST_IMAGES, MOST_BYTES // num_bytes))]
     if len(others) < LEAST_IMAGES:
         raise ConfigError(

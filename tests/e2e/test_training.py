@@ -54,6 +54,10 @@ def test_train_then_use_the_model(place: Place) -> None:
     assert exported.returncode == 0, exported.stderr
     assert (place.workspace / "digits.onnx").stat().st_size > 1_000_000
 
+    leaked = place.psl("leak", "--victims", "4", "--auxiliary", "20", "--epochs", "1", "--json")
+    assert leaked.returncode == 0, leaked.stderr
+    assert last_json(leaked.stdout)["replayed"]["exact"], "trained again, the weights are not those of the run"
+
 
 def test_plain_flwr_run_with_flowers_defaults(place: Place) -> None:
     """Two nodes and one slot: one node with a stream for all Uppers, a line that names psl train, the oracle's weights."""

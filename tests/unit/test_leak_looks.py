@@ -7,7 +7,7 @@ import torch
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.leakage.looks import Looks, Recorder, spread
-from psl_flower.leakage.replay import replay
+from psl_flower.leakage.replay import Threads, replay
 from tests.engines import settings
 
 
@@ -81,6 +81,17 @@ def test_a_run_is_had_again_bit_by_bit(trained):
     assert found.exact and found.seconds > 0
     assert torch.equal(found.looks.smashed_LNPChw, trained.looks.smashed_LNPChw)
     assert torch.equal(found.looks.gradient_LND, trained.looks.gradient_LND)
+
+
+def test_a_party_computes_with_its_own_threads_forward_and_backward(trained, monkeypatch):
+    """As a run's nodes and server do, whose last bits depend on it."""
+    before, taken = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    few = trained.config.replace(max_train=8, batch_size=8, rounds=1)
+    found = replay(few, trained.stores, {}, trained.samples, most=1, steps=1, threads=Threads(uppers=3, lower=5))
+    assert found.looks.shown == 1
+    uppers = len(trained.net.uppers)
+    assert taken == [*[3] * uppers, 5, *[3] * uppers, before]
 
 
 def test_weights_that_are_not_the_runs_are_noticed(trained):
