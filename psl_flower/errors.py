@@ -84,7 +84,9 @@ from __future__ import annotations
 
 
 class PslError(Exception):
-    """Root of every error that a user can meet."""
+    """Root of every error that a user can meet; `outward` is what other parties are told, if not its text."""
+
+    outward = ""
 
 
 class ConfigError(PslError):

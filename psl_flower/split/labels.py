@@ -6,6 +6,7 @@ and answers with the loss's gradient at what came and its value. Shape suffix B:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
-from psl_flower.errors import DataError, ProtocolError, RunError
+from psl_flower.errors import DataError, ProtocolError, PslError, RunError
 from psl_flower.split.engines import finite, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
@@ -28,6 +29,8 @@ from psl_flower.split.side import GivenOptimizer, Rows, claim_of, optimizer_of, 
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.mid_step import Judge, Judged, Scored
 from psl_flower.wire.plan import Plan
+
+log = logging.getLogger("psl_flower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,19 @@ class LabelEngine(MidStepParty):
         TrainingError
             If head, loss or a metric raises, or the loss is not one finite number.
         """
+        try:
+            return self._answer(frame, wire)
+        except PslError as error:
+            cause = error.__cause__
+            if cause is not None:  # the owner's own code, whose words may tell a label
+                error.outward = (
+                    f"{self.name}: its own code raised {type(cause).__name__}; its words, which may tell a label, are "
+                    "in the log of this party's node alone"
+                )
+                log.error("%s", error)
+            raise
+
+    def _answer(self, frame: Frame, wire: WireFormat) -> Frame:
         message = frame.message
         assert isinstance(message, Judge)
         plan, tensor = message.plan, frame.tensor.to(self._device)
@@ -187,7 +203,8 @@ class LabelEngine(MidStepParty):
         value = finite(loss, self.step)
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with told_as(f"{self.name}: the gradient of its loss"):
+            loss.backward()
         if self._optimizer is not None:
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()

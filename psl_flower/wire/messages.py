@@ -239,7 +239,9 @@ class Failed(BaseMessage, frozen=True, tag="failed"):
     def of(cls, error: BaseException) -> Failed:
         """Describe an error by class and text, without a traceback; the text names the class if it is not ours."""
         kind = type(error).__name__
-        return cls(kind, str(error) if isinstance(error, PslError) else f"{kind}: {error}")
+        if not isinstance(error, PslError):
+            return cls(kind, f"{kind}: {error}")
+        return cls(kind, error.outward or str(error))
 
     def __post_init__(self) -> None:
         """Make a text fit that is too long or not valid Unicode."""

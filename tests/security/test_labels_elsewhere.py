@@ -14,6 +14,7 @@ import torch
 from flwr.app import Message
 from torch import nn
 
+from psl_flower.errors import PslError
 from psl_flower.flower import SplitLearning
 from psl_flower.split import LabelSide, PartySide
 from psl_flower.wire import connection
@@ -145,6 +146,22 @@ def test_the_search_finds_labels_of_the_server(tmp_path: Path, monkeypatch: pyte
 
 def first_label(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     return float(targets[0])
+
+
+def telling(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    raise ValueError(f"{float(targets[0])!r} is out of range")
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_the_words_of_an_error_stay_at_the_party(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(PslError, match="raised ValueError; its words, which may tell a label") as caught:
+        trained(tmp_path, monkeypatch, transport, {"first": telling})
+    assert labels_in(str(caught.value).encode()) == []
+    log = "".join(path.read_text() for path in (tmp_path / "server").rglob("*") if path.suffix in (".txt", ".jsonl"))
+    assert labels_in(log.encode()) == []
+    assert labels_in(caplog.text.encode()) == [plain.VALID[0]], "the party's own log has them"
 
 
 FOUND: dict[str, Callable[[tuple[bytes, bytes, bytes]], bytes]] = {
