@@ -57,9 +57,9 @@ class AskedNodes:
         question: Callable[[NodeTask], Question],
         parts: Mapping[int, bytes] | None = None,
         tensors: Mapping[str, Mapping[int, Tensors]] | None = None,
-        only: int | None = None,
+        only: Callable[[], int] | None = None,
     ) -> dict[int, Received]:
-        """Ask all nodes, or only one by its id; return the answers by Upper. Each gets its own parts and tensors.
+        """Ask all nodes, or the one whose id `only` returns, each with its parts and tensors; return answers by Upper.
 
         Raises
         ------
@@ -69,12 +69,12 @@ class AskedNodes:
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             placement = self.placement()
             messages = []
-            for node in placement.hosts if only is None else [only]:
+            for node in placement.hosts if only is None else [only()]:  # a node that came back may have another id
                 hosted = placement.hosts[node]
                 own = {name: _of(hosted, states) for name, states in (tensors or {}).items()}
                 messages.append(message(node, question(self._task.hosting(hosted)), _of(hosted, parts or {}), own))
             try:
-                answers = ask(self._grid, messages, self._timeout_s, placement.names)
+                answers = ask(self._grid, messages, self._timeout_s, placement.names, may_take_long=True)
             except (PeerLost, NodeLost) as error:
                 if placement.simulated or attempt == _MOST_ATTEMPTS:
                     raise

@@ -77,7 +77,7 @@ class LightNodes(AskedNodes):
             If there is no such node.
         """
         answers = self.ask(
-            lambda task: questions.LightenMeasure(task=task, batch=batch, threads=threads), only=self.find(name)
+            lambda task: questions.LightenMeasure(task=task, batch=batch, threads=threads), only=lambda: self.find(name)
         )
         return next(iter(answers.values())).record(Measured)
 

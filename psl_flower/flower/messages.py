@@ -91,11 +91,12 @@ def ask(
     *,
     leave_out_lost: bool = False,
     failed: dict[int, NodeError] | None = None,
+    may_take_long: bool = False,
 ) -> dict[int, Received]:
     """Send one message to each of several nodes, do `meanwhile`, and return the answers by node id.
 
     With `leave_out_lost`, nodes that are gone or silent are not in the result, and are no error. With `failed`, the
-    failures that nodes report of themselves go there.
+    failures that nodes report of themselves go there. What `may_take_long` is not asked again of a silent node.
 
     Raises
     ------
@@ -110,7 +111,7 @@ def ask(
     answers: dict[int, Received] = {}
     lost: set[int] = set()
     pause_s = _PULL_INTERVAL_S if is_simulation(grid) else _DEPLOYED_PULL_INTERVAL_S
-    deadline, reminder = time.monotonic() + timeout_s, _Reminder(grid, names)
+    deadline, reminder = time.monotonic() + timeout_s, None if may_take_long else _Reminder(grid, names)
     while len(answers) + len(lost) < len(node_of):
         # By the message answered, not by the sender: Flower's own error replies carry no sender.
         waited_for = [message for message, node in node_of.items() if node not in answers and node not in lost]
@@ -133,7 +134,8 @@ def ask(
                     return answers
                 silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
                 raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
-            reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
+            if reminder is not None:
+                reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
             time.sleep(pause_s)
     return answers
 

@@ -2,7 +2,7 @@
 
 Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs what comes. So whoever has the
 SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
-programs by names that it finds along PATH. `psl-supernode` puts programs of its own before these: one runs the
+programs by names that it finds along PATH. `psl-supernode` puts programs of its own in their place: one runs the
 installed ClientApp for a message if the run's modules are those installed, the others refuse.
 """
 
@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from types import ModuleType
 
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ISOLATION_MODE_SUBPROCESS
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.utils import get_flwr_home
 
@@ -31,15 +34,20 @@ from psl_flower.text import printable
 PROGRAMS = "psl-programs"
 _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
-_SERVING = """#!{python}
-from psl_flower.flower.own_code import client_app
-client_app()
+# Shell, so that a path of Python with blanks, or a long one, does as well.
+_SERVING = """#!/bin/sh
+exec {python} -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
+"""
+_STARTING = """#!/bin/sh
+exec {superexec} "$@"
 """
 # For all else that a run may ask of a node.
-_REFUSING = """#!{python}
-import sys
-sys.exit("error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it")
+_REFUSAL = "error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it"
+_REFUSING = f"""#!/bin/sh
+echo "{_REFUSAL}" >&2
+exit 1
 """
+_SUPEREXEC = "flower-superexec"
 _MODULE = ".py"
 _RUNTIME = "flwr.supernode.runtime.run_clientapp"
 
@@ -51,8 +59,11 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("psl-supernode", add_help=False, allow_abbrev=False)
     parser.add_argument("--app", default="")
+    parser.add_argument("--isolation", default=ISOLATION_MODE_SUBPROCESS)
     own, others = parser.parse_known_args(arguments)
     try:
+        if own.isolation != ISOLATION_MODE_SUBPROCESS:
+            raise ConfigError("--isolation: psl-supernode starts a node's programs itself; leave the option out")
         _become(app_folder(own.app), others)
     except (PslError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
@@ -61,14 +72,28 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
 
 def _become(app: Path, arguments: Sequence[str]) -> None:
     folder = write_programs(get_flwr_home() / PROGRAMS)
-    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path, _APP: str(app)}
+    check_programs(folder)
+    environment = {**os.environ, "PATH": search_path(folder), _APP: str(app)}
     program = Path(sys.executable).with_name("flower-supernode")
     os.execve(program, [str(program), *arguments], environment)  # nosec B606 # no shell is wanted
 
 
+def search_path(folder: Path) -> str:
+    """Return PATH with our programs, and without folders that have Flower's: one of ours that fails has no stand-in."""
+    own = {path.name for path in folder.iterdir()}
+    others = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join([str(folder), *(other for other in others if not own & _names_in(other))])
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except OSError:
+        return set()
+
+
 def write_programs(folder: Path) -> Path:
-    """Write the programs that a SuperNode is to find before Flower's; return their folder, which is this user's alone.
+    """Write the programs that a SuperNode is to find, and no other; return their folder, which is this user's alone.
 
     Raises
     ------
@@ -76,10 +101,27 @@ def write_programs(folder: Path) -> Path:
         If the disk refuses.
     """
     make_private_folder(folder)
-    for name in TASK_TYPE_TO_COMMAND.values():
-        program = _SERVING if name == _SERVED else _REFUSING
-        write_file(folder / name, program.format(python=sys.executable).encode(), RunError, mode=0o700)
+    python = Path(sys.executable)
+    programs = dict.fromkeys(TASK_TYPE_TO_COMMAND.values(), _REFUSING)
+    programs |= {_SERVED: _SERVING, _SUPEREXEC: _STARTING}
+    for name, program in programs.items():
+        text = program.format(python=quote(str(python)), superexec=quote(str(python.with_name(_SUPEREXEC))))
+        write_file(folder / name, text.encode(), RunError, mode=0o700)
     return folder
+
+
+def check_programs(folder: Path) -> None:
+    """Raise ConfigError if programs there cannot be started, as on a file system mounted with noexec."""
+    refusing = next(name for name in TASK_TYPE_TO_COMMAND.values() if name != _SERVED)
+    try:
+        done = subprocess.run([folder / refusing], capture_output=True, text=True, timeout=60, check=False)
+        why = "" if _REFUSAL in done.stderr else done.stderr.strip() or "it says nothing"
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ConfigError(
+            f"{folder}: programs there cannot be started ({why}); set FLWR_HOME to a folder where they can"
+        )
 
 
 def client_app() -> None:

@@ -16,7 +16,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
 from psl_flower.errors import ConfigError
-from psl_flower.flower.own_code import PROGRAMS, check, write_programs
+from psl_flower.flower.own_code import PROGRAMS, check, check_programs, search_path, write_programs
 from tests.paths import ROOT
 
 
@@ -60,11 +60,47 @@ def test_all_programs_of_flower_are_ours(tmp_path: Path) -> None:
     """Whatever a SuperLink asks a SuperNode to start; but for the ClientApp's, they refuse."""
     folder = write_programs(tmp_path / PROGRAMS)
     names = set(TASK_TYPE_TO_COMMAND.values())
-    assert {"flwr-clientapp", "flwr-agentapp", "flwr-serverapp"} <= names == {path.name for path in folder.iterdir()}
+    assert {"flwr-clientapp", "flwr-agentapp", "flwr-serverapp"} <= names
+    assert {path.name for path in folder.iterdir()} == names | {"flower-superexec"}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for name in names - {"flwr-clientapp"}:
         done = subprocess.run([folder / name, "--token", "x"], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1 and "starts nothing for it" in done.stderr
+
+
+def test_nothing_of_flowers_stands_in_for_a_program_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_programs(tmp_path / PROGRAMS)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]))
+    assert search_path(folder).split(os.pathsep) == [str(folder), "/usr/bin", "/bin"]
+    check_programs(folder)
+    for program in folder.iterdir():
+        program.chmod(0o600)
+    with pytest.raises(ConfigError, match="cannot be started .Permission denied.; set FLWR_HOME"):
+        check_programs(folder)
+    done = subprocess.run(
+        ["/bin/sh", "-c", "flwr-clientapp --help"], env={**os.environ, "PATH": search_path(folder)}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode in (126, 127)
+
+
+def test_programs_are_found_where_paths_have_blanks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "a place"
+    place.mkdir()
+    (place / "python").symlink_to("/bin/echo")
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    folder = write_programs(tmp_path / "our programs")
+    done = subprocess.run([folder / "flwr-clientapp", "--x"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split()[-1] == "--x"
+
+
+def test_programs_of_others_are_refused(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("psl-supernode")
+    done = subprocess.run(
+        [program, "--isolation", "process", "--insecure"], env={**os.environ, "FLWR_HOME": str(tmp_path / "flwr")},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: --isolation")
 
 
 def test_the_program_for_messages_is_flowers_with_its_loading_replaced(tmp_path: Path) -> None:
