@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from flwr.app import ArrayRecord
 
@@ -26,7 +26,7 @@ from psl_flower.runs.housekeeping import keep_newest
 from psl_flower.runs.predictions import write_table
 from psl_flower.runs.tracking import Tracking
 from psl_flower.system.files import write_file
-from psl_flower.text import counted, duration
+from psl_flower.text import counted, duration, expanded
 from psl_flower.wire.questions import PlaceUppers
 from server.run import Parties, ServerRun
 from server.validation import EndedEarly, Validation
@@ -157,7 +157,7 @@ def _place_weights(run: ServerRun[Train]) -> None:
         If the file has changed or is of another network, or a node does not take it.
     """
     network, copy = run.config.network, run.source.path / FILE
-    given = copy if copy.exists() else Path(network.upper_weights)
+    given = copy if copy.exists() else expanded(network.upper_weights, "upper-weights")
     content = read_weights(given, network.upper_weights_hash)
     for m in range(run.stores.description.num_uppers):
         load_upper(content, m, run.blueprint.upper(m), str(given))
@@ -166,7 +166,9 @@ def _place_weights(run: ServerRun[Train]) -> None:
     run.reporter.say(
         "starting", f"the Uppers begin with {network.upper_weights_hash}; putting it in place on the nodes"
     )
-    nodes = AskedNodes(run.grid, run.node_task(), run.stores.description.assignment, run.config.wire)
+    # All of them, also where a run may go on without some: one that comes later would have no weights.
+    wire = dataclasses.replace(run.config.wire, on_missing_node="wait")
+    nodes = AskedNodes(run.grid, run.node_task(), run.stores.description.assignment, wire)
     parts = dict.fromkeys(range(run.stores.description.num_uppers), content)
     nodes.ask(lambda task: PlaceUppers(task=task), parts)
 

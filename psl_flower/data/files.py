@@ -203,11 +203,16 @@ def is_image_name(name: str) -> bool:
     return ending in _ENDINGS or ending in HEIF_ENDINGS
 
 
-@cache
 def decodable() -> tuple[str, ...]:
     """Return Pillow's names of the formats in which images are taken, whatever their files are called."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+    return _decodable(len(Image.ID))
+
+
+@cache
+def _decodable(num_formats: int) -> tuple[str, ...]:
+    # By their number: pillow-heif adds one, once it is loaded.
+    return tuple(name for name in Image.ID[:num_formats] if name not in _NOT_DECODED)
 
 
 @cache

@@ -281,11 +281,13 @@ class Looks:
             if not wanting:
                 continue
             expected = shapes(plan)
-            down = {m: Down(Step(plan=plan)) for m in wanting}
-            answers = exchange.exchange(down, {m: expected[m] for m in wanting}, meanwhile=lambda: None)
-            for m, up in answers.items():
-                assert up.tensor is not None
-                self._files[m].append(up.tensor)
+            # All of them: a node serves its Uppers in turn, and would wait for one that is not asked.
+            down = {m: Down(Step(plan=plan)) for m in present}
+            answers = exchange.exchange(down, {m: expected[m] for m in present}, meanwhile=lambda: None)
+            for m in wanting:
+                tensor = answers[m].tensor
+                assert tensor is not None
+                self._files[m].append(tensor)
             after_batch()
         assert self._task.freezing is not None
         views = self._task.freezing.views

@@ -20,6 +20,7 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.models import PatchSplitNet
 from psl_flower.system.files import read_file, sha256_name, write_file
+from psl_flower.text import expanded
 
 # Name of the copy in a run's folder, and in that of each Upper on its node.
 FILE = "uppers.safetensors"
@@ -81,7 +82,7 @@ def started_network(blueprint: Blueprint) -> PatchSplitNet:
     """Return the whole network with the weights that all parties begin with; raises as `read_weights`, `load_upper`."""
     net, network = blueprint.network(), blueprint.config.network
     if network.upper_weights:
-        path = Path(network.upper_weights)
+        path = expanded(network.upper_weights, "upper-weights")
         content = read_file(path, RunError, limit=MOST_BYTES)
         if network.upper_weights_hash:
             check_name(content, network.upper_weights_hash, str(path))

@@ -122,6 +122,7 @@ class SplitLearning(Training):
             raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
         with threads_of(self):
             self._count_samples(grid)
+            self.samples.require(rows, dropped=self.missing == "drop")
             session = Session(self, folder)
             driver = session.driver
             driver.task = OnlyEvaluated.of(self.lessons, rows, driver.lower.step)

@@ -21,7 +21,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
-from psl_flower.errors import DataError, ProtocolError, PslError, RunError
+from psl_flower.errors import ProtocolError, PslError, RunError
 from psl_flower.split.engines import finite, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
@@ -233,8 +233,6 @@ class LabelEngine(MidStepParty):
 
     def _rows(self, plan: Plan) -> NDArray[np.int64]:
         samples_B = plan.sample_indices()
-        if len(samples_B) and not 0 <= samples_B.min() <= samples_B.max() < self._order.num_rows:
-            raise DataError(f"{self.name}: asked for a sample outside its {self._order.num_rows}")
         return self._order.rows(samples_B).copy()
 
     def _targets_of(self, rows_B: NDArray[np.int64]) -> torch.Tensor:

@@ -70,6 +70,15 @@ class Samples:
         assert self.targets is not None
         return self.targets[torch.from_numpy(self.order.rows(samples_B).copy())]
 
+    def require(self, samples_B: NDArray[np.int64], *, dropped: bool) -> None:
+        """Raise AlignmentError if a model that was trained without samples that a party lacks is asked about such."""
+        lacking = sum(int(np.count_nonzero(mask_N[samples_B])) for mask_N in self.missing.values())
+        if dropped and lacking:
+            raise AlignmentError(
+                f"samples: parties lack {lacking} of those asked for, and such samples were dropped in training; ask "
+                "for others, or train with missing='zeros'"
+            )
+
     def take(self, claims: Mapping[int, Claim], called: Callable[[int], str]) -> None:
         """Check that all parties hold these samples, and note which they lack.
 

@@ -79,7 +79,7 @@ class Rows:
     """
 
     def __init__(self, num_rows: int, ids: Sequence[Any] | None, whose: str) -> None:
-        self.num_rows, self.fingerprint = num_rows, ""
+        self.num_rows, self.fingerprint, self._whose = num_rows, "", whose
         self._row_of: NDArray[np.int64] | None = None
         if ids is None:
             return
@@ -97,7 +97,9 @@ class Rows:
         self._row_of = order.astype(np.int64)
 
     def rows(self, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of samples, numbered in the order that all share."""
+        """Return the rows of samples, numbered in the order that all share; raises DataError if one is out of range."""
+        if len(samples_B) and not 0 <= samples_B.min() <= samples_B.max() < self.num_rows:
+            raise DataError(f"{self._whose}: asked for a sample outside its {self.num_rows}")
         return samples_B if self._row_of is None else self._row_of[samples_B]
 
     def samples(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -155,8 +157,6 @@ class Reader:
         DataError
             If a sample is out of range, or the data do not give so many.
         """
-        if len(samples_B) and not 0 <= samples_B.min() <= samples_B.max() < self.order.num_rows:
-            raise DataError(f"{self._whose}: asked for a sample outside its {self.order.num_rows}")
         rows_B = self.order.rows(samples_B)
         found = self._data[torch.from_numpy(rows_B.copy()) if isinstance(self._data, torch.Tensor) else rows_B]
         inputs = tuple(self._tensor(part, len(rows_B)) for part in (found if isinstance(found, tuple) else (found,)))
