@@ -7,7 +7,7 @@ import torch
 
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.looks import looks_of
+from psl_flower.engine.looks import LookFile, looks_of
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost, ProtocolError, RunError, TrainingStopped
 from psl_flower.wire.messages import Step
@@ -210,6 +210,39 @@ def test_an_interrupted_run_resumes_to_the_same_weights(changes, mode, number, s
             first.driver.run(exchange, stop, evaluate=True)
     second = Parts(config, stores, tmp_path, checkpoint_every=1)
     resume(second)
+    predictions = second.run()
+    assert differences(whole.after[STEPS], second.snapshot()) == []
+    assert same_predictions(predictions, whole.predictions)
+
+
+def test_uppers_of_one_node_are_asked_together_after_a_kill_between_their_looks(stores_for, tmp_path, monkeypatch):
+    """A node serves its Uppers in turn: asked for one alone, it would wait for the other's turn for ever."""
+    config = frozen(**LOOKS)
+    stores = stores_for(config)
+    whole = Oracle(config, stores, at=(STEPS,))
+    first, append, kept = Parts(config, stores, tmp_path, checkpoint_every=1), LookFile.append, []
+    first.driver.commit_start()
+    first.driver.run(LocalExchange(first.parties, first.wire), FROZEN_AT, evaluate=True)
+
+    def killed(self, smashed_BKhwC):
+        kept.append(1)
+        if len(kept) == 4:
+            raise RuntimeError("killed")
+        append(self, smashed_BKhwC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LookFile, "append", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            first.driver.look(LocalExchange(first.parties, first.wire))
+
+    class Together(LocalExchange):
+        def exchange(self, down, shapes, meanwhile):
+            assert sorted(down) == sorted(shapes) == [0, 1]
+            return super().exchange(down, shapes, meanwhile)
+
+    second = Parts(config, stores, tmp_path, checkpoint_every=1)
+    resume(second)
+    second.driver.look(Together(second.parties, second.wire))
     predictions = second.run()
     assert differences(whole.after[STEPS], second.snapshot()) == []
     assert same_predictions(predictions, whole.predictions)
