@@ -16,7 +16,8 @@ WEIGHTS, QUERY, UNPAIRED = "weights", "query", "unpaired"
 LEVELS = {
     WEIGHTS: "i, weights: it has the trained Uppers, and mends images by their gradients",
     QUERY: "ii, query: it can run the trained Uppers on images that it has",
-    UNPAIRED: "iii, unpaired: images of the same kind with classes, and the Lower; it cannot compute their codes",
+    UNPAIRED: "iii, unpaired: images of the same kind with classes, and the Lower, not the run's seed; it cannot "
+    "compute codes",
 }
 # From this mean similarity on, people recognise most images.
 REBUILT = 0.7
