@@ -212,7 +212,7 @@ class Lightening:
             choice = choose(at_hand, conditions)
             reason = outcome.reason
             if choice and end is not End.SATISFIED:
-                end, reason = End.SATISFIED, "a model met on the way will do, no degree in int8 does"
+                end, reason = End.SATISFIED, "no int8 model meets the goals; another one does"
             return self._ended(conditions, end, reason, choice)
         best = degree_name(outcome.best.degree)
         satisfied = outcome.end is End.SATISFIED
