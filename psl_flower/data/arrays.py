@@ -1,7 +1,7 @@
 """Folders of arrays: images in one, their labels in another, as MNIST, Keras and MedMNIST have them.
 
-Which array is what is known by the words of its name or, where no name says it, by its shape; of several that may be
-meant none is taken without being named.
+Which array is what is known by the words of its name or, where no name says it, by its shape; a list whose name says
+something else, such as "age", is no list of labels. Of several that may be meant none is taken without being named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from psl_flower.data.columns import FEWEST_PIXELS, Columns, read_labels, side_of
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, channels_last
-from psl_flower.data.splits import choose_splits, split_name, words_of
+from psl_flower.data.splits import choose_splits, split_name, split_word, words_of
 from psl_flower.errors import DataError
 from psl_flower.text import printable
 
@@ -79,7 +79,7 @@ class ArrayFolder:
         self.others = [array for array in found if id(array) not in known]
 
     def hold_a_dataset(self) -> bool:
-        """Check if there are both images and labels among them, or files of these that cannot be read."""
+        """Check if there are both images and labels among them."""
         return bool(self.images and self.labels)
 
     def read(self, name: str, left_out: LeftOutTally) -> RawDataset:
@@ -101,7 +101,7 @@ class ArrayFolder:
         used = {split: images[split] for split in (*train, *test)}
         told = next((str(labels[split]) for split in used if split in labels), "no array")
         class_names, numbers = read_labels(
-            name, told, {split: (Columns({}), values[split]) for split in used}, asked=True
+            name, told, {split: (Columns({}), values[split]) for split in used}, asked=self._labels_told()
         )
         notes: dict[str, None] = {}
         raw = {split: _raw_split(name, split, array, numbers[split], notes) for split, array in used.items()}
@@ -117,7 +117,15 @@ class ArrayFolder:
 
     def _by_split(self, name: str) -> tuple[dict[str, StoredArray], dict[str, StoredArray]]:
         if len(self.images) == len(self.labels) == 1:
-            split = _split_of(self.images[0]) or _split_of(self.labels[0]) or "train"
+            of_images, of_labels = _split_of(self.images[0]), _split_of(self.labels[0])
+            named = self._options.image_column and self._options.label_column
+            if of_images and of_labels and _meaning(of_images) != _meaning(of_labels) and not named:
+                raise DataError(
+                    f"{name}: the images {printable(str(self.images[0]))} and the labels "
+                    f"{printable(str(self.labels[0]))} are of different splits by their names; add the missing files, "
+                    "rename them, or if they belong together name both with image-column and label-column"
+                )
+            split = of_images or of_labels or "train"
             return {split: self.images[0]}, {split: self.labels[0]}
         images = _one_for_each_split(name, "images", "image-column", self.images)
         labels = _one_for_each_split(name, "labels", "label-column", self.labels)
@@ -129,7 +137,29 @@ class ArrayFolder:
                     f"{name}: {printable(str(found['']))} can be {what} and tells no split by its name, unlike others; "
                     f"rename it, leave it out with leave-out, or choose with {key}"
                 )
-        return images, labels
+        return images, self._of_splits(name, images, labels)
+
+    def _of_splits(
+        self, name: str, images: dict[str, StoredArray], labels: dict[str, StoredArray]
+    ) -> dict[str, StoredArray]:
+        """Return labels by the splits as the images are called: "valid" is "val" where no other can be meant."""
+        found = {split: array for split, array in labels.items() if split in images}
+        for split, array in labels.items():
+            alike = [other for other in images if other not in found and _meaning(other) == _meaning(split)]
+            if split not in images and len(alike) == 1:
+                found[alike[0]] = array
+            elif split not in images and not (self._options.train_split and self._options.test_split):
+                raise DataError(
+                    f"{name}: {printable(str(array))} holds labels of split {split!r}, of which there are no images; "
+                    f"add these, or leave the labels out, such as with leave-out={printable(array.path)}"
+                )
+        return found
+
+    def _labels_told(self) -> bool:
+        """Check if the settings or the arrays' own names say that they are labels, rather than ids."""
+        return bool(self._options.label_column) or all(
+            _LABEL_WORDS & set(words_of(_name_of(array))) for array in self.labels
+        )
 
     def _leave_out(
         self,
@@ -145,8 +175,9 @@ class ArrayFolder:
         for split, array in images.items():
             if split not in used:
                 left_out.add(NOT_CHOSEN, str(array), array.shape[0] if array.shape else 1, ending=array.ending)
-        for split, array in labels.items():
-            if split not in images:
+        taken = {id(array) for array in labels.values()}
+        for array in self.labels:
+            if id(array) not in taken:
                 left_out.add(NO_IMAGES, str(array), ending=array.ending)
 
     def _what_lacks(self) -> str:
@@ -154,8 +185,9 @@ class ArrayFolder:
         if self.images:
             what, key, wanted = "labels", "label-column", self._options.label_column
         arrays = (*self.images, *self.labels, *self.others)
+        by = "name" if any(map(_could_be_labels, self.others)) and what == "labels" else "name or shape"
         shown = ", ".join(printable(f"{array} {array.shape}") for array in arrays[:10]) or "none"
-        called = f"called {wanted!r}" if wanted else f"holds {what} by its name or shape"
+        called = f"called {wanted!r}" if wanted else f"holds {what} by its {by}"
         return f"no array {called}; there are {shown}; name that of the {what} with {key}"
 
 
@@ -195,7 +227,7 @@ def _of_role(role: str, arrays: list[StoredArray], wanted: str) -> list[StoredAr
     named = [array for array in arrays if words[id(array)] & own and not words[id(array)] & other]
     if named:
         return named
-    fits = _could_be_images if role == "images" else _could_be_labels
+    fits = _could_be_images if role == "images" else _could_be_labels_unnamed
     return [array for array in arrays if fits(array) and bool(words[id(array)] & own) >= bool(words[id(array)] & other)]
 
 
@@ -213,6 +245,11 @@ def _could_be_labels(array: StoredArray) -> bool:
     return _is_list(array) and array.dtype.kind in "biuU"
 
 
+def _could_be_labels_unnamed(array: StoredArray) -> bool:
+    """Check if an array has the shape of labels, and a name that says nothing, or its split alone."""
+    return _could_be_labels(array) and not split_word(_name_of(array))[1]
+
+
 def _is_list(array: StoredArray) -> bool:
     return len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
 
@@ -221,6 +258,11 @@ def _split_of(array: StoredArray) -> str:
     """Return the split that an array's name tells, or its file's or folders'; empty if none does."""
     folders = reversed(PurePosixPath(array.path).parts[:-1])
     return next(filter(None, map(split_name, (array.name, _stem(array), *folders))), "")
+
+
+def _meaning(split: str) -> str:
+    """Return what a split's name means: "validation" of "val"; the name itself where it means none."""
+    return split_word(split)[0] or split
 
 
 def _one_for_each_split(name: str, what: str, key: str, arrays: list[StoredArray]) -> dict[str, StoredArray]:

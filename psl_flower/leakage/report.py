@@ -11,12 +11,13 @@ from psl_flower.text import counted, duration
 
 # What an attacker is given of an image.
 CODES, LOGITS, LABEL, CONSTANT = "codes", "logits", "class", "nothing"
-# What it can do besides, from weak to strong.
-UNPAIRED, QUERY, WEIGHTS = "unpaired", "query", "weights"
+# What it can do besides, from strong to weak.
+WEIGHTS, QUERY, UNPAIRED = "weights", "query", "unpaired"
 LEVELS = {
-    UNPAIRED: "ii, unpaired: images of the same kind with classes, and the Lower; it cannot compute their codes",
-    QUERY: "i, query: it can run the trained Uppers on images that it has",
-    WEIGHTS: "iii, weights: it has the trained Uppers, and mends images by their gradients",
+    WEIGHTS: "i, weights: it has the trained Uppers, and mends images by their gradients",
+    QUERY: "ii, query: it can run the trained Uppers on images that it has",
+    UNPAIRED: "iii, unpaired: images of the same kind with classes, and the Lower, not the run's seed; it cannot "
+    "compute codes",
 }
 # From this mean similarity on, people recognise most images.
 REBUILT = 0.7
@@ -151,8 +152,25 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def best(self) -> Finding:
-        """The strongest attacker with codes of all looks."""
+        """The strongest attacker with codes of all looks, who may use one of them."""
         return strongest(self.findings, self.looks)
+
+    @property
+    def too_weakly_joined(self) -> str:
+        """A sentence where the decoders that join all looks did worse than those of one; else empty."""
+        one, joined = (
+            [found for found in self.findings if (found.level, found.looks) == (QUERY, looks)]
+            for looks in (1, self.looks)
+        )
+        if self.looks == 1 or not one or not joined:
+            return ""
+        alone, together = (max(found, key=lambda each: each.validation_ssim).ssim.mean for found in (one, joined))
+        if together >= alone:
+            return ""
+        return (
+            f" The decoders that join {self.looks} looks did worse than those of one (SSIM {together:.2f}, not "
+            f"{alone:.2f}): they were trained too weakly, so more looks may show more than was measured."
+        )
 
     @property
     def floor(self) -> Finding:
@@ -162,18 +180,19 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """What it means, in one sentence; all looks come first."""
+        """What it means, all looks first; and whether the attack that joins them was too weak to judge by."""
         best, floor = self.best, self.floor
         figures = best.figures
         if self.looks > 1:
             one = strongest(self.findings, 1)
             figures = f"with {self.looks} looks: {figures}; one look: {one.figures}"
         figures += f"; knowing {floor.knows} alone {floor.ssim.mean:.2f} and {floor.first:.0%}"
+        verdict = "These attackers rebuild no more than they would without the images' codes"
         if best.ssim.low > floor.ssim.high + _CLEAR and best.ssim.mean >= REBUILT:
-            return f"Images can be rebuilt from what the server receives ({figures})."
-        if best.ssim.low > floor.ssim.high + _CLEAR or best.first > 2 * floor.first + _CLEAR:
-            return f"What the server receives shows more of an image than its class ({figures})."
-        return f"These attackers rebuild no more than they would without the images' codes ({figures})."
+            verdict = "Images can be rebuilt from what the server receives"
+        elif best.ssim.low > floor.ssim.high + _CLEAR or best.first > 2 * floor.first + _CLEAR:
+            verdict = "What the server receives shows more of an image than its class"
+        return f"{verdict} ({figures}).{self.too_weakly_joined}"
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table: names of columns, then a row for each attacker."""
@@ -219,7 +238,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
     """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images.
 
-    Who has many looks may use one of them: with few images to learn from that can be better.
+    Who has many looks may use one of them: that is better where the decoders of many were trained too weakly.
     """
     by_level = [
         max(same, key=lambda found: found.validation_ssim)

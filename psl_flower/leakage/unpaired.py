@@ -1,9 +1,10 @@
 """The attacker that cannot query the Uppers: it trains substitutes for them, by what their smashed data look like.
 
-It has smashed data with their classes, the Lower, the settings and auxiliary images with classes, but of no image its
-smashed data. New Uppers are trained on the auxiliary images so that the Lower classifies what they send, and that a
-discriminator cannot tell it from what was received. After Gao and Zhang (PCAT, USENIX Security 2023) and Zhu et al.
-(SDAR, NDSS 2025), who train the substitute with the server's own part.
+It has smashed data with their classes, the Lower, the network's build and auxiliary images with classes, but of no
+image its smashed data. It does not know the run's seed: who does, as the run's own server, can begin with the Uppers'
+true first weights, and may do better. Here new Uppers are trained on the auxiliary images so that the Lower
+classifies what they send, and that a discriminator cannot tell it from what was received. After Gao and Zhang (PCAT,
+USENIX Security 2023) and Zhu et al. (SDAR, NDSS 2025), who train the substitute with the server's own part.
 
 Shape suffixes: B batch, N images, P positions, C channels, h and w of a patch's smashed data, K classes.
 """
@@ -62,7 +63,7 @@ def substitute(
     Parameters
     ----------
     net : PatchSplitNet
-        Its Lower and its build are known; its Uppers' weights are not used.
+        Its Lower and its build are known; its Uppers' weights are not used, neither the last nor the first.
     received : Received
         64 images or more make sense.
     pixels_NCHW : torch.Tensor
@@ -119,7 +120,7 @@ def _learn(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def _with_new_uppers(net: PatchSplitNet, seed: int) -> PatchSplitNet:
-    """Return a copy whose Lower is fixed, and whose Uppers all begin with the same new weights."""
+    """Return a copy whose Lower is fixed, and whose Uppers all begin with the same new weights, none of the run's."""
     made = copy.deepcopy(net).requires_grad_(True)
     made.lower.eval().requires_grad_(False)
     for upper in made.uppers:

@@ -30,6 +30,7 @@ PATCHES, SMASHED = "patches", "smashed"
 # Runs before the clock starts; then the least number of timed runs, and the least seconds that they take in all.
 _WARM_UP_RUNS, _LEAST_RUNS, _LEAST_S = 3, 15, 1.0
 _PARTS = 5
+_CALIBRATION_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,8 @@ class ImagesToJudge:
 def images_to_judge(config: RunConfig, description: StoreSetDescription) -> ImagesToJudge:
     """Return the images to choose a run's light model by, and those to report.
 
-    A run with `valid-fraction` has validation images, which no training has seen. For another, half of the test
+    A run with `valid-fraction` has validation images, which no step has trained on, though the first's best round may
+    have been chosen by them. For another, half of the test
     images, drawn by its seed, take their part, and the other half is reported.
     """
     test_N, valid_N = description.samples_of("test"), split_training(config, description)[1]
@@ -95,6 +97,12 @@ def images_to_judge(config: RunConfig, description: StoreSetDescription) -> Imag
         "reported"
     )
     return ImagesToJudge(choose_N=np.sort(order_N[:half]), report_N=np.sort(order_N[half:]), about=about)
+
+
+def images_to_calibrate(config: RunConfig, description: StoreSetDescription) -> NDArray[np.int64]:
+    """Return up to 256 training images that int8 is calibrated on, ascending, int64; none that models are chosen by."""
+    trained_N = split_training(config, description)[0]
+    return np.sort(np.random.default_rng(0).permutation(trained_N)[:_CALIBRATION_IMAGES])
 
 
 def answers(session: onnxruntime.InferenceSession, batches: Iterable[torch.Tensor]) -> NDArray[np.int64]:

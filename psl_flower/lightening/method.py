@@ -22,7 +22,7 @@ from psl_flower.inference.trained_model import TrainedModel
 from psl_flower.lightening.artefacts import Artefacts, make_float
 from psl_flower.lightening.choosing import Choice, asked_for, choose, verdict_line
 from psl_flower.lightening.folder import LighteningFolder
-from psl_flower.lightening.judging import ImagesToJudge, Speed, images_to_judge
+from psl_flower.lightening.judging import ImagesToJudge, Speed, images_to_calibrate, images_to_judge
 from psl_flower.lightening.names import (
     FIRST,
     FIRST_DISTILLED,
@@ -41,8 +41,6 @@ from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.text import counted, duration
-
-_CALIBRATION_IMAGES = 256
 
 
 class Answers(NamedTuple):
@@ -143,6 +141,7 @@ class Lightening:
         self._sizes = ladder(self._second_size, settings.max_pruned, settings.degrees)
         self._epochs = settings.epochs or epochs_of_run(trained.config, trained.description)
         self._images = images_to_judge(trained.config, trained.description)
+        self._calibration_N = images_to_calibrate(trained.config, trained.description)
         self._first_answers: NDArray[np.int64] | None = None
         self._seconds: dict[int, float] = {}
         self._say: Callable[[str], None] = lambda line: None
@@ -213,7 +212,7 @@ class Lightening:
             choice = choose(at_hand, conditions)
             reason = outcome.reason
             if choice and end is not End.SATISFIED:
-                end, reason = End.SATISFIED, "a model met on the way will do, no degree in int8 does"
+                end, reason = End.SATISFIED, "no int8 model meets the goals; another one does"
             return self._ended(conditions, end, reason, choice)
         best = degree_name(outcome.best.degree)
         satisfied = outcome.end is End.SATISFIED
@@ -334,9 +333,7 @@ class Lightening:
         return self._backend.train(training, net)
 
     def _int8(self, made: Artefacts) -> Artefacts:
-        pool = self._description.samples_of("train")
-        drawn = np.sort(np.random.default_rng(0).permutation(pool)[:_CALIBRATION_IMAGES])
-        return self._backend.quantise(made, drawn, self._settings.weight_bits)
+        return self._backend.quantise(made, self._calibration_N, self._settings.weight_bits)
 
     def _judge(
         self, name: str, made: Artefacts, size: BackboneSize, began: float | None = None, *, note: bool = True

@@ -18,17 +18,20 @@ from typing import Any
 import msgspec
 
 from psl_flower.config import RunConfig
+from psl_flower.config.fields import fields_of
+from psl_flower.config.run_config import GROUPS
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.runs.trackers import Begin, End, Message, Metrics
 from psl_flower.system.folders import make_private_folder
+from psl_flower.text import expanded
 
 log = logging.getLogger("psl_flower")
 
-# Files and keys of this machine, and what says only where the run itself is.
+# What says only where the run itself is; and files, folders and keys of this machine.
 _KEPT = frozenset({
-    "workspace", "run-name", "keys", "owner", "exchange-cert", "exchange-key", "exchange-client-ca", "exchange-host",
-    "exchange-port", "exchange-advertise", "tracker", "tracker-uri",
+    "workspace", "run-name", "exchange-host", "exchange-port", "exchange-advertise", "tracker", "tracker-uri",
+    *(field.key for group in GROUPS.values() for field in fields_of(group) if field.about.path),
 })  # fmt: skip
 _WAITING = 1000
 # So long a run that has ended waits for its tracker.
@@ -48,11 +51,11 @@ def check_tracker(config: RunConfig) -> None:
 
 
 def told_settings(config: RunConfig) -> dict[str, str]:
-    """Return the settings that a tracker is told: no files of keys, and of a folder of images its name alone."""
+    """Return the settings that a tracker is told: no path of this machine, and of a folder of images its name."""
     told = {key: str(value) for key, value in config.to_mapping().items() if key not in _KEPT}
-    if told["dataset"].startswith(("/", "~", ".")):
-        told["dataset"] = Path(told["dataset"]).name
-    return told
+    dataset = config.data.dataset
+    is_path = dataset.startswith(("/", "~", ".")) or expanded(dataset, "dataset").is_dir()
+    return told | {"dataset": Path(dataset).name if is_path else dataset}
 
 
 class Tracking:

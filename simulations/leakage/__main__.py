@@ -57,7 +57,7 @@ def _measure(given: argparse.Namespace) -> None:
             trial, floor = _trial(case, seed, options, workspace.path, progress, _floor_of(report, seed))
             floors = report.floors if _floor_of(report, seed) else (*report.floors, floor)
             report = msgspec.structs.replace(report, measurements=(*report.measurements, trial), floors=floors)
-            one, joined = best(trial.one_look).ssim.mean, best(trial.one_look + trial.all_looks).ssim.mean
+            one, joined = best(trial.one_look).ssim.mean, best(trial.all_looks).ssim.mean
             progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
             if given.out is not None:
                 reports.save(given.out, report)

@@ -19,7 +19,7 @@ NAMES = ("accuracy-by-ssim", "accuracy-by-bytes")
 def drawn(report: Report, name: str) -> Figure | None:
     """Return one of the plots of `NAMES`; None if there is no such plot."""
     if name == "accuracy-by-ssim":
-        return _plot(report, "SSIM: one look (hollow), all looks (filled)", [
+        return _plot(report, "SSIM: one look (hollow), looks joined (filled)", [
             (lambda one: one.one_look, "none"), (lambda one: one.all_looks, "full"),
         ])  # fmt: skip
     if name == "accuracy-by-bytes":

@@ -229,7 +229,7 @@ REFUSED = [
     ({"labels": TRAIN_LABELS}, r"no array holds images by its name or shape.*image-column"),
     (PAIR | {"data": TRAIN}, r"several arrays can be the images \(a\.npz:images, a\.npz:data\); choose one with image-column"),
     (PAIR | {"target": TRAIN_LABELS}, r"several arrays can be the labels \(a\.npz:labels, a\.npz:target\)"),
-    ({"a": TRAIN, "b": TRAIN, "c": TRAIN_LABELS}, r"several arrays can be the images \(a\.npz:a, a\.npz:b\)"),
+    ({"a": TRAIN, "b": TRAIN, "labels": TRAIN_LABELS}, r"several arrays can be the images \(a\.npz:a, a\.npz:b\)"),
     (PAIR | {"x_train": TRAIN}, r"a\.npz:images can be images and tells no split by its name"),
     (
         {"images": TRAIN, "y_train": TRAIN_LABELS, "y_test": TEST_LABELS},
@@ -258,6 +258,44 @@ def test_arrays_that_can_be_read_in_two_ways_or_none_are_refused(tmp_path, array
     with pytest.raises(DataError, match=match) as caught:
         open_dataset(name)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["patient_id", "age"])
+def test_a_list_of_another_name_is_no_list_of_labels(tmp_path, name):
+    folder = npz(tmp_path / "set", {"a.npz": {"images": TRAIN, name: TRAIN_LABELS}})
+    with pytest.raises(
+        DataError, match=rf"no array holds labels by its name; .*a\.npz:{name} \(20,\).*with label-column"
+    ):
+        open_dataset(folder)
+    assert open_dataset(folder, label_column=name).class_names == ("0", "1", "2")
+
+
+def test_a_list_without_a_name_that_numbers_images_is_refused(tmp_path):
+    folder = npz(tmp_path / "set", {"a.npz": {"arr_0": TRAIN, "arr_1": np.arange(20)}})
+    with pytest.raises(DataError, match=r"another value for each of its 20 images.*label-column=a\.npz:arr_1"):
+        open_dataset(folder)
+    with pytest.raises(DataError, match="too few images .* to .* train all classes"):  # Each is a class now.
+        open_dataset(folder, label_column="a.npz:arr_1")
+
+
+def test_images_and_labels_of_different_splits_are_no_pair(tmp_path):
+    for name, values in (("x_train", TRAIN), ("y_test", TRAIN_LABELS)):
+        np.save(tmp_path / f"{name}.npy", values)
+    with pytest.raises(DataError, match=r"x_train\.npy and the labels y_test\.npy are of different splits"):
+        open_dataset(str(tmp_path))
+    named = open_dataset(str(tmp_path), image_column="x_train", label_column="y_test")
+    assert sum(split.count for split in named.account().splits) == 20
+
+
+def test_splits_of_labels_and_images_are_matched_by_what_they_mean(tmp_path):
+    arrays = {"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_val": TEST, "y_valid": TEST_LABELS}
+    account = open_dataset(npz(tmp_path / "val", {"a.npz": arrays})).account()
+    assert [split.count for split in account.splits] == [20, 10]
+    lone = npz(tmp_path / "lone", {"a.npz": arrays | {"y_test": TEST_LABELS}})
+    with pytest.raises(DataError, match=r"a\.npz:y_test holds labels of split 'test', of which there are no images"):
+        open_dataset(lone)
+    account = open_dataset(lone, train_split="train", test_split="val").account()
+    assert passed_by(account) == {("labels of images that are not there", ".npz"): 1}
 
 
 def test_settings_choose_among_arrays(tmp_path):

@@ -222,9 +222,15 @@ def test_all_looks_and_the_strongest_level_come_first():
         finding(CODES, 0.4, 0, QUERY, 5), finding(CODES, 0.5, 0.1, WEIGHTS, 5),
     )  # fmt: skip
     assert "class (with 5 looks: SSIM 0.50, 10% nearest to the true image; one look: SSIM 0.35" in report.verdict
+    assert "too weakly" not in report.verdict
     # Who has five looks may use one of them.
     report = found_by(finding(CODES, 0.8, 0, QUERY), finding(CODES, 0.2, 0, QUERY, 5))
     assert report.verdict.startswith("Images can be rebuilt from what the server receives (with 5 looks: SSIM 0.80")
+    # But then the decoders of five were trained too weakly, and that is said.
+    assert report.verdict.endswith(
+        "The decoders that join 5 looks did worse than those of one (SSIM 0.20, not 0.80): they were trained too weakly, "
+        "so more looks may show more than was measured."
+    )
 
 
 def test_report_and_page(attacks):

@@ -37,6 +37,9 @@ def test_trials_are_measured(measured):
     assert {finding.knows for finding in floor.findings} == {"class", "logits", "nothing"}
     assert report.missing == []
     lost = {one.case: one.lost for one in report.averages}
+    # What joins looks stands by itself, not beside the better of one look.
+    joined = [max(trial.all_looks, key=lambda found: found.validation_ssim).ssim.mean for trial in report.measurements]
+    assert [one.all_looks for one in report.averages] == joined
     assert lost == {"plain-layer1": 0, "code16-layer4": pytest.approx(100 * (plain.accuracy - code.accuracy))}
 
 

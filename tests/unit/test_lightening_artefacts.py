@@ -22,7 +22,7 @@ from psl_flower.lightening import artefacts, judging
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
 from psl_flower.lightening.choosing import choose
 from psl_flower.lightening.folder import LighteningFolder
-from psl_flower.lightening.judging import answers, images_to_judge, measure_speed
+from psl_flower.lightening.judging import answers, images_to_calibrate, images_to_judge, measure_speed
 from psl_flower.lightening.method import Lightened
 from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.quantising import folded
@@ -334,6 +334,9 @@ def test_models_are_chosen_by_images_that_are_not_reported(stores_for):
     assert np.array_equal(validated.choose_N, split_training(config, description)[1])
     assert np.array_equal(validated.report_N, test_N)
     assert "16 validation images; the test images are only reported" in validated.about
+    # Nor is int8 calibrated on what decides.
+    assert np.array_equal(images_to_calibrate(config, description), split_training(config, description)[0])
+    assert len(images_to_calibrate(RunConfig(), description)) == 64
 
 
 @pytest.mark.parametrize("asked", [ASKED, Conditions(min_accuracy=0.8, max_latency_ms=5.0)])

@@ -1,6 +1,6 @@
 """Presets: they stand for settings, those given win, and their figures are those of the result file."""
 
-import json
+import statistics
 
 import pytest
 
@@ -10,12 +10,13 @@ from psl_flower.config import RunConfig
 from psl_flower.config.presets import PRESETS, resolved
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import kind_of
+from simulations import reports
+from simulations.leakage.results import Report
 from tests.paths import ROOT
 from tests.settings import known_settings
 
-CASES = {
-    case["case"]: case for case in json.loads((ROOT / "docs/results/leakage-cifar10.json").read_text())["measurements"]
-}
+REPORT = reports.load(ROOT / "docs/results/leakage-cifar10.json", Report)
+AVERAGES = {average.case: average for average in REPORT.averages}
 
 
 def test_a_preset_is_other_settings():
@@ -56,17 +57,18 @@ def test_a_preset_that_is_none_is_refused(capsys):
 @pytest.mark.parametrize("name", PRESETS)
 def test_figures_are_those_of_the_result_file(name):
     assert PRESETS
-    preset, case = PRESETS[name], CASES[PRESETS[name].case]
+    about, average = PRESETS[name].about, AVERAGES[PRESETS[name].case]
+    trials = [trial for trial in REPORT.measurements if trial.case == average.case]
+    weights = [found.ssim.mean for trial in trials for found in trial.one_look if found.level == "weights"]
 
-    def best(findings):
-        return f"{max(finding['ssim'][0] for finding in findings):.3f}".removeprefix("0")
+    def told(ssim):
+        return f"{ssim:.3f}".removeprefix("0")
 
-    about = preset.about
-    assert f"{100 * case['accuracy']:.1f} %" in about
-    assert f"{best(case['one_look'])} with one" in about
-    if case["all_looks"]:
-        assert f"SSIM {best(case['all_looks'])} with the looks of all epochs" in about
-        assert f"{case['bits']} bits an image" in about
-    else:
-        assert "that with all was not measured" in about
-    assert f"{100 * CASES['plain-layer1']['accuracy']:.1f} %" in about
+    assert f"Measured with {average.seeds} seed" in about
+    assert (
+        f"SSIM {told(average.one_look)} by queries of the Uppers, {told(statistics.fmean(weights))} with their" in about
+    )
+    assert f"accuracy {100 * average.accuracy:.1f} %" in about
+    if trials[0].bits:
+        assert f"{trials[0].bits} bits an image" in about
+        assert f"where plain has {100 * AVERAGES['plain-layer1'].accuracy:.1f} %" in about
