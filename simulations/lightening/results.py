@@ -230,8 +230,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
         return (
             f"The lightening was asked for more than {self.min_speed:.0f} images/s: {settings.speedup:g} times the "
             "reference's, or what that reaches directly in int8 where it is more. Every file was measured as it lies "
-            f"on the disk, by onnxruntime, on {settings.test_images} test images, by which the loop chose (since "
-            "2026-11-30 by half of them, or by validation images, and the rest is only reported; standard "
+            f"on the disk, by onnxruntime, on {settings.test_images} test images, by which the loop chose (newer "
+            "versions choose by half of them, or by validation images, and only report the rest; standard "
             f"error of the reference's accuracy {error:.1f} points; differences with their own, by pairs), and in "
             f"{settings.repetitions} turns with {counted(settings.threads, 'thread')} ({timed}), "
             f"images/s in batches of {settings.batch}: medians (lowest to highest), ratios within a turn. Second: "
