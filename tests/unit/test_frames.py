@@ -420,4 +420,4 @@ def test_a_received_tensor_begins_as_torch_lets_tensors_begin() -> None:
         tensor = decode_frame(view, Expectation(Smashed, "float32", (1, 2))).tensor
         assert tensor.data_ptr() % 64 == 0
         assert torch.equal(tensor, ONE)
-    assert len(offsets) > 30
+    assert len(offsets) >= 16  # memory begins at multiples of 16
