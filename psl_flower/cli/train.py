@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -214,11 +215,14 @@ class _Attempt:
         from psl_flower.cli.follow import Follower
         from psl_flower.launch.running import Watch, prepare, start
         from psl_flower.launch.superlink import LocalSuperLink
+        from psl_flower.runs.claim import starting
 
         kind = self._kind
-        with LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
+        with ExitStack() as held, LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
             num_uppers, work = prepare(kind, follower.ingesting, follower.note)
             run = self.folder = work.folder
+            if kind.trains and kind.takes_name:
+                held.enter_context(starting(run))
             follower.skip_log(run)
             follower.begin("starting Flower")
             superlink.wait()

@@ -18,7 +18,8 @@ def test_with_names_of_their_own(place: Place) -> None:
     for name, process in both.items():
         assert process.returncode == 0, outputs
         assert differing(model(place.run(name)), oracle(place.run(name), STEPS)) == []
-    assert len(list((place.workspace / "stores").iterdir())) == 1, "each has made stores"
+    made = [path for path in (place.workspace / "stores").iterdir() if path.is_dir()]
+    assert len(made) == 1, "each has made stores"
 
 
 @pytest.mark.timeout(900)
