@@ -104,6 +104,7 @@ def test_tabular(transport: str, tmp_path: Path) -> None:
     assert plain.differing(weights(tmp_path / "run"), tabular_weights(1)) != []
 
 
+@pytest.mark.slow  # four minutes; tests/equivalence kills nodes of the same engine
 def test_tabular_with_a_node_killed_and_resumed(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     killed: list[int] = []
