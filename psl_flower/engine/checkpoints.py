@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import NoCheckpoint, RunError, TrainingError
 from psl_flower.system.files import write_file
+from psl_flower.wire.node_messages import Claim
 
 log = logging.getLogger("psl_flower")
 
@@ -105,6 +108,36 @@ def _on_cpu(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(_on_cpu(value) for value in state)
     return state.cpu() if isinstance(state, torch.Tensor) else state
+
+
+def party_state(step: int, claim: Claim, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Return the state from which a party continues after `step` steps."""
+    return {
+        "step": step,
+        "threads": torch.get_num_threads(),
+        "upper": claim.upper,
+        "dataset": claim.dataset,
+        "model": model.state_dict(),
+        "optimizer": {} if optimizer is None else optimizer.state_dict(),
+    }
+
+
+def load_party(state: dict[str, Any], claim: Claim, model: nn.Module, optimizer: Optimizer | None, name: str) -> None:
+    """Put a party's model and optimiser in a state of `party_state`; `name` is for errors.
+
+    Raises
+    ------
+    RunError
+        If the state is another party's or another network's.
+    """
+    if (state.get("upper"), state.get("dataset")) != (claim.upper, claim.dataset):
+        raise RunError(f"the checkpoint is not of {name} and this dataset")
+    try:
+        model.load_state_dict(state["model"])
+        if optimizer is not None:
+            optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
 
 
 def say_other_threads(state: dict[str, Any], who: str) -> None:

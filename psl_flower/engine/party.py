@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state, say_other_threads
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.upper_averaging import load_weights, weight_vector
-from psl_flower.errors import ProtocolError, RunError
+from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Saved, Share, Shared, Smashed
 from psl_flower.wire.node_messages import Claim
@@ -180,14 +180,7 @@ class PartyEngine(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return the state to continue from after `step` steps."""
-        return {
-            "step": self.step,
-            "threads": torch.get_num_threads(),
-            "upper": self.claim.upper,
-            "dataset": self.claim.dataset,
-            "model": self.model.state_dict(),
-            "optimizer": {} if self._optimizer is None else self._optimizer.state_dict(),
-        }
+        return party_state(self.step, self.claim, self.model, self._optimizer)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state; a pending step is forgotten.
@@ -197,14 +190,7 @@ class PartyEngine(ABC):
         RunError
             If the state is another party's or another network's.
         """
-        if (state.get("upper"), state.get("dataset")) != (self.claim.upper, self.claim.dataset):
-            raise RunError(f"the checkpoint is not of {self.name} and this dataset")
-        try:
-            self.model.load_state_dict(state["model"])
-            if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        load_party(state, self.claim, self.model, self._optimizer, self.name)
         self.step, self._pending, self.shared_after = int(state["step"]), None, None
 
     def go_to(self, step: int, saved: int | None = None) -> None:

@@ -169,8 +169,8 @@ class Rounds(ABC, Generic[L, T]):
         return False
 
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
-        """Ask for it, of the Uppers that are not absent; return a report of no step."""
-        raise NotImplementedError
+        """Ask for it, of the Uppers that are not absent; return a report of no step. Called where `looks_due` alone."""
+        raise AssertionError("nothing is due")
 
     def run(
         self, exchange: Exchange | None, stop_step: int, *, evaluate: bool, absent: Collection[int] = ()

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
-from psl_flower.errors import ProtocolError, PslError, RunError
+from psl_flower.errors import ProtocolError, PslError
 from psl_flower.split.engines import finite, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
@@ -166,14 +166,7 @@ class LabelEngine(MidStepParty):
 
     def state(self) -> dict[str, Any]:
         """Return the state to continue from after `step` steps."""
-        return {
-            "step": self.step,
-            "threads": torch.get_num_threads(),
-            "upper": self.claim.upper,
-            "dataset": self.claim.dataset,
-            "model": self.head.state_dict(),
-            "optimizer": {} if self._optimizer is None else self._optimizer.state_dict(),
-        }
+        return party_state(self.step, self.claim, self.head, self._optimizer)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state.
@@ -183,14 +176,7 @@ class LabelEngine(MidStepParty):
         RunError
             If the state is another party's or another head's.
         """
-        if (state.get("upper"), state.get("dataset")) != (self.claim.upper, self.claim.dataset):
-            raise RunError(f"the checkpoint is not of {self.name} and this dataset")
-        try:
-            self.head.load_state_dict(state["model"])
-            if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        load_party(state, self.claim, self.head, self._optimizer, self.name)
         self.step = int(state["step"])
 
     def _learn(self, plan: Plan, tensor: torch.Tensor, rows_B: NDArray[np.int64]) -> tuple[float, torch.Tensor]:
