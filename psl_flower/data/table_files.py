@@ -145,7 +145,8 @@ def _split_of(path: str) -> str:
 def _peek(path: Path) -> pa.Table | None:
     """Return the first rows of a table; None where a file holds no table."""
     if path.suffix.lower() == ".parquet":
-        with parquet.ParquetFile(path) as file:
+        # Read in small pieces: by default the first rows cost a reading of their whole row group.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEKED_BYTES) as file:
             batch = next(file.iter_batches(batch_size=_PEEKED_ROWS), None)
             return pa.Table.from_batches([batch] if batch is not None else [], file.schema_arrow)
     if path.suffix.lower() == ".arrow":
