@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from psl_flower.baselines.fedavg import PARTITIONS, STRATEGIES
 from psl_flower.config import RunConfig, Size, fields, parse_size, size_text
 from psl_flower.config.fields import setting
-from psl_flower.errors import ConfigError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds import parse_settings
 from psl_flower.patches import PatchGrid
-from simulations.compare.results import AVERAGING, ENGINES, MERGED, PATCHES, WHOLE, Method
+from simulations import reports
+from simulations.compare.choosing import best_by_grid
+from simulations.compare.report import Report
+from simulations.compare.results import AVERAGING, ENGINES, JUDGED, MERGED, PATCHES, WHOLE, Method
 from simulations.options import number, one_of, several, texts
 from simulations.reports import Values
 
@@ -23,7 +27,8 @@ VARIED = frozenset(
     {
         "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",
         "schedule", "uppers", "assignment", "cut", "upper-init", "average-every", "protection",
-        "code-size", "code-levels", "code-pool", "wire-activations", "wire-gradients", "autocast",
+        "code-size", "code-levels", "code-pool", "wire-activations", "wire-gradients", "autocast", "alpha",
+        "upper-lr-scale",
     }
 )  # fmt: skip
 
@@ -90,6 +95,7 @@ class Options(fields.Settings):
         "patch-split learning also with these settings, such as flip=true,cutout=8+mixup=0.2 [none]",
         _checked_variant,
     )
+    whole: str = setting("", "settings of the whole image alone, such as shift=4: augmented as a whole it bears more")
     partitions: tuple[str, ...] = several(
         PARTITIONS, "how the images are divided among the clients", one_of(PARTITIONS)
     )
@@ -111,6 +117,17 @@ class Options(fields.Settings):
         "graph, which is fastest on a GPU",
         choices=ENGINES,
     )
+    judge: str = setting(
+        "test",
+        "images that accuracy is measured on; valid: those held back by valid-fraction, to choose between settings "
+        "without reading a test image (with --engine one-graph)",
+        choices=tuple(JUDGED),
+    )
+    recipe: str = setting(
+        "",
+        "report of a study with --judge valid: patch-split learning also with the settings that were best there, grid "
+        "by grid",
+    )
     absent: bool = setting(False, "with --engine one-graph: also accuracy without some Uppers")
     target: float | None = setting(
         None,
@@ -125,6 +142,9 @@ class Options(fields.Settings):
             raise ConfigError(
                 f"--local-epochs: {self.epochs} epochs are no whole number of rounds of {self.local_epochs}"
             )
+        read_variant(self.whole)
+        if self.judge == "valid" and (self.engine != "one-graph" or set(self.methods) - {"whole", "patch-split"}):
+            raise ConfigError("--judge valid goes with --engine one-graph and --methods of whole,patch-split")
         if self.absent and self.engine != "one-graph":
             raise ConfigError("--absent goes with --engine one-graph")
 
@@ -151,15 +171,17 @@ def plan(config: RunConfig, options: Options, image_size: Size) -> list[Method]:
         If a grid does not fit the images.
     """
     grids = options.grids or usual_grids(image_size)
+    recipes = chosen_recipes(Path(options.recipe)) if options.recipe else {}
     cut = {
         grid: PatchGrid(image_size=image_size, patch_size=grid.patch, stride=grid.stride, fit=config.patches.fit)
         for grid in grids
     }
     first = grids[0]
     found: list[Method] = []
-    for name in options.methods:
-        if name == "whole":
-            found.append(Method(kind=WHOLE, name="whole image", group="whole image"))
+    for kind in options.methods:
+        if kind == "whole":
+            name = "whole image" + _told(options.whole)
+            found.append(Method(kind=WHOLE, name=name, group=name, config=read_variant(options.whole)))
             found.append(
                 Method(
                     kind=MERGED,
@@ -168,9 +190,9 @@ def plan(config: RunConfig, options: Options, image_size: Size) -> list[Method]:
                     config={**_grid_settings(first), "alpha": 0.0},
                 )
             )
-        elif name == "patch-split":
+        elif kind == "patch-split":
             for grid, variant in product(grids, ("", *options.variants)):
-                label = _label(grid, cut[grid]) + (f", {variant.replace('+', ' ')}" if variant else "")
+                label = _label(grid, cut[grid]) + _told(variant)
                 found += [
                     Method(
                         kind=PATCHES,
@@ -180,10 +202,41 @@ def plan(config: RunConfig, options: Options, image_size: Size) -> list[Method]:
                     )
                     for alpha in options.alphas
                 ]
+            if recipes:
+                found += [_with_recipe(grid, _label(grid, cut[grid]), recipes, options.recipe) for grid in grids]
         else:
             clients = options.clients or cut[first].num_patches
-            found += [_averaging(name, partition, clients, options) for partition in options.partitions]
+            found += [_averaging(kind, partition, clients, options) for partition in options.partitions]
     return found
+
+
+def chosen_recipes(path: Path) -> dict[str, Values]:
+    """Return the settings chosen by a study's report, for each grid as `--grids` names it.
+
+    Raises
+    ------
+    RunError
+        If the file is no report of a comparison, or as of `best_by_grid`.
+    """
+    report = reports.load(path, Report)
+    if report is None:
+        raise RunError(
+            f"{path}: is the report of another benchmark; expected that of simulations.compare --judge valid"
+        )
+    try:
+        return {grid: summary.method.config for grid, summary in best_by_grid(report).items()}
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+
+
+def _with_recipe(grid: Grid, label: str, recipes: dict[str, Values], file: str) -> Method:
+    if str(grid) not in recipes:
+        raise ConfigError(
+            f"--recipe {file}: nothing was chosen for {grid}, only for {', '.join(recipes)}; study that grid there, "
+            "or leave it out of --grids"
+        )
+    name = f"{label}, chosen recipe"
+    return Method(kind=PATCHES, name=name, group=name, config=recipes[str(grid)])
 
 
 def _averaging(name: str, partition: str, clients: int, options: Options) -> Method:
@@ -207,6 +260,11 @@ def _grid_settings(grid: Grid) -> Values:
 def _label(grid: Grid, cut: PatchGrid) -> str:
     overlap = f", stride {size_text(grid.stride)}" if grid.stride != grid.patch else ""
     return f"{cut.rows}x{cut.cols} patches of {size_text(grid.patch)}{overlap}"
+
+
+def _told(variant: str) -> str:
+    """Return a variant's settings for the end of a name; nothing if there are none."""
+    return f", {variant.replace('+', ' ')}" if variant else ""
 
 
 def _strength(alpha: float, options: Options) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE
+from simulations.compare.choosing import chosen_in_words
+from simulations.compare.results import AVERAGING, JUDGED, MERGED, PATCHES, WHOLE
 from simulations.reports import Values
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def notes(report: Report) -> str:
     settings = report.settings
     kinds = {summary.method.kind for summary in report.summaries}
     parts = [
-        "Accuracy: mean over the seeds (lowest to highest) on the same test images after the last step; the seed also "
-        "draws which images are used where not all are. Same backbone, images, batch size, schedule and number of "
-        "passes for all methods. Times: median (lowest to highest); training leaves evaluations and the start of "
-        "processes out. Parties share this machine's cores.",
+        f"Accuracy: mean over the seeds (lowest to highest) on the same {JUDGED[settings.judge]} after the last step; "
+        "the seed also draws which images are used where not all are. Same backbone, images, batch size, schedule and "
+        "number of passes for all methods. Times: median (lowest to highest); training leaves evaluations and the "
+        "start of processes out. Parties share this machine's cores.",
     ]
     if PATCHES in kinds:
         config, sends = settings.config, settings.engine != "one-graph"
@@ -44,6 +45,8 @@ def notes(report: Report) -> str:
             + "Its bytes include the evaluations, which send smashed data of all test images. " * sends
             + f"Smashed data go as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
         )
+    if settings.judge == "valid" and PATCHES in kinds:
+        parts.append(f"Chosen on these images, grid by grid: {chosen_in_words(report)}")
     if any(trial.absent for trial in report.measurements):
         parts.append(
             "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "

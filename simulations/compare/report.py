@@ -14,6 +14,7 @@ from simulations.compare.notes import notes
 from simulations.compare.results import (
     AVERAGING,
     DEFAULTS,
+    JUDGED,
     MERGED,
     PATCHES,
     WHOLE,
@@ -47,7 +48,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
         settings = self.settings
         return (
             f"{dataset_name(str(settings.config['dataset']))}, {network_name(settings.config)}, "
-            f"{settings.train_images} training and {settings.test_images} test images, {settings.epochs} epochs, "
+            f"{settings.train_images} training and {settings.test_images} {JUDGED[settings.judge]}, "
+            f"{settings.epochs} epochs, "
             f"{counted(len({trial.seed for trial in self.measurements}), 'seed')}; {self.place}"
         )
 

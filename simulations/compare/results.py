@@ -11,6 +11,8 @@ from simulations.memory import highest
 from simulations.reports import Spread, Values
 
 WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging"
+# Which images accuracy is measured on, by what `--judge` calls them.
+JUDGED = {"test": "test images", "valid": "images held back to validate on"}
 ENGINES = ("flwr", "in-process", "one-graph")
 # Where the recipe is not that of a run's defaults (docs/accuracy.md).
 DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "lr": 0.05, "progress-every-s": 0.0}
@@ -49,7 +51,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     epoch : float
         Passes over the training images so far.
     accuracy, test_loss : float
-        On the test images.
+        On the test images, or on those to validate on, see `Settings.judge`.
     train_s : float
         Seconds of training so far, without evaluations.
     bytes_up, bytes_down : int
@@ -101,7 +103,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     points : tuple of Point
         The evaluations, in order.
     confusion : tuple of tuple of int
-        Test images by class (row) and answer (column), at the end.
+        Images by class (row) and answer (column), at the end.
     wall_s : float
         From the command to the end, start of all processes included; of the last attempt where it was interrupted.
     up, down : dict
@@ -210,13 +212,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     epochs : int
         Passes over the training images, alike for all methods.
     train_images, test_images : int
-        Alike for all methods.
+        Alike for all methods; the images to train on include those held back to validate on.
     steps_per_epoch : int
         Of all methods but federated averaging, whose clients count their own.
     classes : tuple of str
         Names.
     target : float
         Accuracy of which the epochs are counted.
+    judge : str
+        Which images were evaluated: "test", or "valid" for those held back to validate on.
     """
 
     config: Values
@@ -228,6 +232,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     steps_per_epoch: int
     classes: tuple[str, ...]
     target: float
+    judge: str = "test"
 
 
 def summarise(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
-from psl_flower.errors import RunError
+from psl_flower.errors import ConfigError, RunError
 from psl_flower.launch.running import local_paths
 from psl_flower.patches import PatchGrid
 from psl_flower.stores.prepare import prepare_stores
@@ -51,6 +51,10 @@ DECIDED = {
     "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",
     "grid": "--grids", "alpha": "--alphas", "seed": "--seeds", "max-train": "--max-train", "max-test": "--max-test",
     "workspace": "--out", "stores": "",
+}  # fmt: skip
+# Settings newer than results that are kept, and the values with which those were made: their trials keep their names.
+_LATER: dict[str, object] = {
+    "margin": 0, "context": 0, "padding": "zeros", "code-noise": 0.0, "gradient-feedback": False,
 }  # fmt: skip
 
 
@@ -111,6 +115,8 @@ class Study:
             given = self._config(method, options.seeds[0])
             if method.kind == AVERAGING:
                 federated.parts(given, method.own, self.whole)
+        if options.judge == "valid" and not config.training.valid_fraction:
+            raise ConfigError("--judge valid: no image is held back; set valid-fraction, such as valid-fraction=0.1")
 
     def run(self) -> Report:
         """Do all trials that have no result yet, and return the report.
@@ -130,10 +136,11 @@ class Study:
             engine=options.engine,
             epochs=options.epochs,
             train_images=len(description.samples_of("train")),
-            test_images=len(description.samples_of("test")),
+            test_images=sum(sum(row) for row in trials[0].confusion),
             steps_per_epoch=self.steps_per_epoch,
             classes=description.class_names,
             target=target,
+            judge=options.judge,
         )
         summaries = summarise(self.methods, costs, trials, target)
         return Report(
@@ -171,7 +178,8 @@ class Study:
         clock = _Clock(len(pending))
         for number, (method, seed) in enumerate(pending, start=1):
             engine = self._engine(method)
-            name = trial_name(method, seed, engine, self._config(method, seed), absent=self._absent(method))
+            config, absent = self._config(method, seed), self._absent(method)
+            name = trial_name(method, seed, engine, config, absent=absent, judge=options.judge)
             path = self._folder / "trials" / f"{name}.json"
             if path.exists():
                 found.append(read_trial(path))
@@ -248,8 +256,9 @@ class Study:
             # The one process makes its stores itself, unless they are there.
             scratch = str(self._folder / "workspace" / "runs" / name)
             job = worker.Job(
-                kind=kind, config=config.to_mapping(), threads=threads, folder=scratch, absent=self._absent(method)
-            )
+                kind=kind, config=config.to_mapping(), threads=threads, folder=scratch, absent=self._absent(method),
+                judge=self._options.judge,
+            )  # fmt: skip
             outcome = worker.run(job, show)
         return outcome, time.monotonic() - began
 
@@ -279,7 +288,9 @@ class _Clock:
         return max(0.0, known - spent) + (self._left - 1) * usual
 
 
-def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, absent: bool = False) -> str:
+def trial_name(
+    method: Method, seed: int, engine: str, config: RunConfig, *, absent: bool = False, judge: str = "test"
+) -> str:
     """Return a trial's name: readable, and another one wherever anything that decides its result is another.
 
     Cores and GPUs are among that: other numbers of threads add in other orders.
@@ -287,9 +298,10 @@ def trial_name(method: Method, seed: int, engine: str, config: RunConfig, *, abs
     decisive = {
         key: value
         for key, value in config.to_mapping().items()
-        if key not in ("workspace", "stores", "run-name", "progress-every-s")
+        if key not in ("workspace", "stores", "run-name", "progress-every-s") and (key, value) not in _LATER.items()
     }
-    what = (method.kind, method.own, engine, decisive, usable_cores(), count_gpus(), *["absent"] * absent)
+    asked = [*["absent"] * absent, *[judge] * (judge != "test")]
+    what = (method.kind, method.own, engine, decisive, usable_cores(), count_gpus(), *asked)
     digest = hashlib.sha256(msgspec.json.encode(what, order="sorted"))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-")[:60]
     return f"{slug}-seed{seed}-{digest.hexdigest()[:8]}"

@@ -46,6 +46,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         For checkpoints, from which an interrupted job goes on (not "in-process").
     absent : bool
         Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
+    judge : str
+        Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     folder: str
     absent: bool = False
+    judge: str = "test"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,14 +134,14 @@ def _alone(
         began = time.perf_counter()
         trainer.train(config.training.steps_per_round, lambda step, loss, seconds: tell(step))
         train_s += time.perf_counter() - began
-        found = trainer.evaluate()
+        found = trainer.evaluate(split=job.judge)
         points.append(
             Point(epoch=trainer.step / steps_per_epoch, accuracy=found.accuracy, test_loss=found.loss, train_s=train_s)
         )
         if time.monotonic() - saved_at >= _SAVE_EVERY_S:
             save_state(saved, {"trainer": trainer.state_dict(), "points": msgspec.to_builtins(points)})
             saved_at = time.monotonic()
-    found = found or trainer.evaluate()
+    found = found or trainer.evaluate(split=job.judge)
     absent = _absent(trainer.net, config, stores, device) if job.absent else ()
     saved.unlink(missing_ok=True)
     return Outcome(points=tuple(points), label=_ints(found.label), predicted=_ints(found.predicted), absent=absent)

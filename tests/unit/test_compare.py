@@ -8,7 +8,7 @@ from tiny_comparison import CHOICE, METHODS, report
 
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.config import RunConfig
-from psl_flower.errors import GridError, RunError
+from psl_flower.errors import ConfigError, GridError, RunError
 from simulations.compare import federated, study
 from simulations.compare.__main__ import BENCHMARK
 from simulations.compare.federated import federation, total_by_node
@@ -49,6 +49,14 @@ def test_variants_of_patch_split_learning():
     assert methods[6].config["mixup"] == 0.2 and "mixup" not in methods[4].config
     assert methods[4].group == methods[5].group != methods[6].group
     assert read_variant("") == {}
+
+
+def test_the_whole_image_may_have_settings_of_its_own():
+    methods = plan(RunConfig(), options_of(parse("--methods", "whole", "--whole", "shift=4+flip=true")), (16, 16))
+    assert methods[0].name == "whole image, shift=4 flip=true"
+    assert methods[0].config == {"shift": 4, "flip": True} and "shift" not in methods[1].config
+    with pytest.raises(ConfigError, match="'rounds' is none of"):
+        options_of(parse("--whole", "rounds=4"))
 
 
 def test_grids():
