@@ -1,5 +1,8 @@
 # Two commands do all set-up: `make run` trains the embedded digits through `flwr run`, `make test` runs the tests.
 VENV ?= .venv
+# Test files that run at once: tests wait more than they compute.
+JOBS ?= 3
+E2E_JOBS ?= 2
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,7 +32,7 @@ run: setup       ## Train the embedded digits: 4 Upper nodes, one Lower, ResNet1
 	@echo "psl is $(BIN)/psl: call it so, or activate it once with: . $(BIN)/activate"
 
 test: setup      ## Run the default tests (some minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: setup     ## Lint, format, types, who imports whom, and what bandit finds
 	$(BIN)/ruff check .
@@ -50,7 +53,7 @@ docs: setup      ## Build the documentation site into site/; a broken link or na
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 
 e2e: setup       ## Run the long tests: real `flwr run`, real processes
-	$(BIN)/python -m pytest -m e2e --timeout 900
+	$(BIN)/python -m pytest -m e2e --timeout 900 --numprocesses $(E2E_JOBS) --dist loadfile
 
 e2e-old: setup   ## Some of these with the oldest Flower supported; all of them with OLD_TESTS=tests/e2e
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLD)

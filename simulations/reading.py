@@ -144,6 +144,8 @@ def _measure(given: argparse.Namespace) -> None:
             done[trial.data, trial.installation] += 1
         pythons = {"this": sys.executable} | ({"other": os.path.abspath(options.other)} if options.other else {})
         for data, folder in _datasets(workspace.path, options):
+            if all(done.get((data, installation), 0) >= options.repetitions for installation in pythons):
+                continue
             for installation, python in pythons.items():
                 _read(python, folder)  # what the first reading leaves in caches is not timed
                 progress.trial(f"{data}, {installation}: warm")
