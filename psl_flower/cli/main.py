@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import click
@@ -44,6 +47,42 @@ COMMANDS = {
 
 def make_app(called: str = "") -> typer.Typer:
     """Return the program: with one command, so that no other's module is loaded, or by default with all."""
+    app = _empty()
+    for name in [called] if called in COMMANDS else COMMANDS:
+        module = importlib.import_module(_module(name))
+        app.command(name, cls=Command, context_settings=dict(CONTEXT))(getattr(module, name.replace("-", "_")))
+    return app
+
+
+def _outline() -> typer.Typer:
+    """Return the program for its help alone, with names and docstrings of commands whose modules are not loaded."""
+    app = _empty()
+    for name in COMMANDS:
+        app.command(name)(_undone(name))
+    return app
+
+
+def _undone(name: str) -> Callable[[], None]:
+    """Return a function that does nothing, with the docstring of a command."""
+
+    def command() -> None: ...
+
+    spec = importlib.util.find_spec(_module(name))
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        parts = ast.parse(file.read()).body
+    function = name.replace("-", "_")
+    command.__doc__ = next(
+        ast.get_docstring(part) for part in parts if isinstance(part, ast.FunctionDef) and part.name == function
+    )
+    return command
+
+
+def _module(name: str) -> str:
+    return f"psl_flower.cli.{COMMANDS[name]}"
+
+
+def _empty() -> typer.Typer:
     # Plain text, so that an error is one line for a person and for a script alike.
     app = typer.Typer(
         name="psl", no_args_is_help=True, context_settings=dict(CONTEXT), pretty_exceptions_enable=False,
@@ -52,9 +91,6 @@ def make_app(called: str = "") -> typer.Typer:
         suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),
     )  # fmt: skip
     app.callback()(_program)
-    for name in [called] if called in COMMANDS else COMMANDS:
-        module = importlib.import_module(f"psl_flower.cli.{COMMANDS[name]}")
-        app.command(name, cls=Command, context_settings=dict(CONTEXT))(getattr(module, name.replace("-", "_")))
     return app
 
 
@@ -67,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Without the program's name; None takes those of the process.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: make_app(*given[:1])(given, prog_name="psl"))
+    # A shell that completes asks for any command's options, and names it in the environment.
+    whole = "_PSL_COMPLETE" in os.environ or (len(given) > 0 and given[0] in COMMANDS)
+    return exit_status(lambda: (make_app(*given[:1]) if whole else _outline())(given, prog_name="psl"))
 
 
 def _version(wanted: bool) -> None:

@@ -7,24 +7,13 @@ import torch
 
 from psl_flower.engine.exchange import Up
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.looks import LookFile, looks_of
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import PeerLost, ProtocolError, RunError, TrainingStopped
+from psl_flower.errors import ProtocolError
 from psl_flower.wire.messages import Step
 from psl_flower.wire.plan import Plan
-from tests.engines import (
-    Federation,
-    Oracle,
-    StatelessExchange,
-    differences,
-    monolith_snapshot,
-    same_predictions,
-    settings,
-)
+from tests.engines import Federation, Oracle, differences, same_predictions
+from tests.equivalence.frozen_parts import CODE, FROZEN_AT, LOOKS, PER_ROUND, STEPS, Parts, Silent, frozen
 
-# Rounds of 2 steps; the Uppers learn in the first of three.
-PER_ROUND, ROUNDS, FROZEN_AT, STEPS = 2, 3, 2, 6
-CODE = {"backbone_width": 8, "protection": "code", "code_size": 6, "cut": "layer4"}
 CASES = {
     "frozen": {},
     "frozen from the start": {"freeze_uppers_after": 0},
@@ -43,20 +32,6 @@ CASES = {
     "two looks, bfloat16, autocast": {"looks": 2, "wire_activations": "bfloat16", "autocast": True},
     "two looks, averaged before, Adaptation Net elsewhere": {"looks": 2, "average_every": 2, "adaptation_server": True},
 }
-LOOKS = {"looks": 2, "uppers": 2} | CODE
-
-
-def frozen(**changes):
-    return settings(**({"rounds": ROUNDS, "steps_per_round": PER_ROUND, "freeze_uppers_after": 1} | changes))
-
-
-class Parts(Federation):
-    """A Federation with looks kept in its folder."""
-
-    def __init__(self, config, stores, folder, **options):
-        super().__init__(config, stores, folder, **options)
-        self.looks = looks_of(self.blueprint, self.driver.task, folder / "looks", "run")
-        self.driver._looks = self.looks
 
 
 class Counting(LocalExchange):
@@ -139,13 +114,6 @@ def test_one_look_is_told_from_new_looks_and_from_other_views(stores_for, tmp_pa
         assert differences(of_uppers(found[left]), of_uppers(found[right])) == []
 
 
-class Silent(LocalExchange):
-    """Nobody may be asked anything."""
-
-    def carry(self, frames, expected, meanwhile):
-        raise AssertionError("a node was asked")
-
-
 @pytest.mark.parametrize("views", [1, 2])
 def test_once_looks_are_sent_no_node_is_asked_again(views, stores_for, tmp_path):
     config = frozen(**LOOKS | {"looks": views})
@@ -169,152 +137,6 @@ def test_once_looks_are_sent_no_node_is_asked_again(views, stores_for, tmp_path)
     parts.driver._looks = None
     asked = parts.driver.run(LocalExchange(parts.parties, parts.wire), STEPS, evaluate=True)
     assert same_predictions(asked.predictions, whole.predictions)
-
-
-class Vanishing(LocalExchange):
-    """A node is gone when the plan of a step goes out, or that of a look."""
-
-    def __init__(self, parts, mode, number):
-        super().__init__(parts.parties, parts.wire)
-        self._mode, self._left = mode, number
-
-    def exchange(self, down, shapes, meanwhile):
-        plan = down[min(down)].turn.plan
-        if plan is not None and plan.mode == self._mode:
-            self._left -= 1
-            if self._left < 0:
-                raise PeerLost("node 1 vanished")
-        return super().exchange(down, shapes, meanwhile)
-
-
-# The node vanishes amid learning, as the first frozen step begins, amid frozen steps, and in evaluations; with looks amid
-# those of the first view and of the second. View 0 is asked for as an evaluation is.
-FROM_THE_START = {"freeze_uppers_after": 0}
-INTERRUPTED = [
-    ({}, "train", 1), ({}, "look", 0), ({}, "look", 3), ({}, "evaluate", 1), ({}, "evaluate", 3),
-    (FROM_THE_START, "look", 1), (LOOKS, "evaluate", 1), (LOOKS, "evaluate", 4), (LOOKS, "look", 0), (LOOKS, "look", 3),
-    (LOOKS | FROM_THE_START, "evaluate", 2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("changes", "mode", "number"), INTERRUPTED)
-def test_an_interrupted_run_resumes_to_the_same_weights(changes, mode, number, stores_for, tmp_path):
-    config = frozen(**changes)
-    stores = stores_for(config)
-    whole = Oracle(config, stores, at=(STEPS,))
-    first = Parts(config, stores, tmp_path, checkpoint_every=1)
-    first.driver.commit_start()
-    exchange = Vanishing(first, mode, number)
-    with pytest.raises(PeerLost, match="node 1 vanished"):
-        for stop in range(PER_ROUND, STEPS + 1, PER_ROUND):
-            first.driver.run(exchange, stop, evaluate=True)
-    second = Parts(config, stores, tmp_path, checkpoint_every=1)
-    resume(second)
-    predictions = second.run()
-    assert differences(whole.after[STEPS], second.snapshot()) == []
-    assert same_predictions(predictions, whole.predictions)
-
-
-def test_uppers_of_one_node_are_asked_together_after_a_kill_between_their_looks(stores_for, tmp_path, monkeypatch):
-    """A node serves its Uppers in turn: asked for one alone, it would wait for the other's turn for ever."""
-    config = frozen(**LOOKS)
-    stores = stores_for(config)
-    whole = Oracle(config, stores, at=(STEPS,))
-    first, append, kept = Parts(config, stores, tmp_path, checkpoint_every=1), LookFile.append, []
-    first.driver.commit_start()
-    first.driver.run(LocalExchange(first.parties, first.wire), FROZEN_AT, evaluate=True)
-
-    def killed(self, smashed_BKhwC):
-        kept.append(1)
-        if len(kept) == 4:
-            raise RuntimeError("killed")
-        append(self, smashed_BKhwC)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LookFile, "append", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            first.driver.look(LocalExchange(first.parties, first.wire))
-
-    class Together(LocalExchange):
-        def exchange(self, down, shapes, meanwhile):
-            assert sorted(down) == sorted(shapes) == [0, 1]
-            return super().exchange(down, shapes, meanwhile)
-
-    second = Parts(config, stores, tmp_path, checkpoint_every=1)
-    resume(second)
-    second.driver.look(Together(second.parties, second.wire))
-    predictions = second.run()
-    assert differences(whole.after[STEPS], second.snapshot()) == []
-    assert same_predictions(predictions, whole.predictions)
-
-
-def resume(parts):
-    """Go to the last commit, as the strategy does: the Uppers to the steps that they have applied and saved."""
-    step = parts.checkpoints.steps()[-1]
-    parts.lower.go_to(step, parts.checkpoints)
-    for m, party in parts.parties.items():
-        party.go_to(parts.driver.party_step, parts.lower.saved[m])
-    return step
-
-
-@pytest.mark.parametrize("changes", [{}, LOOKS, {"freeze_uppers_after": 0}])
-def test_uppers_that_forget_between_messages_are_bit_equal(changes, stores_for, tmp_path):
-    config = frozen(**changes)
-    whole, parts = Oracle(config, stores_for(config), at=(STEPS,)), Parts(config, stores_for(config), tmp_path)
-    exchange = StatelessExchange(parts, saved=parts.lower.saved)
-    for stop in range(PER_ROUND, STEPS + 1, PER_ROUND):
-        report = parts.driver.run(exchange, stop, evaluate=True)
-    for m, engine in parts.uppers.items():
-        engine.go_to(parts.driver.party_step, parts.lower.saved[m])
-    assert differences(whole.after[STEPS], parts.snapshot()) == []
-    assert same_predictions(report.predictions, whole.predictions)
-    # And on from the last commit, by other processes.
-    again = Parts(config, stores_for(config), tmp_path)
-    assert resume(again) == STEPS
-    predictions = again.run(StatelessExchange(again, saved=again.lower.saved))
-    assert same_predictions(predictions, whole.predictions)
-
-
-def test_a_stop_amid_frozen_steps_and_amid_looks(stores_for, tmp_path):
-    config = frozen(**LOOKS)
-    stores = stores_for(config)
-    whole = Oracle(config, stores, at=(STEPS,))
-    asked = []
-    parts = Parts(config, stores, tmp_path, stop_requested=lambda: bool(asked))
-    parts.run(stop_step=FROZEN_AT)
-    asked.append(True)
-    with pytest.raises(TrainingStopped, match="stopped after step 2"):
-        parts.driver.look(LocalExchange(parts.parties, parts.wire))
-    assert [file.done for file in parts.looks._files.values()] == [1, 1]
-    asked.clear()
-    parts.driver._stop_requested = lambda: parts.lower.step == 5
-    with pytest.raises(TrainingStopped, match="stopped after step 5"):
-        parts.run()
-    again = Parts(config, stores, tmp_path)
-    assert resume(again) == 5
-    assert again.looks.complete == (0, 1)
-    again.run(Silent(again.parties, again.wire))
-    assert differences(whole.after[STEPS], again.snapshot()) == []
-
-
-def test_an_upper_without_looks_is_zeros(stores_for, tmp_path):
-    """Its node went before it sent them; the others' suffice, and it takes part again when it is asked in time."""
-    config, absent = frozen(**LOOKS | {"uppers": 4}), {1}
-    stores = stores_for(config)
-    whole = Oracle(config, stores, at=(FROZEN_AT,))
-    whole.monolith.train(2, absent=absent)
-    parts = Parts(config, stores, tmp_path)
-    parts.run(stop_step=FROZEN_AT)
-    parts.driver.look(LocalExchange(parts.parties, parts.wire), absent)
-    assert parts.looks.complete == (0, 2, 3)
-    assert parts.driver.absent_for_good == (1,)
-    parts.driver.run(None, FROZEN_AT + 2, evaluate=False, absent=(1,))
-    assert differences(monolith_snapshot(whole.monolith), parts.snapshot()) == []
-    again = Parts(config, stores, tmp_path)
-    resume(again)
-    assert again.driver.looks_due
-    again.driver.look(LocalExchange(again.parties, again.wire))
-    assert again.driver.absent_for_good == ()
 
 
 class Moving(UpperEngine):
@@ -366,63 +188,6 @@ def test_a_node_does_not_train_a_frozen_upper(stores_for, tmp_path):
     plan = learning.driver.task.train_plan(0)
     with pytest.raises(ProtocolError, match="Upper 0 is frozen after step 0, received a plan to train"):
         parts.uppers[0].run(plan)
-
-
-def test_looks_are_private_and_of_this_run(stores_for, tmp_path):
-    config = frozen(**LOOKS)
-    stores = stores_for(config)
-    parts = Parts(config, stores, tmp_path)
-    parts.run()
-    folder = tmp_path / "looks"
-    files = sorted(folder.iterdir())
-    assert [file.name for file in files] == ["upper-000.looks", "upper-001.looks"]
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
-    # 6 signs of 2 patches in 2 bytes for each of 2 views of 24 images and 8 test images; and heads.
-    assert files[0].stat().st_size < 2 * (2 * 24 + 8) + 32 * 20 + 400
-    other = Parts(frozen(**LOOKS | {"code_size": 7}), stores, tmp_path / "other")
-    with pytest.raises(RunError, match="they are of another run, or of other settings; delete the file"):
-        looks_of(other.blueprint, other.driver.task, folder, "run")
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "longer", "no such file", "version", "swapped"])
-def test_damaged_looks_are_asked_for_again_or_refused(damage, stores_for, tmp_path):
-    config = frozen(**LOOKS)
-    stores = stores_for(config)
-    whole = Oracle(config, stores, at=(STEPS,))
-    parts = Parts(config, stores, tmp_path)
-    parts.run(stop_step=FROZEN_AT)
-    parts.driver.look(LocalExchange(parts.parties, parts.wire))
-    path = tmp_path / "looks" / "upper-000.looks"
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(content[:-40])
-        again = Parts(config, stores, tmp_path)
-        assert again.looks.complete == (1,)
-        resume(again)
-        again.run()
-        assert differences(whole.after[STEPS], again.snapshot()) == []
-        return
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-    elif damage == "longer":
-        content += b"x"
-    elif damage == "no such file":
-        content[0] ^= 1
-    elif damage == "version":
-        content[8] = 9
-    else:
-        content = bytearray((tmp_path / "looks" / "upper-001.looks").read_bytes())
-    path.write_bytes(content)
-    words = {
-        "flipped": r"batch \d+ was changed",
-        "longer": "longer than it should be",
-        "no such file": "it is no such file",
-        "version": "version 9 is not known, only 1",
-        "swapped": "of another run, or of other settings",
-    }
-    with pytest.raises(RunError, match=words[damage]):
-        Parts(config, stores, tmp_path)
 
 
 def test_all_views_are_used_equally_often(stores_for, tmp_path):

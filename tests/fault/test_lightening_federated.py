@@ -1,135 +1,45 @@
-"""Lightening over the federation: the real apps, in one process, every Upper on a node with a state of its own.
-
-"resnet18" is a narrow one here, so that a lightening takes seconds.
-"""
+"""Lightening over the federation: the real apps, in one process, every Upper on a node with a state of its own."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from onnx import TensorProto, helper
 
-from psl_flower.config import RunConfig
-from psl_flower.engine.checkpoints import load_state
 from psl_flower.errors import (
-    ConfigError,
-    LighteningError,
     NodeError,
-    NodeLost,
-    OtherDataset,
-    PositionMissing,
     RunError,
     TrainingStopped,
 )
 from psl_flower.inference.evaluation import images_in
 from psl_flower.inference.onnx_files import open_session
-from psl_flower.lightening import on_node
-from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import answers
 from psl_flower.lightening.local import lighten as lighten_locally
 from psl_flower.lightening.report import read_result
 from psl_flower.lightening.settings import parse_request
-from psl_flower.models import architectures
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, load_result
 from psl_flower.stores.prepare import prepare_stores
-from tests.in_process import InProcessGrid
-
-TRAINING = {
-    "dataset": "digits", "max_train": 64, "max_test": 60, "stores": "plain", "image_size": "8x8", "uppers": 2,
-    "batch_size": 16, "rounds": 2, "evaluate_batch_size": 8, "lower_threads": 1, "upper_threads": 1, "device": "cpu",
-    "run_name": "trained", "progress_every_s": 0.0, "average_every": 2, "backbone_width": 8,
-}  # fmt: skip
-# The third is at degree 1: pruned, taught by the second, rounded.
-WITH = "method=loop min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
-IMPOSSIBLE = WITH.replace("min-speed=1e-3", "min-speed=1e12")
-TIMEOUT_S = 60.0
-ABSENT_TIMEOUT_S = 3.0
-SHORT_TIMEOUT_S = 10.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "_DEPTHS", {"resnet18": (1, 1, 1, 1)})
-        yield
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, narrow: None) -> Path:
-    """Return a folder with a workspace, in which a run was trained over the nodes, and the nodes' states."""
-    root = tmp_path_factory.mktemp("trained")
-    nodes = grid(root)
-    nodes.allowed["average"] = True  # in training; not asked for afterwards, when nothing is averaged
-    nodes.serve(**TRAINING, workspace=str(root / "workspace"))
-    return root
-
-
-@pytest.fixture
-def place(trained: Path, tmp_path: Path) -> Path:
-    shutil.copytree(trained, tmp_path / "place")
-    return tmp_path / "place"
-
-
-@pytest.fixture(scope="module")
-def lightened(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy in which a lightening has come to its end, undisturbed; all degrees are judged."""
-    root = tmp_path_factory.mktemp("lightened") / "place"
-    shutil.copytree(trained, root)
-    result = lighten(grid(root), root, IMPOSSIBLE)
-    assert (result["closest"], result["third"]) == ("degree-001", None)
-    return root
-
-
-def grid(root: Path) -> InProcessGrid:
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
-    stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
-    return InProcessGrid(stores.folder, root / "state", 2)
-
-
-def run_of(root: Path) -> RunFolder:
-    return RunFolder(root / "workspace" / "runs" / "trained")
-
-
-def folder(root: Path, asked: str = WITH) -> LighteningFolder:
-    return LighteningFolder(run_of(root), parse_request(asked).settings, federated=True)
-
-
-def folder_of(root: Path, asked: str = WITH) -> Path:
-    return folder(root, asked).path
-
-
-def serve(nodes: InProcessGrid, root: Path, asked: str = WITH, **settings: Any) -> None:
-    told = {"lighten": "trained", "lighten_with": asked, "node_timeout_s": TIMEOUT_S}
-    nodes.serve(**(told | settings), workspace=str(root / "workspace"))
-
-
-def lighten(nodes: InProcessGrid, root: Path, asked: str = WITH, **settings: Any) -> dict[str, Any]:
-    serve(nodes, root, asked, **settings)
-    return read_result(folder(root, asked))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.glob("*.onnx")}
-    assert len(found) == 4
-    return found
-
-
-def weights(folder: Path, name: str, of: str = "net") -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_state(folder / name)[of]
-    return state
-
-
-def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    assert left.keys() == right.keys()
-    return all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+from tests.fault.lightening_support import (
+    IMPOSSIBLE,
+    SHORT_TIMEOUT_S,
+    TIMEOUT_S,
+    WITH,
+    at,
+    files,
+    folder,
+    folder_of,
+    grid,
+    lighten,
+    run_of,
+    same_weights,
+    serve,
+    weights,
+)
 
 
 def test_the_very_files_of_one_process(lightened: Path, tmp_path: Path) -> None:
@@ -229,19 +139,6 @@ def test_patches_do_not_travel(place: Path) -> None:
     }  # fmt: skip
 
 
-def at(kind: str, count: int, act: Callable[[], None]) -> Callable[[Message], None]:
-    """Return a watcher that acts when so many messages of a kind have been sent to the first node."""
-    seen = []
-
-    def watch(message: Message) -> None:
-        if message.metadata.message_type == kind and message.metadata.dst_node_id == 100:
-            seen.append(message)
-            if len(seen) == count:
-                act()
-
-    return watch
-
-
 # When, by the messages to a node, and how many rounds and judgements, each a stream, are left then. Streams 1, 2 and 5
 # judge the first, the first in int8, and the second, which trains in 3 and 4; the third trains in 6 and 7, under rounding
 # in 8, and is judged in 9.
@@ -313,20 +210,6 @@ def test_a_node_that_comes_back_in_time_changes_nothing(place: Path, lightened: 
     assert files(folder_of(place, IMPOSSIBLE) / "degree-001") == files(folder_of(lightened, IMPOSSIBLE) / "degree-001")
 
 
-@pytest.mark.parametrize("kind", ["query.lighten_keep", pytest.param("train.stream", marks=pytest.mark.slow)])
-def test_a_node_that_is_gone_is_named(kind: str, place: Path) -> None:
-    nodes = grid(place)
-    nodes.on_message = at(kind, 1, lambda: nodes.gone.add(101))
-    with pytest.raises((NodeLost, PositionMissing), match="101|of Upper 1"):
-        serve(nodes, place, node_timeout_s=ABSENT_TIMEOUT_S, on_missing_node="continue")
-
-
-def test_no_such_node(place: Path) -> None:
-    with pytest.raises(NodeError, match=r"target: no node 'attic' \(there: node 100, node 101\)"):
-        serve(grid(place), place, f"{WITH} target=attic")
-    assert not (folder_of(place, f"{WITH} target=attic") / "first").exists()
-
-
 @pytest.mark.slow
 def test_the_speed_of_a_node(place: Path) -> None:
     nodes = grid(place)
@@ -338,76 +221,3 @@ def test_the_speed_of_a_node(place: Path) -> None:
     assert asked == [101] * 4
     assert {entry["judged"]["images_per_s"] > 0 for entry in result["judged"]} == {True}
     assert result["folder"] != str(folder_of(place))
-
-
-def test_a_node_without_the_runtime(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise ConfigError(
-            "light models need onnxruntime, which is not installed here: pip install 'psl-flower[lighten]'"
-        )
-
-    monkeypatch.setattr(on_node, "check_runtime", missing)
-    with pytest.raises(NodeError, match=r"node 10[01]: light models need onnxruntime, .*\[lighten\]"):
-        serve(grid(place), place)
-
-
-def test_a_node_whose_operator_has_not_allowed_it(place: Path) -> None:
-    nodes = grid(place)
-    nodes.allowed = {}
-    with pytest.raises(NodeError, match=r"node 10[01]: this node takes no models from the server; .* \"lighten=true\""):
-        serve(nodes, place)
-    nodes.allowed = {"lighten": "yes"}  # type: ignore[dict-item]
-    with pytest.raises(NodeError, match="node-config lighten: expected true or false, got 'yes'"):
-        serve(nodes, place)
-
-
-def test_a_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
-    """Weights beside the model could be any file of the node."""
-    model = helper.make_model(helper.make_graph([], "empty", [], []))
-    tensor = model.graph.initializer.add(
-        name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
-    )
-    tensor.external_data.add(key="location", value="secret.bin")
-    with pytest.raises(LighteningError, match="refers to other files"):
-        on_node.keep_file(tmp_path / "0a" / "first", model.SerializeToString())
-    inner = helper.make_node("Constant", [], ["w"], value=tensor)
-    within = helper.make_node("If", ["c"], ["w"], then_branch=helper.make_graph([inner], "inner", [], []))
-    nested = helper.make_model(helper.make_graph([within], "outer", [], []))
-    with pytest.raises(LighteningError, match="refers to other files"):
-        on_node.keep_file(tmp_path / "0a" / "first", nested.SerializeToString())
-    body = helper.make_function("own", "body", [], ["w"], [inner], [helper.make_opsetid("", 17)])
-    called = helper.make_model(helper.make_graph([], "outer", [], []), functions=[body])
-    with pytest.raises(LighteningError, match="refers to other files"):
-        on_node.keep_file(tmp_path / "0a" / "first", called.SerializeToString())
-    sparse = helper.make_model(helper.make_graph([], "sparse", [], []))
-    sparse.graph.sparse_initializer.add().values.CopyFrom(tensor)
-    with pytest.raises(LighteningError, match="refers to other files"):
-        on_node.keep_file(tmp_path / "0a" / "first", sparse.SerializeToString())
-    with pytest.raises(LighteningError, match="no ONNX model"):
-        on_node.keep_file(tmp_path / "0a" / "first", b"no model")
-
-
-@pytest.mark.slow
-def test_a_node_that_lost_its_weights_says_so(place: Path) -> None:
-    nodes = grid(place)
-    nodes.on_message = at("train.stream", 4, lambda: shutil.rmtree(next(nodes.state[101].glob("*/upper-001/light"))))
-    with pytest.raises(NodeError, match="no weights of this training are in place here"):
-        serve(nodes, place)
-
-
-def test_other_stores_are_refused(place: Path) -> None:
-    run = run_of(place)
-    description = run.read_description()
-    run.write_description(
-        type(description)(
-            **{f: getattr(description, f) for f in description.__struct_fields__} | {"fingerprint": "ab" * 8}
-        )
-    )
-    with pytest.raises(OtherDataset, match="not those that run trained was trained on"):
-        serve(grid(place), place)
-
-
-def test_a_run_without_a_model(place: Path) -> None:
-    shutil.rmtree(run_of(place).model)
-    with pytest.raises(RunError, match=r"model\.safetensors"):
-        serve(grid(place), place)

@@ -1,8 +1,6 @@
-"""Folders of MNIST-like arrays: idx, npy and npz files and tables with a column for each pixel, good ones and bad."""
+"""Folders of npy and npz files of MNIST-like arrays, good ones and bad."""
 
-import gzip
 import os
-import struct
 import zipfile
 
 import numpy as np
@@ -13,137 +11,22 @@ from psl_flower.data.sources import local_fingerprint, open_dataset
 from psl_flower.errors import DataError
 from psl_flower.stores.ingest import ensure_stores
 from tests.unit.accounts import passed_by, taken
+from tests.unit.tiny_arrays import (
+    CLASSES,
+    KERAS,
+    PAIR,
+    RANDOM,
+    TEST,
+    TEST_LABELS,
+    TRAIN,
+    TRAIN_LABELS,
+    check_mnist,
+    npz,
+)
 from tests.unit.tiny_pictures import image_folder, images_of, request_for
 
-RANDOM = np.random.default_rng(5)
-TRAIN, TEST = (RANDOM.integers(0, 256, (count, 28, 28), np.uint8) for count in (20, 10))
-TRAIN_LABELS, TEST_LABELS = (np.arange(count, dtype=np.uint8) % 3 for count in (20, 10))
-CLASSES = {"train": {"0": 7, "1": 7, "2": 6}, "test": {"0": 4, "1": 3, "2": 3}}
-
-
-def idx(values, kind=0x08):
-    return struct.pack(f">BBBB{values.ndim}I", 0, 0, kind, values.ndim, *values.shape) + values.tobytes()
-
-
-def idx_folder(root, names, pack=False):
-    """Write MNIST's four files under these names: images and labels to train, then to test."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name, values in zip(names, (TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), strict=True):
-        content = idx(values)
-        (root / name).write_bytes(gzip.compress(content) if pack else content)
-    return str(root)
-
-
-def npz(root, files):
-    root.mkdir(parents=True, exist_ok=True)
-    for k, (file, arrays) in enumerate(files.items()):
-        (np.savez if k % 2 else np.savez_compressed)(root / file, **arrays)
-    return str(root)
-
-
-def pixel_table(path, columns, images, labels=None, name="label"):
-    """Write a table with a column for each pixel, and the labels' column before these."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = images.reshape(len(images), -1).tolist()
-    head = [name] * (labels is not None) + columns
-    lines = [[*([labels[k]] if labels is not None else []), *row] for k, row in enumerate(rows)]
-    path.write_text("\n".join(",".join(map(str, line)) for line in [head, *lines]) + "\n")
-    return str(path.parent)
-
-
-def check_mnist(source, train=TRAIN, test=TEST):
-    """Check that these are MNIST's images, each with its own class."""
-    assert taken(source.account()) == CLASSES
-    for split, images, labels in (("train", train, TRAIN_LABELS), ("test", test, TEST_LABELS)):
-        found = list(source.samples(split))
-        np.testing.assert_array_equal(np.stack([image[:, :, 0] for image, _ in found]), images)
-        assert [source.class_names[label] for _, label in found] == list(map(str, labels))
-
-
-# --- idx
-
-IDX = {
-    "mnist": "train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte",
-    "kaggle": "train-images.idx3-ubyte train-labels.idx1-ubyte t10k-images.idx3-ubyte t10k-labels.idx1-ubyte",
-    "emnist": "emnist-letters-train-images-idx3-ubyte emnist-letters-train-labels-idx1-ubyte "
-    "emnist-letters-test-images-idx3-ubyte emnist-letters-test-labels-idx1-ubyte",
-}
-
-
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("names", IDX)
-def test_pairs_of_idx_files(tmp_path, names, pack):
-    files = [name + ".gz" * pack for name in IDX[names].split()]
-    source = open_dataset(idx_folder(tmp_path / "set", files, pack))
-    check_mnist(source)
-    assert source.account().reader == f"arrays, images from '{files[0]}', classes from '{files[1]}'"
-    assert not source.account().left_out
-
-
-def test_packed_copies_and_other_files_are_named(tmp_path):
-    names = IDX["mnist"].split()
-    idx_folder(tmp_path / "MNIST" / "raw", names)
-    idx_folder(tmp_path / "MNIST" / "raw", [f"{name}.gz" for name in names], pack=True)
-    (tmp_path / "MNIST" / "raw" / "mapping.txt").write_text("0 48")
-    source = open_dataset(str(tmp_path))
-    check_mnist(source)
-    assert passed_by(source.account()) == {("packed copy of the file beside it", ".gz"): 4, ("not an image", ".txt"): 1}
-    packed = tmp_path / "MNIST" / "raw" / f"{names[0]}.gz"
-    packed.write_bytes(gzip.compress(idx(TRAIN[:9])))
-    with pytest.raises(DataError, match=r"several arrays can be the images of split 'train' \(.*\.gz.*leave-out"):
-        open_dataset(str(tmp_path))
-    check_mnist(open_dataset(str(tmp_path), leave_out="*.gz"))
-
-
-def test_two_datasets_in_one_folder_are_not_mixed(tmp_path):
-    for place in ("MNIST/raw", "FashionMNIST/raw"):
-        idx_folder(tmp_path / place, IDX["mnist"].split())
-    with pytest.raises(
-        DataError, match=r"several arrays can be the images of split 'test' \(FashionMNIST/raw/.*leave-out"
-    ):
-        open_dataset(str(tmp_path))
-    check_mnist(open_dataset(str(tmp_path), leave_out="FashionMNIST"))
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        (idx(TRAIN)[:-1], r"has 15695 bytes, which does not fit the 20x28x28 1-byte values"),
-        (idx(TRAIN) + b"x", r"has 15697 bytes"),
-        (idx(TRAIN)[:10], "ends within its header"),
-        (b"\0\0\x07\3" + idx(TRAIN)[4:], "is no idx file"),
-        (b"\0\0\x08\xff" + idx(TRAIN)[4:], "is no idx file"),
-        (struct.pack(">BBBB3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "does not fit the 4294967295x4294967295"),
-        (b"", "is no idx file"),
-    ],
-)
-@pytest.mark.parametrize("pack", [False, True])
-def test_damaged_idx_files_are_refused_before_anything_is_allocated(tmp_path, content, match, pack):
-    files = [name + ".gz" * pack for name in IDX["mnist"].split()]
-    name = idx_folder(tmp_path / "set", files, pack)
-    (tmp_path / "set" / files[0]).write_bytes(gzip.compress(content) if pack else content)
-    if pack and content[:4] == idx(TRAIN)[:4] and len(content) in (15695, 15697):
-        # How much a packed file holds is known once it is unpacked.
-        with pytest.raises(DataError, match="unpacked it does not hold the 20x28x28 values"):
-            list(open_dataset(name).samples("train"))
-        return
-    with pytest.raises(DataError, match=rf"{files[0]}: .*{match}.*leave-out={files[0]}"):
-        open_dataset(name)
-
-
-def test_counts_that_differ_are_refused(tmp_path):
-    name = idx_folder(tmp_path / "set", IDX["mnist"].split())
-    (tmp_path / "set" / "train-labels-idx1-ubyte").write_bytes(idx(TRAIN_LABELS[:19]))
-    with pytest.raises(
-        DataError, match=r"train-labels-idx1-ubyte holds 19 labels, and train-images-idx3-ubyte 20 images"
-    ):
-        open_dataset(name)
-
-
-# --- npz and npy
-
 ARRAYS = {
-    "keras": {"mnist.npz": {"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST, "y_test": TEST_LABELS}},
+    "keras": KERAS,
     "medmnist": {
         "pathmnist.npz": {
             "train_images": TRAIN, "train_labels": TRAIN_LABELS[:, None], "test_images": TEST,
@@ -223,7 +106,6 @@ def test_one_pair_of_arrays_is_divided_and_colours_are_read_either_way(tmp_path)
         assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in colours)
 
 
-PAIR = {"images": TRAIN, "labels": TRAIN_LABELS}
 REFUSED = [
     ({"images": TRAIN}, r"no array holds labels by its name or shape; there are a\.npz:images \(20, 28, 28\); .*label-column"),
     ({"labels": TRAIN_LABELS}, r"no array holds images by its name or shape.*image-column"),
@@ -305,7 +187,7 @@ def test_settings_choose_among_arrays(tmp_path):
         source = open_dataset(name, image_column=image, label_column=label, test_fraction=0.05)
         np.testing.assert_array_equal(next(source.samples("train"))[0][:, :, 0], level[0])
         assert passed_by(source.account()) == {("array that is neither images nor labels", ".npz"): 3}
-    keras = npz(tmp_path / "keras", {"a.npz": ARRAYS["keras"]["mnist.npz"] | {"images_train": TRAIN}})
+    keras = npz(tmp_path / "keras", {"a.npz": KERAS["mnist.npz"] | {"images_train": TRAIN}})
     check_mnist(open_dataset(keras, image_column="x"))
     with pytest.raises(DataError, match="no array called 'z'"):
         open_dataset(keras, image_column="z")
@@ -382,106 +264,8 @@ def test_arrays_beside_other_images_are_refused_and_stray_ones_named(tmp_path):
     assert passed_by(open_dataset(name).account()) == {("array of numbers", ".npz"): 1}
 
 
-# --- tables with a column for each pixel
-
-NUMBERED = [f"pixel{k}" for k in range(784)]
-HEADERS = {
-    "kaggle": NUMBERED,
-    "fashion": [f"pixel{k}" for k in range(1, 785)],
-    "mnist_train": [f"{y}x{x}" for y in range(1, 29) for x in range(1, 29)],
-    "hmnist": [f"pixel{k:04}" for k in range(784)],
-}
-
-
-@pytest.mark.parametrize("header", HEADERS)
-def test_tables_with_a_column_for_each_pixel(tmp_path, header):
-    pixel_table(tmp_path / "set" / "fashion-mnist_train.csv", HEADERS[header], TRAIN, TRAIN_LABELS)
-    name = pixel_table(tmp_path / "set" / "fashion-mnist_test.csv", HEADERS[header], TEST, TEST_LABELS)
-    source = open_dataset(name)
-    check_mnist(source)
-    assert (
-        "images from column 'pixels'" in source.account().reader and "classes from 'label'" in source.account().reader
-    )
-    square = "flat lists of 784 numbers were read as images of 28x28, row by row"
-    assert source.account().notes == (() if header == "mnist_train" else (square,))
-
-
-def test_kaggles_digits_have_no_labels_to_test_on(tmp_path):
-    pixel_table(tmp_path / "set" / "train.csv", NUMBERED, TRAIN, TRAIN_LABELS)
-    name = pixel_table(tmp_path / "set" / "test.csv", NUMBERED, TEST)
-    (tmp_path / "set" / "sample_submission.csv").write_text("ImageId,Label\n1,0\n2,0\n")
-    with pytest.raises(DataError, match=r"split 'test' has no column 'label'.*test-split=none"):
-        open_dataset(name)
-    account = open_dataset(name, test_split="none").account()
-    assert sum(split.count for split in account.splits) == 20
-    assert passed_by(account) == {
-        ("table that lists no images", ".csv"): 1, ("rows of a split that is neither trained nor tested on", ""): 10,
-    }  # fmt: skip
-
-
-def test_columns_out_of_order_are_put_in_order_by_their_numbers(tmp_path):
-    order = RANDOM.permutation(784)
-    pixel_table(
-        tmp_path / "set" / "train.csv", [NUMBERED[k] for k in order], TRAIN.reshape(20, 784)[:, order], TRAIN_LABELS
-    )
-    name = pixel_table(tmp_path / "set" / "test.csv", NUMBERED, TEST, TEST_LABELS)
-    check_mnist(open_dataset(name))
-
-
-def test_images_that_are_no_squares_are_read_where_the_columns_say_their_size(tmp_path):
-    images = RANDOM.integers(0, 256, (20, 8, 10), np.uint8)
-    name = pixel_table(tmp_path / "a.csv", [f"{y}x{x}" for y in range(8) for x in range(10)], images, TRAIN_LABELS)
-    found = [image for split in ("train", "test") for image, _ in open_dataset(name).samples(split)]
-    assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
-
-
-CROSSED = [f"{y}x{x}" for x in range(1, 29) for y in range(1, 29)]
-FLAT = TRAIN.reshape(20, 784)
-WRONG = [
-    (NUMBERED[:783], FLAT[:, :783], "783 columns for pixels, which is no square.*call them 1x1, 1x2"),
-    ([*NUMBERED[:783], "pixel784"], FLAT, "784 columns for pixels, pixel0 to pixel784, of which some are missing"),
-    ([*NUMBERED[2:], "pixel784", "pixel785"], FLAT, "some are missing"),
-    ([*NUMBERED[:783], "pixel00"], FLAT, "some are missing or there twice"),
-    (CROSSED, FLAT, "do not go through the image row by row"),
-    (NUMBERED, FLAT / 255, "has a column 'pixel0' for pixels with something else than whole numbers"),
-    ([f"pixel{k}" for k in range(2352)], np.zeros((20, 2352), int), "2352 columns for pixels, which is no square"),
-    ([str(k) for k in range(784)], FLAT, "no column holds images; the columns are label, 0, .* and 765 more"),
-]
-
-
-@pytest.mark.parametrize(("columns", "values", "match"), WRONG)
-def test_columns_of_pixels_that_can_be_read_in_two_ways_are_refused(tmp_path, columns, values, match):
-    assert WRONG
-    name = pixel_table(tmp_path / "train.csv", columns, values, TRAIN_LABELS)
-    with pytest.raises(DataError, match=match) as caught:
-        open_dataset(name)
-    assert name in str(caught.value) and "train.csv" in str(caught.value) and len(str(caught.value)) < 700
-
-
-def test_a_table_without_names_of_its_columns_says_so(tmp_path):
-    name = pixel_table(tmp_path / "mnist_train.csv", [str(k % 9) for k in range(784)], TRAIN, TRAIN_LABELS, name="5")
-    with pytest.raises(
-        DataError, match=r"mnist_train\.csv: has numbers in its first row, not names of columns; put those"
-    ):
-        open_dataset(name)
-    (tmp_path / "mnist_train.csv").write_text(
-        (tmp_path / "mnist_train.csv").read_text().replace("5,0,1", "label,0,1", 1)
-    )
-    with pytest.raises(DataError, match=r"cannot be read as a table"):
-        open_dataset(name)
-
-
-def test_empty_cells_beyond_the_first_rows_are_said(tmp_path):
-    many = np.tile(FLAT, (30, 1))
-    name = pixel_table(tmp_path / "train.csv", NUMBERED, many, np.tile(TRAIN_LABELS, 30))
-    text = (tmp_path / "train.csv").read_text()
-    (tmp_path / "train.csv").write_text(text.rstrip().rpartition(",")[0] + ",\n")
-    with pytest.raises(DataError, match=r"train\.csv has a column 'pixel783' for pixels with something else"):
-        open_dataset(name)
-
-
 def test_stores_hold_the_images_of_arrays(tmp_path):
-    name = npz(tmp_path / "set", ARRAYS["keras"])
+    name = npz(tmp_path / "set", KERAS)
     stores = ensure_stores(tmp_path / "root", request_for(name, patch_size=(14, 14), stride=(14, 14)))
     np.testing.assert_array_equal(images_of(stores)[:, 0], np.concatenate([TRAIN, TEST]))
     assert stores.labels.tolist() == [*TRAIN_LABELS, *TEST_LABELS]

@@ -275,10 +275,10 @@ def test_how_errors_end(monkeypatch, capsys, raised, status, says):
         raise raised
 
     monkeypatch.setattr(program, "make_app", fail)
-    assert (main([]), capsys.readouterr().err) == (status, says)
+    assert (main(["runs"]), capsys.readouterr().err) == (status, says)
     if isinstance(raised, PslError):
         monkeypatch.setenv("PSL_DEBUG", "1")
-        main([])
+        main(["runs"])
         assert "Traceback" in capsys.readouterr().err
 
 

@@ -8,9 +8,10 @@ import sys
 import textwrap
 
 import pytest
+import typer
 
 import psl_flower
-from psl_flower.cli.main import COMMANDS
+from psl_flower.cli.main import COMMANDS, main, make_app
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "psl_flower"
@@ -64,13 +65,22 @@ def test_the_example_trains(monkeypatch, tmp_path, capsys):
     [
         ("import psl_flower", 1),
         ("import psl_flower; psl_flower.RunConfig, psl_flower.PslError", 5),
-        ("from psl_flower.cli.main import main; assert main(['--help']) == 0", 10),
+        ("from psl_flower.cli.main import main; assert main(['settings', '--help']) == 0", 10),
     ],
 )
 def test_nothing_heavy_is_loaded(code, least):
     modules = loaded_by(code)
     assert len([name for name in modules if name.startswith("psl_flower")]) >= least
     assert not {name.split(".")[0] for name in modules} & HEAVY
+
+
+def test_the_list_of_commands_loads_none_of_them_and_says_what_they_say(capsys):
+    modules = loaded_by("from psl_flower.cli.main import main; assert main(['--help']) == 0")
+    assert not modules & ({f"psl_flower.cli.{module}" for module in COMMANDS.values()} | {"numpy", "rich.console"})
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    whole = typer.main.get_command(make_app())
+    assert shown == whole.get_help(whole.make_context("psl", ["train"], resilient_parsing=True)) + "\n"
 
 
 def test_a_command_loads_no_other():
