@@ -20,7 +20,7 @@ from psl_flower.patches.grid import LARGE_IMAGE
 from psl_flower.protection import PROTECTIONS, Protection
 
 # Takes the protection out of a run's settings.
-UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2}
+UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2, "code_noise": 0.0}
 
 
 _HASH = Form(r"(sha256:[0-9a-f]{64})?", "sha256: and 64 hexadecimal digits, as psl pretrain prints it")
@@ -56,6 +56,12 @@ class NetworkSettings(Settings):
     code_pool: int = setting(
         2, "with narrow and code: height and width that a patch's map is averaged to before", least=1, most=64
     )
+    code_noise: float = setting(
+        0.0,
+        "with narrow and code: noise on each number before it is rounded, in its standard deviations, from a secret of "
+        "each node; 0: none",
+        least=0, most=100,
+    )  # fmt: skip
     upper_init: str = setting(
         "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
     )
@@ -86,7 +92,9 @@ class NetworkSettings(Settings):
         """What makes the pair of modules at the cut."""
         # What the last stage has pooled is one number a channel.
         pool = 1 if self.cut == "pool" else self.code_pool
-        return Protection(name=self.protection, size=self.code_size, levels=self.code_levels, pool=pool)
+        return Protection(
+            name=self.protection, size=self.code_size, levels=self.code_levels, pool=pool, noise=self.code_noise
+        )
 
     def stem_for(self, image_size: Size) -> str:
         """Return the stem: the one asked for, or by the size of the images."""
@@ -100,7 +108,7 @@ class NetworkSettings(Settings):
                 f"preset: {self.preset} stands for other settings; psl train and flwr run put them in place"
             )
         unused = [] if self.protection == "code" else ["code_levels"]
-        unused += ["code_size", "code_pool"] if self.protection == "none" else []
+        unused += ["code_size", "code_pool", "code_noise"] if self.protection == "none" else []
         for field in fields_of(type(self)):
             if field.name in unused and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{field.key}: is set, but protection is {self.protection}")

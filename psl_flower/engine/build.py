@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.config import RunConfig, size_text
+from psl_flower.config.fields import flat
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import batch_order
@@ -20,6 +22,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
 from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.noise import CodeNoise
 from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
 from psl_flower.engine.recipe import planned, split_training
 from psl_flower.engine.schedule import Schedule
@@ -40,6 +43,8 @@ from psl_flower.models.split import (
 )
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.text import printable
+
+_NOT_OF_NOISE = ("upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size")
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
@@ -233,6 +238,22 @@ class Blueprint:
             device=device,
             averaged=self._averages,
             frozen_after=None if self.freezing is None else self.freezing.after,
+            noise=self.code_noise,
+        )
+
+    @property
+    def code_noise(self) -> CodeNoise | None:
+        """What Uppers make the noise on their codes of; None for none. Errors as of `augmentation`."""
+        protection = self.config.network.cut_protection
+        if not protection.noise:
+            return None
+        # What a resumed run may change, or where a file lies, is left out.
+        settings = flat(self.config.network) | flat(self.config.training)
+        told = {key: value for key, value in settings.items() if key not in _NOT_OF_NOISE}
+        return CodeNoise(
+            size=protection.size,
+            run=hashlib.sha256(msgspec.json.encode(told, order="sorted")).digest(),
+            augmentation=self.augmentation(),
         )
 
     def averaging(self) -> Averaging | None:

@@ -84,7 +84,7 @@ class OneProcessTrainer:
         self._task = blueprint.task(labels)
         if self.adaptation is not None:
             self.adaptation.to(device)
-        self._averaging = blueprint.averaging()
+        self._averaging, self._noise = blueprint.averaging(), blueprint.code_noise
         self._looks_NPChw: torch.Tensor | None = None
         self._optimizer: Optimizer = blueprint.optimizer_of_all(self.net, self.adaptation)
 
@@ -116,7 +116,7 @@ class OneProcessTrainer:
             self.net.train()
             with autocast(self._device, self._config.machine.autocast):
                 smashed_BPChw = (
-                    self._look(plan, patches_BPChw, absent) if frozen else self._smash(patches_BPChw, absent)
+                    self._look(plan, patches_BPChw, absent) if frozen else self._smash(plan, patches_BPChw, absent)
                 )
                 given_BPChw = smashed_BPChw
                 if dropped_BM is not None:
@@ -171,7 +171,7 @@ class OneProcessTrainer:
         logits, task = [], self._task if split == "valid" else self._task.testing()
         for plan in task.evaluation_plans(self.step):
             with autocast(self._device, self._config.machine.autocast):
-                logits.append(self.net.join(self._smash(self._patches(plan), absent)).float().cpu())
+                logits.append(self.net.join(self._smash(plan, self._patches(plan), absent)).float().cpu())
         return predictions(torch.cat(logits), task.evaluated, task.labels)
 
     @torch.no_grad()
@@ -180,16 +180,21 @@ class OneProcessTrainer:
         self.net.uppers.eval()
         freezing = self._task.freezing
         if freezing is None or not freezing.views:
-            return self._smash(patches_BPChw, absent)
+            return self._smash(plan, patches_BPChw, absent)
         if self._looks_NPChw is None:
             # In the batches in which nodes are asked: kernels round otherwise in batches of other sizes.
-            looks = [self._smash(self._patches(each), absent) for each in self._task.look_plans()]
+            looks = [self._smash(each, self._patches(each), absent) for each in self._task.look_plans()]
             self._looks_NPChw = torch.cat(looks)
         return self._looks_NPChw[torch.from_numpy(self._task.places(plan))]
 
-    def _smash(self, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)
-        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, absent=absent)
+    def _smash(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
+        codecs, options = (self._config.smashed_codec, self._config.wire.wire_gradients), {"absent": absent}
+        if self._noise is not None:
+            options["normal"] = {
+                m: self._noise.of(store.noise_key(), plan, plan.id.step, len(store.meta.positions))
+                for m, store in enumerate(self._stores)
+            }
+        smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, **options)
         return smashed_BPChw
 
     def _patches(self, plan: Plan) -> torch.Tensor:

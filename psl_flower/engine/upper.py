@@ -15,6 +15,7 @@ from torch import nn
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.inputs import network_input
+from psl_flower.engine.noise import CodeNoise
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.upper_averaging import weight_count
@@ -48,6 +49,8 @@ class UpperOptions:
         Whether the Uppers of this run are averaged; if not, messages about it are refused.
     frozen_after : int or None
         Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
+    noise : CodeNoise or None
+        What is added to codes, if anything.
     """
 
     make_optimizer: MakeOptimizer
@@ -58,6 +61,7 @@ class UpperOptions:
     device: torch.device = torch.device("cpu")
     averaged: bool = False
     frozen_after: int | None = None
+    noise: CodeNoise | None = None
 
 
 class UpperEngine(PartyEngine):
@@ -102,6 +106,7 @@ class UpperEngine(PartyEngine):
         self._teacher = None
         if teacher is not None:
             self._teacher = to_device(teacher, options.device)
+        self._noise_key = store.noise_key() if options.noise is not None else b""
         self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
 
     def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
@@ -115,7 +120,8 @@ class UpperEngine(PartyEngine):
         patches_NChw = self._read(plan)
         read_s = time.perf_counter() - started
         with autocast(self.device, self._options.autocast):
-            smashed_NChw = self.model(patches_NChw)
+            normal_Nd = self._normal(plan)
+            smashed_NChw = self.model(patches_NChw) if normal_Nd is None else self.model(patches_NChw, normal_Nd)
         told_NChw = self._with_teacher(smashed_NChw.detach(), patches_NChw)
         smashed_BKhwC = to_wire(told_NChw, len(self.store.meta.positions)).cpu()
         return Pass(smashed_NChw, smashed_BKhwC, read_s)
@@ -127,6 +133,12 @@ class UpperEngine(PartyEngine):
     def close(self) -> None:
         """Close the store."""
         self.store.close()
+
+    def _normal(self, plan: Plan) -> torch.Tensor | None:
+        if self._options.noise is None:
+            return None
+        # Its own count of steps: that of a plan which trains nothing is whatever the Lower says.
+        return self._options.noise.of(self._noise_key, plan, self.step, len(self.store.meta.positions))
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
         if self._teacher is None:

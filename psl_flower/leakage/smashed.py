@@ -15,19 +15,41 @@ from numpy.typing import NDArray
 from psl_flower.engine.inputs import channel_column, normalise
 from psl_flower.leakage.attack import Pairs
 from psl_flower.models import PatchSplitNet
+from psl_flower.models.split import Upper
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.protection.codes import Narrowing
+from psl_flower.seeds import derive
 
 _BATCH = 256
 
 
 @torch.no_grad()
 def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return the smashed data (N, P, C * looks, h, w) of images uint8, from networks in eval mode."""
-    parts = []
+    """Return the smashed data (N, P, C * looks, h, w) of images uint8, from networks in eval mode.
+
+    Where nodes add noise, it has draws of its own for each image and look.
+    """
+    parts, generator = [], torch.Generator().manual_seed(derive(len(images_NCHW), "noise of an audit"))
     for images in images_NCHW.split(_BATCH):
         pixels = normalise(images, description.mean, description.std, torch.device("cpu"))
-        parts.append(torch.cat([net.eval().smash(pixels) for net in nets], dim=2))
+        parts.append(
+            torch.cat([net.eval().smash(pixels, normal_for(net, len(pixels), generator)) for net in nets], dim=2)
+        )
     return torch.cat(parts)
+
+
+def normal_for(net: PatchSplitNet, num_images: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
+    """Return new numbers of which the Uppers make noise, as `PatchSplitNet.smash` takes them; none where they add none.
+
+    Nodes draw theirs from secrets, which an attacker has not; but how they are distributed, it knows.
+    """
+    drawn = {}
+    for m, upper in enumerate(net.uppers):
+        assert isinstance(upper, Upper)
+        if isinstance(upper.protection, Narrowing) and upper.protection.deviation:
+            rows = num_images * net.assignment.count(m)
+            drawn[m] = torch.randn(rows, upper.smashed_channels, generator=generator)
+    return drawn
 
 
 def normalised(pixels_NCHW: torch.Tensor, description: StoreSetDescription) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psl_flower.leakage.smashed import Scaling
+from psl_flower.leakage.smashed import Scaling, normal_for
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import reset_parameters
 from psl_flower.seeds import derive
@@ -83,13 +83,13 @@ def substitute(
         judge = _Discriminator(tuple(received.smashed_NPChw.shape[1:]), classes_NK.shape[1])
     makers = torch.optim.Adam(made.uppers.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.99))
     judges = torch.optim.Adam(judge.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.99))
-    drawn = np.random.default_rng(seed)
+    drawn, normal = np.random.default_rng(seed), torch.Generator().manual_seed(derive(seed, "noise of substitutes"))
     for epoch in range(1, epochs + 1):
         made.uppers.train()
         for batch_B in _batches(drawn.permutation(len(pixels_NCHW))):
             real_B = torch.from_numpy(drawn.integers(len(received.smashed_NPChw), size=len(batch_B)))
             real = received.smashed_NPChw[real_B], received.classes_NK[real_B]
-            sent = made.smash(pixels_NCHW[batch_B]), classes_NK[batch_B]
+            sent = made.smash(pixels_NCHW[batch_B], normal_for(made, len(batch_B), normal)), classes_NK[batch_B]
             _learn(judges, _judged(judge, scaling, real, (sent[0].detach(), sent[1])))
             _learn(makers, _told_apart(made, judge, scaling, sent))
         on_epoch(epoch)

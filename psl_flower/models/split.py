@@ -6,8 +6,9 @@ pixels of an image, h and w of a patch or of its feature map.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -63,11 +64,15 @@ class Upper(nn.Module):
         self.smashed_channels = pair.wire_channels
         reset_parameters(self)
 
-    def forward(self, patches_NChw: torch.Tensor) -> torch.Tensor:
-        """Return the smashed data (N, C', h', w') of patches (N, C, h, w)."""
+    def forward(self, patches_NChw: torch.Tensor, normal_Nd: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the smashed data (N, C', h', w') of patches (N, C, h, w).
+
+        Standard normal numbers (N, d) are for protections that add noise.
+        """
         features = patches_NChw
         for stage in self.children():
-            features = stage(features)
+            noisy = normal_Nd is not None and stage is self.protection
+            features = stage(features, normal_Nd) if noisy else stage(features)
         return features
 
 
@@ -241,9 +246,11 @@ class PatchSplitNet(nn.Module):
         """Return logits (B, classes) of images (B, C, H, W)."""
         return self.join(self.smash(images_BCHW))
 
-    def smash(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the smashed data (B, P, C', h', w') of images (B, C, H, W)."""
-        return self.smash_patches(self.grid.split(images_BCHW))
+    def smash(
+        self, images_BCHW: torch.Tensor, normal: Mapping[int, torch.Tensor] = MappingProxyType({})
+    ) -> torch.Tensor:
+        """Return the smashed data (B, P, C', h', w') of images (B, C, H, W); `normal` as in `smash_patches`."""
+        return self.smash_patches(self.grid.split(images_BCHW), normal=normal)
 
     def smash_patches(
         self,
@@ -251,17 +258,19 @@ class PatchSplitNet(nn.Module):
         activations: str = "float32",
         gradients: str = "float32",
         absent: Collection[int] = (),
+        normal: Mapping[int, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire.
 
-        Uppers that are absent do not run; zeros stand for their smashed data.
+        Uppers that are absent do not run; zeros stand for their smashed data. `normal` has standard normal numbers
+        (B*K, d) for each Upper that adds noise.
         """
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
         for m, (upper, positions) in enumerate(zip(self.uppers, positions_by_upper(self.assignment), strict=True)):
             if m in absent:
                 continue
             patches_NChw = channels_last(patches_BPChw[:, list(positions)].flatten(0, 1))
-            smashed = _by_patch(boundary(upper(patches_NChw), activations, gradients), len(positions))
+            smashed = _by_patch(boundary(upper(patches_NChw, normal.get(m)), activations, gradients), len(positions))
             for k, p in enumerate(positions):
                 by_position[p] = smashed[:, k]
         there = [smashed for smashed in by_position if smashed is not None]

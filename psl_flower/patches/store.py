@@ -66,6 +66,16 @@ class PatchStore(Protocol):
         """
         ...
 
+    def noise_key(self) -> bytes:
+        """Return 32 secret bytes, the same at every opening, for what its node adds to codes; it alone has them.
+
+        Raises
+        ------
+        StoreError
+            If the store is closed, or the secret cannot be kept or read.
+        """
+        ...
+
     def close(self) -> None:
         """Release files; reading afterwards raises StoreError."""
         ...

@@ -31,6 +31,9 @@ class Protection:
         Values that each of them can have, 2 to 256; for "code".
     pool : int
         Height and width that a patch's feature map is averaged to before, 1 or more; a smaller map repeats its values.
+    noise : float
+        Deviation of the noise on each number, in its own, 0 for none; for "narrow" and "code". A node draws it from a
+        secret of its store for each batch (`psl_flower.engine.noise`); an Upper that is given no draw adds none.
 
     Raises
     ------
@@ -42,6 +45,7 @@ class Protection:
     size: int = 32
     levels: int = 2
     pool: int = 2
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in PROTECTIONS:
@@ -54,7 +58,8 @@ class Protection:
 
         if self.name == "none":
             return unprotected(channels)
-        return narrow_pair(channels, self.size, self.pool, self.levels if self.name == "code" else 0)
+        levels = self.levels if self.name == "code" else 0
+        return narrow_pair(channels, self.size, self.pool, levels, self.noise)
 
     def codec(self, chosen: str) -> str:
         """Return the wire codec of what crosses the cut; `chosen` is that of numbers which are no codes."""

@@ -51,7 +51,32 @@ class Codes(nn.Module):
         return result
 
 
-def narrow_pair(channels: int, size: int, pool: int, levels: int) -> CutPair:
+class Narrowing(nn.Sequential):
+    """The Upper's half: from a patch's map to its numbers.
+
+    Parameters
+    ----------
+    *parts : nn.Module
+        One after the other.
+    deviation : float
+        Of the noise that is added behind BatchNorm, before numbers are rounded to levels; 0: none.
+    """
+
+    def __init__(self, *parts: nn.Module, deviation: float = 0.0) -> None:
+        super().__init__(*parts)
+        self.deviation = deviation
+
+    def forward(self, features_NChw: torch.Tensor, normal_Nd: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the numbers (N, d, 1, 1) of maps (N, C, h, w); standard normal numbers (N, d) make their noise."""
+        values = features_NChw
+        for part in self:
+            values = part(values)
+            if normal_Nd is not None and isinstance(part, nn.BatchNorm1d):
+                values = values + (normal_Nd.to(values.device) * self.deviation).to(values.dtype)
+        return values
+
+
+def narrow_pair(channels: int, size: int, pool: int, levels: int, noise: float = 0.0) -> CutPair:
     """Return the pair that sends `size` numbers (N, size, 1, 1) for each patch.
 
     The Upper averages the map (N, C, h, w) to `pool` x `pool`, and maps that linearly to the numbers. The Lower maps
@@ -68,13 +93,16 @@ def narrow_pair(channels: int, size: int, pool: int, levels: int) -> CutPair:
         Height and width of the pooled map.
     levels : int
         Levels of every number, 2 or more; 0 leaves them as they are.
+    noise : float
+        Deviation of what is added to each number, in its own; 0: none. With noise BatchNorm has no weights: each number
+        keeps deviation 1 over a batch, and no Upper learns to speak louder than the noise.
     """
     area = channels * pool * pool
     upper = [
         nn.AdaptiveAvgPool2d((pool, pool)),
         nn.Flatten(),
         nn.Linear(area, size),
-        nn.BatchNorm1d(size),
+        nn.BatchNorm1d(size, affine=not noise),
         *([Codes(levels)] if levels else []),
         nn.Unflatten(1, (size, 1, 1)),
     ]
@@ -85,7 +113,7 @@ def narrow_pair(channels: int, size: int, pool: int, levels: int) -> CutPair:
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     ]
-    return CutPair(nn.Sequential(*upper), nn.Sequential(*lower), size, BasicBlock(channels, channels, 1))
+    return CutPair(Narrowing(*upper, deviation=noise), nn.Sequential(*lower), size, BasicBlock(channels, channels, 1))
 
 
 def _rounded(values: torch.Tensor, levels: int) -> torch.Tensor:

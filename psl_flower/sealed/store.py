@@ -25,6 +25,7 @@ from psl_flower.sealed.records import RecordCipher, SampleIds
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.segment import check_head
+from psl_flower.sealed.suite import Purpose, derive
 
 
 class SealedStore:
@@ -45,6 +46,7 @@ class SealedStore:
         self._folder, self._entry = folder, entry
         self._meta = msgspec.structs.replace(manifest.description.meta_of(entry.upper), epoch=manifest.epoch)
         self._ids = SampleIds(data_key, entry.store)
+        self._noise_key = derive(data_key, entry.store, Purpose.CODE_NOISE)
         self._segments: list[_OpenSegment] = []
         for part in entry.segments:
             header, data = check_head(folder, manifest, entry, part)
@@ -129,11 +131,18 @@ class SealedStore:
             self._segments[number].read(self._folder, samples_B[rows], rows, out_BN)
         return out_BN.reshape(len(samples_B), *self._record_shape)
 
+    def noise_key(self) -> bytes:
+        """Return 32 bytes that follow from the store's data key; StoreError if the store is closed."""
+        if self._closed:
+            raise StoreError(f"{self._folder.name}: the store is closed")
+        return self._noise_key.reveal()
+
     def close(self) -> None:
         """Release files and keys; reading afterwards raises StoreError. Closing twice is harmless."""
         self._closed = True
         self._segments.clear()
         self._ids.wipe()
+        self._noise_key.wipe()
         self._folder.close()
 
 

@@ -2,12 +2,16 @@
 
     <store>/meta.json     StoreMeta
     <store>/patches.u8    num_samples records of K*C*h*w bytes, in sample order, nothing else
+    <store>/noise.key     32 random bytes for the noise on codes, made when first needed; its user's alone
 
 Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import stat
 from math import prod
 from pathlib import Path
 
@@ -17,12 +21,14 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta, check_patches, check_samples
-from psl_flower.system.files import NewFile, disk_errors, write_file
+from psl_flower.protection.noise import KEY_BYTES
+from psl_flower.system.files import NewFile, disk_errors, locked, read_file, write_file
 from psl_flower.system.folders import NewFolder
 from psl_flower.system.records import read_record
 
 META_FILE = "meta.json"
 PATCHES_FILE = "patches.u8"
+NOISE_FILE = "noise.key"
 
 
 class PlainStore:
@@ -82,6 +88,29 @@ class PlainStore:
             raise StoreError(f"{self._path}: the store is closed")
         check_samples(samples_B, len(self), str(self._path))
         return np.asarray(self._patches_NKChw[samples_B])
+
+    def noise_key(self) -> bytes:
+        """Return the secret of its folder, 32 bytes, which is made if there is none.
+
+        Raises
+        ------
+        StoreError
+            If the store is closed, the file is not 32 bytes or others may read it, or the disk refuses.
+        """
+        if self._patches_NKChw is None:
+            raise StoreError(f"{self._path}: the store is closed")
+        path = self._path / NOISE_FILE
+        if not path.exists():
+            with locked(self._path / ".lock"):
+                if not path.exists():
+                    write_file(path, secrets.token_bytes(KEY_BYTES), StoreError, mode=0o600)
+        key = read_file(path, StoreError, limit=KEY_BYTES)
+        if len(key) != KEY_BYTES:
+            raise StoreError(f"{path}: the secret is damaged: expected {KEY_BYTES} bytes, found {len(key)}; restore it")
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if os.name == "posix" and mode & 0o077:
+            raise StoreError(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
+        return key
 
     def close(self) -> None:
         """Release the file; reading afterwards raises StoreError. Closing twice is harmless."""

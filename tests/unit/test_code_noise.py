@@ -1,0 +1,175 @@
+"""Noise on codes: what a draw depends on, and on what not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.noise import CodeNoise
+from psl_flower.errors import StoreError
+from psl_flower.patches import PatchGrid
+from psl_flower.protection import Protection
+from psl_flower.protection.noise import drawn
+from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.rotate import Changes, rotate
+from psl_flower.stores.plain import NOISE_FILE, PlainStore
+from psl_flower.wire.plan import Plan, StepId, pack_samples
+from tests.unit.test_plain_store import write
+from tests.vectors.sealed_support import ArraySource, World
+
+KEY = bytes(range(32))
+GRID = PatchGrid(image_size=(8, 8), patch_size=(4, 4), stride=(4, 4))
+PLAIN = Augmentation(grid=GRID)
+MOVED = Augmentation(grid=GRID, flip=True, shift=1, cutout=2)
+
+
+def noise(augmentation=MOVED, **changes):
+    made = CodeNoise(size=3, run=bytes(32), augmentation=augmentation)
+    return dataclasses.replace(made, **changes)
+
+
+def plan(samples, mode="look", seed=0, *, step=0, attempt=0, **options):
+    return Plan(
+        id=StepId(0, step, attempt), mode=mode, lr=0.0, samples=pack_samples(samples), augment_seed=seed, **options
+    )
+
+
+def rows(made, *given, key=KEY, step=0, positions=2):
+    """Return the draws of each sample of a plan, as bytes."""
+    return [row.numpy().tobytes() for row in made.of(key, *given, step, positions).reshape(-1, positions, made.size)]
+
+
+def test_numbers_are_normal_and_their_rows_independent():
+    found = drawn(KEY, [bytes([b]) for b in range(200)], 501)
+    assert found.shape == (200, 501) and found.dtype == np.float32
+    assert abs(found.mean()) < 0.01 and abs(found.std() - 1) < 0.01
+    assert abs((np.abs(found) > 2).mean() - 0.0455) < 0.004
+    assert np.abs(np.corrcoef(found[:20]) - np.eye(20)).max() < 0.25
+    assert drawn(KEY, [b"a"], 1).shape == (1, 1)
+
+
+def test_a_row_depends_on_key_and_record_alone():
+    whole = drawn(KEY, [b"a", b"b", b"c"], 7)
+    assert np.array_equal(drawn(KEY, [b"c", b"a"], 7), whole[[2, 0]])
+    assert not np.isclose(drawn(KEY[::-1], [b"a", b"b", b"c"], 7), whole).any()
+    # What all versions of this program must agree on, or runs that are resumed end in other weights.
+    assert whole[0, :4].tolist() == pytest.approx([-2.21644, -1.26838, -0.82417, 0.9474], abs=1e-5)
+
+
+def test_the_same_view_of_a_record_has_the_same_noise_in_any_batch():
+    made = noise()
+    first = rows(made, plan([3, 5, 9], seed=7))
+    assert rows(made, plan([9, 3], seed=7, attempt=4)) == [first[2], first[0]]
+    assert made.of(KEY, plan([3, 5]), 0, 2).shape == (4, 3)
+
+
+def test_asking_with_other_seeds_for_the_same_pixels_averages_nothing_away():
+    made = noise(PLAIN)
+    asked = {rows(made, plan([3], mode, seed))[0] for seed in range(20) for mode in ("look", "evaluate")}
+    assert len(asked) == 1
+    flips = noise(Augmentation(grid=GRID, flip=True))
+    assert len({rows(flips, plan([3], "look", seed))[0] for seed in range(20)}) == 2
+    # That it says another step of a plan which trains nothing changes nothing either.
+    assert rows(made, plan([3], "evaluate", step=8)) == rows(made, plan([3], "evaluate"))
+
+
+def test_records_views_steps_runs_and_stores_share_no_draw():
+    made = noise()
+    seen = list(itertools.chain(
+        rows(made, plan(range(50), "train", seed=1)),
+        rows(made, plan(range(50), "train", seed=2), step=25),
+        rows(made, plan(range(50), "evaluate")),
+        rows(made, plan(range(50), "evaluate"), step=25),
+        rows(made, plan(range(50), "evaluate"), key=bytes(32)),
+        rows(noise(run=b"1" * 32), plan(range(50), "evaluate")),
+    ))  # fmt: skip
+    numbers = np.frombuffer(b"".join(seen), np.float32)
+    assert len(set(seen)) == 300
+    assert len(np.unique(numbers)) > 0.99 * len(numbers)
+
+
+def test_views_tell_all_that_is_done_to_the_pixels():
+    samples = np.arange(40)
+    patches = torch.arange(40 * 4 * 16, dtype=torch.int32).to(torch.uint8).reshape(40, 4, 1, 4, 4)
+    for seed in range(3):
+        views = MOVED.views(seed, samples)
+        moved, blanked = MOVED.apply(patches, seed, samples), MOVED.blanked(range(4), seed, samples)
+        for a, b in itertools.combinations(range(40), 2):
+            if (views[a] == views[b]).all():
+                same = MOVED.apply(patches[[a, a]], seed, np.array([a, b]))
+                assert torch.equal(same[0], same[1]) and (blanked[a] == blanked[b]).all()
+        assert len(np.unique(views, axis=0)) > 20
+        assert not torch.equal(moved, patches)
+    assert not MOVED.views(None, samples).any()
+
+
+def test_mixed_records_depend_on_their_partners():
+    mixed = dataclasses.replace(MOVED, flip=False, mixup=0.5)
+    made = noise(mixed)
+    alone = rows(made, plan([1, 2, 3], "train", seed=4))
+    both = rows(made, plan([1, 2, 3], "train", seed=4, mix_weight=0.7))
+    other = rows(made, plan([1, 2, 3], "train", seed=4, mix_weight=0.6))
+    assert len({*alone, *both, *other}) == 9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [0, 5])
+def test_noise_is_added_before_rounding_and_cannot_be_outgrown(levels):
+    pair = Protection(name="code" if levels else "narrow", size=3, levels=levels or 2, noise=0.5)(4)
+    assert pair.upper[3].weight is None
+    maps, given = torch.randn(6, 4, 4, 4), torch.randn(6, 3)
+    pair.upper.eval()
+    clean, noisy = pair.upper(maps).flatten(1), pair.upper(maps, given).flatten(1)
+    if levels:
+        assert {round(float(value), 4) for value in noisy.unique()} <= {-1.0, -0.5, 0.0, 0.5, 1.0}
+        before = pair.upper[:4](maps) + given * 0.5
+        assert torch.equal(noisy, pair.upper[4](before))
+    else:
+        assert torch.equal(noisy, clean + given * 0.5)
+    assert Protection(name="narrow", size=3)(4).upper[3].weight is not None
+
+
+def test_a_plain_store_keeps_its_secret_for_its_user(tmp_path):
+    place = write(tmp_path / "store")
+    first, second = PlainStore(place), PlainStore(place)
+    assert not (place / NOISE_FILE).exists()
+    key = first.noise_key()
+    assert len(key) == 32 and second.noise_key() == key == PlainStore(place).noise_key()
+    assert (place / NOISE_FILE).stat().st_mode & 0o777 == 0o600
+    assert PlainStore(write(tmp_path / "other")).noise_key() != key
+    (place / NOISE_FILE).chmod(0o644)
+    with pytest.raises(StoreError, match="may be read by others"):
+        first.noise_key()
+    (place / NOISE_FILE).chmod(0o600)
+    (place / NOISE_FILE).write_bytes(b"short")
+    with pytest.raises(StoreError, match="expected 32 bytes, found 5"):
+        first.noise_key()
+    first.close()
+    with pytest.raises(StoreError, match="is closed"):
+        first.noise_key()
+
+
+def test_sealed_stores_and_their_epochs_have_keys_of_their_own(tmp_path):
+    world = World(tmp_path / "out", nodes=[Identity.generate(Role.NODE, f"node{m}") for m in range(2)])
+    world.seal(ArraySource(5, 2, (4, 4, 3)))
+
+    def keys():
+        return [world.open(m).noise_key() for m in range(2)]
+
+    before = keys()
+    assert keys() == before
+    rotate(world.out, world.owner, world.places, Changes())
+    after = keys()
+    assert len({*before, *after}) == 4 and {len(key) for key in after} == {32}
+    store = world.open(0)
+    store.close()
+    with pytest.raises(StoreError, match="is closed"):
+        store.noise_key()
+    # Not what the manifest or the files show.
+    public = b"".join(path.read_bytes() for path in world.out.rglob("*") if path.is_file())
+    assert not any(key in public for key in (*before, *after))
