@@ -249,6 +249,11 @@ class Looks:
         """The Uppers all of whose looks are here."""
         return tuple(m for m, file in self._files.items() if file.complete)
 
+    @property
+    def batches_kept(self) -> int:
+        """Batches that are here, of all Uppers."""
+        return sum(file.done for file in self._files.values())
+
     def collect(
         self,
         exchange: Exchange,

@@ -63,6 +63,11 @@ class RoundDriver(Rounds[LowerEngine, Task]):
         return tuple(m for m in self._shapes if m not in there)
 
     @property
+    def headway(self) -> tuple[int, int]:
+        """As of `Rounds`."""
+        return self.lower.step, 0 if self._looks is None else self._looks.batches_kept
+
+    @property
     def looks_due(self) -> bool:
         """Whether looks are kept, and the Uppers are frozen now."""
         return self._looks is not None and self._frozen and self.absent_for_good is None

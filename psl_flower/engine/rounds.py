@@ -164,6 +164,11 @@ class Rounds(ABC, Generic[L, T]):
         return None
 
     @property
+    def headway(self) -> tuple[int, int]:
+        """What would not be done again after a loss: steps, and batches of looks that are kept."""
+        return self.lower.step, 0
+
+    @property
     def looks_due(self) -> bool:
         """Whether all that the rounds from now on take of the nodes is to be asked for next (`look`)."""
         return False

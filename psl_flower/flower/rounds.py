@@ -75,7 +75,7 @@ class RoundsStrategy(Strategy):
         self._evaluate_every, self._on_round, self._unfinished = evaluate_every, on_round, unfinished
         self._report = RoundReport()
         self._goal = (0, False)  # of the current round: the step at which it stops, and whether it evaluates
-        self._recovered_at, self._attempts = -1, 0
+        self._recovered_at, self._attempts = (-1, 0), 0
         self._lost: NodeLost | None = None  # a node that went when its round was over
 
     @property
@@ -224,14 +224,15 @@ class RoundsStrategy(Strategy):
         Raises
         ------
         PslError
-            The error itself, in a simulation, whose actors do not come back, or when no step has been committed since
-            the last attempts; or why the nodes did not come back in time.
+            The error itself, in a simulation, whose actors do not come back, or when nothing has been committed or kept
+            since the last attempts; or why the nodes did not come back in time.
         """
         if self.placement.simulated:
             raise error
         step = self._driver.go_back()
-        self._attempts = self._attempts + 1 if step == self._recovered_at else 1
-        self._recovered_at = step
+        headway = self._driver.headway
+        self._attempts = self._attempts + 1 if headway == self._recovered_at else 1
+        self._recovered_at = headway
         if self._attempts > _MOST_ATTEMPTS:
             raise error
         log.warning(

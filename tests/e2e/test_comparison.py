@@ -103,6 +103,28 @@ def compare(place: Place, out: Path, *arguments: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+def test_rows_through_flower_are_those_of_one_graph(place: Place, tmp_path: Path) -> None:
+    """The study of docs/accuracy.md trains as one graph: each kind of its rows, tiny, is bit-equal through Flower."""
+    rows = ["2x2 patches of 8x8", "2x2 patches of 8x8, average-every=2", "2x2 patches of 8x8, alpha=0.25"]
+    arguments = (
+        "--methods", "patch-split", "--grids", "8x8", "--alphas", "0", "--variants", "average-every=2,alpha=0.25",
+        "--max-train", "48", "--max-test", "32", "--epochs", "2", "batch-size=16", "lr=0.02", "backbone-width=4", "flip=true",
+        "autocast=true", "upper-threads=1", "lower-threads=1",
+    )  # fmt: skip
+    found = {}
+    for engine in ("flwr", "one-graph"):
+        out = tmp_path / engine
+        done = compare(place, out, "--engine", engine, *arguments)
+        assert done.returncode == 0, done.stderr
+        trials = json.loads((out / "report.json").read_text("utf-8"))["measurements"]
+        found[engine] = {
+            trial["method"]: [(point["accuracy"], point["test_loss"]) for point in trial["points"]] for trial in trials
+        }
+    assert list(found["flwr"]) == rows
+    assert found["flwr"] == found["one-graph"]
+    assert len({str(points) for points in found["flwr"].values()}) == len(rows), "no two rows are alike"
+
+
 @pytest.mark.slow
 def test_a_comparison_and_what_is_not_done_again(place: Place, tmp_path: Path) -> None:
     arguments = (

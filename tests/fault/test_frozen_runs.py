@@ -10,7 +10,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.looks import LookFile
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.errors import NodeLost
+from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
@@ -131,6 +131,22 @@ def test_a_node_that_goes_amid_its_looks_is_waited_for(make, stores, monkeypatch
     nodes.again(transport="flower")
     # 4 batches of each view of the training images, and one of the test images.
     assert len(kept) == 2 * (2 * 4 + 1)
+    assert exact(nodes.run_folder, oracle(stores, **LOOKS, evaluate_batch_size=8))
+
+
+def test_every_kept_batch_of_looks_counts_as_headway(make, stores, monkeypatch):
+    """A node that is lost in each of nine batches is waited for each time: it is not the same place five times."""
+    nodes = make("faltering")
+    append, lost = LookFile.append, []
+
+    def falter(self, smashed_BKhwC):
+        append(self, smashed_BKhwC)
+        lost.append(1)
+        raise PeerLost("Upper 0: the connection ended")
+
+    monkeypatch.setattr(LookFile, "append", falter)
+    nodes.train(**LOOKS, evaluate_batch_size=8)
+    assert len(lost) == 2 * (2 * 4 + 1)
     assert exact(nodes.run_folder, oracle(stores, **LOOKS, evaluate_batch_size=8))
 
 
