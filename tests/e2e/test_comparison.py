@@ -105,9 +105,9 @@ def compare(place: Place, out: Path, *arguments: str) -> subprocess.CompletedPro
 
 def test_rows_through_flower_are_those_of_one_graph(place: Place, tmp_path: Path) -> None:
     """The study of docs/accuracy.md trains as one graph: each kind of its rows, tiny, is bit-equal through Flower."""
-    rows = ["2x2 patches of 8x8", "2x2 patches of 8x8, average-every=2", "2x2 patches of 8x8, alpha=0.25"]
+    rows = ["2x2 patches of 8x8", "2x2 patches of 8x8, average-every=2 alpha=0.25"]
     arguments = (
-        "--methods", "patch-split", "--grids", "8x8", "--alphas", "0", "--variants", "average-every=2,alpha=0.25",
+        "--methods", "patch-split", "--grids", "8x8", "--alphas", "0", "--variants", "average-every=2+alpha=0.25",
         "--max-train", "48", "--max-test", "32", "--epochs", "2", "batch-size=16", "lr=0.02", "backbone-width=4", "flip=true",
         "autocast=true", "upper-threads=1", "lower-threads=1",
     )  # fmt: skip
