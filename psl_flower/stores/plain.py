@@ -3,7 +3,8 @@
     <store>/meta.json     StoreMeta
     <store>/patches.u8    num_samples records of K*C*h*w bytes, in sample order, nothing else
 
-Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch.
+Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch with its
+margin.
 """
 
 from __future__ import annotations

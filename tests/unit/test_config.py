@@ -156,6 +156,8 @@ OUT_OF_RANGE = [
     ({"background": "blue"}, "background: expected white, black, grey or #rrggbb, got 'blue'"),
     ({"stores": "open"}, "stores: expected one of sealed, plain, got 'open'"),
     ({"grid": "2x2"}, "grid: expected one of an empty text, auto, got '2x2'"),
+    ({"margin": -1}, "margin: expected a number at least 0, got -1"),
+    ({"margin": 2, "shift": 3}, "margin: stores with 2 pixels around each patch lack some of what shift=3 brings in"),
     ({"fit": "crop"}, "fit: expected one of exact, pad, got 'crop'"),
     ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
