@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.config import UNFROZEN, UNPROTECTED, RunConfig
+from psl_flower.config import BORDERLESS, UNFROZEN, UNPROTECTED, RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -47,7 +47,7 @@ def whole_image_config(config: RunConfig) -> RunConfig:
         size = (image_HWC.shape[0], image_HWC.shape[1])
     return config.replace(
         grid="", patch_size=size, stride=(0, 0), fit="exact", margin=0, uppers=1, alpha=0.0, stores="plain",
-        adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED,
+        adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED, **BORDERLESS,
         upper_weights="", upper_weights_hash="", **UNFROZEN,
     )  # fmt: skip
 
@@ -150,9 +150,10 @@ class MergedPatches(OneProcessTrainer):
         stores: list[PatchStore],
         device: torch.device = torch.device("cpu"),
     ) -> None:
+        config = config.replace(**UNPROTECTED, **BORDERLESS)
         super().__init__(config, description, labels, stores, device)
         whole = whole_image_description(description)
-        blueprint = Blueprint(config.replace(**UNPROTECTED), whole)
+        blueprint = Blueprint(config, whole)
         net = to_device(blueprint.network(), device)
         self.net = _Merging(net, self._blueprint.grid, description.num_uppers)
         self._averaging = None

@@ -138,7 +138,9 @@ class Blueprint:
 
     def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
         """Return Upper model m with its initial weights."""
-        model = Upper(in_channels=self.description.channels, **self._architecture(size))
+        model = Upper(
+            in_channels=self.description.channels, padding=self.config.network.padding, **self._architecture(size)
+        )
         reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
         return model
 
@@ -161,6 +163,7 @@ class Blueprint:
             assignment=description.assignment,
             seed=self.config.training.seed,
             upper_init=self.config.network.upper_init,
+            padding=self.config.network.padding,
             **self._architecture(size),
         )
 

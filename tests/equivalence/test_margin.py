@@ -17,6 +17,8 @@ CASES = {
     "more margin than shift, cut-out and mixup, overlapping, two Uppers": {
         "margin": 3, "shift": 2, "cutout": 5, "mixup": 1.0, "stride": (4, 4), "uppers": 2,
     },
+    "borders repeated": {"padding": "replicate", "uppers": 2},
+    "borders repeated, imagenet stem": {"padding": "replicate", "stem": "imagenet", "cut": "layer2"},
     "padded": {"margin": 4, "shift": 4, "patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "cutout": 4},
 }  # fmt: skip
 

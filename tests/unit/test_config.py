@@ -162,6 +162,7 @@ OUT_OF_RANGE = [
     ({"assignment": "random"}, "assignment: expected one of scatter, round-robin"),
     ({"backbone": "resnet101"}, "backbone: expected one of resnet18"),
     ({"cut": "layer5"}, "cut: expected one of stem"),
+    ({"padding": "mirror"}, "padding: expected one of zeros, replicate, got 'mirror'"),
     ({"stem": "tiny"}, "stem: expected one of auto, cifar, imagenet"),
     ({"upper-init": "same"}, "upper-init: expected one of alike, own"),
     ({"average-every": -1}, "average-every: expected"),
