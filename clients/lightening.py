@@ -47,11 +47,12 @@ def quantise(asked: Asked[questions.LightenQuantise]) -> Parcel:
     """Return Uppers in int8, calibrated on patches that stay here, and smashed data to calibrate the Lower on."""
     host = asked.host()
     host.prepare_process()
+    blueprint = Blueprint.decode(host.task.settings)
     samples_B = np.frombuffer(asked.question.samples, dtype="<i8")
     models: dict[int, bytes] = {}
     smashed: dict[int, Tensors] = {}
     for m, store in _stores(host):
-        made = on_node.quantise(asked.received.part(m), store, samples_B, asked.question.bits)
+        made = on_node.quantise(asked.received.part(m), blueprint, store, samples_B, asked.question.bits)
         models[m], smashed[m] = made.model.SerializeToString(), {"smashed": made.smashed_NChw}
     return Parcel(parts=models, tensors={"smashed": smashed})
 
@@ -67,8 +68,10 @@ def keep(asked: Asked[questions.LightenKeep]) -> Parcel:
 def measure(asked: Asked[questions.LightenMeasure]) -> Parcel:
     """Measure the files in place, one Upper after the other; times of several Uppers add up."""
     host, batch, threads = asked.host(), asked.question.batch, asked.question.threads
+    blueprint = Blueprint.decode(host.task.settings)
     speeds = [
-        on_node.measure(host.checkpoints(m).folder, store, batch=batch, threads=threads) for m, store in _stores(host)
+        on_node.measure(host.checkpoints(m).folder, blueprint, store, batch=batch, threads=threads)
+        for m, store in _stores(host)
     ]
     batch_s = sum(batch / speed.images_per_s for speed in speeds)
     latency_ms = sum(speed.latency_ms for speed in speeds)

@@ -216,8 +216,9 @@ def _about(run: ServerRun[Train]) -> str:
     grid = description.grid()
     train, test = len(description.samples_of("train")), len(description.samples_of("test"))
     (height, width), (h, w) = description.image_size, grid.patch_size
+    margin = f" with a margin of {counted(grid.margin, 'pixel')}" if grid.margin else ""
     return (
         f"{description.dataset}: {train} training and {counted(test, 'test image')} of {height}x{width}, "
-        f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}, "
+        f"{counted(description.num_classes, 'class')}; {grid.rows}x{grid.cols} patches of {h}x{w}{margin}, "
         f"{network.name} cut after {network.cut}"
     )

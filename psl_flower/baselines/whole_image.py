@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from psl_flower.config import UNFROZEN, UNPROTECTED, RunConfig
+from psl_flower.config import BORDERLESS, UNFROZEN, UNPROTECTED, RunConfig
 from psl_flower.engine.batches import BatchOrder
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -46,8 +46,8 @@ def whole_image_config(config: RunConfig) -> RunConfig:
         image_HWC, _ = next(store_request(config).open_source().samples("train"))
         size = (image_HWC.shape[0], image_HWC.shape[1])
     return config.replace(
-        grid="", patch_size=size, stride=(0, 0), fit="exact", uppers=1, alpha=0.0, stores="plain",
-        adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED,
+        grid="", patch_size=size, stride=(0, 0), fit="exact", margin=0, uppers=1, alpha=0.0, stores="plain",
+        adaptation_server=False, wire_activations="float32", wire_gradients="float32", **UNPROTECTED, **BORDERLESS,
         upper_weights="", upper_weights_hash="", **UNFROZEN,
     )  # fmt: skip
 
@@ -137,8 +137,9 @@ class LocalTraining(OneProcessTrainer):
 class MergedPatches(OneProcessTrainer):
     """The backbone on whole images that were augmented patch by patch, as separate stores must.
 
-    So it differs from a patch-split run in the network alone. Parameters are those of `OneProcessTrainer`, for the
-    stores of a patch grid, with settings whose alpha is 0.
+    So it differs from a patch-split run in the network alone. Where the stores have a margin, these are shifts of the
+    whole image. Parameters are those of `OneProcessTrainer`, for the stores of a patch grid, with settings whose alpha
+    is 0.
     """
 
     def __init__(
@@ -149,11 +150,12 @@ class MergedPatches(OneProcessTrainer):
         stores: list[PatchStore],
         device: torch.device = torch.device("cpu"),
     ) -> None:
+        config = config.replace(**UNPROTECTED, **BORDERLESS)
         super().__init__(config, description, labels, stores, device)
         whole = whole_image_description(description)
-        blueprint = Blueprint(config.replace(**UNPROTECTED), whole)
+        blueprint = Blueprint(config, whole)
         net = to_device(blueprint.network(), device)
-        self.net = _Merging(net, description.grid(), description.num_uppers)
+        self.net = _Merging(net, self._blueprint.grid, description.num_uppers)
         self._averaging = None
         self._optimizer = blueprint.optimizer(self.net.parameters())
 
@@ -161,7 +163,7 @@ class MergedPatches(OneProcessTrainer):
 def whole_image_description(description: StoreSetDescription) -> StoreSetDescription:
     """Return the manifest of the same images in one patch each."""
     size = description.image_size
-    return msgspec.structs.replace(description, patch_size=size, stride=size, fit="exact", assignment=(0,))
+    return msgspec.structs.replace(description, patch_size=size, stride=size, fit="exact", margin=0, assignment=(0,))
 
 
 class _Merging(nn.Module):

@@ -82,6 +82,7 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "grid": [grid.rows, grid.cols],
         "patch_size": list(grid.patch_size),
         "stride": list(grid.stride),
+        "margin": grid.margin,
         "uppers": description.num_uppers,
         "nodes": number,
         "batch_size": min(training.batch_size, train),
@@ -120,6 +121,7 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"{size(report['image_size'])}, {counted(report['channels'], 'channel')}, {counted(report['classes'], 'class')}"
     )
     overlap = f", stride {size(report['stride'])}" if report["stride"] != report["patch_size"] else ""
+    overlap += f", margin {counted(report['margin'], 'pixel')}" if report["margin"] else ""
     yield (
         f"grid        {size(report['grid'])} patches of {size(report['patch_size'])}{overlap}, for "
         f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"

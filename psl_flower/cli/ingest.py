@@ -59,6 +59,9 @@ def ingest(
     label_column: Annotated[str, typer.Option(help="Column of the labels (default: by type).")] = "",
     image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
     fit: Annotated[str, typer.Option(help="exact, or pad where the grid does not fit.")] = "exact",
+    margin: Annotated[
+        int, typer.Option(min=0, help="Pixels around each patch that its node also holds; see psl settings margin.")
+    ] = 0,
     assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
     max_train: Annotated[int, typer.Option(help="Largest number of training images; 0: all.")] = 0,
     max_test: Annotated[int, typer.Option(help="Largest number of test images; 0: all.")] = 0,
@@ -90,6 +93,7 @@ def ingest(
         dataset=dataset,
         num_uppers=len(nodes),
         fit=cast(Fit, fit),
+        margin=margin,
         assignment=cast(Method, assignment),
         **_sizes(image_size, patch, stride),
         **(_as_before(options, base) if append else options).values(),
@@ -104,6 +108,7 @@ def ingest(
         restorers=named_public(restorer or (), Role.RESTORER),
         threshold=threshold or len(restorer or ()) // 2 + 1,
         fit=request.fit,
+        margin=margin,
         assignment=assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
@@ -233,7 +238,7 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
     yield (
         f"generation {manifest.generation}: {counted(manifest.num_samples, 'image')} in "
         f"{counted(len(manifest.stores), 'store')}, "
-        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches; {report['manifest']}"
+        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches{_around(manifest)}; {report['manifest']}"
     )
     if reason:
         yield reason
@@ -242,6 +247,11 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
         yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
         yield "no restorer is named: nobody can reassemble images until psl rotate --restorer names one"
+
+
+def _around(manifest: Manifest) -> str:
+    margin = manifest.grid.margin
+    return f" with {counted(margin, 'pixel')} around each" if margin else ""
 
 
 def _as_before(options: SourceOptions, base: Path) -> SourceOptions:

@@ -10,6 +10,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.models.architectures import (
     BACKBONES,
     CUTS,
+    PADDINGS,
     STEMS,
     UPPER_INITS,
     WIDTH,
@@ -19,6 +20,8 @@ from psl_flower.models.architectures import (
 from psl_flower.patches.grid import LARGE_IMAGE
 from psl_flower.protection import PROTECTIONS, Protection
 
+# Takes out of a run's settings what concerns the borders of patches.
+BORDERLESS = {"padding": "zeros"}
 # Takes the protection out of a run's settings.
 UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2, "code_noise": 0.0}
 
@@ -45,6 +48,11 @@ class NetworkSettings(Settings):
         "auto",
         "cifar: 3x3 stem; imagenet: 7x7 with pooling; auto: imagenet from 96 pixels on",
         choices=("auto", *STEMS),
+    )
+    padding: str = setting(
+        "zeros",
+        "what convolutions on the Uppers find beyond a patch; replicate: the patch's border, repeated",
+        choices=PADDINGS,
     )
     protection: str = setting(
         "none",

@@ -21,6 +21,9 @@ class PatchSettings(Settings):
         (0, 0), "HEIGHTxWIDTH in pixels between patches; empty: the patch size; smaller: patches overlap"
     )
     fit: Fit = setting("exact", "exact: refuse a grid that does not tile the image; pad: pad the image")
+    margin: int = setting(
+        0, "pixels around each patch that its node also holds, so that shifts are those of the whole image", least=0
+    )
     uppers: int = setting(0, "number of Upper nodes; 0: one per patch; fewer: each takes several positions", least=0)
     assignment: Method = setting(
         "scatter", "scatter: positions of one Upper lie apart; round-robin: position p goes to Upper p mod M"

@@ -20,7 +20,7 @@ from psl_flower.config.run import OutputSettings, RunSettings, default_workspace
 from psl_flower.config.training import TrainingSettings
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError
-from psl_flower.text import expanded
+from psl_flower.text import counted, expanded
 
 GROUPS: dict[str, type[Settings]] = {
     "data": DataSettings,
@@ -56,7 +56,9 @@ class RunConfig:
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
 
     def __post_init__(self) -> None:
-        if self.patches.patch_size != (0, 0):
+        if self.patches.margin:
+            self.check_margin(self.patches.margin)
+        elif self.patches.patch_size != (0, 0):
             self.training.check_shift(self.patches.patch_size)
 
         if self.network.protection == "code" and self.wire.wire_activations != "float32":
@@ -70,6 +72,16 @@ class RunConfig:
             raise ConfigError(
                 f"{key} and freeze-uppers-after=0 contradict each other: Uppers that never change are not averaged, "
                 "and learn from no Adaptation Net; leave one out"
+            )
+
+    def check_margin(self, margin: int) -> None:
+        """Raise ConfigError if stores with this margin, in pixels, lack some of the pixels that a shift brings in."""
+        shift = self.training.shift
+        if 0 < margin < shift:
+            raise ConfigError(
+                f"margin: stores with {counted(margin, 'pixel')} around each patch lack some of what shift={shift} "
+                f"brings in; choose margin={shift} or more, shift={margin} or less, or margin=0, which repeats each "
+                "patch's border"
             )
 
     @property

@@ -74,7 +74,7 @@ class TrainingSettings(Settings):
     evaluate_batch_size: int = setting(256, "images in an evaluation batch", least=1, most=65_536)
 
     def check_shift(self, patch_size: Size) -> None:
-        """Raise ConfigError if the shift is too large for patches of (height, width) pixels."""
+        """Raise ConfigError if the shift is too large for patches of (height, width) pixels without a margin."""
         if self.shift >= min(patch_size):
             raise ConfigError(
                 f"shift: {self.shift} pixels would empty patches of {size_text(patch_size)}; "

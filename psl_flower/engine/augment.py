@@ -4,7 +4,11 @@ An Upper transforms its own patches only; for a flipped sample the Lower mirrors
 is flip, shift, cut-out, then mixing in pairs (`psl_flower.engine.inputs.network_input`); patch dropout is the Lower's
 alone.
 
-Shape suffixes: B batch, K patches of one Upper, C channels, h and w pixels of a patch; L = K*C, N = h*w.
+Stores with a margin have what a shift brings in from beside a patch. Then every Upper's patches are those of the
+shifted image, to the bit: of the image as the grid pads it, its border repeated beyond its edge.
+
+Shape suffixes: B batch, K patches of one Upper, C channels, H and W pixels of a patch as stored, with the margin, h and
+w of a patch as the network takes it; L = K*C, N = h*w.
 """
 
 from __future__ import annotations
@@ -29,12 +33,12 @@ class Augmentation:
     Attributes
     ----------
     grid : PatchGrid
-        How images are cut.
+        How images are cut, with the stores' margin.
     flip : bool
         Mirror a sample left to right with probability one half.
     shift : int
-        Largest shift in pixels, up, down, left or right; 0 for none. Pixels that a separate store cannot know are
-        filled by repeating the patch's border.
+        Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store does not know what comes
+        in from beside a patch: the patch's border is repeated there.
     cutout : int
         Side, in pixels, of the square that is blanked in every image; 0 for none.
     mixup : float
@@ -56,18 +60,33 @@ class Augmentation:
             return np.zeros(len(samples_B), np.bool_)
         return uniform(seed, "flip", samples_B) < 0.5
 
-    def apply(self, patches_BKChw: torch.Tensor, seed: int, samples_B: NDArray[np.int64]) -> torch.Tensor:
-        """Return the patches, uint8 (B, K, C, h, w) on any device, flipped and shifted; the input is not changed."""
+    @property
+    def edge(self) -> int:
+        """Pixels on each side of a stored patch that the network does not take."""
+        return self.grid.margin
+
+    def unmoved(self, stored_BKCHW: torch.Tensor) -> torch.Tensor:
+        """Return stored patches (B, K, C, H, W) of any dtype as the network takes them in evaluation; a view."""
+        edge, (H, W) = self.edge, stored_BKCHW.shape[3:]
+        return stored_BKCHW[..., edge : H - edge, edge : W - edge] if edge else stored_BKCHW
+
+    def apply(self, stored_BKCHW: torch.Tensor, seed: int, samples_B: NDArray[np.int64]) -> torch.Tensor:
+        """Return stored patches, uint8 (B, K, C, H, W) on any device, flipped and shifted: (B, K, C, h, w).
+
+        The input is not changed.
+        """
         if not self.flip and not self.shift:
-            return patches_BKChw
-        B, K, C, h, w = patches_BKChw.shape
-        ys_Bh = np.clip(np.arange(h)[None, :] - self._offsets(seed, "shift-y", samples_B)[:, None], 0, h - 1)
-        xs_Bw = np.clip(np.arange(w)[None, :] - self._offsets(seed, "shift-x", samples_B)[:, None], 0, w - 1)
+            return self.unmoved(stored_BKCHW)
+        B, K, C, H, W = stored_BKCHW.shape
+        ys_h, xs_w = (np.arange(self.edge, size - self.edge) for size in (H, W))
+        h, w = len(ys_h), len(xs_w)
+        ys_Bh = np.clip(ys_h[None, :] - self._offsets(seed, "shift-y", samples_B)[:, None], 0, H - 1)
+        xs_Bw = np.clip(xs_w[None, :] - self._offsets(seed, "shift-x", samples_B)[:, None], 0, W - 1)
         # Shifting the mirrored patch: look up the mirrored column.
-        xs_Bw = np.where(self.flipped(seed, samples_B)[:, None], w - 1 - xs_Bw, xs_Bw)
-        places_B1N = torch.from_numpy((ys_Bh[:, :, None] * w + xs_Bw[:, None, :]).reshape(B, 1, h * w))
-        places_BLN = places_B1N.to(patches_BKChw.device).expand(B, K * C, h * w)
-        return patches_BKChw.reshape(B, K * C, h * w).gather(2, places_BLN).reshape(B, K, C, h, w)
+        xs_Bw = np.where(self.flipped(seed, samples_B)[:, None], W - 1 - xs_Bw, xs_Bw)
+        places_B1N = torch.from_numpy((ys_Bh[:, :, None] * W + xs_Bw[:, None, :]).reshape(B, 1, h * w))
+        places_BLN = places_B1N.to(stored_BKCHW.device).expand(B, K * C, h * w)
+        return stored_BKCHW.reshape(B, K * C, H * W).gather(2, places_BLN).reshape(B, K, C, h, w)
 
     def views(self, seed: int | None, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what is done to each sample's pixels, mixing apart, as five whole numbers (B, 5).

@@ -41,6 +41,7 @@ from psl_flower.models.split import (
     smashed_size,
     upper_seed,
 )
+from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.text import printable
 
@@ -130,16 +131,28 @@ class Blueprint:
         config = RunConfig.from_mapping(encoded.config)
         return cls(config, encoded.description, encoded.override)
 
+    @property
+    def grid(self) -> PatchGrid:
+        """The grid as the network cuts images, whatever margin the stores keep around their patches."""
+        return self.description.grid().with_margin(0)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a patch as an Upper takes it."""
+        return (self.description.channels, *self.grid.field_size)
+
     def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
         """Return Upper model m with its initial weights."""
-        model = Upper(in_channels=self.description.channels, **self._architecture(size))
+        model = Upper(
+            in_channels=self.description.channels, padding=self.config.network.padding, **self._architecture(size)
+        )
         reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
         return model
 
     def lower(self, size: BackboneSize | None = None) -> Lower:
         """Return the Lower model with its initial weights."""
         description = self.description
-        model = Lower(grid=description.grid(), num_classes=description.num_classes, **self._architecture(size))
+        model = Lower(grid=self.grid, num_classes=description.num_classes, **self._architecture(size))
         reset_parameters(model, lower_seed(self.config.training.seed))
         return model
 
@@ -147,7 +160,7 @@ class Blueprint:
         """Return the whole network with the initial weights of all parties."""
         description = self.description
         return PatchSplitNet(
-            grid=description.grid(),
+            grid=self.grid,
             num_uppers=description.num_uppers,
             num_classes=description.num_classes,
             in_channels=description.channels,
@@ -155,6 +168,7 @@ class Blueprint:
             assignment=description.assignment,
             seed=self.config.training.seed,
             upper_init=self.config.network.upper_init,
+            padding=self.config.network.padding,
             **self._architecture(size),
         )
 
@@ -316,7 +330,7 @@ class Blueprint:
     def smashed_shapes(self, size: BackboneSize | None = None) -> dict[int, tuple[int, int, int, int]]:
         """Return (K, h, w, C) of each Upper's smashed data, without the batch."""
         description = self.description
-        C, h, w = smashed_size(self.upper(0, size), description.patch_shape)
+        C, h, w = smashed_size(self.upper(0, size), self.input_shape)
         return {m: (len(description.positions_of(m)), h, w, C) for m in range(description.num_uppers)}
 
     def augmentation(self) -> Augmentation:
@@ -325,10 +339,13 @@ class Blueprint:
         Raises
         ------
         ConfigError
-            If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided.
+            If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided, or
+            the stores' margin is smaller than the shift.
         """
         training, description = self.config.training, self.description
-        training.check_shift(description.patch_size)
+        self.config.check_margin(description.margin)
+        if not description.margin:
+            training.check_shift(description.patch_size)
         if training.cutout >= min(description.image_size):
             raise ConfigError(
                 f"cutout: a square of {training.cutout} pixels may blank whole images of "

@@ -69,7 +69,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     positions, (_, h, w, C) = len(description.assignment), shapes[0]
     smashed_BPChw = torch.empty(batch, positions, C, h, w, device="meta", requires_grad=True)
     passed = {
-        K: _saved(upper, torch.empty(batch * K, *description.patch_shape, device="meta"))
+        K: _saved(upper, torch.empty(batch * K, *blueprint.input_shape, device="meta"))
         for K in {K for K, *_ in shapes.values()}
     }
     joined = _saved(lower, smashed_BPChw)

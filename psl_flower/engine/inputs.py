@@ -1,6 +1,7 @@
 """From stored pixels to a network's input.
 
-Shape suffixes: B batch, K patches of one Upper, N = B*K, C channels, h and w pixels.
+Shape suffixes: B batch, K patches of one Upper, N = B*K, C channels, H and W pixels of a patch as stored, with its
+margin, h and w of a patch as the network takes it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def channel_column(values: Sequence[float], device: torch.device | str = "cpu") 
 
 
 def network_input(
-    patches_BKChw: NDArray[np.uint8],
+    stored_BKCHW: NDArray[np.uint8],
     positions: Sequence[int],
     plan: Plan,
     augmentation: Augmentation,
@@ -51,30 +52,29 @@ def network_input(
     std: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Return the patches (B, K, C, h, w) of a plan's samples as (B*K, C, h, w), normalised.
+    """Return the stored patches (B, K, C, H, W) of a plan's samples as (B*K, C, h, w), normalised.
 
     Unless the plan evaluates, they are augmented.
 
     Parameters
     ----------
-    patches_BKChw : ndarray
+    stored_BKCHW : ndarray
         uint8, of the plan's samples at K positions of the grid.
     positions : sequence of int
         These positions.
     plan : Plan
         The step.
     augmentation : Augmentation
-        What is drawn in training.
+        What is drawn in training, and how the stores are cut.
     mean, std, device
         As in `normalise`.
     """
-    K, C, h, w = patches_BKChw.shape[1:]
-    given_BKChw = torch.from_numpy(patches_BKChw).to(device)
+    given_BKCHW, K = torch.from_numpy(stored_BKCHW).to(device), stored_BKCHW.shape[1]
     if plan.mode == "evaluate":
-        return normalise(given_BKChw.reshape(-1, C, h, w), mean, std, device)
+        return normalise(augmentation.unmoved(given_BKCHW).flatten(0, 1), mean, std, device)
     samples_B, seed = plan.sample_indices(), plan.augment_seed
-    moved_BKChw = augmentation.apply(given_BKChw, seed, samples_B)
-    patches_NChw = normalise(moved_BKChw.reshape(-1, C, h, w), mean, std, device)
+    patches_NChw = normalise(augmentation.apply(given_BKCHW, seed, samples_B).flatten(0, 1), mean, std, device)
+    h, w = patches_NChw.shape[2:]
     blanked_BKhw = augmentation.blanked(positions, seed, samples_B)
     if blanked_BKhw is not None:
         # After normalisation 0 is the mean colour.

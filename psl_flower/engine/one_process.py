@@ -199,9 +199,9 @@ class OneProcessTrainer:
 
     def _patches(self, plan: Plan) -> torch.Tensor:
         """Return the normalised patches (B, P, C, h, w) of a plan's samples, augmented for training."""
-        patches_BPChw = read_all_positions(self._stores, plan.sample_indices())
-        description, positions = self._description, range(patches_BPChw.shape[1])
+        stored_BPCHW = read_all_positions(self._stores, plan.sample_indices())
+        description, positions = self._description, range(stored_BPCHW.shape[1])
         patches_NChw = network_input(
-            patches_BPChw, positions, plan, self._task.augmentation, description.mean, description.std, self._device
+            stored_BPCHW, positions, plan, self._task.augmentation, description.mean, description.std, self._device
         )
-        return patches_NChw.reshape(patches_BPChw.shape)
+        return patches_NChw.reshape(*stored_BPCHW.shape[:2], *patches_NChw.shape[1:])

@@ -107,7 +107,8 @@ class UpperEngine(PartyEngine):
         if teacher is not None:
             self._teacher = to_device(teacher, options.device)
         self._noise_key = store.noise_key() if options.noise is not None else b""
-        self._patch_smashed = smashed_size(self.model, store.meta.patch_shape)
+        (C, H, W), edge = store.meta.patch_shape, options.augmentation.edge
+        self._patch_smashed = smashed_size(self.model, (C, H - 2 * edge, W - 2 * edge))
 
     def smashed_shape(self, plan: Plan) -> tuple[int, ...]:
         """Return the shape (B, K, h', w', C') of a plan's smashed data, without the teacher's."""
@@ -147,10 +148,10 @@ class UpperEngine(PartyEngine):
             return torch.cat([smashed_NChw, self._teacher(patches_NChw)], 1)
 
     def _read(self, plan: Plan) -> torch.Tensor:
-        options, patches_BKChw = self._options, self.store.read(plan.sample_indices())
+        options, stored_BKCHW = self._options, self.store.read(plan.sample_indices())
         positions = self.store.meta.positions
         return network_input(
-            patches_BKChw, positions, plan, options.augmentation, options.mean, options.std, options.device
+            stored_BKCHW, positions, plan, options.augmentation, options.mean, options.std, options.device
         )
 
 

@@ -42,15 +42,8 @@ class Train(Kind):
         ConfigError
             If there is no batch at all, or one Upper alone would hold whole images and that is not allowed.
         """
-        if description.num_uppers == 1 and not work.config.patches.allow_whole_images:
-            grid = description.grid()
-            why = (
-                "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
-            )
-            raise ConfigError(
-                f"{why}, so one node would hold whole images: choose a smaller patch-size or more uppers, or allow it "
-                "with allow-whole-images=true"
-            )
+        if not work.config.patches.allow_whole_images:
+            _check_holdings(description)
         training = planned(work.config, description).training
         if training.freeze_uppers_after >= training.rounds:
             raise ConfigError(
@@ -75,6 +68,22 @@ class Train(Kind):
     def settings_to_continue(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
+
+
+def _check_holdings(description: StoreSetDescription) -> None:
+    """Raise ConfigError if one Upper holds all patches, or patches whose margins reach over the whole image."""
+    grid, why = description.grid(), ""
+    if description.num_uppers == 1:
+        why = "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
+    elif grid.margin:
+        whole = (m for m in range(description.num_uppers) if grid.shows_all(description.positions_of(m)))
+        why = next((f"the patches of Upper {m} with margin={grid.margin} show all of an image" for m in whole), "")
+    if why:
+        less = "a smaller patch-size, a smaller margin" if grid.margin else "a smaller patch-size"
+        raise ConfigError(
+            f"{why}, so one node would hold whole images: choose {less} or more uppers, or allow it with "
+            "allow-whole-images=true"
+        )
 
 
 def _with_hash(config: RunConfig) -> RunConfig:

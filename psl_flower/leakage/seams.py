@@ -1,6 +1,7 @@
 """What colluding nodes can join: patches of one image, found in two stores by the pixels along their common border.
 
-Shape suffixes: N and M records, P positions, C channels, h and w pixels of a patch, D pixels of a border.
+Shape suffixes: N and M records, P positions, C channels, h and w pixels of a patch with its margin, D pixels of a
+border.
 """
 
 from __future__ import annotations
@@ -78,13 +79,14 @@ def distances(
 ) -> torch.Tensor:
     """Return how badly each record of the first fits each of the second (N, M), 0 or more.
 
-    Overlapping patches are compared by the pixels that both have, others by how their borders go on in each other.
+    Patches that overlap, or whose margins do, are compared by the pixels that both have, others by how their borders go
+    on in each other.
     """
     first, second = (torch.from_numpy(patches).double() for patches in (first_NChw, second_MChw))
     axis = 3 if side == RIGHT else 2
     # Across the border comes last.
     first, second = first.transpose(axis, 3), second.transpose(axis, 3)
-    shared = grid.patch_size[axis - 2] - grid.stride[axis - 2]
+    shared = grid.field_size[axis - 2] - grid.stride[axis - 2]
     if shared > 0:
         return torch.cdist(first[..., -shared:].flatten(1), second[..., :shared].flatten(1))
     if first.shape[3] < 2:

@@ -31,6 +31,7 @@ from psl_flower.lightening.judging import PATCHES, SMASHED
 from psl_flower.lightening.parts import Cut, Join
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import Upper
+from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.system.devices import to_device
 from psl_flower.system.files import write_file
@@ -99,7 +100,7 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
         If ONNX has no operator for one of the network's, or the answers of onnxruntime differ.
     """
     net = to_device(copy.deepcopy(net), "cpu", torch.contiguous_format).requires_grad_(False)
-    C, (h, w) = description.channels, description.patch_size
+    C, (h, w) = description.channels, net.grid.field_size
     first = cast(Upper, net.uppers[0])
     patches_NChw = torch.rand(3, C, h, w, generator=torch.Generator().manual_seed(0))
     smashed_NChw = first(patches_NChw)
@@ -110,7 +111,7 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
         _with_weights(template, {f"net.{name}": tensor for name, tensor in upper.state_dict().items()})
         for upper in net.uppers
     )
-    made = _joined(description, uppers, lower, *_cut_and_join(description, smashed_NChw.shape[1:]))
+    made = _joined(description, uppers, lower, *_cut_and_join(description, net.grid, smashed_NChw.shape[1:]))
     _check(net, description, made.whole)
     return made
 
@@ -158,7 +159,8 @@ def make_int8(description: StoreSetDescription, made: Artefacts, images_BCHW: to
     ExportError
         If the runtime cannot quantise or load an operator.
     """
-    patches = Cut(description)(images_BCHW)
+    cut = open_session(made.cut.SerializeToString(), torch.get_num_threads())
+    patches = [torch.from_numpy(part) for part in cut.run(None, {INPUT: images_BCHW.float().numpy()})]
     parts = [
         quantise_upper(upper, patches_NChw, bits) for upper, patches_NChw in zip(made.uppers, patches, strict=True)
     ]
@@ -175,11 +177,11 @@ def with_quantised_uppers(
 
 
 def _cut_and_join(
-    description: StoreSetDescription, smashed_shape: Sequence[int]
+    description: StoreSetDescription, grid: PatchGrid, smashed_shape: Sequence[int]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     counts = [len(description.positions_of(m)) for m in range(description.num_uppers)]
     images_BCHW = torch.rand(2, description.channels, *description.image_size)
-    cut = to_onnx(Cut(description), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
+    cut = to_onnx(Cut(description, grid), (images_BCHW,), [INPUT], [f"cut_{m}" for m in range(len(counts))])
     maps = tuple(torch.rand(2 * count, *smashed_shape) for count in counts)
     names = [f"map_{m}" for m in range(len(counts))]
     return cut, to_onnx(Join(description), maps, names, ["joined"], batches=counts)

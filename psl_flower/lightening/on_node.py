@@ -162,16 +162,18 @@ def keep_file(folder: Path, content: bytes) -> None:
     write_file(folder / UPPER_FILE, content, RunError, parents=True)
 
 
-def quantise(model: bytes, store: PatchStore, samples_B: NDArray[np.int64], bits: int) -> QuantisedUpper:
+def quantise(
+    model: bytes, blueprint: Blueprint, store: PatchStore, samples_B: NDArray[np.int64], bits: int
+) -> QuantisedUpper:
     """Return an Upper in int8, calibrated on the patches of these samples; errors as in `artefacts.make_int8`."""
     check_runtime()
     from psl_flower.lightening.artefacts import quantise_upper
 
-    patches_BKChw = torch.from_numpy(store.read(samples_B))
+    patches_BKChw = _patches(blueprint, store, samples_B)
     return quantise_upper(_parsed(model), patches_BKChw.flatten(0, 1), bits)
 
 
-def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Speed:
+def measure(folder: Path, blueprint: Blueprint, store: PatchStore, *, batch: int, threads: int) -> Speed:
     """Return the speed of an Upper's file on this node, with its own patches; see `judging.measure_speed`.
 
     Raises
@@ -180,10 +182,15 @@ def measure(folder: Path, store: PatchStore, *, batch: int, threads: int) -> Spe
         If the file is missing or cannot be run.
     """
     check_runtime()
-    patches_BKChw = torch.from_numpy(store.read(np.resize(np.arange(len(store)), batch)))
+    patches_BKChw = _patches(blueprint, store, np.resize(np.arange(len(store)), batch))
     K = patches_BKChw.shape[1]
     session = open_session(folder / UPPER_FILE, threads)
     return measure_speed(session, patches_BKChw.flatten(0, 1), names=(PATCHES, SMASHED), per_image=K)
+
+
+def _patches(blueprint: Blueprint, store: PatchStore, samples_B: NDArray[np.int64]) -> torch.Tensor:
+    """Return the patches of samples, uint8 (B, K, C, h, w), as an Upper takes them."""
+    return blueprint.augmentation().unmoved(torch.from_numpy(store.read(samples_B)))
 
 
 def _parsed(content: bytes) -> onnx.ModelProto:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.description import StoreSetDescription
 
 
 class Cut(nn.Module):
-    """Images to the patches of every Upper (B*K, C, h, w)."""
+    """Images to the patches of every Upper (B*K, C, h, w), cut by the network's grid."""
 
-    def __init__(self, description: StoreSetDescription) -> None:
+    def __init__(self, description: StoreSetDescription, grid: PatchGrid) -> None:
         super().__init__()
-        self._grid = description.grid()
+        self._grid = grid
         self._positions = [list(positions) for positions in positions_by_upper(description.assignment)]
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:

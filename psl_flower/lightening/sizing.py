@@ -45,7 +45,7 @@ def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:
     description = blueprint.description
     with torch.device("meta"):
         upper, lower = blueprint.upper(0, size).eval(), blueprint.lower(size).eval()
-        patches_PChw = torch.empty(len(description.assignment), description.channels, *description.patch_size)
+        patches_PChw = torch.empty(len(description.assignment), *blueprint.input_shape)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             # All Uppers have the same size, so one of them counts for all patches.
             lower(upper(patches_PChw)[None])

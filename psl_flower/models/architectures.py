@@ -8,6 +8,8 @@ from psl_flower.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("cifar", "imagenet")
+# What convolutions of Uppers find beyond the border of a patch.
+PADDINGS = ("zeros", "replicate")
 # Whether all Uppers begin with the same weights (`psl_flower.models.split.upper_seed`).
 UPPER_INITS = ("alike", "own")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -52,12 +54,14 @@ def backbone_size(backbone: str, width: int = WIDTH) -> BackboneSize:
     return BackboneSize(depths=_DEPTHS[backbone], widths=(width, 2 * width, 4 * width, 8 * width))
 
 
-def check_architecture(backbone: str, stem: str) -> None:
-    """Raise ConfigError if there is no such backbone or stem."""
+def check_architecture(backbone: str, stem: str, padding: str = "zeros") -> None:
+    """Raise ConfigError if there is no such backbone, stem or padding."""
     if backbone not in BACKBONES:
         raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
     if stem not in STEMS:
         raise ConfigError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    if padding not in PADDINGS:
+        raise ConfigError(f"padding: expected one of {', '.join(PADDINGS)}, got {padding!r}")
 
 
 def last_stage(cut: str) -> str:

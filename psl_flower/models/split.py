@@ -42,6 +42,8 @@ class Upper(nn.Module):
         Makes the pair of modules at the cut (`psl_flower.models.cut`); by default smashed data cross it as they are.
     size : BackboneSize, optional
         Depth and width; torchvision's by default.
+    padding : {"zeros", "replicate"}
+        What convolutions find beyond the border of a patch: zeros, or its border repeated.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Upper(nn.Module):
         in_channels: int = 3,
         protection: MakePair = unprotected,
         size: BackboneSize | None = None,
+        padding: str = "zeros",
     ) -> None:
         super().__init__()
-        parts = stages(backbone, stem, in_channels, num_classes=1, size=size)
+        parts = stages(backbone, stem, in_channels, num_classes=1, size=size, padding=padding)
         names = list(parts)
         for name in names[: names.index(last_stage(cut)) + 1]:
             self.add_module(name, parts[name]())
@@ -178,8 +181,8 @@ class PatchSplitNet(nn.Module):
         How images are cut.
     num_uppers : int
         M, 1 to P.
-    num_classes, in_channels, backbone, cut, stem, protection, size
-        As in `Upper` and `Lower`.
+    num_classes, in_channels, backbone, cut, stem, protection, size, padding
+        As in `Upper` and `Lower`; the padding is that of the Uppers.
     assignment : {"scatter", "round-robin"} or sequence of int
         Which Upper takes which positions, where M < P: a method (`psl_flower.patches.assignment`), or each position's
         Upper.
@@ -217,6 +220,7 @@ class PatchSplitNet(nn.Module):
         assignment: str | Sequence[int] = "scatter",
         protection: MakePair = unprotected,
         size: BackboneSize | None = None,
+        padding: str = "zeros",
         seed: int | None = None,
         upper_init: str = "alike",
     ) -> None:
@@ -231,9 +235,12 @@ class PatchSplitNet(nn.Module):
             )
         self.assignment = tuple(assignment)
         self.uppers = nn.ModuleList(
-            Upper(backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection, size=size)
+            Upper(
+                backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection, size=size,
+                padding=padding,
+            )
             for _ in range(num_uppers)
-        )
+        )  # fmt: skip
         self.lower = Lower(
             grid=grid, num_classes=num_classes, backbone=backbone, cut=cut, stem=stem, protection=protection, size=size
         )

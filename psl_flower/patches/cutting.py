@@ -1,7 +1,7 @@
 """Cuts the images of a source into patches, a chunk at a time, whatever kind of store they go to.
 
 Shape suffixes: B samples of a chunk, P positions of the grid, H and W pixels of the image, C channels, h and w pixels
-of a patch.
+of a patch with the grid's margin.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import StoreMeta
 from psl_flower.system.records import read_record, write_record
+from psl_flower.text import counted
 
 VERSION = 2
 
@@ -39,6 +40,8 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         1 grey, 3 RGB.
     fit : {"exact", "pad"}
         The grid's answer to images that it does not tile.
+    margin : int
+        Pixels around each patch that the stores keep (`PatchGrid`).
     assignment : tuple[int, ...]
         Grid position p -> Upper m.
     class_names : tuple[str, ...]
@@ -61,6 +64,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     patch_size: tuple[int, int]
     stride: tuple[int, int]
     fit: Literal["exact", "pad"]
+    margin: int = 0
     assignment: tuple[int, ...]
     class_names: tuple[str, ...]
     splits: dict[str, tuple[tuple[int, int], ...]]
@@ -84,9 +88,9 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return sum(stop - start for ranges in self.splits.values() for start, stop in ranges)
 
     @property
-    def patch_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        return (self.channels, *self.patch_size)
+    def stored_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a patch with its margin, as the stores hold it."""
+        return (self.channels, *self.grid().field_size)
 
     def samples_of(self, split: str) -> NDArray[np.int64]:
         """Return the global indices (N,) of the samples of "train" or "test", in order; none of any other split."""
@@ -132,7 +136,9 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         GridError
             If the sizes do not fit each other; a description that `load` returned does not raise.
         """
-        return PatchGrid(image_size=self.image_size, patch_size=self.patch_size, stride=self.stride, fit=self.fit)
+        return PatchGrid(
+            image_size=self.image_size, patch_size=self.patch_size, stride=self.stride, fit=self.fit, margin=self.margin
+        )
 
     def positions_of(self, upper: int) -> tuple[int, ...]:
         """Return the grid positions that an Upper holds, ascending.
@@ -152,14 +158,21 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             dataset=self.fingerprint,
             upper=upper,
             positions=self.positions_of(upper),
-            patch_shape=self.patch_shape,
+            patch_shape=self.stored_shape,
             num_samples=self.num_samples,
         )
 
     def mismatch(self, meta: StoreMeta, upper: int) -> str:
         """Return why a store is not that of an Upper; empty if it is; raises as `positions_of`."""
         expected = self.meta_of(upper)
-        for what in ("dataset", "upper", "positions", "patch_shape", "num_samples"):
+        if meta.patch_shape != expected.patch_shape:
+            found, wanted = ("x".join(map(str, each.patch_shape)) for each in (meta, expected))
+            size = "x".join(map(str, self.patch_size))
+            return (
+                f"holds patches of {found} (channels x height x width), expected {wanted} for Upper {upper}: patches "
+                f"of {size} with a margin of {counted(self.margin, 'pixel')}"
+            )
+        for what in ("dataset", "upper", "positions", "num_samples"):
             if getattr(meta, what) != getattr(expected, what):
                 name = what.replace("_", " ")
                 return f"holds {name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}"

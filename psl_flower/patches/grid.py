@@ -1,13 +1,13 @@
 """The patch grid: how an image is cut into patches and how feature maps are joined again.
 
-Shape suffixes: B batch, P patches (row-major), C channels, H and W pixels of the image, h and w of a patch or of a
-patch's feature map.
+Shape suffixes: B batch, P patches (row-major), C channels, H and W pixels of the image, h and w of a patch with its
+margin, or of a patch's feature map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -35,18 +35,22 @@ class PatchGrid:
     fit : {"exact", "pad"}
         What to do if the grid does not tile the image exactly: refuse, or pad the image by repeating its border pixels
         (as evenly on both sides as possible).
+    margin : int
+        Pixels around each patch that are cut with it, 0 or more and less than the image's height and width: those of
+        its neighbours, and beyond the image its border pixels, repeated.
 
     Raises
     ------
     GridError
         If a size is not a positive integer, a patch is larger than the image, the stride is larger than the patch
-        (pixels would be lost), or the grid does not tile the image and fit is "exact".
+        (pixels would be lost), the grid does not tile the image and fit is "exact", or the margin is out of range.
     """
 
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
     stride: tuple[int, int]
     fit: Fit = field(default="exact", kw_only=True)
+    margin: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "stride"):
@@ -59,6 +63,11 @@ class PatchGrid:
             object.__setattr__(self, name, (int(size[0]), int(size[1])))
         if self.fit not in ("exact", "pad"):
             raise GridError(f'fit: expected "exact" or "pad", got {self.fit!r}')
+        if not isinstance(self.margin, int) or not 0 <= self.margin < min(self.image_size):
+            raise GridError(
+                f"margin: expected 0 to {min(self.image_size) - 1} pixels around patches of an image of "
+                f"{_text(self.image_size)}, got {self.margin!r}"
+            )
         for axis in range(2):
             if self.patch_size[axis] > self.image_size[axis]:
                 raise GridError(
@@ -99,8 +108,27 @@ class PatchGrid:
             self.patch_size[1] + (self.cols - 1) * self.stride[1],
         )
 
+    @property
+    def field_size(self) -> tuple[int, int]:
+        """(height, width) of a patch with its margin, as `split` cuts it."""
+        return self.patch_size[0] + 2 * self.margin, self.patch_size[1] + 2 * self.margin
+
+    def with_margin(self, margin: int) -> PatchGrid:
+        """Return the same grid with another margin; raises GridError if it is out of range."""
+        return self if margin == self.margin else replace(self, margin=margin)
+
+    def shows_all(self, positions: Iterable[int]) -> bool:
+        """Whether patches at these positions, with their margins, show every pixel of the image."""
+        seen_HW = np.zeros(self.image_size, np.bool_)
+        (height, width), (top, left) = self.field_size, self._padding()
+        corners = self.corners()
+        for p in positions:
+            y, x = corners[p][0] - top - self.margin, corners[p][1] - left - self.margin
+            seen_HW[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
+        return bool(seen_HW.all())
+
     def split(self, images_BCHW: Images) -> Images:
-        """Cut images (B, C, H, W) into patches (B, P, C, h, w); any dtype, numpy or torch.
+        """Cut images (B, C, H, W) into patches with their margin (B, P, C, h, w); any dtype, numpy or torch.
 
         Raises
         ------
@@ -110,7 +138,8 @@ class PatchGrid:
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[2:]) != self.image_size:
             raise GridError(f"expected images (B, C, {_text(self.image_size, ', ')}), got {tuple(images_BCHW.shape)}")
         padded = self._pad(images_BCHW)
-        (h, w), corners = self.patch_size, self.corners()
+        # The margin before the padded image puts a patch's field where the patch is in it.
+        (h, w), corners = self.field_size, self.corners()
         patches = [padded[:, :, y : y + h, x : x + w] for y, x in corners]
         if isinstance(padded, np.ndarray):
             return np.stack(patches, axis=1)
@@ -119,7 +148,7 @@ class PatchGrid:
         return torch.stack(patches, dim=1)
 
     def merge(self, patches_BPChw: Images) -> Images:
-        """Put patches (B, P, C, h, w) together to images (B, C, H, W); the inverse of `split`.
+        """Put patches with their margin (B, P, C, h, w) together to images (B, C, H, W); the inverse of `split`.
 
         Where patches overlap, the one with the higher number wins: the patches of one image agree there.
 
@@ -129,16 +158,16 @@ class PatchGrid:
             If the patches are not this grid's.
         """
         shape = tuple(patches_BPChw.shape)
-        if len(shape) != 5 or shape[1] != self.num_patches or shape[3:] != self.patch_size:
-            raise GridError(f"expected patches (B, {self.num_patches}, C, {_text(self.patch_size, ', ')}), got {shape}")
+        if len(shape) != 5 or shape[1] != self.num_patches or shape[3:] != self.field_size:
+            raise GridError(f"expected patches (B, {self.num_patches}, C, {_text(self.field_size, ', ')}), got {shape}")
         size = (shape[0], shape[2], *self.padded_size)
-        (h, w), (top, left) = self.patch_size, self._margins()
+        (h, w), (top, left), m = self.patch_size, self._padding(), self.margin
         if isinstance(patches_BPChw, np.ndarray):
             images = np.empty(size, patches_BPChw.dtype)
         else:
             images = patches_BPChw.new_empty(size)
         for p, (y, x) in enumerate(self.corners()):
-            images[:, :, y : y + h, x : x + w] = patches_BPChw[:, p]
+            images[:, :, y : y + h, x : x + w] = patches_BPChw[:, p, :, m : m + h, m : m + w]
         return images[:, :, top : top + self.image_size[0], left : left + self.image_size[1]]
 
     def tile(self, features_BPChw: torch.Tensor, flipped: torch.Tensor | None = None) -> torch.Tensor:
@@ -177,18 +206,18 @@ class PatchGrid:
         free = self.image_size[axis] - self.patch_size[axis]
         return -(-free // self.stride[axis]) + 1
 
-    def _margins(self) -> tuple[int, int]:
-        """Pixels added above and to the left."""
+    def _padding(self) -> tuple[int, int]:
+        """Pixels added above and to the left, without the margin."""
         padded = self.padded_size
         return (padded[0] - self.image_size[0]) // 2, (padded[1] - self.image_size[1]) // 2
 
     def _pad(self, images_BCHW: Images) -> Images:
-        if self.padded_size == self.image_size:
+        if self.padded_size == self.image_size and not self.margin:
             return images_BCHW
-        (top, left), (height, width) = self._margins(), self.padded_size
+        (top, left), (height, width), m = self._padding(), self.padded_size, self.margin
         # An index clamped to the image repeats its border, for every dtype of both libraries alike.
-        ys = np.clip(np.arange(height) - top, 0, self.image_size[0] - 1)
-        xs = np.clip(np.arange(width) - left, 0, self.image_size[1] - 1)
+        ys = np.clip(np.arange(-m, height + m) - top, 0, self.image_size[0] - 1)
+        xs = np.clip(np.arange(-m, width + m) - left, 0, self.image_size[1] - 1)
         return images_BCHW[:, :, ys][:, :, :, xs]
 
     def _alternatives(self) -> list[str]:

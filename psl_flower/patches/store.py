@@ -1,6 +1,7 @@
 """What a patch store is to the rest: positions of one Upper, read by sample index.
 
-Shape suffixes: B batch, P positions of all Uppers, K positions of this Upper, C channels, h and w pixels of a patch.
+Shape suffixes: B batch, P positions of all Uppers, K positions of this Upper, C channels, h and w pixels of a patch
+with its margin.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     positions : tuple[int, ...]
         Grid positions held, ascending; K of them.
     patch_shape : tuple[int, int, int]
-        (C, h, w).
+        (C, h, w), the margin included.
     num_samples : int
         Images, over all splits.
     epoch : int

@@ -234,7 +234,7 @@ def open_answers(
     member_of(manifest, restorer.public, restorer.name)
     request = _decode(envelope.parse(AUTHORISATION, data, "the authorisation"))
     grid = manifest.description.grid()
-    patches_BPChw = np.zeros((len(request.images), grid.num_patches, *manifest.description.patch_shape), np.uint8)
+    patches_BPChw = np.zeros((len(request.images), grid.num_patches, *manifest.description.stored_shape), np.uint8)
     missing = {entry.upper for entry in manifest.stores}
     for raw in answers:
         upper, patches_BKChw = _open_answer(raw, data, manifest, restorer, len(request.images))
@@ -264,7 +264,7 @@ def _open_answer(
         raise AuthorisationInvalid(f"the answer for Upper {entry.upper} is not sealed to restorer {restorer.name!r}")
     with Secret(plain) as key:
         body = unwrap(key, found.body, context(Purpose.ANSWER, *bound))
-    shape = (count, len(entry.positions), *manifest.description.patch_shape)
+    shape = (count, len(entry.positions), *manifest.description.stored_shape)
     if body is None or len(body) != math.prod(shape):
         raise AuthorisationInvalid(f"the answer for Upper {entry.upper} does not hold the patches asked for")
     return entry.upper, np.frombuffer(body, np.uint8).reshape(shape)
@@ -291,7 +291,7 @@ def _check_request(request: Authorisation, manifest: Manifest, when: float) -> N
         raise AuthorisationInvalid(
             f"the authorisation must name images of this dataset (0 to {manifest.num_samples - 1})"
         )
-    most = max(len(entry.positions) for entry in manifest.stores) * math.prod(manifest.description.patch_shape)
+    most = max(len(entry.positions) for entry in manifest.stores) * math.prod(manifest.description.stored_shape)
     if len(images) * most > MAX_ANSWER_BYTES:
         raise AuthorisationInvalid(f"too many images for one answer; ask for at most {MAX_ANSWER_BYTES // most}")
     members = {member.public for member in manifest.restorers}

@@ -15,8 +15,8 @@
         64      8  first sample
         72      4  block: samples that are shuffled together
         76      4  channels
-        80      4  patch height
-        84      4  patch width
+        80      4  height of a patch with its margin
+        84      4  width of a patch with its margin
         88      8  zero
         96     32  salt, random per segment
        128    4*K  positions, ascending
@@ -71,7 +71,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
     block : int
         Samples that are shuffled together; the last block may be shorter.
     patch_shape : tuple[int, int, int]
-        (C, h, w).
+        (C, h, w), the margin included.
     positions : tuple[int, ...]
         Grid positions, ascending.
     salt : bytes

@@ -52,7 +52,7 @@ class Plan:
         By name; may be empty, then only the owner can ever restore.
     threshold : int
         How many restorers are needed.
-    fit, assignment : str
+    fit, margin, assignment
         See `PatchGrid` and `assign`.
     lower : PublicIdentity, optional
         Seal the labels to this Lower server.
@@ -69,6 +69,7 @@ class Plan:
     restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
     threshold: int = 1
     fit: Fit = "exact"
+    margin: int = 0
     assignment: str = "scatter"
     lower: PublicIdentity | None = None
 
@@ -203,7 +204,7 @@ def _begin(
         return _first_generation(source, owner, plan)
     if not append:
         raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
-    draft = _next_generation(current, source)
+    draft = _next_generation(current, source, plan)
     return draft, _open_keys(draft.manifest, owner)
 
 
@@ -287,10 +288,16 @@ def _check_places(folders: list[Folder], manifest: Manifest) -> None:
 def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draft, list[Secret]]:
     height, width, channels = first_image(source).shape
     with explain_sizes(source):
-        grid = PatchGrid(image_size=(height, width), patch_size=plan.patch_size, stride=plan.stride, fit=plan.fit)
+        grid = PatchGrid(
+            image_size=(height, width),
+            patch_size=plan.patch_size,
+            stride=plan.stride,
+            fit=plan.fit,
+            margin=plan.margin,
+        )
     assignment = assign(grid, len(plan.nodes), plan.assignment)
     dataset = secrets.token_bytes(ID_BYTES)
-    segment_samples, block = sizes(grid.num_patches * channels * math.prod(grid.patch_size), len(plan.nodes))
+    segment_samples, block = sizes(grid.num_patches * channels * math.prod(grid.field_size), len(plan.nodes))
     fields, keys = new_epoch(dataset, 1, owner.public, assignment, plan.nodes, plan.threshold, plan.restorers)
     manifest = Manifest(
         dataset=dataset,
@@ -314,7 +321,12 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
     return Draft(manifest=manifest, source=source.fingerprint), keys
 
 
-def _next_generation(current: SignedManifest, source: Source) -> Draft:
+def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Draft:
+    if plan.margin not in (0, current.manifest.grid.margin):
+        raise ConfigError(
+            f"margin: {plan.margin} is given, but the dataset to append to was sealed with "
+            f"margin={current.manifest.grid.margin}; leave it out"
+        )
     if source.class_names != current.manifest.classes:
         raise ConfigError(f"{source.name}: its classes are not those of the dataset that it should be appended to")
     manifest = msgspec.structs.replace(
@@ -338,6 +350,7 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
         manifest.grid.patch,
         manifest.grid.stride,
         manifest.grid.fit,
+        manifest.grid.margin,
         manifest.assignment,
         manifest.threshold,
         manifest.lower,
@@ -346,6 +359,7 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
         plan.patch_size,
         plan.stride,
         plan.fit,
+        plan.margin,
         assign(manifest.grid.patch_grid, len(manifest.stores), plan.assignment),
         plan.threshold,
         str(plan.lower) if plan.lower else "",

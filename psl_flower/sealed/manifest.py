@@ -41,24 +41,37 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pass
 
 
-class Grid(_Part, frozen=True, kw_only=True):
-    """How the images were cut: (height, width) in pixels each, and the number of channels."""
+class Grid(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """How the images were cut: (height, width) in pixels each, the number of channels, and the margin in pixels.
+
+    A margin of 0 is left out, as manifests did that knew none: names of datasets follow from this.
+    """
 
     image: tuple[int, int]
     patch: tuple[int, int]
     stride: tuple[int, int]
     fit: Literal["exact", "pad"]
     channels: int
+    margin: int = 0
 
     @classmethod
     def of(cls, grid: PatchGrid, channels: int) -> Grid:
         """Return a grid as the manifest holds it."""
-        return cls(image=grid.image_size, patch=grid.patch_size, stride=grid.stride, fit=grid.fit, channels=channels)
+        return cls(
+            image=grid.image_size,
+            patch=grid.patch_size,
+            stride=grid.stride,
+            fit=grid.fit,
+            channels=channels,
+            margin=grid.margin,
+        )
 
     @property
     def patch_grid(self) -> PatchGrid:
         """The grid as the rest of the program knows it."""
-        return PatchGrid(image_size=self.image, patch_size=self.patch, stride=self.stride, fit=self.fit)
+        return PatchGrid(
+            image_size=self.image, patch_size=self.patch, stride=self.stride, fit=self.fit, margin=self.margin
+        )
 
 
 class SplitRange(_Part, frozen=True, kw_only=True):
@@ -173,6 +186,7 @@ class Manifest(_Part, frozen=True, kw_only=True, dict=True):
             patch_size=grid.patch,
             stride=grid.stride,
             fit=grid.fit,
+            margin=grid.margin,
             assignment=self.assignment,
             class_names=self.classes,
             splits={
@@ -221,7 +235,8 @@ class Manifest(_Part, frozen=True, kw_only=True, dict=True):
         grid = self.grid
         if max(*grid.image, *grid.patch, *grid.stride) > _MAX_SIDE:
             raise ManifestError(f"{where}: images of more than {_MAX_SIDE} pixels a side are not supported")
-        if grid.patch[0] * grid.patch[1] * grid.channels > _MAX_PATCH_VALUES:
+        height, width = (size + 2 * grid.margin for size in grid.patch)
+        if height * width * grid.channels > _MAX_PATCH_VALUES:
             raise ManifestError(f"{where}: patches of more than {_MAX_PATCH_VALUES} values are not supported")
         if self.num_samples > _MAX_SAMPLES:
             raise ManifestError(f"{where}: more than {_MAX_SAMPLES} samples are not supported")

@@ -73,7 +73,7 @@ class SegmentWriter:
             upper=store.upper,
             first=first,
             block=manifest.block,
-            patch_shape=manifest.description.patch_shape,
+            patch_shape=manifest.description.stored_shape,
             positions=store.positions,
             salt=secrets.token_bytes(32),
         )

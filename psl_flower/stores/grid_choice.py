@@ -50,7 +50,7 @@ def grid_for(request: StoreRequest, source: ImageSource) -> tuple[PatchGrid, str
     if request.pattern != "auto":
         return request.grid_of(source), ""
     choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
-    return choice.grid, choice.reason
+    return choice.grid.with_margin(request.margin), choice.reason
 
 
 def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_uppers: int) -> GridChoice:

@@ -4,7 +4,8 @@
     <store>/patches.u8    num_samples records of K*C*h*w bytes, in sample order, nothing else
     <store>/noise.key     32 random bytes for the noise on codes, made when first needed; its user's alone
 
-Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch.
+Shape suffixes: B batch, N samples, K positions of this Upper, C channels, h and w pixels of a patch with its
+margin.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class PlannedStores:
     def num_bytes(self) -> int:
         """Bytes of all stores."""
         description = self.description
-        channels, height, width = description.patch_shape
+        channels, height, width = description.stored_shape
         patches = len(description.assignment) * channels * height * width
         return description.num_samples * (patches + description.num_uppers * _RECORD_BYTES)
 

@@ -83,6 +83,7 @@ def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
         "image-size": (size_text(config.data.image_size), size_text(description.image_size)),
         "patch-size": (size_text(config.patches.patch_size), size_text(description.patch_size)),
         "stride": (size_text(config.patches.stride), size_text(description.stride)),
+        "margin": (config.patches.margin, description.margin),
         "uppers": (config.patches.uppers, description.num_uppers),
         "max-train": (config.data.max_train, 0),
         "max-test": (config.data.max_test, 0),

@@ -148,6 +148,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         restorers=demo.restorers,
         threshold=len(DEMO_RESTORERS),
         fit=grid.fit,
+        margin=grid.margin,
         assignment=request.assignment,
         lower=demo.lower.public,
     )

@@ -69,6 +69,8 @@ class StoreRequest(SourceOptions):
         "auto": patch size and stride are chosen from the images (`psl_flower.stores.grid_choice`) and (0, 0) here.
     fit : {"exact", "pad"}
         See `PatchGrid`.
+    margin : int
+        Pixels around each patch that the stores keep; see `PatchGrid`.
     num_uppers : int
         M; 0: one for each grid position.
     assignment : {"scatter", "round-robin"}
@@ -86,6 +88,7 @@ class StoreRequest(SourceOptions):
     stride: tuple[int, int] = (0, 0)
     pattern: Literal["", "auto"] = ""
     fit: Literal["exact", "pad"] = "exact"
+    margin: int = 0
     num_uppers: int = 0
     assignment: Literal["scatter", "round-robin"] = "scatter"
 
@@ -138,7 +141,7 @@ class StoreRequest(SourceOptions):
         """Return the grid on images of (height, width); raises GridError if it does not fit them."""
         patch_size = half_of(image_size) if self.patch_size == (0, 0) else self.patch_size
         stride = patch_size if self.stride == (0, 0) else self.stride
-        return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit)
+        return PatchGrid(image_size=image_size, patch_size=patch_size, stride=stride, fit=self.fit, margin=self.margin)
 
     def grid_of(self, source: ImageSource) -> PatchGrid:
         """Return the grid on a source's images, by the first of them where no size is stated.
@@ -162,6 +165,8 @@ class StoreRequest(SourceOptions):
         )  # fmt: skip
         if self.pattern:
             cut = (*cut, self.pattern, complexity.VERSION)
+        if self.margin:
+            cut = (*cut, "margin", self.margin)
         text = json.dumps((_LAYOUT_VERSION, source_fingerprint, cut))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -177,6 +182,7 @@ class StoreRequest(SourceOptions):
             patch_size=grid.patch_size,
             stride=grid.stride,
             fit=grid.fit,
+            margin=grid.margin,
             assignment=assign(grid, self.num_uppers or grid.num_patches, self.assignment),
             class_names=source.class_names,
             splits={"train": ((0, train),), "test": ((train, train + test),)},
@@ -310,6 +316,7 @@ def store_request(config: RunConfig) -> StoreRequest:
         stride=config.patches.stride,
         pattern=config.patches.grid,
         fit=config.patches.fit,
+        margin=config.patches.margin,
         num_uppers=config.patches.uppers,
         assignment=config.patches.assignment,
         **{field.name: config.value(field.name) for field in fields(SourceOptions)},

@@ -50,7 +50,7 @@ def _split(blueprint: Blueprint, num_images: int) -> Cost:
     busiest = max(shapes, key=lambda m: shapes[m][0])
     upper, lower, adaptation = blueprint.upper(busiest), blueprint.lower(), blueprint.adaptation()
     K, h, w, C = shapes[busiest]
-    patches = torch.zeros(_BATCH * K, description.channels, *description.patch_size)
+    patches = torch.zeros(_BATCH * K, *blueprint.input_shape)
     smashed = torch.zeros(_BATCH, description.grid().num_patches, C, h, w, requires_grad=True)
 
     def serve() -> torch.Tensor:

@@ -111,7 +111,7 @@ def ingest(job: IngestJob) -> Ingest:
     keys = demo_keys(folder / "keys", request.num_uppers or grid.num_patches)
     plan = Plan(
         patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
-        threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
+        margin=grid.margin, threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
     )  # fmt: skip
     before, own_before = peak(), anonymous()
     own = [own_before]

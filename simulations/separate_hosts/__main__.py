@@ -37,9 +37,9 @@ from simulations.throughput.results import PARTS
 DECIDED = {
     **common.DECIDED,
     "rounds": "--steps", "steps-per-round": "--steps", "transport": "", "workspace": "", "stores": "", "keys": "",
-    "owner": "", "patch-size": "", "stride": "", "fit": "", "uppers": "", "assignment": "", "image-size": "",
-    "image-column": "", "label-column": "", "test-fraction": "", "exchange-host": "", "exchange-port": "",
-    "exchange-advertise": "", "on-missing-node": "",
+    "owner": "", "patch-size": "", "stride": "", "fit": "", "margin": "", "uppers": "", "assignment": "",
+    "image-size": "", "image-column": "", "label-column": "", "test-fraction": "", "exchange-host": "",
+    "exchange-port": "", "exchange-advertise": "", "on-missing-node": "",
 }  # fmt: skip
 # Of the others, those that the owner uses; the runs find the owner's dataset.
 _OWNERS = ("dataset", "max-train", "max-test")

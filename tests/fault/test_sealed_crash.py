@@ -120,7 +120,14 @@ def interrupted(world: World) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"assignment": "round-robin"}, {"stride": (1, 1)}, {"patch": (4, 4)}, {"lower": None}, {"fit": "pad"}],
+    [
+        {"assignment": "round-robin"},
+        {"stride": (1, 1)},
+        {"patch": (4, 4)},
+        {"lower": None},
+        {"fit": "pad"},
+        {"margin": 1},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_an_interrupted_ingest_does_not_go_on_with_other_settings(

@@ -40,6 +40,7 @@ PEOPLE = World(Path(), nodes=[Identity.generate(Role.NODE, f"node{m}") for m in 
     train=st.integers(1, 40),
     test=st.integers(0, 3),
     num_nodes=st.integers(1, 4),
+    margin=st.integers(0, 2),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_images_come_back_bit_for_bit(
@@ -50,15 +51,16 @@ def test_images_come_back_bit_for_bit(
     train: int,
     test: int,
     num_nodes: int,
+    margin: int,
     seed: int,
 ) -> None:
     stride = (max(1, patch[0] // 2), max(1, patch[1] // 2)) if overlap else patch
     size = tuple(p + (n - 1) * s for p, n, s in zip(patch, tiles, stride, strict=True))
     source = ArraySource(train, test, (size[0], size[1], channels), seed=seed)
-    num_nodes = min(num_nodes, tiles[0] * tiles[1])
+    num_nodes, margin = min(num_nodes, tiles[0] * tiles[1]), min(margin, *(side - 1 for side in size))
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder) / "out", PEOPLE.owner, PEOPLE.lower, PEOPLE.nodes[:num_nodes], PEOPLE.restorers)
-        world.seal(source, world.plan(patch, stride))
+        world.seal(source, world.plan(patch, stride, margin=margin))
         log = AuditLog(world.out / "audit.log")
         images = list(range(train + test))[::-1]
         found = np.concatenate(list(restore(world.signed, world.places, world.restorers[:2], images, why="", log=log)))
@@ -74,7 +76,7 @@ def share_nothing(world: World) -> None:
     seen: set[bytes] = set()
     pieces = 0
     for entry in world.signed.manifest.stores:
-        shape = world.signed.manifest.description.patch_shape
+        shape = world.signed.manifest.description.stored_shape
         length = len(entry.positions) * shape[0] * shape[1] * shape[2]
         head, record = header_bytes(len(entry.positions)), 44 + length
         for file in sorted(world.place(entry.upper).glob("epoch-*")):

@@ -39,6 +39,24 @@ def test_derived_numbers():
     assert (MANIFEST.num_uppers, MANIFEST.num_classes, MANIFEST.num_samples) == (2, 2, 10)
 
 
+def test_a_store_with_another_margin_is_told_from_its_patches():
+    kept = msgspec.structs.replace(MANIFEST, margin=2)
+    assert (MANIFEST.stored_shape, kept.stored_shape) == ((3, 16, 16), (3, 20, 20))
+    assert kept.mismatch(kept.meta_of(1), 1) == ""
+    assert MANIFEST.mismatch(kept.meta_of(1), 1) == (
+        "holds patches of 3x20x20 (channels x height x width), expected 3x16x16 for Upper 1: patches of 16x16 with a "
+        "margin of 0 pixels"
+    )
+
+
+def test_a_description_from_before_there_were_margins_has_none(tmp_path):
+    MANIFEST.save(tmp_path / "manifest.json")
+    text = (tmp_path / "manifest.json").read_text("utf-8")
+    assert '"margin": 0,' in text
+    (tmp_path / "manifest.json").write_text(text.replace('"margin": 0,', ""), "utf-8")
+    assert StoreSetDescription.load(tmp_path / "manifest.json") == MANIFEST
+
+
 def test_samples_of_a_split_that_grew():
     splits = {"train": ((0, 3), (5, 7)), "test": ((3, 5), (7, 8))}
     grown = msgspec.structs.replace(MANIFEST, splits=splits)

@@ -96,6 +96,13 @@ def test_people_read_of_images_grid_wire_memory_and_disk(psl):
     assert status == 0
     assert "images      40 to train, 20 to test, 16x16, 1 channel, 10 classes" in out
     assert "2x2 patches of 8x8, for 2 Uppers on 2 simulated nodes" in out
+    wide = ("--json", *DIGITS, "margin=2", "shift=2")
+    report, plain = (json.loads(psl("train", "--dry-run", *more)[1]) for more in (wide, ("--json", *DIGITS)))
+    assert (report["margin"], plain["margin"]) == (2, 0)
+    # Of 60 images: 4 patches of 12x12 in place of 8x8 in the stores, and the same on the wire.
+    assert report["disk_stores"] - plain["disk_stores"] == 60 * 4 * (12 * 12 - 8 * 8)
+    assert report["bytes_up_per_image"] == plain["bytes_up_per_image"]
+    assert "2x2 patches of 8x8, margin 2 pixels, for 2 Uppers" in psl("train", "--dry-run", *wide[1:])[1]
     for word in ("network", "training", "wire", "memory", "disk", "run "):
         assert any(line.startswith(word) for line in out.splitlines())
 

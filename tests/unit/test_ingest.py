@@ -54,7 +54,7 @@ def test_every_setting_has_its_own_set(tmp_path, pictures):
     changes = [
         {}, {"stride": (2, 2)}, {"patch_size": (8, 8), "stride": (8, 8)}, {"num_uppers": 2}, {"max_train": 5},
         {"num_uppers": 2, "assignment": "round-robin"}, {"image_size": (12, 12)}, {"fit": "pad"},
-        {"max_test": 2},
+        {"margin": 1}, {"margin": 2}, {"max_test": 2},
         {"seed": 1}, {"test_fraction": 0.3},
     ]  # fmt: skip
     folders = {ensure_stores(tmp_path / "root", request_for(pictures, **change)).folder for change in changes}

@@ -99,6 +99,13 @@ def test_whole_images_on_one_node_are_refused_unless_allowed(changes, why, store
     assert check(stores_for(settings(uppers=2)).description, tmp_path, uppers=2) == ""
 
 
+def test_a_margin_over_the_whole_image_is_refused_unless_allowed(stores_for, tmp_path):
+    wide, narrow = (stores_for(settings(margin=margin)).description for margin in (8, 7))
+    with pytest.raises(ConfigError, match="the patches of Upper 0 with margin=8 show all of an image, so one node"):
+        check(wide, tmp_path)
+    assert check(wide, tmp_path, allow_whole_images=True) == check(narrow, tmp_path) == ""
+
+
 def test_what_is_chosen_is_told(stores_for, tmp_path):
     description = stores_for(settings()).description
     chosen = check(description, tmp_path, rounds=0, steps_per_round=0, batch_size=0, lr=0.0)

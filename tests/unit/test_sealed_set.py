@@ -26,6 +26,7 @@ CUTS = {
     "one Upper": {"num_uppers": 1},
     "round-robin": {"num_uppers": 2, "assignment": "round-robin"},
     "pad": {"patch_size": (3, 5), "stride": (3, 5), "fit": "pad"},
+    "margin": {"margin": 3},
     "image size": {"image_size": (4, 8)},
     "drawn": {"max_train": 4, "max_test": 2, "seed": 6},
 }

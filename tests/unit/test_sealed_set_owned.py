@@ -133,6 +133,7 @@ CONTRADICTIONS = [
     {"pixel_range": "0..4095"},
     {"leave_out": "notes"},
     {"fit": "pad"},
+    {"margin": 1},
     {"assignment": "round-robin"},
     {"stores": "plain"},
 ]
