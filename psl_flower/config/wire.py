@@ -19,6 +19,9 @@ class WireSettings(Settings):
     transport: str = setting("auto", "stream, flower; auto: stream, wherever nodes can run at once", choices=TRANSPORTS)
     wire_activations: str = setting("float32", "codec of smashed data", choices=CODECS)
     wire_gradients: str = setting("float32", "codec of their gradients", choices=CODECS)
+    gradient_feedback: bool = setting(
+        False, "add what rounding took from gradients to those of the next step; for patch-split training"
+    )
     exchange_host: str = setting("127.0.0.1", "address the Lower listens on for streams; TLS unless all is loopback")
     exchange_port: int = setting(0, "its port; 0: any free one", least=0, most=65_535)
     exchange_advertise: str = setting("", "host that nodes connect to; empty: exchange-host")
@@ -41,6 +44,11 @@ class WireSettings(Settings):
     def _check(self) -> None:
         if bool(self.exchange_cert) != bool(self.exchange_key):
             raise ConfigError("exchange-cert and exchange-key belong together: give both files, or neither")
+        if self.gradient_feedback and self.wire_gradients == "float32":
+            raise ConfigError(
+                "gradient-feedback: is set, but wire-gradients=float32 rounds nothing; choose another codec, or leave "
+                "it out"
+            )
         if self.exchange_plaintext_on_untrusted_network and (self.exchange_cert or self.exchange_client_ca):
             raise ConfigError(
                 "exchange-plaintext-on-untrusted-network contradicts exchange-cert and exchange-client-ca: "

@@ -20,6 +20,7 @@ from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
+from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.noise import CodeNoise
@@ -202,9 +203,15 @@ class Blueprint:
             self.description.assignment,
             adaptation_elsewhere=network.adaptation_server,
             teacher=teacher,
+            feedback=self.gradient_feedback(),
             device=device,
             **self._learning,
         )
+
+    def gradient_feedback(self) -> GradientFeedback | None:
+        """Return what keeps the rounding of gradients, of a training that begins; None where it is lost."""
+        wire = self.config.wire
+        return GradientFeedback(wire.wire_gradients) if wire.gradient_feedback else None
 
     def adaptation_engine(self, device: torch.device) -> AdaptationEngine | None:
         """Return the Adaptation Net's side of a run; None where alpha is 0."""

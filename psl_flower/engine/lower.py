@@ -15,6 +15,7 @@ from torch import nn
 
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, AdaptationInput
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
+from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.steps import StepLoss
@@ -53,6 +54,8 @@ class LowerEngine(HeadEngine):
         As in `psl_flower.losses.loss_parts`.
     teacher : LowerTeacher or None
         Whose answers are learnt beside the labels; its smashed data come behind the student's, along channels.
+    feedback : GradientFeedback or None
+        Adds to gradients what rounding took from those before.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class LowerEngine(HeadEngine):
         adaptation_elsewhere: bool = False,
         label_smoothing: float = 0.0,
         teacher: LowerTeacher | None = None,
+        feedback: GradientFeedback | None = None,
     ) -> None:
         super().__init__(
             to_device(lower, device),
@@ -80,7 +84,7 @@ class LowerEngine(HeadEngine):
         self.adaptation_elsewhere = adaptation_elsewhere
         if adaptation_elsewhere:
             self.saved[ADAPTATION] = 0
-        self._teacher = teacher
+        self._teacher, self._feedback = teacher, feedback
         self._positions = dict(enumerate(map(list, positions_by_upper(self.assignment))))
         self._alpha, self._label_smoothing = alpha, label_smoothing
         self._autocast = use_autocast
@@ -169,15 +173,16 @@ class LowerEngine(HeadEngine):
                 f"step {self.step}: the loss is {full}; the last checkpoint is kept. "
                 "Resume from it with a lower lr, or check the images"
             )
-        self._update_due = True
         report = StepLoss(full=full, lower=float(lower), uppers=float(uppers), correct=correct)
-        if frozen:
-            return report, {}
-        assert leaf_BPChw.grad is not None
-        if learnt:
-            # Two terms, whose order does not matter: the sum that one backward pass through both losses makes.
-            leaf_BPChw.grad += learnt.gradient_BPChw
-        return report, self._part(leaf_BPChw.grad, smashed)
+        gradients = {}
+        if not frozen:
+            assert leaf_BPChw.grad is not None
+            if learnt:
+                # Two terms, whose order does not matter: the sum that one backward pass through both losses makes.
+                leaf_BPChw.grad += learnt.gradient_BPChw
+            gradients = self._part(leaf_BPChw.grad, smashed)
+        self._update_due = True
+        return report, gradients
 
     def update(self) -> None:
         """Apply the update that the last `train_step` left open, if it did."""
@@ -185,6 +190,8 @@ class LowerEngine(HeadEngine):
         super().update()
         if due and self.adaptation is not None:
             self.adaptation.update()
+        if due and self._feedback is not None:
+            self._feedback.apply()
 
     @torch.no_grad()
     def logits(self, smashed: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -196,12 +203,15 @@ class LowerEngine(HeadEngine):
 
     def state(self) -> dict[str, Any]:
         """Return the state to continue from after `step` steps."""
-        return super().state() | {"adaptation": self.adaptation.state() if self.adaptation else {}}
+        state = super().state() | {"adaptation": self.adaptation.state() if self.adaptation else {}}
+        return state if self._feedback is None else state | {"owed": self._feedback.state()}
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
         if self.adaptation:
             self.adaptation.restore(state["adaptation"])
+        if self._feedback is not None:
+            self._feedback.restore(state["owed"])
 
     def _learn(
         self,
@@ -247,7 +257,10 @@ class LowerEngine(HeadEngine):
 
     def _part(self, gradient_BPChw: torch.Tensor, present: Collection[int]) -> dict[int, torch.Tensor]:
         gradient_BPhwC = gradient_BPChw.permute(0, 1, 3, 4, 2)
-        return {m: gradient_BPhwC[:, self._positions[m]].contiguous().cpu() for m in present}
+        parts = {m: gradient_BPhwC[:, self._positions[m]].contiguous().cpu() for m in present}
+        if self._feedback is None:
+            return parts
+        return {m: self._feedback.corrected(m, part) for m, part in parts.items()}
 
 
 def without_dropped(smashed_BPChw: torch.Tensor, dropped_BM: torch.Tensor, assignment: Sequence[int]) -> torch.Tensor:

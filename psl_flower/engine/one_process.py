@@ -85,6 +85,7 @@ class OneProcessTrainer:
         if self.adaptation is not None:
             self.adaptation.to(device)
         self._averaging, self._noise = blueprint.averaging(), blueprint.code_noise
+        self._feedback = blueprint.gradient_feedback()
         self._looks_NPChw: torch.Tensor | None = None
         self._optimizer: Optimizer = blueprint.optimizer_of_all(self.net, self.adaptation)
 
@@ -143,6 +144,8 @@ class OneProcessTrainer:
             loss.backward()
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
+            if self._feedback is not None:
+                self._feedback.apply()
             self.step += 1
             if self._averaging is not None and not frozen and self._averaging.is_due(self.step):
                 uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
@@ -154,13 +157,16 @@ class OneProcessTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next steps depend on."""
         state = {"step": self.step, "net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
-        return state | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
+        owed = {} if self._feedback is None else {"owed": self._feedback.state()}
+        return state | owed | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to such a state."""
         self.step = state["step"]
         self.net.load_state_dict(state["net"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._feedback is not None:
+            self._feedback.restore(state["owed"])
         if self.adaptation:
             self.adaptation.load_state_dict(state["adaptation"])
 
@@ -188,12 +194,15 @@ class OneProcessTrainer:
         return self._looks_NPChw[torch.from_numpy(self._task.places(plan))]
 
     def _smash(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        codecs, options = (self._config.smashed_codec, self._config.wire.wire_gradients), {"absent": absent}
+        codecs = (self._config.smashed_codec, self._config.wire.wire_gradients)
+        options: dict[str, Any] = {"absent": absent}
         if self._noise is not None:
             options["normal"] = {
                 m: self._noise.of(store.noise_key(), plan, plan.id.step, len(store.meta.positions))
                 for m, store in enumerate(self._stores)
             }
+        if self._feedback is not None:
+            options["corrected"] = self._feedback.corrected
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, **options)
         return smashed_BPChw
 

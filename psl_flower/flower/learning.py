@@ -55,6 +55,8 @@ class SplitLearning(Training):
         self.wire = WireSettings(transport=transport, **wire)
         if self.wire.on_missing_node != "wait":
             raise ConfigError("on_missing_node: a party cannot be done without here; leave it at 'wait'")
+        if self.wire.gradient_feedback:
+            raise ConfigError("gradient_feedback: works in patch-split training alone; leave it out")
         self.outputs: Any = None
 
     def fit(self, grid: Grid) -> Result:

@@ -40,6 +40,8 @@ class CutPair:
     joined: nn.Module = field(default_factory=nn.Identity)
 
 
+# Changes a gradient before it is sent.
+Corrected = Callable[[torch.Tensor], torch.Tensor]
 # Makes a pair for a number of channels at the cut; `psl_flower.protection` has those that people can choose.
 MakePair = Callable[[int], CutPair]
 
@@ -53,18 +55,26 @@ class _Boundary(torch.autograd.Function):
     """Codec round trips, forward and backward; the gradient leaves in channels-last order."""
 
     @staticmethod
-    def forward(ctx: Any, features_NChw: torch.Tensor, activations: str, gradients: str) -> torch.Tensor:
+    def forward(
+        ctx: Any, features_NChw: torch.Tensor, activations: str, gradients: str, corrected: Corrected | None
+    ) -> torch.Tensor:
         """Return the features as the Lower sees them."""
-        ctx.gradients = gradients
+        ctx.gradients, ctx.corrected = gradients, corrected
         return _as_received(features_NChw, activations)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Return the gradient as the Upper sees it."""
-        return _as_received(gradients[0], ctx.gradients), None, None
+        sent = gradients[0] if ctx.corrected is None else ctx.corrected(gradients[0])
+        return _as_received(sent, ctx.gradients).to(gradients[0].dtype), None, None, None
 
 
-def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradients: str = "float32") -> torch.Tensor:
+def boundary(
+    features_NChw: torch.Tensor,
+    activations: str = "float32",
+    gradients: str = "float32",
+    corrected: Corrected | None = None,
+) -> torch.Tensor:
     """Pass the features of one Upper through the wire's effects without a wire, for a network in one process.
 
     The codecs round what passes, in either direction. Also with the exact codec the memory order in which the gradient
@@ -77,8 +87,10 @@ def boundary(features_NChw: torch.Tensor, activations: str = "float32", gradient
         Smashed data (B*K, C, h, w) of one Upper.
     activations, gradients : str
         Codec names (`psl_flower.wire.codecs`).
+    corrected : callable, optional
+        Given the gradient (B*K, C, h, w), returns what is to be rounded in its place.
     """
-    result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients)
+    result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients, corrected)
     return result
 
 

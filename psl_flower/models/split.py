@@ -6,8 +6,9 @@ pixels of an image, h and w of a patch or of its feature map.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from psl_flower.errors import ConfigError
 from psl_flower.models.architectures import UPPER_INITS, BackboneSize, last_stage, smashed_channels
-from psl_flower.models.cut import MakePair, boundary, unprotected
+from psl_flower.models.cut import MakePair, boundary, from_wire, to_wire, unprotected
 from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign, positions_by_upper
@@ -266,18 +267,22 @@ class PatchSplitNet(nn.Module):
         gradients: str = "float32",
         absent: Collection[int] = (),
         normal: Mapping[int, torch.Tensor] = MappingProxyType({}),
+        corrected: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire.
 
         Uppers that are absent do not run; zeros stand for their smashed data. `normal` has standard normal numbers
-        (B*K, d) for each Upper that adds noise.
+        (B*K, d) for each Upper that adds noise. `corrected` is called with an Upper and the gradient (B, K, h', w', C')
+        of its smashed data, and returns what is sent in its place.
         """
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
         for m, (upper, positions) in enumerate(zip(self.uppers, positions_by_upper(self.assignment), strict=True)):
             if m in absent:
                 continue
             patches_NChw = channels_last(patches_BPChw[:, list(positions)].flatten(0, 1))
-            smashed = _by_patch(boundary(upper(patches_NChw, normal.get(m)), activations, gradients), len(positions))
+            correct = None if corrected is None else partial(_on_wire, partial(corrected, m), len(positions))
+            crossed = boundary(upper(patches_NChw, normal.get(m)), activations, gradients, correct)
+            smashed = _by_patch(crossed, len(positions))
             for k, p in enumerate(positions):
                 by_position[p] = smashed[:, k]
         there = [smashed for smashed in by_position if smashed is not None]
@@ -338,6 +343,13 @@ def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[i
         shape = upper.eval()(torch.zeros(1, *patch_shape, device=device)).shape
     upper.train(was_training)
     return int(shape[1]), int(shape[2]), int(shape[3])
+
+
+def _on_wire(
+    change: Callable[[torch.Tensor], torch.Tensor], num_positions: int, maps_NChw: torch.Tensor
+) -> torch.Tensor:
+    """Return maps (B*K, C, h, w) changed by a function of what the wire carries, (B, K, h, w, C)."""
+    return from_wire(change(to_wire(maps_NChw, num_positions)))
 
 
 def _by_patch(maps_NChw: torch.Tensor, num_patches: int) -> torch.Tensor:

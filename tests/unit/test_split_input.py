@@ -172,5 +172,7 @@ def test_a_stream_and_its_settings() -> None:
         over_nodes(transport="pigeon")
     with pytest.raises(ConfigError, match="on_missing_node: a party cannot be done without here"):
         over_nodes(on_missing_node="continue")
+    with pytest.raises(ConfigError, match="gradient_feedback: works in patch-split training alone"):
+        over_nodes(gradient_feedback=True, wire_gradients="int8")
     with pytest.raises(ConfigError, match="workdir: give a folder for checkpoints"):
         over_nodes().fit(None)
