@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,14 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from psl_flower.cli.output import exit_status
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
 from psl_flower.text import counted
-from simulations import reports
-from simulations.command_line import check_out, deliver, new_parser, workspace_of
-from simulations.machine import circumstances
-from simulations.options import read_options, texts
-from simulations.progress import Progress
+from simulations import kept
+from simulations.kept import Study
 from simulations.reports import Cells, Row, Spread
-from simulations.tables import again, spread
+from simulations.tables import spread
 
 # Run by each installation's own interpreter, so of what both have.
 _PROGRAM = """
@@ -73,7 +69,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     read_s: float
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: every reading."""
 
     benchmark: str = "reading"
@@ -114,11 +110,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f"{self.load}"
         )
 
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("reading", texts(self.settings).items(), {})
-
     def _of(self, data: str, installation: str) -> list[Trial]:
         return [trial for trial in self.measurements if (trial.data, trial.installation) == (data, installation)]
 
@@ -130,36 +121,27 @@ class Report(reports.Report, frozen=True, kw_only=True):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
     about = "Measure how fast datasets are opened and decoded; with --out, readings that are there are kept."
-    parser = new_parser("reading", about, Options)
-    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+    return kept.run("reading", about, Options, Report, _measure, arguments)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    check_out(given.out)
-    options, began = read_options(given, Options), circumstances()
-    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
-    with workspace_of("psl-reading-") as workspace, Progress() as progress:
-        done = {(trial.data, trial.installation): 0 for trial in report.measurements}
-        for trial in report.measurements:
-            done[trial.data, trial.installation] += 1
-        pythons = {"this": sys.executable} | ({"other": os.path.abspath(options.other)} if options.other else {})
-        for data, folder in _datasets(workspace.path, options):
-            if all(done.get((data, installation), 0) >= options.repetitions for installation in pythons):
-                continue
+def _measure(study: Study[Options, Report]) -> None:
+    options, progress = study.options, study.progress
+    done = Counter((trial.data, trial.installation) for trial in study.report.measurements)
+    pythons = {"this": sys.executable} | ({"other": os.path.abspath(options.other)} if options.other else {})
+    for data, folder in _datasets(study.folder, options):
+        if all(done[data, installation] >= options.repetitions for installation in pythons):
+            continue
+        for installation, python in pythons.items():
+            _read(python, folder)  # what the first reading leaves in caches is not timed
+            progress.trial(f"{data}, {installation}: warm")
+        for repetition in range(options.repetitions):
             for installation, python in pythons.items():
-                _read(python, folder)  # what the first reading leaves in caches is not timed
-                progress.trial(f"{data}, {installation}: warm")
-            for repetition in range(options.repetitions):
-                for installation, python in pythons.items():
-                    if repetition < done.get((data, installation), 0):
-                        continue
-                    progress.trial(f"{data}, {installation}: {repetition + 1} of {options.repetitions}")
-                    trial = msgspec.convert(_read(python, folder) | {"data": data, "installation": installation}, Trial)
-                    report = msgspec.structs.replace(report, measurements=(*report.measurements, trial))
-                    progress.result(f"{trial.images / trial.read_s:.0f} images/s")
-                    if given.out is not None:
-                        reports.save(given.out, report)
-    deliver(given, report)
+                if repetition < done[data, installation]:
+                    continue
+                progress.trial(f"{data}, {installation}: {repetition + 1} of {options.repetitions}")
+                trial = msgspec.convert(_read(python, folder) | {"data": data, "installation": installation}, Trial)
+                progress.result(f"{trial.images / trial.read_s:.0f} images/s")
+                study.keep(trial)
 
 
 def _datasets(root: Path, options: Options) -> Iterator[tuple[str, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from psl_flower.cli.output import exit_status
 from psl_flower.config import RunConfig, fields
 from psl_flower.config.fields import setting
 from psl_flower.config.training import CLASS_WEIGHTS
@@ -26,13 +24,10 @@ from psl_flower.engine.recipe import MOST_BATCH, batch_for, split_training, step
 from psl_flower.engine.scores import scores
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreSet, store_request
-from simulations import reports
-from simulations.command_line import check_out, deliver, new_parser, workspace_of
-from simulations.machine import circumstances
-from simulations.options import number, one_of, read_options, several, texts
-from simulations.progress import Progress
+from simulations import kept
+from simulations.kept import Study
+from simulations.options import number, one_of, several
 from simulations.reports import Cells, Row
-from simulations.tables import again
 
 # What a run trained with before: 3 epochs of mini-batches of 64 at 0.05.
 BEFORE = {"rounds": 3, "batch_size": 64, "lr": 0.05}
@@ -144,7 +139,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: every training."""
 
     benchmark: str = "recipe"
@@ -181,43 +176,31 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f'{self.settings.side}. "Chance": balanced accuracy within two standard errors of guessing. {self.load}'
         )
 
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("recipe", texts(self.settings).items(), {})
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
     about = "Train small sets with several recipes, in one process; with --out, trainings that are there are kept."
-    parser = new_parser("recipe", about, Options)
-    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+    return kept.run("recipe", about, Options, Report, _measure, arguments)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    check_out(given.out)
+def _measure(study: Study[Options, Report]) -> None:
     torch.set_num_threads(1)
-    options, began = read_options(given, Options), circumstances()
-    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
-    done = {(t.data, t.recipe, t.steps, t.lr) for t in report.measurements}
-    with workspace_of("psl-recipe-") as workspace, Progress() as progress:
-        stores = {data: _stores(workspace.path, data, options) for data in options.sets}
-        # One recipe on every set before the next, so that a part of the trainings already compares them.
-        for (recipe, steps, lr, weights), data in product(_recipes(options), options.sets):
-            config = RunConfig.of(valid_fraction=_VALID, **BEFORE)
-            if steps:
-                config = _config(stores[data], steps, lr).replace(class_weights=weights)
-            key = (data, recipe, _num_steps(config, stores[data]), config.training.lr)
-            if key in done:
-                continue
-            done.add(key)
-            progress.trial(f"{data}, {recipe}: {key[2]} steps at {key[3]:g}")
-            trial = _train(data, recipe, config, stores[data])
-            progress.result(f"{trial.balanced_accuracy:.1%} balanced, {trial.seconds:.0f} s")
-            report = msgspec.structs.replace(report, measurements=(*report.measurements, trial))
-            if given.out is not None:
-                reports.save(given.out, report)
-    deliver(given, report)
+    options, progress = study.options, study.progress
+    done = {(t.data, t.recipe, t.steps, t.lr) for t in study.report.measurements}
+    stores = {data: _stores(study.folder, data, options) for data in options.sets}
+    # One recipe on every set before the next, so that a part of the trainings already compares them.
+    for (recipe, steps, lr, weights), data in product(_recipes(options), options.sets):
+        config = RunConfig.of(valid_fraction=_VALID, **BEFORE)
+        if steps:
+            config = _config(stores[data], steps, lr).replace(class_weights=weights)
+        key = (data, recipe, _num_steps(config, stores[data]), config.training.lr)
+        if key in done:
+            continue
+        done.add(key)
+        progress.trial(f"{data}, {recipe}: {key[2]} steps at {key[3]:g}")
+        trial = _train(data, recipe, config, stores[data])
+        progress.result(f"{trial.balanced_accuracy:.1%} balanced, {trial.seconds:.0f} s")
+        study.keep(trial)
 
 
 def _stores(root: Path, data: str, options: Options) -> StoreSet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.cli.output import exit_status
 from psl_flower.config import fields, size_text
 from psl_flower.config.fields import parse_size, setting
 from psl_flower.data.options import SourceOptions
@@ -22,12 +20,11 @@ from psl_flower.errors import ConfigError
 from psl_flower.leakage.seams import Seam, match_seams
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.cutting import half_of
-from simulations import reports
-from simulations.command_line import check_out, deliver, new_parser
-from simulations.machine import circumstances
-from simulations.options import read_options, several, texts
+from simulations import kept
+from simulations.kept import Study
+from simulations.options import several
 from simulations.reports import Cells, Row
-from simulations.tables import again, dataset_name
+from simulations.tables import dataset_name
 
 # Half the image each way: 2x2 patches.
 _HALF = "half"
@@ -66,7 +63,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     seams: tuple[Seam, ...]
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file."""
 
     benchmark: str = "seams"
@@ -113,26 +110,17 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "and nothing is learnt: colluding nodes may do better."
         )
 
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("seams", texts(self.settings).items(), {})
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
-    parser = new_parser(
-        "seams", "Cut images into patches and find neighbours again by the pixels of their borders.", Options
-    )
-    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+    about = "Cut images into patches and find neighbours again by the pixels of their borders."
+    return kept.run("seams", about, Options, Report, _measure, arguments)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    check_out(given.out)
-    options, began = read_options(given, Options), circumstances()
-    images_NCHW = _images(options)
-    measured = tuple(_cut(images_NCHW, size) for size in options.patch_sizes)
-    deliver(given, Report(**began, settings=options, measurements=measured))
+def _measure(study: Study[Options, Report]) -> None:
+    images_NCHW = _images(study.options)
+    for size in study.options.patch_sizes[len(study.report.measurements) :]:
+        study.keep(_cut(images_NCHW, size))
 
 
 def _images(options: Options) -> NDArray[np.uint8]:

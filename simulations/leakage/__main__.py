@@ -6,16 +6,13 @@ its cut, of the finished network (one look) and in all epochs joined (all looks)
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from psl_flower.cli.output import exit_status
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -31,37 +28,28 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.wire.codecs import get_codec
-from simulations import reports
-from simulations.command_line import check_out, deliver, new_parser, workspace_of
+from simulations import kept
+from simulations.kept import Study
 from simulations.leakage.cases import Options
 from simulations.leakage.results import Floor, Report, Trial, best
-from simulations.machine import circumstances
-from simulations.options import read_options
 from simulations.progress import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
     about = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
-    parser = new_parser("leakage", about, Options)
-    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+    return kept.run("leakage", about, Options, Report, _measure, arguments)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    check_out(given.out)
-    options, began = read_options(given, Options), circumstances()
-    report = reports.begun(given.out, Report(**began, settings=options))
-    with workspace_of("psl-leakage-") as workspace, Progress() as progress:
-        for case, seed in report.missing:
-            progress.trial(f"{case}, seed {seed}")
-            trial, floor = _trial(case, seed, options, workspace.path, progress, _floor_of(report, seed))
-            floors = report.floors if _floor_of(report, seed) else (*report.floors, floor)
-            report = msgspec.structs.replace(report, measurements=(*report.measurements, trial), floors=floors)
-            one, joined = best(trial.one_look).ssim.mean, best(trial.all_looks).ssim.mean
-            progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
-            if given.out is not None:
-                reports.save(given.out, report)
-    deliver(given, report)
+def _measure(study: Study[Options, Report]) -> None:
+    progress = study.progress
+    for case, seed in study.report.missing:
+        progress.trial(f"{case}, seed {seed}")
+        known, floors = _floor_of(study.report, seed), study.report.floors
+        trial, floor = _trial(case, seed, study.options, study.folder, progress, known)
+        one, joined = best(trial.one_look).ssim.mean, best(trial.all_looks).ssim.mean
+        progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
+        study.keep(trial, floors=floors if known else (*floors, floor))
 
 
 def _floor_of(report: Report, seed: int) -> Floor | None:
@@ -72,7 +60,7 @@ def _trial(
     case: str, seed: int, options: Options, workspace: Path, progress: Progress, floor: Floor | None
 ) -> tuple[Trial, Floor]:
     began = time.perf_counter()
-    config = options.config(case, seed, workspace)
+    config = options.config_of(case, seed, workspace)
     stores = prepare_stores(config)
     description = stores.description
     num_bytes = smashed_bytes(Blueprint(config, description).network(), description)

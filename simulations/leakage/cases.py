@@ -70,7 +70,7 @@ class Options(fields.Settings):
         """How hard the attacker tries."""
         return AuditSettings(victims=self.victims, auxiliary=self.auxiliary, epochs=self.decoder_epochs)
 
-    def config(self, case: str, seed: int, workspace: Path) -> RunConfig:
+    def config_of(self, case: str, seed: int, workspace: Path) -> RunConfig:
         """Return the settings of a case's run."""
         shared: Values = {
             "dataset": self.dataset, "seed": seed, "backbone-width": self.width, "max-train": self.images,

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from psl_flower.leakage.report import CODES, QUERY, Finding
-from simulations import reports
+from simulations import kept
 from simulations.leakage.cases import REFERENCE, Options
-from simulations.options import texts
 from simulations.reports import Cells, Row
-from simulations.tables import again, dataset_name
+from simulations.tables import dataset_name
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +86,7 @@ class Average(msgspec.Struct, frozen=True, kw_only=True):
     bytes_both: float
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file."""
 
     benchmark: str = "leakage"
@@ -190,11 +189,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "an image and step over all nodes. Accuracy is that of so few epochs, far from what longer training "
             f"reaches, and stronger attackers may find more. {self.load}"
         )
-
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("leakage", texts(self.settings).items(), {})
 
     def _average(self, case: str, trials: Sequence[Trial]) -> Average:
         mean = statistics.fmean

@@ -12,10 +12,9 @@ from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
 from psl_flower.text import counted
-from simulations import reports
-from simulations.options import texts
+from simulations import kept
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, network_name, spread
+from simulations.tables import network_name, spread
 
 # Of the images of the larger ingest to those of the smaller one: memory that grows with them would show.
 GROWTH = 4
@@ -155,7 +154,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     own_added_bytes: Spread
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: what was measured, every trial, and what they amount to."""
 
     benchmark: str = "sealed-cost"
@@ -216,11 +215,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "restored. Peaks are those of a process of its own for each ingest; mapped files are the dataset's own "
             f"table. {self.load}"
         )
-
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("sealed_cost", texts(self.settings).items(), self.settings.config)
 
 
 def summarise(settings: Settings, trials: Sequence[Trial]) -> Summary:

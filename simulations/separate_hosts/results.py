@@ -12,10 +12,10 @@ from psl_flower.config import fields
 from psl_flower.config.fields import setting
 from psl_flower.system.machine import usable_cores
 from psl_flower.text import counted
-from simulations import reports
-from simulations.options import number, several, texts
+from simulations import kept
+from simulations.options import number, several
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, spread, trained
+from simulations.tables import spread, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down_per_image: float
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: every trial, in the order in which they ran, and what they amount to, by delay."""
 
     benchmark: str = "separate-hosts"
@@ -201,11 +201,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "network's part of a step is what is neither the slowest Upper's computing nor the Lower's: median over "
             f"the timed steps. {self.load}"
         )
-
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("separate_hosts", texts(self.settings).items(), self.settings.config)
 
 
 def summarise(delays_ms: Sequence[float], measurements: Sequence[Measurement]) -> tuple[Summary, ...]:

@@ -13,11 +13,11 @@ from psl_flower.config.fields import setting
 from psl_flower.errors import RunError
 from psl_flower.system.machine import usable_cores
 from psl_flower.text import counted
-from simulations import reports
+from simulations import kept
 from simulations.memory import Process, highest
-from simulations.options import one_of, several, texts
+from simulations.options import one_of, several
 from simulations.reports import Cells, Row, Spread, Values
-from simulations.tables import again, spread, trained
+from simulations.tables import spread, trained
 
 ONE_PROCESS = "one-process"
 FEDERATED = ("stream", "flower")
@@ -145,7 +145,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     pss_bytes: dict[str, int]
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: every trial, in the order in which they ran, and what they amount to, by mode."""
 
     benchmark: str = "throughput"
@@ -179,11 +179,6 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f"{rounding}. Parts are means over the timed steps: the slowest Upper, the Lower, the rest (moving bytes, "
             f"waiting). {self.load}"
         )
-
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("throughput", texts(self.settings).items(), self.settings.config)
 
     def _rates(self) -> Cells:
         return ("mode", "images/s", "ratio to one process", "up, kB/image", "down, kB/image"), [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -11,17 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from psl_flower.cli.output import exit_status
 from psl_flower.errors import RunError
 from psl_flower.launch.running import app_folder
 from psl_flower.launch.superlink import LocalSuperLink
-from simulations import reports
-from simulations.command_line import check_out, deliver, new_parser, workspace_of
-from simulations.machine import circumstances
-from simulations.options import read_options
-from simulations.progress import Progress
+from simulations import kept
+from simulations.kept import Study
 from simulations.vertical.results import BY_ROUNDS, HERE, Options, Report, Trial
 
 _PARTIES = 3
@@ -34,32 +27,20 @@ _POLL_S, _START_S, _TIMEOUT_S = 0.2, 120.0, 3600.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
     about = "Train three parties with tabular data, here and by Flower rounds; with --out, what is there is kept."
-    parser = new_parser("vertical", about, Options)
-    return exit_status(lambda: _measure(parser.parse_args(arguments)))
+    return kept.run("vertical", about, Options, Report, _measure, arguments)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    check_out(given.out)
-    options, began = read_options(given, Options), circumstances()
-    report = reports.begun(given.out, Report(**began, settings=options, measurements=()))
-    done = {(trial.method, trial.how) for trial in report.measurements}
-    with workspace_of("psl-vertical-") as workspace, Progress() as progress:
-        for transport in options.transports:
-            if (HERE, f"{transport} transport") not in done:
-                progress.trial(f"{HERE}, {transport}")
-                report = _kept(given, report, [_here(workspace.path / transport, options, transport)])
-        for lr in options.lrs:
-            if (BY_ROUNDS, f"lr {lr:g}") not in done:
-                progress.trial(f"{BY_ROUNDS}, lr {lr:g}")
-                report = _kept(given, report, _by_rounds(workspace.path / f"lr-{lr:g}", options, lr))
-    deliver(given, report)
-
-
-def _kept(given: argparse.Namespace, report: Report, trials: Sequence[Trial]) -> Report:
-    report = msgspec.structs.replace(report, measurements=(*report.measurements, *trials))
-    if given.out is not None:
-        reports.save(given.out, report)
-    return report
+def _measure(study: Study[Options, Report]) -> None:
+    options, progress = study.options, study.progress
+    done = {(trial.method, trial.how) for trial in study.report.measurements}
+    for transport in options.transports:
+        if (HERE, f"{transport} transport") not in done:
+            progress.trial(f"{HERE}, {transport}")
+            study.keep(_here(study.folder / transport, options, transport))
+    for lr in options.lrs:
+        if (BY_ROUNDS, f"lr {lr:g}") not in done:
+            progress.trial(f"{BY_ROUNDS}, lr {lr:g}")
+            study.keep(*_by_rounds(study.folder / f"lr-{lr:g}", options, lr))
 
 
 def _here(folder: Path, options: Options, transport: str) -> Trial:

@@ -8,10 +8,9 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
-from simulations import reports
-from simulations.options import number, one_of, several, texts
+from simulations import kept
+from simulations.options import number, one_of, several
 from simulations.reports import Cells, Row
-from simulations.tables import again
 
 HERE, BY_ROUNDS = "examples/tabular", "a Flower round per step"
 _TRANSPORTS = ("stream", "flower")
@@ -54,7 +53,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
 
 
-class Report(reports.Report, frozen=True, kw_only=True):
+class Report(kept.Report, frozen=True, kw_only=True):
     """A result file: every training."""
 
     benchmark: str = "vertical"
@@ -92,8 +91,3 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "examples/tabular stops early by the very patients that its AUC is of, which flatters it; the other has "
             f"fixed rounds. One training each. {self.load}"
         )
-
-    @property
-    def command(self) -> str:
-        """The command line that measures the same again."""
-        return again("vertical", texts(self.settings).items(), {})
