@@ -124,6 +124,7 @@ OUT_OF_RANGE = [
     ({"protection": "code", "code-pool": 0}, "code-pool: expected a number at least 1"),
     ({"protection": "code", "code-noise": -0.5}, "code-noise: expected a number at least 0 and at most 100"),
     ({"code-noise": 0.5}, "code-noise: is set, but protection is none"),
+    ({"gradient-feedback": True}, "gradient-feedback: is set, but wire-gradients=float32 rounds nothing"),
     ({"backbone-width": 0}, "backbone-width: expected a number at least 1"),
     ({"uppers": -1}, "uppers: expected a number at least 0"),
     ({"max-train": -1}, "max-train: expected"),
