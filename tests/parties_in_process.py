@@ -65,10 +65,12 @@ def over_nodes(optimizer: Callable[..., Any] = torch.optim.Adam, **changes: Any)
     return SplitLearning(plain.Top, plain.PARTIES, **arguments(optimizer, **({"node_timeout_s": 20.0} | changes)))
 
 
-def weights_of(strategy: SplitLearning, result: Any, states: Path, step: int) -> dict[str, torch.Tensor]:
+def weights_of(
+    strategy: SplitLearning, result: Any, states: Path, step: int, names: Sequence[str] = tuple(plain.PARTIES)
+) -> dict[str, torch.Tensor]:
     """Return all weights, those of the parties from their states under a folder, and the last outputs."""
     found = {f"top.{name}": value for name, value in result.arrays.to_torch_state_dict().items()}
-    for name in plain.PARTIES:
+    for name in names:
         (path,) = states.rglob(f"{name}/step-{step:08d}.pt")
         state = Checkpoints(path.parent).load(step)
         found |= {f"{name}.{key}": value for key, value in state["model"].items()}

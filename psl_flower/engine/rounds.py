@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
@@ -256,11 +257,11 @@ class Rounds(ABC, Generic[L, T]):
 
         if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
             average_N = self._shared_mean(exchange, trained, gradients, meanwhile)
-            down = {m: Down(Average(trained.id, plan, due), average_N) for m in self._present}
+            down = {m: Down(Average(trained.id, self._told(m, plan), due), average_N) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
         else:
-            step = Step(gradient_of=trained.id if trained else None, plan=plan, save=due)
-            down = {m: Down(step, gradients.get(m)) for m in self._present}
+            step = Step(gradient_of=trained.id if trained else None, save=due)
+            down = {m: Down(replace(step, plan=self._told(m, plan)), gradients.get(m)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile)
         if due:
             saved = [*self._present, *mid_step]
@@ -306,12 +307,22 @@ class Rounds(ABC, Generic[L, T]):
     ) -> tuple[dict[int, torch.Tensor], float]:
         """Return what all parties answer to a plan that changes none, and the seconds that the slowest took."""
         assert exchange is not None
-        down = {m: Down(Step(plan=plan)) for m in self._present}
+        down = {m: Down(Step(plan=self._told(m, plan))) for m in self._present}
         answers = exchange.exchange(down, self._expected(plan), meanwhile)
         return _tensors(answers), _upper_s(answers)
 
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
-        return None if plan is None else {m: (plan.num_samples, *self._shapes[m]) for m in self._present}
+        if plan is None:
+            return None
+        told = {m: self._plan_of(m, plan) for m in self._present}
+        return {m: (part.num_samples, *self._shapes[m]) for m, part in told.items()}
+
+    def _told(self, m: int, plan: Plan | None) -> Plan | None:
+        return None if plan is None else self._plan_of(m, plan)
+
+    def _plan_of(self, m: int, plan: Plan) -> Plan:
+        """Return a plan as party m is told it: the same for all, unless a subclass knows which samples each has."""
+        return plan
 
 
 def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:

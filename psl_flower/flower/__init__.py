@@ -11,6 +11,6 @@ imports Flower.
 
 from psl_flower.flower.client import split_client
 from psl_flower.flower.learning import SplitLearning
-from psl_flower.split import EarlyStopping, LabelSide, PartySide, fit_local
+from psl_flower.split import EarlyStopping, LabelSide, PartySide, fit_local, pseudonyms
 
-__all__ = ["EarlyStopping", "LabelSide", "PartySide", "SplitLearning", "fit_local", "split_client"]
+__all__ = ["EarlyStopping", "LabelSide", "PartySide", "SplitLearning", "fit_local", "pseudonyms", "split_client"]

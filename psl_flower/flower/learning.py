@@ -86,7 +86,7 @@ class SplitLearning(Training):
                 self.wire,
                 evaluate_every=self.evaluate_every,
                 unfinished=session.unfinished,
-                on_placed=self._check_placed,
+                on_placed=lambda placement: self._check_placed(placement, folder),
                 on_round=lambda number, report, up, down: session.note(report, up, down),
             )
             try:
@@ -129,8 +129,9 @@ class SplitLearning(Training):
             driver = session.driver
             driver.task = OnlyEvaluated.of(self.lessons, rows, driver.lower.step)
             strategy = RoundsStrategy(
-                driver, self._task(session.run, session.driver.lower), self.wire, on_placed=self._check_placed
-            )
+                driver, self._task(session.run, session.driver.lower), self.wire,
+                on_placed=lambda placement: self._check_placed(placement, folder),
+            )  # fmt: skip
             try:
                 strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
             finally:
@@ -163,8 +164,10 @@ class SplitLearning(Training):
             labels=self.roster.labels,
         )
 
-    def _check_placed(self, placement: Placement) -> None:
+    def _check_placed(self, placement: Placement, folder: TrainingFolder | None = None) -> None:
         self.take(placement.claims)
+        if folder is not None:
+            folder.check_alignment(self.samples.alignment)
         hosts = ", ".join(placement.names[node] for node in placement.hosts)
         log.info("%s, %s transport%s", hosts, placement.transport, f"; {placement.note}" if placement.note else "")
 

@@ -26,6 +26,8 @@ from psl_flower.engine.steps import StepLoss
 from psl_flower.errors import ConfigError, PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
+from psl_flower.split.holders import party_of
+from psl_flower.split.lone import REFUSED, lone_sample
 from psl_flower.split.measuring import Loss
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of
@@ -98,7 +100,8 @@ class SideEngine(PartyEngine):
             return Pass(None, torch.zeros(self.smashed_shape(plan)), 0.0)
         inputs = self._reader.read(samples_B)
         read_s = time.perf_counter() - started
-        with told_as(f"{self.name}: its net"):
+        lone = plan.mode == "train" and len(samples_B) == 1
+        with self._running(lone):
             output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
         smashed = self._sent.packed(output, len(samples_B), self.name)
         local = None
@@ -109,6 +112,16 @@ class SideEngine(PartyEngine):
             whole = smashed.new_zeros(self.smashed_shape(plan))
             smashed = whole.index_put((torch.from_numpy(np.flatnonzero(present_B)).to(smashed.device),), smashed)
         return Pass((smashed, local), smashed.detach().contiguous().cpu(), read_s)
+
+    @contextlib.contextmanager
+    def _running(self, lone: bool) -> Iterator[None]:
+        """Say whose net it is that raises within, and what to do where it does for one sample alone."""
+        if not lone:
+            with told_as(f"{self.name}: its net"):
+                yield
+            return
+        with told_as(f"{self.name}: {REFUSED}"), lone_sample(self.model):
+            yield
 
     def backward(self, graph: tuple[torch.Tensor, torch.Tensor | None] | None, gradient: torch.Tensor) -> None:
         """Run the backward pass of an output from its gradient, and of the local loss, if there is one."""
@@ -147,6 +160,8 @@ class TopEngine(HeadEngine):
     missing : mapping, optional
         By party, which samples it lacks, (N,) of all; read at every step. A model whose `forward` has a parameter
         `present` is called with a mask (B, parties), false for what a party lacks of the batch.
+    num_holders : int, optional
+        Those that send something up, where a party may have several.
     """
 
     def __init__(
@@ -158,10 +173,12 @@ class TopEngine(HeadEngine):
         device: torch.device,
         returned: Sent | None = None,
         missing: Mapping[int, NDArray[np.bool_]] | None = None,
+        num_holders: int | None = None,
     ) -> None:
         top.to(device)
         optimizer = optimizer_of(top, make_optimizer, TOP)
-        super().__init__(top, optimizer, range(len(sent) + (returned is not None)), device=device)
+        numbers = range((len(sent) if num_holders is None else num_holders) + (returned is not None))
+        super().__init__(top, optimizer, numbers, device=device)
         self._sent, self._loss, self.returned = dict(sent), loss, returned
         self._missing, self._takes_present = {} if missing is None else missing, takes_present(top)
 
@@ -173,7 +190,7 @@ class TopEngine(HeadEngine):
     @property
     def mid_step(self) -> tuple[int, ...]:
         """The party that has the labels, if one has."""
-        return () if self.returned is None else (len(self._sent),)
+        return () if self.returned is None else self.assignment[-1:]
 
     def train_step(
         self, plan: Plan, smashed: Mapping[int, torch.Tensor], targets_B: torch.Tensor
@@ -322,7 +339,7 @@ def told_as(what: str) -> Iterator[None]:
 
 def made(make: Callable[[], Any], seed: int, name: str) -> Any:
     """Call a function while torch draws from the seed of a party, or of `TOP`; return its result."""
-    with seeded(init_seed(seed, name)), told_as(TOP if name == TOP else f"party {name!r}"):
+    with seeded(init_seed(seed, party_of(name))), told_as(TOP if name == TOP else f"party {name!r}"):
         return make()
 
 

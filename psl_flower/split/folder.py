@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.errors import RunError
+from psl_flower.errors import AlignmentError, RunError
 from psl_flower.system.files import read_file, write_file
 
 log = logging.getLogger("psl_flower")
@@ -65,6 +65,33 @@ class TrainingFolder:
                 raise RunError(f"{what}; use another workdir, or the value of before")
             log.warning("%s; the weights may differ in their last bits from those of an uninterrupted training", what)
         return identity
+
+    def check_alignment(self, alignment: str) -> None:
+        """Note who has which samples in a training that has begun, or compare with what was noted.
+
+        Parameters
+        ----------
+        alignment : str
+            `psl_flower.split.samples.Samples.alignment`.
+
+        Raises
+        ------
+        AlignmentError
+            If the samples, or who has which, are others than when the training began.
+        RunError
+            If the file cannot be read or written.
+        """
+        file = self.path / "run.json"
+        begun: dict[str, Any] = json.loads(read_file(file, RunError))
+        before = begun.get("alignment")
+        if before == alignment or (before is None and not alignment):
+            return
+        if before is not None:
+            raise AlignmentError(
+                f"{self.path}: the samples, or which party has which of them, are others than when this training "
+                "began; let the parties give the records of before, or use another workdir"
+            )
+        write_file(file, json.dumps(begun | {"alignment": alignment}, indent=1).encode(), RunError, mode=0o600)
 
     def rounds(self, up_to: int) -> list[dict[str, Any]]:
         """Return the records of rounds that end at step `up_to` or before; later ones were never committed."""

@@ -21,7 +21,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
-from psl_flower.errors import ProtocolError, PslError
+from psl_flower.errors import ConfigError, ProtocolError, PslError
 from psl_flower.split.engines import finite, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
@@ -52,6 +52,8 @@ class LabelSide:
         returns a number, which goes to the server.
     ids : sequence, optional
         The samples' own ids, as in `PartySide`, in the order of `labels`.
+    id_key : bytes, optional
+        As in `PartySide`. Unless the server has pseudonyms, the samples are then those of the labels, in their order.
     on_evaluated : callable, optional
         Called after each run through `valid` with the rows of `labels`, int64 (N,), and the head's outputs for them:
         the place to keep predictions, which do not leave this party.
@@ -65,6 +67,7 @@ class LabelSide:
     optimizer: GivenOptimizer
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     ids: Sequence[Any] | None = None
+    id_key: bytes | None = field(default=None, repr=False)
     on_evaluated: Callable[[NDArray[np.int64], Outputs], object] | None = None
     device: str = "cpu"
 
@@ -273,5 +276,10 @@ class RemoteLabels:
 
 
 def label_rows(side: LabelSide, whose: str) -> Rows:
-    """Return the order of the samples that labels are of; raises AlignmentError as `Rows`."""
-    return Rows(len(targets_of(side.labels, whose)), side.ids, whose)
+    """Return the order of the samples that labels are of; raises AlignmentError, ConfigError as `Rows`."""
+    num_rows = len(targets_of(side.labels, whose))
+    if side.id_key is None:
+        return Rows(num_rows, side.ids, whose)
+    if side.ids is None:
+        raise ConfigError(f"{whose}: id_key: give the ids, too, which it is the key for")
+    return Rows.private(num_rows, side.ids, side.id_key, whose, own_order=True)

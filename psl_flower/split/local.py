@@ -69,6 +69,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
         brings = {m: roster.brought(party, name, None, training.seed) for m, name in enumerate(roster.names)}
         training.take({m: claim_at(m, roster, each) for m, each in brings.items()})
         session = Session(training, folder)
+        folder.check_alignment(training.samples.alignment)
         driver, settings = session.driver, settings_of(training, session.driver.lower)
         engines = {
             m: engine_at(m, roster, each, settings, roster.checkpoints(folder.parties, m)) for m, each in brings.items()

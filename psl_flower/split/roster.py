@@ -56,7 +56,8 @@ class Brought:
 class Roster:
     """The parties of a training by number: those that send something up, then the one that has the labels, if one has.
 
-    A party may have two numbers: it then takes part as two.
+    A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group; what is
+    said of a party here is meant of such a holder (`psl_flower.split.holders`).
 
     Attributes
     ----------
@@ -68,6 +69,11 @@ class Roster:
 
     names: tuple[str, ...]
     labels: str = ""
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """Those that send something up, by number."""
+        return self.names[:-1] if self.labels else self.names
 
     def has_labels(self, m: int) -> bool:
         """Return True for the number under which a party holds the labels."""
@@ -87,7 +93,7 @@ class Roster:
         return Checkpoints(folder / "head" if self.has_labels(m) else folder)
 
     def brought(self, make: MakeParty, name: str, context: Any, seed: int) -> Brought:
-        """Return what a party brings, made while torch draws from the seed of the party.
+        """Return what a party brings, made while torch draws from the seed of the party, which its holders share.
 
         Raises
         ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.errors import AlignmentError, ConfigError
+from psl_flower.split.matching import alignment_of, missing_of, reference_of, rows_by_id, rows_by_number
+from psl_flower.split.pseudonyms import Digests, of_pseudonyms
+from psl_flower.split.roster import Roster
 from psl_flower.split.side import Rows, targets_of
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import MAX_SAMPLES, unpack_mask
@@ -39,8 +42,15 @@ class Samples:
         The order of the samples that all parties share.
     train, valid : ndarray
         Samples, int64, numbered in that order.
+    digests : Digests or None
+        Of the samples' private ids, where `ids` are pseudonyms.
     missing : dict
-        By party, a mask (N,) of the samples that it lacks; of parties that lack some, once they have said so.
+        By party, a mask (N,) of the samples that it lacks; of parties that lack some, once they have said so. A party
+        of several holders lacks what none of them has.
+    rows : dict
+        By holder, the row (N,) that it has of each sample, -1 for none; of those that name theirs, or share a party.
+    alignment : str
+        A fingerprint of who has which samples, where some name theirs.
 
     Raises
     ------
@@ -59,8 +69,16 @@ class Samples:
         masks = [rows for rows in map(np.asarray, (train, valid)) if rows.dtype == np.bool_]
         if self.num is None and masks:
             self.num = len(masks[0])
-        self.order = Rows(self.num or 0, ids, "the server's ids" if self.holder else "the server's labels")
+        whose = "the server's ids" if self.holder else "the server's labels"
+        self.digests = of_pseudonyms(ids, whose)
+        if self.digests is not None and len(self.digests.values) != self.num:
+            raise AlignmentError(
+                f"{whose}: {self.num} samples, but {len(self.digests.values)} ids; give one id per sample"
+            )
+        self.order = Rows(self.num or 0, None if self.digests is not None else ids, whose)
         self.missing: dict[int, NDArray[np.bool_]] = {}
+        self.rows: dict[int, NDArray[np.int64]] = {}
+        self.alignment = ""
         self.train, self.valid = self.at(train, "train"), self.at(valid, "valid")
         if shared := len(set(self.train.tolist()) & set(self.valid.tolist())):
             raise ConfigError(f"valid: {shared} of its samples are in train, too; metrics would be too good")
@@ -79,37 +97,80 @@ class Samples:
                 "for others, or train with missing='zeros'"
             )
 
-    def take(self, claims: Mapping[int, Claim], called: Callable[[int], str]) -> None:
-        """Check that all parties hold these samples, and note which they lack.
+    def take(self, claims: Mapping[int, Claim], roster: Roster) -> None:
+        """Check that the parties hold these samples, and note which they lack, and which row is which sample.
 
         Parameters
         ----------
         claims : mapping
-            By party.
-        called : callable
-            Returns what to call a party in errors.
+            By number.
+        roster : Roster
+            Who takes part.
 
         Raises
         ------
         AlignmentError
             Naming the party.
         """
-        held = next(iter(claims.values())).num_samples
-        for m, claim in claims.items():
-            self._check_number(called(m), claim.num_samples, called(next(iter(claims))), held)
+        reference = reference_of(self.digests, claims, roster)
+        whole = {m: claim for m, claim in claims.items() if not claim.names_samples}
+        held = self._held(whole, reference, roster)
         if (largest := int(max(self.train.max(initial=-1), self.valid.max(initial=-1)))) >= held:
             raise AlignmentError(f"train or valid names sample {largest}, but the parties hold {held}, counted from 0")
+        self._check_ids(whole, roster)
+        named = {m: claim for m, claim in claims.items() if claim.names_samples}
+        rows = {
+            m: rows_by_number(claim, held, roster.called(m))
+            if reference is None
+            else rows_by_id(claim, reference, roster.called(m))
+            for m, claim in named.items()
+        }
+        self._check_labels(rows, roster)
+        lacking = {m: _mask(claim, roster.called(m)) for m, claim in whole.items() if claim.missing}
+        rows, missing = missing_of(rows, lacking, roster, held)
+        self.alignment = alignment_of(reference, rows)
+        self.rows.clear()
+        self.rows.update(rows)
         self.missing.clear()
-        for m, claim in claims.items():
+        self.missing.update(missing)
+
+    def coverage(self, roster: Roster) -> str:
+        """Return how many samples each party has that names its own, as a line of text."""
+        return ", ".join(
+            f"{roster.called(m)} has {np.count_nonzero(rows_N >= 0)} of {len(rows_N)} samples"
+            for m, rows_N in self.rows.items()
+        )
+
+    def _held(self, whole: Mapping[int, Claim], reference: Digests | None, roster: Roster) -> int:
+        """Return how many samples there are, once all who hold them all agree on it."""
+        if reference is not None:
+            if self.num is not None and self.num != len(reference.values):
+                raise AlignmentError(f"{len(reference.values)} samples have ids, but the server knows {self.num}")
+            return len(reference.values)
+        if not whole:
+            assert self.num is not None  # labels are here, or their holder has them all
+            return self.num
+        first = next(iter(whole))
+        for m, claim in whole.items():
+            self._check_number(roster.called(m), claim.num_samples, roster.called(first), whole[first].num_samples)
+        return whole[first].num_samples
+
+    def _check_ids(self, whole: Mapping[int, Claim], roster: Roster) -> None:
+        for m, claim in whole.items():
             if claim.dataset != self.order.fingerprint:
                 which = "no ids" if not claim.dataset else "other ids"
                 own = "gives none" if not self.order.fingerprint else "gives its own"
                 raise AlignmentError(
-                    f"{called(m)} gives {which} for its samples, the server {own} (ids=...); give the same set of ids "
-                    "at all parties and the server, or none anywhere"
+                    f"{roster.called(m)} gives {which} for its samples, the server {own} (ids=...); give the same set "
+                    "of ids at all parties and the server, or none anywhere"
                 )
-            if claim.missing:
-                self.missing[m] = _mask(claim, called(m))
+
+    def _check_labels(self, rows: Mapping[int, NDArray[np.int64]], roster: Roster) -> None:
+        """Check that a party that has the labels has those of all samples that are asked for."""
+        for m, rows_N in rows.items():
+            unlabelled = int(np.count_nonzero(rows_N[np.concatenate([self.train, self.valid])] < 0))
+            if roster.has_labels(m) and unlabelled:
+                raise AlignmentError(f"{roster.called(m)} has no label of {unlabelled} samples of train and valid")
 
     def drop_missing(self) -> None:
         """Leave the samples that a party lacks out of `train` and `valid`."""

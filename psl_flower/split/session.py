@@ -15,6 +15,7 @@ from psl_flower.engine.steps import StepLoss, StepReport
 from psl_flower.split.callbacks import Told
 from psl_flower.split.engines import TOP, TopEngine
 from psl_flower.split.folder import TrainingFolder
+from psl_flower.split.holders import Holders
 from psl_flower.split.labels import RemoteLabels
 from psl_flower.split.lessons import SplitLessons
 from psl_flower.split.measuring import figures, joined
@@ -47,18 +48,29 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
         shapes = {m: sent.wire_shape for m, sent in enumerate(training.sent.values())}
         super().__init__(lower, training.lessons, shapes, folder.checkpoints, **options)
         self._training = training
+        self._holders = Holders(training.roster.senders, training.samples.rows)
         self.outputs: Outputs | None = None
+
+    def _plan_of(self, m: int, plan: Plan) -> Plan:
+        return self._holders.told(m, plan)
 
     def _learn(
         self, exchange: Exchange, plan: Plan, smashed: Mapping[int, torch.Tensor], absent: Collection[int]
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
+        joined = self._holders.joined(plan, smashed)
         if self.lower.returned is not None:
-            remote = RemoteLabels(exchange, self.lower.mid_step[0])
-            return self.lower.train_step_elsewhere(plan, smashed, lambda outputs: remote.learn(plan, outputs))
-        return self.lower.train_step(plan, smashed, self._training.samples.targets_of(plan.sample_indices()))
+            m = self.lower.mid_step[0]
+            remote, told = RemoteLabels(exchange, m), self._plan_of(m, plan)
+            loss, gradients = self.lower.train_step_elsewhere(plan, joined, lambda outputs: remote.learn(told, outputs))
+        else:
+            targets_B = self._training.samples.targets_of(plan.sample_indices())
+            loss, gradients = self.lower.train_step(plan, joined, targets_B)
+        return loss, self._holders.parted(plan, gradients)
 
     def _evaluate(self, exchange: Exchange | None, report: RoundReport) -> None:
-        batches = [self.lower.outputs(plan, smashed) for plan, smashed in self._evaluated(exchange)]
+        batches = [
+            self.lower.outputs(plan, self._holders.joined(plan, smashed)) for plan, smashed in self._evaluated(exchange)
+        ]
         if not batches:
             return
         self.outputs = joined(batches)
@@ -70,7 +82,8 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
         if self.lower.returned is not None:
             assert exchange is not None  # only kept looks, which patches alone have, do without
             packed = self.lower.returned.packed(outputs, self.task.num_test, TOP)
-            return RemoteLabels(exchange, self.lower.mid_step[0]).score(self.task.whole_evaluation(step), packed)
+            m = self.lower.mid_step[0]
+            return RemoteLabels(exchange, m).score(self._plan_of(m, self.task.whole_evaluation(step)), packed)
         assert training.loss is not None
         return figures(training.loss, training.metrics, outputs, training.samples.targets_of(self.task.valid), step)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import AlignmentError, ConfigError, DataError
+from psl_flower.split.pseudonyms import digests
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import pack_mask
 
@@ -40,7 +41,12 @@ class PartySide:
         The training sets the learning rate; groups keep theirs in proportion to the optimiser's default.
     ids : sequence, optional
         The samples' own ids, one per row, in any order; then all parties and the server must give them. Rows are
-        matched by id: the set must be the same for all.
+        matched by id: the set must be the same for all, unless there is an `id_key`.
+    id_key : bytes, optional
+        A key that all parties share and the server does not have, 16 random bytes or more. Rows are then matched by
+        digests of the ids, texts in any order; samples that the party lacks are missing, records of no sample unused.
+    samples : sequence of int, optional
+        Which of the training's samples each row is, where the party has only some of them, and no ids.
     present : mask, optional
         One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
         net: zeros go up in its place, or the training leaves the sample out (`Training`, `missing`).
@@ -55,6 +61,8 @@ class PartySide:
     data: Any
     optimizer: GivenOptimizer
     ids: Sequence[Any] | None = None
+    id_key: bytes | None = field(default=None, repr=False)
+    samples: Any = None
     present: Any = None
     local_loss: Callable[[torch.Tensor, Inputs], torch.Tensor] | None = None
     device: str = "cpu"
@@ -62,6 +70,9 @@ class PartySide:
 
 class Rows:
     """The order of samples that all parties share: that of their ids, or the rows as they are.
+
+    A party that names its samples, by number or by private id, numbers its rows in the order of these instead, and the
+    server asks for rows. So the order of its records does not matter.
 
     Parameters
     ----------
@@ -72,6 +83,13 @@ class Rows:
     whose : str
         Who holds them, for errors.
 
+    Attributes
+    ----------
+    fingerprint : str
+        Of the ids or numbers, empty without.
+    named : dict
+        What `Claim` says of each row, where the party names its samples.
+
     Raises
     ------
     AlignmentError
@@ -81,6 +99,7 @@ class Rows:
     def __init__(self, num_rows: int, ids: Sequence[Any] | None, whose: str) -> None:
         self.num_rows, self.fingerprint, self._whose = num_rows, "", whose
         self._row_of: NDArray[np.int64] | None = None
+        self.named: dict[str, bytes] = {}
         if ids is None:
             return
         texts = np.array([str(each) for each in ids])
@@ -95,6 +114,54 @@ class Rows:
             digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
         self.fingerprint = digest.hexdigest()
         self._row_of = order.astype(np.int64)
+
+    @classmethod
+    def numbered(cls, num_rows: int, samples: Any, whose: str) -> Rows:
+        """Return the rows of a party that names its samples by number.
+
+        Raises
+        ------
+        AlignmentError
+            If there is not one number from 0 for each row, or one occurs twice.
+        """
+        numbers = np.asarray(samples)
+        if numbers.shape != (num_rows,) or (num_rows and numbers.dtype.kind not in "iu"):
+            raise AlignmentError(
+                f"{whose}: samples: expected the number of a sample for each of {num_rows} rows, got {numbers.dtype} "
+                f"{numbers.shape}"
+            )
+        numbers = numbers.astype("<i8")
+        if twice := num_rows - len(np.unique(numbers)):
+            raise AlignmentError(f"{whose}: samples: {twice} occur more than once; a row is of a sample of its own")
+        if num_rows and numbers.min() < 0:
+            raise AlignmentError(f"{whose}: samples: expected numbers from 0, got {numbers.min()}")
+        rows = cls(num_rows, None, whose)
+        return rows._ordered(np.argsort(numbers), "samples", numbers, "samples")
+
+    @classmethod
+    def private(cls, num_rows: int, ids: Sequence[Any], id_key: bytes, whose: str, *, own_order: bool = False) -> Rows:
+        """Return the rows of a party that names its samples by private ids (`psl_flower.split.pseudonyms`).
+
+        With `own_order` they stay in the order of its records.
+
+        Raises
+        ------
+        ConfigError, AlignmentError
+            As `psl_flower.split.pseudonyms.digests`; AlignmentError if there is not one id for each row, too.
+        """
+        if len(ids) != num_rows:
+            raise AlignmentError(f"{whose}: {num_rows} samples, but {len(ids)} ids; give one id per sample")
+        found = digests(ids, id_key, whose)
+        order = np.arange(num_rows) if own_order else np.argsort(found.values)
+        return cls(num_rows, None, whose)._ordered(order, "ids", found.values, f"ids {found.check}")
+
+    def _ordered(self, order: NDArray[np.int64], what: str, values: NDArray[Any], kind: str) -> Rows:
+        if not self.num_rows:
+            raise AlignmentError(f"{self._whose}: it has no rows; leave out a party that holds nothing")
+        self._row_of = order.astype(np.int64)
+        self.named = {what: values[order].tobytes()}
+        self.fingerprint = f"{kind} {hashlib.blake2b(self.named[what], digest_size=16).hexdigest()}"
+        return self
 
     def rows(self, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of samples, numbered in the order that all share; raises DataError if one is out of range."""
@@ -129,7 +196,7 @@ class Reader:
             num_rows = len(side.data)
         except TypeError:
             raise DataError(f"{whose}: its data have no length; give a tensor, or an object with __len__") from None
-        self.order = Rows(num_rows, side.ids, whose)
+        self.order = _order_of(side, num_rows, whose)
         self._present = None if side.present is None else np.asarray(side.present)
         if self._present is not None and (self._present.dtype != np.bool_ or self._present.shape != (num_rows,)):
             raise DataError(
@@ -172,10 +239,28 @@ class Reader:
         return tensor.to(self._device)
 
 
+def _order_of(side: PartySide, num_rows: int, whose: str) -> Rows:
+    """Return the order of a party's rows, however it names its samples."""
+    if side.samples is None and side.id_key is None:
+        return Rows(num_rows, side.ids, whose)
+    if side.samples is not None and (side.ids is not None or side.id_key is not None):
+        raise ConfigError(f"{whose}: samples and ids both say which sample a row is; give one of them")
+    if side.present is not None:
+        raise ConfigError(f"{whose}: present: rows that name their samples are all there; leave the others out")
+    if side.id_key is None:
+        return Rows.numbered(num_rows, side.samples, whose)
+    if side.ids is None:
+        raise ConfigError(f"{whose}: id_key: give the ids, too, which it is the key for")
+    return Rows.private(num_rows, side.ids, side.id_key, whose)
+
+
 def claim_of(m: int, order: Rows, missing_N: NDArray[np.bool_] | None = None) -> Claim:
     """Return the claim of party m to samples, without those that it lacks."""
     missing = b"" if missing_N is None or not missing_N.any() else pack_mask(missing_N)
-    return Claim(upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint, missing=missing)
+    return Claim(
+        upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint, missing=missing,
+        samples=order.named.get("samples", b""), ids=order.named.get("ids", b""),
+    )  # fmt: skip
 
 
 def optimizer_of(net: nn.Module, given: GivenOptimizer, whose: str) -> Optimizer | None:

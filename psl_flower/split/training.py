@@ -18,6 +18,7 @@ from psl_flower.engine.schedule import Schedule
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.callbacks import Callback
 from psl_flower.split.engines import TOP, TopEngine, made, returned_by
+from psl_flower.split.holders import party_of
 from psl_flower.split.lessons import SplitLessons
 from psl_flower.split.measuring import Loss, Metric, checked_metrics
 from psl_flower.split.roster import Roster
@@ -26,7 +27,7 @@ from psl_flower.split.sent import Sent
 from psl_flower.split.side import GivenOptimizer
 from psl_flower.system.devices import choose_device
 from psl_flower.text import expanded
-from psl_flower.wire.node_messages import Claim
+from psl_flower.wire.node_messages import PARTY_NAME, Claim
 
 log = logging.getLogger("psl_flower")
 
@@ -34,7 +35,7 @@ log = logging.getLogger("psl_flower")
 PartyShape = int | Sequence[int] | Sequence[Sequence[int]]
 
 # They become folders on the nodes.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NAME = re.compile(PARTY_NAME)
 
 
 class Training:
@@ -47,6 +48,7 @@ class Training:
         under the run's seed; a module comes with the weights that it has.
     parties : mapping
         By name, the shape of what the party's model returns for one sample; a list of shapes for a tuple of tensors.
+        Names such as `scan@north` and `scan@south` are holders of one party, `scan`, each of samples of its own.
     labels : tensor, array or str
         The targets of all samples, one row per sample, of any dtype. Or the name of the party that has them, which
         brings a `psl_flower.split.LabelSide`; what `top` returns, float32, then goes to that party's head.
@@ -73,7 +75,8 @@ class Training:
     seed : int
         Of the batches, of dropout, and of the models that parties make.
     ids : sequence, optional
-        The samples' ids, where the parties give theirs (`psl_flower.split.PartySide`), in the order of `labels`.
+        The samples' ids, where the parties give theirs (`psl_flower.split.PartySide`), in the order of `labels`; or
+        `psl_flower.split.pseudonyms` of them, where the parties have an `id_key`.
     missing : {"zeros", "drop"}
         What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it
         would send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out
@@ -131,6 +134,7 @@ class Training:
             if value < (least := int(name in numbers)):
                 raise ConfigError(f"{name}: expected {least} or more, got {value}")
         self.sent = _sent(parties)
+        self.parties = {party_of(name): sent for name, sent in self.sent.items()}
         self.samples = Samples(labels, ids, train, valid)
         self.roster = _roster(self.sent, self.samples.holder)
         _check_who_judges(self.samples, loss, metrics)
@@ -177,7 +181,10 @@ class Training:
         ConfigError
             If too few samples are left.
         """
-        self.samples.take(claims, self.roster.called)
+        aligned = self.samples.alignment
+        self.samples.take(claims, self.roster)
+        if self.samples.alignment != aligned:
+            log.info("%s", self.samples.coverage(self.roster))
         if self.missing == "drop" and self.samples.missing:
             before = len(self.samples.train), len(self.samples.valid)
             self.samples.drop_missing()
@@ -193,8 +200,10 @@ class Training:
     def engine(self) -> TopEngine:
         """Return the side of `top`, with its first weights."""
         top = self._top if isinstance(self._top, nn.Module) else made(self._top, self.seed, TOP)
-        returned = returned_by(top, self.sent) if self.samples.holder else None
-        return TopEngine(top, self.sent, self.loss, self._optimizer, self._device, returned, self.samples.missing)
+        returned = returned_by(top, self.parties) if self.samples.holder else None
+        return TopEngine(
+            top, self.parties, self.loss, self._optimizer, self._device, returned, self.samples.missing, len(self.sent)
+        )
 
     def _lessons(self) -> SplitLessons:
         order = BatchOrder(pool=self.samples.train, batch_size=self._batch_size, seed=self.seed)
@@ -211,9 +220,18 @@ def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
     if not parties:
         raise ConfigError("parties: there are none; name each with the shape of what its model returns per sample")
     for name in parties:
-        if not _NAME.fullmatch(name) or name == TOP:
-            raise ConfigError(f"parties: {name!r}: expected a name of letters, digits, - and _, other than {TOP!r}")
-    return {name: Sent.of(given, name) for name, given in parties.items()}
+        if not _NAME.fullmatch(name) or party_of(name) == TOP:
+            raise ConfigError(
+                f"parties: {name!r}: expected a name of letters, digits, - and _, other than {TOP!r}, or PARTY@GROUP"
+            )
+    sent = {name: Sent.of(given, name) for name, given in parties.items()}
+    for name, each in sent.items():
+        first = next(other for other in sent if party_of(other) == party_of(name))
+        if first != name and party_of(name) in (first, name):
+            raise ConfigError(f"parties: {first!r} and {name!r}: name the group of each holder, as in 'scan@north'")
+        if each != sent[first]:
+            raise ConfigError(f"parties: {first!r} and {name!r} are holders of one party; give them the same shape")
+    return sent
 
 
 def _roster(sent: Mapping[str, Sent], holder: str) -> Roster:

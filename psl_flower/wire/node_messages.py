@@ -17,8 +17,11 @@ from psl_flower.wire.plan import check_finite
 
 # They become folders on the node, within its own: neither may lead out of that.
 RunIdentity = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
-PartyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
-Holder = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?\Z")]
+_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+# A party, or a group's holder of one: PARTY@GROUP.
+PARTY_NAME = rf"{_NAME}(@{_NAME})?"
+PartyName = Annotated[str, msgspec.Meta(pattern=rf"^{PARTY_NAME}\Z")]
+Holder = Annotated[str, msgspec.Meta(pattern=rf"^({PARTY_NAME})?\Z")]
 # More are of no use to any model here, and OpenMP would try to start them.
 Threads = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Part = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{1,64}/[a-z0-9-]{1,64})?\Z")]
@@ -43,6 +46,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Of the store's keys; 0 if it is not sealed.
     missing : bytes
         Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
+    samples : bytes
+        Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
+    ids : bytes
+        Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.pseudonyms`).
     """
 
     upper: int
@@ -51,6 +58,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dataset: str
     epoch: int = 0
     missing: bytes = b""
+    samples: bytes = b""
+    ids: bytes = b""
+
+    @property
+    def names_samples(self) -> bool:
+        """Whether it says of each row which sample that is."""
+        return bool(self.samples or self.ids)
 
 
 # What goes into the ticket of the Adaptation Net's server, which holds no store.
@@ -202,7 +216,7 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
 
 
 def check_alignment(claims: Mapping[str, Sequence[Claim]]) -> None:
-    """Check that all claims are of the same samples.
+    """Check that all claims are of the same samples; those that name theirs may be of others.
 
     Parameters
     ----------
@@ -214,7 +228,7 @@ def check_alignment(claims: Mapping[str, Sequence[Claim]]) -> None:
     AlignmentError
         Naming two nodes, if their numbers of samples or the fingerprints of their datasets differ.
     """
-    all_claims = [(node, claim) for node, held in claims.items() for claim in held]
+    all_claims = [(node, claim) for node, held in claims.items() for claim in held if not claim.names_samples]
     for node, claim in all_claims[1:]:
         first_node, first = all_claims[0]
         if claim.num_samples != first.num_samples:

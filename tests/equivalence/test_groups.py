@@ -1,0 +1,106 @@
+"""Two groups that hold different samples of the same parties: bit-equal to plain PyTorch, in one process and over nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from psl_flower.flower import SplitLearning
+from psl_flower.split import PartySide, Training, fit_local
+from tests import parties_in_process as usual
+from tests import plain_groups as groups
+from tests import plain_split as plain
+
+ADAM = torch.optim.Adam
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    usual.answered_soon(monkeypatch)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def party_with(optimizer: Any, holding: Any = None) -> Any:
+    """Return a function of parties that have nothing but their own samples."""
+
+    def party(name: str, context: Any) -> PartySide:
+        kind, samples = name.partition("@")[0], (holding or groups.held())[name]
+        samples = None if name == "person" else samples
+        data = plain.columns()[kind] if samples is None else plain.columns()[kind][samples]
+        return PartySide(plain.net(kind), data, optimizer, samples=samples)
+
+    return party
+
+
+def training(optimizer: Any, **changes: Any) -> Training:
+    return Training(plain.Top, groups.PARTIES, **usual.arguments(optimizer, **changes))
+
+
+def weights(result: Any) -> dict[str, torch.Tensor]:
+    return plain.snapshot(result.nets, result.top) | {"outputs": result.outputs}
+
+
+def test_batches_have_none_one_and_several_samples_of_a_holder() -> None:
+    """Otherwise the tests below would not show what they say."""
+    seed, batch_size, epochs = (plain.SETTINGS[key] for key in ("seed", "batch_size", "epochs"))
+    batches = plain.batches(plain.TRAIN, batch_size, epochs, seed)
+    assert {0, 1, 2} <= {int(np.isin(batch, groups.held()["fare@north"]).sum()) for batch in batches}
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_two_groups_are_a_plain_loop(name: str) -> None:
+    optimizer = plain.OPTIMIZERS[name]
+    found = weights(fit_local(party_with(optimizer), training(optimizer)))
+    assert plain.differing(found, groups.plain_loop(optimizer)) == []
+    other = groups.held()
+    a, b = other["fare@north"][0], other["fare@south"][0]
+    other["fare@north"][0], other["fare@south"][0] = b, a
+    assert plain.differing(found, groups.plain_loop(optimizer, other)) != []  # one sample at the other holder
+    assert plain.differing(found, groups.plain_loop(optimizer, steps=17)) != []
+
+
+def test_the_order_of_records_does_not_matter() -> None:
+    """Permuted records give the same weights; records under other numbers do not."""
+    turned = {name: samples[::-1].copy() for name, samples in groups.held().items()}
+    found = weights(fit_local(party_with(ADAM, turned), training(ADAM)))
+    assert plain.differing(found, groups.plain_loop(ADAM)) == []
+
+    def wrong(name: str, context: Any) -> PartySide:
+        side = party_with(ADAM)(name, context)
+        return side if side.samples is None else PartySide(side.net, side.data.flip(0), ADAM, samples=side.samples)
+
+    assert plain.differing(weights(fit_local(wrong, training(ADAM))), found) != []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_over_nodes_and_resumed(transport: str, tmp_path: Path) -> None:
+    grid = usual.PartiesGrid(party_with(ADAM), tmp_path / "state", groups.HOLDERS)
+    options = {"transport": transport, "workdir": tmp_path / "run", "node_timeout_s": 20.0}
+
+    def fail(record: Any) -> None:
+        if (record["event"], record["step"]) == ("step", 8):
+            raise RuntimeError("power cut")
+
+    with pytest.raises(Exception, match="power cut"):
+        grid.fit(SplitLearning(plain.Top, groups.PARTIES, **usual.arguments(ADAM, callbacks=[fail], **options)))
+    strategy = SplitLearning(plain.Top, groups.PARTIES, **usual.arguments(ADAM, **options))
+    result = grid.fit(strategy)
+    found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
+    assert plain.differing(found, groups.plain_loop(ADAM)) == []
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8"])
+def test_a_batch_without_a_holder_crosses_in_every_codec(codec: str, tmp_path: Path) -> None:
+    grid = usual.PartiesGrid(party_with(ADAM), tmp_path / "state", groups.HOLDERS)
+    told = usual.arguments(ADAM, epochs=1, wire_activations=codec, wire_gradients=codec, node_timeout_s=20.0)
+    local = fit_local(party_with(ADAM), SplitLearning(plain.Top, groups.PARTIES, **told))
+    strategy = SplitLearning(plain.Top, groups.PARTIES, **told, workdir=tmp_path / "run", transport="stream")
+    found = usual.weights_of(strategy, grid.fit(strategy), tmp_path, 6, groups.HOLDERS)
+    assert plain.differing(found, weights(local)) == []
