@@ -46,7 +46,11 @@ from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.text import printable
 
-_NOT_OF_NOISE = ("upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size")
+# Settings of a network and its training that do not tell runs apart: predictions and longer trainings have others.
+_NOT_OF_NOISE = (
+    "upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size", "alpha", "adaptation-server",
+    "average-every",
+)  # fmt: skip
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
@@ -268,7 +272,6 @@ class Blueprint:
         protection = self.config.network.cut_protection
         if not protection.noise:
             return None
-        # What a resumed run may change, or where a file lies, is left out.
         settings = flat(self.config.network) | flat(self.config.training)
         told = {key: value for key, value in settings.items() if key not in _NOT_OF_NOISE}
         return CodeNoise(

@@ -6,10 +6,10 @@ import warnings
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from rich.filesize import decimal
 
+from psl_flower.runs.html import document, filled
 from psl_flower.runs.summary import Summary
 from psl_flower.system.machine import require_packages
 from psl_flower.text import duration
@@ -21,30 +21,13 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 30
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#dddddd"
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Run {{ run.name }}</title>
-<style>
-:root { color-scheme: light; }
-body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 62rem; color: #222;
-  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { background: #f6f7f8; }
+_STYLE = """
+body { max-width: 62rem; }
 td.number { text-align: right; }
 svg { display: block; width: 100%; height: auto; max-width: 44rem; }
-pre { background: #f6f7f8; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-</style>
-</head>
-<body>
-<h1>Run {{ run.name }}</h1>
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+_BODY = """<h1>Run {{ run.name }}</h1>
 <p>{{ about }}</p>
 <div class="scroll"><table>
 {% for name, value in figures %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
@@ -76,8 +59,6 @@ out; psl evaluate --csv writes it.</p>
 {% endfor %}</table></div>
 <h2>Again</h2>
 <pre>{{ run.command }}</pre>
-</body>
-</html>
 """
 
 
@@ -92,8 +73,8 @@ def render(run: Summary) -> str:
     require_packages("a page", "plots", "matplotlib")
     classes = run.description.class_names
     confusion = run.confusion_KK is not None and len(classes) <= _MOST_CLASSES
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_PAGE).render(
+    body = filled(
+        _BODY,
         run=run,
         about=_about(run),
         figures=_figures(run),
@@ -105,6 +86,7 @@ def render(run: Summary) -> str:
         parts=[(name, _milliseconds(run, key)) for name, key in _PARTS],
         views=_views(run),
     )
+    return document(f"Run {run.name}", body, _STYLE)
 
 
 _PARTS = (

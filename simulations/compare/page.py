@@ -8,29 +8,22 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from psl_flower.runs.html import document
 from simulations.reports import Cells, Report
 
-_CSS = """
-:root { color-scheme: light; --ink: #222; --soft: #555; --line: #ddd; --paper: #fff; --shade: #f6f7f8; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 74rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+_STYLE = """
+body { max-width: 74rem; }
 p { max-width: 48rem; margin: .5rem 0; }
-.soft { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { background: var(--shade); font-weight: 600; }
+.soft { color: #555; font-size: .9rem; }
+.scroll { margin: .75rem 0; }
+th, td { text-align: right; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 td:first-child { min-width: 11rem; }
 .words td { min-width: 13rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: 1.25rem; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 38rem; }
-figcaption { color: var(--soft); font-size: .9rem; margin-top: .25rem; }
-pre { background: var(--shade); padding: .75rem; overflow-x: auto; font-size: .85rem; }
+figcaption { color: #555; font-size: .9rem; margin-top: .25rem; }
 """
 _WORDS = "Who sees what"
 _HEADINGS = ("Accuracy and time", "What is sent", "What is computed and held", _WORDS, "Accuracy without some Uppers")
@@ -54,16 +47,6 @@ def render(report: Report, plots: Sequence[Plot]) -> str:
     ]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
     parts = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        "<title>Patch-split learning compared</title>",
-        f"<style>{_CSS}</style>",
-        "</head>",
-        "<body>",
         "<h1>Patch-split learning, the whole image, and federated averaging</h1>",
         f"<p>{escape(report.title)}.</p>",
         f'<p class="soft">{escape(report.date)}, {escape(str(report.machine["system"]))}; {escape(versions)}.</p>',
@@ -72,10 +55,8 @@ def render(report: Report, plots: Sequence[Plot]) -> str:
         *others,
         f"<h2>How to read this</h2>\n<p>{_with_code(report.notes)}</p>",
         f"<h2>Again</h2>\n<pre>{escape(report.command)}</pre>",
-        "</body>",
-        "</html>",
     ]
-    return "\n".join(parts) + "\n"
+    return document("Patch-split learning compared", "\n".join(parts), _STYLE)
 
 
 def _with_code(text: str) -> str:

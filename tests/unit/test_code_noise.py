@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.noise import CodeNoise
 from psl_flower.errors import StoreError
+from psl_flower.kinds.kind import TRAINED
 from psl_flower.patches import PatchGrid
 from psl_flower.protection import Protection
 from psl_flower.protection.noise import drawn
@@ -19,6 +21,7 @@ from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.stores.plain import NOISE_FILE, PlainStore
 from psl_flower.wire.plan import Plan, StepId, pack_samples
+from tests.engines import settings
 from tests.unit.test_plain_store import write
 from tests.vectors.sealed_support import ArraySource, World
 
@@ -91,6 +94,18 @@ def test_records_views_steps_runs_and_stores_share_no_draw():
     numbers = np.frombuffer(b"".join(seen), np.float32)
     assert len(set(seen)) == 300
     assert len(np.unique(numbers)) > 0.99 * len(numbers)
+
+
+def test_predictions_and_longer_trainings_draw_as_the_run_did(stores_for):
+    config = settings(protection="code", code_noise=0.5, cut="layer4", average_every=2)
+    description = stores_for(config).description
+
+    def run(**changes):
+        return Blueprint(config.replace(**changes), description).code_noise.run
+
+    assert run(**TRAINED) == run(rounds=7) == run(transport="flower", on_missing_node="continue") == run()
+    assert len({run(), run(seed=1), run(lr=0.5), run(code_noise=0.6), run(cut="layer3"), run(flip=False)}) == 6
+    assert Blueprint(settings(), description).code_noise is None
 
 
 def test_views_tell_all_that_is_done_to_the_pixels():
