@@ -1,8 +1,8 @@
 # Two commands do all set-up: `make run` trains the embedded digits through `flwr run`, `make test` runs the tests.
 VENV ?= .venv
-# Test files that run at once: tests wait more than they compute.
+# Test files that run at once: tests wait more than they compute. Real runs have the machine for themselves.
 JOBS ?= 3
-E2E_JOBS ?= 2
+E2E_JOBS ?= 1
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
