@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,6 +62,29 @@ def read_pairs(words: Iterable[str], form: str = "KEY=VALUE") -> dict[str, str]:
             raise ConfigError(f"{key} is given twice")
         found[key] = value
     return found
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?", X being the known word most like one that is not known; empty if none is like it."""
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
+def did_you_mean_folder(name: str) -> str:
+    """Return "; did you mean X?", X being the folder whose path is most like one that is not there; else empty."""
+    missing = Path(name)
+    while missing != missing.parent and not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        known = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir()]
+    except OSError:
+        return ""
+    similar = difflib.get_close_matches(missing.name, known, n=1)
+    if not similar:
+        return ""
+    found = missing.with_name(similar[0])
+    whole = found / Path(name).relative_to(missing)
+    return f"; did you mean {printable(whole if whole.is_dir() else found)}?"
 
 
 def counted(count: int, noun: str) -> str:

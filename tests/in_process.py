@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,17 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.host import Host
 from clients.upper_app import app as client_app
+from psl_flower.config import RunConfig
 from psl_flower.patches.store import store_folder
 from server.app import app as server_app
 
 _PAUSE_S = 0.005
+
+
+def config_in(workspace: Path, settings: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a run with these settings, given as Python names, in a workspace."""
+    given = {name.replace("_", "-"): value for name, value in settings.items()}
+    return RunConfig.from_mapping(given | {"workspace": str(workspace)})
 
 
 def engines_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

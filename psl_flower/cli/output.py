@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from psl_flower.cli.completion import run_names
+from psl_flower.cli.completion import run_names, settings
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.system.streams import drop_output, open_streams
@@ -23,6 +23,14 @@ RunName = Annotated[
     str, typer.Option("--run", help="Name of the run [the newest that fits].", autocompletion=run_names)
 ]
 Workspace = Annotated[str, typer.Option("--workspace", help="Folder of runs [$PSL_WORKSPACE, or ~/psl-flower].")]
+RunSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Such as rounds=5 patch-size=8x8; psl settings lists all.",
+        metavar="KEY=VALUE",
+        autocompletion=settings,
+    ),
+]
 # Exit status of `psl verify` where nothing is wrong, but not everything was given.
 INCOMPLETE = 3
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

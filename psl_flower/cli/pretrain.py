@@ -7,27 +7,20 @@ from typing import Annotated
 
 import typer
 
-from psl_flower.cli import completion
-from psl_flower.cli.output import Json, Workspace, tell
+from psl_flower.cli.output import Json, RunSettings, Workspace, tell
 from psl_flower.cli.progress import Progress
 
 
 def pretrain(
     dataset: Annotated[str, typer.Argument(help="Public images: digits, a hub name, or a folder.", metavar="DATASET")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Those of the network that will use the weights, and of this training.",
-            metavar="KEY=VALUE",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    settings: RunSettings = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="Where the weights go.")] = "uppers.safetensors",
     workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
     """Learn the Uppers' weights on public images, in one process, and write them to a safetensors file.
 
+    KEY=VALUE are settings of the network that will use the weights, and of this training.
     Then `psl train upper-weights=FILE freeze-uppers-after=0 looks=1` trains the Lower alone on private images. On real
     nodes each operator allows the file by the hash that is printed here. The grid may be another one; what decides is
     the network: backbone, width, cut, stem, protection and channels. An interrupted command continues.
@@ -39,13 +32,7 @@ def pretrain(
     from psl_flower.stores.prepare import prepare_stores
     from psl_flower.text import expanded
 
-    words = [
-        f"dataset={dataset}",
-        "stores=plain",
-        *(settings or []),
-        *([f"workspace={workspace}"] if workspace else []),
-    ]
-    _, kind = read_settings(words)
+    _, kind = read_settings([f"dataset={dataset}", "stores=plain", *(settings or [])], workspace=workspace)
     if type(kind) is not Train or kind.config.training.freeze_uppers_after >= 0:
         raise typer.BadParameter("psl pretrain trains Uppers anew; leave out what freezes them, or does something else")
     file = expanded(out, "--out").absolute()

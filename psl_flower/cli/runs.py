@@ -20,10 +20,12 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.runs.folder import list_runs
+    from psl_flower.text import did_you_mean_folder
 
     path = default_workspace(workspace)
     if workspace and not path.is_dir():
-        raise RunError(f"{path}: no such folder; name the workspace of your runs with --workspace")
+        meant = did_you_mean_folder(workspace) or "; name the workspace of your runs with --workspace"
+        raise RunError(f"{path}: no such folder{meant}")
     found = [_describe(folder) for folder in list_runs(path)]
     if as_json:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))

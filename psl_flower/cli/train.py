@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from psl_flower.cli import completion
 from psl_flower.cli.closing import closing_lines
-from psl_flower.cli.output import Json, Workspace, say
+from psl_flower.cli.output import Json, RunSettings, Workspace, say
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.system.machine import Clock
 from psl_flower.text import counted, duration
@@ -43,14 +42,7 @@ RESTARTING = "restarting from the last checkpoint"
 
 
 def train(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Such as dataset=digits rounds=5 patch-size=8x8; psl settings lists all.",
-            metavar="KEY=VALUE",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    settings: RunSettings = None,
     nodes: Annotated[int, typer.Option(min=0, help="Simulated nodes; 0: what fits the grid and this machine.")] = 0,
     retries: Annotated[
         int, typer.Option(min=0, help="Automatic restarts from the last checkpoint after a failure.")
@@ -75,7 +67,7 @@ def train(
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
     the same, but end it at once if that step takes longer than a few seconds.
     """
-    given, kind = read_settings([*(settings or []), *([f"workspace={workspace}"] if workspace else [])], config)
+    given, kind = read_settings(settings or [], config, workspace)
     if dry:
         from psl_flower.cli.dry_run import dry_run
 
@@ -89,10 +81,10 @@ def train(
     _report(run, status, verdict, as_json, time.monotonic() - began if kind.trains else None)
 
 
-def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object], Kind]:
+def read_settings(settings: list[str], file: str = "", workspace: str = "") -> tuple[dict[str, object], Kind]:
     """Return KEY=VALUE arguments as they are and parsed; paths as a run notes them, for a retry gives them again.
 
-    What they leave out is taken from a settings file, if one is named.
+    What they leave out is taken from a settings file, if one is named. `workspace` is that of --workspace.
     """
     from psl_flower.cli.config_file import settings_in
     from psl_flower.config.presets import resolved
@@ -100,7 +92,7 @@ def read_settings(settings: list[str], file: str = "") -> tuple[dict[str, object
     from psl_flower.launch.running import local_paths
 
     try:
-        typed = parse_settings(settings)
+        typed = parse_settings([*settings, f"workspace={workspace}"] if workspace else settings)
         if file and typed.get("resume"):
             raise ConfigError("--config and resume contradict each other: a resumed run has its own settings")
         from_file, notes = settings_in(file) if file else ({}, [])

@@ -7,7 +7,6 @@ run, of the baseline and of a lightening are all read, checked and listed here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from psl_flower.errors import ConfigError
+from psl_flower.text import did_you_mean
 
 Size = tuple[int, int]
 Value = str | int | float | bool
@@ -287,5 +287,6 @@ def _positive(key: str, size: Size) -> Size:
 
 def _unknown(key: str, known: list[str], hint: str) -> str:
     name = key.replace("_", "-").lower()
-    similar = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in known else difflib.get_close_matches(name, known, n=1)
-    return f"unknown setting {key}; " + (f"did you mean {similar[0]}?" if similar else hint)
+    if _ELSEWHERE.get(name) in known:
+        return f"unknown setting {key}; did you mean {_ELSEWHERE[name]}?"
+    return f"unknown setting {key}" + (did_you_mean(name, known) or f"; {hint}")

@@ -17,7 +17,7 @@ from psl_flower.data.class_tables import declared_classes, with_own_classes
 from psl_flower.data.table_files import LARGE_ENDINGS
 from psl_flower.data.tables import Table
 from psl_flower.errors import DataError, DatasetNotFound
-from psl_flower.text import expanded
+from psl_flower.text import did_you_mean_folder, expanded
 
 _PROBE_TIMEOUT_S = 5.0
 _HUB_URL = "hf://datasets/"
@@ -41,7 +41,7 @@ def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str], list[str]]:
     import datasets
     import huggingface_hub
 
-    tried = f"{name!r}: no such folder ({expanded(name, 'dataset').absolute()})"
+    tried = f"{name!r}: no such folder ({expanded(name, 'dataset').absolute()}{did_you_mean_folder(name)})"
     reachable = _hub_answers(huggingface_hub.constants.ENDPOINT)
     try:
         with _offline(not reachable):

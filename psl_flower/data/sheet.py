@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 _COLUMNS = 10
 _TILE, _CAPTION = 96, 34
 _MARGIN = 6
 _LETTERS = 17
+_DEJAVU, _FONT_SIZE = "mpl-data/fonts/ttf/DejaVuSans.ttf", 9
 
 
 def to_picture(image_CHW: NDArray[np.uint8]) -> Image.Image:
@@ -35,7 +40,8 @@ def tile(picture: Image.Image | None, lines: Sequence[str]) -> Image.Image:
         shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
         whole.paste(shown.convert("RGB"), (_MARGIN + (_TILE - size[0]) // 2, _MARGIN + (_TILE - size[1]) // 2))
     for k, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + _TILE + 1 + 11 * k), _short(line), fill="darkred" if k == 2 else "black")
+        place = (_MARGIN, _MARGIN + _TILE + 1 + 11 * k)
+        draw.text(place, _short(line), fill="darkred" if k == 2 else "black", font=_font())
     return whole
 
 
@@ -49,6 +55,23 @@ def sheet(tiles: Sequence[Image.Image], columns: int = _COLUMNS) -> Image.Image:
     return whole
 
 
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return a font with the letters of most alphabets, where matplotlib brings one; else Pillow's of Latin-1.
+
+    Pillow's default font has no letter beyond ASCII.
+    """
+    found = importlib.util.find_spec("matplotlib")
+    for place in (found.submodule_search_locations if found else None) or ():
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(Path(place) / _DEJAVU, _FONT_SIZE)
+    return ImageFont.load_default_imagefont()
+
+
 def _short(text: str) -> str:
-    # The built-in font of Pillow may lack letters; a caption is no place to fail over one.
-    return text.encode("latin-1", errors="replace").decode("latin-1")[:_LETTERS]
+    """Return as much of a text as fits, with "?" for letters that the font lacks."""
+    font = _font()
+    if isinstance(font, ImageFont.ImageFont):
+        return text.encode("latin-1", errors="replace").decode("latin-1")[:_LETTERS]
+    lacking = bytes(font.getmask("\uffff"))
+    return "".join(c if c.isascii() or bytes(font.getmask(c)) != lacking else "?" for c in text[:_LETTERS])

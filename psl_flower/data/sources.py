@@ -26,7 +26,7 @@ from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, Survey
 from psl_flower.errors import DataError, DatasetNotFound
-from psl_flower.text import expanded, printable
+from psl_flower.text import did_you_mean_folder, expanded, printable
 
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
@@ -244,7 +244,7 @@ def _local_folder(name: str) -> Path | None:
         raise DatasetNotFound(f"{name!r}: is a file; give the folder that holds it")
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         place = "" if name == str(path.absolute()) else f" ({path.absolute()})"
-        raise DatasetNotFound(f"{name!r}: no such folder{place}")
+        raise DatasetNotFound(f"{name!r}: no such folder{place}{did_you_mean_folder(name)}")
     return None
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.checkpoints import Checkpoints, same_network
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
-from psl_flower.errors import ProtocolError, RunError
+from psl_flower.errors import ProtocolError
 from psl_flower.losses import Targets, uppers_loss
 from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
@@ -162,11 +162,9 @@ class AdaptationEngine:
         RunError
             If the state is of another network.
         """
-        try:
+        with same_network():
             self.net.load_state_dict(state["net"])
             self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self._update_due = False
 
 

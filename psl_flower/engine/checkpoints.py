@@ -8,6 +8,8 @@ import logging
 import math
 import pickle  # nosec B403 # for the name of its error: torch.load reads with weights_only
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +134,19 @@ def load_party(state: dict[str, Any], claim: Claim, model: nn.Module, optimizer:
     """
     if (state.get("upper"), state.get("dataset")) != (claim.upper, claim.dataset):
         raise RunError(f"the checkpoint is not of {name} and this dataset")
-    try:
+    with same_network():
         model.load_state_dict(state["model"])
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def same_network(what: str = "the checkpoint is") -> Iterator[None]:
+    """Load a state within; raises RunError, "`what` of another network", if it does not fit the model."""
+    try:
+        yield
     except (RuntimeError, ValueError, KeyError) as error:
-        raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{what} of another network: {str(error).splitlines()[0]}") from error
 
 
 def say_other_threads(state: dict[str, Any], who: str) -> None:

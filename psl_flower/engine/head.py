@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints, same_network, say_other_threads
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.steps import packed
-from psl_flower.errors import RunError
 from psl_flower.wire.messages import ADAPTATION
 
 
@@ -96,10 +95,8 @@ class HeadEngine(ABC):
         RunError
             If the state is of another network.
         """
-        try:
+        with same_network():
             self._load(state)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self.step, self._update_due = int(state["step"]), False
         self.saved = dict(state.get("saved", dict.fromkeys(self.saved, self.step)))
         self.reported = state.get("reported", packed(()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -23,21 +23,39 @@ from psl_flower.wire.messages import Shared
 from psl_flower.wire.plan import Plan, StepId
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+P = TypeVar("P", PartyEngine, MidStepParty)
 
 
-class StatelessParty:
-    """Handles single messages of a party, with its state on disk in between.
+class _BetweenMessages(Generic[P]):
+    """A party whose state is on disk between two messages.
 
     Parameters
     ----------
-    engine : PartyEngine
+    engine : PartyEngine or MidStepParty
         The party; whatever state it is in is replaced.
     path : Path
         File of the state between messages.
     """
 
+    def __init__(self, engine: P, path: Path) -> None:
+        self._engine: P = engine
+        self._path = path
+
+    def _go_to(self, step: int, saved: int | None) -> dict[str, Any]:
+        """Go to the state after `step` steps; return it if it was that between messages, else nothing."""
+        state = load_state(self._path) if saved is None and self._path.exists() else {}
+        if state.get("step") != step:
+            self._engine.go_to(step, saved)
+            return {}
+        self._engine.restore(state)
+        return state
+
+
+class StatelessParty(_BetweenMessages[PartyEngine]):
+    """Handles single messages of a party."""
+
     def __init__(self, engine: PartyEngine, path: Path) -> None:
-        self._engine, self._path = engine, path
+        super().__init__(engine, path)
         self._plan: Plan | None = None
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
@@ -50,15 +68,11 @@ class StatelessParty:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = _state_of(step, self._path) if saved is None else None
-        if state is not None:
-            self._engine.restore(state)
-            self._plan = _read(state.get("pending", ""), Plan)
+        state = self._go_to(step, saved)
+        self._plan = _read(state.get("pending", ""), Plan)
+        if state:
             self._engine.shared_after = _read(state.get("shared", ""), StepId)
             self._engine.sharing_s = state.get("sharing_s", 0.0)
-        else:
-            self._engine.go_to(step, saved)
-            self._plan = None
         return wire.expect_turn(
             self._engine.smashed_shape(self._plan) if self._plan else None, self._engine.weight_count
         )
@@ -96,19 +110,8 @@ class StatelessParty:
         return applied if plan is None else self._engine.run(plan, time.perf_counter() - started)
 
 
-class StatelessMidStep:
-    """Handles single messages of a party that is asked in the middle of a step, with its state on disk in between.
-
-    Parameters
-    ----------
-    node : MidStepParty
-        The party; whatever state it is in is replaced.
-    path : Path
-        File of the state between messages.
-    """
-
-    def __init__(self, node: MidStepParty, path: Path) -> None:
-        self._node, self._path = node, path
+class StatelessMidStep(_BetweenMessages[MidStepParty]):
+    """Handles single messages of a party that is asked in the middle of a step."""
 
     def expects(self, wire: WireFormat, step: int, saved: int | None = None) -> Expectation:
         """Go to the state after `step` steps and return what may come now; with `saved` to the checkpoint of it.
@@ -118,29 +121,19 @@ class StatelessMidStep:
         RunError
             If neither the state between messages nor a checkpoint is of that step.
         """
-        state = _state_of(step, self._path) if saved is None else None
-        if state is not None:
-            self._node.restore(state)
-        else:
-            self._node.go_to(step, saved)
-        return self._node.expects(wire)
+        self._go_to(step, saved)
+        return self._engine.expects(wire)
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
         """Do what `MidStepParty.reply` does, after `expects`."""
-        answer = self._node.reply(frame, wire)
-        save_state(self._path, self._node.state(), durable=False)
+        answer = self._engine.reply(frame, wire)
+        save_state(self._path, self._engine.state(), durable=False)
         return answer
 
 
 def stateless(party: PartyEngine | MidStepParty, path: Path) -> StatelessParty | StatelessMidStep:
     """Return the party as one that handles single messages, with its state between them in a file."""
     return StatelessParty(party, path) if isinstance(party, PartyEngine) else StatelessMidStep(party, path)
-
-
-def _state_of(step: int, path: Path) -> dict[str, Any] | None:
-    """Return the state between messages if it is the one after `step` steps."""
-    state = load_state(path) if path.exists() else {}
-    return state if state.get("step") == step else None
 
 
 # As hexadecimal text: a file read with weights_only holds tensors, numbers and texts.

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.engine.build import Blueprint, CompressionTraining, OnnxInference
-from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.engine.checkpoints import Checkpoints, load_state, same_network, save_state
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import LighteningError, NoCheckpoint, RunError
 from psl_flower.inference.onnx_files import OnnxModule, open_session
@@ -256,10 +256,8 @@ def _student(blueprint: Blueprint, training: CompressionTraining, m: int) -> Upp
 
 
 def _loaded(model: Upper, weights: Mapping[str, torch.Tensor]) -> Upper:
-    try:
+    with same_network("the weights are"):
         model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise RunError(f"the weights are of another network: {str(error).splitlines()[0]}") from error
     return model
 
 

@@ -44,6 +44,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.metrics import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
+from psl_flower.text import did_you_mean
 
 if TYPE_CHECKING:
     from psl_flower.engine.checkpoints import Checkpoints
@@ -378,8 +379,8 @@ def open_run(workspace: Path, name: str) -> RunFolder:
     """
     path = workspace / "runs" / name
     if not os.path.isfile(path / "config.toml"):
-        known = ", ".join(run.name for run in list_runs(workspace)) or "none"
-        raise RunError(f"{path}: no such run (there: {known})")
+        known = [run.name for run in list_runs(workspace)]
+        raise RunError(f"{path}: no such run{did_you_mean(name, known)} (there: {', '.join(known) or 'none'})")
     remove_leftovers(path)
     return RunFolder(path)
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from flwr.app import Message
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.checkpoints import load_state
 from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.report import read_result
 from psl_flower.lightening.settings import parse_request
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.prepare import prepare_stores
-from tests.in_process import InProcessGrid
+from tests.in_process import InProcessGrid, config_in
 
 TRAINING = {
     "dataset": "digits", "max_train": 64, "max_test": 60, "stores": "plain", "image_size": "8x8", "uppers": 2,
@@ -35,8 +34,7 @@ SHORT_TIMEOUT_S = 10.0
 
 
 def grid(root: Path) -> InProcessGrid:
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
-    stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
+    stores = prepare_stores(config_in(root / "workspace", TRAINING))
     return InProcessGrid(stores.folder, root / "state", 2)
 
 

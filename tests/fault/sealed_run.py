@@ -12,6 +12,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
+from tests import in_process
 from tests.in_process import InProcessGrid
 
 STEPS = 6
@@ -24,8 +25,7 @@ TRAINING = {
 
 def config_in(workspace: Path) -> RunConfig:
     """Return the settings of the run in this workspace."""
-    given = {name.replace("_", "-"): value for name, value in TRAINING.items()}
-    return RunConfig.from_mapping({**given, "workspace": str(workspace)})
+    return in_process.config_in(workspace, TRAINING)
 
 
 def other(nodes: InProcessGrid, workspace: Path, **config: str) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.round_driver import RoundDriver
@@ -21,7 +20,7 @@ from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from server import validation
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.in_process import InProcessGrid, config_in, engines_one_by_one
 
 # A rate so high that the loss on the validation images soon rises again.
 SETTINGS = {
@@ -37,8 +36,7 @@ def stores(tmp_path_factory):
 
 
 def config(workspace, **changes):
-    given = {name.replace("_", "-"): value for name, value in (SETTINGS | changes).items()}
-    return RunConfig.from_mapping(given).replace(workspace=str(workspace))
+    return config_in(workspace, SETTINGS | changes)
 
 
 @pytest.fixture

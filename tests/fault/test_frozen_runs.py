@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.looks import LookFile
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
@@ -14,7 +13,7 @@ from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.runs.best import load_best
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.in_process import InProcessGrid, config_in, engines_one_by_one
 
 STEPS = 8
 SETTINGS = {
@@ -32,8 +31,7 @@ def stores(tmp_path_factory):
 
 
 def config(workspace, **changes):
-    given = {name.replace("_", "-"): value for name, value in (SETTINGS | changes).items()}
-    return RunConfig.from_mapping(given).replace(workspace=str(workspace))
+    return config_in(workspace, SETTINGS | changes)
 
 
 @pytest.fixture

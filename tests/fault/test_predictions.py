@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.inputs import normalise
 from psl_flower.engine.rounds import predictions as predictions_from
 from psl_flower.errors import (
@@ -33,7 +32,7 @@ from psl_flower.patches.store import read_all_positions
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, Absent, load_result
 from psl_flower.stores.prepare import prepare_stores
-from tests.in_process import InProcessGrid
+from tests.in_process import InProcessGrid, config_in
 
 TRAINING = {
     "dataset": "digits", "max_train": 24, "max_test": 12, "stores": "plain", "patch_size": "8x8", "uppers": 2,
@@ -64,8 +63,7 @@ def place(trained: Path, tmp_path: Path) -> Path:
 
 
 def grid(root: Path) -> InProcessGrid:
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
-    stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
+    stores = prepare_stores(config_in(root / "workspace", TRAINING))
     return InProcessGrid(stores.folder, root / "state", 2)
 
 
@@ -93,8 +91,7 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
 def expected_without(root: Path, upper: int, batches: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Return what the assembled network says with zeros in place of an Upper's smashed data."""
     trained, nodes = load_trained_model(run_of(root)), grid(root)
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in TRAINING.items()})
-    stores = prepare_stores(config.replace(workspace=str(root / "workspace")))
+    stores = prepare_stores(config_in(root / "workspace", TRAINING))
     description, logits = stores.description, []
     opened = [stores.open(m) for m in range(len(nodes.state))]
     for samples_B in batches:

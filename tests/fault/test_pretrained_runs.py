@@ -17,7 +17,7 @@ from psl_flower.errors import ConfigError, NodeError, RunError
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.system.files import sha256_name
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.in_process import InProcessGrid, config_in, engines_one_by_one
 
 NETWORK = {"patch_size": "8x8", "uppers": 2, "cut": "layer4", "backbone_width": 8, "protection": "code", "code_size": 6}
 SETTINGS = NETWORK | {
@@ -52,8 +52,7 @@ def stores(workspace):
 
 
 def config(workspace, **changes):
-    given = {name.replace("_", "-"): value for name, value in (SETTINGS | changes).items()}
-    return RunConfig.from_mapping(given).replace(workspace=str(workspace))
+    return config_in(workspace, SETTINGS | changes)
 
 
 def pretrain(capsys, workspace, out, *more):

@@ -7,14 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import NodeLost, RunError, TrainingStopped
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.system.files import DISK
-from tests.in_process import InProcessGrid, engines_one_by_one
+from tests.in_process import InProcessGrid, config_in, engines_one_by_one
 
 SETTINGS = {
     "dataset": "digits", "max_train": 24, "max_test": 4, "stores": "plain", "patch_size": "8x8", "uppers": 2,
@@ -24,8 +23,7 @@ SETTINGS = {
 
 
 def test_rounds_end_where_they_would_have(tmp_path, monkeypatch):
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in SETTINGS.items()})
-    stores = prepare_stores(config.replace(workspace=str(tmp_path)))
+    stores = prepare_stores(config_in(tmp_path, SETTINGS))
     run = RunFolder(tmp_path / "runs" / "cut")
     with monkeypatch.context() as patched:
         answers = itertools.chain([False], itertools.repeat(True))  # before the first step, and after it
@@ -45,8 +43,7 @@ def test_rounds_end_where_they_would_have(tmp_path, monkeypatch):
 @pytest.fixture
 def stores(tmp_path, monkeypatch):
     engines_one_by_one(monkeypatch)
-    config = RunConfig.from_mapping({name.replace("_", "-"): value for name, value in SETTINGS.items()})
-    return prepare_stores(config.replace(workspace=str(tmp_path)))
+    return prepare_stores(config_in(tmp_path, SETTINGS))
 
 
 def contents(run):

@@ -54,6 +54,22 @@ def test_neither_true_nor_false(capsys):
     assert "flip: expected true or false, got 'maybe'" in refusal(capsys, "train", "flip=maybe")
 
 
+def test_a_mistyped_run_or_folder_is_named(capsys, tmp_path, monkeypatch):
+    for folder in ("pictures/train", "workspace/runs/photos-1", "workspace/runs/digits"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    for command in ("report", "evaluate", "leak"):
+        err = refusal(capsys, command, "photo-1", "--workspace", "workspace")
+        assert "no such run; did you mean photos-1? (there: " in err
+    assert "did you mean" not in refusal(capsys, "report", "zebra", "--workspace", "workspace")
+    for given, meant in (("./picture", "pictures"), ("./picturs/train", "pictures/train"), ("./picturs/x", "pictures")):
+        for arguments in (("inspect", given), ("train", f"dataset={given}", "workspace=new")):
+            assert f"no such folder ({Path(given).absolute()}); did you mean {meant}?\n" in refusal(capsys, *arguments)
+    assert "did you mean workspace?" in refusal(capsys, "runs", "--workspace", "workspce")
+    assert not (tmp_path / "new" / "runs").exists()
+
+
 def test_runs_of_a_workspace_that_is_not_there(capsys, tmp_path):
     assert f"{tmp_path / 'nosuch'}: no such folder" in refusal(capsys, "runs", "--workspace", tmp_path / "nosuch")
 
