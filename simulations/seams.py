@@ -22,6 +22,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.leakage.seams import Seam, match_seams
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.cutting import half_of
+from psl_flower.text import counted
 from simulations import reports
 from simulations.command_line import check_out, deliver, new_parser
 from simulations.machine import circumstances
@@ -44,6 +45,7 @@ class Options(fields.Settings):
     dataset: str = setting("digits", "digits, a hub name or a folder, such as ../shared/data/cifar10")
     images: int = setting(1000, "training images, drawn at random; candidates in each store", least=2, most=20_000)
     patch_sizes: tuple[str, ...] = several((_HALF,), f"HEIGHTxWIDTH in pixels, or {_HALF}: 2x2 patches", _size)
+    margin: int | None = setting(None, "pixels around each patch that both stores hold; 0 unless given", least=0)
     seed: int = setting(0, "draws the images", least=0, most=2**32 - 1)
 
 
@@ -78,7 +80,10 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def title(self) -> str:
         """One line: what was measured, and where."""
         asked = self.settings
-        return f"Neighbouring patches found by their borders: {dataset_name(asked.dataset)}, {asked.images} images"
+        margin = f", patches with a margin of {counted(asked.margin, 'pixel')}" if asked.margin else ""
+        return (
+            f"Neighbouring patches found by their borders: {dataset_name(asked.dataset)}, {asked.images} images{margin}"
+        )
 
     @property
     def tables(self) -> tuple[Cells, ...]:
@@ -106,9 +111,15 @@ class Report(reports.Report, frozen=True, kw_only=True):
     @property
     def notes(self) -> str:
         """How to read the tables."""
+        shared = (
+            "pixels that both stores hold. "
+            if self.settings.margin
+            else "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR "
+            "2012). "
+        )
         return (
             "Matched: patches whose best, of all candidates at the neighbouring position, is of the same image, by the "
-            "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR 2012). "
+            f"{shared}"
             "By chance it would be one in as many as there are candidates. Each pair of positions is matched alone, "
             "and nothing is learnt: colluding nodes may do better."
         )
@@ -131,7 +142,7 @@ def _measure(given: argparse.Namespace) -> None:
     check_out(given.out)
     options, began = read_options(given, Options), circumstances()
     images_NCHW = _images(options)
-    measured = tuple(_cut(images_NCHW, size) for size in options.patch_sizes)
+    measured = tuple(_cut(images_NCHW, size, options.margin or 0) for size in options.patch_sizes)
     deliver(given, Report(**began, settings=options, measurements=measured))
 
 
@@ -143,10 +154,10 @@ def _images(options: Options) -> NDArray[np.uint8]:
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
-def _cut(images_NCHW: NDArray[np.uint8], size: str) -> Cut:
+def _cut(images_NCHW: NDArray[np.uint8], size: str, margin: int) -> Cut:
     height, width = images_NCHW.shape[2:]
     patch = half_of((height, width)) if size == _HALF else parse_size("patch-sizes", size)
-    grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch)
+    grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch, margin=margin)
     patches_NPChw = grid.split(torch.from_numpy(images_NCHW)).numpy()
     seams = match_seams(grid, patches_NPChw, range(grid.num_patches))
     return Cut(patch_size=patch, rows=grid.rows, cols=grid.cols, seams=seams)
