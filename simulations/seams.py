@@ -20,6 +20,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.leakage.seams import Seam, match_seams
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.cutting import half_of
+from psl_flower.text import counted
 from simulations import kept
 from simulations.kept import Study
 from simulations.options import several
@@ -41,6 +42,7 @@ class Options(fields.Settings):
     dataset: str = setting("digits", "digits, a hub name or a folder, such as ../shared/data/cifar10")
     images: int = setting(1000, "training images, drawn at random; candidates in each store", least=2, most=20_000)
     patch_sizes: tuple[str, ...] = several((_HALF,), f"HEIGHTxWIDTH in pixels, or {_HALF}: 2x2 patches", _size)
+    margin: int | None = setting(None, "pixels around each patch that both stores hold; 0 unless given", least=0)
     seed: int = setting(0, "draws the images", least=0, most=2**32 - 1)
 
 
@@ -75,7 +77,10 @@ class Report(kept.Report, frozen=True, kw_only=True):
     def title(self) -> str:
         """One line: what was measured, and where."""
         asked = self.settings
-        return f"Neighbouring patches found by their borders: {dataset_name(asked.dataset)}, {asked.images} images"
+        margin = f", patches with a margin of {counted(asked.margin, 'pixel')}" if asked.margin else ""
+        return (
+            f"Neighbouring patches found by their borders: {dataset_name(asked.dataset)}, {asked.images} images{margin}"
+        )
 
     @property
     def tables(self) -> tuple[Cells, ...]:
@@ -103,9 +108,15 @@ class Report(kept.Report, frozen=True, kw_only=True):
     @property
     def notes(self) -> str:
         """How to read the tables."""
+        shared = (
+            "pixels that both stores hold. "
+            if self.settings.margin
+            else "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR "
+            "2012). "
+        )
         return (
             "Matched: patches whose best, of all candidates at the neighbouring position, is of the same image, by the "
-            "two rows of pixels on each side of the border (Mahalanobis gradient compatibility, Gallagher, CVPR 2012). "
+            f"{shared}"
             "By chance it would be one in as many as there are candidates. Each pair of positions is matched alone, "
             "and nothing is learnt: colluding nodes may do better."
         )
@@ -120,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(study: Study[Options, Report]) -> None:
     images_NCHW = _images(study.options)
     for size in study.options.patch_sizes[len(study.report.measurements) :]:
-        study.keep(_cut(images_NCHW, size))
+        study.keep(_cut(images_NCHW, size, study.options.margin or 0))
 
 
 def _images(options: Options) -> NDArray[np.uint8]:
@@ -131,10 +142,10 @@ def _images(options: Options) -> NDArray[np.uint8]:
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
-def _cut(images_NCHW: NDArray[np.uint8], size: str) -> Cut:
+def _cut(images_NCHW: NDArray[np.uint8], size: str, margin: int) -> Cut:
     height, width = images_NCHW.shape[2:]
     patch = half_of((height, width)) if size == _HALF else parse_size("patch-sizes", size)
-    grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch)
+    grid = PatchGrid(image_size=(height, width), patch_size=patch, stride=patch, margin=margin)
     patches_NPChw = grid.split(torch.from_numpy(images_NCHW)).numpy()
     seams = match_seams(grid, patches_NPChw, range(grid.num_patches))
     return Cut(patch_size=patch, rows=grid.rows, cols=grid.cols, seams=seams)

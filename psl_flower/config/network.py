@@ -21,7 +21,7 @@ from psl_flower.patches.grid import LARGE_IMAGE
 from psl_flower.protection import PROTECTIONS, Protection
 
 # Takes out of a run's settings what concerns the borders of patches.
-BORDERLESS = {"padding": "zeros"}
+BORDERLESS = {"context": 0, "padding": "zeros"}
 # Takes the protection out of a run's settings.
 UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2, "code_noise": 0.0}
 
@@ -48,6 +48,9 @@ class NetworkSettings(Settings):
         "auto",
         "cifar: 3x3 stem; imagenet: 7x7 with pooling; auto: imagenet from 96 pixels on",
         choices=("auto", *STEMS),
+    )
+    context: int = setting(
+        0, "pixels beside each patch that its Upper computes with, so that seams vanish; needs a margin", least=0
     )
     padding: str = setting(
         "zeros",

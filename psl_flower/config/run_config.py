@@ -20,6 +20,7 @@ from psl_flower.config.run import OutputSettings, RunSettings, default_workspace
 from psl_flower.config.training import TrainingSettings
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError
+from psl_flower.models.architectures import check_context
 from psl_flower.text import counted, expanded
 
 GROUPS: dict[str, type[Settings]] = {
@@ -60,6 +61,8 @@ class RunConfig:
             self.check_margin(self.patches.margin)
         elif self.patches.patch_size != (0, 0):
             self.training.check_shift(self.patches.patch_size)
+        if self.network.stem != "auto" or self.data.image_size != (0, 0):
+            check_context(self.network.context, self.network.cut, self.network.stem_for(self.data.image_size))
 
         if self.network.protection == "code" and self.wire.wire_activations != "float32":
             raise ConfigError(
@@ -75,8 +78,14 @@ class RunConfig:
             )
 
     def check_margin(self, margin: int) -> None:
-        """Raise ConfigError if stores with this margin, in pixels, lack some of the pixels that a shift brings in."""
-        shift = self.training.shift
+        """Raise ConfigError if stores with this margin, in pixels, lack some of what shifts and context bring in."""
+        shift, context = self.training.shift, self.network.context
+        if context and margin < shift + context:
+            raise ConfigError(
+                f"context: stores with {counted(margin, 'pixel')} around each patch lack some of what "
+                f"context={context} and shift={shift} bring in together; choose margin={shift + context} or more, or "
+                "less of these two"
+            )
         if 0 < margin < shift:
             raise ConfigError(
                 f"margin: stores with {counted(margin, 'pixel')} around each patch lack some of what shift={shift} "

@@ -34,6 +34,8 @@ class Augmentation:
     ----------
     grid : PatchGrid
         How images are cut, with the stores' margin.
+    context : int
+        Pixels around each patch that the network takes with it; with shifts, no more than the margin.
     flip : bool
         Mirror a sample left to right with probability one half.
     shift : int
@@ -48,6 +50,7 @@ class Augmentation:
     """
 
     grid: PatchGrid
+    context: int = 0
     flip: bool = False
     shift: int = 0
     cutout: int = 0
@@ -63,7 +66,7 @@ class Augmentation:
     @property
     def edge(self) -> int:
         """Pixels on each side of a stored patch that the network does not take."""
-        return self.grid.margin
+        return self.grid.margin - self.context
 
     def unmoved(self, stored_BKCHW: torch.Tensor) -> torch.Tensor:
         """Return stored patches (B, K, C, H, W) of any dtype as the network takes them in evaluation; a view."""
@@ -105,7 +108,9 @@ class Augmentation:
         return views_B5
 
     def blanked(self, positions: Sequence[int], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Return (B, K, h, w) bool: the part of each sample's square that is in these patches; None without cut-out.
+        """Return (B, K, h, w) bool: the part of each sample's square in these patches and their context.
+
+        None without cut-out.
 
         The square lies in the image as the Lower joins it: flipped, shifted and padded. Its centre is drawn anywhere in
         it, so that squares at the border are cut (DeVries and Taylor, Cutout, 2017). Overlapping patches blank the
@@ -115,12 +120,13 @@ class Augmentation:
             return None
         corners_K2 = np.array(self.grid.corners())[list(positions)]
         (height, width), (h, w) = self.grid.padded_size, self.grid.patch_size
+        ys_h, xs_w = (np.arange(-self.context, size + self.context) for size in (h, w))
         # A mirrored sample's patches stand at mirrored places.
         lefts_BK = np.where(
             self.flipped(seed, samples_B)[:, None], width - w - corners_K2[None, :, 1], corners_K2[None, :, 1]
         )
-        rows_BKh = self._in_square(seed, "cutout-y", samples_B, height, corners_K2[None, :, :1] + np.arange(h))
-        cols_BKw = self._in_square(seed, "cutout-x", samples_B, width, lefts_BK[:, :, None] + np.arange(w))
+        rows_BKh = self._in_square(seed, "cutout-y", samples_B, height, corners_K2[None, :, :1] + ys_h)
+        cols_BKw = self._in_square(seed, "cutout-x", samples_B, width, lefts_BK[:, :, None] + xs_w)
         return rows_BKh[:, :, :, None] & cols_BKw[:, :, None, :]
 
     def mix_weight(self, seed: int, step: int) -> float:

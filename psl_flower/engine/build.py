@@ -138,18 +138,21 @@ class Blueprint:
 
     @property
     def grid(self) -> PatchGrid:
-        """The grid as the network cuts images, whatever margin the stores keep around their patches."""
-        return self.description.grid().with_margin(0)
+        """The grid as the network cuts images: its margin is the Uppers' context, whatever the stores keep."""
+        return self.description.grid().with_margin(self.config.network.context)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of a patch as an Upper takes it."""
+        """(C, h, w) of a patch with its context, as an Upper takes it."""
         return (self.description.channels, *self.grid.field_size)
 
     def upper(self, m: int, size: BackboneSize | None = None) -> Upper:
         """Return Upper model m with its initial weights."""
         model = Upper(
-            in_channels=self.description.channels, padding=self.config.network.padding, **self._architecture(size)
+            in_channels=self.description.channels,
+            padding=self.config.network.padding,
+            context=self.config.network.context,
+            **self._architecture(size),
         )
         reset_parameters(model, upper_seed(self.config.training.seed, m, self.config.network.upper_init))
         return model
@@ -350,7 +353,7 @@ class Blueprint:
         ------
         ConfigError
             If a cut-out would be as large as the images, or a shift as the patches, whose size the images decided, or
-            the stores' margin is smaller than the shift.
+            the stores' margin is smaller than shift and context together.
         """
         training, description = self.config.training, self.description
         self.config.check_margin(description.margin)
@@ -363,6 +366,7 @@ class Blueprint:
             )
         return Augmentation(
             grid=description.grid(),
+            context=self.config.network.context,
             flip=training.flip,
             shift=training.shift,
             cutout=training.cutout,

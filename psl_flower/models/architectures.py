@@ -77,6 +77,25 @@ def last_stage(cut: str) -> str:
     return {"stem": "maxpool", "pool": "avgpool"}.get(cut, cut)
 
 
+def reduction(cut: str, stem: str) -> int:
+    """Return how many times smaller, each way, the map at the cut is than the patch; of "pool", before it is pooled."""
+    factor = 1 if stem == "cifar" else 4
+    for _ in CUTS[CUTS.index("layer2") : CUTS.index(cut) + 1]:
+        factor *= 2
+    return factor // 2 if cut == "pool" else factor
+
+
+def check_context(context: int, cut: str, stem: str) -> None:
+    """Raise ConfigError unless a context, in pixels, is whole places of the map at the cut."""
+    step = reduction(cut, stem)
+    if context % step:
+        below = context - context % step
+        raise ConfigError(
+            f"context: {context} is no multiple of {step}, by which the network reduces patches up to cut={cut}; "
+            f"the nearest are {below} and {below + step}"
+        )
+
+
 def smashed_channels(backbone: str, cut: str, size: BackboneSize | None = None) -> int:
     """Return the channels at the cut, before any protection; `size` as in `psl_flower.models.split.Upper`."""
     widths = (size or backbone_size(backbone)).widths

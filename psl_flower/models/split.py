@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from psl_flower.errors import ConfigError
-from psl_flower.models.architectures import UPPER_INITS, BackboneSize, last_stage, smashed_channels
+from psl_flower.models.architectures import (
+    UPPER_INITS,
+    BackboneSize,
+    check_context,
+    last_stage,
+    reduction,
+    smashed_channels,
+)
 from psl_flower.models.cut import MakePair, boundary, from_wire, to_wire, unprotected
 from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
@@ -45,6 +52,14 @@ class Upper(nn.Module):
         Depth and width; torchvision's by default.
     padding : {"zeros", "replicate"}
         What convolutions find beyond the border of a patch: zeros, or its border repeated.
+    context : int
+        Pixels beside a patch, on each side, that come in with it; the map at the cut is the patch's own. A multiple of
+        `psl_flower.models.architectures.reduction`.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is unknown, or the context is no such multiple.
     """
 
     def __init__(
@@ -57,19 +72,26 @@ class Upper(nn.Module):
         protection: MakePair = unprotected,
         size: BackboneSize | None = None,
         padding: str = "zeros",
+        context: int = 0,
     ) -> None:
         super().__init__()
         parts = stages(backbone, stem, in_channels, num_classes=1, size=size, padding=padding)
         names = list(parts)
-        for name in names[: names.index(last_stage(cut)) + 1]:
+        kept = names[: names.index(last_stage(cut)) + 1]
+        for name in kept:
+            # What averages a map, as the protection may, is to see the patch's own.
+            if context and name == "avgpool":
+                self.crop = _Crop(context, cut, stem)
             self.add_module(name, parts[name]())
+        if context and "avgpool" not in kept:
+            self.crop = _Crop(context, cut, stem)
         pair = protection(smashed_channels(backbone, cut, size))
         self.protection = pair.upper
         self.smashed_channels = pair.wire_channels
         reset_parameters(self)
 
     def forward(self, patches_NChw: torch.Tensor, normal_Nd: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the smashed data (N, C', h', w') of patches (N, C, h, w).
+        """Return the smashed data (N, C', h', w') of patches with their context (N, C, h, w).
 
         Standard normal numbers (N, d) are for protections that add noise.
         """
@@ -78,6 +100,20 @@ class Upper(nn.Module):
             noisy = normal_Nd is not None and stage is self.protection
             features = stage(features, normal_Nd) if noisy else stage(features)
         return features
+
+
+class _Crop(nn.Module):
+    """The part of a map (N, C, h, w) that belongs to the patch without its context; no copy."""
+
+    def __init__(self, context: int, cut: str, stem: str) -> None:
+        super().__init__()
+        check_context(context, cut, stem)
+        self._edge = context // reduction(cut, stem)
+
+    def forward(self, features_NChw: torch.Tensor) -> torch.Tensor:
+        """Return the map without its edge."""
+        edge, (h, w) = self._edge, features_NChw.shape[2:]
+        return features_NChw[:, :, edge : h - edge, edge : w - edge]
 
 
 class Lower(nn.Module):
@@ -179,7 +215,7 @@ class PatchSplitNet(nn.Module):
     Parameters
     ----------
     grid : PatchGrid
-        How images are cut.
+        How images are cut; its margin is the Uppers' context.
     num_uppers : int
         M, 1 to P.
     num_classes, in_channels, backbone, cut, stem, protection, size, padding
@@ -238,7 +274,7 @@ class PatchSplitNet(nn.Module):
         self.uppers = nn.ModuleList(
             Upper(
                 backbone=backbone, cut=cut, stem=stem, in_channels=in_channels, protection=protection, size=size,
-                padding=padding,
+                padding=padding, context=grid.margin,
             )
             for _ in range(num_uppers)
         )  # fmt: skip
@@ -269,7 +305,7 @@ class PatchSplitNet(nn.Module):
         normal: Mapping[int, torch.Tensor] = MappingProxyType({}),
         corrected: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w), through the codecs of a wire.
+        """Return the smashed data (B, P, C', h', w') of patches (B, P, C, h, w) with context, through a wire's codecs.
 
         Uppers that are absent do not run; zeros stand for their smashed data. `normal` has standard normal numbers
         (B*K, d) for each Upper that adds noise. `corrected` is called with an Upper and the gradient (B, K, h', w', C')

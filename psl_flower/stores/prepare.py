@@ -48,6 +48,7 @@ def prepare_stores(
         stores = open_sealed_dataset(folder, config.keys_path(), config.data.owner, seen, labels_version=labels_version)
         check_settings(config, stores.description)
         return stores
+    config.check_margin(config.patches.margin)  # before stores are made that the run could not use
     request, root = store_request(config), stores_root(workspace)
     if config.data.stores == "plain":
         return ensure_stores(root / "plain", request, progress)

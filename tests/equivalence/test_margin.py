@@ -1,6 +1,6 @@
-"""A margin around patches: shifts are then the whole image's, and nothing else changes.
+"""A margin around patches: shifts are then the whole image's, and nothing else changes. Also context and padding.
 
-The stores alone are held to the shifted image in tests/property/test_margin_property.py; here whole trainings are compared.
+The stores alone are held to the shifted image in tests/property/test_margin_property.py; here trainings are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ CASES = {
     "more margin than shift, cut-out and mixup, overlapping, two Uppers": {
         "margin": 3, "shift": 2, "cutout": 5, "mixup": 1.0, "stride": (4, 4), "uppers": 2,
     },
+    "context": {"margin": 4, "shift": 2, "context": 2},
+    "context, all, deeper cut": {
+        "margin": 5, "context": 4, "cut": "layer3", "cutout": 5, "mixup": 1.0, "stride": (4, 4), "uppers": 2,
+        "padding": "replicate", "average_every": 2,
+    },
+    "context, pooled codes": {"margin": 9, "context": 8, "cut": "pool", "protection": "code", "code_size": 6},
     "borders repeated": {"padding": "replicate", "uppers": 2},
     "borders repeated, imagenet stem": {"padding": "replicate", "stem": "imagenet", "cut": "layer2"},
     "padded": {"margin": 4, "shift": 4, "patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "cutout": 4},

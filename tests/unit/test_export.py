@@ -33,8 +33,9 @@ print(extra["model.json"])
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Return a network of two Uppers on four overlapping patches of a padded image, their borders repeated."""
-    settings = {"patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "uppers": 2, "padding": "replicate"}
+    """Return a network of two Uppers on four overlapping patches of a padded image, with context."""
+    settings = {"patch_size": (9, 9), "stride": (8, 8), "fit": "pad", "uppers": 2}
+    settings |= {"padding": "replicate", "margin": 3, "context": 2}
     return load_trained_model(make_run(tmp_path_factory.mktemp("workspace"), **settings)[0])
 
 

@@ -15,6 +15,7 @@ from psl_flower.stores.prepare import prepare_stores
 from tests.unit.tiny_run import make_run
 
 CODE = {"protection": "code", "code_size": 6, "cut": "layer4", "backbone_width": 8, "rounds": 2, "batch_size": 8}
+CODE |= {"margin": 9, "context": 8}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ SIZE = BackboneSize(depths=(1, 1, 1, 1), widths=(8, 16, 16, 24))
 @pytest.fixture(scope="module")
 def made(stores_for, tmp_path_factory):
     """Return a small network, its images, and its files in float32 and int8; three Uppers share four patches."""
-    config = RunConfig.of(max_train=64, max_test=20, uppers=3)
+    config = RunConfig.of(max_train=64, max_test=20, uppers=3, margin=3, context=2, padding="replicate")
     stores = stores_for(config)
     description = stores.description
     net = Blueprint(config, description).network(SIZE)
@@ -75,7 +75,7 @@ def test_int8_files_answer_nearly_as_the_network(made):
 
 def test_the_whole_answers_exactly_as_its_parts(made):
     """Uppers on their own patches, then the Lower: bit for bit the assembled file's answer, for any batch."""
-    grid = made.description.grid()
+    grid = made.net.grid
     for number in (1, 7):
         patches = grid.split((made.test[:number].float() / 255).numpy())
         smashed = {}

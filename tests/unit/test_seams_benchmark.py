@@ -30,6 +30,20 @@ def test_the_report(measured):
     assert "--patch-sizes half,4x8" in measured.command
 
 
+def test_a_margin_gives_neighbours_away(measured, tmp_path):
+    """Both stores hold the same pixels: whoever compares them finds nearly every neighbour."""
+    out = tmp_path / "seams.json"
+    assert seams.main(["--images", "60", "--margin", "2", "--out", str(out)]) == 0
+    wide = reports.load(out, Report)
+    shares = [
+        np.mean([seam.matched.mean for seam in cut.seams]) for cut in (*wide.measurements, *measured.measurements)
+    ]
+    assert shares[0] > 0.9 > shares[1]
+    assert "with a margin of 2 pixels" in wide.title and "margin" not in measured.title
+    assert "--margin 2" in wide.command and "--margin" not in measured.command
+    assert "pixels that both stores hold" in wide.notes
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"), [(["--patch-sizes", "x"], 2), (["--patch-sizes", "5x5"], 1), (["--images", "1"], 2)]
 )
