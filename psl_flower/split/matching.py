@@ -49,8 +49,8 @@ def reference_of(given: Digests | None, claims: Mapping[int, Claim], roster: Ros
     holder = next((m for m in claims if roster.has_labels(m)), None)
     if given is None and holder is None:
         raise AlignmentError(
-            "the parties give private ids, and the server has labels without any; give it ids=pseudonyms(ids, id_key), "
-            "which the owner of the labels makes"
+            "the parties give private ids, but the server's labels have no pseudonyms; give it ids=pseudonyms(ids, "
+            "id_key), which the owner of the labels makes"
         )
     if given is not None:
         reference, source = given, "the server's ids"
