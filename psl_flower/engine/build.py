@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.config import RunConfig, size_text
-from psl_flower.config.fields import flat
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.batches import batch_order
@@ -23,7 +21,7 @@ from psl_flower.engine.distillation import LowerTeacher
 from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
-from psl_flower.engine.noise import CodeNoise
+from psl_flower.engine.noise import CodeNoise, code_noise_of
 from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
 from psl_flower.engine.recipe import planned, split_training
 from psl_flower.engine.schedule import Schedule
@@ -45,12 +43,6 @@ from psl_flower.models.split import (
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.text import printable
-
-# Settings of a network and its training that do not tell runs apart: predictions and longer trainings have others.
-_NOT_OF_NOISE = (
-    "upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size", "alpha", "adaptation-server",
-    "average-every",
-)  # fmt: skip
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
@@ -272,16 +264,7 @@ class Blueprint:
     @property
     def code_noise(self) -> CodeNoise | None:
         """What Uppers make the noise on their codes of; None for none. Errors as of `augmentation`."""
-        protection = self.config.network.cut_protection
-        if not protection.noise:
-            return None
-        settings = flat(self.config.network) | flat(self.config.training)
-        told = {key: value for key, value in settings.items() if key not in _NOT_OF_NOISE}
-        return CodeNoise(
-            size=protection.size,
-            run=hashlib.sha256(msgspec.json.encode(told, order="sorted")).digest(),
-            augmentation=self.augmentation(),
-        )
+        return code_noise_of(self.config, self.augmentation())
 
     def averaging(self) -> Averaging | None:
         """Return the interval of averaging; None if the Uppers are not averaged, or there is only one."""

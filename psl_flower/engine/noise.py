@@ -9,15 +9,25 @@ Shape suffixes: B batch, K positions of one Upper, N = B*K, d numbers of a patch
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
+from psl_flower.config import RunConfig
+from psl_flower.config.fields import flat
 from psl_flower.engine.augment import Augmentation
 from psl_flower.protection.noise import drawn
 from psl_flower.wire.plan import Plan
+
+# Settings of a network and its training that do not tell runs apart: predictions and longer trainings have others.
+_NOT_OF_NOISE = (
+    "upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size", "alpha", "adaptation-server",
+    "average-every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +81,14 @@ class CodeNoise:
         weight = struct.pack("<d", plan.mix_weight)
         for view, partner in zip(views, self.augmentation.partners(plan.augment_seed, samples_B), strict=True):
             yield head + view + weight + views[partner]
+
+
+def code_noise_of(config: RunConfig, augmentation: Augmentation) -> CodeNoise | None:
+    """Return what the Uppers of a run make the noise on their codes of; None for none."""
+    protection = config.network.cut_protection
+    if not protection.noise:
+        return None
+    settings = flat(config.network) | flat(config.training)
+    told = {key: value for key, value in settings.items() if key not in _NOT_OF_NOISE}
+    run = hashlib.sha256(msgspec.json.encode(told, order="sorted")).digest()
+    return CodeNoise(size=protection.size, run=run, augmentation=augmentation)
