@@ -208,6 +208,14 @@ def _placed(run: ServerRun[Train], placement: Placement) -> None:
             f"{name} holds the patches of all positions, so it could put whole images together: give its stores to "
             "several nodes, or allow it with allow-whole-images=true"
         )
+    grid = run.stores.description.grid()
+    for node, uppers in placement.hosts.items():
+        positions = [p for m in uppers for p in run.stores.description.positions_of(m)]
+        if grid.margin and not allowed and grid.shown(positions).all():
+            raise ConfigError(
+                f"{placement.names[node]} holds patches that show all of an image with margin={grid.margin}: give its "
+                "stores to several nodes, choose a smaller margin, or allow it with allow-whole-images=true"
+            )
     run.reporter.placed(placement, _about(run))
 
 

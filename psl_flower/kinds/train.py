@@ -76,7 +76,7 @@ def _check_holdings(description: StoreSetDescription) -> None:
     if description.num_uppers == 1:
         why = "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
     elif grid.margin:
-        whole = (m for m in range(description.num_uppers) if grid.shows_all(description.positions_of(m)))
+        whole = (m for m in range(description.num_uppers) if grid.shown(description.positions_of(m)).all())
         why = next((f"the patches of Upper {m} with margin={grid.margin} show all of an image" for m in whole), "")
     if why:
         less = "a smaller patch-size, a smaller margin" if grid.margin else "a smaller patch-size"

@@ -117,15 +117,15 @@ class PatchGrid:
         """Return the same grid with another margin; raises GridError if it is out of range."""
         return self if margin == self.margin else replace(self, margin=margin)
 
-    def shows_all(self, positions: Iterable[int]) -> bool:
-        """Whether patches at these positions, with their margins, show every pixel of the image."""
+    def shown(self, positions: Iterable[int]) -> NDArray[np.bool_]:
+        """Return (H, W) bool: the pixels of the image in patches at these positions, with their margins."""
         seen_HW = np.zeros(self.image_size, np.bool_)
         (height, width), (top, left) = self.field_size, self._padding()
         corners = self.corners()
         for p in positions:
             y, x = corners[p][0] - top - self.margin, corners[p][1] - left - self.margin
             seen_HW[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
-        return bool(seen_HW.all())
+        return seen_HW
 
     def split(self, images_BCHW: Images) -> Images:
         """Cut images (B, C, H, W) into patches with their margin (B, P, C, h, w); any dtype, numpy or torch.

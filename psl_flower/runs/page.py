@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from psl_flower.runs.html import document, filled
 from psl_flower.runs.summary import Summary
 from psl_flower.system.machine import require_packages
-from psl_flower.text import duration
+from psl_flower.text import counted, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,10 +134,13 @@ def _views(run: Summary) -> list[tuple[str, str]]:
         if protection == "none"
         else f"protected by {protection}; psl leak measures what they give away"
     )
+    margin = run.description.margin
+    beside = f", with {counted(margin, 'pixel')} around each" if margin else ""
     views = [
         (
             f"each of {count} nodes",
-            "its own patch positions of every image; no labels, no other node's patches; gradients of its features",
+            f"its own patch positions of every image{beside}; no labels, no other node's patches; gradients of its "
+            "features",
         ),
         ("the server", f"labels; features of all patches, {hidden}; no pixels"),
     ]

@@ -52,7 +52,7 @@ def caption(holding: Holding) -> str:
         )
     grid, nodes = holding.grid, max(holding.assignment) + 1
     shown = f" {_SHOWN} of {nodes} nodes are shown." if nodes > _SHOWN else ""
-    share = 100 * grid.patch_size[0] * grid.patch_size[1] / (grid.image_size[0] * grid.image_size[1])
+    share = 100 * max(grid.shown([p]).mean() for p in range(grid.num_patches))
     several = f"some of {grid.num_patches} patches of every image"
     one = f"one of {grid.num_patches} patches of every image, {share:.0f} % of its pixels"
     each = one if nodes == grid.num_patches else several
@@ -63,11 +63,7 @@ def _part(
     image_HWC: NDArray[np.float64], grid: PatchGrid, assignment: tuple[int, ...], node: int
 ) -> NDArray[np.float64]:
     """Return the image with everything blank but a node's patches."""
-    held = np.zeros(image_HWC.shape[:2], bool)
-    for p, m in enumerate(assignment):
-        if m == node:
-            top, left = _corner(grid, p)
-            held[max(0, top) : top + grid.patch_size[0], max(0, left) : left + grid.patch_size[1]] = True
+    held = grid.shown(p for p, m in enumerate(assignment) if m == node)
     return np.where(held[:, :, None], image_HWC, _EMPTY)
 
 

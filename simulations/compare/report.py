@@ -144,8 +144,11 @@ def sees(method: Method, report: Report) -> tuple[str, str]:
     if method.kind == PATCHES:
         averaged = bool((report.settings.config | method.config).get("average-every"))
         apart = bool(report.settings.config.get("adaptation-server")) and bool(method.config.get("alpha"))
+        margin = int((report.settings.config | method.config).get("margin") or 0)
         return (
-            "its own patch positions of every image; no labels, no other node's patches"
+            "its own patch positions of every image"
+            + bool(margin) * f", with {counted(margin, 'pixel')} around each"
+            + "; no labels, no other node's patches"
             + averaged * "; the mean of all Uppers' weights"
             + apart * "; the Adaptation Net's node: smashed data and labels, no patches",
             "labels; smashed data, which can be inverted at the usual cut (docs/threat-model.md); no image"

@@ -1,5 +1,8 @@
 """The settings that are chosen by the number of images, and which images are held back to validate on."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,9 +10,11 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.recipe import batch_for, lr_for, planned, rounds_for, split_training, steps_per_epoch
 from psl_flower.errors import ConfigError
+from psl_flower.flower.nodes import Placement
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
 from psl_flower.runs.folder import RunFolder
+from server.training import _placed
 from tests.engines import settings
 
 
@@ -104,6 +109,30 @@ def test_a_margin_over_the_whole_image_is_refused_unless_allowed(stores_for, tmp
     with pytest.raises(ConfigError, match="the patches of Upper 0 with margin=8 show all of an image, so one node"):
         check(wide, tmp_path)
     assert check(wide, tmp_path, allow_whole_images=True) == check(narrow, tmp_path) == ""
+
+
+@pytest.mark.parametrize(("margin", "refused"), [(4, True), (1, False)])
+def test_a_node_whose_stores_together_show_whole_images_is_refused(margin, refused, stores_for):
+    """A node with every second of 4x4 patches lacks the gaps between them, unless margins close these."""
+    config = settings(patch_size=(4, 4), margin=margin)
+    description = stores_for(config).description
+    halves = {100 + half: tuple(p for p in range(16) if (p // 4 + p) % 2 == half) for half in (0, 1)}
+    told = []
+    run = SimpleNamespace(
+        config=config, stores=SimpleNamespace(description=description),
+        reporter=SimpleNamespace(placed=lambda *about: told.append(about)),
+    )  # fmt: skip
+    names = {100: "ward A", 101: "ward B"}
+    nodes = Placement(hosts=halves, names=names, claims={}, transport="stream", simulated=False)
+    if refused:
+        with pytest.raises(ConfigError, match="ward A holds patches that show all of an image with margin=4"):
+            _placed(run, nodes)
+        run.config = config.replace(allow_whole_images=True)
+    _placed(run, nodes)
+    assert len(told) == 1
+    simulated = dataclasses.replace(nodes, simulated=True)
+    run.config = config
+    _placed(run, simulated)
 
 
 def test_what_is_chosen_is_told(stores_for, tmp_path):
