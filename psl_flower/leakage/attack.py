@@ -74,10 +74,12 @@ def train_decoder(
     epochs: int,
     seed: int,
     on_epoch: Callable[[int, float], None] = lambda epoch, score: None,
+    start: nn.Module | None = None,
 ) -> Trained:
     """Train a decoder of `DECODERS` for images that are like the originals in structure and in brightness.
 
     The images of the best epoch count, by those auxiliary images that are left out of training. Victims have no part.
+    A decoder that it starts with is changed; as it was, it counts, too.
 
     Parameters
     ----------
@@ -93,16 +95,19 @@ def train_decoder(
         Of weights and order.
     on_epoch : callable
         Called with (epochs done, score on the validation images).
+    start : nn.Module, optional
+        A decoder of this name and these sizes to go on from; by default a new one.
     """
     training, validation = divided(auxiliary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = DECODERS[name](sizes)
+        decoder = DECODERS[name](sizes) if start is None else start
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     steps = epochs * (len(training.images_NCHW) // BATCH or 1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     order = np.random.default_rng(seed)
-    best, best_score, best_epoch = copy.deepcopy(decoder.state_dict()), -np.inf, 0
+    best, best_epoch = copy.deepcopy(decoder.state_dict()), 0
+    best_score = -np.inf if start is None else score(decoder, validation)
     epoch = 0
     for epoch in range(1, epochs + 1):
         decoder.train()
@@ -114,10 +119,10 @@ def train_decoder(
             loss.backward()
             optimizer.step()
             schedule.step()
-        score = float(ssim(rebuild(decoder, validation.smashed_NPChw), validation.images_NCHW).mean())
-        on_epoch(epoch, score)
-        if score > best_score:
-            best, best_score, best_epoch = copy.deepcopy(decoder.state_dict()), score, epoch
+        reached = score(decoder, validation)
+        on_epoch(epoch, reached)
+        if reached > best_score:
+            best, best_score, best_epoch = copy.deepcopy(decoder.state_dict()), reached, epoch
         elif epoch - best_epoch >= PATIENCE:
             break
     decoder.load_state_dict(best)
@@ -129,6 +134,11 @@ def rebuild(decoder: nn.Module, smashed_NPChw: torch.Tensor) -> torch.Tensor:
     """Return the images (N, C, H, W) that a decoder makes, in eval mode."""
     decoder.eval()
     return torch.cat([decoder(part) for part in smashed_NPChw.split(4 * BATCH)])
+
+
+def score(decoder: nn.Module, wanted: Pairs) -> float:
+    """Return the mean SSIM of what a decoder makes of these images."""
+    return float(ssim(rebuild(decoder, wanted.smashed_NPChw), wanted.images_NCHW).mean())
 
 
 def _batches(order_N: np.ndarray) -> list[torch.Tensor]:

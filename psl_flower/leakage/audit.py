@@ -5,7 +5,7 @@ Shape suffixes: N images, P positions, C channels, h and w of a patch's smashed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ import torch
 from psl_flower.leakage.attack import Pairs, Trained, divided, rebuild, train_decoder
 from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings, Known
+from psl_flower.leakage.joining import Seen, best_mean, scaled, train_joined
 from psl_flower.leakage.known_weights import best_steps, mended
+from psl_flower.leakage.looks import side_by_side
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
 from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, Finding
 from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, normalised, one_hot, smash, unique_share
@@ -40,11 +42,14 @@ class Attacked(NamedTuple):
         Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
     victims_NCHW : torch.Tensor
         The victims as it makes them.
+    trained : tuple of Trained
+        The decoders of one look, in the order of `DECODERS`, where they were trained for codes.
     """
 
     findings: tuple[Finding, ...]
     held_back_NCHW: torch.Tensor
     victims_NCHW: torch.Tensor
+    trained: tuple[Trained, ...] = ()
 
     @property
     def shown_NCHW(self) -> torch.Tensor:
@@ -84,28 +89,57 @@ class Audit:
         """Images among which the true one is ranked: the victims, and auxiliary images held back from training."""
         return len(self.victims.labels_N) + len(self._distractors)
 
-    def smashed(self, nets: Sequence[PatchSplitNet]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what these networks send of auxiliary images and of victims, one look after the other."""
-        given, target = (smash(nets, self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
+    def smashed(self, net: PatchSplitNet) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a network sends of auxiliary images and of victims."""
+        given, target = (smash([net], self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
         return given, target
 
-    def of_codes(self, nets: Sequence[PatchSplitNet]) -> tuple[Attacked, float]:
-        """Attack with query access and what crosses the cut of these networks, joined; one for each look.
+    def of_codes(self, net: PatchSplitNet) -> tuple[Attacked, float]:
+        """Attack with query access and what crosses the cut of this network, one look.
 
         Returns the findings, and the share of victims whose codes no other victim has.
         """
-        given, target = self.smashed(nets)
-        return self.of_looks(given, target, len(nets)), unique_share(target)
+        smashed = self.smashed(net)
+        given, target = self._pairs(*smashed)
+        scaling = Scaling.of(smashed[0])
+        return self._attack(CODES, scaling(given), scaling(target), level=QUERY), unique_share(smashed[1])
 
-    def of_looks(self, given_NPChw: torch.Tensor, target_NPChw: torch.Tensor, looks: int) -> Attacked:
-        """Attack with smashed data of the auxiliary images, to learn from, and of the victims, as received."""
-        given, target = self._pairs(given_NPChw, target_NPChw)
-        scaling = Scaling.of(given_NPChw)
-        return self._attack(CODES, scaling(given), scaling(target), level=QUERY, looks=looks)
+    def of_looks(self, one: Attacked, given: Seen, target: Seen) -> Attacked:
+        """Attack with all looks at the auxiliary images, to learn from, and at the victims, as received.
+
+        It begins with the decoders of `of_codes`, whose look is the last one.
+        """
+        given, target = scaled(given, target)
+        apart = bool(given.flipped_LN.any() or target.flipped_LN.any())
+        looks, grid, images_NCHW = len(given.flipped_LN), self.description.grid(), self.auxiliary.pixels_NCHW
+        kept = given.part(slice(len(images_NCHW) - len(self._held_back), None))
+        found = []
+
+        def add(attacker: str, trained: Trained, held_back_NCHW: torch.Tensor, victims_NCHW: torch.Tensor) -> None:
+            finding = self._finding(attacker, CODES, victims_NCHW, trained, level=QUERY, looks=looks)
+            found.append(Attacked((finding,), held_back_NCHW, victims_NCHW))
+
+        for name, alone in zip(DECODERS, one.trained, strict=True):
+            mean = best_mean(alone.decoder, kept, self._held_back, grid)
+            add(
+                f"{name}, {mean.about}", alone._replace(validation_ssim=mean.validation_ssim),
+                *(mean.of(alone.decoder, seen, grid) for seen in (kept, target)),
+            )  # fmt: skip
+            trained = train_joined(
+                name, self._sizes(given.smashed_LNPChw[0]), alone.decoder, given, images_NCHW, apart=apart,
+                epochs=self.settings.epochs, seed=self.settings.seed,
+                on_epoch=self._note(f"{name} from {looks} looks of {CODES} {QUERY}"),
+            )  # fmt: skip
+            add(
+                f"{name}, all looks read at once", trained,
+                *(rebuild(trained.decoder, side_by_side(*seen, apart=apart)) for seen in (kept, target)),
+            )  # fmt: skip
+        best = max(found, key=lambda one: one.best.validation_ssim)
+        return best._replace(findings=tuple(one.best for one in found))
 
     def of_unpaired(self, net: PatchSplitNet) -> Attacked:
         """Attack with one look and substitutes for the Uppers, which the attacker cannot query."""
-        real = self.smashed([net])
+        real = self.smashed(net)
         scaling, settings, classes = Scaling.of(torch.cat(real)), self.settings, self.description.num_classes
         of_auxiliary, of_victims = (one_hot(known.labels_N, classes) for known in (self.auxiliary, self.victims))
         made = substitute(
@@ -122,7 +156,7 @@ class Audit:
 
     def of_weights(self, net: PatchSplitNet, begun: Attacked, looks: int) -> Attacked:
         """Mend what a decoder made of so many looks, by the finished network's weights and its smashed data."""
-        given, target = self._pairs(*self.smashed([net]))
+        given, target = self._pairs(*self.smashed(net))
         scaling, held_back = Scaling.of(given.smashed_NPChw), divided(given)[1]
         started = begun.held_back_NCHW
         steps = best_steps(
@@ -150,7 +184,7 @@ class Audit:
 
     def of_logits(self, net: PatchSplitNet) -> Attacked:
         """Attack with what the finished network answers of an image, and no codes."""
-        known = (logits(net, smashed) for smashed in self.smashed([net]))
+        known = (logits(net, smashed) for smashed in self.smashed(net))
         given, target = self._pairs(*(in_place_of_smashed(values, self._num_patches) for values in known))
         scaling = Scaling.of(given.smashed_NPChw)
         return self._attack(LOGITS, scaling(given), scaling(target))
@@ -175,25 +209,28 @@ class Audit:
     def _pairs(self, given_NPChw: torch.Tensor, target_NPChw: torch.Tensor) -> tuple[Pairs, Pairs]:
         return Pairs(given_NPChw, self.auxiliary.pixels_NCHW), Pairs(target_NPChw, self.victims.pixels_NCHW)
 
+    def _sizes(self, smashed_NPChw: torch.Tensor) -> Sizes:
+        C, h, w = smashed_NPChw.shape[2:]
+        return Sizes(grid=self.description.grid(), smashed=(C, h, w), channels=self.description.channels)
+
+    def _note(self, what: str) -> Callable[[int, float], None]:
+        return lambda epoch, score: self.on_progress(what, epoch, self.settings.epochs)
+
     def _attack(
-        self, knows: str, given: Pairs, target: Pairs, *, level: str = "", looks: int = 1, shown: Pairs | None = None
+        self, knows: str, given: Pairs, target: Pairs, *, level: str = "", shown: Pairs | None = None
     ) -> Attacked:
-        description, settings = self.description, self.settings
-        C, h, w = given.smashed_NPChw.shape[2:]
-        sizes = Sizes(grid=description.grid(), smashed=(C, h, w), channels=description.channels)
+        settings, sizes = self.settings, self._sizes(given.smashed_NPChw)
         held_back, found = (shown or divided(given)[1]).smashed_NPChw, []
         for name in DECODERS:
-            what = " ".join([name, "from", *([f"{looks} looks of"] if looks > 1 else []), knows, level]).rstrip()
-
-            def note(epoch: int, score: float, what: str = what) -> None:
-                self.on_progress(what, epoch, settings.epochs)
-
-            trained = train_decoder(name, sizes, given, epochs=settings.epochs, seed=settings.seed, on_epoch=note)
+            what = f"{name} from {knows} {level}".rstrip()
+            trained = train_decoder(
+                name, sizes, given, epochs=settings.epochs, seed=settings.seed, on_epoch=self._note(what)
+            )
             victims = rebuild(trained.decoder, target.smashed_NPChw)
-            finding = self._finding(name, knows, victims, trained, level=level, looks=looks)
-            found.append(Attacked((finding,), rebuild(trained.decoder, held_back), victims))
+            finding = self._finding(name, knows, victims, trained, level=level)
+            found.append(Attacked((finding,), rebuild(trained.decoder, held_back), victims, (trained,)))
         best = max(found, key=lambda one: one.best.validation_ssim)
-        return best._replace(findings=tuple(one.best for one in found))
+        return best._replace(findings=tuple(one.best for one in found), trained=tuple(one.trained[0] for one in found))
 
     def _constant(self) -> Finding:
         mean, held_back = self.auxiliary.pixels_NCHW.mean(0, keepdim=True), self._held_back

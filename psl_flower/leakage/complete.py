@@ -12,6 +12,7 @@ import torch
 
 from psl_flower.leakage.audit import Attacked, Audit
 from psl_flower.leakage.gradients import LabelGuess, guess_labels
+from psl_flower.leakage.joining import Seen
 from psl_flower.leakage.looks import Looks
 from psl_flower.leakage.replay import Replay
 from psl_flower.leakage.report import Leakage, Replayed
@@ -61,14 +62,13 @@ def audit(
     Leakage, and rows of auxiliary images that no decoder was trained on: as they are, as each level rebuilds them, and
     as they are made from the class alone.
     """
-    (one, unique), classes = attacks.of_codes([net]), attacks.of_classes()
+    (one, unique), classes = attacks.of_codes(net), attacks.of_classes()
     unpaired = attacks.of_unpaired(net)
     attacked = [("one look", one), ("one look, by weights", attacks.of_weights(net, one, 1))]
     if replay is not None:
-        joined = all_looks(attacks, net, replay.looks)
+        joined = all_looks(attacks, net, replay.looks, one)
         looks = joined.best.looks
-        begun = max(one, joined, key=lambda found: found.best.validation_ssim)
-        weights = attacks.of_weights(net, begun, looks)
+        weights = attacks.of_weights(net, joined, looks)
         attacked = [(f"{looks} looks", joined), (f"{looks} looks, by weights", weights), *attacked]
     attacked.append(("one look, without queries", unpaired))
     settings, description = attacks.settings, attacks.description
@@ -100,15 +100,18 @@ def audit(
     ]
 
 
-def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks) -> Attacked:
-    """Attack with all looks of the training and that of the finished network."""
-    given, target = attacks.smashed([net])
+def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks, one: Attacked) -> Attacked:
+    """Attack with all looks of the training and that of the finished network, beginning with what that one showed."""
+    given, target = attacks.smashed(net)
     first = len(attacks.victims.labels_N)
-    return attacks.of_looks(
-        torch.cat([looks.side_by_side(slice(first, None)), given], dim=2),
-        torch.cat([looks.side_by_side(slice(first)), target], dim=2),
-        looks.joined + 1,
+    victims, auxiliary = (
+        Seen(
+            torch.cat([looks.smashed_LNPChw[:, images], finished[None]]),
+            torch.cat([looks.flipped_LN[:, images], torch.zeros(1, len(finished), dtype=torch.bool)]),
+        )
+        for images, finished in ((slice(first), target), (slice(first, None), given))
     )
+    return attacks.of_looks(one, auxiliary, victims)
 
 
 def _replayed(replay: Replay | None) -> Replayed | None:

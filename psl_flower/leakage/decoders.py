@@ -7,7 +7,8 @@ Shape suffixes: B batch, P positions, C channels, h and w of a patch's smashed d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,31 @@ class Sizes:
     channels: int
 
 
-class Dense(nn.Module):
+class Decoder(nn.Module, ABC):
+    """A network from smashed data to images, whose first step is linear."""
+
+    @abstractmethod
+    def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
+        """Become, for several looks side by side along channels, the decoder `alone` of their weighted sum.
+
+        Parameters
+        ----------
+        alone : nn.Module
+            A decoder of one look, of the same build.
+        shares : sequence of float
+            Weight of each look.
+
+        Returns
+        -------
+        Whether that is possible; else this decoder is left as it is.
+        """
+
+    def _take(self, alone: nn.Module, name: str, first: torch.Tensor) -> None:
+        """Take over all weights of another decoder, but those of this name."""
+        self.load_state_dict(alone.state_dict() | {name: first})
+
+
+class Dense(Decoder):
     """All numbers of an image through two hidden layers to a coarse map, which convolutions refine."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -48,7 +73,7 @@ class Dense(nn.Module):
         P, (C, h, w) = sizes.grid.num_patches, sizes.smashed
         while P * C * h * w > _MOST_DENSE and h * w > 1:
             h, w = -(-h // 2), -(-w // 2)
-        self._size = sizes.grid.image_size
+        self._given, self._size = (P, C, h, w), sizes.grid.image_size
         self._coarse = (-(-self._size[0] // 4), -(-self._size[1] // 4))
         self.numbers = nn.Sequential(
             nn.AdaptiveAvgPool2d((h, w)),
@@ -66,8 +91,19 @@ class Dense(nn.Module):
         coarse = self.numbers(smashed_BPChw.flatten(1, 2)).unflatten(1, (32, *self._coarse))
         return torch.sigmoid(self.last(_fitted(self.refine(coarse), self._size)))
 
+    def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
+        """See `Decoder`; not where many looks are averaged more coarsely than one."""
+        assert isinstance(alone, Dense)
+        P, C, h, w = alone._given
+        if self._given != (P, C * len(shares), h, w):
+            return False
+        name = "numbers.2.weight"
+        its = alone.state_dict()[name].unflatten(1, (P, C, h, w))
+        self._take(alone, name, torch.cat([share * its for share in shares], dim=2).flatten(1))
+        return True
 
-class Convolutional(nn.Module):
+
+class Convolutional(Decoder):
     """A mixing of channels for each position, the map of all positions, and residual convolutions up to the image."""
 
     def __init__(self, sizes: Sizes, width: int = 32) -> None:
@@ -89,8 +125,14 @@ class Convolutional(nn.Module):
         features = _fitted(self.steps(self._grid.tile(mixed)), self._size)
         return torch.sigmoid(self.last(features))
 
+    def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
+        """See `Decoder`."""
+        assert isinstance(alone, Convolutional)
+        self._take(alone, "mix", torch.cat([share * alone.mix.detach() for share in shares], dim=1))
+        return True
 
-DECODERS: dict[str, Callable[[Sizes], nn.Module]] = {"dense": Dense, "convolutional": Convolutional}
+
+DECODERS: dict[str, Callable[[Sizes], Decoder]] = {"dense": Dense, "convolutional": Convolutional}
 
 
 class _Residual(nn.Module):

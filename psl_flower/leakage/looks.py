@@ -51,17 +51,24 @@ class Looks:
         """Looks that were recorded, L."""
         return len(self.smashed_LNPChw)
 
-    def side_by_side(self, images: slice = slice(None)) -> torch.Tensor:
-        """Return all looks at some images (N, P, C', h, w), one after the other along the channels.
 
-        If any look was mirrored, each takes 2 C channels: those of mirrored images, maps turned back, are apart from
-        the others, with zeros in the place of the one that is not there.
-        """
-        smashed_LNPChw, flipped_LN = self.smashed_LNPChw[:, images], self.flipped_LN[:, images]
-        if self.flipped_LN.any():
-            flipped = flipped_LN[:, :, None, None, None, None].float()
-            smashed_LNPChw = torch.cat([smashed_LNPChw * (1 - flipped), smashed_LNPChw.flip(-1) * flipped], dim=3)
-        return smashed_LNPChw.permute(1, 2, 0, 3, 4, 5).flatten(2, 3)
+def side_by_side(smashed_LNPChw: torch.Tensor, flipped_LN: torch.Tensor, *, apart: bool) -> torch.Tensor:
+    """Return all looks (N, P, C', h, w), one after the other along the channels.
+
+    Parameters
+    ----------
+    smashed_LNPChw : torch.Tensor
+        The looks.
+    flipped_LN : torch.Tensor
+        bool, whether an image was mirrored in a look.
+    apart : bool
+        Each look takes 2 C channels: those of mirrored images, maps turned back, are apart from the others, with zeros
+        in the place of the one that is not there. For looks of which any is mirrored.
+    """
+    if apart:
+        flipped = flipped_LN[:, :, None, None, None, None].to(smashed_LNPChw.dtype)
+        smashed_LNPChw = torch.cat([smashed_LNPChw * (1 - flipped), smashed_LNPChw.flip(-1) * flipped], dim=3)
+    return smashed_LNPChw.permute(1, 2, 0, 3, 4, 5).flatten(2, 3)
 
 
 class Recorder:

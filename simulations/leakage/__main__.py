@@ -69,8 +69,8 @@ def _trial(
     most = most_looks(options.audit, sum(map(len, samples)), num_bytes)
     net, accuracy, looks = _trained(config, stores, np.concatenate(samples), most, progress)
     attacks = Audit(description, victims, auxiliary, options.audit, progress.steps)
-    one, unique = attacks.of_codes([net])
-    joined = all_looks(attacks, net, looks)
+    one, unique = attacks.of_codes(net)
+    joined = all_looks(attacks, net, looks, one)
     up, down = _bytes(config, description)
     trial = Trial(
         case=case, seed=seed, accuracy=accuracy, bytes_up=up, bytes_down=down,

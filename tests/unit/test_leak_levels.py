@@ -57,7 +57,7 @@ def test_the_default_cut_is_open_to_who_knows_the_weights(attacks):
     """A planted leak: what a decoder made is mended to nearly the true image."""
     net = network(cut="layer1").requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
-    one, _ = attacks.of_codes([net])
+    one, _ = attacks.of_codes(net)
     mended_ones = attacks.of_weights(net, one, 1)
     (finding,) = mended_ones.findings
     assert (finding.level, finding.looks, one.best.level) == (WEIGHTS, 1, QUERY)
@@ -87,7 +87,7 @@ def test_without_queries_a_substitute_shows_more_than_nothing(attacks, trained):
     constant = next(f for f in attacks.of_classes().findings if f.knows == CONSTANT)
     assert {found.level for found in unpaired.findings} == {UNPAIRED}
     assert best(unpaired) > constant.ssim.mean + 0.05
-    assert best(unpaired) < best(attacks.of_codes([trained])[0])
+    assert best(unpaired) < best(attacks.of_codes(trained)[0])
 
 
 def test_a_substitute_uses_no_weights_of_the_uppers(attacks, trained):

@@ -6,7 +6,7 @@ import torch
 
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.leakage.looks import Looks, Recorder, spread
+from psl_flower.leakage.looks import Recorder, side_by_side, spread
 from psl_flower.leakage.replay import Threads, replay
 from tests.engines import settings
 
@@ -131,20 +131,10 @@ def test_a_look_that_is_repeated_counts_once(trained):
 def test_mirrored_looks_are_turned_back_and_kept_apart():
     smashed_LNPChw = torch.arange(2 * 3 * 1 * 1 * 1 * 2.0).reshape(2, 3, 1, 1, 1, 2)
     flipped_LN = torch.tensor([[False, True, False], [True, True, False]])
-    looks = Looks(
-        smashed_LNPChw=smashed_LNPChw, flipped_LN=flipped_LN, gradient_LND=torch.empty(0), positions=(0,), shown=2
-    )
-    joined_NPChw = looks.side_by_side()
+    joined_NPChw = side_by_side(smashed_LNPChw, flipped_LN, apart=True)
     assert joined_NPChw.shape == (3, 1, 4, 1, 2)
     # Look 0, not mirrored; mirrored; look 1, not mirrored; mirrored.
     assert joined_NPChw[0, 0, :, 0].tolist() == [[0, 1], [0, 0], [0, 0], [7, 6]]
     assert joined_NPChw[1, 0, :, 0].tolist() == [[0, 0], [3, 2], [0, 0], [9, 8]]
-    assert torch.equal(looks.side_by_side(slice(1, None)), joined_NPChw[1:])
-    without = Looks(
-        smashed_LNPChw=smashed_LNPChw,
-        flipped_LN=flipped_LN & False,
-        gradient_LND=torch.empty(0),
-        positions=(0,),
-        shown=2,
-    )
-    assert without.side_by_side()[0, 0, :, 0].tolist() == [[0, 1], [6, 7]]
+    without = side_by_side(smashed_LNPChw, flipped_LN & False, apart=False)
+    assert without[0, 0, :, 0].tolist() == [[0, 1], [6, 7]]

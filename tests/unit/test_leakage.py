@@ -13,6 +13,7 @@ from psl_flower.leakage.audit import Audit
 from psl_flower.leakage.complete import audit
 from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings, chosen_samples, most_looks
+from psl_flower.leakage.joining import Seen
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
 from psl_flower.leakage.page import render, row_png
 from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS
@@ -116,7 +117,7 @@ def floors(attacks):
 
 
 def test_a_planted_leak_is_found(attacks, floors):
-    codes, unique = attacks.of_codes([network()])
+    codes, unique = attacks.of_codes(network())
     best, floor = (max(f.ssim.mean for f in found.findings) for found in (codes, floors))
     assert best > 0.9 > 0.7 > floor
     assert max(f.first for f in codes.findings) > 0.9
@@ -132,7 +133,7 @@ class Silent(PatchSplitNet):
 
 def test_a_network_that_says_nothing_is_at_the_floor(attacks, floors):
     silent = Silent(grid=GRID, num_uppers=4, num_classes=10, in_channels=1, size=backbone_size("resnet18", 8))
-    codes, unique = attacks.of_codes([silent])
+    codes, unique = attacks.of_codes(silent)
     constant = next(f for f in floors.findings if f.knows == CONSTANT)
     assert max(f.ssim.mean for f in codes.findings) <= constant.ssim.mean + 0.05
     assert max(f.first for f in codes.findings) <= 0.1
@@ -167,8 +168,13 @@ def test_looks_add_up(attacks):
         ).eval()  # fmt: skip
 
     few = Audit(attacks.description, pictures(40, 3), pictures(500, 4), AuditSettings(victims=40, epochs=8))
-    (one, _), (all_looks, _) = few.of_codes([net(0)]), few.of_codes([net(k) for k in range(4)])
-    assert max(f.ssim.mean for f in all_looks.findings) > max(f.ssim.mean for f in one.findings) + 0.03
+    nets = [net(k) for k in range(4)]
+    one, _ = few.of_codes(nets[-1])
+    given, target = (torch.stack(sent) for sent in zip(*(few.smashed(each) for each in nets), strict=True))
+    together = few.of_looks(
+        one, *(Seen(sent, torch.zeros(4, sent.shape[1], dtype=torch.bool)) for sent in (given, target))
+    )
+    assert max(f.ssim.mean for f in together.findings) > max(f.ssim.mean for f in one.findings) + 0.03
 
 
 def test_victims_have_no_part_in_training_and_stopping():

@@ -32,7 +32,7 @@ def test_trials_are_measured(measured):
         assert [f.level for f in trial.one_look] == ["query", "query", "weights", "unpaired", "unpaired"]
         # Two epochs, and the finished network.
         assert trial.looks == 3
-        assert [(f.level, f.looks) for f in trial.all_looks] == [("query", 3)] * 2
+        assert [(f.level, f.looks) for f in trial.all_looks] == [("query", 3)] * 4
     (floor,) = report.floors
     assert {finding.knows for finding in floor.findings} == {"class", "logits", "nothing"}
     assert report.missing == []
