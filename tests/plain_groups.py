@@ -48,21 +48,29 @@ def still(module: nn.Module, lone: bool) -> Iterator[None]:
 def plain_loop(
     optimizer: Callable[..., torch.optim.Optimizer],
     holding: Mapping[str, np.ndarray] | None = None,
-    *,
+    make_net: Callable[[str], nn.Module] = plain.net,
     make_top: Callable[[], nn.Module] = plain.Top,
+    data: Mapping[str, torch.Tensor] | None = None,
+    targets: torch.Tensor | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
     steps: int | None = None,
-    average_every: int = 0,
     pool: np.ndarray = plain.TRAIN,
     held_out: np.ndarray = plain.VALID,
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
-    """Return all weights, and the outputs for the held-out samples, after a training in one loop."""
-    told: dict[str, Any] = plain.SETTINGS
-    seed, data, targets = told["seed"], plain.columns(), plain.labels()
-    holding = held() if holding is None else holding
+    """Return all weights, and the outputs for the held-out samples, after a training in one loop.
+
+    Holders have their own nets, which begin with the weights of their party; `data` are of a party's samples, all of
+    them, of which each holder is asked for its own.
+    """
+    told: dict[str, Any] = plain.SETTINGS | settings
+    seed, data, targets = told["seed"], data or plain.columns(), plain.labels() if targets is None else targets
+    holding, shapes = holding or held(), shapes or plain.PARTIES
     nets = {}
     for name in holding:
         torch.manual_seed(derive(seed, "init", name.partition("@")[0]))
-        nets[name] = plain.net(name.partition("@")[0])
+        nets[name] = make_net(name.partition("@")[0])
     torch.manual_seed(derive(seed, "init", "top"))
     top = make_top()
     optimizers = [optimizer(module.parameters()) for module in (*nets.values(), top)]
@@ -73,7 +81,7 @@ def plain_loop(
             party = name.partition("@")[0]
             there = np.flatnonzero(np.isin(batch, holding[name]))
             if party not in found:
-                found[party] = torch.zeros(len(batch), *plain.PARTIES[party])
+                found[party] = torch.zeros(len(batch), *shapes[party])
             if not len(there):
                 continue
             if step is not None:
@@ -94,21 +102,7 @@ def plain_loop(
             for group in each.param_groups:
                 group["lr"] = told["lr"]
             each.step()
-        if average_every and (step + 1) % average_every == 0:
-            averaged(nets)
     for module in (*nets.values(), top):
         module.eval()
     with torch.no_grad():
         return plain.snapshot(nets, top) | {"outputs": top(*outputs(held_out, None))}
-
-
-@torch.no_grad()
-def averaged(nets: Mapping[str, nn.Module]) -> None:
-    """Give the holders of each party the mean of their weights and running statistics."""
-    for party in dict.fromkeys(name.partition("@")[0] for name in nets):
-        states = [module.state_dict() for name, module in nets.items() if name.partition("@")[0] == party]
-        for key in states[0]:
-            if states[0][key].is_floating_point() and len(states) > 1:
-                mean = sum(state[key] for state in states[1:]) + states[0][key]
-                for state in states:
-                    state[key].copy_(mean / len(states))

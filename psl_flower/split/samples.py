@@ -115,8 +115,8 @@ class Samples:
         reference = reference_of(self.digests, claims, roster)
         if reference is not None and self.order.fingerprint:
             raise AlignmentError(
-                "the parties give private ids, but the server's are no pseudonyms; give ids=pseudonyms(ids, id_key), "
-                "or none where a party has the labels"
+                "the parties give private ids, but the server's are no pseudonyms; give it ids=pseudonyms(ids, "
+                "id_key), or none where a party has the labels"
             )
         whole = {m: claim for m, claim in claims.items() if not claim.names_samples}
         held = self._held(whole, reference, roster)

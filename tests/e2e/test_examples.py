@@ -17,6 +17,7 @@ import torch
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.schedule import Schedule
 from psl_flower.launch.superlink import LocalSuperLink
+from tests import plain_groups
 from tests import plain_split as plain
 from tests.e2e.conftest import wait_until
 from tests.paths import ROOT
@@ -214,7 +215,34 @@ def test_audio_text(transport: str, tmp_path: Path) -> None:
     assert rounds(tmp_path / "run")[-1]["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["tabular", "patches", "vit", "audio_text", "u_shape"])
+def groups_weights(epochs: int) -> dict[str, torch.Tensor]:
+    """Return those of the plain loop, whose data of a party are the groups' own tables put together."""
+    module = example("groups")
+    sides = {name: module.party(name, None) for name in module.PARTIES}
+    data = {party: torch.zeros(len(module.IDS), 15) for party in module.COLUMNS}
+    for name, side in sides.items():
+        party, _, group = name.partition("@")
+        data[party][module.PATIENTS[group]] = side.data
+    found = plain_groups.plain_loop(
+        torch.optim.Adam, {name: np.array(module.PATIENTS[name.partition("@")[2]]) for name in sides},
+        lambda party: module.party(f"{party}@north", None).net, module.Top, data,
+        torch.tensor(module.load_breast_cancer().target, dtype=torch.float32), dict.fromkeys(data, (16,)),
+        pool=np.array(module.TRAIN), held_out=np.array(module.VALID), seed=0, lr=0.003, batch_size=32, epochs=epochs,
+    )  # fmt: skip
+    return {name: value for name, value in found.items() if name != "outputs"}
+
+
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
+def test_groups(transport: str, tmp_path: Path) -> None:
+    """Holders of different samples, matched by private ids; one node has none or one of a batch now and then."""
+    words = run_app(EXAMPLES / "groups", tmp_path / "run", 4, epochs=2, transport=transport)
+    assert words.startswith("finished:completed"), words
+    assert plain.differing(weights(tmp_path / "run"), groups_weights(2)) == []
+    assert plain.differing(weights(tmp_path / "run"), groups_weights(1)) != []
+    assert rounds(tmp_path / "run")[-1]["auc"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["tabular", "patches", "vit", "audio_text", "u_shape", "groups"])
 def test_examples_are_short(name: str) -> None:
     """At most 60 lines of code, and a README of a screen."""
     text = (EXAMPLES / name / f"{name}.py").read_text("utf-8")
