@@ -16,7 +16,7 @@ from psl_flower.cli.reading import ReadingSettings, account_json, print_account,
 from psl_flower.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from PIL import Image
 
@@ -54,12 +54,15 @@ def inspect(
     with disk_errors(target, "written"):
         _draw(source, looks).save(target, "PNG")
     sizes, problems = Counter[str](), []
+    firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:
         for look in _every_one(source, progress) if every else looks:
             if look.image_HWC is None:
                 problems.append(look.problem)
             else:
-                sizes["x".join(map(str, look.image_HWC.shape))] += 1
+                size = "x".join(map(str, look.image_HWC.shape))
+                sizes[size] += 1
+                firsts.setdefault(size, look)
     account = source.account()
     if as_json:
         report = {
@@ -72,7 +75,8 @@ def inspect(
         typer.echo(json.dumps(report))
     else:
         print_account(account)
-        for line in (*_about_sizes(sizes, every), f"contact sheet: {target}"):
+        examples = {size: source.where(look.split, look.number) for size, look in firsts.items()}
+        for line in (*_about_sizes(sizes, examples, every), f"contact sheet: {target}"):
             say(line)
     for problem in problems[:_SHOWN]:
         say(f"error: {problem}", err=True)
@@ -80,14 +84,22 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _about_sizes(sizes: Counter[str], every: bool) -> Iterator[str]:
+def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool) -> Iterator[str]:
+    """Yield lines about images by size, "HxWxC"; `examples` names one of each."""
     shown = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(_SHOWN))
     more = f" and {len(sizes) - _SHOWN} other sizes" if len(sizes) > _SHOWN else ""
     yield f"decoded: {shown}{more}" + ("" if every else " (--all decodes every image)")
-    if len({size.rpartition("x")[0] for size in sizes}) > 1:
-        yield "the images differ in size: image-size brings all of them to one"
-    if len({size.rpartition("x")[2] for size in sizes}) > 1:
-        yield "some images are grey and some are not: convert all of them to grey or to RGB"
+    by_size, by_channels = ({size.rpartition("x")[part]: size for size in sizes} for part in (0, 2))
+    if len(by_size) > 1:
+        yield f"the images differ in size ({_two(by_size, examples)}): image-size brings all of them to one"
+    if len(by_channels) > 1:
+        two = _two(by_channels, examples)
+        yield f"some images are grey and some are not ({two}): convert all of them to grey or to RGB"
+
+
+def _two(kinds: Mapping[str, str], examples: Mapping[str, str]) -> str:
+    """Return an image of each of the first two kinds, with its size."""
+    return ", ".join(f"{examples[size]} is {size}" for size in list(kinds.values())[:2])
 
 
 def _some_of_each_class(source: ImageSource) -> list[Look]:

@@ -302,6 +302,13 @@ def read_image(cell: Any, kind: ImageKind, decoder: Decoder, resolve: Resolve | 
     return decoder.file(read_image_file(found or path, where), where)
 
 
+def path_in(cell: Any, kind: ImageKind) -> str:
+    """Return the path in a cell, or beside the image in it, as it is to be shown; empty if there is none."""
+    if cell is None or kind in (ImageKind.ARRAY, ImageKind.SQUARE):
+        return ""
+    return printable(_content(cell, kind)[1])
+
+
 def _content(cell: Any, kind: ImageKind) -> tuple[bytes | None, str]:
     if kind is ImageKind.BYTES:
         return cell, ""

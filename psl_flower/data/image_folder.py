@@ -127,4 +127,5 @@ def _raw_split(name: str, root: Path, files: list[tuple[str, str]], class_names:
             where = f"image {row} of split {printable(name)!r} ({printable(path)})"
             yield decoder.file(read_image_file(path, where), where)
 
-    return RawSplit(name=name, labels_N=np.array([index[label] for _, label in files], np.int64), images=images)
+    labels_N = np.array([index[label] for _, label in files], np.int64)
+    return RawSplit(name=name, labels_N=labels_N, images=images, path=lambda row: printable(files[row][0]))

@@ -33,11 +33,14 @@ class RawSplit:
     images : Callable
         Takes row numbers (R,) and a decoder, and yields their images, uint8 (H, W, C), one at a time; raises
         CorruptImage, and DataError as the decoder does.
+    path : Callable
+        Takes a row number and returns the image's path as it is to be shown; empty for one without a file.
     """
 
     name: str
     labels_N: NDArray[np.int64]
     images: Callable[[NDArray[np.int64], Decoder], Iterator[NDArray[np.uint8]]]
+    path: Callable[[int], str] = lambda row: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +82,15 @@ def joined(splits: Sequence[RawSplit]) -> RawSplit:
         for k, run in groupby(range(len(rows_R)), key=lambda place: int(which_R[place])):
             yield from splits[k].images(rows_R[list(run)] - starts[k], decoder)
 
+    def path(row: int) -> str:
+        k = int(np.searchsorted(starts, row, side="right")) - 1
+        return splits[k].path(row - int(starts[k]))
+
     return RawSplit(
         name="+".join(split.name for split in splits),
         labels_N=np.concatenate([split.labels_N for split in splits]),
         images=images,
+        path=path,
     )
 
 
@@ -137,6 +145,10 @@ class Resized:
     def num_samples(self, split: str) -> int:
         """See Source."""
         return self._source.num_samples(split)
+
+    def where(self, split: str, number: int) -> str:
+        """See Source."""
+        return self._source.where(split, number)
 
     def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """See Source."""

@@ -26,7 +26,7 @@ from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, Survey
 from psl_flower.errors import DataError, DatasetNotFound
-from psl_flower.text import did_you_mean_folder, expanded, printable
+from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
@@ -82,7 +82,7 @@ class ImageSource:
         self._raw, self._parts = raw, parts
         self._whole = options.pixel_range == BY_DATASET
         self._decoder = Decoder(options.pixel_range, options.background, self._survey)
-        self._first: tuple[int, str] | None = None
+        self._first: tuple[int, RawSplit, int] | None = None
 
     def account(self) -> Account:
         """Return the account: images taken, files left out, and notes on the images decoded so far."""
@@ -119,8 +119,13 @@ class ImageSource:
         part = self._part(split)
         rows_N = part.rows_N[start:]
         for row, image_HWC in zip(rows_N.tolist(), part.raw.images(rows_N, self._decoder), strict=True):
-            self._check_channels(image_HWC.shape[2], f"image {row} of split {part.raw.name!r}")
+            self._check_channels(image_HWC.shape[2], part.raw, row)
             yield image_HWC, int(part.raw.labels_N[row])
+
+    def where(self, split: str, number: int) -> str:
+        """Return what to call a sample in errors: its number within the split, and its file where it has one."""
+        part = self._part(split)
+        return _with_path(f"image {split}:{number}", part.raw, int(part.rows_N[number]))
 
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
         """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
@@ -157,14 +162,21 @@ class ImageSource:
             raise DataError(f"{self.name}: no split {split!r}; there are {', '.join(self._parts)}")
         return self._parts[split]
 
-    def _check_channels(self, channels: int, where: str) -> None:
+    def _check_channels(self, channels: int, split: RawSplit, row: int) -> None:
         if self._first is None:
-            self._first = channels, where
+            self._first = channels, split, row
         if channels != self._first[0]:
+            both = ((split, row), self._first[1:])
+            this, that = (_with_path(f"image {k} of split {raw.name!r}", raw, k) for raw, k in both)
             raise DataError(
-                f"{self.name}: {where} has {channels} channel{'s'[: channels > 1]}, {self._first[1]} has "
-                f"{self._first[0]}; convert all images to grey or all to RGB"
+                f"{self.name}: {this} has {counted(channels, 'channel')}, {that} has {self._first[0]}; convert all "
+                "images to grey or all to RGB"
             )
+
+
+def _with_path(image: str, split: RawSplit, row: int) -> str:
+    path = split.path(row)
+    return f"{image} ({path})" if path else image
 
 
 def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any) -> ImageSource:

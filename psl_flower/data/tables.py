@@ -23,6 +23,7 @@ from psl_flower.data.columns import (
     choose_label,
     image_kinds,
     is_text,
+    path_in,
     read_image,
     read_labels,
 )
@@ -237,4 +238,7 @@ def _raw_split(
             for row, cell in zip(rows.tolist(), table.read(column, rows), strict=True):
                 yield read_image(cell, kind, decoder, resolve, f"image {row} of split {name!r}")
 
-    return RawSplit(name=name, labels_N=labels_N, images=images)
+    def path(row: int) -> str:
+        return path_in(next(iter(table.read(column, np.array([row])))), kind)
+
+    return RawSplit(name=name, labels_N=labels_N, images=images, path=path)

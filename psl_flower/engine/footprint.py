@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
+from psl_flower.engine.looks import looks_bytes
 from psl_flower.engine.recipe import split_training
 from psl_flower.wire.codecs import get_codec
 
@@ -35,7 +36,7 @@ class Footprint:
     up_in_all, down_in_all : float
         The same of a whole training, evaluations included.
     looks : int
-        Bytes of the looks of frozen Uppers that the Lower keeps.
+        Bytes of the looks of frozen Uppers that the Lower keeps, as they lie on its disk.
     upper_memory : tuple of int
         Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
     lower_memory : int
@@ -84,7 +85,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         for name in (config.smashed_codec, config.wire.wire_gradients)
     )
     sent, received = _images_in_all(blueprint)
-    kept_images = _images_kept(blueprint)
+    kept_counts = _counts_kept(blueprint)
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,
         lower_parameters=weights[1] // _FLOAT_BYTES,
@@ -93,7 +94,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         down_per_image=downs,
         up_in_all=sent * ups,
         down_in_all=received * downs,
-        looks=round(kept_images * ups),
+        looks=looks_bytes(blueprint, kept_counts) if kept_counts else 0,
         upper_memory=tuple(kept[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
         lower_memory=sum(kept[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
         checkpoint=description.num_uppers * kept[0] + sum(kept[1:]),
@@ -107,7 +108,7 @@ def _images_in_all(blueprint: Blueprint) -> tuple[int, int]:
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
     learnt = sum(order.num_samples(step) for step in range(learning))
-    kept = _images_kept(blueprint)
+    kept = sum(_counts_kept(blueprint))
     rounds = -(-learning // blueprint.steps_per_round) if kept else training.rounds
     every = training.evaluate_every
     evaluations = rounds // every if every else 0
@@ -120,13 +121,13 @@ def _images_in_all(blueprint: Blueprint) -> tuple[int, int]:
     return learnt + frozen + kept + evaluated, learnt
 
 
-def _images_kept(blueprint: Blueprint) -> int:
-    """Return how many looks of frozen Uppers are kept: of every view of the training images, and of all others once."""
+def _counts_kept(blueprint: Blueprint) -> list[int]:
+    """Return the images whose looks are kept: those of every view of the training images, and of all others once."""
     freezing = blueprint.freezing
     if freezing is None or not freezing.views:
-        return 0
+        return []
     trained, valid = split_training(blueprint.config, blueprint.description)
-    return freezing.views * len(trained) + len(valid) + len(blueprint.description.samples_of("test"))
+    return [len(trained)] * freezing.views + [len(valid), len(blueprint.description.samples_of("test"))]
 
 
 def _saved(module: nn.Module, given: torch.Tensor) -> int:

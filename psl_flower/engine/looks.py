@@ -43,6 +43,8 @@ log = logging.getLogger("psl_flower")
 MAGIC, VERSION = b"PSLLOOKS", 1
 _FIXED = struct.Struct("<8sBI")
 _DIGEST_BYTES = 32
+# Characters of a run's identity.
+_IDENTITY = 32
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +79,19 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     batches: int
     images: int
 
+    @property
+    def encoded(self) -> bytes:
+        """What its file begins with."""
+        content = msgspec.msgpack.encode(self)
+        fixed = _FIXED.pack(MAGIC, VERSION, len(content)) + content
+        return fixed + hashlib.sha256(fixed).digest()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        records = self.images * get_codec(self.codec).nbytes(self.shape)
+        return len(self.encoded) + records + self.batches * _DIGEST_BYTES
+
 
 class LookFile:
     """The looks of one Upper: batches are appended in their order, then records are read in any.
@@ -107,9 +122,7 @@ class LookFile:
         self._record = self._codec.nbytes(head.shape)
         # Codes whose records do not fill their bytes cannot be read in one piece.
         self._dense = self._codec.nbytes((8, *head.shape)) == 8 * self._record
-        encoded = msgspec.msgpack.encode(head)
-        fixed = _FIXED.pack(MAGIC, VERSION, len(encoded)) + encoded
-        self._head = fixed + hashlib.sha256(fixed).digest()
+        self._head = head.encoded
         images = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
         # Where each batch begins, and the end of the last.
         self._starts = len(self._head) + images * self._record + np.arange(len(images)) * _DIGEST_BYTES
@@ -231,9 +244,7 @@ class Looks:
     ) -> None:
         assert task.freezing is not None
         self._folder, self._task = folder, task
-        codec = get_codec(activations)
-        # What was received is kept as it is: int8's scales belong to the batch that was sent.
-        kept = codec.name if isinstance(codec, FloatCodec | CodeCodec) else "float32"
+        kept = _kept_codec(activations)
         sizes = [plan.num_samples for plan in task.look_plans()]
         heads = {
             m: Head(
@@ -305,6 +316,35 @@ class Looks:
         """Return the smashed data (B, K, h, w, C), float32, of a plan's samples, by Upper that is complete."""
         places_B = self._task.places(plan)
         return {m: self._files[m].read(places_B) for m in self.complete}
+
+
+def _kept_codec(activations: str) -> str:
+    """Return the codec of records, where this is that of the wire: what was received is kept as it is."""
+    codec = get_codec(activations)
+    # The scales of int8 belong to the batch that was sent.
+    return codec.name if isinstance(codec, FloatCodec | CodeCodec) else "float32"
+
+
+def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
+    """Return what a training's looks take on the disk.
+
+    Parameters
+    ----------
+    blueprint : Blueprint
+        Of the training.
+    counts : sequence of int
+        Images of each view that is kept, and of those to validate and test on.
+    """
+    config, description = blueprint.config, blueprint.description
+    batches = sum(-(-count // config.training.evaluate_batch_size) for count in counts)
+    heads = (
+        Head(
+            run="0" * _IDENTITY, dataset=description.fingerprint, upper=m, after=0, shape=shape,
+            codec=_kept_codec(config.smashed_codec), batches=batches, images=sum(counts),
+        )
+        for m, shape in blueprint.smashed_shapes().items()
+    )  # fmt: skip
+    return sum(head.num_bytes for head in heads)
 
 
 def looks_of(blueprint: Blueprint, task: Task, folder: Path, run: str) -> Looks | None:

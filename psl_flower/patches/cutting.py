@@ -51,6 +51,10 @@ class Source(Protocol):
         """Return the number of samples of "train" or "test"."""
         ...
 
+    def where(self, split: str, number: int) -> str:
+        """Return what to call a sample in errors, such as "image train:17 (cats/17.jpg)"."""
+        ...
+
     def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Yield (image (H, W, C), label) from `start` on."""
         ...
@@ -70,14 +74,16 @@ def explain_sizes(source: Source) -> Iterator[None]:
     try:
         yield
     except GridError as error:
-        sizes = (image_HWC.shape[:2] for image_HWC, _ in islice(source.samples("train"), _LOOKED_AT))
-        first = next(sizes)
-        other = next((size for size in sizes if size != first), None)
+        sizes = enumerate(image_HWC.shape[:2] for image_HWC, _ in islice(source.samples("train"), _LOOKED_AT))
+        _, (height, width) = next(sizes)
+        other = next(((number, size) for number, size in sizes if size != (height, width)), None)
         if other is None:
             raise
+        number, size = other
         raise DataError(
-            f"{source.name}: the images differ in size: {first[0]}x{first[1]} and {other[0]}x{other[1]}, for instance "
-            "(height x width); set image-size to bring all of them to one size"
+            f"{source.name}: the images differ in size: {source.where('train', 0)} is {height}x{width} (height x "
+            f"width), {source.where('train', number)} is {size[0]}x{size[1]}; set image-size to bring all of them to "
+            "one size"
         ) from error
 
 
@@ -206,8 +212,9 @@ def _sized(
     for number, (image_HWC, label) in enumerate(source.samples(split, start), start):
         if image_HWC.shape != shape:
             found, expected = ("x".join(map(str, each)) for each in (image_HWC.shape, shape))
+            like = f" like {source.where('train', 0)}" if (split, number) != ("train", 0) else ""
             raise DataError(
-                f"{source.name}: image {split}:{number} is {found} (height x width x channels), expected {expected} "
-                "as the first; set image-size to bring all of them to one size"
+                f"{source.name}: {source.where(split, number)} is {found} (height x width x channels), expected "
+                f"{expected}{like}; set image-size to bring all of them to one size"
             )
         yield image_HWC, label

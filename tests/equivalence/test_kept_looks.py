@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from psl_flower.engine.footprint import footprint
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.looks import looks_of
 from psl_flower.errors import RunError
@@ -26,6 +27,17 @@ def test_looks_are_private_and_of_this_run(stores_for, tmp_path):
     other = Parts(frozen(**LOOKS | {"code_size": 7}), stores, tmp_path / "other")
     with pytest.raises(RunError, match="they are of another run, or of other settings; delete the file"):
         looks_of(other.blueprint, other.driver.task, folder, "run")
+
+
+@pytest.mark.parametrize("changes", [LOOKS, {"looks": 1, "uppers": 2, "wire_activations": "int8"}, {"looks": 0}])
+def test_a_dry_run_knows_what_they_take_on_the_disk(changes, stores_for, tmp_path):
+    config = frozen(**changes)
+    parts = Parts(config, stores_for(config), tmp_path)
+    parts.run()
+    on_disk = [file.stat().st_size for file in (tmp_path / "looks").glob("*")]
+    assert len(on_disk) == 2 * bool(changes["looks"])
+    # But for the length of the run's name.
+    assert footprint(parts.blueprint, 4).looks == pytest.approx(sum(on_disk), abs=64 * len(on_disk))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "longer", "no such file", "version", "swapped"])

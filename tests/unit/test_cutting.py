@@ -67,7 +67,9 @@ def test_sums_that_cannot_be(sums: PixelSums, sound: bool) -> None:
 def test_an_image_that_is_not_as_the_first_is_named(shape: tuple[int, int, int]) -> None:
     source = ArraySource(train=2, test=2)
     source.images["test"] = np.zeros((2, *shape), np.uint8)
-    with pytest.raises(DataError, match=rf"image test:0 is {'x'.join(map(str, shape))} .* 4x4x1 .*set image-size"):
+    with pytest.raises(
+        DataError, match=rf"image test:0 is {'x'.join(map(str, shape))} .* 4x4x1 like image train:0; set image-size"
+    ):
         list(cut(source, GRID, 1))
 
 

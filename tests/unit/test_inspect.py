@@ -74,8 +74,9 @@ def test_what_cannot_be_decoded_is_crossed_out_and_named(psl, tmp_path):
     (tmp_path / "pets" / "train" / "a" / "1.png").write_bytes(encode(np.zeros((9, 9), np.uint8)))
     status, out, err = psl("inspect", name)
     assert status == 1
-    assert "the images differ in size: image-size brings all of them to one" in out
-    assert "some images are grey and some are not" in out
+    both = "image train:0 (train/a/0.png) is 6x8x3, image train:1 (train/a/1.png) is 9x9x1"
+    assert f"the images differ in size ({both}): image-size brings all of them to one" in out
+    assert f"some images are grey and some are not ({both}): " in out
     assert "contact sheet: inspect-pets.png" in out
     assert err.startswith("error: image 3 of split 'train'") and err.count("\n") == 1
     status, out, _ = psl("inspect", name, "--json", "--all")

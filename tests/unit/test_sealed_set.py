@@ -84,9 +84,17 @@ def larger_first(pictures):
 BAD = {
     "corrupt": (broken, {}, "image 7 of split"),
     "first is corrupt": (lambda f: (f / "train/a/0.png").write_bytes(b""), {}, "image 0 of split"),
-    "sizes": (uneven, {}, "set image-size"),
-    "sizes that no grid fits": (larger_first, {}, r"differ in size: 9x9 and 8x8, .* set image-size"),
-    "channels": (grey, {}, "1 channel"),
+    "sizes": (
+        uneven,
+        {},
+        r"image test:2 \(test/b/0\.png\) is 10x20x3 .* 8x8x3 like image train:0 \(train/a/0\.png\); set image-size",
+    ),
+    "sizes that no grid fits": (
+        larger_first,
+        {},
+        r"differ in size: image train:0 \(train/a/0\.png\) is 9x9 .*, image train:1 \(.*\) is 8x8; set image-size",
+    ),
+    "channels": (grey, {}, r"image 8 of split 'train' \(train/b/3\.png\) has 1 channel, image 0 .*a/0\.png\) has 3"),
     "one class": (lambda f: [shutil.rmtree(f / split / "b") for split in ("train", "test")], {}, "one class"),
     "uppers": (lambda f: None, {"num_uppers": 5}, "uppers: 5"),
     "no such Upper": (lambda f: None, {"num_uppers": -1}, "uppers: "),

@@ -44,6 +44,9 @@ class ArraySource:
     def num_samples(self, split: str) -> int:
         return len(self.images[split])
 
+    def where(self, split: str, number: int) -> str:
+        return f"image {split}:{number}"
+
     def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
         for number in range(start, len(self.images[split])):
             yield self.images[split][number], number % len(self.class_names)
