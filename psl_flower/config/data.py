@@ -31,6 +31,9 @@ class DataSettings(Settings):
     )
     train_split: str = setting("", "splits to train on, such as train or train+validation; empty: found by name")
     test_split: str = setting("", "splits to test on; none: hold back test-fraction; empty: found by name")
+    split_column: str = setting(
+        "", "column that names each row's split; none: ignore such columns; empty: found by its name and values"
+    )
     class_folder: Literal["", "top", "leaf"] = setting(
         "", "where classes have folders in folders: top: the outermost is the class; leaf: the path to the image is"
     )

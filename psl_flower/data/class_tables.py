@@ -14,8 +14,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from psl_flower.data.columns import Columns, first_difference
+from psl_flower.data.table import Table
 from psl_flower.data.table_files import LARGE_ENDINGS, open_arrow
-from psl_flower.data.tables import Table
 from psl_flower.errors import DataError
 from psl_flower.text import printable
 

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from psl_flower.data.class_tables import declared_classes, with_own_classes
+from psl_flower.data.table import Table
 from psl_flower.data.table_files import LARGE_ENDINGS
-from psl_flower.data.tables import Table
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.text import did_you_mean_folder, expanded
 

@@ -103,7 +103,8 @@ def _of(kinds: dict[str, Kind], *wanted: Kind) -> list[str]:
 def _layout(name: str, pictures: list[str], tables: ImageTables | None, options: SourceOptions) -> Layout | None:
     """Return the images by class, if their folders are to be read so."""
     listed = tables.paths if tables is not None else []
-    if not pictures or options.read_as == "tables":
+    # Only a table has a column of splits.
+    if not pictures or options.read_as == "tables" or (listed and options.split_column not in ("", "none")):
         return None
     try:
         layout = read_layout(name, pictures, options)

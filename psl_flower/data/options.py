@@ -22,6 +22,8 @@ class SourceOptions:
         How to read a folder that can be read both ways.
     train_split, test_split : str
         Splits to take, joined by "+"; empty: found by their names. A `test_split` of "none" divides one off.
+    split_column : str
+        Column that names the split of each row; "none": no column does; empty: found by its name and values.
     class_folder : {"", "top", "leaf"}
         Which folder names the class where they lie in each other.
     leave_out : str
@@ -49,6 +51,7 @@ class SourceOptions:
     read_as: Literal["", "folders", "tables"] = ""
     train_split: str = ""
     test_split: str = ""
+    split_column: str = ""
     class_folder: Literal["", "top", "leaf"] = ""
     leave_out: str = ""
     pixel_range: str = ""

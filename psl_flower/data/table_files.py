@@ -16,7 +16,7 @@ from pyarrow import json as lines
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.splits import split_word
-from psl_flower.data.tables import Table
+from psl_flower.data.table import Table
 from psl_flower.errors import DataError
 from psl_flower.text import printable
 

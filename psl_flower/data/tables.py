@@ -5,24 +5,20 @@ Shape suffixes: N rows of a split, R rows asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from psl_flower.data.account import LeftOutTally
 from psl_flower.data.columns import (
-    Columns,
+    LABEL_NAMES,
     ImageKind,
     Resolve,
     choose_image,
     choose_label,
     image_kinds,
-    is_text,
     path_in,
     read_image,
     read_labels,
@@ -30,87 +26,14 @@ from psl_flower.data.columns import (
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder
-from psl_flower.data.splits import choose_splits, split_word
+from psl_flower.data.split_columns import divide_by_column, is_split_column
+from psl_flower.data.splits import choose_splits
+from psl_flower.data.table import Table
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
 
 NOT_CHOSEN = "rows of a split that is neither trained nor tested on"
-_SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 _ROWS_PER_READ = 64
-_SAMPLE_ROWS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One split's rows.
-
-    Attributes
-    ----------
-    columns : Columns
-        Its columns.
-    num_rows : int
-        N.
-    sample : pa.Table
-        The first of its rows.
-    read : Callable
-        Takes a column's name and row numbers (R,), and returns their values.
-    all : Callable
-        Takes a column's name, and returns the values of all rows.
-    """
-
-    columns: Columns
-    num_rows: int
-    sample: pa.Table
-    read: Callable[[str, NDArray[np.int64]], list[Any]]
-    all: Callable[[str], list[Any]]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> Table:
-        """Return the rows of a table of Arrow's."""
-        return cls(
-            columns=Columns.of(table.schema),
-            num_rows=len(table),
-            sample=table.slice(0, _SAMPLE_ROWS),
-            read=lambda column, rows_R: _rows(table.column(column), rows_R).to_pylist(),
-            all=lambda column: table.column(column).to_pylist(),
-        )
-
-    @classmethod
-    def of_library(cls, table: Any) -> Table:
-        """Return the rows of a table of the `datasets` library."""
-        import datasets
-
-        names = {name: f.names for name, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
-        arrow = table.with_format("arrow")
-        columns = Columns(
-            types={column.name: column.type for column in table.features.arrow_schema},
-            images=frozenset(name for name, f in table.features.items() if isinstance(f, datasets.Image)),
-            classes={name: tuple(known) for name, known in names.items()},
-        )
-        by_column = {name: arrow.select_columns([name]) for name in table.column_names}
-        return cls(
-            columns=columns,
-            num_rows=len(table),
-            sample=arrow[:_SAMPLE_ROWS],
-            read=lambda column, rows_R: by_column[column][rows_R.tolist()].column(column).to_pylist(),
-            all=lambda column: by_column[column][:].column(column).to_pylist(),
-        )
-
-    def select(self, rows_R: NDArray[np.int64]) -> Table:
-        """Return only some rows."""
-        return replace(
-            self,
-            num_rows=len(rows_R),
-            read=lambda column, some_R: self.read(column, rows_R[some_R]),
-            all=lambda column: self.read(column, rows_R),
-        )
-
-
-def _rows(values: pa.ChunkedArray, rows_R: NDArray[np.int64]) -> pa.ChunkedArray:
-    """Return some rows of a column; those that follow each other without a copy."""
-    if len(rows_R) and (np.diff(rows_R) == 1).all():
-        return values.slice(int(rows_R[0]), len(rows_R))
-    return values.take(pa.array(rows_R))
 
 
 def read_tables(
@@ -149,7 +72,12 @@ def read_tables(
     kinds = image_kinds(first.columns, first.sample, resolve)
     image = choose_image(name, first.columns, kinds, options.image_column)
     label = choose_label(name, first.columns, image, options.label_column)
-    tables = _by_column(tables, {image, label}, notes)
+    if label != options.label_column and label.lower() not in LABEL_NAMES and is_split_column(first, label):
+        raise DataError(
+            f"{name}: no column holds labels: {printable(label)!r} names splits; if these are the classes, say so with "
+            f"label-column={label}"
+        )
+    tables = divide_by_column(name, tables, {image, label}, options.split_column, notes)
     values = {split: table.all(label) if label in table.columns.types else [] for split, table in tables.items()}
     labelled = {split: sum(value not in (None, -1, "") for value in found) for split, found in values.items()}
     train, test = choose_splits(name, labelled, options)
@@ -182,23 +110,6 @@ def read_tables(
         left_out=left_out,
         notes=notes,
     )
-
-
-def _by_column(tables: Mapping[str, Table], taken: set[str], notes: list[str]) -> Mapping[str, Table]:
-    """Divide the only split by a column that names one for each row, if there is one."""
-    if len(tables) > 1:
-        return tables
-    (table,) = tables.values()
-    for column, kind in table.columns.types.items():
-        if column.lower() not in _SPLIT_COLUMNS or column in taken or not is_text(kind):
-            continue
-        values = table.all(column)
-        names = list(dict.fromkeys(values))
-        words = [split_word(value) for value in names if value]
-        if len(words) == len(names) > 1 and all(word and not rest for word, rest in words):
-            notes.append(f"splits were taken from column {column!r}")
-            return {value: table.select(np.flatnonzero([other == value for other in values])) for value in names}
-    return tables
 
 
 def _check_paths(

@@ -27,7 +27,9 @@ from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 
 # Settings that say how a run's dataset was read.
-_OWN = ("image_column", "label_column", "read_as", "train_split", "test_split", "class_folder", "leave_out")
+_OWN = (
+    "image_column", "label_column", "read_as", "train_split", "test_split", "split_column", "class_folder", "leave_out",
+)  # fmt: skip
 Progress = Callable[[str, int, int], None]
 # Images uint8 (B, C, H, W) and classes int64 (B,).
 Batch = tuple[torch.Tensor, NDArray[np.int64]]

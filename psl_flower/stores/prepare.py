@@ -96,7 +96,9 @@ def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
             raise ConfigError(
                 f"{key}: {given} is given, but {config.data.dataset} holds stores made with {found or 'all images'}"
             )
-    for key in ("read-as", "train-split", "test-split", "class-folder", "leave-out", "pixel-range"):
+    for key in (
+        "read-as", "train-split", "test-split", "split-column", "class-folder", "leave-out", "pixel-range",
+    ):  # fmt: skip
         if given := config.value(key.replace("-", "_")):
             raise ConfigError(
                 f"{key}: {given} is given, but {config.data.dataset} holds images that are read and sealed already; "

@@ -281,6 +281,7 @@ def test_every_bounded_setting_is_tried_above():
         "keys-in-open-simulation",
         "train-split",
         "test-split",
+        "split-column",
         "leave-out",
     }
     assert known_settings().keys() == tried | free
