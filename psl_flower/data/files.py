@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cache
@@ -24,6 +26,7 @@ from psl_flower.data.account import LeftOutTally
 from psl_flower.data.array_files import is_array_name
 from psl_flower.data.heif import HEIF_ENDINGS, can_read_heif, is_heif
 from psl_flower.errors import CorruptImage, DataError
+from psl_flower.text import printable
 
 TABLE_ENDINGS = frozenset({".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv"})
 ARCHIVE_ENDINGS = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
@@ -53,6 +56,8 @@ _ENDINGS = frozenset({
 })  # fmt: skip
 # Pillow opens them and cannot decode them, or not without another program: PostScript by Ghostscript, which runs it.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "WMF", "XVTHUMB"})
+# Names that a pattern which matches nothing is compared with, at most.
+_COMPARED = 2000
 # As far as DICOM's mark.
 _PREFIX_BYTES = 132
 
@@ -82,11 +87,17 @@ class Listing:
         Each folder's files by name, then those of its folders.
     left_out : LeftOutTally
         What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
+    folders : list[str]
+        All folders in it, by their paths within it, without those passed by.
+    dead_links : list[str]
+        Links that lead to nothing; they are in `left_out`, too.
     """
 
     root: Path
     files: list[File] = field(default_factory=list)
     left_out: LeftOutTally = field(default_factory=LeftOutTally)
+    folders: list[str] = field(default_factory=list)
+    dead_links: list[str] = field(default_factory=list)
 
 
 def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:
@@ -102,17 +113,66 @@ def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:
     Raises
     ------
     DataError
-        If a folder cannot be listed.
+        If a folder cannot be listed, or a pattern matches nothing in it.
     """
-    listing = Listing(folder)
+    listing, patterns = Listing(folder), _Patterns(leave_out)
     try:
-        _list(listing, "", leave_out, [])
+        _list(listing, "", patterns, [])
+        patterns.check(listing)
     except OSError as error:
         raise DataError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
     return listing
 
 
-def _list(listing: Listing, inside: str, leave_out: Sequence[str], above: list[tuple[int, int]]) -> None:
+class _Patterns:
+    """Patterns of what to leave out, and which of them have matched."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = patterns
+        self._matched: set[str] = set()
+        self._passed_by: list[str] = []
+
+    def reason(self, name: str, path: str) -> str:
+        """Return why a file or folder is passed by; empty if it is not."""
+        asked = self._match(name, path)
+        reason = HIDDEN if name.startswith(".") else DROPPING if name.lower() in _DROPPINGS else ASKED if asked else ""
+        if reason and self._patterns:
+            self._passed_by.append(path)
+        return reason
+
+    def check(self, listing: Listing) -> None:
+        """Refuse a pattern that nothing matches, also within what is passed by: it may be a slip of the hand."""
+        for path in self._passed_by if len(self._matched) < len(set(self._patterns)) else ():
+            for parent, folders, files in os.walk(listing.root / path):
+                for name in (*folders, *files):
+                    self._match(name, os.path.relpath(os.path.join(parent, name), listing.root))
+        for pattern in self._patterns:
+            if pattern not in self._matched:
+                paths = [*listing.folders, *(file.path for file in listing.files), *listing.dead_links]
+                raise DataError(f"leave-out={pattern} matches nothing in the folder{_nearest(pattern, paths)}")
+
+    def _match(self, name: str, path: str) -> bool:
+        matched = [each for each in self._patterns if fnmatchcase(name, each) or fnmatchcase(path, each)]
+        self._matched.update(matched)
+        return bool(matched)
+
+
+def _nearest(pattern: str, paths: list[str]) -> str:
+    """Return what a pattern that matches nothing may have meant, as the end of a sentence; empty if that is unclear."""
+    if not paths:
+        return ""
+    known: dict[str, str] = {}
+    for path in paths[:_COMPARED]:
+        name = posixpath.basename(path)
+        for text in (path, name, f"*{posixpath.splitext(name)[1]}"):
+            known.setdefault(text.casefold(), text)
+    found = get_close_matches(pattern.strip("/").casefold(), known, 1, 0.6)
+    meant = f"; did you mean {printable(known[found[0]])}?" if found else ""
+    slash = ": folders are named without a slash at the end" if pattern.endswith("/") else ""
+    return f"{slash}{meant or f', which holds {printable(paths[0])}, for one'}"
+
+
+def _list(listing: Listing, inside: str, patterns: _Patterns, above: list[tuple[int, int]]) -> None:
     here = os.path.join(listing.root, inside)
     status = os.stat(here)
     above = [*above, (status.st_dev, status.st_ino)]
@@ -120,7 +180,7 @@ def _list(listing: Listing, inside: str, leave_out: Sequence[str], above: list[t
     with os.scandir(here) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = inside + entry.name
-            reason = _passed_by(entry.name, path, leave_out)
+            reason = patterns.reason(entry.name, path)
             if reason:
                 listing.left_out.add(reason, path, _count(entry))
                 continue
@@ -130,6 +190,7 @@ def _list(listing: Listing, inside: str, leave_out: Sequence[str], above: list[t
                 if not entry.is_symlink():
                     raise
                 listing.left_out.add(LOOP if error.errno == errno.ELOOP else BROKEN_LINK, path)
+                listing.dead_links.append(path)
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if (status.st_dev, status.st_ino) in above:
@@ -142,17 +203,8 @@ def _list(listing: Listing, inside: str, leave_out: Sequence[str], above: list[t
             else:
                 listing.left_out.add(NO_FILE, path)
     for path in folders:
-        _list(listing, path, leave_out, above)
-
-
-def _passed_by(name: str, path: str, leave_out: Sequence[str]) -> str:
-    if name.startswith("."):
-        return HIDDEN
-    if name.lower() in _DROPPINGS:
-        return DROPPING
-    if any(fnmatchcase(name, pattern) or fnmatchcase(path, pattern) for pattern in leave_out):
-        return ASKED
-    return ""
+        listing.folders.append(path.removesuffix("/"))
+        _list(listing, path, patterns, above)
 
 
 def _count(entry: os.DirEntry[str]) -> int:

@@ -28,10 +28,13 @@ class Layout:
         Split -> (path, class) of each image. A split whose images lie in no class folder is there, empty.
     left_out : list[tuple[str, str]]
         (path, reason) of the other images.
+    class_folders : set[str]
+        Paths of the folders that the classes are called by.
     """
 
     splits: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    class_folders: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -200,7 +203,9 @@ def _classes(dataset: str, split: _Folder, options: SourceOptions, layout: Layou
                 f"{deepest.removeprefix(split.path).rstrip('/')!r}? Say so with class-folder=top or class-folder=leaf"
             )
         if options.class_folder == "leaf":
+            layout.class_folders |= {place.rstrip("/") for place in places}
             found += [(path, place.removeprefix(split.path).rstrip("/")) for path, place in files]
         else:
+            layout.class_folders.add(folder.path.rstrip("/"))
             found += [(path, folder.name) for path, _ in files]
     return found

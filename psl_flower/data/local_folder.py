@@ -18,6 +18,7 @@ from psl_flower.data.files import Kind, Listing, is_image_name, kind_of, list_fi
 from psl_flower.data.image_folder import read_image_folder
 from psl_flower.data.images import RawDataset
 from psl_flower.data.layout import NO_CLASS, Layout, read_layout
+from psl_flower.data.lost_folders import check_lost_folders
 from psl_flower.data.options import SourceOptions
 from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
@@ -93,7 +94,10 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
         raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
     if not options.read_as:
         _check_archives(name, listing.root, archives)
-    return read_image_folder(name, listing, kinds, layout, options)
+    notes = check_lost_folders(name, listing, kinds, layout, options)
+    raw = read_image_folder(name, listing, kinds, layout, options)
+    raw.notes.extend(notes)
+    return raw
 
 
 def _of(kinds: dict[str, Kind], *wanted: Kind) -> list[str]:

@@ -204,6 +204,7 @@ def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any
     """
     options = replace(options or SourceOptions(), **changes)
     if name == EMBEDDED:
+        _check_no_patterns(name, options)
         raw, fingerprint = _load_digits(), _digest(EMBEDDED, options)
         if options.image_column or options.label_column:
             raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
@@ -214,11 +215,17 @@ def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any
         from psl_flower.data.hub import load_hub
         from psl_flower.data.tables import read_tables
 
+        _check_no_patterns(name, options)
         tables, found, notes = load_hub(name)
         raw, fingerprint = read_tables(name, tables, options, None, LeftOutTally(), set()), _digest(found, options)
         raw.notes.extend(notes)
     _check(name, raw)
     return ImageSource(name, raw, fingerprint, _select(name, raw, options), options)
+
+
+def _check_no_patterns(name: str, options: SourceOptions) -> None:
+    if options.patterns:
+        raise DataError(f"{name}: is no folder whose files could be passed by; leave leave-out empty")
 
 
 def local_fingerprint(name: str, options: SourceOptions) -> str | None:

@@ -128,7 +128,7 @@ WAYS_OUT = [
     ),
     (
         {"train/a": 2, "train/b": 2, "extra/a": 3},
-        {"leave_out": "extra, *.txt", "test_split": "none", "test_fraction": 0.5},
+        {"leave_out": "extra, extra/a/*", "test_split": "none", "test_fraction": 0.5},
         {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}},
         {("named by leave-out", ""): 3},
     ),
