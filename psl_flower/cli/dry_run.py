@@ -126,8 +126,9 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"grid        {size(report['grid'])} patches of {size(report['patch_size'])}{overlap}, for "
         f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"
     )
+    beside = f", with {counted(network.context, 'pixel')} beside each patch" if network.context else ""
     yield (
-        f"network     {network.name} cut after {network.cut}: {report['parameters']:,} parameters "
+        f"network     {network.name} cut after {network.cut}{beside}: {report['parameters']:,} parameters "
         f"({report['uppers']} x {report['upper_parameters']:,} Upper, {report['lower_parameters']:,} Lower); "
         f"Adaptation Net {report['adaptation_parameters']:,}"
     )

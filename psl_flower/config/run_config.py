@@ -80,17 +80,16 @@ class RunConfig:
     def check_margin(self, margin: int) -> None:
         """Raise ConfigError if stores with this margin, in pixels, lack some of what shifts and context bring in."""
         shift, context = self.training.shift, self.network.context
+        kept = f"the {counted(margin, 'pixel')} that the stores keep around each patch"
         if context and margin < shift + context:
             raise ConfigError(
-                f"context: stores with {counted(margin, 'pixel')} around each patch lack some of what "
-                f"context={context} and shift={shift} bring in together; choose margin={shift + context} or more, or "
-                "less of these two"
+                f"context: context={context} and shift={shift} together reach beyond {kept}; choose stores with "
+                f"margin={shift + context} or more, or less of these two"
             )
         if 0 < margin < shift:
             raise ConfigError(
-                f"margin: stores with {counted(margin, 'pixel')} around each patch lack some of what shift={shift} "
-                f"brings in; choose margin={shift} or more, shift={margin} or less, or margin=0, which repeats each "
-                "patch's border"
+                f"shift: shift={shift} reaches beyond {kept}; choose shift={margin} or less, or stores with "
+                f"margin={shift} or more, or with none, whose patches' borders are repeated"
             )
 
     @property

@@ -78,7 +78,7 @@ class TrainingSettings(Settings):
         if self.shift >= min(patch_size):
             raise ConfigError(
                 f"shift: {self.shift} pixels would empty patches of {size_text(patch_size)}; "
-                f"choose 0 to {min(patch_size) - 1}"
+                f"choose 0 to {min(patch_size) - 1}, or keep a margin"
             )
 
     def _check(self) -> None:

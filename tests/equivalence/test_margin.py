@@ -6,9 +6,12 @@ The stores alone are held to the shifted image in tests/property/test_margin_pro
 from __future__ import annotations
 
 import pytest
+import torch
 
 from psl_flower.baselines.whole_image import MergedPatches, whole_image_config
+from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
+from psl_flower.inference.evaluation import images_in
 from tests.engines import Federation, Oracle, differences, same_predictions, settings
 
 STEPS = 3
@@ -67,3 +70,20 @@ def test_merged_patches_train_as_whole_images_if_shifts_are_those(margin, stores
     found = {name.removeprefix("net."): tensor for name, tensor in merged.net.state_dict().items()}
     assert (differences(found, whole.net.state_dict()) == []) == (margin == 2)
     assert (losses[0] == losses[1]) == (margin == 2)
+
+
+def test_the_network_on_images_answers_as_the_nodes_on_their_stores(stores_for):
+    """Where images are predicted or exported, the network cuts them itself: with context, and no margin besides."""
+    config = settings(margin=4, context=2, shift=1, uppers=2)
+    stores = stores_for(config)
+    whole = Oracle(config, stores, at=(STEPS,))
+    description, samples = stores.description, stores.description.samples_of("test")
+    net = whole.monolith.net.eval()
+    with torch.no_grad():
+        logits = [
+            net(normalise(images, description.mean, description.std))
+            for images, _ in images_in(stores, samples, config.training.evaluate_batch_size)
+        ]
+    best = torch.cat(logits).softmax(1).max(1)
+    assert (best.indices.numpy() == whole.predictions.predicted).all()
+    assert torch.equal(best.values, torch.as_tensor(whole.predictions.confidence))

@@ -77,8 +77,8 @@ def test_a_context_between_places_of_the_map_is_refused(cut, stem, context, word
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"context": 1}, "stores with 0 pixels around each patch lack .* choose margin=2 or more"),
-        ({"margin": 2, "context": 2}, "stores with 2 pixels .* choose margin=3 or more"),
+        ({"context": 1}, "context=1 and shift=1 together reach beyond the 0 pixels .* stores with margin=2 or more"),
+        ({"margin": 2, "context": 2}, "reach beyond the 2 pixels .* stores with margin=3 or more"),
     ],
 )
 def test_a_context_that_stores_lack_is_refused_before_any_are_made(changes, words, stores_for, tmp_path):

@@ -27,6 +27,7 @@ CUTS = {
     "round-robin": {"num_uppers": 2, "assignment": "round-robin"},
     "pad": {"patch_size": (3, 5), "stride": (3, 5), "fit": "pad"},
     "margin": {"margin": 3},
+    "chosen, with margin": {"pattern": "auto", "patch_size": (0, 0), "stride": (0, 0), "margin": 2},
     "image size": {"image_size": (4, 8)},
     "drawn": {"max_train": 4, "max_test": 2, "seed": 6},
 }

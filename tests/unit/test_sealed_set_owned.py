@@ -151,6 +151,24 @@ def test_settings_that_contradict_the_owner_are_refused(tmp_path, changes):
         prepare_stores(owned(tmp_path, **changes))
 
 
+def test_a_run_takes_the_margin_of_an_owners_stores(tmp_path):
+    world = World(tmp_path / "sealed")
+    world.seal(ArraySource(6, 3, shape=(8, 8, 1)), world.plan(patch=(4, 4), margin=2))
+    for identity in (world.lower, *world.nodes):
+        keyfile.save(identity, tmp_path / "keys" / f"{identity.name}.key")
+    config = owned(tmp_path, batch_size=3, rounds=1, shift=2, steps_per_round=2)
+    stores = prepare_stores(config)
+    assert (config.patches.margin, stores.description.margin) == (0, 2)
+    assert prepare_stores(owned(tmp_path, margin=2)).description == stores.description
+    with pytest.raises(ConfigError, match="margin: 1 is given, but .* holds stores made with 2"):
+        prepare_stores(owned(tmp_path, margin=1))
+    federation = Federation(config, stores, tmp_path / "states", small=True)
+    federation.run(stop_step=2)
+    wide = owned(tmp_path, shift=3)
+    with pytest.raises(ConfigError, match="shift=3 reaches beyond the 2 pixels .* choose shift=2 or less"):
+        Federation(wide, prepare_stores(wide), tmp_path / "others", small=True)
+
+
 def test_images_appended_later_train_and_test(tmp_path):
     """Two generations, so two ranges of each split: both are trained on and tested on, with their own pixels."""
     world = World(tmp_path / "sealed")

@@ -95,12 +95,20 @@ def test_a_second_reader_restores_and_reads_labels_bundle_and_log() -> None:
     assert [entry["images"] for entry in second.audit_of(VECTORS, manifest)] == [[5, 24]]
 
 
-def test_a_second_reader_opens_a_new_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("margin", [0, 1])
+def test_a_second_reader_opens_a_new_store(tmp_path: Path, margin: int) -> None:
     from tests.vectors.sealed_support import ArraySource, World
 
     world, source = World(tmp_path / "out"), ArraySource(6, 1)
-    world.seal(source)
+    world.seal(source, world.plan(margin=margin))
     manifest = second.manifest_of(world.out)
     data_key = second.key_as_node(manifest, manifest["stores"][1], world.nodes[1].secret.reveal()[32:])
     found = second.patches_of(world.place(1), manifest, manifest["stores"][1], data_key)
     assert found == [part.tobytes() for part in world.open(1).read(np.arange(7))]
+    # The inner parts are the patches; nothing but a margin that is there is said of it.
+    assert manifest["grid"].get("margin") == (margin or None)
+    side, (first, *_) = 2 + 2 * margin, manifest["stores"][1]["positions"]
+    fields = np.stack([np.frombuffer(part, np.uint8).reshape(-1, 1, side, side) for part in found])
+    inner = fields[:, 0, :, margin : margin + 2, margin : margin + 2]
+    y, x = divmod(first, 2)
+    assert (inner == source.all_NCHW[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]).all()
