@@ -94,6 +94,9 @@ def test_over_nodes_and_resumed(transport: str, tmp_path: Path) -> None:
     result = grid.fit(strategy)
     found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
     assert plain.differing(found, groups.plain_loop(ADAM)) == []
+    grid.begin()
+    assert torch.equal(strategy.predict(grid, plain.VALID[::-1]), found["outputs"].flip(0))
+    grid.join()
 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8"])
