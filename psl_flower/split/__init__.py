@@ -12,7 +12,7 @@ trains in one process. `psl_flower.flower` trains the same over Flower's nodes, 
 from psl_flower.split.callbacks import EarlyStopping
 from psl_flower.split.labels import LabelSide
 from psl_flower.split.local import LocalResult, fit_local
-from psl_flower.split.pseudonyms import pseudonyms
+from psl_flower.split.private_ids import pseudonyms
 from psl_flower.split.side import PartySide
 from psl_flower.split.training import Training
 

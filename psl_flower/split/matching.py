@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import AlignmentError
 from psl_flower.split.holders import party_of, seats_of
-from psl_flower.split.pseudonyms import DIGEST_BYTES, Digests
+from psl_flower.split.private_ids import DIGEST_BYTES, Digests
 from psl_flower.split.roster import Roster
 from psl_flower.wire.node_messages import Claim
 

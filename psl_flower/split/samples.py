@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.matching import alignment_of, missing_of, reference_of, rows_by_id, rows_by_number
-from psl_flower.split.pseudonyms import Digests, of_pseudonyms
+from psl_flower.split.private_ids import Digests, of_pseudonyms
 from psl_flower.split.roster import Roster
 from psl_flower.split.side import Rows, targets_of
 from psl_flower.wire.node_messages import Claim

@@ -14,7 +14,7 @@ from torch import nn
 
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.errors import AlignmentError, ConfigError, DataError
-from psl_flower.split.pseudonyms import digests
+from psl_flower.split.private_ids import digests
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import pack_mask
 
@@ -140,14 +140,14 @@ class Rows:
 
     @classmethod
     def private(cls, num_rows: int, ids: Sequence[Any], id_key: bytes, whose: str, *, own_order: bool = False) -> Rows:
-        """Return the rows of a party that names its samples by private ids (`psl_flower.split.pseudonyms`).
+        """Return the rows of a party that names its samples by private ids (`psl_flower.split.private_ids`).
 
         With `own_order` they stay in the order of its records.
 
         Raises
         ------
         ConfigError, AlignmentError
-            As `psl_flower.split.pseudonyms.digests`; AlignmentError if there is not one id for each row, too.
+            As `psl_flower.split.private_ids.digests`; AlignmentError if there is not one id for each row, too.
         """
         if len(ids) != num_rows:
             raise AlignmentError(f"{whose}: {num_rows} samples, but {len(ids)} ids; give one id per sample")

@@ -49,7 +49,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     samples : bytes
         Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
     ids : bytes
-        Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.pseudonyms`).
+        Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.private_ids`).
     """
 
     upper: int

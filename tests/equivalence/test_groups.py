@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from psl_flower.flower import SplitLearning
+from psl_flower.seeds import derive
 from psl_flower.split import PartySide, Training, fit_local
 from tests import parties_in_process as usual
 from tests import plain_groups as groups
 from tests import plain_split as plain
+from tests import plain_u_shape as u
 
 ADAM = torch.optim.Adam
 
@@ -94,6 +96,44 @@ def test_over_nodes_and_resumed(transport: str, tmp_path: Path) -> None:
     result = grid.fit(strategy)
     found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
     assert plain.differing(found, groups.plain_loop(ADAM)) == []
+    grid.begin()
+    assert torch.equal(strategy.predict(grid, plain.VALID[::-1]), found["outputs"].flip(0))
+    grid.join()
+
+
+class Whole(torch.nn.Module):
+    """The server's model and the head of the party that has the labels, each begun under its own seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = u.Body()
+        torch.manual_seed(derive(plain.SETTINGS["seed"], "init", "clinic"))
+        self.head = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+
+    def forward(self, *outputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.top(*outputs))
+
+
+@pytest.mark.parametrize("person", [True, False], ids=["one party has all samples", "only the labels are of all"])
+def test_groups_and_labels_at_a_party(person: bool) -> None:
+    """The server knows of the samples what the parties say."""
+
+    def party(name: str, context: Any) -> Any:
+        if name == "clinic":
+            head = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+            return u.label_side(ADAM, head=head)
+        side = party_with(ADAM)(name, context)
+        if name == "person" and not person:
+            samples = np.arange(plain.NUM_SAMPLES)[::-1]
+            return PartySide(side.net, side.data.flip(0), ADAM, samples=samples)
+        return side
+
+    result = fit_local(party, Training(u.Body, groups.PARTIES, **u.arguments(ADAM, "clinic")))
+    expected = groups.plain_loop(ADAM, make_top=Whole)
+    expected = {
+        name.replace("top.head.", "head.").replace("top.top.", "top."): value for name, value in expected.items()
+    }
+    assert plain.differing(u.local_weights(result), expected) == []
 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
+from psl_flower.flower import SplitLearning
 from psl_flower.split import PartySide, Training, fit_local, pseudonyms
 from tests import parties_in_process as usual
 from tests import plain_groups as groups
@@ -104,6 +107,40 @@ def test_over_nodes_that_come_back_with_records_in_another_order(transport: str,
     strategy = usual.over_nodes(**options)
     found = usual.weights_of(strategy, grid.fit(strategy), tmp_path, 18)
     assert plain.differing(found, groups.plain_loop(ADAM, holding())) == []
+
+
+@pytest.mark.parametrize("transport", ["stream", pytest.param("flower", marks=pytest.mark.slow)])
+def test_a_node_dies_and_records_are_in_another_order_each_time(transport: str, tmp_path: Path) -> None:
+    """With every message of the flower transport, too; and two groups hold the patients of one party."""
+    orders = itertools.count()
+
+    def party(name: str, context: Any) -> PartySide:
+        kind = name.partition("@")[0]
+        held = records(kind, next(orders), samples=groups.held()[name])
+        return PartySide(plain.net(kind), optimizer=ADAM, **held)
+
+    grid = usual.PartiesGrid(party, tmp_path / "state", groups.HOLDERS)
+    kind, number = {"stream": ("train.stream", 6), "flower": ("query.step", 30)}[transport]
+    sent: list[str] = []
+
+    def disturb(message: Message) -> None:
+        sent.append(message.metadata.message_type)
+        if sent[-1] == kind and sent.count(kind) == number:
+            grid.unreachable.add(101)
+        elif sent[-1] == "query.inventory":
+            grid.join()  # a node does one thing at a time
+            grid.unreachable.clear()
+
+    grid.on_message = disturb
+    told = usual.arguments(ADAM, ids=pseudonyms(IDS, KEY), node_timeout_s=20.0)
+    strategy = SplitLearning(
+        plain.Top, groups.PARTIES, **told, transport=transport, workdir=tmp_path / "run", checkpoint_every=2
+    )
+    result = grid.fit(strategy)
+    assert sent.count("query.inventory") > len(groups.HOLDERS)  # the nodes were looked for again
+    assert next(orders) > 3 * len(groups.HOLDERS)
+    found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
+    assert plain.differing(found, groups.plain_loop(ADAM)) == []
 
 
 @pytest.mark.parametrize("holder", u.HOLDERS)

@@ -97,6 +97,17 @@ def test_samples_that_nobody_has_are_missing(tmp_path: Path) -> None:
     assert plain.differing(found, expected) == []
 
 
+def test_holders_that_say_by_a_mask_what_they_have() -> None:
+    def party(name: str, context: Any) -> PartySide:
+        kind, present = name.partition("@")[0], np.zeros(N, bool)
+        present[groups.held()[name]] = True
+        return PartySide(plain.net(kind), plain.columns()[kind], ADAM, present=present)
+
+    result = fit_local(party, Training(plain.Top, groups.PARTIES, **usual.arguments(ADAM)))
+    found = plain.snapshot(result.nets, result.top) | {"outputs": result.outputs}
+    assert plain.differing(found, groups.plain_loop(ADAM)) == []
+
+
 class Masked(plain.Top):
     """Notes the masks that it gets."""
 

@@ -111,7 +111,8 @@ def of_pseudonyms(ids: Sequence[Any] | None, whose: str) -> Digests | None:
     AlignmentError
         If some are and others are not, they are of several keys, or one occurs twice.
     """
-    matches = [_PSEUDONYM.fullmatch(each) if isinstance(each, str) else None for each in ids or ()]
+    given = () if ids is None else ids
+    matches = [_PSEUDONYM.fullmatch(each) if isinstance(each, str) else None for each in given]
     found = [match for match in matches if match is not None]
     if not found:
         return None
@@ -132,7 +133,7 @@ def _texts(ids: Sequence[Any], whose: str) -> list[bytes]:
     """Return ids in the form in which they are compared."""
     wrong = [row for row, each in enumerate(ids) if not isinstance(each, str)]
     if wrong:
-        kind = type(ids[wrong[0]]).__name__
+        kind = type(list(ids)[wrong[0]]).__name__
         raise AlignmentError(
             f"{whose}: the {_rows(wrong)} no text but {kind}; write ids as text, in the same way at all parties"
         )

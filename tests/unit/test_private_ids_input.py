@@ -13,7 +13,7 @@ import torch
 
 from psl_flower.errors import AlignmentError, ConfigError, PslError
 from psl_flower.split import PartySide, fit_local, pseudonyms
-from psl_flower.split.pseudonyms import digests, of_pseudonyms
+from psl_flower.split.private_ids import digests, of_pseudonyms
 from psl_flower.split.side import Reader
 from tests import parties_in_process as usual
 from tests import plain_split as plain
@@ -65,6 +65,12 @@ def test_pseudonyms_depend_on_the_key_and_show_nothing_else() -> None:
     read = of_pseudonyms(found, "the server")
     assert read is not None
     assert np.array_equal(read.values, digests(["id-1", "id-2"], KEY, "x").values)
+
+
+def test_ids_in_an_array() -> None:
+    assert pseudonyms(np.array(["id-1", "id-2"]), KEY) == pseudonyms(["id-1", "id-2"], KEY)
+    assert fit(party_with(fare={"ids": np.array(IDS)}), ids=np.array(pseudonyms(IDS, KEY))).rounds
+    assert fit(usual.party_with(ADAM, ids=np.array(IDS)), ids=np.array(IDS)).rounds  # not private, as ever
 
 
 def test_a_digest_that_ends_in_zeros_stays_whole() -> None:
