@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -21,8 +22,8 @@ from psl_flower.kinds import HowToContinue
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking
 from psl_flower.text import counted, duration
-from psl_flower.wire.messages import ADAPTATION
 from server.event_files import EventFiles
+from server.measured import measured
 from server.run_log import set_up_log
 from server.scores import NAMES, draw, recorded
 from server.superlink import superlink_lost
@@ -30,6 +31,8 @@ from server.superlink import superlink_lost
 log = logging.getLogger("psl_flower")
 
 _STATUS_EVERY_S = 0.5
+# After so many steps of a process the time of the training is said; the first of them is slower than the others.
+_TIMED = 5
 
 
 class Reporter:
@@ -69,6 +72,7 @@ class Reporter:
         self._bytes = (0, 0)
         self._logged = self._written = 0.0
         self._recent: list[StepReport] = []
+        self._seconds: list[float] = []
         self._evaluation_s = 0.0
         self._began = time.monotonic()
 
@@ -106,6 +110,7 @@ class Reporter:
             self._writer.close()
         self._writer = EventFiles(self._run.tensorboard / what.replace(" ", "-").replace(",", ""))
         self._recent.clear()
+        self._seconds.clear()
         self._set(rounds=rounds, total_steps=total_steps, step=done, images=0, total_images=0)
         if done:
             log.info("%scontinuing after step %d of %d", self._prefix, done, total_steps)
@@ -135,6 +140,9 @@ class Reporter:
         assert self._writer is not None
         self._require_folder()
         self._recent.append(report)
+        self._seconds.append(report.seconds)
+        if len(self._seconds) == _TIMED and report.step < self._status.total_steps:
+            self._say_time_left(self._status.total_steps - report.step)
         scalars = {
             "loss": report.loss.full,
             "upper_s": report.upper_s,
@@ -157,6 +165,13 @@ class Reporter:
         if says or ends_round:
             self._recent.clear()
 
+    def _say_time_left(self, steps: int) -> None:
+        step_s = fmean(self._seconds[1:])
+        log.info(
+            "%sabout %s of training left: %s of %.2g s, and evaluations",
+            self._prefix, duration(steps * step_s), counted(steps, "step"), step_s,
+        )  # fmt: skip
+
     def round(self, number: int, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int]) -> None:
         """Report the end of a round: one line, one object in metrics.jsonl, one point in TensorBoard.
 
@@ -172,7 +187,9 @@ class Reporter:
         self._bytes = (sum(up.values()), sum(down.values()))
         self._evaluation_s = max(self._evaluation_s, report.seconds - report.train_s)
         self._scores, validated = (scores(given) if given else None for given in (predictions, validation))
-        metrics = self._metrics(report, up, down, bytes_up, bytes_down) | recorded(self._scores)
+        metrics = measured(
+            report, self._round_of(report.step), up, down, (bytes_up, bytes_down), self._what
+        ) | recorded(self._scores)
         if validation and validated:
             metrics |= {"valid_accuracy": validation.accuracy, "valid_loss": validation.loss}
             metrics |= recorded(validated, "valid_")
@@ -213,7 +230,7 @@ class Reporter:
         assert self._writer is not None
         report = RoundReport(step=step, predictions=predictions, absent=tuple(absent))
         self._scores = scores(predictions)
-        metrics = self._metrics(report, {}, {}, 0, 0) | recorded(self._scores)
+        metrics = measured(report, self._round_of(step), {}, {}, what=self._what) | recorded(self._scores)
         self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
         for name in ("accuracy", *NAMES):
@@ -296,56 +313,18 @@ class Reporter:
         """Return a note on a last test result that is no better than chance; empty if it is better."""
         return self._scores.note(self._class_names) if self._scores else ""
 
-    def _metrics(
-        self, report: RoundReport, up: Mapping[int, int], down: Mapping[int, int], bytes_up: int, bytes_down: int
-    ) -> dict[str, Any]:
-        """Return a round's object in metrics.jsonl; `bytes_up` and `bytes_down` are those of this round alone."""
-        steps, predictions = report.steps, report.predictions
-
-        def mean(of: Callable[[StepReport], float]) -> float | None:
-            return _mean([of(step) for step in steps]) if steps else None
-
-        images = sum(step.num_samples for step in steps)
-        return {
-            **({"training": self._what} if self._what else {}),
-            "round": self._round_of(report.step),
-            "step": report.step,
-            "loss": mean(lambda step: step.loss.full),
-            "lower_loss": mean(lambda step: step.loss.lower),
-            "upper_loss": mean(lambda step: step.loss.uppers),
-            "train_accuracy": sum(step.loss.correct for step in steps) / images if steps else None,
-            "accuracy": predictions.accuracy if predictions else None,
-            "absent_uppers": list(report.absent),
-            "test_loss": predictions.loss if predictions else None,
-            "images_per_s": images / report.train_s if steps else None,
-            "bytes_up": bytes_up,
-            "bytes_down": bytes_down,
-            "bytes_up_per_image": bytes_up / images if images else None,
-            "bytes_down_per_image": bytes_down / images if images else None,
-            "bytes_up_by_upper": {str(m): total for m, total in up.items() if m != ADAPTATION},
-            "bytes_down_by_upper": {str(m): total for m, total in down.items() if m != ADAPTATION},
-            "bytes_up_adaptation": up.get(ADAPTATION, 0),
-            "bytes_down_adaptation": down.get(ADAPTATION, 0),
-            "seconds": report.seconds,
-            "train_s": report.train_s,
-            "step_s": mean(lambda step: step.seconds),
-            "upper_s": mean(lambda step: step.upper_s),
-            "lower_s": mean(lambda step: step.lower_s),
-            "wire_s": mean(lambda step: step.wire_s),
-        }
-
     def _training(self, report: StepReport) -> dict[str, object]:
         rate = _rate(self._recent)
         status = self._status
         left = status.total_steps - report.step
-        step_s = _mean([step.seconds for step in self._recent])
+        step_s = fmean([step.seconds for step in self._recent])
         rounds_left = status.rounds - self._round_of(report.step) + 1
         return {
             "state": "training",
             "message": self._what,
             "round": self._round_of(report.step),
             "step": report.step,
-            "loss": _mean([step.loss.full for step in self._recent]),
+            "loss": fmean([step.loss.full for step in self._recent]),
             "images_per_s": rate,
             "eta_s": left * step_s + rounds_left * self._evaluation_s,
         }
@@ -390,10 +369,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _rate(steps: list[StepReport]) -> float:

@@ -35,6 +35,9 @@ class Command(TyperCommand):
         """Return the help text; typer escapes brackets for rich also where rich does not print them."""
         return super().get_help(ctx).replace("\\[", "[")
 
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Leave arguments to typer, which lists them with the options; click 8.5 would list them a second time."""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options, those of earlier versions by the names that they have now."""
         return super().parse_args(ctx, [_renamed(str(self.name), argument) for argument in args])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, as nodes are told.")] = "",
+    superlink: Annotated[str, typer.Option(help="HOST:PORT at which nodes reach the SuperLink.")] = "",
     root_certificates: Annotated[Path | None, typer.Option(help="ca.crt that nodes trust.")] = None,
     exchange: Annotated[str, typer.Option(help="On a node: HOST:PORT of the exchange endpoint.")] = "",
     auth_key: Annotated[Path | None, typer.Option(help="On a node: its --auth-supernode-private-key.")] = None,
@@ -47,8 +47,7 @@ def doctor(
 ) -> None:
     """Check a node or a server before a run; changes nothing. Exit status 1 if a run would fail.
 
-    What is not named is not looked at. Versions, memory and device always are. With --address the certificates are
-    those of the server.
+    Checks what you name, and always versions, memory and device. With --address the certificates are the server's.
     """
     if (exchange_cert is None) != (exchange_key is None):
         raise typer.BadParameter("--exchange-cert and --exchange-key belong together; give both")

@@ -23,7 +23,7 @@ def rm(
     workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
-    """Remove runs: settings, metrics, checkpoints, models. Patch stores and keys stay, and what distant nodes keep."""
+    """Remove runs: settings, metrics, checkpoints, models. Keeps patch stores, keys and the states of distant nodes."""
     from psl_flower.config import default_workspace
     from psl_flower.runs import housekeeping
     from psl_flower.runs.folder import open_run

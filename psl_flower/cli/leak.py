@@ -35,12 +35,12 @@ def leak(
     workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
-    """Measure what the smashed data of a run give away: decoders try to rebuild its images.
+    """Measure what a run's smashed data reveal: decoders try to rebuild its images.
 
-    The attacker is the server with all that it received in training. To have that, the run is trained again in one
-    process, which takes as long as training did: --looks 0 does without, and attacks the finished network alone. Works
+    The attacker is the server with everything that it received in training. To reproduce that, the run is trained again
+    in one process, which takes as long as training did; --looks 0 attacks the finished network alone instead. Works
     where the run's images are: after a simulation, or on the owner's machine. Writes leak/report.json and
-    leak/page.html to the run's folder, with images that no decoder was trained on. What is found is a lower bound.
+    leak/page.html, with images that no decoder was trained on, to the run's folder. The result is a lower bound.
     """
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError

@@ -63,14 +63,14 @@ def lighten(
     as_json: Json = False,
     **values: Any,
 ) -> None:
-    """Find a model that is light and good enough.
+    """Find a smaller, faster model that is accurate enough.
 
-    Looks first at the run's own model, in float32 and in int8; if neither will do, trains a larger one, prunes and
-    quantises it until all goals are met. Chooses among the models at hand one that no other beats in everything.
+    Tries the run's own model first, in float32 and in int8. If neither meets the goals, trains a larger one, prunes and
+    quantises it until all goals are met. Never chooses a model that another one beats in everything.
 
     Runs over the federation, in a simulation on this machine: patches stay on their nodes, where the light Uppers are
-    put in place. Ends with ONNX files of every Upper, the Lower and the whole, or says which goal cannot be met and
-    what came closest (exit status 1). Rerun an interrupted command: what is finished is kept.
+    put in place. Ends with ONNX files of every Upper, the Lower and the whole network, or says which goal cannot be met
+    and which model came closest (exit status 1). Rerun an interrupted command: finished work is kept.
     """
     from psl_flower.errors import ConfigError, LighteningImpossible
     from psl_flower.lightening.names import title_of
@@ -144,6 +144,7 @@ def _print(folder: LighteningFolder, request: Request, result: dict[str, Any], a
     print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy), result["choice"])])
     say(f"goals: {result['conditions']}")
     say(f"accuracy: on {result['images']}")
+    say("speed: of each model when it was made, not side by side")
     say(chosen_line(result))
     say(f"report: {folder.path / REPORT_FILE}")
     if result["third"] is not None:

@@ -48,8 +48,8 @@ def predict(
         bool,
         typer.Option(
             "--in-place",
-            help="Instead of files: the dataset's images, by the model of RUN where it lies; each node keeps its "
-            "weights and patches.",
+            help="Instead of files: classify the dataset's images by RUN's model on its nodes, which keep weights and "
+            "patches.",
         ),
     ] = False,
     split: Annotated[str, typer.Option(help="With --in-place: the images of the test or of the train split.")] = "test",
@@ -152,8 +152,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model on the test split of its dataset, or of another.
 
-    Where the patches are on other machines, as on the server of a federation, shows what the nodes and the server
-    answered last: at the end of the run, or in a later prediction in place.
+    On the server of a federation, which has no patches, shows the last results of nodes and server: those from the end
+    of the run, or of a later prediction in place.
     """
     if table and absent_curve:
         raise typer.BadParameter("--csv does not go with --absent-curve, which writes its own absent.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,8 +57,17 @@ def tell(report: Mapping[str, object], lines: Iterable[str], as_json: bool) -> N
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line, on standard error if asked; what names in it may do to a terminal or a log is escaped."""
-    typer.echo(printable(line), err=err)
+    """Print one line, on standard error if asked; what names in it may do to a terminal or a log is escaped.
+
+    On a terminal a long one is wrapped between words.
+    """
+    text = printable(line)
+    if (sys.stderr if err else sys.stdout).isatty():
+        import textwrap
+
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    typer.echo(text, err=err)
 
 
 def percent(share: float | None) -> str:

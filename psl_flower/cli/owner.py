@@ -136,7 +136,7 @@ def _rotation_lines(new: Manifest, delete_old: bool) -> Iterator[str]:
         f"{new.threshold} of {', '.join(m.name for m in new.restorers) or 'nobody'} restore"
     )
     if delete_old:
-        yield "the old files were removed here; copies elsewhere stay readable to whoever kept the old keys"
+        yield "the old files were removed here; copies elsewhere stay readable with the old keys"
         return
-    yield "the old files are still there and stay readable to whoever has the old keys (--delete-old):"
+    yield "the old files are still there and stay readable with the old keys (--delete-old removes them):"
     yield from (f"  epoch {old.epoch}, Upper {old.upper}: {counted(len(old.files), 'file')}" for old in new.remains)

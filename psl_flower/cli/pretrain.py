@@ -22,8 +22,8 @@ def pretrain(
 
     KEY=VALUE are settings of the network that will use the weights, and of this training.
     Then `psl train upper-weights=FILE freeze-uppers-after=0 looks=1` trains the Lower alone on private images. On real
-    nodes each operator allows the file by the hash that is printed here. The grid may be another one; what decides is
-    the network: backbone, width, cut, stem, protection and channels. An interrupted command continues.
+    nodes each operator allows the file by the hash that is printed here. The grid may differ; backbone, width, cut,
+    stem, protection and channels must be the same. Rerun an interrupted command: it continues.
     """
     from psl_flower.baselines.pretraining import pretrain as learn
     from psl_flower.cli.train import read_settings

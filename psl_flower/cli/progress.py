@@ -66,8 +66,8 @@ class Progress:
         self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Print a line, or several, that stay."""
-        self._console.print("\n".join(map(printable, line.split("\n"))))
+        """Print a line, or several, that stay; on a terminal they are wrapped between words."""
+        self._console.print("\n".join(map(printable, line.split("\n"))), soft_wrap=not self._on_terminal)
 
     def begin(self, title: str) -> None:
         """Name what begins: the bar's title, or at once a line."""

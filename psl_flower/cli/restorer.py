@@ -69,7 +69,7 @@ def restore(
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Put images together again, as k restorers, into PNG files. The audit log is written first."""
+    """Reassemble images into PNG files, as k restorers. The audit log is written first."""
     from psl_flower.sealed.audit import FILE, AuditLog
     from psl_flower.sealed.export import export
     from psl_flower.sealed.restore import restore as from_stores
@@ -189,7 +189,7 @@ def relabel(
     manifest: _ManifestPath,
     identity: Annotated[Path, typer.Option(help="Private key file of a restorer or the owner.")],
     image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Name of the right class of all these images.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Correct class of all these images.")] = None,
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
     history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
@@ -223,7 +223,7 @@ def audit_log(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Show and check who restored what, and when. A cut or edited log is an error."""
+    """Show who restored what and when, and check the log: a cut or edited one is an error."""
     from psl_flower.sealed.audit import FILE, AuditLog
 
     trusted = load_trusted(manifest, owner, state)

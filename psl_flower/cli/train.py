@@ -1,4 +1,4 @@
-"""The command `psl train`: `flwr run` with fitting settings, a progress bar and a true exit status."""
+"""The command `psl train`: `flwr run` with fitting settings, a progress bar and a meaningful exit status."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def train(
     workspace: Workspace = "",
     as_json: Json = False,
 ) -> None:
-    """Train in a simulation on this machine: makes the patch stores, starts Flower, shows how it goes.
+    """Train in a simulation on this machine: make the patch stores, start Flower, show progress.
 
     `psl settings` lists what KEY=VALUE can be, with defaults: dataset=digits, rounds=5, patch-size=8x8, ...
 
     Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once. SIGTERM and SIGHUP do
-    the same, but end it at once if that step takes longer than a few seconds.
+    the same, but abort the step if it takes longer than a few seconds.
     """
     given, kind = read_settings(settings or [], config, workspace)
     if dry:

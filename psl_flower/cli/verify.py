@@ -27,8 +27,8 @@ def verify(
 ) -> None:
     """Check every byte of stores, labels and audit log against the signed manifest, and name what is wrong.
 
-    Needs no key. Labels and audit log are those beside the manifest. Exit status: 0 if all that the manifest commits to
-    is there and right, 1 if something is wrong, 3 if all is right that was given, but not everything was.
+    Needs no key. Checks labels and audit log if they lie beside the manifest. Exit status: 0 if everything that the
+    manifest commits to is there and correct, 1 if something is wrong, 3 if what was given is correct but incomplete.
     """
     from psl_flower.sealed.verify import verify as do_verify
 

@@ -92,8 +92,7 @@ class TrainingSettings(Settings):
             raise ConfigError("patience: with evaluate-every=0 nothing is evaluated before the end; set it to 1, say")
         if self.looks and self.freeze_uppers_after == NEVER:
             raise ConfigError(
-                "looks: is set, but the Uppers go on changing; set freeze-uppers-after to a number of rounds, or leave "
-                "looks out"
+                "looks: needs frozen Uppers; set freeze-uppers-after to a number of rounds, or leave looks out"
             )
         if self.looks and self.mixup:
             raise ConfigError(

@@ -294,7 +294,9 @@ def _place_simulated(
     uppers = [m for m in sorted(set(assignment)) if m not in without]
     nodes = sorted(inventories, key=lambda node: inventories[node].partition)[: len(uppers) + adaptation]
     if adaptation and len(nodes) < 2:
-        raise ConfigError("adaptation-server: needs a simulated node of its own, and there is 1; set num-supernodes")
+        raise ConfigError(
+            "adaptation-server: needs a simulated node besides the Uppers', and there is only 1; set num-supernodes"
+        )
     slots = max(1, min(inventories[node].slots for node in nodes))
     note = ""
     if transport == "auto":

@@ -24,6 +24,7 @@ from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, nor
 from psl_flower.leakage.unpaired import Received, substitute
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.text import counted
 
 # Images among which the true one is ranked, at most.
 _CANDIDATES = 1000
@@ -154,14 +155,14 @@ class Audit:
             CODES, Scaling.of(sent)(given), scaling(target), level=UNPAIRED, shown=divided(scaling(shown))[1]
         )
 
-    def of_weights(self, net: PatchSplitNet, begun: Attacked, looks: int) -> Attacked:
-        """Mend what a decoder made of so many looks, by the finished network's weights and its smashed data."""
+    def of_weights(self, net: PatchSplitNet, begun: Attacked) -> Attacked:
+        """Mend what a decoder made of its looks, by the finished network's weights and smashed data: one look."""
         given, target = self._pairs(*self.smashed(net))
         scaling, held_back = Scaling.of(given.smashed_NPChw), divided(given)[1]
-        started = begun.held_back_NCHW
+        started, best = begun.held_back_NCHW, begun.best
         steps = best_steps(
             net, self.description, scaling, started, held_back,
-            lambda done, total: self.on_progress(f"mending images of {looks} looks", done, total),
+            lambda done, total: self.on_progress(f"mending images of {counted(best.looks, 'look')}", done, total),
         )  # fmt: skip
         victims, shown = (
             mended(net, self.description, scaling, start, smashed, steps)
@@ -169,10 +170,9 @@ class Audit:
                 (begun.victims_NCHW, target.smashed_NPChw), (begun.shown_NCHW, held_back.smashed_NPChw[:_SHOWN]),
             )
         )  # fmt: skip
-        best = begun.best
         trained = Trained(torch.nn.Identity(), best.validation_ssim, best.epochs)
         name = f"{best.attacker}, mended in {steps} steps"
-        finding = self._finding(name, CODES, victims, trained, level=WEIGHTS, looks=looks)
+        finding = self._finding(name, CODES, victims, trained, level=WEIGHTS, looks=best.looks)
         return Attacked((finding,), shown, victims)
 
     def of_classes(self) -> Attacked:

@@ -64,12 +64,13 @@ def audit(
     """
     (one, unique), classes = attacks.of_codes(net), attacks.of_classes()
     unpaired = attacks.of_unpaired(net)
-    attacked = [("one look", one), ("one look, by weights", attacks.of_weights(net, one, 1))]
+    attacked = [("one look", one), ("one look, mended by weights", attacks.of_weights(net, one))]
     if replay is not None:
         joined = all_looks(attacks, net, replay.looks, one)
         looks = joined.best.looks
-        weights = attacks.of_weights(net, joined, looks)
-        attacked = [(f"{looks} looks", joined), (f"{looks} looks, by weights", weights), *attacked]
+        mended = attacks.of_weights(net, joined)
+        mended_title = f"{looks} looks, then mended by weights and the last look"
+        attacked = [(f"{looks} looks", joined), (mended_title, mended), *attacked]
     attacked.append(("one look, without queries", unpaired))
     settings, description = attacks.settings, attacks.description
     report = Leakage(

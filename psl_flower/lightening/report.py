@@ -147,7 +147,8 @@ def write_report(result: Lightened) -> Path:
         "",
         f"Accuracy is that of the file itself in onnxruntime, on {result.images.about}. Speed is measured on {where}: "
         f"{counted(first.threads, 'thread')}, medians after warm-up, images/s in batches of {first.batch}, ms for one "
-        "image alone; ± is the spread within which speeds count as equal. MB is the file on disk.",
+        "image alone; ± is the spread within which speeds count as equal. Each model was measured when it was made, "
+        "so a machine that became slower meanwhile shows in a later model, and in no spread. MB is the file on disk.",
         "",
         f"![Accuracy against speed and size]({PLOT_FILES[0]})",
         "",

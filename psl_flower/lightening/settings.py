@@ -73,9 +73,9 @@ class Goals(Settings):
     max_latency_ms: float | None = setting(
         None, "instead: milliseconds that one image must stay below", least=0, open_ends=True
     )
-    max_mb: float | None = setting(None, "MB that model.onnx may have at most", least=0, open_ends=True)
+    max_mb: float | None = setting(None, "largest size of model.onnx, in MB", least=0, open_ends=True)
     method: Method = setting(
-        Method.AUTO, "auto: first look at the models at hand, the run's in int8 for one; loop: always prune the second"
+        Method.AUTO, "auto: try the models at hand first, such as the run's own in int8; loop: always prune the second"
     )
 
     def conditions(self, first_accuracy: float) -> Conditions:

@@ -236,7 +236,7 @@ class AuditLog:
     def _check_head(self, lines: list[bytes], data: bytes | None, manifest: Manifest, known: dict[str, bytes]) -> int:
         if data is None:
             if len(lines) > 1:
-                raise AuditLogTruncated(f"{self._head} is missing: whether entries were cut cannot be told")
+                raise AuditLogTruncated(f"{self._head} is missing, so cut entries cannot be detected")
             return 0
         try:
             signed = envelope.parse(HEAD, data, str(self._head))

@@ -85,7 +85,7 @@ def check_nodes(nodes: Mapping[int, PublicIdentity]) -> None:
         if other != upper:
             raise ConfigError(
                 f"--node-key: Upper {other} and Upper {upper} have the same key, so one node would hold patches of "
-                "both, in the end whole images; give each node a key of its own, or make fewer Uppers"
+                "both, in the end whole images; give each node its own key, or make fewer Uppers"
             )
 
 
@@ -341,7 +341,7 @@ def _open_keys(manifest: Manifest, owner: Identity) -> list[Secret]:
 
 
 def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: bool) -> None:
-    manifest, remedy = draft.manifest, f"go on with that, or remove {out / DRAFT_FILE} to drop it"
+    manifest, remedy = draft.manifest, f"continue that, or remove {out / DRAFT_FILE} to discard it"
     if draft.source != source.fingerprint:
         raise SourceChanged(f"{out}: an interrupted ingest was of other images; {remedy}")
     if append:

@@ -173,7 +173,7 @@ class LabelBook:
         if upto is not None:
             return LabelError(
                 f"{self.folder}: {count} of {counted(manifest.num_samples, 'image')} were added after label version "
-                f"{upto}; what began with it cannot go on: start a new run"
+                f"{upto}; a run that began with it cannot continue; start a new one"
             )
         return LabelError(f"{self.folder}: no label for {count} of {counted(manifest.num_samples, 'image')}")
 

@@ -241,7 +241,7 @@ class StoreSet:
             return ""
         return (
             f"sealed with demonstration keys of all parties, in {self.keys}: "
-            "they protect nothing from whoever reads that folder"
+            "they protect nothing from anyone who can read that folder"
         )
 
     def check_node_keys(self) -> None:

@@ -83,7 +83,7 @@ def _trial(
 
 def _of_levels(attacks: Audit, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[Finding, ...]:
     """Return what attackers of the other levels that are asked for find in one look."""
-    weights = attacks.of_weights(net, one, 1).findings if WEIGHTS in options.levels else ()
+    weights = attacks.of_weights(net, one).findings if WEIGHTS in options.levels else ()
     return weights + (attacks.of_unpaired(net).findings if UNPAIRED in options.levels else ())
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from psl_flower.cli.main import main
+from psl_flower.cli.main import COMMANDS, main
 from psl_flower.config import GROUP_OF
 from psl_flower.config.fields import _ELSEWHERE
 from psl_flower.errors import IdentityError, InsecureKeyFile
@@ -52,6 +52,12 @@ def test_true_however_it_is_capitalised(text):
 
 def test_neither_true_nor_false(capsys):
     assert "flip: expected true or false, got 'maybe'" in refusal(capsys, "train", "flip=maybe")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_arguments_are_listed_once(capsys, command):
+    assert main([command, "--help"]) == 0
+    assert "Positional arguments:" not in capsys.readouterr().out  # click's section, beside that of typer
 
 
 def test_a_mistyped_run_or_folder_is_named(capsys, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ OUT_OF_RANGE = [
     ({"looks": -1}, "looks: expected a number at least 0 and at most 1024, got -1"),
     (
         {"looks": 1},
-        "looks: is set, but the Uppers go on changing; set freeze-uppers-after to a number of rounds, or leave",
+        "looks: needs frozen Uppers; set freeze-uppers-after to a number of rounds, or leave",
     ),
     ({"looks": 1, "freeze-uppers-after": 1, "mixup": 0.2}, "looks and mixup contradict each other: nodes send single"),
     ({"average-every": 2, "freeze-uppers-after": 0}, "average-every and freeze-uppers-after=0 contradict each other"),

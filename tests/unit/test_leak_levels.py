@@ -58,7 +58,7 @@ def test_the_default_cut_is_open_to_who_knows_the_weights(attacks):
     net = network(cut="layer1").requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
     one, _ = attacks.of_codes(net)
-    mended_ones = attacks.of_weights(net, one, 1)
+    mended_ones = attacks.of_weights(net, one)
     (finding,) = mended_ones.findings
     assert (finding.level, finding.looks, one.best.level) == (WEIGHTS, 1, QUERY)
     assert finding.ssim.mean > 0.93 > one.best.ssim.mean

@@ -268,7 +268,7 @@ def test_report_and_page(attacks):
     assert (report.replayed, report.labels) == (None, None)
     assert [seam.records for seam in report.seams] == [48] * 4
     assert [title for title, _ in shown] == [
-        "originals", "one look", "one look, by weights", "one look, without queries", "from the class alone",
+        "originals", "one look", "one look, mended by weights", "one look, without queries", "from the class alone",
     ]  # fmt: skip
     assert all(images.shape == (4, 1, 16, 16) for _, images in shown)
     page = html.unescape(render(report, shown))

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from psl_flower.cli import output
 from psl_flower.cli import progress as module
 from psl_flower.cli.progress import Progress
 from simulations.progress import Progress as Trials
@@ -39,6 +40,23 @@ def test_lines_come_now_and_then_with_rate_and_time_left(clock):
         "training: 4 of 103",
         "best: degree [3]",
     ]
+
+
+@pytest.mark.parametrize("by", ["say", "progress"])
+def test_on_a_terminal_lines_are_wrapped_between_words(by, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    shown, line = Terminal(), "some words that are together wider than it, files are in /a/path/to/a/folder"
+    if by == "say":
+        monkeypatch.setattr(sys, "stdout", shown)
+        output.say(line)
+        monkeypatch.undo()
+    else:
+        with Progress(shown, enabled=False) as progress:
+            progress.say(line)
+    assert [row.rstrip() for row in shown.getvalue().splitlines()] == [
+        "some words that are together wider than", "it, files are in /a/path/to/a/folder",
+    ]  # fmt: skip
 
 
 def test_without_a_terminal_nothing_is_shown_unless_asked_for(clock):

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import logging
 import socket
 import ssl
@@ -35,6 +36,18 @@ def test_a_status_names_the_last_step_however_soon_the_end_comes(tmp_path, every
     reporter.fail(TrainingStopped("stopped after step 7, as asked"))
     status = run.read_status()
     assert status is not None and (status.state, status.step, status.round) == ("stopped", 7, 2)
+
+
+def test_how_long_the_training_takes_is_said_after_some_steps(tmp_path):
+    run = create_run(tmp_path, "tiny", "digits")
+    reporter = Reporter(run, run_id="1", every_s=0)
+    reporter.plan(rounds=2, total_steps=405, steps_per_round=200, done=0)
+    for step in range(1, 8):
+        seconds = 9.0 if step == 1 else 1.5  # the first is slower
+        reporter.step(dataclasses.replace(_report(step), seconds=seconds))
+    said = [line for line in (run.path / "log.txt").read_text().splitlines() if "of training left" in line]
+    assert len(said) == 1
+    assert said[0].endswith("about 10:00 of training left: 400 steps of 1.5 s, and evaluations")
 
 
 def _told(run, error):
