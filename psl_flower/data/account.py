@@ -167,18 +167,18 @@ class Notes:
     """What is to be said once of many images: each with the number of images and the first of them."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+        self._found: dict[str, tuple[set[int], str]] = {}
 
     def add(self, text: str, where: str) -> None:
-        """Note something of one image."""
-        count, first = self._found.get(text, (0, where))
-        self._found[text] = count + 1, first
+        """Note something of one image, which counts once however often it is decoded."""
+        # Of names as long as paths a number each: there may be millions.
+        self._found.setdefault(text, (set(), where))[0].add(hash(where))
 
     def sentences(self) -> tuple[str, ...]:
         """Return the notes for an account."""
         return tuple(
-            f"{counted(count, 'image')}, such as {printable(first)}: {text}"
-            for text, (count, first) in self._found.items()
+            f"{counted(len(images), 'image')}, such as {printable(first)}: {text}"
+            for text, (images, first) in self._found.items()
         )
 
 

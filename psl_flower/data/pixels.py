@@ -10,7 +10,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -20,9 +19,22 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from psl_flower.config.data import BY_DATASET, parse_background, parse_pixel_range
 from psl_flower.data.account import Notes
+from psl_flower.data.depth import (
+    BEYOND,
+    COLOURS_16,
+    FLOATS,
+    NUMBERS,
+    WHITE,
+    Kind,
+    deep_values,
+    has_deep_colour,
+    hidden_pixels,
+    is_deep,
+    mend_transparency,
+)
 from psl_flower.data.files import decodable
 from psl_flower.data.heif import can_read_heif, is_heif
-from psl_flower.data.metadata import PNG, without_metadata
+from psl_flower.data.metadata import without_metadata
 from psl_flower.errors import CorruptImage, DataError
 from psl_flower.text import counted
 
@@ -46,34 +58,13 @@ _UPRIGHT = {
     2: (False, 0, True), 3: (False, 2, False), 4: (False, 2, True), 5: (True, 0, False),
     6: (False, 3, False), 7: (True, 2, False), 8: (False, 1, False),
 }  # fmt: skip
-# TIFF tags, and a value of the second.
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _TIFF_SIGNED = 258, 339, 2
-_WHITE = 0xFF
-# Images none of which reaches a quarter of white would be nearly black: fewer bits were stored than the format has.
+# Images that do not reach a quarter of white are nearly black: fewer bits were stored than the format has, perhaps.
 _DARK = 0x40
-# Where a PNG says its bits for each channel.
-_PNG_BITS = 24
+_DARK_NOTE = "no pixel is above a quarter of what the format can hold, so it may hold fewer bits"
+_MORE_FRAMES = "several pages or frames are in the file, of which the first was taken"
 _BROKEN_METADATA = "broken metadata were ignored, an orientation in them too"
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Pixels that are not simply 8-bit ones: their name, the value that is white (0: unknown), what is noted."""
-
-    name: str
-    white: int = 0
-    note: str = ""
-
-
-_GREY_16 = _Kind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")
-_COLOURS_16 = _Kind("16-bit colours", _WHITE, "of 16-bit colours the upper 8 bits were taken")
-_NUMBERS = _Kind("numbers", _WHITE)
-_BEYOND = _Kind("numbers beyond 0..255")
-_BITS_32 = _Kind("32-bit pixels")
-_SIGNED = _Kind("signed pixels")
-_FLOATS = _Kind("floating point pixels")
 
 
 class Decoder:
@@ -105,7 +96,7 @@ class Decoder:
         self._by_dataset = pixel_range == BY_DATASET
         self.background, self._colour = background, parse_background(background)
         self._survey = survey
-        self._seen_white = survey is None
+        self._found: Survey | None = None
         self._format: str | None = None
 
     def file(self, encoded: bytes, where: str) -> Pixels:
@@ -173,9 +164,9 @@ class Decoder:
             raise CorruptImage(f"{where}: expected numbers, found {values.dtype}")
         values_HWC = channels_last(values, where)
         if values.dtype.kind == "f":
-            return self._finish(values_HWC, _FLOATS, where)
-        beyond = values_HWC.min() < 0 or values_HWC.max() > _WHITE
-        return self._finish(values_HWC, _BEYOND if beyond else _NUMBERS, where)
+            return self._finish(values_HWC, FLOATS, where)
+        beyond = values_HWC.min() < 0 or values_HWC.max() > WHITE
+        return self._finish(values_HWC, BEYOND if beyond else NUMBERS, where)
 
     def _decode(self, encoded: bytes, where: str) -> Pixels:
         if is_heif(encoded):
@@ -185,8 +176,11 @@ class Decoder:
             warnings.simplefilter("ignore", UserWarning)
             with self._open(encoded) as image:
                 image.load()
-                pixels_HWC = self._pixels(image, where, deep_colour=_has_deep_colour(image, encoded))
+                mend_transparency(image, encoded)
+                pixels_HWC = self._pixels(image, where, deep_colour=has_deep_colour(image, encoded))
                 turn = _UPRIGHT.get(self._orientation(image, where))
+                if _follows_more(image):
+                    self.notes.add(_MORE_FRAMES, where)
         if turn is None:
             return pixels_HWC
         transposed, quarters, mirrored = turn
@@ -216,9 +210,10 @@ class Decoder:
         return orientation if isinstance(orientation, int) else 1
 
     def _pixels(self, image: Image.Image, where: str, *, deep_colour: bool) -> Pixels:
-        if image.mode.startswith(("I", "F")) or _is_signed(image):
-            values_HW, kind = _deep_values(image)
-            return self._finish(values_HW[:, :, np.newaxis], kind, where)
+        if is_deep(image):
+            return self._deep(image, where)
+        if deep_colour and "transparency" in image.info:
+            raise DataError(f"{where}: calls one of its 16-bit colours transparent; convert it to 8 bits")
         if image.has_transparency_data:
             image = self._composed(image, where)
         if image.mode in ("1", "LA"):
@@ -227,33 +222,46 @@ class Decoder:
             image = image.convert("RGB")
         # As numpy.array(image) does, at half the cost for a small image.
         pixels_HWC = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1).copy()
-        return self._finish(pixels_HWC, _COLOURS_16, where) if deep_colour else pixels_HWC
+        return self._finish(pixels_HWC, COLOURS_16, where) if deep_colour else pixels_HWC
+
+    def _deep(self, image: Image.Image, where: str) -> Pixels:
+        """Return grey values of more than 8 bits, or with signs, as 8 bits; transparent ones become the background."""
+        values_HW, kind = deep_values(image)
+        hidden_HW = hidden_pixels(image, values_HW)
+        if hidden_HW is None:
+            return self._finish(values_HW[:, :, np.newaxis], kind, where)
+        # Hidden values say nothing of how bright an image is.
+        seen_HW = np.where(hidden_HW, 0 if hidden_HW.all() else values_HW[~hidden_HW].min(), values_HW)
+        pixels_HWC = self._finish(seen_HW[:, :, np.newaxis], kind, where)
+        pixels_HWC[hidden_HW] = np.asarray(Image.new("RGB", (1, 1), self._colour).convert("L"))[0, 0]
+        self.notes.add(f"transparent pixels were put on {self.background}", where)
+        return pixels_HWC
 
     def _composed(self, image: Image.Image, where: str) -> Image.Image:
         """Return an image without its transparency, grey if it was."""
         grey = image.mode in ("1", "L", "LA", "La")
         visible = image.convert("RGBA")
-        if visible.getchannel("A").getextrema() != (_WHITE, _WHITE):
+        if visible.getchannel("A").getextrema() != (WHITE, WHITE):
             self.notes.add(f"transparent pixels were put on {self.background}", where)
-            ground = Image.new("RGBA", image.size, (*self._colour, _WHITE))
+            ground = Image.new("RGBA", image.size, (*self._colour, WHITE))
             ground.alpha_composite(visible)
             visible = ground
         return visible.convert("RGB").convert("L") if grey else visible.convert("RGB")
 
-    def _finish(self, values_HWC: NDArray[Any], kind: _Kind, where: str) -> Pixels:
+    def _finish(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
         """Return values that are not simply those of an 8-bit image as 8 bits."""
         ranged = self.pixel_range is not None or self._by_dataset
-        if kind is _COLOURS_16 and ranged:
+        if kind is COLOURS_16 and ranged:
             raise DataError(f"{where}: pixel-range cannot map colours of 16 bits; convert these images to 8 bits")
         if ranged or not kind.white:
             return self._mapped(values_HWC, kind, where)
-        pixels_HWC = (values_HWC.astype(np.int64) * (_WHITE + 1) // (kind.white + 1)).astype(np.uint8)
-        self._look_for_white(int(pixels_HWC.max()), where)
+        pixels_HWC = (values_HWC.astype(np.int64) * (WHITE + 1) // (kind.white + 1)).astype(np.uint8)
+        self._look_for_white(int(pixels_HWC.max()), kind, where)
         if kind.note:
             self.notes.add(kind.note, where)
-        return pixels_HWC
+        return WHITE - pixels_HWC if kind.negative else pixels_HWC
 
-    def _mapped(self, values_HWC: NDArray[Any], kind: _Kind, where: str) -> Pixels:
+    def _mapped(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
         """Return values mapped by the pixel range."""
         low, high = float(values_HWC.min()), float(values_HWC.max())
         if not math.isfinite(low) or not math.isfinite(high):
@@ -267,26 +275,26 @@ class Decoder:
                 f"pixel-range=dataset, or state them, such as pixel-range=0..{top}"
             )
         black, white = self.pixel_range
-        self.notes.add(f"pixel values {black:g}..{white:g} became 0..255", where)
+        first, last = (white, black) if kind.negative else (black, white)
+        self.notes.add(f"pixel values {first:g}..{last:g} became 0..255", where)
         if low < black or high > white:
             self.notes.add("pixels outside pixel-range became black or white", where)
         scaled_HWC = np.clip((values_HWC.astype(np.float64) - black) / (white - black), 0, 1)
-        return np.rint(scaled_HWC * _WHITE).astype(np.uint8)
+        pixels_HWC = np.rint(scaled_HWC * WHITE).astype(np.uint8)
+        return WHITE - pixels_HWC if kind.negative else pixels_HWC
 
-    def _look_for_white(self, brightest: int, where: str) -> None:
-        """Refuse images that are nearly black, as all of their dataset: fewer bits were stored than the format has."""
-        if self._seen_white or brightest >= _DARK:
-            self._seen_white = True
+    def _look_for_white(self, brightest: int, kind: Kind, where: str) -> None:
+        """Refuse images that are nearly black, as most of their dataset: fewer bits were stored than the format has."""
+        if brightest >= _DARK or self._survey is None:
             return
-        assert self._survey is not None
-        found = self._looked_through(self._survey)
-        if found.brightest < _DARK:
+        found = self._found = self._found or self._looked_through(self._survey)
+        if 2 * len(found.dark) > found.count:
             raise DataError(
-                f"{where}: is nearly black, as are {counted(found.count, 'image')} that were looked at: no pixel is "
-                f"above {found.brightest} of 255 when mapped to 8 bits, so fewer bits were stored than the format has; "
-                "set pixel-range=dataset, or the values that become black and white, such as pixel-range=0..4095"
+                f"{where}: is nearly {'white' if kind.negative else 'black'} ({len(found.dark)} of "
+                f"{counted(found.count, 'image')} looked at): no pixel is above {max(found.dark)} of 255 when "
+                f"mapped to 8 bits, so fewer bits were stored than the format has; {_remedy(kind)}"
             )
-        self._seen_white = True
+        self.notes.add(_DARK_NOTE, where)
 
     @staticmethod
     def _looked_through(survey: Callable[[Survey], None]) -> Survey:
@@ -302,13 +310,14 @@ class Survey(Decoder):
     ----------
     count : int
         Images that have such pixels.
-    brightest : int
-        The brightest pixel as 8 bits, 0..255, where the format says what is white.
+    dark : list[int]
+        The brightest pixel as 8 bits, 0..255, of each image that is nearly black by what the format says is white.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = self.brightest = 0
+        self.count = 0
+        self.dark: list[int] = []
         self._low, self._high = 0.0, -math.inf
 
     def range(self, where: str) -> tuple[float, float]:
@@ -323,40 +332,32 @@ class Survey(Decoder):
             raise DataError(f"{where}: pixel-range=dataset: no pixel of the dataset is above {self._high:g}")
         return self._low, self._high
 
-    def _finish(self, values_HWC: NDArray[Any], kind: _Kind, where: str) -> Pixels:
+    def _finish(self, values_HWC: NDArray[Any], kind: Kind, where: str) -> Pixels:
         self.count += 1
         low, high = float(values_HWC.min()), float(values_HWC.max())
         # A pixel that is no number is for the decoding to refuse.
         self._low, self._high = min(self._low, low), max(self._high, high)
-        self.brightest = max(self.brightest, int(high) * (_WHITE + 1) // (kind.white + 1) if kind.white else 0)
+        brightest = int(high) * (WHITE + 1) // (kind.white + 1) if kind.white else WHITE
+        if brightest < _DARK:
+            self.dark.append(brightest)
         return np.zeros(values_HWC.shape, np.uint8)
 
 
-def _deep_values(image: Image.Image) -> tuple[NDArray[Any], _Kind]:
-    """Return an image's grey values (H, W) of more than 8 bits, or with signs, and of which kind they are."""
-    values_HW = np.asarray(image)
-    if image.mode == "F":
-        return values_HW, _FLOATS
-    if _is_signed(image):
-        return values_HW.view(np.int8) if image.mode == "L" else values_HW, _SIGNED
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        return values_HW, _GREY_16
-    # Pillow reads 32 unsigned bits as signed ones.
-    return values_HW.astype(np.int64) & 0xFFFFFFFF, _BITS_32
+def _remedy(kind: Kind) -> str:
+    if kind is COLOURS_16:
+        return "convert these images to 8 bits"
+    return (
+        "set pixel-range=dataset, or the values that become black and white, such as pixel-range=0..4095; if the "
+        f"images are right as they are, pixel-range=0..{kind.white}"
+    )
 
 
-def _is_signed(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return bool(set(tags.get(_SAMPLE_FORMAT, ())) & {_TIFF_SIGNED}) and image.mode in ("L", "I")
-
-
-def _has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
-    """Check if Pillow has cut colours of 16 bits to their upper 8, which it does silently."""
-    if encoded.startswith(PNG):
-        return image.mode.startswith(("RGB", "LA")) and encoded[_PNG_BITS] == 16
-    if image.format == "TIFF" and image.mode.startswith("RGB"):
-        return bool(max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8)
-    return False
+def _follows_more(image: Image.Image) -> bool:
+    """Check if a file holds more pages or frames than the one taken; the layers of a PSD are composed in that."""
+    try:
+        return image.format != "PSD" and bool(getattr(image, "is_animated", False))
+    except _DECODER_ERRORS:
+        return True  # what follows is damaged
 
 
 def channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:

@@ -194,12 +194,12 @@ def test_half_transparent_pixels_are_mixed_and_opaque_ones_taken_as_they_are():
 # --- depth
 
 
-def tiff(values, bits, sample_format):
+def tiff(values, bits, sample_format, photometric=1):
     """Return an uncompressed TIFF of grey values (H, W), or colours (H, W, 3), as a scientific camera writes it."""
     height, width, channels = (*values.shape, 1)[:3]
     data = values.tobytes()
     sizes, formats = ([bits] * channels, [sample_format] * channels)
-    tags = [(256, [width]), (257, [height]), (258, sizes), (259, [1]), (262, [2 if channels == 3 else 1]), (273, None),
+    tags = [(256, [width]), (257, [height]), (258, sizes), (259, [1]), (262, [2 if channels == 3 else photometric]), (273, None),
             (277, [channels]), (278, [height]), (279, [len(data)]), (339, formats)]  # fmt: skip
     after = 8 + 2 + 12 * len(tags) + 4
     extra = b"".join(struct.pack(f"<{len(v)}H", *v) for _, v in tags if v and len(v) > 2)
@@ -215,12 +215,13 @@ def tiff(values, bits, sample_format):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + extra + data
 
 
-def png_16(values):
-    """Return a PNG of 16 bits a channel."""
+def png_16(values, hidden=b""):
+    """Return a PNG of 16 bits a channel; `hidden` is the one value, or colour, that it calls transparent."""
     height, width, channels = (*values.shape, 1)[:3]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(b"tRNS", hidden) if hidden else b"")
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 UNKNOWN_RANGE = [
@@ -284,7 +285,9 @@ def deep_folder(root, contents, ending=".png"):
 def test_twelve_bits_stored_in_sixteen_are_refused_unless_the_range_is_stated(tmp_path, make, channels):
     shape = (4, 4) if channels == 1 else (4, 4, 3)
     name = deep_folder(tmp_path / "set", [make(np.full(shape, 4095 - k)) for k in range(10)])
-    with pytest.raises(DataError, match=r"is nearly black, as are 10 images .* above 15 of 255.*pixel-range=dataset"):
+    remedy = "pixel-range=dataset.*pixel-range=0..65535" if channels == 1 else "convert these images to 8 bits"
+    match = rf"is nearly black \(10 of 10 images looked at\): .*above 15 of 255.*{remedy}"
+    with pytest.raises(DataError, match=match):
         list(open_dataset(name).samples("train"))
     if channels == 1:
         source = open_dataset(name, pixel_range="dataset")
@@ -298,12 +301,13 @@ def test_sixteen_bits_that_use_their_range_are_halved_and_said(tmp_path):
     source = open_dataset(name, test_fraction=0.2)
     levels = sorted(int(image.max()) for split in ("train", "test") for image, _ in source.samples(split))
     assert levels == [6553 * k >> 8 for k in range(10)]
-    (note,) = source.account().notes
+    note, dark = sorted(source.account().notes)
     assert "10 images" in note and "0..65535 became 0..255" in note
+    assert "3 images" in dark and "no pixel is above a quarter" in dark
     colours = deep_folder(tmp_path / "colours", [png_16(np.full((4, 4, 3), 6553 * k)) for k in range(10)])
     source = open_dataset(colours)
     list(source.samples("train"))
-    assert "of 16-bit colours the upper 8 bits were taken" in source.account().notes[0]
+    assert any("of 16-bit colours the upper 8 bits were taken" in note for note in source.account().notes)
 
 
 def test_the_range_of_a_dataset_is_that_of_all_its_images(tmp_path):
@@ -320,6 +324,63 @@ def test_the_range_of_a_dataset_is_that_of_all_its_images(tmp_path):
     black = deep_folder(tmp_path / "black", [tiff(np.zeros((4, 4), "<i2"), 16, 2)] * 10, ".tif")
     with pytest.raises(DataError, match="no pixel of the dataset is above 0"):
         list(open_dataset(black, pixel_range="dataset").samples("train"))
+
+
+def test_where_white_is_zero_16_bits_are_inverted_as_8_are():
+    levels = np.array([[0, 64, 128, 191, 255]])
+    shallow = Decoder().file(tiff(levels.astype("u1"), 8, 1, photometric=0), "here")
+    decoder = Decoder()
+    deep = decoder.file(tiff((levels * 257).astype("<u2"), 16, 1, photometric=0), "here")
+    np.testing.assert_array_equal(deep, shallow)
+    assert deep.ravel().tolist() == [255, 191, 127, 64, 0]
+    assert "65535..0 became 0..255" in decoder.notes.sentences()[0]
+    ranged = Decoder("0..4095")
+    image = ranged.file(tiff(np.array([[0, 2048, 4095]], "<u2"), 16, 1, photometric=0), "here")
+    assert image.ravel().tolist() == [255, 127, 0]
+    assert "pixel values 4095..0 became 0..255" in ranged.notes.sentences()[0]
+
+
+def test_the_hidden_value_of_16_bit_grey_is_put_on_the_background(tmp_path):
+    values = np.array([[500, 65535], [40000, 500]])
+    decoder = Decoder(background="#808080")
+    image = decoder.file(png_16(values, struct.pack(">H", 500)), "here")
+    assert image.ravel().tolist() == [128, 255, 156, 128]
+    assert any("transparent pixels were put on #808080" in note for note in decoder.notes.sentences())
+    quiet = Decoder()
+    assert quiet.file(png_16(values, struct.pack(">H", 501)), "here").ravel().tolist() == [1, 255, 156, 1]
+    assert not any("transparent" in note for note in quiet.notes.sentences())
+    # What is hidden makes no dataset bright.
+    dark = [png_16(np.array([[65535, 4000 - k]]), b"\xff\xff") for k in range(10)]
+    with pytest.raises(DataError, match="nearly black"):
+        list(open_dataset(deep_folder(tmp_path / "set", dark)).samples("train"))
+    with pytest.raises(DataError, match="one of its 16-bit colours transparent; convert it"):
+        Decoder().file(png_16(np.full((2, 2, 3), 4095), struct.pack(">HHH", 4095, 4095, 4095)), "here")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_hidden_value_of_a_png_of_few_bits_is_put_on_the_background(bits):
+    top = 2**bits - 1
+    header = struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0)
+    row = b"\0" + (bytes([top << (8 - bits)]))  # the highest value, and zeros after it
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", top))
+    encoded = start + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    image = Decoder(background="#808080").file(encoded, "here")
+    assert image.ravel().tolist() == [128, *[0] * (8 // bits - 1)]
+
+
+@pytest.mark.parametrize(("bright", "refused"), [(1, True), (40, True), (61, False), (119, False)])
+def test_a_few_bright_images_do_not_vouch_for_the_dark_ones(tmp_path, bright, refused):
+    values = [60000] * bright + [4000] * (120 - bright)
+    name = deep_folder(tmp_path / "set", [png_16(np.full((2, 2), value)) for value in values])
+    source = open_dataset(name, test_fraction=0.5)
+    if refused:
+        with pytest.raises(DataError, match=r"nearly black \(\d+ of \d+ images looked at\)"):
+            [list(source.samples(split)) for split in ("train", "test")]
+        assert open_dataset(name, pixel_range="0..65535").account()
+        return
+    [list(source.samples(split)) for split in ("train", "test")]
+    (note,) = (note for note in source.account().notes if "no pixel is above a quarter" in note)
+    assert note.startswith(f"{120 - bright} image")
 
 
 def test_an_image_of_pillow_is_decoded_alike():

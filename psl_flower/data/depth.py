@@ -1,0 +1,107 @@
+"""Pixels that are not simply 8-bit ones: their values as a file stores them, and what says which of them is white.
+
+Shape suffixes: H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from psl_flower.data.metadata import PNG
+
+WHITE = 0xFF
+# TIFF tags, and a value of two of them.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _TIFF_SIGNED = 0, 2
+# Where a PNG says its bits for each channel.
+_PNG_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of pixels.
+
+    Attributes
+    ----------
+    name : str
+        What they are called, in errors.
+    white : int
+        The value that is white; 0 where nothing says it.
+    note : str
+        What the account says of such images.
+    negative : bool
+        Whether 0 is white, and the highest value black.
+    """
+
+    name: str
+    white: int = 0
+    note: str = ""
+    negative: bool = False
+
+
+GREY_16 = Kind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")
+COLOURS_16 = Kind("16-bit colours", WHITE, "of 16-bit colours the upper 8 bits were taken")
+NUMBERS = Kind("numbers", WHITE)
+BEYOND = Kind("numbers beyond 0..255")
+FLOATS = Kind("floating point pixels")
+_BITS_32 = Kind("32-bit pixels")
+_SIGNED = Kind("signed pixels")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Check if an image has grey values of more than 8 bits, or with signs."""
+    return image.mode.startswith(("I", "F")) or _is_signed(image)
+
+
+def deep_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
+    """Return an image's grey values (H, W) of more than 8 bits, or with signs, and of which kind they are."""
+    values_HW, kind = _stored_values(image)
+    # Pillow inverts the 8-bit images whose white is 0, and only these.
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        return values_HW, replace(kind, note=kind.note.replace("0..65535", "65535..0"), negative=True)
+    return values_HW, kind
+
+
+def _stored_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
+    values_HW = np.asarray(image)
+    if image.mode == "F":
+        return values_HW, FLOATS
+    if _is_signed(image):
+        return values_HW.view(np.int8) if image.mode == "L" else values_HW, _SIGNED
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        return values_HW, GREY_16
+    # Pillow reads 32 unsigned bits as signed ones.
+    return values_HW.astype(np.int64) & 0xFFFFFFFF, _BITS_32
+
+
+def _is_signed(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return bool(set(tags.get(_SAMPLE_FORMAT, ())) & {_TIFF_SIGNED}) and image.mode in ("L", "I")
+
+
+def has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
+    """Check if Pillow has cut colours of 16 bits to their upper 8, which it does silently."""
+    if encoded.startswith(PNG):
+        return image.mode.startswith(("RGB", "LA")) and encoded[_PNG_BITS] == 16
+    if image.format == "TIFF" and image.mode.startswith("RGB"):
+        return bool(max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8)
+    return False
+
+
+def mend_transparency(image: Image.Image, encoded: bytes) -> None:
+    """Scale the grey level that a PNG of 2 or 4 bits calls transparent as Pillow scales its pixels, to 0..255."""
+    level = image.info.get("transparency")
+    if encoded.startswith(PNG) and image.mode == "L" and isinstance(level, int) and encoded[_PNG_BITS] in (2, 4):
+        image.info["transparency"] = level * WHITE // (2 ** encoded[_PNG_BITS] - 1)
+
+
+def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return which pixels (H, W) have the one grey value that the file calls transparent; None if there are none."""
+    level = image.info.get("transparency")
+    hidden_HW = values_HW == level if isinstance(level, int) else np.zeros(0, np.bool_)
+    return hidden_HW if hidden_HW.any() else None
