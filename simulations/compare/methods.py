@@ -28,7 +28,7 @@ VARIED = frozenset(
         "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",
         "schedule", "uppers", "assignment", "cut", "upper-init", "average-every", "protection",
         "code-size", "code-levels", "code-pool", "wire-activations", "wire-gradients", "autocast", "alpha",
-        "upper-lr-scale",
+        "upper-lr-scale", "margin", "context", "padding", "code-noise", "gradient-feedback",
     }
 )  # fmt: skip
 

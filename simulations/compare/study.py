@@ -55,6 +55,7 @@ DECIDED = {
 # Settings newer than results that are kept, and the values with which those were made: their trials keep their names.
 _LATER: dict[str, object] = {
     "margin": 0, "context": 0, "padding": "zeros", "code-noise": 0.0, "gradient-feedback": False,
+    "split-column": "",
 }  # fmt: skip
 
 
