@@ -24,6 +24,7 @@ TRAINING = {
     "dataset": "digits", "max_train": 64, "max_test": 60, "stores": "plain", "image_size": "8x8", "uppers": 2,
     "batch_size": 16, "rounds": 2, "evaluate_batch_size": 8, "lower_threads": 1, "upper_threads": 1, "device": "cpu",
     "run_name": "trained", "progress_every_s": 0.0, "average_every": 2, "backbone_width": 8,
+    "margin": 2, "context": 1,
 }  # fmt: skip
 # The third is at degree 1: pruned, taught by the second, rounded.
 WITH = "method=loop min-accuracy=0 min-speed=1e-3 degrees=1 epochs=2 max-pruned=0.5 threads=1 batch=2"
