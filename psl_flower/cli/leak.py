@@ -48,9 +48,15 @@ def leak(
     from psl_flower.leakage.images import AuditSettings
     from psl_flower.leakage.page import render
     from psl_flower.runs.choosing import choose_run
+    from psl_flower.stores.prepare import stores_are_here
     from psl_flower.system.files import write_file
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))
+    if not stores_are_here(folder.read_config()):
+        raise RunError(
+            f"{folder.name}: its images are on the nodes, and an audit needs them; where they may be together, "
+            f"simulate the same training with psl train --config {folder.path / 'config.toml'} dataset=IMAGES, and audit that"
+        )
     settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
     with Progress() as progress:
         report, pictures = _audit(folder, load_trained_model(folder), settings, progress)

@@ -102,9 +102,15 @@ class PlainStore:
             raise StoreError(f"{self._path}: the store is closed")
         path = self._path / NOISE_FILE
         if not path.exists():
-            with locked(self._path / ".lock"):
-                if not path.exists():
-                    write_file(path, secrets.token_bytes(KEY_BYTES), StoreError, mode=0o600)
+            try:
+                with locked(self._path / ".lock"):
+                    if not path.exists():
+                        write_file(path, secrets.token_bytes(KEY_BYTES), StoreError, mode=0o600)
+            except StoreError as error:
+                raise StoreError(
+                    f"{path}: code-noise needs a secret here, and none can be made ({error}); let this user write to "
+                    "the folder once"
+                ) from error
         key = read_file(path, StoreError, limit=KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path}: the secret is damaged: expected {KEY_BYTES} bytes, found {len(key)}; restore it")

@@ -167,6 +167,10 @@ def test_a_plain_store_keeps_its_secret_for_its_user(tmp_path):
     first.close()
     with pytest.raises(StoreError, match="is closed"):
         first.noise_key()
+    without = write(tmp_path / "without")
+    (without / ".lock").mkdir()
+    with pytest.raises(StoreError, match="code-noise needs a secret here, and none can be made"):
+        PlainStore(without).noise_key()
 
 
 def test_sealed_stores_and_their_epochs_have_keys_of_their_own(tmp_path):

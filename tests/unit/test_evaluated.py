@@ -10,8 +10,10 @@ from tiny_run import make_run
 
 from psl_flower.cli.main import main
 from psl_flower.config import RunConfig
+from psl_flower.engine.build import Blueprint
 from psl_flower.engine.rounds import Predictions
 from psl_flower.errors import ConfigError, DatasetNotFound
+from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train, kind_of
 from psl_flower.runs.folder import create_run
 from psl_flower.runs.predictions import write_table
@@ -56,6 +58,19 @@ def deployed(tmp_path, monkeypatch):
     test = description.samples_of("test").tolist()
     run.write_predictions(predictions(test, [0] * len(test), [0, 1] + [0] * (len(test) - 2)))
     return run, config, world, keys
+
+
+def test_an_audit_on_a_server_says_where_it_can_be_done(deployed, capsys):
+    run, config, world, keys = deployed
+    net = Blueprint(config, run.read_description()).network()
+    save_trained_model(run.model, net.state_dict())
+    for identity in world.nodes:
+        (keys / f"{identity.name}.key").unlink()
+    assert main(["leak", "far"]) == 1
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert not out and "far: its images are on the nodes, and an audit needs them" in line
+    assert f"psl train --config {run.path / 'config.toml'} dataset=IMAGES" in line
 
 
 def test_evaluate_on_a_server_shows_what_the_nodes_answered(deployed, capsys):
