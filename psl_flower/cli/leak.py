@@ -53,9 +53,10 @@ def leak(
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))
     if not stores_are_here(folder.read_config()):
+        config = folder.path / "config.toml"
         raise RunError(
             f"{folder.name}: its images are on the nodes, and an audit needs them; where they may be together, "
-            f"simulate the same training with psl train --config {folder.path / 'config.toml'} dataset=IMAGES, and audit that"
+            f"simulate the same training with psl train --config {config} dataset=IMAGES, and audit that"
         )
     settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
     with Progress() as progress:

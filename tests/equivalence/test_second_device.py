@@ -133,6 +133,17 @@ WHAT = {
     "parties": (parties, AUGMENTED | INT8),
     "parties, averaged, Adaptation Net elsewhere": (parties, {"average_every": 2, "adaptation_server": True}),
     "stateless parties": (stateless, {"average_every": 2, "adaptation_server": True, "wire_activations": "bfloat16"}),
+    "parties, noise on codes": (
+        resumed,
+        {
+            "protection": "code",
+            "code_size": 6,
+            "code_noise": 0.5,
+            "cut": "layer3",
+            "wire_gradients": "int8",
+            "gradient_feedback": True,
+        },
+    ),
     "resumed parties": (resumed, {"uppers": 2}),
     "whole image": (whole_image, {"patch_size": (16, 16), "uppers": 1, "alpha": 0.0}),
     "image of patches": (merged, {"alpha": 0.0, "mixup": 0.2}),

@@ -91,7 +91,9 @@ def test_the_proximal_term_pulls_back_to_where_the_round_began():
 def test_images_flipped_patch_by_patch_are_flipped_images(stores_for, stride):
     config, stores, store = whole(stores_for, shift=0)
     alone = OneProcessTrainer(config, stores.description, stores.labels, [store])
-    cut = settings(shift=0, stride=stride, alpha=0.0, average_every=1)  # which a network on whole images has no part in
+    # In which a network on whole images has no part.
+    crossing = {"protection": "code", "code_noise": 0.5, "wire_gradients": "int8", "gradient_feedback": True}
+    cut = settings(shift=0, stride=stride, alpha=0.0, average_every=1, **crossing)
     patches = stores_for(cut)
     opened = [patches.open(m) for m in range(patches.description.num_uppers)]
     merged = MergedPatches(cut, patches.description, patches.labels, opened)
