@@ -22,7 +22,15 @@ from psl_flower.engine.pretrained import FILE, check_name, load_upper, read_weig
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
 from psl_flower.flower.answering import LOWER
-from psl_flower.flower.node_config import is_simulated, own_limit, own_setting, own_state, permission, simulation_slots
+from psl_flower.flower.node_config import (
+    is_simulated,
+    own_least,
+    own_limit,
+    own_setting,
+    own_state,
+    permission,
+    simulation_slots,
+)
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
@@ -40,6 +48,7 @@ from psl_flower.wire.node_messages import NodeTask
 _LIGHTEN = "lighten"
 _AVERAGE = "average"
 _MOST_BITS = "most-bits"
+_LEAST_NOISE = "least-noise"
 _WEIGHTS = "allow-upper-weights"
 
 # Makes the engine of one Upper from (the strategy's settings, its index, its store, where it saves checkpoints).
@@ -178,6 +187,7 @@ class Host:
             checkpoints, store = self.checkpoints(m), self.open_store(m)
             try:
                 self._check_bits(len(store.meta.positions))
+                self._check_noise()
                 if self.build is build_engine:  # another one may have settings of its own
                     self._check_weights(Blueprint.decode(self.task.settings))
                 return self.build(self.task.settings, m, store, checkpoints)
@@ -232,6 +242,19 @@ class Host:
             raise ConfigError(
                 f"this node sends at most {most} bits of an image in a look ({_MOST_BITS}), this run asks for {sends}; "
                 "set protection=code, code-size and code-levels accordingly (docs/privacy.md)"
+            )
+
+    def _check_noise(self) -> None:
+        """Raise ConfigError if a real node's own configuration has `least-noise`, and a run adds less to codes."""
+        least = None if self.simulated else own_least(self.context, _LEAST_NOISE)
+        if least is None:
+            return
+        blueprint = Blueprint.decode(self.task.settings)
+        noise = 0.0 if blueprint.override is not None else blueprint.config.network.code_noise
+        if noise < least:
+            raise ConfigError(
+                f"this node sends codes with noise of {least:g} or more ({_LEAST_NOISE}), this run asks for {noise:g}; "
+                "set protection and code-noise accordingly (docs/privacy.md)"
             )
 
     def check_allowed(self, party: PartyEngine | MidStepParty) -> None:

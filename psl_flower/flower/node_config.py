@@ -74,6 +74,16 @@ def own_limit(context: Context, name: str) -> int | None:
     return value
 
 
+def own_least(context: Context, name: str) -> float | None:
+    """Return an amount of a node's own configuration, None by default; raises ConfigError unless it is above 0."""
+    value = context.node_config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ConfigError(f"node-config {name}: expected a number above 0, got {value!r}")
+    return float(value)
+
+
 def own_setting(context: Context, name: str) -> str:
     """Return a text of a node's own configuration, empty by default; raises ConfigError if it is no text."""
     value = context.node_config.get(name, "")

@@ -220,3 +220,30 @@ def test_a_limit_that_is_none_is_refused(nodes: InProcessGrid, tmp_path: Path, v
     nodes.config[101]["most-bits"] = value
     with pytest.raises(NodeError, match="node-config most-bits: expected a whole number of 1 or more"):
         train(nodes, tmp_path, node_timeout_s=3.0, **CODE)
+
+
+NOISY = CODE | {"code_noise": 0.5}
+
+
+def test_a_node_adds_the_noise_that_its_operator_asks_for(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    nodes.config[101]["least-noise"] = 0.5
+    assert exact(train(nodes, tmp_path, **NOISY), stores)
+
+
+@pytest.mark.parametrize(("settings", "asked"), [(CODE, "0"), (CODE | {"code_noise": 0.4}, "0.4"), ({}, "0")])
+def test_a_node_whose_operator_asks_for_more_noise_ends_the_run(
+    nodes: InProcessGrid, tmp_path: Path, settings: dict[str, Any], asked: str
+) -> None:
+    nodes.config[101]["least-noise"] = 0.5
+    words = rf"node 101: .*noise of 0.5 or more \(least-noise\), this run asks for {asked};"
+    with pytest.raises(NodeError, match=words):
+        train(nodes, tmp_path, node_timeout_s=3.0, **settings)
+
+
+@pytest.mark.parametrize("value", [0, True, "0.5", float("nan")])
+def test_a_least_that_is_none_is_refused(nodes: InProcessGrid, tmp_path: Path, value: Any) -> None:
+    nodes.config[101]["least-noise"] = value
+    with pytest.raises(NodeError, match="node-config least-noise: expected a number above 0"):
+        train(nodes, tmp_path, node_timeout_s=3.0, **NOISY)
