@@ -17,6 +17,7 @@ from psl_flower.leakage.joining import Seen
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
 from psl_flower.leakage.page import render, row_png
 from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS
+from psl_flower.leakage.smashed import normalised, smash
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import backbone_size
 from psl_flower.patches import PatchGrid
@@ -155,6 +156,20 @@ def test_a_decoder_of_shuffled_codes_is_at_the_floor(name, attacks, floors):
         found = rebuild(trained.decoder, network().smash(victims))
     constant = next(f for f in floors.findings if f.knows == CONSTANT)
     assert float(ssim(found, victims).mean()) <= constant.ssim.mean + 0.05
+
+
+def test_codes_are_attacked_with_the_noise_that_nodes_add(description):
+    known = pictures(300, seed=5)
+    noisy = network(Protection(name="narrow", size=6, noise=0.5))
+    sent = smash([noisy, noisy], description, known.images_NCHW)
+    assert sent.shape == (300, 4, 12, 1, 1)
+    with torch.no_grad():
+        clean = noisy.smash(normalised(known.pixels_NCHW, description))
+    added = [part - clean for part in sent.split(6, dim=2)]
+    # New for each image and look, and as large as the nodes make it.
+    assert len(torch.cat(added).unique()) > 0.99 * 2 * clean.numel()
+    assert all(abs(float(part.std()) - 0.5) < 0.02 for part in added)
+    assert torch.equal(smash([noisy, noisy], description, known.images_NCHW), sent)
 
 
 def test_looks_add_up(attacks):
