@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from psl_flower.cli.output import tell
-from psl_flower.text import counted
+from psl_flower.text import counted, duration
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Seen of a process that has imported torch and one of our apps.
 _PROGRAM_BYTES = 400_000_000
+# Round trips to nodes in another town, country or continent.
+_DELAYS_MS = (10, 50, 100)
 
 
 def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
@@ -98,6 +100,7 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "bytes_down_per_image": takes.down_per_image,
         "bytes_up_in_all": takes.up_in_all,
         "bytes_down_in_all": takes.down_in_all,
+        "round_trips": takes.round_trips,
         "memory_of_a_node": max(takes.upper_memory) * -(-description.num_uppers // number),
         "memory_of_the_server": takes.lower_memory,
         "memory": sum(takes.upper_memory) + takes.lower_memory + (number + 1) * _PROGRAM_BYTES,
@@ -143,6 +146,9 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
     up, down = round(report["bytes_up_in_all"]), round(report["bytes_down_in_all"])
     each = decimal(round((up + down) / report["train_images"]))
     yield f"in all      {decimal(up)} up and {decimal(down)} down, {each} for each training image"
+    trips = report["round_trips"]
+    waits = ", ".join(f"{duration(trips * delay_ms / 1000)} at {delay_ms} ms" for delay_ms in _DELAYS_MS)
+    yield f"delays      {counted(trips, 'round trip')} to the nodes: {waits} each, besides computing and sending"
     yield (
         f"memory      about {decimal(report['memory'])} in all: {decimal(report['memory_of_the_server'])} for the "
         f"server's tensors, {decimal(report['memory_of_a_node'])} for a node's, {decimal(_PROGRAM_BYTES)} for each of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +35,8 @@ class Footprint:
         which they learn.
     up_in_all, down_in_all : float
         The same of a whole training, evaluations included.
+    round_trips : int
+        How often the Lower waits for an answer of nodes in a whole training, all Uppers at once.
     looks : int
         Bytes of the looks of frozen Uppers that the Lower keeps, as they lie on its disk.
     upper_memory : tuple of int
@@ -54,6 +56,7 @@ class Footprint:
     down_per_image: float
     up_in_all: float
     down_in_all: float
+    round_trips: int
     looks: int
     upper_memory: tuple[int, ...]
     lower_memory: int
@@ -84,7 +87,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
         for name in (config.smashed_codec, config.wire.wire_gradients)
     )
-    sent, received = _images_in_all(blueprint)
+    exchanged = _exchanged(blueprint)
     kept_counts = _counts_kept(blueprint)
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,
@@ -92,8 +95,9 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         adaptation_parameters=sum(weights[2:]) // _FLOAT_BYTES,
         up_per_image=ups,
         down_per_image=downs,
-        up_in_all=sent * ups,
-        down_in_all=received * downs,
+        up_in_all=exchanged.sent * ups,
+        down_in_all=exchanged.received * downs,
+        round_trips=exchanged.round_trips,
         looks=looks_bytes(blueprint, kept_counts) if kept_counts else 0,
         upper_memory=tuple(kept[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
         lower_memory=sum(kept[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
@@ -102,23 +106,42 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     )
 
 
-def _images_in_all(blueprint: Blueprint) -> tuple[int, int]:
-    """Return how many images a training sends up, and of how many it sends gradients down; each as often as it does."""
-    training, freezing = blueprint.config.training, blueprint.freezing
+class _Exchanged(NamedTuple):
+    """What a training sends up, and of what it sends gradients down, in images, each as often as it does."""
+
+    sent: int
+    received: int
+    round_trips: int
+
+
+def _exchanged(blueprint: Blueprint) -> _Exchanged:
+    training, freezing, network = blueprint.config.training, blueprint.freezing, blueprint.config.network
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
     learnt = sum(order.num_samples(step) for step in range(learning))
-    kept = sum(_counts_kept(blueprint))
-    rounds = -(-learning // blueprint.steps_per_round) if kept else training.rounds
+    kept_counts = _counts_kept(blueprint)
+    kept = sum(kept_counts)
+    learning_rounds = -(-learning // blueprint.steps_per_round)
+    rounds = learning_rounds if kept else training.rounds
     every = training.evaluate_every
     evaluations = rounds // every if every else 0
     if not kept and (not every or rounds % every):
         evaluations += 1  # the last round's
     valid = len(split_training(blueprint.config, blueprint.description)[1])
     test = len(blueprint.description.samples_of("test"))
-    evaluated = evaluations * (valid or test) + (test if valid and not kept else 0)
     frozen = 0 if kept else sum(order.num_samples(step) for step in range(learning, steps))
-    return learnt + frozen + kept + evaluated, learnt
+    averaged = (
+        learning // network.average_every if network.average_every and blueprint.description.num_uppers > 1 else 0
+    )
+    # A step's gradients go down with the next plan, the last ones of a round by themselves.
+    trips = learning * (1 + network.adaptation_server) + learning_rounds + averaged
+    trips += 0 if kept else steps - learning
+    size = training.evaluate_batch_size
+    for images, times in ((valid or test, evaluations), (test, int(valid > 0 and not kept))):
+        trips += -(-images // size) * times
+    trips += sum(-(-images // size) for images in kept_counts)
+    evaluated = evaluations * (valid or test) + (test if valid and not kept else 0)
+    return _Exchanged(learnt + frozen + kept + evaluated, learnt, trips)
 
 
 def _counts_kept(blueprint: Blueprint) -> list[int]:
