@@ -157,7 +157,7 @@ class MergedPatches(OneProcessTrainer):
         blueprint = Blueprint(config, whole)
         net = to_device(blueprint.network(), device)
         self.net = _Merging(net, self._blueprint.grid, description.num_uppers)
-        self._averaging = self._noise = self._feedback = None  # nothing crosses a cut
+        self._averaging = self._feedback = None  # nothing crosses a cut
         self._optimizer = blueprint.optimizer(self.net.parameters())
 
 

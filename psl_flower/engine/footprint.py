@@ -87,7 +87,8 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         sum(get_codec(name).nbytes((batch, *shape)) for shape in shapes.values()) / batch
         for name in (config.smashed_codec, config.wire.wire_gradients)
     )
-    exchanged, kept_counts = _exchanged(blueprint), _counts_kept(blueprint)
+    exchanged = _exchanged(blueprint)
+    kept_counts = _counts_kept(blueprint)
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,
         lower_parameters=weights[1] // _FLOAT_BYTES,
@@ -118,7 +119,8 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
     learnt = sum(order.num_samples(step) for step in range(learning))
-    kept = sum(_counts_kept(blueprint))
+    kept_counts = _counts_kept(blueprint)
+    kept = sum(kept_counts)
     learning_rounds = -(-learning // blueprint.steps_per_round)
     rounds = learning_rounds if kept else training.rounds
     every = training.evaluate_every
@@ -137,9 +139,7 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
     size = training.evaluate_batch_size
     for images, times in ((valid or test, evaluations), (test, int(valid > 0 and not kept))):
         trips += -(-images // size) * times
-    if kept and freezing is not None:
-        trained = (kept - valid - test) // freezing.views
-        trips += freezing.views * -(-trained // size) + -(-valid // size) + -(-test // size)
+    trips += sum(-(-images // size) for images in kept_counts)
     evaluated = evaluations * (valid or test) + (test if valid and not kept else 0)
     return _Exchanged(learnt + frozen + kept + evaluated, learnt, trips)
 

@@ -112,7 +112,8 @@ class Audit:
         """
         given, target = scaled(given, target)
         apart = bool(given.flipped_LN.any() or target.flipped_LN.any())
-        looks, grid, images_NCHW = len(given.flipped_LN), self.description.grid(), self.auxiliary.pixels_NCHW
+        looks, images_NCHW = len(given.flipped_LN), self.auxiliary.pixels_NCHW
+        grid = self.description.grid().with_margin(0)  # what a decoder makes are patches without one
         kept = given.part(slice(len(images_NCHW) - len(self._held_back), None))
         found = []
 

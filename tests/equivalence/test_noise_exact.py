@@ -19,6 +19,7 @@ CASES = {
     "signs, mixed, blanked": NOISY | {"protection": "code", "mixup": 0.4, "cutout": 3, "uppers": 2},
     "five levels under autocast, averaged": NOISY
     | {"protection": "code", "code_levels": 5, "autocast": True, "average_every": 2, "wire_gradients": "float16"},
+    "narrow, of fields beyond the patch": NOISY | {"protection": "narrow", "cut": "layer1", "margin": 2, "context": 1},
     "two looks of frozen Uppers": NOISY | FROZEN | {"protection": "code", "looks": 2, "uppers": 2},
     "frozen, a view in each epoch": NOISY | FROZEN | {"protection": "narrow"},
 }
