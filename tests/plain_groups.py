@@ -55,6 +55,7 @@ def plain_loop(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     steps: int | None = None,
+    average_every: int = 0,
     pool: np.ndarray = plain.TRAIN,
     held_out: np.ndarray = plain.VALID,
     **settings: Any,
@@ -102,7 +103,23 @@ def plain_loop(
             for group in each.param_groups:
                 group["lr"] = told["lr"]
             each.step()
+        if average_every and (step + 1) % average_every == 0:
+            average(nets)
     for module in (*nets.values(), top):
         module.eval()
     with torch.no_grad():
         return plain.snapshot(nets, top) | {"outputs": top(*outputs(held_out, None))}
+
+
+@torch.no_grad()
+def average(nets: Mapping[str, nn.Module]) -> None:
+    """Give the holders of each party the mean of their weights and running statistics."""
+    for party in dict.fromkeys(name.partition("@")[0] for name in nets):
+        states = [module.state_dict() for name, module in nets.items() if name.partition("@")[0] == party]
+        for key, first in states[0].items():
+            if first.is_floating_point() and len(states) > 1:
+                total = first.clone()
+                for state in states[1:]:
+                    total += state[key]
+                for state in states:
+                    state[key].copy_(total / len(states))

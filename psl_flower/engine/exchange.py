@@ -176,7 +176,7 @@ class Exchange(ABC):
             What goes to each Upper, by its index.
         shapes : mapping or None
             The shape (B, K, h, w, C) of the smashed data, or (N,) of the shared weights, that each Upper must answer
-            with; None if the answer is to be `Saved`. Anything else is refused before it is read.
+            with; none for those whose answer is to be `Saved`. Anything else is refused before it is read.
         meanwhile : callable
             Called once, while the Uppers work.
 
@@ -186,7 +186,7 @@ class Exchange(ABC):
             As `carry`.
         """
         frames = {m: self.wire.frame(*part) for m, part in down.items()}
-        expected = {m: self.wire.expect_answer(part.turn, shapes[m] if shapes else None) for m, part in down.items()}
+        expected = {m: self.wire.expect_answer(part.turn, (shapes or {}).get(m)) for m, part in down.items()}
         answers = self.carry(frames, expected, meanwhile)
         return {m: up_of(answers[m]) for m in down}  # not as they came: a sum of tensors depends on their order
 

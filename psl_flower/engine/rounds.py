@@ -256,8 +256,12 @@ class Rounds(ABC, Generic[L, T]):
                 keep(exchange, party, self.lower.step)
 
         if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
-            average_N = self._shared_mean(exchange, trained, gradients, meanwhile)
-            down = {m: Down(Average(trained.id, self._told(m, plan), due), average_N) for m in self._present}
+            means = self._shared_means(exchange, trained, gradients, meanwhile, save=due and plan is None)
+            told = {m: self._told(m, plan) for m in self._present if m in means or plan is not None}
+            down = {
+                m: Down(Average(trained.id, each, due), means[m]) if m in means else Down(Step(plan=each, save=due))
+                for m, each in told.items()
+            }
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
         else:
             step = Step(gradient_of=trained.id if trained else None, save=due)
@@ -273,15 +277,26 @@ class Rounds(ABC, Generic[L, T]):
         self.lower.reported = packed(self._round.steps)
         self._checkpoints.save(self.lower.step, self.lower.state())
 
-    def _shared_mean(
-        self, exchange: Exchange, trained: Plan, gradients: dict[int, torch.Tensor], meanwhile: Callable[[], None]
-    ) -> torch.Tensor:
-        """Deliver the gradients of the plan just trained, and return the mean of the weights that they lead to."""
+    def _shared_means(
+        self, exchange: Exchange, trained: Plan, gradients: dict[int, torch.Tensor], meanwhile: Callable[[], None],
+        *, save: bool,
+    ) -> dict[int, torch.Tensor]:  # fmt: skip
+        """Deliver the gradients of the plan just trained; return the means of the weights that they lead to, by party.
+
+        Parties that share no weights only take their gradients, and `save`, if they are told no plan after that.
+        """
+        groups = self._averaged_groups()
+        shapes = {m: (count,) for members, count in groups for m in members}
+        alone = Step(gradient_of=trained.id, save=save)
+        down = {m: Down(Share(trained.id) if m in shapes else alone, gradients[m]) for m in self._present}
+        shared = _tensors(exchange.exchange(down, shapes, meanwhile))
+        means = [(members, mean([shared[m] for m in members])) for members, _ in groups]
+        return {m: mean_N for members, mean_N in means for m in members}
+
+    def _averaged_groups(self) -> list[tuple[Collection[int], int]]:
+        """Return the parties that are averaged with each other, and how many numbers each of them shares."""
         assert self._averaging is not None
-        down = {m: Down(Share(trained.id), gradients[m]) for m in self._present}
-        shapes = {m: (self._averaging.weight_count,) for m in self._present}
-        answers = exchange.exchange(down, shapes, meanwhile)
-        return mean(list(_tensors(answers).values()))
+        return [(self._present, self._averaging.weight_count)]
 
     @abstractmethod
     def _learn(
@@ -314,8 +329,7 @@ class Rounds(ABC, Generic[L, T]):
     def _expected(self, plan: Plan | None) -> dict[int, tuple[int, ...]] | None:
         if plan is None:
             return None
-        told = {m: self._plan_of(m, plan) for m in self._present}
-        return {m: (part.num_samples, *self._shapes[m]) for m, part in told.items()}
+        return {m: (self._plan_of(m, plan).num_samples, *self._shapes[m]) for m in self._present}
 
     def _told(self, m: int, plan: Plan | None) -> Plan | None:
         return None if plan is None else self._plan_of(m, plan)

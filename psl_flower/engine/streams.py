@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from psl_flower.engine.exchange import Exchange, Party, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
+from psl_flower.engine.party import PartyEngine
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Failed
@@ -78,6 +79,9 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
 
 def _next(waiting: Mapping[int, tuple[Party, UpperStream]], timeout_s: float) -> Iterable[int]:
     """Return the parties to be served next."""
-    if len(waiting) == 1 or not any(isinstance(party, MidStepParty) for party, _ in waiting.values()):
+    mid_step = any(isinstance(party, MidStepParty) for party, _ in waiting.values())
+    # Where some share their weights, the others are told less.
+    sharing = {isinstance(party, PartyEngine) and party.weight_count > 0 for party, _ in waiting.values()}
+    if len(waiting) == 1 or not (mid_step or len(sharing) > 1):
         return list(waiting)
     return heard({m: stream for m, (_, stream) in waiting.items()}, timeout_s)

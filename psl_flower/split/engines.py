@@ -57,15 +57,23 @@ class SideEngine(PartyEngine):
         Its model, data and optimiser.
     checkpoints : Checkpoints
         Where states are saved.
+    averaged : bool
+        Whether the training averages the holders of its party.
     """
 
-    def __init__(self, m: int, name: str, sent: Sent, side: PartySide, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, m: int, name: str, sent: Sent, side: PartySide, checkpoints: Checkpoints, *, averaged: bool = False
+    ) -> None:
         self._name, self._sent, self._side = name, sent, side
         device = torch.device(side.device)
         net = side.net.to(device)
         self._reader = Reader(side, self.name)
         optimizer = optimizer_of(net, side.optimizer, self.name)
-        super().__init__(net, optimizer, self._reader.claim(m), checkpoints, dtype=torch.float32, device=device)
+        claim = self._reader.claim(m)
+        super().__init__(
+            net, optimizer, claim, checkpoints,
+            dtype=torch.float32, device=device, weight_count=claim.shares if averaged else 0,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -101,4 +101,5 @@ def settings_of(training: Training, top: TopEngine) -> SideSettings:
         sent=tuple(training.sent.values()),
         returned=top.returned,
         evaluate_batch_size=training.lessons.evaluate_batch_size,
+        average_every=training.average_every,
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from psl_flower.errors import AlignmentError
+from psl_flower.errors import AlignmentError, ConfigError
 from psl_flower.split.holders import party_of, seats_of
 from psl_flower.split.private_ids import DIGEST_BYTES, Digests
 from psl_flower.split.roster import Roster
@@ -140,6 +140,32 @@ def _check_apart(rows: Mapping[str, NDArray[np.int64]]) -> None:
                 f"{left!r} and {right!r} both have {both} of the same samples; a sample of {party_of(left)!r} has "
                 "one holder, which says so by samples= or by ids= and id_key="
             )
+
+
+def groups_of(claims: Mapping[int, Claim], roster: Roster) -> list[tuple[tuple[int, ...], int]]:
+    """Return the holders that are averaged with each other, and how many numbers each of them shares.
+
+    Raises
+    ------
+    ConfigError
+        If one of them does not share its weights, or shares others than the rest.
+    """
+    found = []
+    for holders in dict.fromkeys(roster.shared.values()):
+        counts = {m: claims[m].shares for m in holders}
+        for m, count in counts.items():
+            if not count:
+                raise ConfigError(
+                    f"average_every: {roster.called(m)} does not allow it, or has no weights; let it return "
+                    "PartySide(averaged=True), which sends its weights to the server, or do not average"
+                )
+            if count != counts[holders[0]]:
+                raise ConfigError(
+                    f"average_every: {roster.called(holders[0])} has a model of {counts[holders[0]]} numbers, "
+                    f"{roster.called(m)} one of {count}; give the holders of a party the same model"
+                )
+        found.append((holders, counts[holders[0]]))
+    return found
 
 
 def alignment_of(reference: Digests | None, rows: Mapping[int, NDArray[np.int64]]) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.errors import ConfigError
 from psl_flower.split.engines import SideEngine, made
+from psl_flower.split.holders import seats_of
 from psl_flower.split.labels import LabelEngine, LabelSide, label_rows
 from psl_flower.split.sent import Sent
 from psl_flower.split.side import PartySide, Reader, claim_of
@@ -36,12 +37,15 @@ class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         What the server's model returns for one sample, where a party has the labels.
     evaluate_batch_size : int
         Samples in a batch of an evaluation.
+    average_every : int
+        Steps after which the holders of a party are averaged; 0 for never.
     """
 
     seed: int
     sent: tuple[Sent, ...]
     returned: Sent | None = None
     evaluate_batch_size: int = 256
+    average_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,13 @@ class Roster:
     def senders(self) -> tuple[str, ...]:
         """Those that send something up, by number."""
         return self.names[:-1] if self.labels else self.names
+
+    @property
+    def shared(self) -> dict[int, tuple[int, ...]]:
+        """Those that are one of several holders of a party, and all holders of that party."""
+        seats = seats_of(self.senders)
+        holders = {seat: tuple(m for m, each in enumerate(seats) if each == seat) for seat in seats}
+        return {m: holders[seat] for m, seat in enumerate(seats) if len(holders[seat]) > 1}
 
     def has_labels(self, m: int) -> bool:
         """Return True for the number under which a party holds the labels."""
@@ -147,7 +158,8 @@ def engine_at(
     """Return a party's engine: a `SideEngine`, or a `LabelEngine` for the number that has the labels."""
     if not roster.has_labels(m):
         assert brings.side is not None
-        return SideEngine(m, roster.names[m], settings.sent[m], brings.side, checkpoints)
+        averaged = settings.average_every > 0 and m in roster.shared
+        return SideEngine(m, roster.names[m], settings.sent[m], brings.side, checkpoints, averaged=averaged)
     assert brings.labels is not None
     if settings.returned is None:
         raise ConfigError(f"{roster.called(m)}: the server does not say what its model returns")

@@ -12,6 +12,7 @@ import torch
 from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.engine.steps import StepLoss, StepReport
+from psl_flower.engine.upper_averaging import Averaging
 from psl_flower.split.callbacks import Told
 from psl_flower.split.engines import TOP, TopEngine
 from psl_flower.split.folder import TrainingFolder
@@ -46,10 +47,15 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
 
     def __init__(self, lower: TopEngine, training: Training, folder: TrainingFolder, **options: Any) -> None:
         shapes = {m: sent.wire_shape for m, sent in enumerate(training.sent.values())}
-        super().__init__(lower, training.lessons, shapes, folder.checkpoints, **options)
+        every = training.average_every
+        averaging = Averaging(every=every, weight_count=0) if every else None  # counts are those of `_averaged_groups`
+        super().__init__(lower, training.lessons, shapes, folder.checkpoints, averaging=averaging, **options)
         self._training = training
         self._holders = Holders(training.roster.senders, training.samples.rows)
         self.outputs: Outputs | None = None
+
+    def _averaged_groups(self) -> list[tuple[Collection[int], int]]:
+        return list(self._training.averaged)
 
     def _plan_of(self, m: int, plan: Plan) -> Plan:
         return self._holders.told(m, plan)

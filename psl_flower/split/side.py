@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from psl_flower.engine.optimizers import Optimizer
+from psl_flower.engine.upper_averaging import weight_count
 from psl_flower.errors import AlignmentError, ConfigError, DataError
 from psl_flower.split.private_ids import digests
 from psl_flower.wire.node_messages import Claim
@@ -50,6 +51,9 @@ class PartySide:
     present : mask, optional
         One bool per row: false where the party has nothing of the sample. Such a row is not read and passes through no
         net: zeros go up in its place, or the training leaves the sample out (`Training`, `missing`).
+    averaged : bool
+        Whether its weights may go to the server, to be averaged with those of the party's other holders (`Training`,
+        `average_every`).
     local_loss : callable, optional
         Called with the net's output and its inputs in training; what it returns, a scalar, is added to the loss for
         this party alone.
@@ -64,6 +68,7 @@ class PartySide:
     id_key: bytes | None = field(default=None, repr=False)
     samples: Any = None
     present: Any = None
+    averaged: bool = False
     local_loss: Callable[[torch.Tensor, Inputs], torch.Tensor] | None = None
     device: str = "cpu"
 
@@ -197,6 +202,7 @@ class Reader:
         except TypeError:
             raise DataError(f"{whose}: its data have no length; give a tensor, or an object with __len__") from None
         self.order = _order_of(side, num_rows, whose)
+        self._shares = weight_count(side.net) if side.averaged else 0
         self._present = None if side.present is None else np.asarray(side.present)
         if self._present is not None and (self._present.dtype != np.bool_ or self._present.shape != (num_rows,)):
             raise DataError(
@@ -214,7 +220,7 @@ class Reader:
     def claim(self, m: int) -> Claim:
         """Return what the party holds, as party m."""
         missing_N = None if self._present is None else ~self._present[self.order.rows(np.arange(self.order.num_rows))]
-        return claim_of(m, self.order, missing_N)
+        return claim_of(m, self.order, missing_N, self._shares)
 
     def read(self, samples_B: NDArray[np.int64]) -> Inputs:
         """Return the inputs of samples (B,) as a tensor or several, on the device.
@@ -254,12 +260,12 @@ def _order_of(side: PartySide, num_rows: int, whose: str) -> Rows:
     return Rows.private(num_rows, side.ids, side.id_key, whose)
 
 
-def claim_of(m: int, order: Rows, missing_N: NDArray[np.bool_] | None = None) -> Claim:
+def claim_of(m: int, order: Rows, missing_N: NDArray[np.bool_] | None = None, shares: int = 0) -> Claim:
     """Return the claim of party m to samples, without those that it lacks."""
     missing = b"" if missing_N is None or not missing_N.any() else pack_mask(missing_N)
     return Claim(
         upper=m, positions=(m,), num_samples=order.num_rows, dataset=order.fingerprint, missing=missing,
-        samples=order.named.get("samples", b""), ids=order.named.get("ids", b""),
+        samples=order.named.get("samples", b""), ids=order.named.get("ids", b""), shares=shares,
     )  # fmt: skip
 
 

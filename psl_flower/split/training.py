@@ -20,6 +20,7 @@ from psl_flower.split.callbacks import Callback
 from psl_flower.split.engines import TOP, TopEngine, made, returned_by
 from psl_flower.split.holders import party_of
 from psl_flower.split.lessons import SplitLessons
+from psl_flower.split.matching import groups_of
 from psl_flower.split.measuring import Loss, Metric, checked_metrics
 from psl_flower.split.roster import Roster
 from psl_flower.split.samples import Samples
@@ -81,6 +82,9 @@ class Training:
         What happens to samples that a party lacks (`psl_flower.split.PartySide`, `present`): zeros stand for what it
         would send, and `top` gets a mask (B, parties) if its `forward` has a parameter `present`; or they are left out
         of `train` and `valid`.
+    average_every : int
+        Steps after which the holders of each party continue from the mean of their weights and of BatchNorm's
+        statistics; 0 for never. They must allow it (`psl_flower.split.PartySide`, `averaged`).
     evaluate_every : int
         Rounds between runs through `valid`; the last round always has one.
     evaluate_batch_size : int
@@ -120,6 +124,7 @@ class Training:
         seed: int = 0,
         ids: Sequence[Any] | None = None,
         missing: str = "zeros",
+        average_every: int = 0,
         evaluate_every: int = 1,
         evaluate_batch_size: int = 256,
         checkpoint_every: int = 0,
@@ -130,6 +135,7 @@ class Training:
             raise ConfigError(f"lr: expected a finite number above 0, got {lr}")
         numbers = {"epochs": epochs, "evaluate_batch_size": evaluate_batch_size}
         counts = {"seed": seed, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+        counts["average_every"] = average_every
         for name, value in [*numbers.items(), *counts.items(), ("threads", threads)]:
             if value < (least := int(name in numbers)):
                 raise ConfigError(f"{name}: expected {least} or more, got {value}")
@@ -149,6 +155,9 @@ class Training:
         if missing not in ("zeros", "drop"):
             raise ConfigError(f"missing: expected 'zeros' or 'drop', got {missing!r}")
         self.missing, self._counted = missing, False
+        if average_every and not self.roster.shared:
+            raise ConfigError("average_every: no party has several holders; name them, as in 'scan@north'")
+        self.average_every, self.averaged = average_every, list[tuple[tuple[int, ...], int]]()
         self.lessons = self._lessons()
         self._settings = {
             "parties": {name: [list(shape) for shape in sent.shapes] for name, sent in self.sent.items()},
@@ -159,6 +168,7 @@ class Training:
             **({} if schedule == "constant" else {"epochs": epochs}),
             **({"labels": self.samples.holder} if self.samples.holder else {}),
             **({"missing": missing} if missing != "zeros" else {}),
+            **({"average_every": average_every} if average_every else {}),
         }  # fmt: skip
 
     def made_of(self) -> dict[str, Any]:
@@ -185,6 +195,7 @@ class Training:
         self.samples.take(claims, self.roster)
         if self.samples.alignment != aligned:
             log.info("%s", self.samples.coverage(self.roster))
+        self.averaged = groups_of(claims, self.roster) if self.average_every else []
         if self.missing == "drop" and self.samples.missing:
             before = len(self.samples.train), len(self.samples.valid)
             self.samples.drop_missing()

@@ -50,6 +50,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
     ids : bytes
         Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.private_ids`).
+    shares : int
+        Numbers that it shares where the holders of a party are averaged; 0 if it does not.
     """
 
     upper: int
@@ -60,6 +62,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     missing: bytes = b""
     samples: bytes = b""
     ids: bytes = b""
+    shares: int = 0
 
     @property
     def names_samples(self) -> bool:

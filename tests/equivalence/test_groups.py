@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from psl_flower.flower import SplitLearning
+from psl_flower.flower import SplitLearning, client
 from psl_flower.seeds import derive
 from psl_flower.split import PartySide, Training, fit_local
 from tests import parties_in_process as usual
@@ -144,3 +144,60 @@ def test_a_batch_without_a_holder_crosses_in_every_codec(codec: str, tmp_path: P
     strategy = SplitLearning(plain.Top, groups.PARTIES, **told, workdir=tmp_path / "run", transport="stream")
     found = usual.weights_of(strategy, grid.fit(strategy), tmp_path, 6, groups.HOLDERS)
     assert plain.differing(found, weights(local)) == []
+
+
+def averaged(optimizer: Any) -> Any:
+    """Return parties whose weights may be averaged, of which `person` has no other holder."""
+    usual_party = party_with(optimizer)
+
+    def party(name: str, context: Any) -> PartySide:
+        side = usual_party(name, context)
+        return PartySide(side.net, side.data, optimizer, samples=side.samples, averaged=True)
+
+    return party
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_holders_are_averaged(name: str) -> None:
+    optimizer = plain.OPTIMIZERS[name]
+    result = fit_local(averaged(optimizer), training(optimizer, average_every=4))
+    assert plain.differing(weights(result), groups.plain_loop(optimizer, average_every=4)) == []
+    assert plain.differing(weights(result), groups.plain_loop(optimizer, average_every=5)) != []
+    assert plain.differing(weights(result), groups.plain_loop(optimizer)) != []
+    last = fit_local(averaged(optimizer), training(optimizer, average_every=6))  # with the last step, too
+    for key, value in last.nets["fare@north"].state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, last.nets["fare@south"].state_dict()[key])
+    assert plain.differing(weights(last), groups.plain_loop(optimizer, average_every=6)) == []
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_holders_are_averaged_over_nodes_and_resumed(transport: str, tmp_path: Path) -> None:
+    grid = usual.PartiesGrid(averaged(ADAM), tmp_path / "state", groups.HOLDERS)
+    options = {"transport": transport, "workdir": tmp_path / "run", "node_timeout_s": 20.0, "average_every": 3}
+
+    def fail(record: Any) -> None:
+        if (record["event"], record["step"]) == ("step", 8):
+            raise RuntimeError("power cut")
+
+    told = usual.arguments(ADAM, **options, checkpoint_every=2)
+    with pytest.raises(Exception, match="power cut"):
+        grid.fit(SplitLearning(plain.Top, groups.PARTIES, **(told | {"callbacks": [fail]})))
+    grid.join()
+    strategy = SplitLearning(plain.Top, groups.PARTIES, **told)
+    result = grid.fit(strategy)
+    found = usual.weights_of(strategy, result, tmp_path, 18, groups.HOLDERS)
+    assert plain.differing(found, groups.plain_loop(ADAM, average_every=3)) == []
+
+
+def test_one_simulated_node_hosts_holders_that_are_averaged_and_a_party_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its streams are told different things at the same time."""
+    monkeypatch.setattr(client, "simulation_slots", lambda: 1)
+    grid = usual.PartiesGrid(averaged(ADAM), tmp_path / "state", ["one"])
+    grid.config = {100: {"partition-id": 0, "num-partitions": 1}}
+    options = {"transport": "stream", "workdir": tmp_path / "run", "node_timeout_s": 20.0, "average_every": 3}
+    strategy = SplitLearning(plain.Top, groups.PARTIES, **usual.arguments(ADAM, **options))
+    found = usual.weights_of(strategy, grid.fit(strategy), tmp_path, 18, groups.HOLDERS)
+    assert plain.differing(found, groups.plain_loop(ADAM, average_every=3)) == []

@@ -108,6 +108,30 @@ def test_holders_that_say_by_a_mask_what_they_have() -> None:
     assert plain.differing(found, groups.plain_loop(ADAM)) == []
 
 
+def test_averaging_that_is_not_allowed(tmp_path: Path) -> None:
+    yes = {name.replace("@", "_"): {"averaged": True} for name in groups.HOLDERS}
+    with pytest.raises(ConfigError, match=re.escape("average_every: no party has several holders; name them")):
+        usual.training(average_every=4)
+    with pytest.raises(ConfigError, match="average_every: expected 0 or more, got -1"):
+        usual.training(average_every=-1)
+    with pytest.raises(ConfigError, match="average_every: party 'fare@south' does not allow it, or has no weights"):
+        fit(party_with(**(yes | {"fare_south": {}})), average_every=4)
+    other = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 6))
+    words = "party 'fare@north' has a model of 262 numbers, party 'fare@south' one of 42; give the holders of a party"
+    with pytest.raises(ConfigError, match=words):
+        fit(party_with(**(yes | {"fare_south": {"averaged": True, "net": other}})), average_every=4)
+    fit(party_with(**yes), average_every=4, workdir=tmp_path)
+    with pytest.raises(PslError, match="average_every: the training began with 4, it is now 3"):
+        fit(party_with(**yes), average_every=3, workdir=tmp_path)
+
+
+def test_a_holder_that_allows_it_sends_no_weights_unasked() -> None:
+    yes = {name.replace("@", "_"): {"averaged": True} for name in groups.HOLDERS}
+    result = fit(party_with(**yes))
+    assert result.rounds[-1]["bytes_up"] == fit(party_with()).rounds[-1]["bytes_up"]
+    assert result.rounds[-1]["bytes_up"] < fit(party_with(**yes), average_every=4).rounds[-1]["bytes_up"]
+
+
 class Masked(plain.Top):
     """Notes the masks that it gets."""
 
