@@ -1,6 +1,6 @@
 """Patch split learning: train a classifier without giving any server whole images.
 
-Images are cut into patches, and each patch position is stored on a node of its own. A node's Upper model computes
+Images are cut into patches, and each patch position is stored on its own node. A node's Upper model computes
 features of its patches; the Lower model on the server joins the features, computes the loss and sends gradients back.
 
 Words
@@ -12,7 +12,7 @@ Upper model               the first layers, on a node beside its store; vertical
 Lower model               the other layers, on the server; vertical federated learning's top model
 cut                       where the network is divided, after the stem or a stage of the backbone
 smashed data              the Upper's output at the cut, which is sent up; its gradient comes down
-Adaptation Net            small head that gives each Upper an auxiliary loss of its own; used in training alone
+Adaptation Net            small head that gives each Upper its own auxiliary loss; used in training only
 step, round               one mini-batch through all parties; the steps (by default an epoch) that one Flower round runs
 generation, key epoch     state of a sealed dataset after each change; the keys in force from one rotation to the next
 owner, restorer           holds images, labels and root key; may reassemble images, k restorers together

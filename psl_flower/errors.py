@@ -61,12 +61,12 @@
     ├── ProtocolError          frames come in the wrong order, for the wrong step, or not at all
     │   ├── AuthenticationError  wrong token, node, run or position
     │   └── PeerLost           the connection ended or its deadline passed
-    ├── NodeError              a node reports a failure of its own
+    ├── NodeError              a node reports that it failed
     │   └── NodeLost           a node, its process or its patch server is gone; it may come back
     ├── PositionError          a grid position is held twice or unknown
     │   └── PositionMissing    ... is held by no node that is there; it may come back
     ├── AlignmentError         parties do not hold the same samples
-    ├── TrainingError          training cannot go on (a loss that is not finite)
+    ├── TrainingError          training cannot continue (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written
     ├── ExportError            a network cannot be written as one file, or that file cannot be run or answers otherwise
     ├── LighteningError        a network cannot be lightened, or what came from the server is no light model
@@ -84,7 +84,7 @@ from __future__ import annotations
 
 
 class PslError(Exception):
-    """Root of every error that a user can meet; `outward` is what other parties are told, if not its text."""
+    """Root of every error that a user can meet; `outward` is the text for other parties, if it differs."""
 
     outward = ""
 
@@ -142,7 +142,7 @@ class PeerLost(ProtocolError):
 
 
 class NodeError(PslError):
-    """A node reports a failure of its own."""
+    """A node reports that it failed."""
 
     @staticmethod
     def reported(kind: str, text: str) -> NodeError:
@@ -167,7 +167,7 @@ class AlignmentError(PslError):
 
 
 class TrainingError(PslError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class TrainingStopped(TrainingError):

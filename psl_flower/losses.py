@@ -23,7 +23,7 @@ class Targets(NamedTuple):
     weight : float
         Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
     class_weights_K : torch.Tensor or None
-        Weight of every class (K,), float32, as of torch's `cross_entropy`: the mean over samples is weighted by their
+        Weight of every class (K,), float32, as for torch's `cross_entropy`: the mean over samples is weighted by their
         classes' weights, and so is each class's share of a smoothed label. Of a mixed pair each of the two losses is
         such a mean. None: all classes weigh the same.
     """
@@ -103,7 +103,7 @@ def loss_parts(
 
 
 def lower_loss(logits_BK: torch.Tensor, targets: Targets, *, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Return the Lower's own loss, `LossParts.lower`; parameters as of `loss_parts`."""
+    """Return the Lower's own loss, `LossParts.lower`; parameters are those of `loss_parts`."""
     return _cross_entropy(logits_BK, targets, label_smoothing)
 
 
@@ -115,7 +115,7 @@ def uppers_loss(
     num_absent: int = 0,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the sum of the Uppers' auxiliary losses, `LossParts.uppers`; parameters and errors as of `loss_parts`."""
+    """Return the sum of the Uppers' auxiliary losses, `LossParts.uppers`; parameters and raises what `loss_parts`."""
     P, M = len(assignment), len(set(assignment))
     present = P - num_absent
     if upper_logits_BPK.shape[1] != present:

@@ -27,7 +27,7 @@ class EventFiles:
     Raises
     ------
     RunError
-        If the disk refuses, as of every method.
+        If the disk refuses; every method may raise it.
     """
 
     def __init__(self, folder: Path) -> None:

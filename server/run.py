@@ -120,7 +120,7 @@ class ServerRun(Work, Generic[K]):
         unfinished: bool = False,
         without: frozenset[int] = frozenset(),
     ) -> PatchSplit:
-        """Return the strategy that lets these parties do a task; parameters as of `PatchSplit` and `RoundDriver`."""
+        """Return the strategy that lets these parties do a task; takes what `PatchSplit` and `RoundDriver` take."""
         driver = RoundDriver(
             parties.lower,
             task,

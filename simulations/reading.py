@@ -120,7 +120,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
-    about = "Measure how fast datasets are opened and decoded; with --out, readings that are there are kept."
+    about = "Measure how fast datasets are opened and decoded; with --out, finished readings are kept."
     return kept.run("reading", about, Options, Report, _measure, arguments)
 
 

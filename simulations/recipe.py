@@ -179,7 +179,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
-    about = "Train small sets with several recipes, in one process; with --out, trainings that are there are kept."
+    about = "Train small sets with several recipes, in one process; with --out, finished trainings are kept."
     return kept.run("recipe", about, Options, Report, _measure, arguments)
 
 

@@ -138,7 +138,9 @@ def _images(options: Options) -> NDArray[np.uint8]:
     source = open_dataset(options.dataset, SourceOptions(max_train=options.images, seed=options.seed))
     images = [np.atleast_3d(image) for image, _ in source.samples("train")]
     if len({image.shape for image in images}) > 1:
-        raise ConfigError(f"dataset: {options.dataset} has images of several sizes; choose one whose images are alike")
+        raise ConfigError(
+            f"dataset: {options.dataset} has images of several sizes; choose one whose images have one size"
+        )
     return np.stack(images).transpose(0, 3, 1, 2)
 
 

@@ -47,7 +47,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train; started again after an interruption, go on from the last epoch."""
+    """Train; restarted after an interruption, continue at the last epoch."""
     labels = torch.tensor(load_breast_cancer().target, dtype=torch.float32)
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     strategy = SplitLearning(

@@ -9,7 +9,7 @@ from torch import nn
 
 from psl_flower.flower import EarlyStopping, PartySide, SplitLearning, split_client
 
-# What each party sends up for a patient: 16 numbers, from 10 columns of its own.
+# What each party sends up for a patient: 16 numbers, from its own 10 columns.
 PARTIES = {"mean": (16,), "error": (16,), "worst": (16,)}
 TRAIN, VALID = range(400), range(400, 569)
 
@@ -46,7 +46,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train; started again after an interruption, go on from the last epoch."""
+    """Train; restarted after an interruption, continue at the last epoch."""
     labels = torch.tensor(load_breast_cancer().target, dtype=torch.float32)
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     strategy = SplitLearning(

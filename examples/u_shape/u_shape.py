@@ -9,7 +9,7 @@ from torch import nn
 
 from psl_flower.flower import EarlyStopping, LabelSide, PartySide, SplitLearning, split_client
 
-# What each party sends up for a patient: 16 numbers, from 10 columns of its own.
+# What each party sends up for a patient: 16 numbers, from its own 10 columns.
 PARTIES = {"laboratory": (16,), "imaging": (16,), "hospital": (16,)}
 TRAIN, VALID = range(400), range(400, 569)
 
@@ -51,7 +51,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train; started again after an interruption, go on from the last epoch."""
+    """Train; restarted after an interruption, continue at the last epoch."""
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     strategy = SplitLearning(
         Top, PARTIES, labels="hospital", train=TRAIN, valid=VALID, optimizer=torch.optim.Adam, lr=0.003, batch_size=32,

@@ -58,7 +58,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train; started again after an interruption, go on from the last epoch."""
+    """Train; restarted after an interruption, continue at the last epoch."""
     given = {key: context.run_config[key] for key in ("epochs", "workdir", "transport")}
     print(SplitLearning(
         Top, PARTIES, labels=load_digits().target, train=TRAIN, valid=VALID, loss=nn.CrossEntropyLoss(),

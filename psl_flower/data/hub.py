@@ -154,7 +154,7 @@ def load_folder(name: str, folder: Path, content: str) -> tuple[dict[str, Table]
     -------
     tuple
         The rows of each split, the paths of the files that they come from, and what the account is to say; other
-        parameters as of `load_files`.
+        parameters are those of `load_files`.
 
     Raises
     ------

@@ -128,7 +128,7 @@ class ImageSource:
         return _with_path(f"image {split}:{number}", part.raw, int(part.rows_N[number]))
 
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; errors as of `samples`."""
+        """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; raises what `samples` does."""
         part = self._part(split)
         places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
         yield from part.raw.images(part.rows_N[places], self._decoder)

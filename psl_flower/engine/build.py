@@ -263,7 +263,7 @@ class Blueprint:
 
     @property
     def code_noise(self) -> CodeNoise | None:
-        """What Uppers make the noise on their codes of; None for none. Errors as of `augmentation`."""
+        """What Uppers make the noise on their codes of; None for none. Raises what `augmentation` does."""
         return code_noise_of(self.config, self.augmentation())
 
     def averaging(self) -> Averaging | None:

@@ -146,7 +146,7 @@ class Party(Protocol):
         ...
 
     def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what a frame asks for and return the answer; errors as of `UpperEngine.handle`."""
+        """Do what a frame asks for and return the answer; raises what `UpperEngine.handle` does."""
         ...
 
 

@@ -39,7 +39,7 @@ class HeadEngine(ABC):
         The step of the last state that each party has saved and this side has committed; behind that of the others
         where a party is absent.
     reported : torch.Tensor
-        The steps of the current round, as of the last checkpoint, in the form of `psl_flower.engine.steps.packed`.
+        The steps of the current round at the last checkpoint, in the form of `psl_flower.engine.steps.packed`.
     adaptation_elsewhere : bool
         Whether the Adaptation Net is a party on a separate node.
     """

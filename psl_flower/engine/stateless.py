@@ -1,6 +1,6 @@
 """Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
 
-Before a party answers, it writes its state as of before the pending forward pass, with the plan of that pass; the next
+Before a party answers, it writes its state from before the pending forward pass, with the plan of that pass; the next
 message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. A
 party that is asked in the middle of a step has nothing pending between messages.
 """

@@ -87,7 +87,7 @@ class Kind(Settings):
         return Work(config=self.config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same as `find`, with the folder created or opened; errors as of `find`, or of a wrong dataset."""
+        """Return what `find` does, with the folder created or opened; raises the same, and for a wrong dataset."""
         from psl_flower.stores.prepare import find_dataset  # loads pyarrow, which takes a while
 
         find_dataset(self.config)

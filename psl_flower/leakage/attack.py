@@ -48,7 +48,7 @@ class Trained(NamedTuple):
     Attributes
     ----------
     decoder : nn.Module
-        In eval mode, as of its best epoch.
+        In eval mode, with the weights of its best epoch.
     validation_ssim : float
         Of auxiliary images that it was not trained on.
     epochs : int

@@ -58,7 +58,7 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     limit : int, optional
         The largest number; 0 returns all.
     labels_N : NDArray[np.int64], optional
-        Labels as of now: an image whose label has been corrected to what the run said is left out.
+        Current labels: an image whose label has been corrected to what the run said is left out.
 
     Raises
     ------

@@ -96,7 +96,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Labels as of the newest version.
+    """The labels of the newest version.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class LabelBook:
         self._disk = disk
 
     def read(self, manifest: Manifest, reader: Identity | None = None, upto: int | None = None) -> Labels:
-        """Check the chain and return the labels as of its end, or of an earlier version.
+        """Check the chain and return the labels of the newest version, or of an earlier one.
 
         Parameters
         ----------

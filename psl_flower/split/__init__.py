@@ -1,6 +1,6 @@
 """Split learning with models, data and losses of any kind: several parties, and a model behind the cut.
 
-Every party holds other columns of the same samples, and a model of its own for them. What these models return goes up,
+Every party holds other columns of the same samples, and its own model for them. What these models return goes up,
 is joined by `top`, and held against targets that the server has, or one of the parties; gradients come back. See
 docs/own-models.md.
 

@@ -71,7 +71,7 @@ def grid_reason(folder: Path, request: StoreRequest) -> str:
     Raises
     ------
     StoreError
-        If the file cannot be read; where it is lost, other errors as of `request_grid`.
+        If the file cannot be read; if it is lost, what `request_grid` raises.
     """
     if request.pattern != "auto":
         return ""

@@ -302,7 +302,7 @@ class StoreSet:
 
     @contextmanager
     def opened(self) -> Iterator[list[PatchStore]]:
-        """Open all stores, in the order of the Uppers, and close them at the end; errors as of `open`."""
+        """Open all stores, in the order of the Uppers, and close them at the end; raises what `open` does."""
         with ExitStack() as stack:
             yield [stack.enter_context(closing(self.open(m))) for m in range(self.description.num_uppers)]
 

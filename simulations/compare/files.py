@@ -59,7 +59,7 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> Iterator[_Drawing]
         caption, figure = pictures.caption(holding), pictures.picture(holding)
         yield _Drawing(f"holdings-{number}", "What each node holds", caption, figure)
     heading = "Accuracy by epoch, time and bytes"
-    text = f"By passes over the training images, alike for all methods.{_bands(report)}"
+    text = f"By passes over the training images, the same for all methods.{_bands(report)}"
     yield _Drawing("accuracy-by-epoch", heading, text, plots.accuracy_by_epoch(report))
     text = "By seconds of training on this machine, whose cores all parties share; evaluations are left out."
     yield _Drawing("accuracy-by-time", heading, text, plots.accuracy_by_time(report))

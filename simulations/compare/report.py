@@ -119,7 +119,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def _absent(self) -> Cells:
         found = {summary.method.name: absence(self, summary.method.name) for summary in self.summaries}
         counts = sorted({count for means in found.values() for count in means})
-        head = ("accuracy, %, without so many Uppers", *map(str, counts))
+        head = ("accuracy, %, by absent Uppers", *map(str, counts))
         return head, [
             (name, *(_mean(means[count], 100) if count in means else "-" for count in counts))
             for name, means in found.items()

@@ -21,7 +21,7 @@ from simulations.reports import Spread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artefact:
-    """A file to be measured; attributes as of `simulations.lightening.results.Model`."""
+    """A file to be measured; attributes are those of `simulations.lightening.results.Model`."""
 
     name: str
     degree: int | None

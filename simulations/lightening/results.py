@@ -236,10 +236,10 @@ class Report(reports.Report, frozen=True, kw_only=True):
             f"{settings.repetitions} turns with {counted(settings.threads, 'thread')} ({timed}), "
             f"images/s in batches of {settings.batch}: medians (lowest to highest), ratios within a turn. Second: "
             f"{how['second_ratio']} times the {how['measure']}; third: {epochs} + {rounding} epochs from "
-            f"{how['teacher']}, share {how['distil_share']}. {_ENGINES[settings.engine]} The rivals are pruned alike "
-            "and have no second model; the trained one learns from labels for as many epochs. Training within the "
-            f"lightening and of the rival took {trained:.0f} s, all that this call did, which may have gone on with "
-            f"another's work, {self.seconds:.0f} s. {self.load}"
+            f"{how['teacher']}, share {how['distil_share']}. {_ENGINES[settings.engine]} The rivals are pruned in "
+            "the same way and have no second model; the trained one learns from labels for as many epochs. Training "
+            f"within the lightening and of the rival took {trained:.0f} s, all that this call did, which may have "
+            f"continued another's work, {self.seconds:.0f} s. {self.load}"
         )
 
     @property

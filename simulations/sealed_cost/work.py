@@ -20,7 +20,7 @@ _TIMEOUT_S = 3600.0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the process is to do; `config` as of a run."""
+    """What the process is to do; `config` is that of a run."""
 
     config: dict[str, str | int | float | bool]
 

@@ -189,7 +189,11 @@ class Report(kept.Report, frozen=True, kw_only=True):
     def notes(self) -> str:
         """How to read the tables."""
         settings = self.settings
-        how = "by netem" if settings.netem else "by a program between its interface and the switch, for want of netem"
+        how = (
+            "by netem"
+            if settings.netem
+            else "by a program between its interface and the switch, since netem is not available"
+        )
         return (
             f"Median (lowest to highest) of {counted(settings.repetitions, 'repetition')} of "
             f"{settings.steps} timed steps after {settings.warmup} of warm-up. Delay is one-way delay on each node's "

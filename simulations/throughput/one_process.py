@@ -18,7 +18,7 @@ from simulations.throughput.results import ONE_PROCESS, Measurement, rate
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is to do: `config` as of a run, its number of threads, and its steps."""
+    """What the process is to do: `config` of a run, its number of threads, and its steps."""
 
     config: dict[str, str | int | float | bool]
     threads: int

@@ -26,7 +26,7 @@ _POLL_S, _START_S, _TIMEOUT_S = 0.2, 120.0, 3600.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see `exit_status`."""
-    about = "Train three parties with tabular data, here and by Flower rounds; with --out, what is there is kept."
+    about = "Train three parties with tabular data, here and by Flower rounds; with --out, finished trainings are kept."
     return kept.run("vertical", about, Options, Report, _measure, arguments)
 
 

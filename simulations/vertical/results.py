@@ -88,6 +88,6 @@ class Report(kept.Report, frozen=True, kw_only=True):
             "all rows up, one step of SGD on the server, gradients down with the next round; without dropout, which "
             "would draw another mask for the gradient. Its bytes are those of tensors alone, with the outputs of the "
             "patients held back in each round; those of examples/tabular are all that its frames hold. "
-            "examples/tabular stops early by the very patients that its AUC is of, which flatters it; the other has "
-            f"fixed rounds. One training each. {self.load}"
+            "examples/tabular stops early on the patients that its AUC is measured on, which flatters it; the "
+            f"other has fixed rounds. One training each. {self.load}"
         )
