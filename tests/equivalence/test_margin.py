@@ -12,9 +12,17 @@ from psl_flower.baselines.whole_image import MergedPatches, whole_image_config
 from psl_flower.engine.inputs import normalise
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.inference.evaluation import images_in
-from tests.engines import Federation, Oracle, differences, same_predictions, settings
+from tests import engines
+from tests.engines import Federation, Oracle, differences, same_predictions
 
 STEPS = 3
+
+
+def settings(**changes):
+    """Return the settings of a run whose network is narrow."""
+    return engines.settings(**{"backbone_width": 8} | changes)
+
+
 CASES = {
     "margin": {"margin": 2, "shift": 2},
     "more margin than shift, cut-out and mixup, overlapping, two Uppers": {
