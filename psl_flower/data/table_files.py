@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from csv import reader
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
+from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
 from psl_flower.data.table import Table
 from psl_flower.errors import DataError
@@ -22,7 +24,6 @@ from psl_flower.text import printable
 
 # They hold the images themselves, so that the `datasets` library keeps them on disk.
 LARGE_ENDINGS = frozenset({".arrow", ".parquet"})
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
 _PEEKED_ROWS = 100
 _PEEKED_BYTES = 1 << 20
 # Of one JSON document, which is parsed whole.
@@ -42,6 +43,8 @@ class ImageTables:
         Files of tables in it.
     resolve : callable
         Finds the file that a text names.
+    patterns : sequence of str
+        Those of leave-out, which may name parts of a table that are missing.
 
     Attributes
     ----------
@@ -49,12 +52,17 @@ class ImageTables:
         Those that list images.
     others : dict[str, str]
         The other ones, and what is wrong with them.
+    notes : list[str]
+        What `by_split` has for the account.
     """
 
-    def __init__(self, root: Path, paths: Iterable[str], resolve: Resolve) -> None:
-        self._root, self._resolve = root, resolve
+    def __init__(self, root: Path, paths: Iterable[str], resolve: Resolve, patterns: Sequence[str]) -> None:
+        self._root, self._resolve, self._patterns = root, resolve, patterns
         self.paths: list[str] = []
         self.others: dict[str, str] = {}
+        self.notes: list[str] = []
+        # Those whose images are within, so that no path says which these are.
+        self._holders: set[str] = set()
         for path in paths:
             try:
                 sample = _peek(root / path)
@@ -64,8 +72,11 @@ class ImageTables:
             except (OSError, ValueError, pa.ArrowException) as error:
                 self.others[path] = f"cannot be read as a table ({type(error).__name__})"
                 continue
-            if sample is not None and image_kinds(Columns.of(sample.schema), sample, self._from(path)):
+            kinds = image_kinds(Columns.of(sample.schema), sample, self._from(path)) if sample is not None else {}
+            if sample is not None and kinds:
                 self.paths.append(path)
+                if ImageKind.PATH not in kinds.values():
+                    self._holders.add(path)
             else:
                 columns = Columns.of(sample.schema).shown() if sample is not None else ""
                 said = f"no column holds images; the columns are {columns}"
@@ -77,15 +88,21 @@ class ImageTables:
         Raises
         ------
         DataError
-            If files of several kinds list images, or one that holds images belongs to no split while others do.
+            If files of several kinds list images, one that holds images belongs to no split while others do, images
+            would be taken twice, or a part of a table is missing.
         """
         endings = {Path(path).suffix.lower(): path for path in self.paths}
         if len({ending in LARGE_ENDINGS for ending in endings}) > 1 or len(endings) > 1:
             several = ", ".join(sorted(endings.values()))
             raise DataError(f"{name}: several kinds of tables list images ({several}); leave one out with leave-out")
+        check_shards(name, self.paths, self.others, self._patterns)
+        check_copies(name, self._root, [path for path in self.paths if path in self._holders])
         found: dict[str, list[str]] = {}
         for path in self.paths:
-            found.setdefault(_split_of(path), []).append(path)
+            found.setdefault(_split_of(path)[0], []).append(path)
+        for split, paths in found.items():
+            check_places(name, split or "train", {path: _split_of(path)[1] for path in paths if path in self._holders})
+            self.notes += filter(None, [joined_files(split or "train", paths)])
         alone = found.pop("", [])
         if not found:
             return {"train": alone}
@@ -104,16 +121,18 @@ class ImageTables:
         DataError
             If one cannot be read, or they do not fit each other.
         """
-        parts = []
+        parts: list[pa.Table] = []
+        files: dict[str, int] = {}
         for path in paths:
             try:
                 parts.append(self._with_places(path, _read(self._root / path)))
+                files[path] = len(parts[-1])
                 whole = pa.concat_tables(parts, promote_options="default")
             except DataError as error:
                 raise DataError(f"{name}: {printable(path)} {error}") from error
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(f"{name}: {path} cannot be read as a table: {error}") from error
-        return Table.of(whole)
+        return Table.of(whole, files)
 
     def _from(self, path: str) -> Resolve:
         """Return a callable that finds the images of a table at this place."""
@@ -133,13 +152,14 @@ class ImageTables:
         return table
 
 
-def _split_of(path: str) -> str:
-    """Return the split that a file's name or its folders' names tell; empty if they tell none."""
-    *folders, file = path.split("/")
-    shard = _SHARD.fullmatch(Path(file).stem)
-    stem = shard[1] if shard else Path(file).stem
-    words = [split_word(text)[0] for text in (stem, *reversed(folders))]
-    return next(filter(None, words), stem if shard else "")
+def _split_of(path: str) -> tuple[str, str]:
+    """Return the split that a file's name or its folders' names tell, empty if they tell none, and where it lies."""
+    shard = shard_of(path)
+    place, _, stem = (shard.whole if shard else posixpath.splitext(path)[0]).rpartition("/")
+    outer, text = place, stem
+    while not (word := split_word(text)[0]) and outer:
+        outer, _, text = outer.rpartition("/")
+    return (word, outer) if word else (stem if shard else "", place)
 
 
 def _peek(path: Path) -> pa.Table | None:
