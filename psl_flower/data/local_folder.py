@@ -75,6 +75,9 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
         return _by_library(name, listing, kinds, options)
     listed = tables.paths if tables is not None else []
     layout = _layout(name, pictures, tables, options)
+    if tables is not None and (layout is not None or stored is not None):
+        # Like an archive, it may hold labelled images.
+        tables.check(name, large_only=True)
     if stored is not None and stored.hold_a_dataset():
         _check_alone(name, stored, layout, listed)
         return _by_arrays(name, listing, kinds, stored)
@@ -170,6 +173,7 @@ def _by_tables(
     from psl_flower.data.table_files import LARGE_ENDINGS
     from psl_flower.data.tables import read_tables
 
+    tables.check(name)
     splits = tables.by_split(name)
     ending = PurePosixPath(tables.paths[0]).suffix.lower()
     if ending in LARGE_ENDINGS:

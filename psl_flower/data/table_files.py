@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from csv import Error as CsvError
 from csv import reader
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
+from psl_flower.data.files import is_image_name
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
@@ -28,6 +30,9 @@ _PEEKED_ROWS = 100
 _PEEKED_BYTES = 1 << 20
 # Of one JSON document, which is parsed whole.
 _MOST_JSON_BYTES = 256 << 20
+_TEXTS = (".csv", ".tsv")
+_LFS = b"version https://git-lfs"
+_CAUSE = 160
 _DELIMITERS = ",;\t|"
 _NUMBER = r"\s*-?\d+(\.\d*)?\s*"
 
@@ -63,14 +68,15 @@ class ImageTables:
         self.notes: list[str] = []
         # Those whose images are within, so that no path says which these are.
         self._holders: set[str] = set()
+        self._damaged: list[str] = []
         for path in paths:
             try:
                 sample = _peek(root / path)
-            except DataError as error:
-                self.others[path] = str(error)
-                continue
-            except (OSError, ValueError, pa.ArrowException) as error:
-                self.others[path] = f"cannot be read as a table ({type(error).__name__})"
+                if sample is not None and path.lower().endswith(_TEXTS):
+                    _check_header(sample, self._from(path))
+            except (DataError, OSError, ValueError, pa.ArrowException) as error:
+                self.others[path] = str(error) if isinstance(error, DataError) else _cause(error)
+                self._damaged.append(path)
                 continue
             kinds = image_kinds(Columns.of(sample.schema), sample, self._from(path)) if sample is not None else {}
             if sample is not None and kinds:
@@ -81,6 +87,21 @@ class ImageTables:
                 columns = Columns.of(sample.schema).shown() if sample is not None else ""
                 said = f"no column holds images; the columns are {columns}"
                 self.others[path] = said if columns else "holds no table with a row for each image"
+
+    def check(self, name: str, *, large_only: bool = False) -> None:
+        """Check that each table can be read; with `large_only` those that hold the images themselves.
+
+        Raises
+        ------
+        DataError
+            If one cannot: the images in it, or those that it lists, would be left out.
+        """
+        for path in self._damaged:
+            if not large_only or Path(path).suffix.lower() in LARGE_ENDINGS:
+                raise DataError(
+                    f"{name}: {printable(path)} {self.others[path]}; what it holds would be left out: mend it, or "
+                    f"leave it out with leave-out={printable(path)}"
+                )
 
     def by_split(self, name: str) -> dict[str, list[str]]:
         """Return the files of each split; those without one in their names are all there is, or are left out.
@@ -162,8 +183,42 @@ def _split_of(path: str) -> tuple[str, str]:
     return (word, outer) if word else (stem if shard else "", place)
 
 
+def _cause(error: Exception) -> str:
+    """Return why a file is no table, after its name."""
+    why = (
+        ""
+        if isinstance(error, UnicodeDecodeError)
+        else f": {str(error).splitlines()[0][:_CAUSE]}"
+        if str(error)
+        else ""
+    )
+    remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+    return f"cannot be read as a table ({type(error).__name__}){why}{remedy}"
+
+
+def _check_header(sample: pa.Table, resolve: Resolve) -> None:
+    """Refuse a csv file without names of columns: its first row would be lost, and an image with it."""
+    for name in sample.column_names:
+        if resolve(name) is None:
+            continue
+        # A column may be called as an image is but for its ending, such as "image" and image.png.
+        others = [other for other in sample.column_names if other != name]
+        repeated = any(other in map(str, sample.column(other).to_pylist()) for other in others)
+        if is_image_name(name) or repeated:
+            raise DataError(
+                f"has the image {printable(name)} in its first row, where the columns' names should stand; put a row "
+                "such as file,label above it"
+            )
+
+
 def _peek(path: Path) -> pa.Table | None:
     """Return the first rows of a table; None where a file holds no table."""
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    if start == _LFS:
+        raise DataError("is a git-lfs pointer, not the file that it stands for; fetch that with git lfs pull")
+    if not start:
+        raise DataError("is empty, of 0 bytes")
     if path.suffix.lower() == ".parquet":
         # Read in small pieces: by default the first rows cost a reading of their whole row group.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEKED_BYTES) as file:
@@ -177,7 +232,7 @@ def _peek(path: Path) -> pa.Table | None:
     with path.open("rb") as file:
         text = file.read(_PEEKED_BYTES)
     if len(text) == _PEEKED_BYTES:
-        text = text[: text.rfind(b"\n") + 1]
+        text = text[: max(text.rfind(b"\n"), text.rfind(b"\r")) + 1]
     return _parse(path, text)
 
 
@@ -208,7 +263,9 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
         except ValueError:
             return lines.read_json(BytesIO(content))
         if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
-            return pa.Table.from_pylist(document)
+            # Not only those of the first row.
+            names = dict.fromkeys(name for row in document for name in row)
+            return pa.table({name: [row.get(name) for row in document] for name in names})
         return None
     if ending == ".jsonl":
         return lines.read_json(BytesIO(content))
@@ -217,9 +274,12 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
 
 def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
     """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text, but for pixels."""
-    header = content.split(b"\n", 1)[0].decode()
+    header = re.split(rb"\r\n?|\n", content, maxsplit=1)[0].decode()
     delimiter = delimiter or max(_DELIMITERS, key=header.count)
-    names = next(iter(reader([header], delimiter=delimiter)), [])
+    try:
+        names = next(iter(reader([header], delimiter=delimiter)), [])
+    except CsvError as error:
+        raise ValueError(f"its first row: {error}") from error
     if len(names) > 1 and all(re.fullmatch(_NUMBER, name) for name in names):
         raise DataError(
             "has numbers in its first row, not names of columns; put those above, such as label,pixel0,pixel1"
