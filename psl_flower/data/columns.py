@@ -263,7 +263,7 @@ def _plain(name: str, column: str, value: Any) -> Any:
     if isinstance(value, float):
         if math.isnan(value):
             return None
-        if value != int(value):
+        if math.isinf(value) or value != int(value):
             raise DataError(
                 f"{name}: column {column!r} holds numbers such as {value:g}, which are no classes; name another one "
                 "with label-column"

@@ -68,7 +68,7 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     """
     kinds = {file.path: kind_of(listing.root, file) for file in listing.files}
     pictures = _of(kinds, Kind.IMAGE, Kind.PICTURE)
-    tables = _image_tables(listing, kinds) if options.read_as != "folders" else None
+    tables = _image_tables(listing, kinds, options) if options.read_as != "folders" else None
     stored = _arrays(listing, kinds, options)
     archives = _of(kinds, Kind.ARCHIVE)
     holds_others = bool(pictures or (tables and tables.paths) or (stored and stored.hold_a_dataset()))
@@ -76,6 +76,9 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
         return _by_library(name, listing, kinds, options)
     listed = tables.paths if tables is not None else []
     layout = _layout(name, pictures, tables, options)
+    if tables is not None and (layout is not None or stored is not None):
+        # Like an archive, it may hold labelled images.
+        tables.check(name, large_only=True)
     if stored is not None and stored.hold_a_dataset():
         _check_alone(name, stored, layout, listed)
         return _by_arrays(name, listing, kinds, stored)
@@ -125,13 +128,13 @@ def _layout(name: str, pictures: list[str], tables: ImageTables | None, options:
     return layout
 
 
-def _image_tables(listing: Listing, kinds: dict[str, Kind]) -> ImageTables | None:
+def _image_tables(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> ImageTables | None:
     files = _of(kinds, Kind.TABLE)
     if not files:
         return None
     from psl_flower.data.table_files import ImageTables
 
-    return ImageTables(listing.root, files, _resolver(listing.root, kinds))
+    return ImageTables(listing.root, files, _resolver(listing.root, kinds), options.patterns)
 
 
 def _arrays(listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> ArrayFolder | None:
@@ -174,6 +177,7 @@ def _by_tables(
     from psl_flower.data.table_files import LARGE_ENDINGS
     from psl_flower.data.tables import read_tables
 
+    tables.check(name)
     splits = tables.by_split(name)
     ending = PurePosixPath(tables.paths[0]).suffix.lower()
     if ending in LARGE_ENDINGS:
@@ -184,6 +188,7 @@ def _by_tables(
         opened = {split: tables.read(name, paths) for split, paths in splits.items()}
     named: set[Path] = set()
     raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, named)
+    raw.notes.extend(tables.notes)
     for path, kind in kinds.items():
         if path in tables.others:
             listing.left_out.add(_LISTS_NOTHING, path)

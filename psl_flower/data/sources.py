@@ -31,7 +31,7 @@ from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 _DIGITS_SIZE = (16, 16)
 _DIGITS_LEVELS = 16
 # Change it with anything that changes the images or labels made from the same files.
-_FINGERPRINT_VERSION = 2
+_FINGERPRINT_VERSION = 3
 # The embedded images have not changed since the first.
 _DIGITS_VERSION = 1
 # Looked at where it is to be told whether all images of a dataset are nearly black.

@@ -107,6 +107,8 @@ def _named(dataset: str, key: str, text: str, names: Collection[str]) -> tuple[s
         name = find_name(wanted, names)
         if name is None:
             raise DataError(f"{dataset}: {key}: no split {wanted!r}; there are {', '.join(sorted(names)) or 'none'}")
+        if name in found:
+            raise DataError(f"{dataset}: {key}: {text} names split {name!r} twice; name it once")
         found.append(name)
     return tuple(found)
 

@@ -1,11 +1,11 @@
 """One split's rows of a table, as it lies in a folder or as the `datasets` library opens it.
 
-Shape suffixes: N rows of a split, R rows asked for.
+Shape suffixes: N rows of a split, R rows asked for, F files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,8 @@ class Table:
         Takes a column's name and row numbers (R,), and returns their values.
     all : Callable
         Takes a column's name, and returns the values of all rows.
+    origin : callable, optional
+        Takes a row's number, and returns the file that it comes from and its number there, where that is known.
     """
 
     columns: Columns
@@ -41,16 +43,25 @@ class Table:
     sample: pa.Table
     read: Callable[[str, NDArray[np.int64]], list[Any]]
     all: Callable[[str], list[Any]]
+    origin: Callable[[int], tuple[str, int]] | None = None
 
     @classmethod
-    def of(cls, table: pa.Table) -> Table:
-        """Return the rows of a table of Arrow's."""
+    def of(cls, table: pa.Table, files: Mapping[str, int]) -> Table:
+        """Return the rows of a table of Arrow's, which was put together of files with so many rows each."""
+        ends_F = np.cumsum(list(files.values()))
+        paths = list(files)
+
+        def origin(row: int) -> tuple[str, int]:
+            k = int(np.searchsorted(ends_F, row, side="right"))
+            return paths[k], row - int(ends_F[k] - files[paths[k]])
+
         return cls(
             columns=Columns.of(table.schema),
             num_rows=len(table),
             sample=table.slice(0, _SAMPLE_ROWS),
             read=lambda column, rows_R: _rows(table.column(column), rows_R).to_pylist(),
             all=lambda column: table.column(column).to_pylist(),
+            origin=origin,
         )
 
     @classmethod
@@ -76,11 +87,13 @@ class Table:
 
     def select(self, rows_R: NDArray[np.int64]) -> Table:
         """Return only some rows."""
+        origin = self.origin
         return replace(
             self,
             num_rows=len(rows_R),
             read=lambda column, some_R: self.read(column, rows_R[some_R]),
             all=lambda column: self.read(column, rows_R),
+            origin=None if origin is None else lambda row: origin(int(rows_R[row])),
         )
 
 

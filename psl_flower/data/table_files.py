@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from csv import Error as CsvError
 from csv import reader
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +16,9 @@ from pyarrow import csv, parquet
 from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
+from psl_flower.data.files import is_image_name
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
+from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
 from psl_flower.data.table import Table
 from psl_flower.errors import DataError
@@ -22,11 +26,13 @@ from psl_flower.text import printable
 
 # They hold the images themselves, so that the `datasets` library keeps them on disk.
 LARGE_ENDINGS = frozenset({".arrow", ".parquet"})
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
 _PEEKED_ROWS = 100
 _PEEKED_BYTES = 1 << 20
 # Of one JSON document, which is parsed whole.
 _MOST_JSON_BYTES = 256 << 20
+_TEXTS = (".csv", ".tsv")
+_LFS = b"version https://git-lfs"
+_CAUSE = 160
 _DELIMITERS = ",;\t|"
 _NUMBER = r"\s*-?\d+(\.\d*)?\s*"
 
@@ -42,6 +48,8 @@ class ImageTables:
         Files of tables in it.
     resolve : callable
         Finds the file that a text names.
+    patterns : sequence of str
+        Those of leave-out, which may name parts of a table that are missing.
 
     Attributes
     ----------
@@ -49,27 +57,51 @@ class ImageTables:
         Those that list images.
     others : dict[str, str]
         The other ones, and what is wrong with them.
+    notes : list[str]
+        What `by_split` has for the account.
     """
 
-    def __init__(self, root: Path, paths: Iterable[str], resolve: Resolve) -> None:
-        self._root, self._resolve = root, resolve
+    def __init__(self, root: Path, paths: Iterable[str], resolve: Resolve, patterns: Sequence[str]) -> None:
+        self._root, self._resolve, self._patterns = root, resolve, patterns
         self.paths: list[str] = []
         self.others: dict[str, str] = {}
+        self.notes: list[str] = []
+        # Those whose images are within, so that no path says which these are.
+        self._holders: set[str] = set()
+        self._damaged: list[str] = []
         for path in paths:
             try:
                 sample = _peek(root / path)
-            except DataError as error:
-                self.others[path] = str(error)
+                if sample is not None and path.lower().endswith(_TEXTS):
+                    _check_header(sample, self._from(path))
+            except (DataError, OSError, ValueError, pa.ArrowException) as error:
+                self.others[path] = str(error) if isinstance(error, DataError) else _cause(error)
+                self._damaged.append(path)
                 continue
-            except (OSError, ValueError, pa.ArrowException) as error:
-                self.others[path] = f"cannot be read as a table ({type(error).__name__})"
-                continue
-            if sample is not None and image_kinds(Columns.of(sample.schema), sample, self._from(path)):
+            kinds = image_kinds(Columns.of(sample.schema), sample, self._from(path)) if sample is not None else {}
+            if sample is not None and kinds:
                 self.paths.append(path)
+                if ImageKind.PATH not in kinds.values():
+                    self._holders.add(path)
             else:
                 columns = Columns.of(sample.schema).shown() if sample is not None else ""
                 said = f"no column holds images; the columns are {columns}"
                 self.others[path] = said if columns else "holds no table with a row for each image"
+
+    def check(self, name: str, *, large_only: bool = False) -> None:
+        """Check that each table can be read; with `large_only` those that hold the images themselves.
+
+        Raises
+        ------
+        DataError
+            If one cannot: the images in it, or those that it lists, would be left out.
+        """
+        for path in self._damaged:
+            if not large_only or Path(path).suffix.lower() in LARGE_ENDINGS:
+                raise DataError(
+                    f"{name}: {printable(path)} {self.others[path]}; what it holds would be left out: mend it, or "
+                    f"leave it out with leave-out={printable(path)}"
+                )
 
     def by_split(self, name: str) -> dict[str, list[str]]:
         """Return the files of each split; those without one in their names are all there is, or are left out.
@@ -77,15 +109,21 @@ class ImageTables:
         Raises
         ------
         DataError
-            If files of several kinds list images, or one that holds images belongs to no split while others do.
+            If files of several kinds list images, one that holds images belongs to no split while others do, images
+            would be taken twice, or a part of a table is missing.
         """
         endings = {Path(path).suffix.lower(): path for path in self.paths}
         if len({ending in LARGE_ENDINGS for ending in endings}) > 1 or len(endings) > 1:
             several = ", ".join(sorted(endings.values()))
             raise DataError(f"{name}: several kinds of tables list images ({several}); leave one out with leave-out")
+        check_shards(name, self.paths, self.others, self._patterns)
+        check_copies(name, self._root, [path for path in self.paths if path in self._holders])
         found: dict[str, list[str]] = {}
         for path in self.paths:
-            found.setdefault(_split_of(path), []).append(path)
+            found.setdefault(_split_of(path)[0], []).append(path)
+        for split, paths in found.items():
+            check_places(name, split or "train", {path: _split_of(path)[1] for path in paths if path in self._holders})
+            self.notes += filter(None, [joined_files(split or "train", paths)])
         alone = found.pop("", [])
         if not found:
             return {"train": alone}
@@ -104,16 +142,18 @@ class ImageTables:
         DataError
             If one cannot be read, or they do not fit each other.
         """
-        parts = []
+        parts: list[pa.Table] = []
+        files: dict[str, int] = {}
         for path in paths:
             try:
                 parts.append(self._with_places(path, _read(self._root / path)))
+                files[path] = len(parts[-1])
                 whole = pa.concat_tables(parts, promote_options="default")
             except DataError as error:
                 raise DataError(f"{name}: {printable(path)} {error}") from error
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(f"{name}: {path} cannot be read as a table: {error}") from error
-        return Table.of(whole)
+        return Table.of(whole, files)
 
     def _from(self, path: str) -> Resolve:
         """Return a callable that finds the images of a table at this place."""
@@ -133,17 +173,52 @@ class ImageTables:
         return table
 
 
-def _split_of(path: str) -> str:
-    """Return the split that a file's name or its folders' names tell; empty if they tell none."""
-    *folders, file = path.split("/")
-    shard = _SHARD.fullmatch(Path(file).stem)
-    stem = shard[1] if shard else Path(file).stem
-    words = [split_word(text)[0] for text in (stem, *reversed(folders))]
-    return next(filter(None, words), stem if shard else "")
+def _split_of(path: str) -> tuple[str, str]:
+    """Return the split that a file's name or its folders' names tell, empty if they tell none, and where it lies."""
+    shard = shard_of(path)
+    place, _, stem = (shard.whole if shard else posixpath.splitext(path)[0]).rpartition("/")
+    outer, text = place, stem
+    while not (word := split_word(text)[0]) and outer:
+        outer, _, text = outer.rpartition("/")
+    return (word, outer) if word else (stem if shard else "", place)
+
+
+def _cause(error: Exception) -> str:
+    """Return why a file is no table, after its name."""
+    why = (
+        ""
+        if isinstance(error, UnicodeDecodeError)
+        else f": {str(error).splitlines()[0][:_CAUSE]}"
+        if str(error)
+        else ""
+    )
+    remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+    return f"cannot be read as a table ({type(error).__name__}){why}{remedy}"
+
+
+def _check_header(sample: pa.Table, resolve: Resolve) -> None:
+    """Refuse a csv file without names of columns: its first row would be lost, and an image with it."""
+    for name in sample.column_names:
+        if resolve(name) is None:
+            continue
+        # A column may be called as an image is but for its ending, such as "image" and image.png.
+        others = [other for other in sample.column_names if other != name]
+        repeated = any(other in map(str, sample.column(other).to_pylist()) for other in others)
+        if is_image_name(name) or repeated:
+            raise DataError(
+                f"has the image {printable(name)} in its first row, where the columns' names should stand; put a row "
+                "such as file,label above it"
+            )
 
 
 def _peek(path: Path) -> pa.Table | None:
     """Return the first rows of a table; None where a file holds no table."""
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    if start == _LFS:
+        raise DataError("is a git-lfs pointer, not the file that it stands for; fetch that with git lfs pull")
+    if not start:
+        raise DataError("is empty, of 0 bytes")
     if path.suffix.lower() == ".parquet":
         # Read in small pieces: by default the first rows cost a reading of their whole row group.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEKED_BYTES) as file:
@@ -157,7 +232,7 @@ def _peek(path: Path) -> pa.Table | None:
     with path.open("rb") as file:
         text = file.read(_PEEKED_BYTES)
     if len(text) == _PEEKED_BYTES:
-        text = text[: text.rfind(b"\n") + 1]
+        text = text[: max(text.rfind(b"\n"), text.rfind(b"\r")) + 1]
     return _parse(path, text)
 
 
@@ -188,7 +263,9 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
         except ValueError:
             return lines.read_json(BytesIO(content))
         if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
-            return pa.Table.from_pylist(document)
+            # Not only those of the first row.
+            names = dict.fromkeys(name for row in document for name in row)
+            return pa.table({name: [row.get(name) for row in document] for name in names})
         return None
     if ending == ".jsonl":
         return lines.read_json(BytesIO(content))
@@ -197,9 +274,12 @@ def _parse(path: Path, content: bytes) -> pa.Table | None:
 
 def _parse_csv(content: bytes, delimiter: str) -> pa.Table:
     """Return a table whose columns hold texts, as they are written, or whole numbers: 007 is a text, but for pixels."""
-    header = content.split(b"\n", 1)[0].decode()
+    header = re.split(rb"\r\n?|\n", content, maxsplit=1)[0].decode()
     delimiter = delimiter or max(_DELIMITERS, key=header.count)
-    names = next(iter(reader([header], delimiter=delimiter)), [])
+    try:
+        names = next(iter(reader([header], delimiter=delimiter)), [])
+    except CsvError as error:
+        raise ValueError(f"its first row: {error}") from error
     if len(names) > 1 and all(re.fullmatch(_NUMBER, name) for name in names):
         raise DataError(
             "has numbers in its first row, not names of columns; put those above, such as label,pixel0,pixel1"

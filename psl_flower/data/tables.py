@@ -24,13 +24,14 @@ from psl_flower.data.columns import (
     read_labels,
 )
 from psl_flower.data.images import RawDataset, RawSplit, joined
+from psl_flower.data.listed_rows import check_listed
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder
 from psl_flower.data.split_columns import divide_by_column, is_split_column
 from psl_flower.data.splits import choose_splits
 from psl_flower.data.table import Table
 from psl_flower.errors import DataError
-from psl_flower.text import counted, printable
+from psl_flower.text import printable
 
 NOT_CHOSEN = "rows of a split that is neither trained nor tested on"
 _ROWS_PER_READ = 64
@@ -95,7 +96,10 @@ def read_tables(
         name, label, {split: (used[split].columns, values[split]) for split in used}, asked=bool(options.label_column)
     )
     if kinds[image] is ImageKind.PATH and resolve is not None:
-        named |= _check_paths(name, used, labels, image, resolve, notes)
+        listed, kept = check_listed(name, used, labels, image, resolve, notes)
+        named |= listed
+        used = {split: table.select(kept[split]) for split, table in used.items()}
+        labels = {split: labels[split][rows_R] for split, rows_R in kept.items()}
     if kinds[image] is ImageKind.SQUARE:
         side = int(np.sqrt(len(first.read(image, np.array([0]))[0])))
         notes.append(f"flat lists of {side * side} numbers were read as images of {side}x{side}, row by row")
@@ -110,34 +114,6 @@ def read_tables(
         left_out=left_out,
         notes=notes,
     )
-
-
-def _check_paths(
-    name: str,
-    tables: Mapping[str, Table],
-    labels: Mapping[str, NDArray[np.int64]],
-    image: str,
-    resolve: Resolve,
-    notes: list[str],
-) -> set[Path]:
-    """Check that each row names an image, and none two classes; return the images."""
-    seen: dict[Path, tuple[str, int]] = {}
-    repeated = 0
-    for split, table in tables.items():
-        for row, (path, label) in enumerate(zip(table.all(image), labels[split].tolist(), strict=True)):
-            found = resolve(path) if path else None
-            if found is None:
-                raise DataError(
-                    f"{name}: row {row} of split {split!r} names no image that is there: {printable(path)}; paths are "
-                    "looked for beside the table and in the dataset's folder; remove the row or add the image"
-                )
-            before = seen.setdefault(found, (split, label))
-            if before[1] != label:
-                raise DataError(f"{name}: {printable(path)} is in the table with two classes; keep one of the rows")
-            repeated += before[0] != split
-    if repeated:
-        notes.append(f"{counted(repeated, 'image')} of one split stand in another one, too")
-    return set(seen)
 
 
 def _raw_split(

@@ -118,7 +118,7 @@ def test_a_named_pipe_in_a_table_is_not_waited_for(tmp_path):
 
 
 def test_parquet_files_beside_pictures_of_a_readme(parquet, tmp_path):
-    name = parquet(train={"x": BYTES, "label": [0, 1, 0, 1]}, test={"x": BYTES, "label": [0, 1, 0, 1]})
+    name = parquet(train={"x": BYTES, "label": [0, 1, 0, 1]}, test={"x": BYTES, "label": [1, 0, 1, 0]})
     image_folder(tmp_path / "tables" / "assets", {"figures": 3})
     (tmp_path / "tables" / "README.md").write_text("# Pictures\n")
     account = open_dataset(name).account()

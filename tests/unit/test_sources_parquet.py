@@ -44,7 +44,7 @@ def test_columns_are_found_by_type(parquet, datasets, tmp_path):
         "id": [7, 8, 9], "coarse": [0, 0, 0], "fine_label": [1, 0, 1], "picture": cells(1, 2, 3),
     }  # fmt: skip
     name = parquet(
-        {"train": columns, "test": columns},
+        {"train": columns, "test": {**columns, "coarse": [0, 0, 1]}},
         id=datasets.Value("int64"),
         coarse=datasets.ClassLabel(names=["x", "y"]),
         fine_label=datasets.ClassLabel(names=["a", "b"]),
@@ -149,7 +149,7 @@ def test_broken_cells_name_split_row_and_file(parquet, datasets):
 def test_no_train_split(parquet, datasets):
     columns = {"i": cells(1, 2), "label": [0, 1]}
     name = parquet(
-        {"test": columns, "validation": columns},
+        {"test": columns, "validation": {**columns, "label": [1, 0]}},
         i=datasets.Image(),
         label=datasets.ClassLabel(names=["a", "b"]),
     )
