@@ -86,6 +86,8 @@ class Decoder:
         The values that become 0 and 255, where it is not the format that says so; None before they are known.
     background : str
         As given.
+    content : int
+        A hash of the last file decoded, for this process only; 0 before, and of what is no file.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Decoder:
         self.background, self._colour = background, parse_background(background)
         self._survey = survey
         self._found: Survey | None = None
+        self.content = 0
         self._format: str | None = None
 
     def file(self, encoded: bytes, where: str) -> Pixels:
@@ -119,6 +122,7 @@ class Decoder:
         DataError
             If nothing says which of its pixel values are black and white.
         """
+        self.content = hash(encoded)
         try:
             try:
                 return self._decode(encoded, where)
@@ -341,6 +345,23 @@ class Survey(Decoder):
         if brightest < _DARK:
             self.dark.append(brightest)
         return np.zeros(values_HWC.shape, np.uint8)
+
+
+class NamingDecoder(Decoder):
+    """Decodes nothing, and keeps what the last image is called.
+
+    Attributes
+    ----------
+    where : str
+        Its name in errors and notes; empty before.
+    """
+
+    where = ""
+
+    def file(self, encoded: bytes, where: str) -> Pixels:
+        """Keep the name."""
+        self.where = where
+        return np.zeros((1, 1, 1), np.uint8)
 
 
 def _remedy(kind: Kind) -> str:

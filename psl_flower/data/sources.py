@@ -24,7 +24,8 @@ from psl_flower.data.account import Account, LeftOutTally, SplitAccount, class_c
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
-from psl_flower.data.pixels import Decoder, Survey
+from psl_flower.data.pixels import Decoder, NamingDecoder, Survey
+from psl_flower.data.twins import Twins
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 
@@ -83,6 +84,7 @@ class ImageSource:
         self._whole = options.pixel_range == BY_DATASET
         self._decoder = Decoder(options.pixel_range, options.background, self._survey)
         self._first: tuple[int, RawSplit, int] | None = None
+        self._twins = Twins({split: len(part.rows_N) for split, part in parts.items()})
 
     def account(self) -> Account:
         """Return the account: images taken, files left out, and notes on the images decoded so far."""
@@ -97,7 +99,7 @@ class ImageSource:
             reader=self._raw.reader,
             splits=tuple(splits),
             left_out=left_out.entries(),
-            notes=(*self._raw.notes, *self._decoder.notes.sentences()),
+            notes=(*self._raw.notes, *self._decoder.notes.sentences(), *self._twin_notes()),
             pixel_range=self._decoder.pixel_range,
             background=self._decoder.background,
         )
@@ -118,7 +120,9 @@ class ImageSource:
         """
         part = self._part(split)
         rows_N = part.rows_N[start:]
-        for row, image_HWC in zip(rows_N.tolist(), part.raw.images(rows_N, self._decoder), strict=True):
+        for place, image_HWC in enumerate(part.raw.images(rows_N, self._decoder), start):
+            self._twins.add(split, place, self._decoder.content)
+            row = int(part.rows_N[place])
             self._check_channels(image_HWC.shape[2], part.raw, row)
             yield image_HWC, int(part.raw.labels_N[row])
 
@@ -140,9 +144,12 @@ class ImageSource:
             row = part.rows_N[place : place + 1]
             label = int(part.raw.labels_N[row[0]])
             try:
-                yield Look(split, place, label, next(iter(part.raw.images(row, self._decoder))), "")
+                image_HWC = next(iter(part.raw.images(row, self._decoder)))
             except DataError as error:
                 yield Look(split, place, label, None, str(error))
+                continue
+            self._twins.add(split, place, self._decoder.content)
+            yield Look(split, place, label, image_HWC, "")
 
     def places_of(self, split: str, label: int) -> NDArray[np.int64]:
         """Return the numbers within a split of the samples of a class."""
@@ -156,6 +163,15 @@ class ImageSource:
             places = np.linspace(0, count - 1, count if self._whole else min(count, _SURVEYED)).round().astype(np.int64)
             for _ in part.raw.images(part.rows_N[places], survey):
                 pass
+
+    def _twin_notes(self) -> Iterator[str]:
+        def name_of(split: str, place: int) -> str:
+            part, namer = self._parts[split], NamingDecoder()
+            next(iter(part.raw.images(part.rows_N[place : place + 1], namer)))
+            return namer.where
+
+        labels = {split: part.raw.labels_N[part.rows_N] for split, part in self._parts.items()}
+        return self._twins.sentences(labels, self.class_names, name_of)
 
     def _part(self, split: str) -> _Part:
         if split not in self._parts:
