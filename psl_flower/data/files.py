@@ -25,17 +25,12 @@ from PIL import Image
 from psl_flower.data.account import LeftOutTally
 from psl_flower.data.array_files import is_array_name
 from psl_flower.data.heif import HEIF_ENDINGS, can_read_heif, is_heif
+from psl_flower.data.unreadable import UNREADABLE_ENDINGS, is_unreadable_picture
 from psl_flower.errors import CorruptImage, DataError
 from psl_flower.text import printable
 
 TABLE_ENDINGS = frozenset({".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv"})
 ARCHIVE_ENDINGS = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-# Pictures all the same, so that none of them is passed by as if it were a text.
-UNREADABLE_ENDINGS = frozenset({
-    ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dicom", ".djvu", ".dng", ".emf", ".eps", ".erf", ".exr", ".hdr",
-    ".jxl", ".jxr", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw", ".svg", ".svgz",
-    ".wdp", ".wmf", ".xcf",
-})  # fmt: skip
 
 HIDDEN = "hidden"
 DROPPING = "left by an operating system or a NAS"
@@ -58,8 +53,8 @@ _ENDINGS = frozenset({
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "WMF", "XVTHUMB"})
 # Names that a pattern which matches nothing is compared with, at most.
 _COMPARED = 2000
-# As far as DICOM's mark.
-_PREFIX_BYTES = 132
+# As far as DICOM's mark, and where an SVG begins after its comments.
+_PREFIX_BYTES = 1024
 
 
 class File(NamedTuple):
@@ -230,7 +225,7 @@ class Kind(StrEnum):
 
 
 def kind_of(root: Path, file: File) -> Kind:
-    """Return a file's kind, by its ending or, where that says nothing, by its first bytes.
+    """Return a file's kind, by its ending or, unless that is an image's, by its first bytes.
 
     An image that is damaged after these counts as one, so that its decoding says so; a file that cannot be opened does
     not.
@@ -238,15 +233,16 @@ def kind_of(root: Path, file: File) -> Kind:
     ending = file.ending
     if is_image_name(file.path):
         return Kind.PICTURE if ending in HEIF_ENDINGS and not can_read_heif() else Kind.IMAGE
-    if is_array_name(file.path):
-        return Kind.ARRAY
     if ending in UNREADABLE_ENDINGS:
         return Kind.PICTURE
-    if ending in TABLE_ENDINGS:
-        return Kind.TABLE
-    if ending in ARCHIVE_ENDINGS:
-        return Kind.ARCHIVE
-    return Kind.IMAGE if ending in _rare_endings() else _kind_within(root / file.path)
+    if ending in _rare_endings():
+        return Kind.IMAGE
+    within = _kind_within(root / file.path)
+    if within is not Kind.OTHER:
+        return within
+    if is_array_name(file.path):
+        return Kind.ARRAY
+    return Kind.TABLE if ending in TABLE_ENDINGS else Kind.ARCHIVE if ending in ARCHIVE_ENDINGS else Kind.OTHER
 
 
 def is_image_name(name: str) -> bool:
@@ -279,7 +275,7 @@ def _kind_within(path: Path) -> Kind:
     try:
         with path.open("rb") as file:
             prefix = file.read(_PREFIX_BYTES)
-            if prefix.endswith(b"DICM") or (is_heif(prefix) and not can_read_heif()):
+            if is_unreadable_picture(prefix) or (is_heif(prefix) and not can_read_heif()):
                 return Kind.PICTURE
             return Kind.IMAGE if _is_image(prefix, file) else Kind.OTHER
     except OSError:

@@ -72,8 +72,13 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     stored = _arrays(listing, kinds, options)
     archives = _of(kinds, Kind.ARCHIVE)
     holds_others = bool(pictures or (tables and tables.paths) or (stored and stored.hold_a_dataset()))
-    if _has_card(listing) or (archives and not holds_others):
+    if _has_card(listing):
         return _by_library(name, listing, kinds, options)
+    if archives and not holds_others:
+        raise DataError(
+            f"{name}: {printable(archives[0])} is an archive, and nothing beside it holds images: unpack it"
+            f"{_count_images(listing.root / archives[0])}"
+        )
     listed = tables.paths if tables is not None else []
     layout = _layout(name, pictures, tables, options)
     if tables is not None and (layout is not None or stored is not None):
@@ -221,7 +226,7 @@ def _by_arrays(name: str, listing: Listing, kinds: dict[str, Kind], stored: Arra
 
 
 def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
-    """Return the tables that the `datasets` library reads by the rules of a dataset's card, or from archives."""
+    """Return the tables that the `datasets` library reads by the rules of a dataset's card."""
     from psl_flower.data.hub import load_folder
     from psl_flower.data.tables import read_tables
 
@@ -255,11 +260,16 @@ def _has_card(listing: Listing) -> bool:
 def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
     """Refuse archives that may hold images beside those by class, which would be left out."""
     for path in archives:
-        if path.lower().endswith(_TAR_ENDINGS) or _images_in(root / path):
+        if path.lower().endswith(_TAR_ENDINGS) or is_image_name(posixpath.splitext(path)[0]) or _images_in(root / path):
             raise DataError(
                 f"{name}: {printable(path)} may hold images, which would be left out: unpack it, or pass it by with "
                 f"leave-out={printable(path)}"
             )
+
+
+def _count_images(archive: Path) -> str:
+    count = _images_in(archive)
+    return f" ({counted(count, 'image')})" if count else ""
 
 
 def _images_in(archive: Path) -> int:
