@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,6 +27,7 @@ from psl_flower.text import printable
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels")
 LABEL_NAMES = ("label", "fine_label", "labels", "class", "target", "category")
 _SHOWN = 20
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?")
 _SAMPLED = 20
 # A flat list of fewer numbers is rather a box or a vector than a square image.
 FEWEST_PIXELS = 64
@@ -189,6 +191,26 @@ def choose_label(name: str, columns: Columns, image: str, wanted: str) -> str:
     if not fit:
         raise DataError(f"{name}: no column holds labels; besides the images ({image}) there must be a label for each")
     return _only(name, "labels", "label-column", declared or fit, LABEL_NAMES)
+
+
+def one_hot(columns: Columns, sample: pa.Table) -> list[str]:
+    """Return the columns of numbers that may be a class each, one of which is 1 in each row and the others 0."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    held = [name for name in sample.column_names if any(test(columns.types[name]) for test in kinds)]
+    values = {name: sample.column(name).to_pylist() for name in held if name not in columns.classes}
+    flags = {name: found for name, found in values.items() if set(found) <= {0, 1}}
+    whole = len(flags) > 1 and all(sum(row) == 1 for row in zip(*flags.values(), strict=True))
+    return list(flags) if whole and sample.num_rows else []
+
+
+def same_numbers(class_names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of classes that are one number written in two ways, such as 1 and 1.0."""
+    first: dict[float, str] = {}
+    found = []
+    for name in class_names:
+        if _NUMBER.fullmatch(name) and first.setdefault(float(name), name) != name:
+            found.append((first[float(name)], name))
+    return found
 
 
 def _only(name: str, what: str, key: str, candidates: Sequence[str], preferred: Sequence[str]) -> str:

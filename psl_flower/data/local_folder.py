@@ -32,6 +32,7 @@ _NOT_NAMED = "in no row that is taken"
 _LISTS_NOTHING = "table that lists no images"
 _CARDS = ("README.md", ".huggingface.yaml")
 _CARD_BYTES = 1 << 20
+_UNREAD_TABLES = (".feather", ".h5", ".mat", ".ndjson", ".ods", ".pkl", ".txt", ".xls", ".xlsx", ".xml")
 _TAR_ENDINGS = (".7z", ".rar", ".tar", ".tar.bz2", ".tar.gz", ".tar.xz", ".tgz")
 
 
@@ -101,6 +102,7 @@ def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDatas
     if options.image_column or options.label_column:
         raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
     if not options.read_as:
+        _check_labelled(name, kinds, layout)
         _check_archives(name, listing.root, archives)
     notes = check_lost_folders(name, listing, kinds, layout, options)
     raw = read_image_folder(name, listing, kinds, layout, options)
@@ -128,7 +130,9 @@ def _layout(name: str, pictures: list[str], tables: ImageTables | None, options:
     if tables is not None and not options.read_as and len(classes) == 1:
         # A single folder of images beside a table is where the table's images lie.
         if not listed:
-            raise DataError(f"{name}: all images lie in one class folder, and no table lists them: {_unread(tables)}")
+            raise DataError(
+                f"{name}: all images lie in one class folder, and no table lists them: {tables.unread(pictures)}"
+            )
         return None
     return layout
 
@@ -257,6 +261,17 @@ def _has_card(listing: Listing) -> bool:
     return False
 
 
+def _check_labelled(name: str, kinds: dict[str, Kind], layout: Layout) -> None:
+    """Refuse images of a single class beside a file that may hold their classes, and is not read."""
+    classes = {label for files in layout.splits.values() for _, label in files}
+    unread = [path for path, kind in kinds.items() if kind is Kind.OTHER and path.lower().endswith(_UNREAD_TABLES)]
+    if len(classes) == 1 and unread:
+        raise DataError(
+            f"{name}: all images lie in one class folder, and {printable(unread[0])} is not read, in case it holds "
+            "their classes: save these as csv, with a column of the images' paths and one of their classes"
+        )
+
+
 def _check_archives(name: str, root: Path, archives: Iterable[str]) -> None:
     """Refuse archives that may hold images beside those by class, which would be left out."""
     for path in archives:
@@ -292,9 +307,5 @@ def _what_is_wrong(kinds: dict[str, Kind], pictures: list[str], tables: ImageTab
         reason = "no file"
     return (
         "holds neither images in a folder for each class nor files of images with their classes, such as parquet, csv "
-        f"or npz: it holds {reason}{f'; {_unread(tables)}' if tables is not None else ''}"
+        f"or npz: it holds {reason}{f'; {tables.unread(pictures)}' if tables is not None else ''}"
     )
-
-
-def _unread(tables: ImageTables) -> str:
-    return "; ".join(f"{printable(path)}: {why}" for path, why in list(tables.others.items())[:3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from csv import Error as CsvError
 from csv import reader
 from io import BytesIO
@@ -17,6 +17,7 @@ from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
 from psl_flower.data.files import is_image_name
+from psl_flower.data.near_misses import near_miss
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
@@ -33,6 +34,7 @@ _MOST_JSON_BYTES = 256 << 20
 _TEXTS = (".csv", ".tsv")
 _LFS = b"version https://git-lfs"
 _CAUSE = 160
+_TOLD = 3
 _DELIMITERS = ",;\t|"
 _NUMBER = r"\s*-?\d+(\.\d*)?\s*"
 
@@ -87,6 +89,15 @@ class ImageTables:
                 columns = Columns.of(sample.schema).shown() if sample is not None else ""
                 said = f"no column holds images; the columns are {columns}"
                 self.others[path] = said if columns else "holds no table with a row for each image"
+
+    def unread(self, pictures: Collection[str]) -> str:
+        """Return what is wrong with the first of the other tables, and which of their rows comes near to an image."""
+        said = []
+        for path, why in list(self.others.items())[:_TOLD]:
+            sample = _peek(self._root / path) if path not in self._damaged else None
+            near = near_miss(sample, self._from(path), pictures) if sample is not None else ""
+            said.append(f"{printable(path)}: {why}{'; ' * bool(near)}{near}")
+        return "; ".join(said)
 
     def check(self, name: str, *, large_only: bool = False) -> None:
         """Check that each table can be read; with `large_only` those that hold the images themselves.
@@ -185,15 +196,11 @@ def _split_of(path: str) -> tuple[str, str]:
 
 def _cause(error: Exception) -> str:
     """Return why a file is no table, after its name."""
-    why = (
-        ""
-        if isinstance(error, UnicodeDecodeError)
-        else f": {str(error).splitlines()[0][:_CAUSE]}"
-        if str(error)
-        else ""
-    )
-    remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-    return f"cannot be read as a table ({type(error).__name__}){why}{remedy}"
+    kind = type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"cannot be read as a table ({kind}); save it as UTF-8"
+    said = str(error).strip().split("\n")[0][:_CAUSE].rstrip(".")
+    return f"cannot be read as a table ({kind}){': ' * bool(said)}{said}"
 
 
 def _check_header(sample: pa.Table, resolve: Resolve) -> None:

@@ -19,9 +19,11 @@ from psl_flower.data.columns import (
     choose_image,
     choose_label,
     image_kinds,
+    one_hot,
     path_in,
     read_image,
     read_labels,
+    same_numbers,
 )
 from psl_flower.data.images import RawDataset, RawSplit, joined
 from psl_flower.data.listed_rows import check_listed
@@ -72,12 +74,7 @@ def read_tables(
     first = max(tables.values(), key=lambda table: len(table.columns.types))
     kinds = image_kinds(first.columns, first.sample, resolve)
     image = choose_image(name, first.columns, kinds, options.image_column)
-    label = choose_label(name, first.columns, image, options.label_column)
-    if label != options.label_column and label.lower() not in LABEL_NAMES and is_split_column(first, label):
-        raise DataError(
-            f"{name}: no column holds labels: {printable(label)!r} names splits; if these are the classes, say so with "
-            f"label-column={label}"
-        )
+    label = _label(name, first, image, options)
     tables = divide_by_column(name, tables, {image, label}, options.split_column, notes)
     values = {split: table.all(label) if label in table.columns.types else [] for split, table in tables.items()}
     labelled = {split: sum(value not in (None, -1, "") for value in found) for split, found in values.items()}
@@ -95,6 +92,10 @@ def read_tables(
     class_names, labels = read_labels(
         name, label, {split: (used[split].columns, values[split]) for split in used}, asked=bool(options.label_column)
     )
+    notes += [
+        f"classes {one!r} and {other!r} are one number written in two ways, and were taken for two classes"
+        for one, other in same_numbers(class_names)
+    ]
     if kinds[image] is ImageKind.PATH and resolve is not None:
         listed, kept = check_listed(name, used, labels, image, resolve, notes)
         named |= listed
@@ -114,6 +115,26 @@ def read_tables(
         left_out=left_out,
         notes=notes,
     )
+
+
+def _label(name: str, table: Table, image: str, options: SourceOptions) -> str:
+    """Return the column of the classes; a column of splits is none, nor is one of several columns of a class each."""
+    try:
+        label = choose_label(name, table.columns, image, options.label_column)
+    except DataError as error:
+        flags = one_hot(table.columns, table.sample)
+        if not flags or options.label_column:
+            raise
+        raise DataError(
+            f"{error}; {printable(flags[0])} and {printable(flags[1])} may be a class each (one-hot), of which "
+            "label-column would tell one from all others: write one column with the classes' names instead"
+        ) from error
+    if label != options.label_column and label.lower() not in LABEL_NAMES and is_split_column(table, label):
+        raise DataError(
+            f"{name}: no column holds labels: {printable(label)!r} names splits; if these are the classes, say so with "
+            f"label-column={label}"
+        )
+    return label
 
 
 def _raw_split(
