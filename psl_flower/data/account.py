@@ -95,7 +95,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         """Yield the account for people, some lines in all."""
         yield f"{printable(self.dataset)}: read as {self.reader}"
         for split in self.splits:
-            yield f"  {split.name}, from {printable(split.source)}: {counted(split.count, 'image')} ({_classes(split)})"
+            yield f"  {split.name}, from {printable(split.source)}: {counted(split.count, 'image')}{_classes(split)}"
         yield from (f"  {line}" for line in _left_out_lines(self.left_out))
         yield from (f"  note: {printable(note)}" for note in self.notes)
 
@@ -194,9 +194,11 @@ def class_counts(names: Iterable[str], counts: Mapping[int, int]) -> dict[str, i
 
 def _classes(split: SplitAccount) -> str:
     present = {name: count for name, count in split.classes.items() if count}
+    if not present:
+        return ""
     if len(present) <= _CLASSES_SHOWN:
-        return ", ".join(f"{printable(name)}: {count}" for name, count in present.items())
-    return f"{counted(len(present), 'class')} of {min(present.values())} to {max(present.values())}"
+        return f" ({', '.join(f'{printable(name)}: {count}' for name, count in present.items())})"
+    return f" ({counted(len(present), 'class')} of {min(present.values())} to {max(present.values())})"
 
 
 def _left_out_lines(left_out: tuple[LeftOut, ...]) -> Iterator[str]:

@@ -138,9 +138,7 @@ class Decoder:
                 raise CorruptImage(
                     f"{where}: is a HEIC image; to read it, install the extra: pip install 'psl-flower[heif]'"
                 ) from error
-            raise CorruptImage(
-                f"{where}: cannot be decoded ({type(error).__name__}); replace the image or leave it out"
-            ) from error
+            raise CorruptImage(f"{where}: {_what_is_wrong(encoded, error)}") from error
 
     def image(self, image: Image.Image, where: str) -> Pixels:
         """Return an image of Pillow's as uint8 (H, W, 1) grey or (H, W, 3) RGB; see `file`.
@@ -176,8 +174,9 @@ class Decoder:
         if is_heif(encoded):
             can_read_heif()
         with warnings.catch_warnings():
-            # What is wrong with metadata is said in notes.
+            # What is wrong with metadata is said in notes; a large image is no fault.
             warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with self._open(encoded) as image:
                 image.load()
                 mend_transparency(image, encoded)
@@ -362,6 +361,14 @@ class NamingDecoder(Decoder):
         """Keep the name."""
         self.where = where
         return np.zeros((1, 1, 1), np.uint8)
+
+
+def _what_is_wrong(encoded: bytes, error: Exception) -> str:
+    if not encoded:
+        return "is empty; replace the image or leave it out"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; reduce it, or leave it out"
+    return f"cannot be decoded ({type(error).__name__}); replace the image or leave it out"
 
 
 def _remedy(kind: Kind) -> str:

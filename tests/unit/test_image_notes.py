@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from psl_flower.data.pixels import Decoder
 from psl_flower.data.sources import open_dataset
+from psl_flower.errors import CorruptImage
 from tests.unit.tiny_pictures import colour, encode
 
 
@@ -39,6 +41,17 @@ def test_of_several_pages_or_frames_the_first_is_taken_and_said_once(tmp_path, k
     (note,) = source.account().notes
     assert note.startswith("3 images, such as ") and "b/pages" in note
     assert note.endswith(": several pages or frames are in the file, of which the first was taken")
+
+
+def test_an_empty_file_and_a_huge_picture_say_what_is_wrong(tmp_path, monkeypatch, recwarn):
+    with pytest.raises(CorruptImage, match="here: is empty; replace"):
+        Decoder().file(b"", "here")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert Decoder().file(encode(colour(3)), "here").shape == (6, 8, 3)  # 48 pixels, of which Pillow warns
+    assert not recwarn
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(CorruptImage, match=r"here: has more than 0 million pixels; reduce"):
+        Decoder().file(encode(colour(3)), "here")
 
 
 def test_what_is_noted_counts_each_image_once_however_often_it_is_decoded(tmp_path):
