@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from psl_flower.config import EMBEDDED
 from psl_flower.config.data import BY_DATASET
 from psl_flower.data.account import Account, LeftOutTally, SplitAccount, class_counts
+from psl_flower.data.digits import read_digits
 from psl_flower.data.images import RawDataset, RawSplit
 from psl_flower.data.local_folder import content_of, list_dataset, read_folder
 from psl_flower.data.options import SourceOptions
@@ -29,8 +29,6 @@ from psl_flower.data.twins import Twins
 from psl_flower.errors import DataError, DatasetNotFound
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 
-_DIGITS_SIZE = (16, 16)
-_DIGITS_LEVELS = 16
 # Change it with anything that changes the images or labels made from the same files.
 _FINGERPRINT_VERSION = 3
 # The embedded images have not changed since the first.
@@ -221,7 +219,7 @@ def open_dataset(name: str, options: SourceOptions | None = None, **changes: Any
     options = replace(options or SourceOptions(), **changes)
     if name == EMBEDDED:
         _check_no_patterns(name, options)
-        raw, fingerprint = _load_digits(), _digest(EMBEDDED, options)
+        raw, fingerprint = read_digits(), _digest(EMBEDDED, options)
         if options.image_column or options.label_column:
             raise DataError(f"{name}: has no columns to choose from; leave image-column and label-column empty")
     elif (folder := _local_folder(name)) is not None:
@@ -281,28 +279,6 @@ def _local_folder(name: str) -> Path | None:
         place = "" if name == str(path.absolute()) else f" ({path.absolute()})"
         raise DatasetNotFound(f"{name!r}: no such folder{place}{did_you_mean_folder(name)}")
     return None
-
-
-def _load_digits() -> RawDataset:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    height, width = _DIGITS_SIZE
-
-    def images(rows_R: NDArray[np.int64], _: Decoder) -> Iterator[NDArray[np.uint8]]:
-        for row in rows_R.tolist():
-            small = np.round(digits.images[row] * (255 / _DIGITS_LEVELS)).astype(np.uint8)
-            scaled = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
-            yield np.asarray(scaled, np.uint8)[:, :, np.newaxis]
-
-    labels_N = digits.target.astype(np.int64)
-    class_names = tuple(str(name) for name in digits.target_names)
-    return RawDataset(
-        class_names=class_names,
-        train=RawSplit(name=EMBEDDED, labels_N=labels_N, images=images),
-        test=None,
-        reader="the embedded digits",
-    )
 
 
 def _check(name: str, raw: RawDataset) -> None:
