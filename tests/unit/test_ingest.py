@@ -113,7 +113,9 @@ def test_image_size_resizes_and_crops(tmp_path, pictures):
 
 def test_images_of_different_sizes_are_refused(tmp_path, pictures):
     Image.new("RGB", (20, 10)).save(pictures / "test" / "b" / "0.png")
-    with pytest.raises(DataError, match=r"image test:2 is 10x20x3 .*expected 8x8x3 .* set image-size"):
+    with pytest.raises(
+        DataError, match=r"image test:2 \(test/b/0\.png\) is 10x20x3 .*expected 8x8x3 .* set image-size"
+    ):
         ensure_stores(tmp_path / "root", request_for(pictures))
     assert listing(tmp_path / "root") == []
 
