@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ class _Patterns:
                 for name in (*folders, *files):
                     self._match(name, os.path.relpath(os.path.join(parent, name), listing.root))
         for pattern in self._patterns:
-            if pattern not in self._matched:
+            if pattern not in self._matched and not _names_a_missing_part(pattern, listing):
                 paths = [*listing.folders, *(file.path for file in listing.files), *listing.dead_links]
                 raise DataError(f"leave-out={pattern} matches nothing in the folder{_nearest(pattern, paths)}")
 
@@ -150,6 +151,14 @@ class _Patterns:
         matched = [each for each in self._patterns if fnmatchcase(name, each) or fnmatchcase(path, each)]
         self._matched.update(matched)
         return bool(matched)
+
+
+def _names_a_missing_part(pattern: str, listing: Listing) -> bool:
+    """Check if a pattern names a part of a table beside other parts: so people say that it may be missing."""
+    others = re.sub(r"-\d{5}-of-", f"-{'[0-9]' * 5}-of-", pattern)
+    return others != pattern and any(
+        fnmatchcase(file.path, others) or fnmatchcase(posixpath.basename(file.path), others) for file in listing.files
+    )
 
 
 def _nearest(pattern: str, paths: list[str]) -> str:

@@ -232,6 +232,8 @@ def _by_arrays(name: str, listing: Listing, kinds: dict[str, Kind], stored: Arra
 def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: SourceOptions) -> RawDataset:
     """Return the tables that the `datasets` library reads by the rules of a dataset's card."""
     from psl_flower.data.hub import load_folder
+    from psl_flower.data.shards import check_copies, check_shards
+    from psl_flower.data.table_files import LARGE_ENDINGS
     from psl_flower.data.tables import read_tables
 
     opened, taken, notes = load_folder(name, listing.root, content_of(listing))
@@ -239,6 +241,9 @@ def _by_library(name: str, listing: Listing, kinds: dict[str, Kind], options: So
     hidden = [path for path in taken if path not in left]
     if hidden:
         raise DataError(f"{name}: {hidden[0]} is hidden or to be left out, and is a part of the dataset by its card")
+    tables = sorted(left[path] for path in taken if kinds[left[path]] is Kind.TABLE)
+    check_shards(name, tables, {}, options.patterns)
+    check_copies(name, listing.root, [path for path in tables if PurePosixPath(path).suffix.lower() in LARGE_ENDINGS])
     raw = read_tables(name, opened, options, _resolver(listing.root, kinds), listing.left_out, set())
     raw.notes.extend(notes)
     rows = sum(table.num_rows for table in opened.values())

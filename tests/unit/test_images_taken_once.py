@@ -103,8 +103,10 @@ def test_parts_that_are_missing_are_refused_unless_named(parquet):
         open_dataset(name)
     with pytest.raises(DataError, match=r"1 part of 4, such as train-00003-of-00004\.parquet, is missing"):
         open_dataset(name, leave_out="train-00001-of-00004.parquet")
-    source = open_dataset(name, leave_out="train-00001-of-00004.parquet,*-00003-*")
+    source = open_dataset(name, leave_out="train-00001-of-00004.parquet,train-00003-of-*")
     assert len(all_levels(source)) == 8
+    with pytest.raises(DataError, match="leave-out=test-00001-of-00004.parquet matches nothing"):
+        open_dataset(name, leave_out="test-00001-of-00004.parquet")
     whole = parquet(**{f"train-0000{k}-of-00004": columns(10 * k) for k in (1, 3)})
     source = open_dataset(whole)
     assert len(all_levels(source)) == 16 and not source.account().notes
@@ -143,3 +145,16 @@ def test_a_test_split_that_is_the_training_split_is_refused(parquet):
     with pytest.raises(DataError, match=rf"test\.parquet and train\.parquet would be {BOTH}test\.parquet"):
         open_dataset(name)
     assert len(all_levels(open_dataset(name, leave_out="test.parquet"))) == 4
+
+
+def test_parts_that_a_dataset_card_takes_are_whole_and_no_copies(parquet, tmp_path):
+    name = parquet(**{f"train-0000{k}-of-00003": columns(10 * k) for k in range(3)}, test=columns(40))
+    card = "".join(f"  - split: {split}\n    path: {split}*\n" for split in ("train", "test"))
+    (tmp_path / "tables" / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{card}---\n")
+    assert len(all_levels(open_dataset(name))) == 16
+    (tmp_path / "tables" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(DataError, match=r"1 part of 3, such as train-00001-of-00003\.parquet, is missing"):
+        open_dataset(name)
+    name = parquet(**{"train-00001-of-00003": columns(), "train-00000-of-00003": columns()})
+    with pytest.raises(DataError, match="taken twice .they are the same, byte for byte"):
+        open_dataset(name)
