@@ -231,7 +231,8 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
     """Yield the lines that an ingest prints."""
     yield from account.lines()
     if report["relabelled"]:
-        yield f"{report['relabelled']} of those sealed before have another class here: psl relabel corrects labels"
+        have = "has" if report["relabelled"] == 1 else "have"
+        yield f"{report['relabelled']} of those sealed before {have} another class here: psl relabel corrects labels"
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"

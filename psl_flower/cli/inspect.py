@@ -14,6 +14,7 @@ from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, print_account, reading_options
 from psl_flower.errors import ConfigError
+from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,10 +79,18 @@ def inspect(
         examples = {size: source.where(look.split, look.number) for size, look in firsts.items()}
         for line in (*_about_sizes(sizes, examples, every), f"contact sheet: {target}"):
             say(line)
-    for problem in problems[:_SHOWN]:
-        say(f"error: {problem}", err=True)
+    for line in _about_problems(problems):
+        say(f"error: {line}", err=True)
     if problems:
         raise typer.Exit(1)
+
+
+def _about_problems(problems: list[str]) -> Iterator[str]:
+    """Yield what is wrong, the same thing once: with the first image that has it and how many others do."""
+    alike = Counter(problem.partition(": ")[2] for problem in problems)
+    first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
+    for what, count in alike.most_common(_SHOWN):
+        yield first[what] + (f" (and {counted(count - 1, 'other image')})" if count > 1 else "")
 
 
 def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool) -> Iterator[str]:

@@ -112,9 +112,10 @@ def _check_classes(dataset: str, layout: Layout, kinds: dict[str, Kind]) -> None
                 )
     if unreadable:
         example = printable(unreadable[0])
+        ending = PurePosixPath(example).suffix
         raise DataError(
             f"{dataset}: {counted(len(unreadable), 'picture')} in class folders cannot be decoded, such as {example}; "
-            f"convert them, to PNG say{_HEIC}, or pass them by with leave-out=*{PurePosixPath(example).suffix}"
+            f"convert them, to PNG say{_HEIC}, or pass them by with leave-out={f'*{ending}' if ending else example}"
         )
 
 

@@ -122,7 +122,7 @@ def test_an_image_that_has_changed_its_class_or_comes_twice(folder: Path) -> Non
     more = json.loads(psl(*sealing(folder, "--append")).stdout)
     assert (more["added"], more["relabelled"]) == (0, 1)
     lines = psl(*[a for a in sealing(folder, "--append") if a != "--json"]).stdout
-    assert "1 of those sealed before have another class here: psl relabel" in lines
+    assert "1 of those sealed before has another class here: psl relabel" in lines
 
 
 def test_a_new_image_in_both_splits_is_trained_on(tmp_path: Path) -> None:

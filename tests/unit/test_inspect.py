@@ -83,6 +83,18 @@ def test_what_cannot_be_decoded_is_crossed_out_and_named(psl, tmp_path):
     assert status == 1 and len(json.loads(out)["problems"]) == 1
 
 
+def test_what_is_wrong_with_many_images_is_said_once(psl, tmp_path):
+    name = image_folder(tmp_path / "set", {"train/a": 9, "train/b": 3, "test/a": 2})
+    for number in range(5):
+        (tmp_path / "set" / "train" / "a" / f"{number}.png").write_bytes(b"nonsense")
+    (tmp_path / "set" / "train" / "b" / "0.png").write_bytes(b"")
+    status, _, err = psl("inspect", name, "--all")
+    broken, empty = err.splitlines()
+    assert status == 1
+    assert broken.startswith("error: image 0 of split 'train'") and broken.endswith(" (and 4 other images)")
+    assert empty.startswith("error: image 9 of split 'train'") and "is empty" in empty
+
+
 def test_sealed_stores_and_files_that_are_there(psl, tmp_path):
     (tmp_path / "sealed").mkdir()
     (tmp_path / "sealed" / "manifest.psl").write_bytes(b"x")
