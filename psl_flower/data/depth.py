@@ -80,8 +80,9 @@ def _stored_values(image: Image.Image) -> tuple[NDArray[Any], Kind]:
 
 
 def _is_signed(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return bool(set(tags.get(_SAMPLE_FORMAT, ())) & {_TIFF_SIGNED}) and image.mode in ("L", "I")
+    if image.format != "TIFF" or image.mode not in ("L", "I"):
+        return False
+    return _TIFF_SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
 
 
 def has_deep_colour(image: Image.Image, encoded: bytes) -> bool:
