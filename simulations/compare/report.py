@@ -46,9 +46,10 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def title(self) -> str:
         """One line: what was trained on what, and where."""
         settings = self.settings
+        trained = settings.train_images - (settings.test_images if settings.judge == "valid" else 0)
         return (
             f"{dataset_name(str(settings.config['dataset']))}, {network_name(settings.config)}, "
-            f"{settings.train_images} training and {settings.test_images} {JUDGED[settings.judge]}, "
+            f"{trained} training and {settings.test_images} {JUDGED[settings.judge]}, "
             f"{settings.epochs} epochs, "
             f"{counted(len({trial.seed for trial in self.measurements}), 'seed')}; {self.place}"
         )
