@@ -16,6 +16,7 @@ from simulations import reports
 from simulations.compare import pictures, plots
 from simulations.compare.page import Plot, render
 from simulations.compare.report import Report, absent_csv, curves_csv, to_csv
+from simulations.compare.results import JUDGED
 from simulations.compare.study import Holding
 
 _DPI = 160
@@ -73,7 +74,8 @@ def _drawings(report: Report, holdings: Sequence[Holding]) -> Iterator[_Drawing]
         text = "Mean over choices of absent Uppers and seeds (line), and the range (band)."
         yield _Drawing("absent", "Accuracy without some Uppers", text, absent)
     for number, (name, figure) in enumerate(plots.confusion(report)):
-        text = f"{name}: of the test images of a class (row) the share, in %, that was taken for each (column)."
+        judged = JUDGED[report.settings.judge]
+        text = f"{name}: of the {judged}, by class (row) the share, in %, that was taken for each (column)."
         yield _Drawing(f"confusion-{number}", "Confusion matrix", text, figure)
 
 
