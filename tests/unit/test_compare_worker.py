@@ -112,11 +112,11 @@ def test_a_process_that_is_done_leaves_nothing_behind(tmp_path, datasets, monkey
     """Reading a hub dataset makes semaphores, which Python warns of, at the user, if their process was killed."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "tables").mkdir()
-    pictures = datasets.Dataset.from_dict(
-        {"img": [{"bytes": encode(colour(v)), "path": None} for v in range(16)], "label": [0, 1] * 8},
-        features=datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])),
-    )
-    for split in ("train", "test"):
+    for split, shades in (("train", range(16)), ("test", range(16, 32))):
+        pictures = datasets.Dataset.from_dict(
+            {"img": [{"bytes": encode(colour(v)), "path": None} for v in shades], "label": [0, 1] * 8},
+            features=datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])),
+        )
         pictures.to_parquet(tmp_path / "tables" / f"{split}-00000-of-00001.parquet")
     config = whole_image_config(settings(**TINY, dataset=str(tmp_path / "tables"), shift=0))
     done = subprocess.run(
