@@ -5,6 +5,7 @@ Shape suffixes: H and W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,3 +107,25 @@ def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.boo
     level = image.info.get("transparency")
     hidden_HW = values_HW == level if isinstance(level, int) else np.zeros(0, np.bool_)
     return hidden_HW if hidden_HW.any() else None
+
+
+def remedy(kind: Kind, brightest: int) -> str:
+    """Return what to do about images whose brightest pixel is this one of 255."""
+    if kind is COLOURS_16:
+        return "convert these images to 8 bits"
+    levels = (brightest + 1) * (kind.white + 1) // (WHITE + 1)
+    return (
+        "set pixel-range=dataset, or the values that become black and white, such as "
+        f"pixel-range=0..{2 ** math.ceil(math.log2(levels)) - 1}; if the images are right as they are, "
+        f"pixel-range=0..{kind.white}"
+    )
+
+
+def likely_range(low: float, high: float) -> str:
+    """Return the range of whole powers of two that values may have been meant to fill, 8 bits of it at least."""
+    if low < 0:
+        half = 2 ** math.ceil(math.log2(max(-low, high + 1, 1)))
+        return f"-{half}..{half - 1}"
+    if 0 < high <= 1:
+        return "0..1"
+    return f"0..{2 ** max(8, math.ceil(math.log2(max(2.0, high + 1)))) - 1}"

@@ -30,7 +30,9 @@ from psl_flower.data.depth import (
     has_deep_colour,
     hidden_pixels,
     is_deep,
+    likely_range,
     mend_transparency,
+    remedy,
 )
 from psl_flower.data.files import decodable
 from psl_flower.data.heif import can_read_heif, is_heif
@@ -273,10 +275,9 @@ class Decoder:
         if self.pixel_range is None and self._survey is not None and self._by_dataset:
             self.pixel_range = self._looked_through(self._survey).range(where)
         if self.pixel_range is None:
-            top = 1 if 0 < high <= 1 else 2 ** max(8, math.ceil(math.log2(max(2.0, high + 1)))) - 1
             raise DataError(
                 f"{where}: {kind.name} have no known range: nothing says which values are black and white; set "
-                f"pixel-range=dataset, or state them, such as pixel-range=0..{top}"
+                f"pixel-range=dataset, or state them, such as pixel-range={likely_range(low, high)}"
             )
         black, white = self.pixel_range
         first, last = (white, black) if kind.negative else (black, white)
@@ -296,7 +297,7 @@ class Decoder:
             raise DataError(
                 f"{where}: is nearly {'white' if kind.negative else 'black'} ({len(found.dark)} of "
                 f"{counted(found.count, 'image')} looked at): no pixel is above {max(found.dark)} of 255 when "
-                f"mapped to 8 bits, so fewer bits were stored than the format has; {_remedy(kind)}"
+                f"mapped to 8 bits, so fewer bits were stored than the format has; {remedy(kind, max(found.dark))}"
             )
         self.notes.add(_DARK_NOTE, where)
 
@@ -370,15 +371,6 @@ def _what_is_wrong(encoded: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels; reduce it, or leave it out"
     return f"cannot be decoded ({type(error).__name__}); replace the image or leave it out"
-
-
-def _remedy(kind: Kind) -> str:
-    if kind is COLOURS_16:
-        return "convert these images to 8 bits"
-    return (
-        "set pixel-range=dataset, or the values that become black and white, such as pixel-range=0..4095; if the "
-        f"images are right as they are, pixel-range=0..{kind.white}"
-    )
 
 
 def _follows_more(image: Image.Image) -> bool:
