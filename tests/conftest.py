@@ -1,11 +1,12 @@
 """What all tests share: one thread, and tiny patch stores of the embedded digits, made once a session."""
 
 import itertools
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def state_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a user's state of its own."""
     monkeypatch.setenv("PSL_STATE", str(tmp_path_factory.getbasetemp() / f"state-{next(_numbers)}"))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Take the files that a test has the log written to out of it again; they go with the test's folder."""
+    log = logging.getLogger("psl_flower")
+    before = list(log.handlers)
+    yield
+    for handler in log.handlers:
+        if handler not in before and isinstance(handler, logging.FileHandler):
+            handler.close()
+    log.handlers = before
 
 
 @pytest.fixture(scope="session")

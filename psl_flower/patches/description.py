@@ -164,19 +164,20 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     def mismatch(self, meta: StoreMeta, upper: int) -> str:
         """Return why a store is not that of an Upper; empty if it is; raises as `positions_of`."""
-        expected = self.meta_of(upper)
-        if meta.patch_shape != expected.patch_shape:
-            found, wanted = ("x".join(map(str, each.patch_shape)) for each in (meta, expected))
-            size = "x".join(map(str, self.patch_size))
-            return (
-                f"holds patches of {found} (channels x height x width), expected {wanted} for Upper {upper}: patches "
-                f"of {size} with a margin of {counted(self.margin, 'pixel')}"
-            )
+        expected, reasons = self.meta_of(upper), list[str]()
         for what in ("dataset", "upper", "positions", "num_samples"):
             if getattr(meta, what) != getattr(expected, what):
                 name = what.replace("_", " ")
-                return f"holds {name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}"
-        return ""
+                reasons.append(f"{name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}")
+                break
+        if meta.patch_shape != expected.patch_shape:
+            found, wanted = ("x".join(map(str, each.patch_shape)) for each in (meta, expected))
+            size = "x".join(map(str, self.patch_size))
+            reasons.append(
+                f"patches of {found} (channels x height x width), expected {wanted} for Upper {upper}: patches of "
+                f"{size} with a margin of {counted(self.margin, 'pixel')}"
+            )
+        return f"holds {'; and '.join(reasons)}" if reasons else ""
 
     def save(self, path: Path) -> None:
         """Write the description as JSON, durably; the file is the old one or the new one, never a part.
