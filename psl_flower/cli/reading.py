@@ -56,7 +56,8 @@ def reading_values(words: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in read_pairs(words).items():
         if key not in known:
-            raise ConfigError(f"{key}: is no setting of how to read a dataset; these are {', '.join(known)}")
+            option = "; write --image-size HEIGHTxWIDTH to psl ingest" if key == "image-size" else ""
+            raise ConfigError(f"{key}: is no setting of how to read a dataset{option}; these are {', '.join(known)}")
         values[known[key].name] = known[key].typed(known[key].read(text))
     return values
 

@@ -70,6 +70,12 @@ class RunConfig:
                 "have; leave wire-activations out"
             )
 
+        if self.network.code_noise and self.training.mixup:
+            raise ConfigError(
+                "code-noise and mixup contradict each other: with every weight of the mixing a code would have other "
+                "noise, which averages out; leave one out"
+            )
+
         if self.training.freeze_uppers_after == 0 and (self.network.average_every or self.network.adaptation_server):
             key = "average-every" if self.network.average_every else "adaptation-server"
             raise ConfigError(

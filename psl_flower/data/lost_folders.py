@@ -16,6 +16,8 @@ from psl_flower.errors import DataError
 from psl_flower.text import counted, printable
 
 _TEXT_BYTES = 1024
+# Code that was compiled, and models: what programs leave beside images is no class.
+_BY_PRODUCTS = (".pyc", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".safetensors")
 
 
 def check_lost_folders(
@@ -104,7 +106,9 @@ def _is_split(folder: str, full: set[str]) -> bool:
 
 
 def _is_text(listing: Listing, kinds: dict[str, Kind], path: str) -> bool:
-    """Check if a file holds a table or other text, which is no image in another format."""
+    """Check if a file holds a table or other text, or what a program left, which is no image in another format."""
+    if path.lower().endswith(_BY_PRODUCTS):
+        return True
     if kinds[path] is not Kind.OTHER:
         return kinds[path] is Kind.TABLE
     try:

@@ -24,13 +24,13 @@ NO_COLUMN = "none"
 BLANK = "blank"
 _NAMES = frozenset({
     "split", "splits", "splitname", "datasplit", "datasetsplit", "traintest", "traintestsplit", "trainvaltest",
-    "partition", "partitions", "usage",
+    "partition", "partitions",
 })  # fmt: skip
 # Parts for cross-validation: beside a column of splits they say nothing against it.
 _FOLDS = frozenset({"fold", "folds", "kfold", "cvfold", "foldid"})
 _FLAG = re.compile(r"(?:is|in)(?:train|training|test|testing|val|valid|validation|dev|eval|holdout)(?:set|split)?")
-# They may hold anything, such as the set that a card belongs to.
-_LOOSE = frozenset({"set", "subset"})
+# They may hold anything, such as the set that a card belongs to, or what a picture may be used for.
+_LOOSE = frozenset({"set", "subset", "usage"})
 _TRUE = frozenset({"1", "1.0", "true", "yes", "y", "t"})
 _FEW = 3
 _SHOWN = 3

@@ -19,6 +19,7 @@ from psl_flower.engine.noise import CodeNoise
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.upper_averaging import weight_count
+from psl_flower.errors import ProtocolError
 from psl_flower.models.cut import backward_from, from_wire, to_wire
 from psl_flower.models.split import smashed_size
 from psl_flower.patches.store import PatchStore
@@ -138,6 +139,9 @@ class UpperEngine(PartyEngine):
     def _normal(self, plan: Plan) -> torch.Tensor | None:
         if self._options.noise is None:
             return None
+        if plan.mix_weight != 1:
+            # Each weight would have another draw: a server could average the noise away.
+            raise ProtocolError("the plan mixes images, which a run with code-noise does not")
         # Its own count of steps: that of a plan which trains nothing is whatever the Lower says.
         return self._options.noise.of(self._noise_key, plan, self.step, len(self.store.meta.positions))
 

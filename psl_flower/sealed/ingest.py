@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from psl_flower.errors import ConfigError, SourceChanged, StoreExists, StoreNotFound
+from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import PixelSums, Progress, Source, cut, explain_sizes, first_image
@@ -174,12 +174,19 @@ def ingest(
             if draft.source == source.fingerprint:
                 return Ingested(current, current.manifest.num_samples, 0, 0)
             draft = None
+        begun = draft is None
         draft, keys = _begin(out, source, owner, plan, append, draft, current)
         folders = _folders(out, draft.manifest, places or {}, disk)
         _check_places(folders, draft.manifest)
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
-            done = _seal(out, source, owner, draft.manifest, sealing, folders, current, progress, disk, on_read)
+            try:
+                done = _seal(out, source, owner, draft.manifest, sealing, folders, current, progress, disk, on_read)
+            except (ConfigError, DataError):
+                # Images that are refused before one is sealed leave nothing to continue: the command mended is another.
+                if begun and sealing.done == (current.manifest.num_samples if current is not None else 0):
+                    drop_draft(out, disk)
+                raise
         read_newest(out, seen, owner.public)  # to remember it
         drop_draft(out, disk)
         return done

@@ -231,7 +231,10 @@ class LabelBook:
         _check_changes(changes, manifest)
         with locked(self._out / LOCK_FILE):
             if (self._out / DRAFT_FILE).exists():
-                raise LabelError(f"{self._out}: finish the interrupted ingest or rotation first: run it again")
+                raise LabelError(
+                    f"{self._out}: an ingest or rotation was interrupted: run it again, or remove "
+                    f"{self._out / DRAFT_FILE} to discard it"
+                )
             # Committed since the caller read its manifest, a generation has a version with the number of this one.
             newest = manifests.load(self._out).manifest
             if newest != manifest:

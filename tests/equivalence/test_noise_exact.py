@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import PeerLost
+from psl_flower.errors import PeerLost, ProtocolError
 from tests.engines import STEPS, Oracle, StatelessExchange, differences, same_predictions, settings
 from tests.equivalence.test_codes import Vanishing
 from tests.equivalence.test_frozen import Parts
@@ -16,7 +17,7 @@ NOISY = {"backbone_width": 8, "code_size": 6, "cut": "layer3", "code_noise": 0.7
 FROZEN = {"rounds": 3, "steps_per_round": 2, "freeze_uppers_after": 1}
 CASES = {
     "narrow": NOISY | {"protection": "narrow"},
-    "signs, mixed, blanked": NOISY | {"protection": "code", "mixup": 0.4, "cutout": 3, "uppers": 2},
+    "signs, blanked": NOISY | {"protection": "code", "cutout": 3, "uppers": 2},
     "five levels under autocast, averaged": NOISY
     | {"protection": "code", "code_levels": 5, "autocast": True, "average_every": 2, "wire_gradients": "float16"},
     "narrow, of fields beyond the patch": NOISY | {"protection": "narrow", "cut": "layer1", "margin": 2, "context": 1},
@@ -67,8 +68,19 @@ def test_the_comparison_notices(fault, stores_for, tmp_path):
     assert any(name.startswith("uppers.1.") for name in differences(whole.after[2], parts.snapshot()))
 
 
+def test_a_node_refuses_a_plan_that_mixes_images(stores_for, tmp_path):
+    """Each weight of the mixing would be another draw for one code, as often as the server asks."""
+    config = settings(**CASES["narrow"])
+    parts = Parts(config, stores_for(config), tmp_path)
+    asked = msgspec.structs.replace(parts.driver.task.train_plan(0), mode="look")
+    upper = parts.uppers[0]
+    assert upper.run(asked) is not None
+    with pytest.raises(ProtocolError, match="mixes images"):
+        upper.run(msgspec.structs.replace(asked, mix_weight=0.25))
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights_on_the_other_transport(stores_for, tmp_path):
-    config = settings(**CASES["signs, mixed, blanked"])
+    config = settings(**CASES["signs, blanked"])
     stores = stores_for(config)
     whole = Oracle(config, stores)
     first = Parts(config, stores, tmp_path, checkpoint_every=3)

@@ -83,6 +83,22 @@ def test_of_a_folder_that_has_grown_only_new_images_are_sealed(folder: Path) -> 
     psl("verify", *again["stores"], "--manifest", folder / "sealed")
 
 
+def test_images_that_are_refused_leave_no_draft_behind(folder: Path) -> None:
+    """The command as the error asks for it, another one then, is not taken for the end of an interrupted one."""
+    wide = folder / "pets" / "cat" / "wide.png"
+    wide.write_bytes(encode(colour(50, (16, 8))))
+    assert "set image-size" in refused(errors.DataError, *sealing(folder))
+    assert not (folder / "sealed" / "draft.psl").exists()
+    first = json.loads(psl(*sealing(folder, "--image-size", "8x8")).stdout)
+    assert first["images"] == 21
+    (folder / "pets" / "cat" / "wider.png").write_bytes(encode(colour(60, (32, 8))))
+    assert "set image-size" in refused(errors.DataError, *sealing(folder, "--append"))
+    assert not (folder / "sealed" / "draft.psl").exists()
+    more = json.loads(psl(*sealing(folder, "--append", "--image-size", "8x8")).stdout)
+    assert (more["added"], more["known"], more["images"]) == (1, 21, 22)
+    psl("verify", *more["stores"], "--manifest", folder / "sealed")
+
+
 def test_without_its_list_of_contents_a_dataset_is_asked_itself(folder: Path) -> None:
     psl(*sealing(folder))
     (folder / "sealed" / FILE).unlink()
