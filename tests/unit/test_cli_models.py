@@ -123,6 +123,25 @@ def test_evaluate(psl):
     assert len(err.splitlines()) == 1
 
 
+def test_evaluating_another_dataset_says_what_was_read_of_it(psl, tmp_path):
+    for split, count in (("train", 2), ("test", 1)):
+        for digit in range(10):
+            folder = tmp_path / "digits" / split / str(digit)
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.new("L", (16, 16), 20 * digit + k + 5 * count).save(folder / f"{k}.png")
+    (tmp_path / "digits" / "test" / "3" / "notes.txt").write_text("not an image")
+    status, out, err = psl("evaluate", "--dataset", tmp_path / "digits", "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    taken = {split["name"]: sum(split["classes"].values()) for split in report["account"]["splits"]}
+    assert (report["images"], taken) == (10, {"train": 20, "test": 10})
+    (left,) = report["account"]["left_out"]
+    assert (left["reason"], left["count"], left["example"]) == ("not an image", 1, "test/3/notes.txt")
+    status, out, err = psl("evaluate", "--dataset", tmp_path / "digits")
+    assert "left out: 1 .txt (not an image), such as test/3/notes.txt" in out + err
+
+
 def test_evaluate_writes_a_table_of_classes(psl, tmp_path):
     status, out, _ = psl("evaluate", "--csv", tmp_path / "classes.csv")
     assert status == 0
