@@ -232,7 +232,7 @@ class LabelBook:
         with locked(self._out / LOCK_FILE):
             if (self._out / DRAFT_FILE).exists():
                 raise LabelError(
-                    f"{self._out}: run the interrupted ingest or rotation again, or remove {DRAFT_FILE} there"
+                    f"{self._out}: repeat the interrupted ingest or rotation, or remove {DRAFT_FILE} there"
                 )
             # Committed since the caller read its manifest, a generation has a version with the number of this one.
             newest = manifests.load(self._out).manifest
