@@ -231,9 +231,7 @@ class LabelBook:
         _check_changes(changes, manifest)
         with locked(self._out / LOCK_FILE):
             if (self._out / DRAFT_FILE).exists():
-                raise LabelError(
-                    f"{self._out}: repeat the interrupted ingest or rotation, or remove {DRAFT_FILE} there"
-                )
+                raise LabelError(f"{self._out}: repeat the interrupted ingest or rotation, or remove {DRAFT_FILE}")
             # Committed since the caller read its manifest, a generation has a version with the number of this one.
             newest = manifests.load(self._out).manifest
             if newest != manifest:
