@@ -83,15 +83,13 @@ class TrainingFolder:
         """
         file = self.path / "run.json"
         begun: dict[str, Any] = json.loads(read_file(file, RunError))
-        before = begun.get("alignment")
-        if before == alignment or (before is None and not alignment):
-            return
-        if before is not None:
+        before = begun.setdefault("alignment", alignment)
+        if before != alignment:
             raise AlignmentError(
                 f"{self.path}: the samples, or which party has which of them, are others than when this training "
                 "began; let the parties give the records of before, or use another workdir"
             )
-        write_file(file, json.dumps(begun | {"alignment": alignment}, indent=1).encode(), RunError, mode=0o600)
+        write_file(file, json.dumps(begun, indent=1).encode(), RunError, mode=0o600)
 
     def rounds(self, up_to: int) -> list[dict[str, Any]]:
         """Return the records of rounds that end at step `up_to` or before; later ones were never committed."""
