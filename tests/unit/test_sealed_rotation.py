@@ -173,7 +173,7 @@ def test_an_interrupted_rotation_must_be_finished_first(world: World, monkeypatc
         turn(world, drop_restorers=("carol",))
     with pytest.raises(errors.SourceChanged):
         world.seal(SOURCE, append=True)
-    with pytest.raises(errors.LabelError, match="finish"):
+    with pytest.raises(errors.LabelError, match=r"repeat the interrupted ingest or rotation, or remove draft\.psl"):
         LabelBook(world.out).relabel(world.signed.manifest, world.restorers[0], [(0, 1)], "")
     turn(world, drop_restorers=("bob",))
     assert [member.name for member in world.signed.manifest.restorers] == ["alice", "carol"]
