@@ -31,7 +31,7 @@ from server.superlink import superlink_lost
 log = logging.getLogger("psl_flower")
 
 _STATUS_EVERY_S = 0.5
-# After so many steps of a process the time of the training is said; the first of them is slower than the others.
+# Steps of a process after which the training time is estimated; the first is slower than the others.
 _TIMED = 5
 
 

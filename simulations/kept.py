@@ -36,7 +36,7 @@ Kind = TypeVar("Kind", bound=Report)
 
 @dataclass(slots=True, kw_only=True)
 class Study(Generic[Asked, Kind]):
-    """A measurement that goes on.
+    """A measurement in progress.
 
     Attributes
     ----------

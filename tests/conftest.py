@@ -48,6 +48,23 @@ def own_log() -> Iterator[None]:
     log.handlers = before
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, and leave the number of threads as it was: trainings set it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def answered_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for the answers of nodes, all of which are in this process, more often than over a network."""
+    from psl_flower.flower import messages
+
+    monkeypatch.setattr(messages, "_DEPLOYED_PULL_INTERVAL_S", 0.02)
+
+
 @pytest.fixture(scope="session")
 def stores_for(tmp_path_factory: pytest.TempPathFactory) -> StoresFor:
     """Return a function that gives the stores of a run's settings; equal requests share one set."""

@@ -6,21 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.flower import PartySide, SplitLearning, messages, split_client
+from psl_flower.flower import PartySide, SplitLearning, split_client
 from psl_flower.split import Training
 from tests import plain_split as plain
 from tests.in_process import InProcessGrid
 
 MakeParty = Callable[[str, Any], PartySide]
-
-
-def answered_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for the answers of nodes, all of which are in this process, more often than over a network."""
-    monkeypatch.setattr(messages, "_DEPLOYED_PULL_INTERVAL_S", 0.02)
 
 
 class PartiesGrid(InProcessGrid):

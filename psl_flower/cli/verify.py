@@ -28,7 +28,7 @@ def verify(
     """Check every byte of stores, labels and audit log against the signed manifest, and name what is wrong.
 
     Needs no key. Checks labels and audit log if they lie beside the manifest. Exit status: 0 if everything that the
-    manifest commits to is there and correct, 1 if something is wrong, 3 if what was given is correct but incomplete.
+    manifest commits to is present and correct, 1 if something is wrong, 3 if what was given is correct but incomplete.
     """
     from psl_flower.sealed.verify import verify as do_verify
 

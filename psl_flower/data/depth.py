@@ -103,14 +103,14 @@ def mend_transparency(image: Image.Image, encoded: bytes) -> None:
 
 
 def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return which pixels (H, W) have the one grey value that the file calls transparent; None if there are none."""
+    """Return a mask (H, W) of pixels with the grey value that the file declares transparent; None if there are none."""
     level = image.info.get("transparency")
     hidden_HW = values_HW == level if isinstance(level, int) else np.zeros(0, np.bool_)
     return hidden_HW if hidden_HW.any() else None
 
 
 def remedy(kind: Kind, brightest: int) -> str:
-    """Return what to do about images whose brightest pixel is this one of 255."""
+    """Return advice on images whose brightest pixel is this one of 255."""
     if kind is COLOURS_16:
         return "convert these images to 8 bits"
     levels = (brightest + 1) * (kind.white + 1) // (WHITE + 1)

@@ -162,7 +162,7 @@ def _names_a_missing_part(pattern: str, listing: Listing) -> bool:
 
 
 def _nearest(pattern: str, paths: list[str]) -> str:
-    """Return what a pattern that matches nothing may have meant, as the end of a sentence; empty if that is unclear."""
+    """Return a suggestion for a pattern that matches nothing, as the end of a sentence; empty if there is none."""
     if not paths:
         return ""
     known: dict[str, str] = {}

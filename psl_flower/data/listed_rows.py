@@ -1,4 +1,4 @@
-"""Rows of tables that list images: each names an image that is there, and no image is taken twice.
+"""Rows of tables that list images: each names an existing image, and no image is taken twice.
 
 Shape suffixes: N rows of a split, R rows that are kept.
 """
@@ -67,7 +67,7 @@ def check_listed(
             found = resolve(path) if path else None
             if found is None:
                 raise DataError(
-                    f"{name}: row {row} of split {split!r} names no image that is there: {printable(path)}; paths are "
+                    f"{name}: row {row} of split {split!r} names no existing image: {printable(path)}; paths are "
                     "looked for beside the table and in the dataset's folder; remove the row or add the image"
                 )
             here = _Place(split, row, label)

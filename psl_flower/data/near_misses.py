@@ -15,7 +15,7 @@ _LOOKED_AT = 20
 
 
 def near_miss(sample: pa.Table, resolve: Resolve, pictures: Iterable[str]) -> str:
-    """Return which of a table's columns may be meant for images, and why its first odd row names none.
+    """Return the columns of a table that may be meant for images, and why the first odd row of each names none.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _key(path: str) -> str:
 
 def _why(text: str, alike: list[str], *, number: bool) -> str:
     if not alike:
-        return "names no image that is there"
+        return "names no existing image"
     shown = printable(alike[0])
     if number:
         return f"is a number; write the image's name, such as {shown}"

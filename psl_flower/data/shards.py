@@ -30,7 +30,7 @@ class Shard(NamedTuple):
 
 
 def shard_of(path: str) -> Shard | None:
-    """Return which part a file is, such as train-00000-of-00002.parquet; None for a whole table."""
+    """Return the part that a file name states, as in train-00000-of-00002.parquet; None for a whole table."""
     match = _SHARD.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
     if match is None:
         return None
@@ -161,7 +161,7 @@ def check_places(name: str, split: str, places: Mapping[str, str]) -> None:
 
 
 def joined_files(split: str, paths: Collection[str]) -> str:
-    """Return what the account says of a split in several files; empty where these are one, or the parts of one."""
+    """Return the account's note on a split in several files; empty for a single file, or the parts of one."""
     wholes = {shard.whole if (shard := shard_of(path)) else path: path for path in paths}
     if len(wholes) < 2:
         return ""

@@ -125,7 +125,7 @@ class ImageSource:
             yield image_HWC, int(part.raw.labels_N[row])
 
     def where(self, split: str, number: int) -> str:
-        """Return what to call a sample in errors: its number within the split, and its file where it has one."""
+        """Return a sample's name for errors: its number within the split, and its file where it has one."""
         part = self._part(split)
         return _with_path(f"image {split}:{number}", part.raw, int(part.rows_N[number]))
 

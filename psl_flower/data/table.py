@@ -47,7 +47,7 @@ class Table:
 
     @classmethod
     def of(cls, table: pa.Table, files: Mapping[str, int]) -> Table:
-        """Return the rows of a table of Arrow's, which was put together of files with so many rows each."""
+        """Return the rows of an Arrow table that was joined from files with these numbers of rows."""
         ends_F = np.cumsum(list(files.values()))
         paths = list(files)
 

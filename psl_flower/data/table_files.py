@@ -91,7 +91,7 @@ class ImageTables:
                 self.others[path] = said if columns else "holds no table with a row for each image"
 
     def unread(self, pictures: Collection[str]) -> str:
-        """Return what is wrong with the first of the other tables, and which of their rows comes near to an image."""
+        """Return the fault of the first of the other tables, and the row of them that nearly names an image."""
         said = []
         for path, why in list(self.others.items())[:_TOLD]:
             sample = _peek(self._root / path) if path not in self._damaged else None

@@ -92,7 +92,7 @@ class Augmentation:
         return stored_BKCHW.reshape(B, K * C, H * W).gather(2, places_BLN).reshape(B, K, C, h, w)
 
     def views(self, seed: int | None, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what is done to each sample's pixels, mixing apart, as five whole numbers (B, 5).
+        """Return the augmentation of each sample's pixels, without mixing, as five whole numbers (B, 5).
 
         Equal rows of a sample are the same view of it, from whichever seed; zeros stand for the sample as it is, as
         for all of them without a seed.

@@ -208,7 +208,7 @@ class Blueprint:
         )
 
     def gradient_feedback(self) -> GradientFeedback | None:
-        """Return what keeps the rounding of gradients, of a training that begins; None where it is lost."""
+        """Return the error feedback of a new training; None if it has none."""
         wire = self.config.wire
         return GradientFeedback(wire.wire_gradients) if wire.gradient_feedback else None
 

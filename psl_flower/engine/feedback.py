@@ -56,7 +56,7 @@ class GradientFeedback:
         self._next = {}
 
     def state(self) -> dict[int, torch.Tensor]:
-        """Return what is owed, (K, C) float32 by Upper."""
+        """Return the rounding error to be given back: (K, C) float32 by Upper."""
         return dict(self._owed)
 
     def restore(self, state: Mapping[int, torch.Tensor]) -> None:

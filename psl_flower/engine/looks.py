@@ -326,7 +326,7 @@ def _kept_codec(activations: str) -> str:
 
 
 def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
-    """Return what a training's looks take on the disk.
+    """Return the bytes that a training's looks take on the disk.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ class CodeNoise:
 
 
 def code_noise_of(config: RunConfig, augmentation: Augmentation) -> CodeNoise | None:
-    """Return what the Uppers of a run make the noise on their codes of; None for none."""
+    """Return the source of the noise on a run's codes; None if it adds none."""
     protection = config.network.cut_protection
     if not protection.noise:
         return None

@@ -283,7 +283,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> dict[int, torch.Tensor]:  # fmt: skip
         """Deliver the gradients of the plan just trained; return the means of the weights that they lead to, by party.
 
-        Parties that share no weights only take their gradients, and `save`, if they are told no plan after that.
+        Parties that share no weights receive only their gradients, and `save`, if no plan follows.
         """
         groups = self._averaged_groups()
         shapes = {m: (count,) for members, count in groups for m in members}
@@ -335,7 +335,7 @@ class Rounds(ABC, Generic[L, T]):
         return None if plan is None else self._plan_of(m, plan)
 
     def _plan_of(self, m: int, plan: Plan) -> Plan:
-        """Return a plan as party m is told it: the same for all, unless a subclass knows which samples each has."""
+        """Return the plan for party m: the same for all, unless a subclass knows which samples each holds."""
         return plan
 
 

@@ -80,7 +80,7 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
 def _next(waiting: Mapping[int, tuple[Party, UpperStream]], timeout_s: float) -> Iterable[int]:
     """Return the parties to be served next."""
     mid_step = any(isinstance(party, MidStepParty) for party, _ in waiting.values())
-    # Where some share their weights, the others are told less.
+    # Where some share their weights, the others receive fewer messages.
     sharing = {isinstance(party, PartyEngine) and party.weight_count > 0 for party, _ in waiting.values()}
     if len(waiting) == 1 or not (mid_step or len(sharing) > 1):
         return list(waiting)

@@ -91,7 +91,7 @@ class Audit:
         return len(self.victims.labels_N) + len(self._distractors)
 
     def smashed(self, net: PatchSplitNet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what a network sends of auxiliary images and of victims."""
+        """Return the smashed data of auxiliary images and of victims."""
         given, target = (smash([net], self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
         return given, target
 

@@ -78,7 +78,7 @@ def last_stage(cut: str) -> str:
 
 
 def reduction(cut: str, stem: str) -> int:
-    """Return how many times smaller, each way, the map at the cut is than the patch; of "pool", before it is pooled."""
+    """Return how many times smaller the map at the cut is than the patch, each way; of "pool", before pooling."""
     factor = 1 if stem == "cifar" else 4
     for _ in CUTS[CUTS.index("layer2") : CUTS.index(cut) + 1]:
         factor *= 2

@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
     def where(self, split: str, number: int) -> str:
-        """Return what to call a sample in errors, such as "image train:17 (cats/17.jpg)"."""
+        """Return a sample's name for errors, such as "image train:17 (cats/17.jpg)"."""
         ...
 
     def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:

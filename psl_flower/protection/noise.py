@@ -1,4 +1,4 @@
-"""Gaussian noise from a key: whoever has not the key learns nothing of it, and whoever has it draws the same again.
+"""Gaussian noise from a key: reproducible with the key, unpredictable without it.
 
 Shape suffixes: B records, D numbers of a record.
 """
@@ -27,7 +27,7 @@ def drawn(key: bytes, records: Sequence[bytes], size: int) -> NDArray[np.float32
     Parameters
     ----------
     key : bytes
-        32 bytes, uniformly random to whoever must not know the noise.
+        32 uniformly random bytes, secret from everyone who must not know the noise.
     records : sequence of bytes
         What each row is for.
     size : int

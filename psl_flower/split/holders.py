@@ -45,12 +45,12 @@ class Holders:
         self._seats, self._rows = seats_of(names), rows
 
     def told(self, m: int, plan: Plan) -> Plan:
-        """Return a plan as holder m is told it: of the samples that it has, by its own rows."""
+        """Return the plan for holder m: the samples that it has, by its own row numbers."""
         rows_B = self._rows_of(m, plan)
         return plan if rows_B is None else msgspec.structs.replace(plan, samples=pack_samples(rows_B[rows_B >= 0]))
 
     def joined(self, plan: Plan, sent: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Return what parties send, by place, from what their holders sent; zeros for samples that none has."""
+        """Return the parties' outputs, by place, joined from their holders'; zeros for samples that no holder has."""
         found: dict[int, torch.Tensor] = {}
         for m, tensor in sent.items():
             rows_B, seat = self._rows_of(m, plan), self._seats[m]

@@ -2,7 +2,7 @@
 
 An id's digest is the first 16 bytes of HMAC-SHA-256(key, "id" 00 id), the id in UTF-8 after Unicode's NFKC, case
 folding and the removal of white space at both ends. Whoever has no key can neither read an id from a digest nor test
-a guess; whoever has it can test guesses. docs/own-models.md says what the server learns.
+a guess; anyone with the key can test guesses. docs/own-models.md says what the server learns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from psl_flower.errors import AlignmentError, ConfigError
 
 DIGEST_BYTES = 16
 MIN_KEY_BYTES = 16
-# Names the rules by which ids are made one form, so that parties with other rules are told as those with another key.
+# Names the rules by which ids are normalised: parties with other rules are detected like those with another key.
 _RULES = b"psl-flower ids 1: NFKC, casefold, strip"
 _PSEUDONYM = re.compile(r"psl1-([0-9a-f]{16})-([0-9a-f]{32})")
 _FEW = 3

@@ -104,7 +104,7 @@ class Roster:
         return Checkpoints(folder / "head" if self.has_labels(m) else folder)
 
     def brought(self, make: MakeParty, name: str, context: Any, seed: int) -> Brought:
-        """Return what a party brings, made while torch draws from the seed of the party, which its holders share.
+        """Return a party's contribution, made while torch draws from the seed of the party, which its holders share.
 
         Raises
         ------

@@ -140,14 +140,14 @@ class Samples:
         self.missing.update(missing)
 
     def coverage(self, roster: Roster) -> str:
-        """Return how many samples each party has that names its own, as a line of text."""
+        """Return a line with the number of samples of each party that names its own."""
         return ", ".join(
             f"{roster.called(m)} has {np.count_nonzero(rows_N >= 0)} of {len(rows_N)} samples"
             for m, rows_N in self.rows.items()
         )
 
     def _held(self, whole: Mapping[int, Claim], reference: Digests | None, roster: Roster) -> int:
-        """Return how many samples there are, once all who hold them all agree on it."""
+        """Return the number of samples, once all parties that hold every sample agree on it."""
         if reference is not None:
             if self.num is not None and self.num != len(reference.values):
                 raise AlignmentError(f"{len(reference.values)} samples have ids, but the server knows {self.num}")

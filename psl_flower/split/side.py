@@ -137,7 +137,7 @@ class Rows:
             )
         numbers = numbers.astype("<i8")
         if twice := num_rows - len(np.unique(numbers)):
-            raise AlignmentError(f"{whose}: samples: {twice} occur more than once; a row is of a sample of its own")
+            raise AlignmentError(f"{whose}: samples: {twice} occur more than once; each row needs its own sample")
         if num_rows and numbers.min() < 0:
             raise AlignmentError(f"{whose}: samples: expected numbers from 0, got {numbers.min()}")
         rows = cls(num_rows, None, whose)

@@ -49,7 +49,7 @@ class Training:
         under the run's seed; a module comes with the weights that it has.
     parties : mapping
         By name, the shape of what the party's model returns for one sample; a list of shapes for a tuple of tensors.
-        Names such as `scan@north` and `scan@south` are holders of one party, `scan`, each of samples of its own.
+        Names such as `scan@north` and `scan@south` are holders of one party, `scan`, each with its own samples.
     labels : tensor, array or str
         The targets of all samples, one row per sample, of any dtype. Or the name of the party that has them, which
         brings a `psl_flower.split.LabelSide`; what `top` returns, float32, then goes to that party's head.

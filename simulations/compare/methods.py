@@ -216,7 +216,7 @@ def chosen_recipes(path: Path) -> dict[str, Values]:
     Raises
     ------
     RunError
-        If the file is no report of a comparison, or as of `best_by_grid`.
+        If the file is no report of a comparison, or `best_by_grid` raises it.
     """
     report = reports.load(path, Report)
     if report is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +22,9 @@ from tests import plain_split as plain
 from tests.e2e.conftest import wait_until
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def example(name: str) -> ModuleType:

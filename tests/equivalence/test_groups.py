@@ -17,16 +17,9 @@ from tests import plain_groups as groups
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
+
 ADAM = torch.optim.Adam
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    usual.answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def party_with(optimizer: Any, holding: Any = None) -> Any:

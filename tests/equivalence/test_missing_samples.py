@@ -19,18 +19,11 @@ from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
+
 ADAM = torch.optim.Adam
 # Of training samples and of the evaluation's, one of them lacking at two parties.
 LACKING = {"fare": [3, 8, 44], "family": [8, 20, 21, 50, 59]}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    usual.answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def left(samples: np.ndarray) -> np.ndarray:

@@ -18,20 +18,13 @@ from tests import plain_groups as groups
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
+
 ADAM = torch.optim.Adam
 KEY = b"a key of sixteen bytes or more"
 IDS = [f"Patient-{number:03}" for number in range(plain.NUM_SAMPLES)]
 # Of a party's records: samples that it lacks; all have some of no sample, too.
 LACKING = {"fare": [3, 8, 44], "family": [8, 20, 21, 50, 59]}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    usual.answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def records(name: str, order: int, lacking: Any = (), samples: Any = None) -> dict[str, Any]:

@@ -12,13 +12,7 @@ import torch
 from psl_flower.split import LocalResult, PartySide, Training, fit_local
 from tests import plain_split as plain
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def party_with(optimizer: Callable[..., Any]) -> Callable[[str, Any], PartySide]:

@@ -10,18 +10,11 @@ from flwr.app import Message
 
 from psl_flower.split import fit_local
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, answered_soon, over_nodes, party_with, weights_of
+from tests.parties_in_process import PartiesGrid, over_nodes, party_with, weights_of
+
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
 
 STEPS = 18
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("transport", ["stream", "flower"])

@@ -30,18 +30,11 @@ from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 from tests.authority import Authority
-from tests.parties_in_process import PartiesGrid, answered_soon
+from tests.parties_in_process import PartiesGrid
+
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
 
 ADAM = torch.optim.Adam
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def local(holder: str, optimizer: Any = ADAM, side: Any = None, **changes: Any) -> LocalResult:

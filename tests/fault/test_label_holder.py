@@ -15,12 +15,9 @@ from tests import parties_in_process as usual
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 
+pytestmark = pytest.mark.usefixtures("answered_soon")
+
 ADAM = torch.optim.Adam
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual.answered_soon(monkeypatch)
 
 
 SEATS = u.seats("clinic")

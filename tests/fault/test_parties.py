@@ -14,14 +14,11 @@ from torch import nn
 from psl_flower.errors import AlignmentError, NodeError, PositionError, PositionMissing, PslError
 from psl_flower.flower import PartySide
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, answered_soon, over_nodes, party_with
+from tests.parties_in_process import PartiesGrid, over_nodes, party_with
+
+pytestmark = pytest.mark.usefixtures("answered_soon")
 
 ADAM = torch.optim.Adam
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered_soon(monkeypatch)
 
 
 def side(name: str, **changes: Any) -> Callable[[str, Any], PartySide]:

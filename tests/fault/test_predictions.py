@@ -55,13 +55,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def place(trained: Path, tmp_path: Path) -> Path:
-    """Return a copy to spoil; stores stay where they are, since they are not written to."""
-    shutil.copytree(trained, tmp_path / "place")
-    return tmp_path / "place"
-
-
 def grid(root: Path) -> InProcessGrid:
     stores = prepare_stores(config_in(root / "workspace", TRAINING))
     return InProcessGrid(stores.folder, root / "state", 2)

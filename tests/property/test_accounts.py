@@ -79,7 +79,7 @@ RIGHT = re.compile(
     r"|holds neither images in a folder|pictures? in class folders cannot be decoded|may hold images|lies in split"
     r"|arrays with images and labels|choose with read-as|is an archive|leave image-column and label-column empty"
     # Of tables and arrays.
-    r"|no label column|columns? can be|no column holds|names no image that is there|several arrays can be|no array "
+    r"|no label column|columns? can be|no column holds|names no existing image|several arrays can be|no array "
     r"|of different splits by their names|tells no split|which are no square|holds \d+ labels, and|add these, or leave"
     r"|an array of shape|column 'split'|split column|too few images|have no label"
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,13 @@ from psl_flower.flower import SplitLearning
 from psl_flower.split import LabelSide, PartySide
 from psl_flower.wire import connection
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, answered_soon
+from tests.parties_in_process import PartiesGrid
+
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
 
 # Numbers that nothing else in the training has; some are of training samples, some of the evaluation's.
 LABELS = torch.randn(plain.NUM_SAMPLES, generator=torch.Generator().manual_seed(77))
 ADAM = torch.optim.Adam
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def labels_in(data: bytes) -> list[int]:

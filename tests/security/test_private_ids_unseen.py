@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,14 @@ from psl_flower.errors import PslError
 from psl_flower.split import PartySide, pseudonyms
 from psl_flower.wire import connection
 from tests import plain_split as plain
-from tests.parties_in_process import answered_soon, over_nodes
+from tests.parties_in_process import over_nodes
 from tests.security.test_labels_elsewhere import Watched, held
+
+pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
 
 ADAM = torch.optim.Adam
 KEY = b"7f1c0b5e2d9a4836-of-the-hospitals"
 IDS = [f"Somebody-{number:04}" for number in range(plain.NUM_SAMPLES)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    answered_soon(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shown(data: bytes) -> list[bytes]:

@@ -6,7 +6,6 @@ import sys
 
 import msgspec
 import pytest
-import torch
 
 from psl_flower.baselines.whole_image import whole_image_config
 from psl_flower.errors import RunError
@@ -26,13 +25,6 @@ from simulations.compare import worker
 if __name__ == "__main__":
     print(len(worker.run(msgspec.json.decode(sys.argv[1], type=worker.Job), lambda steps: None).label))
 """
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def job(tmp_path, kind, config):

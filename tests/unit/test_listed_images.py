@@ -77,7 +77,7 @@ def test_metadata_beside_the_images_of_each_split(tmp_path):
 def test_rows_without_an_image_and_images_with_two_classes_are_refused(tmp_path):
     name = listed(tmp_path / "set", {f"images/{k}.png": "ab"[k % 2] for k in range(6)})
     (tmp_path / "set" / "images" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"row 3 of split 'train' names no image that is there: images/3\.png"):
+    with pytest.raises(DataError, match=r"row 3 of split 'train' names no existing image: images/3\.png"):
         open_dataset(name)
     with (tmp_path / "set" / "labels.csv").open("a") as table:
         table.write("images/0.png,b\n")

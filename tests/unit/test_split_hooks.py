@@ -16,18 +16,12 @@ from psl_flower.split import EarlyStopping, LocalResult, PartySide, Training, fi
 from tests import plain_split as plain
 from tests.parties_in_process import party_with, training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLES = np.arange(24)
 ROWS = torch.arange(24)
 SETTINGS: dict[str, Any] = {"lr": 0.02, "batch_size": 6, "epochs": 2, "seed": 3}
 Optimizers = Callable[[nn.Module], torch.optim.Optimizer]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Concatenated(nn.Module):
