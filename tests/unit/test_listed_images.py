@@ -113,7 +113,7 @@ def test_a_named_pipe_in_a_table_is_not_waited_for(tmp_path):
     name = listed(tmp_path / "set", {f"images/{k}.png": "ab"[k % 2] for k in range(4)})
     (tmp_path / "set" / "images" / "1.png").unlink()
     os.mkfifo(tmp_path / "set" / "images" / "1.png")
-    with pytest.raises(DataError, match=r"row 1 of split 'train' names no image"):
+    with pytest.raises(DataError, match=r"row 1 of split 'train' names no existing image"):
         open_dataset(name)
 
 

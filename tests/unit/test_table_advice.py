@@ -14,7 +14,7 @@ NEAR = [
     (str.upper, r"row 0 \(IMAGES/0\.PNG\) is spelt otherwise than images/0\.png"),
     (lambda path: "/" + path, r"row 0 \(/images/0\.png\) is not the path of images/0\.png within the dataset"),
     (lambda path: path if path < "images/2" else "gone" + path[6:], r"names 2 of the first 8 images: row 2 \(gone/2\.png\) is not"),
-    (lambda path: path if path < "images/2" else "x" + path[6:].replace(".", "0."), r"names 2 of .*row 2 .* names no image"),
+    (lambda path: path if path < "images/2" else "x" + path[6:].replace(".", "0."), r"names 2 of .*row 2 .* names no existing image"),
 ]  # fmt: skip
 
 
