@@ -79,7 +79,7 @@ class Owners(deployment.Deployment):
         command = super().supernode_command(host, node_config)
         if str(node_config["party"]).endswith("@north"):
             return [*command, "--app", host.folder / "app"]
-        return [BIN / "flower-supernode", *command[1:], "--disable-runtime-dependency-installation"]
+        return [BIN / "flower-supernode", *command[1:]]
 
     def run_app(self, workdir: str, **settings: Any) -> subprocess.Popen[bytes]:
         """Start `flwr run`, which ends when the run does."""
