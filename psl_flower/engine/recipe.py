@@ -1,7 +1,7 @@
 """The settings that a run chooses by the size of its dataset: batch size, learning rate, rounds.
 
 A few hundred images and 50,000 both train with them. The numbers were chosen on validation images of small sets, see
-`simulations.recipe` and docs/accuracy.md.
+`simulations.recipe` and docs/accuracy-studies.md.
 """
 
 from __future__ import annotations
