@@ -30,38 +30,20 @@ from psl_flower.wire.plan import StepId, pack_samples
 
 
 class AdaptationInput(NamedTuple):
-    """What the Adaptation Net learns from in a step.
+    """What the Adaptation Net learns from in a step."""
 
-    Attributes
-    ----------
-    smashed_BPChw : torch.Tensor
-        Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
-    targets : Targets
-        What is right, on the same device.
-    absent : sequence of int
-        Positions to leave out.
-    lr : float
-        Learning rate.
-    """
-
+    #: Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
     smashed_BPChw: torch.Tensor
-    targets: Targets
-    absent: Sequence[int]
+    targets: Targets  #: What is right, on the same device.
+    absent: Sequence[int]  #: Positions to leave out.
     lr: float
 
 
 class AdaptationOutput(NamedTuple):
-    """Result of a lesson.
+    """Result of a lesson."""
 
-    Attributes
-    ----------
-    loss : float
-        `psl_flower.losses.LossParts.uppers`.
-    gradient_BPChw : torch.Tensor
-        Gradient of alpha times the loss at the smashed data, in their dtype and memory order.
-    """
-
-    loss: float
+    loss: float  #: `psl_flower.losses.LossParts.uppers`.
+    #: Gradient of alpha times the loss at the smashed data, in their dtype and memory order.
     gradient_BPChw: torch.Tensor
 
 

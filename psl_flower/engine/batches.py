@@ -20,20 +20,11 @@ class BatchOrder:
 
     The last batch of an epoch may be smaller; a single left-over sample is not used in that epoch, because BatchNorm
     learns nothing from one.
-
-    Attributes
-    ----------
-    pool : NDArray[np.int64]
-        (N,) global sample indices of the training split.
-    batch_size : int
-        Samples in a mini-batch, 2 or more.
-    seed : int
-        The run's seed.
     """
 
-    pool: NDArray[np.int64]
-    batch_size: int
-    seed: int
+    pool: NDArray[np.int64]  #: (N,) global sample indices of the training split.
+    batch_size: int  #: Samples in a mini-batch, 2 or more.
+    seed: int  #: The run's seed.
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

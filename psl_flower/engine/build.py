@@ -46,33 +46,18 @@ from psl_flower.text import printable
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
-    """A training of another network than the run's own, from weights that were put in place (`psl lighten`).
-
-    Attributes
-    ----------
-    size : BackboneSize
-        Of the network.
-    weight_bits : int
-        To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
-    teacher : BackboneSize or None
-        Of the network whose answers it learns, if it does.
-    """
+    """A training of another network than the run's own, from weights that were put in place (`psl lighten`)."""
 
     size: BackboneSize
+    #: To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
     weight_bits: int = 0
-    teacher: BackboneSize | None = None
+    teacher: BackboneSize | None = None  #: Of the network whose answers it learns, if it does.
 
 
 class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="onnx"):
-    """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own.
+    """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own."""
 
-    Attributes
-    ----------
-    digests : dict[int, str]
-        SHA-256 of every Upper's file, as hexadecimal text.
-    """
-
-    digests: dict[int, str]
+    digests: dict[int, str]  #: SHA-256 of every Upper's file, as hexadecimal text.
 
 
 class _Encoded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,20 +71,12 @@ class Blueprint:
     """What all parties of a run are built from, each on its own machine.
 
     In all methods, `size` is that of the network's backbone, its own by default.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
-    description : StoreSetDescription
-        Of the stores that it works with.
-    override : CompressionTraining, OnnxInference or None
-        What nodes have in place of the run's own Uppers.
     """
 
+    #: The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
     config: RunConfig
-    description: StoreSetDescription
-    override: CompressionTraining | OnnxInference | None = None
+    description: StoreSetDescription  #: Of the stores that it works with.
+    override: CompressionTraining | OnnxInference | None = None  #: What nodes have in place of the run's own Uppers.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", planned(self.config, self.description))

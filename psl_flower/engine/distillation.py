@@ -20,18 +20,10 @@ TEMPERATURE = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """Whose answers are learnt, where the student is trained in one process.
+    """Whose answers are learnt, where the student is trained in one process."""
 
-    Attributes
-    ----------
-    net : PatchSplitNet
-        In eval mode, on the student's device; sees the same augmented patches.
-    share : float
-        0..1: the weight of its answers in the loss; the rest is the labels'.
-    """
-
-    net: PatchSplitNet
-    share: float
+    net: PatchSplitNet  #: In eval mode, on the student's device; sees the same augmented patches.
+    share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
 
     def loss(
         self,
@@ -68,21 +60,11 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowerTeacher:
-    """The Lower's half of a teacher, beside the student's Lower; its Uppers are beside the student's, on the nodes.
+    """The Lower's half of a teacher, beside the student's Lower; its Uppers are beside the student's, on the nodes."""
 
-    Attributes
-    ----------
-    lower : nn.Module
-        In eval mode, on the student's device.
-    share : float
-        0..1: the weight of its answers in the loss; the rest is the labels'.
-    channels : int
-        C of its smashed data, the last of those that come up.
-    """
-
-    lower: nn.Module
-    share: float
-    channels: int
+    lower: nn.Module  #: In eval mode, on the student's device.
+    share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
+    channels: int  #: C of its smashed data, the last of those that come up.
 
 
 def shared_loss(

@@ -21,52 +21,31 @@ from psl_flower.wire.mid_step import Adapt, Judge
 
 
 class Down(NamedTuple):
-    """What goes to one Upper.
+    """What goes to one Upper."""
 
-    Attributes
-    ----------
-    turn : Step, Share or Average
-        What it is to do.
-    tensor : torch.Tensor or None
-        Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
-        the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
-    """
-
-    turn: Turn
+    turn: Turn  #: What it is to do.
+    #: Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
+    #: the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
     tensor: torch.Tensor | None = None
 
 
 class Up(NamedTuple):
-    """What comes back from one Upper.
+    """What comes back from one Upper."""
 
-    Attributes
-    ----------
-    answer : Smashed, Shared or Saved
-        As the turn's `answered_by` says.
-    tensor : torch.Tensor or None
-        Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
-        Upper shares (N,), float32.
-    """
-
-    answer: Answer
+    answer: Answer  #: As the turn's `answered_by` says.
+    #: Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
+    #: Upper shares (N,), float32.
     tensor: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireFormat:
-    """How both parties put what they exchange into frames.
+    """How both parties put what they exchange into frames."""
 
-    Attributes
-    ----------
-    activations, gradients : str
-        Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
-    dtype : torch.dtype
-        Dtype in which a party computes, so in which it wants to receive.
-    """
-
+    #: Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
     activations: str = "float32"
     gradients: str = "float32"
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  #: Dtype in which a party computes, so in which it wants to receive.
 
     @classmethod
     def of(cls, config: RunConfig, dtype: torch.dtype) -> WireFormat:

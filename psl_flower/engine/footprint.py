@@ -24,44 +24,26 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What one step of a training takes.
+    """What one step of a training takes."""
 
-    Attributes
-    ----------
-    upper_parameters, lower_parameters, adaptation_parameters : int
-        Weights of one Upper, of the Lower and of the Adaptation Net.
-    up_per_image, down_per_image : float
-        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in
-        which they learn.
-    up_in_all, down_in_all : float
-        The same of a whole training, evaluations included.
-    round_trips : int
-        How often the Lower waits for an answer of nodes in a whole training, all Uppers at once.
-    looks : int
-        Bytes of the looks of frozen Uppers that the Lower keeps, as they lie on its disk.
-    upper_memory : tuple of int
-        Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
-    lower_memory : int
-        The same of the Lower, with the Adaptation Net where it has it.
-    checkpoint : int
-        Bytes of one checkpoint of all parties.
-    model : int
-        Bytes of the assembled network.
-    """
-
+    #: Weights of one Upper, of the Lower and of the Adaptation Net.
     upper_parameters: int
     lower_parameters: int
     adaptation_parameters: int
+    #: Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in which
+    #: they learn.
     up_per_image: float
     down_per_image: float
+    #: The same of a whole training, evaluations included.
     up_in_all: float
     down_in_all: float
-    round_trips: int
-    looks: int
+    round_trips: int  #: How often the Lower waits for an answer of nodes in a whole training, all Uppers at once.
+    looks: int  #: Bytes of the looks of frozen Uppers that the Lower keeps, as they lie on its disk.
+    #: Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
     upper_memory: tuple[int, ...]
-    lower_memory: int
-    checkpoint: int
-    model: int
+    lower_memory: int  #: The same of the Lower, with the Adaptation Net where it has it.
+    checkpoint: int  #: Bytes of one checkpoint of all parties.
+    model: int  #: Bytes of the assembled network.
 
 
 def footprint(blueprint: Blueprint, batch: int) -> Footprint:

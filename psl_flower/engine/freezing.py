@@ -20,21 +20,11 @@ from psl_flower.seeds import derive, uniform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freezing:
-    """The freezing of a run's Uppers.
+    """The freezing of a run's Uppers."""
 
-    Attributes
-    ----------
-    after : int
-        Steps in which they learn, 0 or more.
-    views : int
-        Views of every training image that are sent once and kept; 0: a new one goes up in every step.
-    seed : int
-        The run's.
-    """
-
-    after: int
-    views: int
-    seed: int
+    after: int  #: Steps in which they learn, 0 or more.
+    views: int  #: Views of every training image that are sent once and kept; 0: a new one goes up in every step.
+    seed: int  #: The run's.
 
     def is_frozen(self, step: int) -> bool:
         """Return True if the Uppers do not learn in this step, counted from 0."""

@@ -88,13 +88,7 @@ class HeadEngine(ABC):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If the state is of another network.
-        """
+        """Go back to a state; raises RunError if the state is of another network."""
         with same_network():
             self._load(state)
         self.step, self._update_due = int(state["step"]), False
@@ -102,13 +96,7 @@ class HeadEngine(ABC):
         self.reported = state.get("reported", packed(()))
 
     def go_to(self, step: int, checkpoints: Checkpoints) -> None:
-        """Go to the checkpoint after `step` steps.
-
-        Raises
-        ------
-        RunError
-            If there is no such checkpoint or it is damaged.
-        """
+        """Go to the checkpoint after `step` steps; raises RunError if there is no such checkpoint or it is damaged."""
         state = checkpoints.load(step)
         say_other_threads(state, "the server's model")
         self.restore(state)

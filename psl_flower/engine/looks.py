@@ -48,36 +48,16 @@ _IDENTITY = 32
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose looks a file holds, and of what.
+    """Whose looks a file holds, and of what."""
 
-    Attributes
-    ----------
-    run : str
-        Identity of the run.
-    dataset : str
-        Fingerprint of the set of stores.
-    upper : int
-        Whose smashed data these are.
-    after : int
-        Steps in which it has learnt.
-    shape : tuple of int
-        (K, h, w, C) of an image's.
-    codec : str
-        Of a record.
-    batches : int
-        Batches of all looks.
-    images : int
-        Records of all of them.
-    """
-
-    run: str
-    dataset: str
-    upper: int
-    after: int
-    shape: tuple[int, int, int, int]
-    codec: str
-    batches: int
-    images: int
+    run: str  #: Identity of the run.
+    dataset: str  #: Fingerprint of the set of stores.
+    upper: int  #: Whose smashed data these are.
+    after: int  #: Steps in which it has learnt.
+    shape: tuple[int, int, int, int]  #: (K, h, w, C) of an image's.
+    codec: str  #: Of a record.
+    batches: int  #: Batches of all looks.
+    images: int  #: Records of all of them.
 
     @property
     def encoded(self) -> bytes:

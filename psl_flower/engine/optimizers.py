@@ -101,13 +101,7 @@ class PartyOptimizer(ABC):
         return {name: list(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If it is of other parameters, or of another optimiser.
-        """
+        """Go back to a state; raises RunError if it is of other parameters, or of another optimiser."""
         if set(state_dict) != set(self.kept):
             raise RunError(f"the optimiser's state holds {', '.join(state_dict)}, expected {', '.join(self.kept)}")
         if not all(self._fits(name, state_dict[name]) for name in self.kept):

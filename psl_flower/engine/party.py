@@ -22,21 +22,11 @@ from psl_flower.wire.plan import Plan, StepId
 
 
 class Pass(NamedTuple):
-    """A forward pass of a plan.
+    """A forward pass of a plan."""
 
-    Attributes
-    ----------
-    graph : object
-        What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
-    smashed : torch.Tensor
-        What goes up, on the CPU.
-    read_s : float
-        Seconds that reading the data took.
-    """
-
-    graph: Any
-    smashed: torch.Tensor
-    read_s: float
+    graph: Any  #: What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
+    smashed: torch.Tensor  #: What goes up, on the CPU.
+    read_s: float  #: Seconds that reading the data took.
 
 
 class PartyEngine(ABC):

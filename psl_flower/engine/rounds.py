@@ -32,27 +32,15 @@ from psl_flower.wire.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the network answers to the samples of a split, in their order.
+    """What the network answers to the samples of a split, in their order."""
 
-    Attributes
-    ----------
-    sample : ndarray
-        Global sample indices, int64.
-    label, predicted : ndarray
-        Classes, int64.
-    confidence : ndarray
-        Softmax probability of the predicted class, float32.
-    loss : float
-        Mean cross entropy.
-    probability : ndarray or None
-        Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
-    """
-
-    sample: NDArray[np.int64]
+    sample: NDArray[np.int64]  #: Global sample indices, int64.
+    #: Classes, int64.
     label: NDArray[np.int64]
     predicted: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    loss: float
+    confidence: NDArray[np.float32]  #: Softmax probability of the predicted class, float32.
+    loss: float  #: Mean cross entropy.
+    #: Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
     probability: NDArray[np.float32] | None = None
 
     @property

@@ -15,40 +15,20 @@ from psl_flower.config.training import TrainingSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the evaluations on validation images say.
+    """What the evaluations on validation images say."""
 
-    Attributes
-    ----------
-    step : int
-        Steps applied at the best of them, the earliest of equal ones; 0 if there is none with a number.
-    value : float
-        What it measured.
-    since : int
-        Evaluations after it.
-    ended : bool
-        Whether training is over by them.
-    """
-
-    step: int = 0
-    value: float = math.nan
-    since: int = 0
-    ended: bool = False
+    step: int = 0  #: Steps applied at the best of them, the earliest of equal ones; 0 if there is none with a number.
+    value: float = math.nan  #: What it measured.
+    since: int = 0  #: Evaluations after it.
+    ended: bool = False  #: Whether training is over by them.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
-    """What is watched on the validation images.
+    """What is watched on the validation images."""
 
-    Attributes
-    ----------
-    name : str
-        One of `psl_flower.config.training.MONITORS`.
-    patience : int
-        Evaluations without improvement after which training ends; 0: it never does.
-    """
-
-    name: str
-    patience: int
+    name: str  #: One of `psl_flower.config.training.MONITORS`.
+    patience: int  #: Evaluations without improvement after which training ends; 0: it never does.
 
     @classmethod
     def of(cls, training: TrainingSettings) -> Monitor | None:

@@ -43,42 +43,19 @@ class Lessons(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
+    """The samples, schedule and augmentation of a training; the same for the federated run and for one process."""
 
-    Attributes
-    ----------
-    order : BatchOrder
-        Which samples make up a step.
-    schedule : Schedule
-        Learning rate by step.
-    labels : ndarray
-        Classes of all samples by global index, int64.
-    augmentation : Augmentation
-        What is drawn in training.
-    test : ndarray
-        Global indices of the test split's samples, int64.
-    evaluate_batch_size : int
-        Samples in an evaluation batch.
-    steps_per_round : int
-        Steps of a round.
-    class_weights_K : torch.Tensor or None
-        As in `psl_flower.losses.Targets`.
-    valid : ndarray
-        Global indices of the training samples held back to validate on, int64; may be empty.
-    freezing : Freezing or None
-        When the Uppers no longer learn, if ever.
-    """
-
-    order: BatchOrder
-    schedule: Schedule
-    labels: NDArray[np.int64]
-    augmentation: Augmentation
-    test: NDArray[np.int64]
-    evaluate_batch_size: int
-    steps_per_round: int
-    class_weights_K: torch.Tensor | None = None
+    order: BatchOrder  #: Which samples make up a step.
+    schedule: Schedule  #: Learning rate by step.
+    labels: NDArray[np.int64]  #: Classes of all samples by global index, int64.
+    augmentation: Augmentation  #: What is drawn in training.
+    test: NDArray[np.int64]  #: Global indices of the test split's samples, int64.
+    evaluate_batch_size: int  #: Samples in an evaluation batch.
+    steps_per_round: int  #: Steps of a round.
+    class_weights_K: torch.Tensor | None = None  #: As in `psl_flower.losses.Targets`.
+    #: Global indices of the training samples held back to validate on, int64; may be empty.
     valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    freezing: Freezing | None = None
+    freezing: Freezing | None = None  #: When the Uppers no longer learn, if ever.
 
     @property
     def total_steps(self) -> int:

@@ -17,18 +17,10 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averaging:
-    """When Uppers are averaged, and how many numbers each shares then.
+    """When Uppers are averaged, and how many numbers each shares then."""
 
-    Attributes
-    ----------
-    every : int
-        Steps from one averaging to the next, counted over the whole run, 1 or more.
-    weight_count : int
-        Length of what `weight_vector` returns of any of the Uppers.
-    """
-
-    every: int
-    weight_count: int
+    every: int  #: Steps from one averaging to the next, counted over the whole run, 1 or more.
+    weight_count: int  #: Length of what `weight_vector` returns of any of the Uppers.
 
     def is_due(self, step: int) -> bool:
         """Return True if the Uppers are averaged after this many steps."""
