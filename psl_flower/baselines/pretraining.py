@@ -23,23 +23,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """What a pretraining came to.
+    """What a pretraining came to."""
 
-    Attributes
-    ----------
-    file : Path
-        Of the Uppers' weights.
-    name : str
-        "sha256:..." of the file.
-    accuracy : float
-        On the public dataset's test images, 0..1.
-    steps, images : int
-        Steps trained; training images.
-    """
-
-    file: Path
-    name: str
-    accuracy: float
+    file: Path  #: Of the Uppers' weights.
+    name: str  #: "sha256:..." of the file.
+    accuracy: float  #: On the public dataset's test images, 0..1.
+    #: Steps trained; training images.
     steps: int
     images: int
 

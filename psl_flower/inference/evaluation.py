@@ -37,24 +37,12 @@ Batch = tuple[torch.Tensor, NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """Images with their classes.
+    """Images with their classes."""
 
-    Attributes
-    ----------
-    dataset : str
-        Where they come from.
-    num_images : int
-        N, 1 or more.
-    batches : iterator
-        Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
-    account : Account, optional
-        What was read, of a dataset that was opened for them.
-    """
-
-    dataset: str
-    num_images: int
-    batches: Iterator[Batch]
-    account: Account | None = None
+    dataset: str  #: Where they come from.
+    num_images: int  #: N, 1 or more.
+    batches: Iterator[Batch]  #: Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
+    account: Account | None = None  #: What was read, of a dataset that was opened for them.
 
 
 def own_test_images(

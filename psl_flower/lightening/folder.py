@@ -43,35 +43,19 @@ _VERSION = 2
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was judged.
+    """One thing that was judged."""
 
-    Attributes
-    ----------
-    what : str
-        See `psl_flower.lightening.names`.
-    judged : Judged
-        What was measured.
-    degree : int or None
-        Of lightening; None for what the loop does not search among.
-    verdict, conditions : str
-        What followed in the loop, and under which conditions; empty for what it does not search among.
-    threads, batch : int
-        As speed was measured.
-    seconds : float
-        That training and judging took.
-    at : float
-        Unix time.
-    """
-
-    what: str
+    what: str  #: See `psl_flower.lightening.names`.
     judged: Judged
-    degree: int | None = None
+    degree: int | None = None  #: Of lightening; None for what the loop does not search among.
+    #: What followed in the loop, and under which conditions; empty for what it does not search among.
     verdict: str = ""
     conditions: str = ""
+    #: As speed was measured.
     threads: int
     batch: int
-    seconds: float = 0.0
-    at: float = 0.0
+    seconds: float = 0.0  #: That training and judging took.
+    at: float = 0.0  #: Unix time.
 
 
 class LighteningFolder:
@@ -185,21 +169,11 @@ class LighteningFolder:
 
 
 class LightModel(NamedTuple):
-    """A light model in place on the nodes.
+    """A light model in place on the nodes."""
 
-    Attributes
-    ----------
-    lower : Path
-        The Lower's file.
-    uppers : OnnxInference
-        The Uppers' files, as named to nodes.
-    part : str
-        Of the lightening; see `NodeTask.part`.
-    """
-
-    lower: Path
-    uppers: OnnxInference
-    part: str
+    lower: Path  #: The Lower's file.
+    uppers: OnnxInference  #: The Uppers' files, as named to nodes.
+    part: str  #: Of the lightening; see `NodeTask.part`.
 
 
 def light_model(run: RunFolder, num_uppers: int) -> LightModel:

@@ -75,39 +75,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lightened:
-    """The result of a lightening.
+    """The result of a lightening."""
 
-    Attributes
-    ----------
-    folder : LighteningFolder
-        All files and the log.
-    conditions : Conditions
-        As the models were held against them.
-    method : Method
-        How it was looked for.
-    end : End
-        How that ended.
-    reason : str
-        Why, in words.
-    choice : Choice or None
-        The model chosen, if one meets the conditions.
-    closest : str
-        Name of that one, or of the model that lacks least.
-    images : ImagesToJudge
-        What accuracy was measured on.
-    third : Path or None
-        Folder of the light model, if the conditions hold.
-    """
-
-    folder: LighteningFolder
-    conditions: Conditions
-    method: Method
-    end: End
-    reason: str
-    choice: Choice | None
-    closest: str
-    images: ImagesToJudge
-    third: Path | None
+    folder: LighteningFolder  #: All files and the log.
+    conditions: Conditions  #: As the models were held against them.
+    method: Method  #: How it was looked for.
+    end: End  #: How that ended.
+    reason: str  #: Why, in words.
+    choice: Choice | None  #: The model chosen, if one meets the conditions.
+    closest: str  #: Name of that one, or of the model that lacks least.
+    images: ImagesToJudge  #: What accuracy was measured on.
+    third: Path | None  #: Folder of the light model, if the conditions hold.
 
 
 class Lightening:

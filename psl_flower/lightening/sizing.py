@@ -26,18 +26,10 @@ _MAX_EXTRA_BLOCKS = 3
 
 
 class Cost(NamedTuple):
-    """The size of a whole patch-split network: all Uppers and the Lower.
+    """The size of a whole patch-split network: all Uppers and the Lower."""
 
-    Attributes
-    ----------
-    parameters : int
-        Weights, without BatchNorm's statistics.
-    multiply_adds : int
-        Of convolutions and the classifier, for one image.
-    """
-
-    parameters: int
-    multiply_adds: int
+    parameters: int  #: Weights, without BatchNorm's statistics.
+    multiply_adds: int  #: Of convolutions and the classifier, for one image.
 
 
 def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:

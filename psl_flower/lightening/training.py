@@ -116,27 +116,13 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalTrainer:
-    """Where networks are trained: the run's images, settings and device.
+    """Where networks are trained: the run's images, settings and device."""
 
-    Attributes
-    ----------
-    config : RunConfig
-        The run's.
-    stores : StoreSet
-        The run's images, with labels.
-    opened : sequence of PatchStore
-        The same, open, one for each Upper.
-    device : torch.device
-        Where it computes.
-    progress : callable
-        Called as progress(what, steps done, steps in all).
-    """
-
-    config: RunConfig
-    stores: StoreSet
-    opened: Sequence[PatchStore]
-    device: torch.device
-    progress: Progress
+    config: RunConfig  #: The run's.
+    stores: StoreSet  #: The run's images, with labels.
+    opened: Sequence[PatchStore]  #: The same, open, one for each Upper.
+    device: torch.device  #: Where it computes.
+    progress: Progress  #: Called as progress(what, steps done, steps in all).
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.
