@@ -182,14 +182,9 @@ class CodeCodec:
 
     Level k in 0..levels-1 stands for the number 2k / (levels - 1) - 1. Bits follow each other over the bytes, the
     highest first; those left over in the last byte are 0.
-
-    Attributes
-    ----------
-    levels : int
-        2 to 256.
     """
 
-    levels: int
+    levels: int  #: 2 to 256.
 
     @property
     def name(self) -> str:

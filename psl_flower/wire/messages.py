@@ -86,22 +86,13 @@ class Welcome(BaseMessage, frozen=True, tag="welcome"):
 
 
 class Step(_Turn, frozen=True, tag="step"):
-    """One turn of the Upper: apply the gradient, save, then run the plan forward and answer.
-
-    Attributes
-    ----------
-    gradient_of : StepId or None
-        The pending step that the frame's one tensor is the gradient of; None with no tensor.
-    plan : Plan or None
-        What to run forward and answer with `Smashed`; None is answered with `Saved`.
-    save : bool
-        Whether to write a checkpoint after the gradient is applied and before the plan is run.
-    """
+    """One turn of the Upper: apply the gradient, save, then run the plan forward and answer."""
 
     carries = "gradient"
+    #: The pending step that the frame's one tensor is the gradient of; None with no tensor.
     gradient_of: StepId | None = None
-    plan: Plan | None = None
-    save: bool = False
+    plan: Plan | None = None  #: What to run forward and answer with `Smashed`; None is answered with `Saved`.
+    save: bool = False  #: Whether to write a checkpoint after the gradient is applied and before the plan is run.
 
 
 class Share(_Turn, frozen=True, tag="share"):
@@ -117,22 +108,12 @@ class Share(_Turn, frozen=True, tag="share"):
 
 
 class Average(_Turn, frozen=True, tag="average"):
-    """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer.
-
-    Attributes
-    ----------
-    of : StepId
-        The step after which the Uppers shared what this is the average of.
-    plan : Plan or None
-        As in `Step`.
-    save : bool
-        Whether to write a checkpoint after the average is taken over and before the plan is run.
-    """
+    """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer."""
 
     carries = "weights"
-    of: StepId
-    plan: Plan | None = None
-    save: bool = False
+    of: StepId  #: The step after which the Uppers shared what this is the average of.
+    plan: Plan | None = None  #: As in `Step`.
+    save: bool = False  #: Whether to write a checkpoint after the average is taken over and before the plan is run.
 
     @property
     def average_of(self) -> StepId:

@@ -136,21 +136,11 @@ class LightenMeasure(TaskQuestion, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What a Flower message carries.
+    """What a Flower message carries."""
 
-    Attributes
-    ----------
-    record : msgspec.Struct or None
-        The question, or the answer; `Failed` in place of one.
-    parts : mapping
-        Bytes by party, as the question's docstring says.
-    tensors : mapping
-        State dicts by name and party.
-    """
-
-    record: msgspec.Struct | None = None
-    parts: Mapping[int, bytes] = field(default_factory=dict)
-    tensors: Mapping[str, Mapping[int, Tensors]] = field(default_factory=dict)
+    record: msgspec.Struct | None = None  #: The question, or the answer; `Failed` in place of one.
+    parts: Mapping[int, bytes] = field(default_factory=dict)  #: Bytes by party, as the question's docstring says.
+    tensors: Mapping[str, Mapping[int, Tensors]] = field(default_factory=dict)  #: State dicts by name and party.
 
     def values(self) -> dict[str, bytes]:
         """Return the contents of the ConfigRecord `CONFIG_RECORD`."""

@@ -45,46 +45,24 @@ _WRONG_SIGNATURE, _NOT_TRUSTED, _OTHER_NAME = 7, (18, 19, 20, 21), (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What one end of a stream proves itself with; keys are hidden from `repr` and live in memory only.
+    """What one end of a stream proves itself with; keys are hidden from `repr` and live in memory only."""
 
-    Attributes
-    ----------
-    cert_pem : str
-        Its certificate.
-    key : bytes
-        The private key, PEM without passphrase.
-    chain_pem : str
-        Certificates between this one and its authority, if any.
-    peers_pem : str
-        Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
-    """
-
-    cert_pem: str
-    key: bytes = field(repr=False)
-    chain_pem: str = ""
+    cert_pem: str  #: Its certificate.
+    key: bytes = field(repr=False)  #: The private key, PEM without passphrase.
+    chain_pem: str = ""  #: Certificates between this one and its authority, if any.
+    #: Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
     peers_pem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTls:
-    """What a node's own operator has laid down about its streams.
+    """What a node's own operator has laid down about its streams."""
 
-    Attributes
-    ----------
-    authority_pem : str
-        The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
-    authority : str
-        What they are called in errors.
-    identity : Identity or None
-        The node's own, for mutual TLS.
-    allow_plaintext : bool
-        Permit plaintext outside loopback, if the run asks for it.
-    """
-
+    #: The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
     authority_pem: str = ""
-    authority: str = "exchange-ca"
-    identity: Identity | None = None
-    allow_plaintext: bool = False
+    authority: str = "exchange-ca"  #: What they are called in errors.
+    identity: Identity | None = None  #: The node's own, for mutual TLS.
+    allow_plaintext: bool = False  #: Permit plaintext outside loopback, if the run asks for it.
 
 
 def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Identity:
