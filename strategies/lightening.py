@@ -82,13 +82,7 @@ class LightNodes(AskedNodes):
         return next(iter(answers.values())).record(Measured)
 
     def find(self, name: str) -> int:
-        """Return the id of the node of that name.
-
-        Raises
-        ------
-        NodeError
-            If there is none among those that host Uppers.
-        """
+        """Return the id of the node of that name; raises NodeError if there is none among those that host Uppers."""
         placement = self.placement()
         known = {node: {str(node), placement.names[node], *_registered(self._grid, node)} for node in placement.hosts}
         found = [node for node, names in known.items() if {name, f"node {name}"} & names]
