@@ -227,16 +227,12 @@ def _num_steps(config: RunConfig, stores: StoreSet) -> int:
 
 def _train(data: str, recipe: str, config: RunConfig, stores: StoreSet) -> Trial:
     description = stores.description
-    opened = [stores.open(m) for m in range(description.num_uppers)]
-    try:
+    with stores.opened() as opened:
         trainer = OneProcessTrainer(config, description, stores.labels, opened)
         began = time.perf_counter()
         trainer.train(_num_steps(config, stores))
         seconds = time.perf_counter() - began
         answers = trainer.evaluate(split="valid")
-    finally:
-        for store in opened:
-            store.close()
     found = scores(answers)
     return Trial(
         data=data,

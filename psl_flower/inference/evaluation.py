@@ -176,17 +176,12 @@ def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress |
 
 def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
     """Yield the images of these samples (N,), joined from their patches, with their classes."""
-    description = stores.description
-    grid = description.grid()
-    opened = [stores.open(m) for m in range(description.num_uppers)]
-    try:
+    grid = stores.description.grid()
+    with stores.opened() as opened:
         for start in range(0, len(samples_N), batch_size):
             samples_B = samples_N[start : start + batch_size]
             images_BCHW = grid.merge(read_all_positions(opened, samples_B))
             yield torch.from_numpy(np.ascontiguousarray(images_BCHW)), stores.labels[samples_B]
-    finally:
-        for store in opened:
-            store.close()
 
 
 def _check_max(max_test: int) -> None:

@@ -34,6 +34,7 @@ from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.system.machine import processor
 
 FOLDER = "light"
 THIRD = "third"
@@ -83,7 +84,7 @@ class LighteningFolder:
             "settings": asdict(settings),
             "federated": federated,
             "model": _digest(run),
-            "machine": f"{platform.node()} {platform.machine()} {_processor()}",
+            "machine": f"{platform.node()} {platform.machine()} {processor()}",
         }
         encoded = msgspec.json.encode(identity, order="sorted")
         self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
@@ -210,12 +211,3 @@ def _digest(run: RunFolder) -> str:
         again = f"psl train resume={run.name}"
         raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}")
     return hashlib.sha256(read_file(path, RunError)).hexdigest()
-
-
-def _processor() -> str:
-    """Return the processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
