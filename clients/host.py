@@ -168,7 +168,7 @@ class Host:
         return Checkpoints(folder, self.task.kept.get(m, 0))
 
     def prepare_process(self) -> None:
-        """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
+        """Set how this process uses memory, and its threads: as the task says, or a simulated node's share of the cores."""
         keep_freed_memory()
         if self.task.threads > 0:
             torch.set_num_threads(self.task.threads)
@@ -188,7 +188,7 @@ class Host:
             try:
                 self._check_bits(len(store.meta.positions))
                 self._check_noise()
-                if self.build is build_engine:  # another one may have settings of its own
+                if self.build is build_engine:  # another may have other settings
                     self._check_weights(Blueprint.decode(self.task.settings))
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:

@@ -43,7 +43,7 @@ def _inventory(asked: Asked[questions.AskInventory]) -> Parcel:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         return Parcel(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))
-    own_tls(context)  # what is wrong with certificates is said at the start of the run
+    own_tls(context)  # errors in certificates show at the start of the run
     if serves_adaptation(context):
         return Parcel(Inventory(adaptation=True))
     return Parcel(_inventory_of(own_stores(context)))

@@ -118,7 +118,7 @@ class Augmentation:
     def mix_weight(self, seed: int, step: int) -> float:
         """Return the weight, 0..1, of a sample's own pixels and class in a step; `seed` is the run's.
 
-        The Lower draws it and tells it (`Plan.mix_weight`): a distribution's numbers, unlike whole ones, may differ
+        The Lower draws and sends it (`Plan.mix_weight`): a distribution's numbers, unlike whole ones, may differ
         in the last bit between machines.
         """
         if not self.mixup:

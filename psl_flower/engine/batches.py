@@ -1,4 +1,4 @@
-"""The batch order: which samples make up step t, from a seed alone, so that nothing of it needs saving."""
+"""The batch order: the samples of step t follow from a seed alone, so a checkpoint need not hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds every party's part of a run from settings and store description, identically on every machine."""
+"""Builds every party of a run from settings and store description, identically on every machine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Blueprint:
         object.__setattr__(self, "config", planned(self.config, self.description))
 
     def encode(self) -> bytes:
-        """Return it as `NodeTask.settings` carries it."""
+        """Return the bytes that `NodeTask.settings` carries."""
         return msgspec.msgpack.encode(
             _Encoded(config=self.config.to_mapping(), description=self.description, override=self.override)
         )
@@ -94,7 +94,7 @@ class Blueprint:
         Raises
         ------
         FrameMismatch
-            If the bytes are not that.
+            If the bytes are malformed.
         ConfigError
             If the settings are not valid.
         """
@@ -240,7 +240,7 @@ class Blueprint:
 
     @property
     def code_noise(self) -> CodeNoise | None:
-        """What Uppers make the noise on their codes of; None for none. Raises what `augmentation` does."""
+        """The source of the noise on codes; None without noise. Raises what `augmentation` does."""
         return code_noise_of(self.config, self.augmentation())
 
     def averaging(self) -> Averaging | None:
@@ -345,7 +345,7 @@ class Blueprint:
         return torch.from_numpy(weights_K).float()
 
     def optimizer(self, parameters: Iterable[nn.Parameter], lr_scale: float = 1.0) -> PartyOptimizer:
-        """Return the optimiser that the settings ask for, of one party's parameters."""
+        """Return the settings' optimiser for one party's parameters."""
         training = self.config.training
         options = {"clip_norm": training.clip_norm, "lr_scale": lr_scale}
         if training.optimizer == "sgd":
@@ -353,7 +353,7 @@ class Blueprint:
         return Adam(parameters, training.weight_decay, decoupled=training.optimizer == "adamw", **options)
 
     def upper_optimizer(self, parameters: Iterable[nn.Parameter]) -> PartyOptimizer:
-        """Return the same of an Upper's parameters, whose learning rate may be another."""
+        """Return the optimiser for an Upper's parameters, whose learning rate may be scaled."""
         return self.optimizer(parameters, self.config.training.upper_lr_scale)
 
     def optimizer_of_all(self, net: PatchSplitNet, adaptation: AdaptationNet | None) -> Optimizer:

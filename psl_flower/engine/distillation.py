@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from psl_flower.models import PatchSplitNet
 from psl_flower.system.devices import autocast
 
-# At which the answers of both are compared: higher ones also tell how the wrong classes differ.
+# Above 1, so that the loss also compares the probabilities of wrong classes.
 TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """Whose answers are learnt, where the student is trained in one process."""
+    """The teacher of a student that is trained in one process."""
 
     net: PatchSplitNet  #: In eval mode, on the student's device; sees the same augmented patches.
     share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.

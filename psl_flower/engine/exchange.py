@@ -1,4 +1,4 @@
-"""The interface that both transports offer the Lower, and how parties put what they exchange into frames.
+"""The Lower's interface to both transports, and how messages and tensors become frames.
 
 Shape suffixes: B batch, P positions, K positions of one Upper, h, w and C of a patch's smashed data.
 """
@@ -40,12 +40,12 @@ class Up(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireFormat:
-    """How both parties put what they exchange into frames."""
+    """Codecs and dtype of what both sides exchange."""
 
     #: Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
     activations: str = "float32"
     gradients: str = "float32"
-    dtype: torch.dtype = torch.float32  #: Dtype in which a party computes, so in which it wants to receive.
+    dtype: torch.dtype = torch.float32  #: In which a party computes, and receives tensors.
 
     @classmethod
     def of(cls, config: RunConfig, dtype: torch.dtype) -> WireFormat:
@@ -147,7 +147,7 @@ class Exchange(ABC):
         shapes: Mapping[int, tuple[int, ...]] | None,
         meanwhile: Callable[[], None],
     ) -> dict[int, Up]:
-        """Send to every Upper, do `meanwhile` on this side, and return every Upper's answer, in the order of `down`.
+        """Send to every Upper, call `meanwhile`, and return every Upper's answer, in the order of `down`.
 
         Parameters
         ----------
@@ -173,7 +173,7 @@ class Exchange(ABC):
     def carry(
         self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
     ) -> dict[int, Frame]:
-        """Send frames to parties, by number, do `meanwhile` on this side, and return the answer of each.
+        """Send frames to parties, by number, call `meanwhile`, and return the answer of each.
 
         It may be called again in `meanwhile`, for other parties.
 
@@ -185,7 +185,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def finish(self, parties: Collection[int]) -> None:
-        """Tell parties that they are not needed any more in this round, where they would wait."""
+        """Release parties that would wait, since this round needs them no more."""
 
     @abstractmethod
     def bytes_up(self) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""The side of a step that joins what all parties send: the model behind the cut, its optimiser and place in the run."""
+"""The server's side of a step: the model behind the cut, its optimiser and how far it is in the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HeadEngine(ABC):
     lower : nn.Module
         On its device.
     optimizer : Optimizer or None
-        Of its parameters; None where there are none to learn.
+        Of its parameters; None if it has none to learn.
     assignment : iterable of int
         assignment[p] is the party of position p.
     device : torch.device
@@ -69,7 +69,7 @@ class HeadEngine(ABC):
         return (ADAPTATION,) if self.adaptation_elsewhere else ()
 
     def update(self) -> None:
-        """Apply the update that the last step left open, if it did."""
+        """Apply the pending update of the last step, if there is one."""
         if self._update_due:
             if self._optimizer is not None:
                 self._optimizer.step()

@@ -56,7 +56,7 @@ class CodeNoise:
         return torch.from_numpy(rows_BD).reshape(-1, self.size)
 
     def _records(self, plan: Plan, step: int) -> Iterator[bytes]:
-        """Yield for each sample what its draw depends on: by what was done to its pixels, not by the seed of that."""
+        """Yield what each sample's draw depends on: how its pixels were changed, not the seed of that change."""
         samples_B = plan.sample_indices()
         # BatchNorm in training makes other codes of the same weights.
         head = self.run + struct.pack("<Q?", step, plan.mode == "train")

@@ -197,7 +197,7 @@ class OneProcessTrainer:
             save_state(checkpoint, self.state_dict() | kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return the state that the next steps depend on."""
         state = {"step": self.step, "net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
         owed = {} if self._feedback is None else {"owed": self._feedback.state()}
         return state | owed | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
@@ -224,7 +224,7 @@ class OneProcessTrainer:
 
     @torch.no_grad()
     def _look(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        """Return what frozen Uppers make of a step's samples, (B, P, C', h', w')."""
+        """Return the smashed data (B, P, C', h', w') of frozen Uppers for a step's samples."""
         self.net.uppers.eval()
         freezing = self._task.freezing
         if freezing is None or not freezing.views:

@@ -1,4 +1,4 @@
-"""What a training step did, and its form in checkpoints: so a round's metrics cover all its steps after a recovery."""
+"""Reports of training steps, and their form in checkpoints, so that a recovered round reports all its steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one training step did."""
+    """Report of one training step."""
 
     step: int  #: Steps applied when it is done, so 1 for the first.
     epoch: int  #: Counted from 0.

@@ -1,6 +1,6 @@
-"""Early stopping: which evaluation on the validation images was the best, and whether training has ended by it.
+"""Early stopping: which evaluation on the validation images was best, and whether training ends.
 
-A verdict follows from the values recorded so far alone, so a run that was killed and resumed ends where it would have.
+A verdict follows only from recorded values, so a killed and resumed run ends where an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from psl_flower.config.training import TrainingSettings
 class Verdict:
     """What the evaluations on validation images say."""
 
-    step: int = 0  #: Steps applied at the best of them, the earliest of equal ones; 0 if there is none with a number.
+    step: int = 0  #: Steps applied at the best evaluation, the earliest of equals; 0 if none has a number.
     value: float = math.nan  #: What it measured.
     since: int = 0  #: Evaluations after it.
-    ended: bool = False  #: Whether training is over by them.
+    ended: bool = False  #: Whether training ends.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Monitor:
 
     @classmethod
     def of(cls, training: TrainingSettings) -> Monitor | None:
-        """Return the one that the settings ask for; None without validation images."""
+        """Return the monitor that the settings ask for; None without validation images."""
         if not training.valid_fraction:
             return None
         return cls(name=training.monitor, patience=training.patience)

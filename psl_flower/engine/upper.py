@@ -32,7 +32,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpperOptions:
-    """What an Upper needs to know besides its model and store."""
+    """An Upper's options besides its model and store."""
 
     #: Makes the optimiser for the model's parameters; its learning rate comes with every plan.
     make_optimizer: MakeOptimizer
@@ -125,7 +125,7 @@ class UpperEngine(PartyEngine):
         if plan.mix_weight != 1:
             # Each weight would have another draw: a server could average the noise away.
             raise ProtocolError("the plan mixes images, which a run with code-noise does not")
-        # Its own count of steps: that of a plan which trains nothing is whatever the Lower says.
+        # Its own count of steps, since the Lower chooses the step number of a plan that trains nothing.
         return self._options.noise.of(self._noise_key, plan, self.step, len(self.store.meta.positions))
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
