@@ -19,10 +19,10 @@ T = TypeVar("T", bound=TaskQuestion)
 
 @dataclass(frozen=True, slots=True)
 class Asked(Generic[Q]):
-    """A question that has come."""
+    """A question received."""
 
     question: Q
-    received: Received  #: The parts and tensors that came with it.
+    received: Received  #: Its parts and tensors.
     context: Context
     build: Build  #: Makes the engine of one Upper.
 

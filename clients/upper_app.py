@@ -31,7 +31,7 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     Parameters
     ----------
     build : callable
-        Makes the engine of one Upper; the default makes those of this app, another one serves models of your own.
+        Makes the engine of one Upper; by default of this app's models. Pass another to serve your own models.
     """
     app = ClientApp()
     register(app, {**_HANDLERS, **lightening.HANDLERS}, build)

@@ -1,4 +1,4 @@
-"""What a handler gets of a run, and the one place where the Lower's side of training and prediction is wired."""
+"""The run as its handler gets it, and the one place where the Lower's side of training and prediction is wired."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
         tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
-    # Some kernels add up in another order where a tensor begins elsewhere; torch itself begins all of its own so.
+    # Some kernels sum in another order at other alignments; torch aligns its own tensors so.
     return Frame(envelope.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
 
 

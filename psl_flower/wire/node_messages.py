@@ -1,4 +1,4 @@
-"""What the Lower tells a node, and what a node says of itself (see `psl_flower.wire.questions`).
+"""Records from the Lower to a node, and a node's description of itself (see `psl_flower.wire.questions`).
 
 Records travel as MessagePack bytes, decoded strictly: missing, unknown or mistyped fields are refused.
 """
@@ -46,7 +46,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def names_samples(self) -> bool:
-        """Whether it says of each row which sample that is."""
+        """Whether it names the sample of each row."""
         return bool(self.samples or self.ids)
 
 
@@ -70,7 +70,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     run: RunIdentity  #: Name of the run.
     parties: tuple[int, ...]  #: Uppers that this node hosts, or `ADAPTATION` alone.
-    #: What the node builds its models from; passed on from whoever made the strategy to whoever made the ClientApp.
+    #: What the node builds its models from; passed unread from the maker of the strategy to that of the ClientApp.
     settings: bytes
     activations: str
     gradients: str
@@ -83,7 +83,7 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner: str = ""
     threads: Threads = 0  #: Threads to compute with; 0 leaves it to the node.
     epoch: int = 0  #: Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
-    names: tuple[PartyName, ...] = ()  #: What the parties are called, by number; none in a run over image patches.
+    names: tuple[PartyName, ...] = ()  #: The parties' names, by number; none in a run over image patches.
     labels: Holder = ""  #: The party that has the labels, where the server has none; it then has the last number.
     #: Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     part: Part = ""
@@ -182,7 +182,7 @@ def check_positions(
     absent : collection of int
         Uppers that nobody need host.
     names : sequence of str
-        What the parties are called, where they hold other things than grid positions: party m then holds position m.
+        The parties' names, where they hold other things than grid positions: party m then holds position m.
 
     Raises
     ------

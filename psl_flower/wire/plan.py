@@ -1,4 +1,4 @@
-"""Which step, on which samples: what messages of the Lower speak of. Shape suffix B: batch."""
+"""Steps and plans, which the Lower's messages name. Shape suffix B: batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def pack_mask(mask_N: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_mask(packed: bytes, num_samples: int) -> NDArray[np.bool_]:
-    """Return the mask (N,) that `pack_mask` packed; raises ValueError unless it is of so many samples."""
+    """Return the mask (N,) that `pack_mask` packed; raises ValueError unless it is of N samples."""
     if len(packed) != -(-num_samples // 8):
         raise ValueError(f"expected a mask of {num_samples} samples, got {len(packed)} bytes")
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_samples).astype(np.bool_)
