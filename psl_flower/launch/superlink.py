@@ -127,13 +127,7 @@ class LocalSuperLink:
             )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait until it answers.
-
-        Raises
-        ------
-        RunError
-            If it ends, or does not answer in time.
-        """
+        """Wait until it answers; raises RunError if it ends, or does not answer in time."""
         assert self._process is not None
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline, unguarded = time.monotonic() + _START_TIMEOUT_S, False

@@ -127,14 +127,6 @@ class Network:
             self.close()
             raise
 
-    def cut(self, node: int) -> None:
-        """Pull a node's cable."""
-        self.unplug(self.nodes[node])
-
-    def mend(self, node: int) -> None:
-        """Plug it in again."""
-        self.plug_in(self.nodes[node])
-
     def unplug(self, host: Host) -> None:
         """Pull a host's cable."""
         self._set_cable(host, "down")
