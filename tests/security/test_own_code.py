@@ -120,3 +120,12 @@ def test_an_app_that_is_not_there_is_one_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}: no Flower app here") and done.stderr.count("\n") == 1
+
+
+def test_it_answers_flower_before_torch_is_loaded() -> None:
+    """Flower gives a program 30 s to say its first word, in which a busy host may not get through torch's import."""
+    program = (
+        "import_module('flwr.supernode.cli.flwr_clientapp'); import_module('flwr.supernode.runtime.run_clientapp')"
+    )
+    code = f"from importlib import import_module; import psl_flower.flower.own_code, sys; {program}; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], timeout=300, check=True)
