@@ -85,14 +85,7 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file in the place of a model: one float32 input and one float32 output, run on the CPU.
-
-    Parameters
-    ----------
-    model : Path or bytes
-        The file, or what is in it.
-    threads : int
-        Of onnxruntime.
+    """An ONNX file, or its content, in the place of a model: one float32 input and output, run on the CPU.
 
     Raises
     ------

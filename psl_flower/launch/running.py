@@ -111,16 +111,9 @@ def start(
 
 
 class Watch:
-    """Looks after a run that is about to start.
+    """Follows a run that is about to start in a simulation, by its folder.
 
-    Parameters
-    ----------
-    superlink : LocalSuperLink
-        Which simulates it.
-    run : RunFolder
-        Its folder; the status that is there now is another attempt's.
-    again : callable
-        How it is continued.
+    The status found there at first is another attempt's; `again` says how the run is continued.
     """
 
     def __init__(

@@ -60,16 +60,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LighteningFolder:
-    """The files of one lightening; creates the folder.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run that is lightened.
-    settings : LighteningSettings
-        How.
-    federated : bool
-        Whether it runs over the federation.
+    """The files of one lightening of a run, in this process or over the federation; creates the folder.
 
     Raises
     ------

@@ -89,19 +89,7 @@ class Lightened:
 
 
 class Lightening:
-    """One lightening: makes the models and judges them.
-
-    Parameters
-    ----------
-    folder : LighteningFolder
-        For all files and the log.
-    trained : TrainedModel
-        The first model.
-    settings : LighteningSettings
-        How.
-    backend : Backend
-        Where.
-    """
+    """One lightening of a trained model, the first: makes the others and judges them."""
 
     def __init__(
         self, folder: LighteningFolder, trained: TrainedModel, settings: LighteningSettings, backend: Backend
@@ -126,14 +114,9 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; called again after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps what is finished.
 
-        Parameters
-        ----------
-        goals : Goals
-            What is to be reached, and how.
-        say : callable
-            Called with lines for the user: the goals, each model's verdict, the time left.
+        `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
         Raises
         ------

@@ -58,25 +58,14 @@ def put_in_place(
     weights: Mapping[str, torch.Tensor],
     teacher: Mapping[str, torch.Tensor],
 ) -> None:
-    """Keep the weights that a training of an Upper begins with, as its checkpoint of step 0; drop what was there.
+    """Keep an Upper's initial weights for a training, as its checkpoint of step 0, and those of its teacher, if any.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    training : CompressionTraining
-        What is trained.
-    store : PatchStore
-        Of the Upper.
-    checkpoints : Checkpoints
-        Of the Upper in this training.
-    weights, teacher : mapping
-        The student's and the teacher's; the latter empty if there is none.
+    Older states of the lightening on this node are removed.
 
     Raises
     ------
     RunError
-        If they are of other networks, or the disk refuses.
+        If the weights are of other networks, or the disk refuses.
     """
     _drop_others(checkpoints.folder)
     checkpoints.drop_after(-1)

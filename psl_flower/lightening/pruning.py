@@ -25,16 +25,8 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
     """Return the size at each degree of lightening, from the second model's own to the most pruned.
 
     Each degree keeps the same share of the one before, so that multiply-adds fall by about the same factor each time;
-    degrees that would give the same channels are left out.
-
-    Parameters
-    ----------
-    second : BackboneSize
-        The second model's.
-    max_pruned : float
-        Share of channels cut at the last degree, between 0 and 1.
-    num_degrees : int
-        Degrees beyond 0, 1 or more.
+    degrees that would give the same channels are left out. The last degree cuts a share `max_pruned` of the channels,
+    between 0 and 1; there are `num_degrees` beyond 0, 1 or more.
     """
     sizes = [second]
     for degree in range(1, num_degrees + 1):
@@ -52,19 +44,9 @@ def check_prunable(net: PatchSplitNet) -> None:
 
 @torch.no_grad()
 def prune(net: PatchSplitNet, smaller: PatchSplitNet) -> PatchSplitNet:
-    """Give `smaller` the weights of the channels of `net` that matter most; returns it.
+    """Give `smaller` the weights of the channels of `net` that matter most; return it.
 
-    Parameters
-    ----------
-    net : PatchSplitNet
-        Trained.
-    smaller : PatchSplitNet
-        Of the same depths, no wider; changed in place.
-
-    Raises
-    ------
-    ConfigError
-        As `check_prunable`.
+    It has the same depths as `net` and is no wider. Raises ConfigError as `check_prunable`.
     """
     check_prunable(net)
     layers = [layer for part in _parts(net) for layer in part]

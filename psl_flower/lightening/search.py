@@ -157,9 +157,9 @@ def search(
     Parameters
     ----------
     judge : callable
-        Returns what is measured at a degree, 0..max_degree.
+        Returns the measurements at a degree, 0..max_degree.
     conditions : Conditions
-        What is asked for.
+        To be met.
     max_degree : int
         The most lightened, 0 or more.
     start : int

@@ -55,21 +55,9 @@ def choose_second(
     """Return the size of the second model: of those larger than the first, the one closest to `ratio` times its cost.
 
     Candidates are the first widened by a common factor (channels in multiples of `CHANNEL_STEP`), or with 1 to 3
-    blocks more in every stage, or both together. Closeness is that of the logarithms, so that half and twice the
-    ratio are equally far from it. Of equal ones the smaller wins.
-
-    Parameters
-    ----------
-    first : BackboneSize
-        The first model's.
-    cost : callable
-        Returns what a size costs.
-    ratio : float
-        Cost of the second over that of the first, above 1.
-    measure : Measure
-        The cost that counts.
-    growth : Growth
-        What grows.
+    blocks more in every stage, or both together (`growth`). Closeness is that of the logarithms, so that half and twice
+    the ratio, above 1, are equally far from it. Of equal ones the smaller wins. `cost` returns the costs of a size, of
+    which `measure` counts.
     """
     place = Cost._fields.index(measure.replace("-", "_"))
     own = cost(first)[place]

@@ -59,16 +59,9 @@ def told_settings(config: RunConfig) -> dict[str, str]:
 
 
 class Tracking:
-    """Tells a tracker of one run, if one is asked for.
+    """Sends one run to its experiment tracker; without settings, or where they name none, it does nothing.
 
-    What goes wrong with it is said once, and then nothing more is told; no method raises, and only `close` waits.
-
-    Parameters
-    ----------
-    config : RunConfig, optional
-        The run's settings; none, and nobody is told.
-    run : RunFolder, optional
-        The run.
+    The first failure is logged, and then nothing more is sent; no method raises, and only `close` waits.
     """
 
     def __init__(self, config: RunConfig | None = None, run: RunFolder | None = None) -> None:
