@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """What a pretraining came to."""
+    """Result of a pretraining."""
 
     file: Path  #: Of the Uppers' weights.
     name: str  #: "sha256:..." of the file.

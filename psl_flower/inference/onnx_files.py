@@ -114,7 +114,7 @@ def runtime_errors(problem: str) -> Iterator[None]:
     """Raise ExportError, with `problem` before the runtime's own words, for what onnxruntime raises."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    # The runtime's errors have no base of their own.
+    # The runtime's errors have no common base.
     kinds = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
         state.NotImplemented, state.RuntimeException,

@@ -110,7 +110,7 @@ class TrainedModel:
         Raises
         ------
         DataError
-            If there is none, or one of them has another shape or dtype, or no pixels.
+            If the list is empty, or an image has another shape or dtype, or no pixels.
         """
         if not images:
             raise DataError("expected one image or more, got none")
@@ -257,7 +257,7 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     config, path = run.read_config(), run.model / MODEL_FILE
     weights = _load_weights(path, run, config)
     description = run.read_description()
-    # An owner's stores may have an assignment of their own, which the setting's default does not say.
+    # An owner's stores may have another assignment than the setting's default.
     set_here = config.patches.assignment != RunConfig().patches.assignment
     if (
         set_here

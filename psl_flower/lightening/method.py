@@ -149,7 +149,7 @@ class Lightening:
         return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
-        """Return what the loop comes to; with method auto, the choice among all models then at hand."""
+        """Return the loop's result; with method auto, the choice among all models then at hand."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
@@ -198,7 +198,7 @@ class Lightening:
         )
 
     def _left(self, most: int) -> str:
-        """Return how many judgements may follow, and how long they may take."""
+        """Return in words the most judgements that may follow, and the time they may take."""
         took = list(self._seconds.values())
         if not took:
             # A third learns as long as the second, and then for some epochs more under rounding.

@@ -1,6 +1,6 @@
 """A node's part in a lightening: Uppers of other sizes in training, and files that onnxruntime runs, beside its store.
 
-What belongs to one training or judgement is in one folder on the node, <checkpoints>:
+The files of one training or judgement are in one folder on the node, <checkpoints>:
 
 - step-00000000.pt, ...: as in any training; step 0 are the weights that were put in place
 - teacher.pt: the teacher's Upper, where there is one
@@ -133,7 +133,7 @@ def onnx_engine(
 
 
 def keep_file(folder: Path, content: bytes) -> None:
-    """Put an Upper's file in place; what is left of other parts of the lightening is dropped.
+    """Put an Upper's file in place, and remove the states of other parts of the lightening.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def _tensors_of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.Tenso
 
 
 def _drop_others(folder: Path) -> None:
-    """Remove what other parts of the same lightening have left, but for what is in place to predict with."""
+    """Remove the states of other parts of the same lightening, except the model in place to predict with."""
     for other in folder.parent.glob("*"):
         if other.name not in (folder.name, IN_PLACE):
             shutil.rmtree(other, ignore_errors=True)

@@ -37,7 +37,7 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
 
 
 def check_prunable(net: PatchSplitNet) -> None:
-    """Raise ConfigError if the network has weights at the cut, whose channels this program cannot tell."""
+    """Raise ConfigError if the network has weights at the cut, whose channels cannot be pruned."""
     if any(True for half in (net.lower, *net.uppers) for _ in half.get_submodule("protection").parameters()):
         raise ConfigError("protection: its channels cannot be pruned; lighten a run without it")
 
@@ -100,7 +100,7 @@ def _stream_before(stage: str, first_block: nn.Module) -> str:
     if stage == "layer1":
         return "stem"
     before = f"layer{int(stage[-1]) - 1}"
-    # Without a convolution of its own on the shortcut, the first stage keeps the stem's channels.
+    # Without a convolution on the shortcut, the first stage keeps the stem's channels.
     return "stem" if before == "layer1" and isinstance(first_block, BasicBlock) else before
 
 
