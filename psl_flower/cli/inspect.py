@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def inspect(
     """
     from psl_flower.data.sources import open_dataset
     from psl_flower.stores.sealed_set import is_sealed_dataset
-    from psl_flower.system.files import disk_errors
+    from psl_flower.system.files import write_file
 
     if is_sealed_dataset(dataset):
         raise ConfigError(f"{dataset}: holds sealed stores, whose images only restorers see; see psl verify")
@@ -52,8 +53,9 @@ def inspect(
         raise ConfigError(f"{out} exists already; name a new file with --out, or replace it with --force")
     source = open_dataset(dataset, reading_options(settings or ()))
     looks = _some_of_each_class(source)
-    with disk_errors(target, "written"):
-        _draw(source, looks).save(target, "PNG")
+    sheet = BytesIO()
+    _draw(source, looks).save(sheet, "PNG")
+    write_file(target, sheet.getvalue(), durable=False)
     sizes, problems = Counter[str](), []
     firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:

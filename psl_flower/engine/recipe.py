@@ -1,7 +1,7 @@
 """The settings that a run chooses by the size of its dataset: batch size, learning rate, rounds.
 
 They suit a few hundred images as well as 50,000. The numbers were chosen on validation images of small sets, see
-`simulations.recipe` and docs/accuracy.md.
+`simulations.recipe` and docs/accuracy-studies.md.
 """
 
 from __future__ import annotations

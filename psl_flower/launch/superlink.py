@@ -119,10 +119,12 @@ class LocalSuperLink:
             "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes.
+            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes. A folder of its own: Ray puts
+            # the one that it is started in first on its workers' sys.path, and there may be anything.
             self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-            )
+                command, env=self._environment, cwd=self.home, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Wait until it answers; raises RunError if it ends, or does not answer in time."""
@@ -169,8 +171,8 @@ class LocalSuperLink:
     def _call(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
-                [_program("flwr"), *arguments], env=self._environment, stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, timeout=_CALL_TIMEOUT_S, check=False,
+                [_program("flwr"), *arguments], env=self._environment, cwd=self.home, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=_CALL_TIMEOUT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s") from None

@@ -14,7 +14,7 @@ WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging
 # Which images accuracy is measured on, by what `--judge` calls them.
 JUDGED = {"test": "test images", "valid": "images held back to validate on"}
 ENGINES = ("flwr", "in-process", "one-graph")
-# Where the recipe is not that of a run's defaults (docs/accuracy.md).
+# Where the recipe is not that of a run's defaults (docs/accuracy-studies.md).
 DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "lr": 0.05, "progress-every-s": 0.0}
 
 
