@@ -119,8 +119,8 @@ class LocalSuperLink:
             "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes. A folder of its own: Ray puts
-            # the one that it is started in first on its workers' sys.path, and there may be anything.
+            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes. And another folder: Ray puts
+            # its current one first on its workers' sys.path, and a user's may hold any module.
             self._process = subprocess.Popen(
                 command, env=self._environment, cwd=self.home, stdin=subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,

@@ -39,30 +39,14 @@ class SizedTeacher(Teacher):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training of a lightening.
+    """One training of a lightening."""
 
-    Attributes
-    ----------
-    what : str
-        Its name in progress and errors.
-    place : Path
-        The network's folder.
-    size : BackboneSize
-        The network's.
-    epochs : int
-        1 or more.
-    teacher : SizedTeacher or None
-        Whose answers are learnt beside the labels.
-    weight_bits : int
-        Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
-    """
-
-    what: str
-    place: Path
-    size: BackboneSize
-    epochs: int
-    teacher: SizedTeacher | None = None
-    weight_bits: int = 0
+    what: str  #: Its name in progress and errors.
+    place: Path  #: The network's folder.
+    size: BackboneSize  #: The network's.
+    epochs: int  #: 1 or more.
+    teacher: SizedTeacher | None = None  #: Whose answers are learnt beside the labels.
+    weight_bits: int = 0  #: Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
 
     @property
     def on_nodes(self) -> CompressionTraining:
