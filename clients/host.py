@@ -90,17 +90,7 @@ def check_store(description: StoreSetDescription, upper: int, store: PatchStore)
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node's view of a task.
-
-    Parameters
-    ----------
-    context : Context
-        Flower's; its node_config names the store of a real node.
-    task : NodeTask
-        From the Lower.
-    build : callable
-        Makes the engine of one Upper.
-    """
+    """A node's view of a task; `build` makes the engine of one Upper."""
 
     context: Context
     task: NodeTask

@@ -1,4 +1,4 @@
-"""What a lightening is to reach, and how: goals and settings, read from KEY=VALUE words; loads no torch.
+"""Goals and settings of a lightening, read from KEY=VALUE words; loads no torch.
 
 The keys are the fields of `Goals` and `LighteningSettings` in kebab case, such as "max-drop=0.01 min-speed=2000": the
 options of `psl lighten`, and what the setting `lighten-with` of a run holds.
@@ -139,7 +139,7 @@ GROUPS = (Goals, LighteningSettings)
 
 
 class Request(NamedTuple):
-    """What is to be reached, and how."""
+    """Goals and settings together."""
 
     goals: Goals
     settings: LighteningSettings
@@ -159,7 +159,7 @@ def parse_drop(text: str) -> float:
     Raises
     ------
     ConfigError
-        If it is none of these, or a bare number of 1 and more, which may be meant either way.
+        If it has another form, or is a bare number of 1 and more, which may be meant either way.
     """
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(%|pts?|points?)?\s*", text)
     if match is None:

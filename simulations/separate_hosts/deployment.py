@@ -41,16 +41,7 @@ _NODE_CONFIG = {
 class Deployment:
     """Everything that an owner and an operator set up, as docs/deploy.md says it.
 
-    Parameters
-    ----------
-    network : Network
-        The hosts.
-    dataset : str
-        What the owner cuts into as many stores as there are nodes.
-    ingest : sequence of str
-        Further arguments of `psl ingest`.
-    settings : sequence of str
-        KEY=VALUE, of every run that is not resumed.
+    `ingest` are further arguments of `psl ingest`; `settings`, as KEY=VALUE, go to every run that is not resumed.
 
     Raises
     ------
