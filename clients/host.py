@@ -168,7 +168,7 @@ class Host:
         return Checkpoints(folder, self.task.kept.get(m, 0))
 
     def prepare_process(self) -> None:
-        """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
+        """Set memory use and threads of this process: as the task says, or a simulated node's share of the cores."""
         keep_freed_memory()
         if self.task.threads > 0:
             torch.set_num_threads(self.task.threads)
@@ -188,7 +188,7 @@ class Host:
             try:
                 self._check_bits(len(store.meta.positions))
                 self._check_noise()
-                if self.build is build_engine:  # another one may have settings of its own
+                if self.build is build_engine:  # another may have other settings
                     self._check_weights(Blueprint.decode(self.task.settings))
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
@@ -314,8 +314,8 @@ def own_sealed_stores(context: Context) -> Iterator[Opened]:
 def check_lightening_allowed(context: Context) -> None:
     """Raise ConfigError unless a real node's own configuration allows `lighten`.
 
-    The weights and files of a lightening come from the server, and smashed data that they make go back there: whoever
-    chooses them can make smashed data that are the patches.
+    The weights and files of a lightening come from the server, and the smashed data that they make go back to it:
+    the server could choose them so that smashed data are the patches.
     """
     if not is_simulated(context) and not permission(context, _LIGHTEN):
         raise ConfigError(

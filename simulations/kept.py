@@ -36,27 +36,13 @@ Kind = TypeVar("Kind", bound=Report)
 
 @dataclass(slots=True, kw_only=True)
 class Study(Generic[Asked, Kind]):
-    """A measurement in progress.
-
-    Attributes
-    ----------
-    options : Settings
-        What was asked for.
-    folder : Path
-        For files that go afterwards.
-    progress : Progress
-        Shows how it goes.
-    report : Report
-        What has been measured, the trials of an earlier, interrupted command first.
-    out : Path or None
-        File of the report.
-    """
+    """A measurement in progress."""
 
     options: Asked
-    folder: Path
-    progress: Progress
-    report: Kind
-    out: Path | None
+    folder: Path  #: For files that go afterwards.
+    progress: Progress  #: Shows how it goes.
+    report: Kind  #: What has been measured, the trials of an earlier, interrupted command first.
+    out: Path | None  #: File of the report.
 
     def keep(self, *trials: object, **changes: object) -> None:
         """Add trials to the report, with other changes, and save it; raises RunError if the disk refuses."""

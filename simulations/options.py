@@ -54,6 +54,13 @@ def number(text: str) -> float:
     return found
 
 
+def seed(text: str) -> int:
+    """Read a whole number from 0 to 2**32 - 1, for `several`."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise ConfigError(f"expected a whole number of 0 or more, got {text!r}")
+    return int(text)
+
+
 def add_options(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
     """Add an argument for every option that a dataclass declares."""
     single = {field.name: field for field in fields_of(kind)}

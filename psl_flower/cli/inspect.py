@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def inspect(
     from psl_flower.data.options import SourceOptions
     from psl_flower.data.sources import open_dataset
     from psl_flower.stores.sealed_set import is_sealed_dataset
-    from psl_flower.system.files import disk_errors
+    from psl_flower.system.files import write_file
 
     if is_sealed_dataset(dataset):
         raise ConfigError(f"{dataset}: holds sealed stores, whose images only restorers see; see psl verify")
@@ -56,8 +57,9 @@ def inspect(
     size = given.pop("image_size", (0, 0))
     source = open_dataset(dataset, SourceOptions(**given))
     looks = _some_of_each_class(source)
-    with disk_errors(target, "written"):
-        _draw(source, looks, size).save(target, "PNG")
+    sheet = BytesIO()
+    _draw(source, looks, size).save(sheet, "PNG")
+    write_file(target, sheet.getvalue(), durable=False)
     sizes, problems = Counter[str](), []
     firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:

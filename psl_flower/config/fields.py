@@ -47,31 +47,17 @@ RUN_NAME = Form(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", "letters, digits, '.', '_
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """Meaning, range and choices of one setting.
+    """Meaning, range and choices of one setting."""
 
-    Attributes
-    ----------
-    doc : str
-        What it does, with its unit; for `psl settings`.
-    least, most : float
-        Range of a number.
-    open_ends : bool
-        Whether `least` and `most` themselves are outside.
-    choices : tuple[str, ...]
-        The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
-    form : Form or None
-        What a text must look like.
-    path : bool
-        Whether a text may name a file or folder of this machine.
-    """
-
-    doc: str
+    doc: str  #: What it does, with its unit; for `psl settings`.
+    #: Range of a number.
     least: float = -math.inf
     most: float = math.inf
-    open_ends: bool = False
+    open_ends: bool = False  #: Whether `least` and `most` themselves are outside.
+    #: The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
     choices: tuple[str, ...] = ()
-    form: Form | None = None
-    path: bool = False
+    form: Form | None = None  #: What a text must look like.
+    path: bool = False  #: Whether a text may name a file or folder of this machine.
 
     def check(self, key: str, value: object) -> None:
         """Raise ConfigError if a value is out of range, of another form or none of the choices."""

@@ -142,13 +142,7 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
 
 
 def choose_image(name: str, columns: Columns, kinds: Mapping[str, ImageKind], wanted: str) -> str:
-    """Return the column of the images.
-
-    Raises
-    ------
-    DataError
-        If none can be it, or several.
-    """
+    """Return the column of the images; raises DataError if none can be it, or several."""
     if wanted:
         if wanted not in kinds:
             raise DataError(f"{name}: no image column {wanted!r}; image columns: {', '.join(kinds) or 'none'}")

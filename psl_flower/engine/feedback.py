@@ -35,7 +35,7 @@ class GradientFeedback:
     def corrected(self, m: int, gradient_BKhwC: torch.Tensor) -> torch.Tensor:
         """Return the gradient of Upper m's smashed data with its share of what is owed, float32, to be rounded.
 
-        Called again for the same step it returns the same: what is owed changes with `apply`.
+        Calling it again in the same step returns the same: only `apply` changes what is owed.
 
         Raises
         ------

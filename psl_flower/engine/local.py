@@ -28,7 +28,7 @@ class LocalExchange(Exchange):
     def carry(
         self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
     ) -> dict[int, Frame]:
-        """Let one party after the other do its part; see `Exchange.carry`."""
+        """Let the parties answer one after the other; see `Exchange.carry`."""
         meanwhile()
         answers = {}
         for m, frame in frames.items():

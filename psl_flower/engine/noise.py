@@ -32,21 +32,11 @@ _NOT_OF_NOISE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeNoise:
-    """The standard normal numbers of which all Uppers of a run make noise.
+    """The standard normal numbers of which all Uppers of a run make noise."""
 
-    Attributes
-    ----------
-    size : int
-        Numbers of a patch's code, d.
-    run : bytes
-        Tells runs with other settings apart, so that their draws differ; 32 bytes.
-    augmentation : Augmentation
-        What makes views.
-    """
-
-    size: int
-    run: bytes
-    augmentation: Augmentation
+    size: int  #: Numbers of a patch's code, d.
+    run: bytes  #: Tells runs with other settings apart, so that their draws differ; 32 bytes.
+    augmentation: Augmentation  #: What makes views.
 
     def of(self, key: bytes, plan: Plan, step: int, num_positions: int) -> torch.Tensor:
         """Return the numbers (B*K, d), float32 on the CPU, for the codes of a plan's samples.
@@ -66,7 +56,7 @@ class CodeNoise:
         return torch.from_numpy(rows_BD).reshape(-1, self.size)
 
     def _records(self, plan: Plan, step: int) -> Iterator[bytes]:
-        """Yield for each sample what its draw depends on: by what was done to its pixels, not by the seed of that."""
+        """Yield what each sample's draw depends on: how its pixels were changed, not the seed of that change."""
         samples_B = plan.sample_indices()
         # BatchNorm in training makes other codes of the same weights.
         head = self.run + struct.pack("<Q?", step, plan.mode == "train")

@@ -2,7 +2,7 @@
 
 The classes in torch.optim import torch's compiler at their first use, which takes seconds in every node. These call
 the functions in them that compute the update, so the numbers are torch's own, and their whole state is a list for each
-kind of number: what a checkpoint holds, and what a resumed run goes on from, bit by bit.
+kind of number, which a checkpoint holds and a resumed run continues from bit by bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Optimizer(Protocol):
         """Update all parameters by their gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return the state that the next steps depend on."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to such a state."""
@@ -101,13 +101,7 @@ class PartyOptimizer(ABC):
         return {name: list(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If it is of other parameters, or of another optimiser.
-        """
+        """Go back to a state; raises RunError if it is of other parameters, or of another optimiser."""
         if set(state_dict) != set(self.kept):
             raise RunError(f"the optimiser's state holds {', '.join(state_dict)}, expected {', '.join(self.kept)}")
         if not all(self._fits(name, state_dict[name]) for name in self.kept):

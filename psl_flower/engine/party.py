@@ -22,32 +22,22 @@ from psl_flower.wire.plan import Plan, StepId
 
 
 class Pass(NamedTuple):
-    """A forward pass of a plan.
+    """A forward pass of a plan."""
 
-    Attributes
-    ----------
-    graph : object
-        What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
-    smashed : torch.Tensor
-        What goes up, on the CPU.
-    read_s : float
-        Seconds that reading the data took.
-    """
-
-    graph: Any
-    smashed: torch.Tensor
-    read_s: float
+    graph: Any  #: What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
+    smashed: torch.Tensor  #: What goes up, on the CPU.
+    read_s: float  #: Seconds that reading the data took.
 
 
 class PartyEngine(ABC):
-    """One party: its model, optimiser and place in the run. What it reads and what it sends, a subclass decides.
+    """One party: its model, optimiser and how far it is in the run; subclasses define what it reads and sends.
 
     Parameters
     ----------
     model : nn.Module
         On its device.
     optimizer : Optimizer or None
-        Of the model's parameters; None where there are none to learn.
+        Of the model's parameters; None if it has none to learn.
     claim : Claim
         What the party holds.
     checkpoints : Checkpoints
@@ -68,7 +58,7 @@ class PartyEngine(ABC):
     shared_after : StepId or None
         The step after which it has shared its weights, while it waits for the average.
     sharing_s : float
-        Seconds that this took, of which the answer to the average tells.
+        Seconds that this took; reported with the answer to the average.
     """
 
     def __init__(
@@ -114,7 +104,7 @@ class PartyEngine(ABC):
 
     @property
     def pending_shape(self) -> tuple[int, ...] | None:
-        """Shape of the gradient that is waited for; None if none is."""
+        """Shape of the pending gradient; None if no step is pending."""
         return None if self._pending is None else self.smashed_shape(self._pending[0])
 
     def expects(self, wire: WireFormat) -> Expectation:
@@ -126,7 +116,7 @@ class PartyEngine(ABC):
         return wire.frame(*self.handle(down_of(frame)))
 
     def handle(self, down: Down) -> Up:
-        """Apply the gradient or take over the average, if any; save, if asked; run the plan, if any, and answer.
+        """Apply a gradient or take over an average, save if asked, run the plan if there is one, and answer.
 
         Raises
         ------
@@ -183,7 +173,7 @@ class PartyEngine(ABC):
         return party_state(self.step, self.claim, self.model, self._optimizer)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state; a pending step is forgotten.
+        """Go back to a state; drop a pending step.
 
         Raises
         ------
@@ -196,7 +186,7 @@ class PartyEngine(ABC):
     def go_to(self, step: int, saved: int | None = None) -> None:
         """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
 
-        A party that was absent goes to its last committed state, of `saved` steps, and goes on from there as step
+        A party that was absent goes to its last committed state, of `saved` steps, and continues from it as step
         `step`. What it saved after that was never committed, and is dropped.
 
         Raises

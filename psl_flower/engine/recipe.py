@@ -1,7 +1,7 @@
 """The settings that a run chooses by the size of its dataset: batch size, learning rate, rounds.
 
-A few hundred images and 50,000 both train with them. The numbers were chosen on validation images of small sets, see
-`simulations.recipe` and docs/accuracy.md.
+They suit a few hundred images as well as 50,000. The numbers were chosen on validation images of small sets, see
+`simulations.recipe` and docs/accuracy-studies.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SGD_LR, _ADAM_LR = 0.05, 0.001
 
 
 def planned(config: RunConfig, description: StoreSetDescription) -> RunConfig:
-    """Return the settings with numbers in place of those that are left to the dataset; none are: the same settings."""
+    """Return the settings with numbers for those left to the dataset; if there are none, the same settings."""
     training = config.training
     if training.batch_size and training.lr and training.rounds:
         return config

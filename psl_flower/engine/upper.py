@@ -32,37 +32,20 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpperOptions:
-    """What an Upper needs to know besides its model and store.
+    """An Upper's options besides its model and store."""
 
-    Attributes
-    ----------
-    make_optimizer : callable
-        Makes the optimiser for the model's parameters; its learning rate comes with every plan.
-    mean, std : sequence of float
-        Per channel, for normalisation (`psl_flower.engine.inputs`).
-    augmentation : Augmentation
-        What is drawn in training.
-    autocast : bool
-        Whether forward passes run under bfloat16 autocast.
-    device : torch.device
-        Where the model computes.
-    averaged : bool
-        Whether the Uppers of this run are averaged; if not, messages about it are refused.
-    frozen_after : int or None
-        Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
-    noise : CodeNoise or None
-        What is added to codes, if anything.
-    """
-
+    #: Makes the optimiser for the model's parameters; its learning rate comes with every plan.
     make_optimizer: MakeOptimizer
+    #: Per channel, for normalisation (`psl_flower.engine.inputs`).
     mean: Sequence[float]
     std: Sequence[float]
-    augmentation: Augmentation
-    autocast: bool = False
-    device: torch.device = torch.device("cpu")
-    averaged: bool = False
+    augmentation: Augmentation  #: What is drawn in training.
+    autocast: bool = False  #: Whether forward passes run under bfloat16 autocast.
+    device: torch.device = torch.device("cpu")  #: Where the model computes.
+    averaged: bool = False  #: Whether the Uppers of this run are averaged; if not, messages about it are refused.
+    #: Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     frozen_after: int | None = None
-    noise: CodeNoise | None = None
+    noise: CodeNoise | None = None  #: What is added to codes, if anything.
 
 
 class UpperEngine(PartyEngine):
@@ -142,7 +125,7 @@ class UpperEngine(PartyEngine):
         if plan.mix_weight != 1:
             # Each weight would have another draw: a server could average the noise away.
             raise ProtocolError("the plan mixes images, which a run with code-noise does not")
-        # Its own count of steps: that of a plan which trains nothing is whatever the Lower says.
+        # Its own count of steps, since the Lower chooses the step number of a plan that trains nothing.
         return self._options.noise.of(self._noise_key, plan, self.step, len(self.store.meta.positions))
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
 # Shell, so that a path of Python with blanks, or a long one, does as well.
 _SERVING = """#!/bin/sh
-exec {python} -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
+exec {python} -P -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
 """
 _STARTING = """#!/bin/sh
 exec {superexec} "$@"

@@ -39,24 +39,12 @@ _PREPROCESSING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A written file.
+    """A written file."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it is.
-    num_bytes : int
-        Its size.
-    difference : float
-        Largest absolute difference of its logits from the network's, on random images.
-    relative_difference : float
-        The same, divided by the largest absolute logit.
-    """
-
-    path: Path
+    path: Path  #: Where it is.
     num_bytes: int
-    difference: float
-    relative_difference: float
+    difference: float  #: Largest absolute difference of its logits from the network's, on random images.
+    relative_difference: float  #: The same, divided by the largest absolute logit.
 
 
 def export_torch(trained: TrainedModel, path: Path) -> Exported:

@@ -44,18 +44,10 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The prediction for one image.
+    """The prediction for one image."""
 
-    Attributes
-    ----------
-    class_names : tuple[str, ...]
-        Label k -> name.
-    probabilities : tuple[float, ...]
-        Softmax of the logits (K,).
-    """
-
-    class_names: tuple[str, ...]
-    probabilities: tuple[float, ...]
+    class_names: tuple[str, ...]  #: Label k -> name.
+    probabilities: tuple[float, ...]  #: Softmax of the logits (K,).
 
     @property
     def label(self) -> str:

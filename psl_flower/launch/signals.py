@@ -16,13 +16,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: as Ctrl-C, but whoever sent it waits only so long before it kills.
-
-    Attributes
-    ----------
-    number : int
-        Of the signal.
-    """
+    """SIGTERM or SIGHUP came: as Ctrl-C, but whoever sent it waits only so long before it kills."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -127,10 +127,12 @@ class LocalSuperLink:
             "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes.
+            # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes. A folder of
+            # its own: Ray puts the one that it is started in first on its workers' sys.path, and there may be anything.
             self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-            )
+                command, env=self._environment, cwd=self.home, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def wait(self, waiting: Waiting = silently) -> None:
         """Wait until it answers.
@@ -189,8 +191,8 @@ class LocalSuperLink:
     def _call(self, arguments: Sequence[str], waiting: Waiting = silently) -> subprocess.CompletedProcess[str]:
         deadline = time.monotonic() + _CALL_TIMEOUT_S
         with subprocess.Popen(
-            [_program("flwr"), *arguments], env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            [_program("flwr"), *arguments], env=self._environment, cwd=self.home, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             try:
                 while time.monotonic() < deadline:

@@ -15,20 +15,11 @@ from psl_flower.lightening.search import Conditions, Judged, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The model that was chosen, and why.
+    """The model that was chosen, and why."""
 
-    Attributes
-    ----------
-    what : str
-        Its name; see `psl_flower.lightening.names`.
-    why : str
-        In words, for a person.
-    beaten_by : dict
-        For each model that meets the conditions and is beaten in everything, one that beats it.
-    """
-
-    what: str
-    why: str
+    what: str  #: Its name; see `psl_flower.lightening.names`.
+    why: str  #: In words, for a person.
+    #: For each model that meets the conditions and is beaten in everything, one that beats it.
     beaten_by: Mapping[str, str]
 
 

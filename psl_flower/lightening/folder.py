@@ -34,6 +34,7 @@ from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.system.machine import processor
 
 FOLDER = "light"
 THIRD = "third"
@@ -43,35 +44,19 @@ _VERSION = 2
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was judged.
+    """One thing that was judged."""
 
-    Attributes
-    ----------
-    what : str
-        See `psl_flower.lightening.names`.
-    judged : Judged
-        What was measured.
-    degree : int or None
-        Of lightening; None for what the loop does not search among.
-    verdict, conditions : str
-        What followed in the loop, and under which conditions; empty for what it does not search among.
-    threads, batch : int
-        As speed was measured.
-    seconds : float
-        That training and judging took.
-    at : float
-        Unix time.
-    """
-
-    what: str
+    what: str  #: See `psl_flower.lightening.names`.
     judged: Judged
-    degree: int | None = None
+    degree: int | None = None  #: Of lightening; None for what the loop does not search among.
+    #: What followed in the loop, and under which conditions; empty for what it does not search among.
     verdict: str = ""
     conditions: str = ""
+    #: As speed was measured.
     threads: int
     batch: int
-    seconds: float = 0.0
-    at: float = 0.0
+    seconds: float = 0.0  #: That training and judging took.
+    at: float = 0.0  #: Unix time.
 
 
 class LighteningFolder:
@@ -99,7 +84,7 @@ class LighteningFolder:
             "settings": asdict(settings),
             "federated": federated,
             "model": _digest(run),
-            "machine": f"{platform.node()} {platform.machine()} {_processor()}",
+            "machine": f"{platform.node()} {platform.machine()} {processor()}",
         }
         encoded = msgspec.json.encode(identity, order="sorted")
         self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
@@ -185,21 +170,11 @@ class LighteningFolder:
 
 
 class LightModel(NamedTuple):
-    """A light model in place on the nodes.
+    """A light model in place on the nodes."""
 
-    Attributes
-    ----------
-    lower : Path
-        The Lower's file.
-    uppers : OnnxInference
-        The Uppers' files, as named to nodes.
-    part : str
-        Of the lightening; see `NodeTask.part`.
-    """
-
-    lower: Path
-    uppers: OnnxInference
-    part: str
+    lower: Path  #: The Lower's file.
+    uppers: OnnxInference  #: The Uppers' files, as named to nodes.
+    part: str  #: Of the lightening; see `NodeTask.part`.
 
 
 def light_model(run: RunFolder, num_uppers: int) -> LightModel:
@@ -236,12 +211,3 @@ def _digest(run: RunFolder) -> str:
         again = f"psl train resume={run.name}"
         raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}")
     return hashlib.sha256(read_file(path, RunError)).hexdigest()
-
-
-def _processor() -> str:
-    """Return the processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

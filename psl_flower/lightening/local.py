@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,10 +51,7 @@ def lighten(
     trained = load_trained_model(run, choose_device("auto"))
     # The labels that the run was trained with, as over the federation, even if some were corrected since.
     stores = stores_of(run, trained, progress, labels_version=trained.description.labels_version)
-    with contextlib.ExitStack() as closing:
-        opened = [
-            closing.enter_context(contextlib.closing(stores.open(m))) for m in range(stores.description.num_uppers)
-        ]
+    with stores.opened() as opened:
         trainer = LocalTrainer(
             config=trained.config, stores=stores, opened=opened, device=trained.device, progress=progress
         )

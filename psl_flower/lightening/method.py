@@ -36,7 +36,7 @@ from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_judgements, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
-from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
+from psl_flower.lightening.sizing import Cost, choose_second, cost_of
 from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
@@ -75,39 +75,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lightened:
-    """The result of a lightening.
+    """The result of a lightening."""
 
-    Attributes
-    ----------
-    folder : LighteningFolder
-        All files and the log.
-    conditions : Conditions
-        As the models were held against them.
-    method : Method
-        How it was looked for.
-    end : End
-        How that ended.
-    reason : str
-        Why, in words.
-    choice : Choice or None
-        The model chosen, if one meets the conditions.
-    closest : str
-        Name of that one, or of the model that lacks least.
-    images : ImagesToJudge
-        What accuracy was measured on.
-    third : Path or None
-        Folder of the light model, if the conditions hold.
-    """
-
-    folder: LighteningFolder
-    conditions: Conditions
-    method: Method
-    end: End
-    reason: str
-    choice: Choice | None
-    closest: str
-    images: ImagesToJudge
-    third: Path | None
+    folder: LighteningFolder  #: All files and the log.
+    conditions: Conditions  #: As the models were held against them.
+    method: Method  #: How it was looked for.
+    end: End  #: How that ended.
+    reason: str  #: Why, in words.
+    choice: Choice | None  #: The model chosen, if one meets the conditions.
+    closest: str  #: Name of that one, or of the model that lacks least.
+    images: ImagesToJudge  #: What accuracy was measured on.
+    third: Path | None  #: Folder of the light model, if the conditions hold.
 
 
 class Lightening:
@@ -134,7 +112,7 @@ class Lightening:
         self._description = trained.description
         self._first = trained.net
         check_prunable(trained.net)
-        self._first_size = size_of_run(trained.config)
+        self._first_size = trained.config.network.size
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth
         )

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.lightening.settings import Growth, Measure
 from psl_flower.models.architectures import BackboneSize
@@ -26,18 +25,10 @@ _MAX_EXTRA_BLOCKS = 3
 
 
 class Cost(NamedTuple):
-    """The size of a whole patch-split network: all Uppers and the Lower.
+    """The size of a whole patch-split network: all Uppers and the Lower."""
 
-    Attributes
-    ----------
-    parameters : int
-        Weights, without BatchNorm's statistics.
-    multiply_adds : int
-        Of convolutions and the classifier, for one image.
-    """
-
-    parameters: int
-    multiply_adds: int
+    parameters: int  #: Weights, without BatchNorm's statistics.
+    multiply_adds: int  #: Of convolutions and the classifier, for one image.
 
 
 def cost_of(blueprint: Blueprint, size: BackboneSize | None = None) -> Cost:
@@ -93,11 +84,6 @@ def scaled(size: BackboneSize, share: float) -> BackboneSize:
     """Return the size with `share` times the channels, in multiples of `CHANNEL_STEP`, at least one of these."""
     a, b, c, d = (max(CHANNEL_STEP, round(width * share / CHANNEL_STEP) * CHANNEL_STEP) for width in size.widths)
     return BackboneSize(depths=size.depths, widths=(a, b, c, d))
-
-
-def size_of_run(config: RunConfig) -> BackboneSize:
-    """Return the size of the first model."""
-    return config.network.size
 
 
 def _larger(first: BackboneSize, ratio: float, growth: Growth) -> Iterator[BackboneSize]:

@@ -20,23 +20,12 @@ from psl_flower.wire.codecs import wire_roundtrip
 
 @dataclass(frozen=True, slots=True)
 class CutPair:
-    """The two halves of a protection and the channels between them.
+    """The two halves of a protection and the channels between them."""
 
-    Attributes
-    ----------
-    upper : nn.Module
-        (N, C, h, w) -> (N, wire_channels, h', w'), on the Upper before the wire.
-    lower : nn.Module
-        (N, wire_channels, h', w') -> (N, C, h", w"), on the Lower after it.
-    wire_channels : int
-        Channels that cross the wire.
-    joined : nn.Module
-        (B, C, H, W) -> (B, C, H, W), on the Lower after the maps of an image's patches are joined.
-    """
-
-    upper: nn.Module
-    lower: nn.Module
-    wire_channels: int
+    upper: nn.Module  #: (N, C, h, w) -> (N, wire_channels, h', w'), on the Upper before the wire.
+    lower: nn.Module  #: (N, wire_channels, h', w') -> (N, C, h", w"), on the Lower after it.
+    wire_channels: int  #: Channels that cross the wire.
+    #: (B, C, H, W) -> (B, C, H, W), on the Lower after the maps of an image's patches are joined.
     joined: nn.Module = field(default_factory=nn.Identity)
 
 

@@ -43,24 +43,12 @@ _LEAST_SIDE, _LEAST_SIDE_LARGE = 8, 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridChoice:
-    """A grid and why it was chosen.
-
-    Attributes
-    ----------
-    grid : PatchGrid
-        The choice.
-    turns : float
-        What was measured; see the module.
-    num_images : int
-        Images that were looked at.
-    reason : str
-        One line for people.
-    """
+    """A grid and why it was chosen."""
 
     grid: PatchGrid
-    turns: float
-    num_images: int
-    reason: str
+    turns: float  #: What was measured; see the module.
+    num_images: int  #: Images that were looked at.
+    reason: str  #: One line for people.
 
 
 def count_turns(image_HWC: NDArray[np.uint8]) -> float:

@@ -15,27 +15,13 @@ _FILE = "best.json"
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
-    """The weights that were kept.
+    """The weights that were kept."""
 
-    Attributes
-    ----------
-    step : int
-        Steps that they were trained for.
-    trained : int
-        Steps after which training ended.
-    monitor : str
-        What was watched on the validation images.
-    value : float or None
-        What it was; None if it was never a number.
-    stopped_early : bool
-        Whether training ended before its last step, for lack of improvement.
-    """
-
-    step: int
-    trained: int
-    monitor: str
-    value: float | None
-    stopped_early: bool
+    step: int  #: Steps that they were trained for.
+    trained: int  #: Steps after which training ended.
+    monitor: str  #: What was watched on the validation images.
+    value: float | None  #: What it was; None if it was never a number.
+    stopped_early: bool  #: Whether training ended before its last step, for lack of improvement.
 
 
 def save_best(run: RunFolder, best: Best) -> None:

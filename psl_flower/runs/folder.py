@@ -61,50 +61,27 @@ Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # within the years that 
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run is.
+    """Where a run is."""
 
-    Attributes
-    ----------
-    state : str
-        "preparing" (stores), "starting" (nodes), "training", "collecting" (the model); "predicting" in place of the
-        last two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
-    message : str
-        One line for a person: what happens, or why it ended and what to do.
-    round, rounds, step, total_steps : int
-        Where it is; steps applied.
-    images, total_images : int
-        How far a prediction is; 0 in training.
-    loss : float or None
-        Full loss, mean over the steps since the last report.
-    accuracy : float or None
-        Of the last evaluation, 0..1.
-    images_per_s : float or None
-        Rate of training in this round, or of prediction.
-    eta_s : float or None
-        Seconds left, estimated.
-    run_id : str
-        Flower's id of the run.
-    process : str
-        What writes this, as "HOST:PID"; empty if unknown.
-    updated : float
-        Unix time.
-    """
-
+    #: "preparing" (stores), "starting" (nodes), "training", "collecting" (the model); "predicting" in place of the last
+    #: two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
     state: str
-    message: str = ""
+    message: str = ""  #: One line for a person: what happens, or why it ended and what to do.
+    #: Where it is; steps applied.
     round: int = 0
     rounds: int = 0
     step: int = 0
     total_steps: int = 0
+    #: How far a prediction is; 0 in training.
     images: int = 0
     total_images: int = 0
-    loss: float | None = None
-    accuracy: float | None = None
-    images_per_s: float | None = None
-    eta_s: float | None = None
-    run_id: str = ""
-    process: str = ""
-    updated: Moment = 0.0
+    loss: float | None = None  #: Full loss, mean over the steps since the last report.
+    accuracy: float | None = None  #: Of the last evaluation, 0..1.
+    images_per_s: float | None = None  #: Rate of training in this round, or of prediction.
+    eta_s: float | None = None  #: Seconds left, estimated.
+    run_id: str = ""  #: Flower's id of the run.
+    process: str = ""  #: What writes this, as "HOST:PID"; empty if unknown.
+    updated: Moment = 0.0  #: Unix time.
 
     @property
     def ended(self) -> bool:
@@ -219,13 +196,7 @@ class RunFolder:
         self._write("config.toml", tomli_w.dumps(config.to_mapping() | table).encode())
 
     def read_config(self) -> RunConfig:
-        """Read the settings of a training in config.toml.
-
-        Raises
-        ------
-        RunError
-            If it is missing or damaged.
-        """
+        """Read the settings of a training in config.toml; raises RunError if it is missing or damaged."""
         noted = self._read_settings()
         try:
             return RunConfig.from_mapping(
@@ -386,13 +357,7 @@ def open_run(workspace: Path, name: str) -> RunFolder:
 
 
 def list_runs(workspace: Path) -> list[RunFolder]:
-    """Return all runs of a workspace, oldest first.
-
-    Raises
-    ------
-    RunError
-        If this user may not look there.
-    """
+    """Return all runs of a workspace, oldest first; raises RunError if this user may not look there."""
     runs = workspace / "runs"
     with disk_errors(runs, "listed", RunError):
         configs = sorted(runs.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)

@@ -26,31 +26,17 @@ _WORST = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A run's result.
+    """A run's result."""
 
-    Attributes
-    ----------
-    name, state : str
-        Of the run; how it stands.
-    settings : dict
-        All settings by their keys.
-    description : StoreSetDescription
-        The images and the grid.
-    rounds : list[dict]
-        The objects of metrics.jsonl.
-    confusion_KK : ndarray, optional
-        Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
-    worst : list[Mistake]
-        The test images that it got wrong, the surest first.
-    """
-
+    #: Of the run; how it stands.
     name: str
     state: str
-    settings: dict[str, Any]
-    description: StoreSetDescription
-    rounds: list[dict[str, Any]]
+    settings: dict[str, Any]  #: All settings by their keys.
+    description: StoreSetDescription  #: The images and the grid.
+    rounds: list[dict[str, Any]]  #: The objects of metrics.jsonl.
+    #: Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
     confusion_KK: NDArray[np.int64] | None
-    worst: list[Mistake]
+    worst: list[Mistake]  #: The test images that it got wrong, the surest first.
 
     @classmethod
     def of(cls, run: RunFolder) -> Summary:

@@ -25,25 +25,12 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "WANDB_ERR
 
 
 class Begin(msgspec.Struct, tag="begin", frozen=True, kw_only=True):
-    """A run begins, or is continued.
+    """A run begins, or is continued."""
 
-    Attributes
-    ----------
-    tracker : {"mlflow", "wandb"}
-        Who is to be told.
-    uri : str
-        Where the tracker is; empty: files in `folder`.
-    folder : str
-        Of the tracker's files on this machine.
-    name, identity : str
-        The run's name, and its id, which no other run has.
-    settings : dict[str, str]
-        Its settings.
-    """
-
-    tracker: str
-    uri: str
-    folder: str
+    tracker: str  #: "mlflow" or "wandb": who is to be told.
+    uri: str  #: Where the tracker is; empty: files in `folder`.
+    folder: str  #: Of the tracker's files on this machine.
+    #: The run's name, and its id, which no other run has.
     name: str
     identity: str
     settings: dict[str, str]
@@ -57,21 +44,11 @@ class Metrics(msgspec.Struct, tag="metrics", frozen=True, kw_only=True):
 
 
 class End(msgspec.Struct, tag="end", frozen=True, kw_only=True):
-    """The run has ended.
+    """The run has ended."""
 
-    Attributes
-    ----------
-    state : str
-        "completed", "stopped" or "failed".
-    values : dict[str, float]
-        Its last metrics.
-    model : str
-        Path of the model's file; empty if there is none.
-    """
-
-    state: str
-    values: dict[str, float]
-    model: str = ""
+    state: str  #: "completed", "stopped" or "failed".
+    values: dict[str, float]  #: Its last metrics.
+    model: str = ""  #: Path of the model's file; empty if there is none.
 
 
 Message = Begin | Metrics | End

@@ -164,7 +164,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     code = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "psl_flower.runs.trackers"],
+        [sys.executable, "-P", "-m", "psl_flower.runs.trackers"],  # -P: no module from the run's folder
         cwd=folder,
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,

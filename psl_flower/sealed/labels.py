@@ -74,46 +74,25 @@ class Version(_Part, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One label version for people.
+    """One label version for people."""
 
-    Attributes
-    ----------
-    version : int
-        From 0.
-    kind, who, when, why : str
-        Of the version; who by name.
-    changes : tuple[tuple[int, int, int], ...]
-        (image, old label, new label) of a "relabel".
-    """
-
-    version: int
+    version: int  #: From 0.
+    #: Of the version; who by name.
     kind: str
     who: str
     when: str
     why: str
-    changes: tuple[tuple[int, int, int], ...]
+    changes: tuple[tuple[int, int, int], ...]  #: (image, old label, new label) of a "relabel".
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of the newest version.
+    """The labels of the newest version."""
 
-    Attributes
-    ----------
-    labels_N : NDArray[np.int64]
-        (N,) index into the class names.
-    version : int
-        The newest version's number.
-    history : tuple[Change, ...]
-        All versions, oldest first; those before a snapshot only for who could read them.
-    digests : tuple[bytes, ...]
-        SHA-256 of each version's file, for `Memory.check_labels`.
-    """
-
-    labels_N: NDArray[np.int64]
-    version: int
-    history: tuple[Change, ...]
-    digests: tuple[bytes, ...]
+    labels_N: NDArray[np.int64]  #: (N,) index into the class names.
+    version: int  #: The newest version's number.
+    history: tuple[Change, ...]  #: All versions, oldest first; those before a snapshot only for who could read them.
+    digests: tuple[bytes, ...]  #: SHA-256 of each version's file, for `Memory.check_labels`.
 
 
 class LabelBook:

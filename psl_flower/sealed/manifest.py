@@ -250,27 +250,13 @@ class Manifest(_Part, frozen=True, kw_only=True, dict=True):
 
 @dataclass(frozen=True, slots=True)
 class SignedManifest:
-    """A manifest whose signature was checked.
-
-    Attributes
-    ----------
-    manifest : Manifest
-        Its content.
-    data : bytes
-        The file.
-    digest : bytes
-        SHA-256 of the file.
-    owner : PublicIdentity
-        Who signed it.
-    where : str
-        Where it was read, for messages.
-    """
+    """A manifest whose signature was checked."""
 
     manifest: Manifest = field(repr=False)
-    data: bytes = field(repr=False)
-    digest: bytes
-    owner: PublicIdentity
-    where: str
+    data: bytes = field(repr=False)  #: The file.
+    digest: bytes  #: SHA-256 of the file.
+    owner: PublicIdentity  #: Who signed it.
+    where: str  #: Where it was read, for messages.
 
 
 def sign(manifest: Manifest, owner: Identity) -> SignedManifest:

@@ -7,10 +7,12 @@ import ctypes
 import functools
 import importlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 from psl_flower.errors import ConfigError
 
@@ -63,6 +65,15 @@ def forbid_core_dumps() -> None:
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Return the processor's name; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def count_gpus() -> int:

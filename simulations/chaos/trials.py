@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from simulations.chaos.federation import Federation
 from simulations.chaos.operated import OperatedRun
 from simulations.chaos.storm import Storm
 from simulations.separate_hosts.deployment import EXCHANGE_PORT
+from simulations.watching import wait_until
 
 UNDISTURBED, ONE_RUN, TWO_RUNS = "undisturbed", "one run", "two runs at once"
 NODE_DISK, SERVER_DISK = "a node's disk is full", "the server's disk is full"
@@ -30,7 +31,7 @@ STEPS_PER_ROUND = 12
 # Of a run whose disk fills up, and of one that nobody disturbs.
 _FEW_STEPS = 24
 # Enough on average, since most kills come while the run still recovers from others.
-_STEPS_PER_KILL = 3
+_STEPS_PER_KILL = 2
 # Over the flower transport a step takes a minute on a busy machine: Flower starts a process for every message.
 _FLOWER_STEPS, _FLOWER_STEPS_PER_ROUND = 8, 4
 # Over streams the Lower's words lag a little behind its steps.
@@ -77,7 +78,7 @@ class Plan:
 
 def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
     """Return the trials of a number of kills: one undisturbed, storms in turns, full disks."""
-    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "stream"), (ONE_RUN, "flower"), (ONE_RUN, "stream"))
+    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "flower"), (ONE_RUN, "stream"), (ONE_RUN, "stream"))
     storms = []
     for number, first in enumerate(range(0, kills, kills_per_run)):
         kind, transport = turns[number % len(turns)]
@@ -91,7 +92,7 @@ def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
             )
         )  # fmt: skip
     disks = [Plan(name=f"disk-{n}", kind=kind) for n, kind in enumerate(_DISKS, 1)]
-    return [Plan(name="undisturbed", kind=UNDISTURBED), *storms[:2], *disks, *storms[2:]]
+    return [Plan(name="undisturbed", kind=UNDISTURBED), *storms[:3], *disks, *storms[3:]]
 
 
 def attempt(federation: Federation, plan: Plan) -> Trial:
@@ -170,23 +171,16 @@ def _fill_up(run: OperatedRun, folder: Path) -> None:
     RunError
         If it does not end, says something else, or is not completed when it is resumed.
     """
-    _wait_until(lambda: run.over, "the full disk to end the run")
+    wait_until(lambda: run.over, _LONGEST_RUN_S, "the full disk to end the run")
     said = run.last_words()
     if _FULL not in said:
         raise RunError(f"a full disk ended the run with: {said}")
     subprocess.run(["mount", "-o", f"remount,size={_ENOUGH}", folder], check=True)
     run.tend()
-    _wait_until(lambda: run.complete or run.over, "the run to end that was resumed with room on the disk")
+    what = "the run to end that was resumed with room on the disk"
+    wait_until(lambda: run.complete or run.over, _LONGEST_RUN_S, what)
     if not run.complete:
         raise RunError(f"resumed with room on the disk, the run ended with: {run.last_words()}")
-
-
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _LONGEST_RUN_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RunError(f"waited {_LONGEST_RUN_S:g} s for {what}")
-        time.sleep(1.0)
 
 
 def _undisturbed(federation: Federation, run: OperatedRun, steps: int) -> str:

@@ -309,13 +309,7 @@ def trial_name(
 
 
 def read_trial(path: Path) -> Trial:
-    """Read the result of a trial.
-
-    Raises
-    ------
-    RunError
-        If it is damaged.
-    """
+    """Read the result of a trial; raises RunError if it is damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Trial)
     except (OSError, msgspec.MsgspecError) as error:

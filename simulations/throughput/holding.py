@@ -17,16 +17,10 @@ _MARGIN_S = 0.02
 
 
 class Brake:
-    """Stops a group of processes and lets it go on.
-
-    Attributes
-    ----------
-    spans : list of Span
-        Of all holds that are over.
-    """
+    """Stops a group of processes and lets it go on."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
+        self.spans: list[Span] = []  #: Of all holds that are over.
         self._held: list[psutil.Process] = []
         self._since = 0.0
 

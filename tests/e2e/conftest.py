@@ -55,9 +55,9 @@ class Place:
             timeout=timeout, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 
-    def start_psl(self, *arguments: str) -> subprocess.Popen[str]:
+    def start_psl(self, *arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(BIN / "psl"), *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
+            [str(BIN / "psl"), *arguments], env=self.environment, cwd=cwd, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             # A shell that runs the tests in the background ignores SIGINT, and so would all that they start.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -134,3 +134,14 @@ def test_very_many_classes_fit_on_the_sheet(psl, tmp_path):
     assert status == 0 and "100 classes of 1 to 2" in out
     with Image.open("inspect-many.png") as sheet:
         assert sheet.size == (1080, 40 * 142)
+
+
+def test_a_planted_link_is_replaced_and_not_followed(psl, tmp_path, monkeypatch):
+    """The sheet's name can be guessed, and a link of that name may have come with the folder."""
+    monkeypatch.chdir(tmp_path)
+    victim, sheet = tmp_path / "victim", tmp_path / "inspect-digits.png"
+    victim.write_text("precious")
+    sheet.symlink_to(victim)
+    psl("inspect", "digits")
+    assert victim.read_text() == "precious"
+    assert not sheet.is_symlink() and sheet.read_bytes().startswith(b"\x89PNG")
