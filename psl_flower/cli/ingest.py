@@ -99,7 +99,7 @@ def ingest(
         **(_as_before(options, base) if append else options).values(),
     )
     source = request.open_source()
-    # Images are appended in the grid that is there.
+    # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
     plan = Plan(
         patch_size=grid.patch_size if grid else (0, 0),

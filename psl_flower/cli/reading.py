@@ -42,7 +42,7 @@ def reading_values(words: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If a word is none of these settings, or its value has another type.
+        If a word is not one of these settings, or its value has another type.
     """
     from dataclasses import fields
 

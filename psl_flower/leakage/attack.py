@@ -78,7 +78,7 @@ def train_decoder(
     on_epoch : callable
         Called with (epochs done, score on the validation images).
     start : nn.Module, optional
-        A decoder of this name and these sizes to go on from; by default a new one.
+        A decoder of this name and these sizes to continue from; by default a new one.
     """
     training, validation = divided(auxiliary)
     with torch.random.fork_rng(devices=[]):

@@ -96,7 +96,7 @@ class RecordCipher:
             return RecordDuplicated(
                 f"{where}: record {slot} is that of another sample of this segment; run `psl verify`"
             )
-        return RecordForeign(f"{where}: record {slot} is none of this segment's; run `psl verify`")
+        return RecordForeign(f"{where}: record {slot} does not belong to this segment; run `psl verify`")
 
     def _aad(self, sample_id: bytes, slot: int) -> bytes:
         return self._aad_prefix + sample_id + slot.to_bytes(8, "little")
