@@ -43,6 +43,14 @@ _LIMIT = 16384
 _PASSPHRASE_LIMIT = 4096
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise StoreExists if there is a key file at a place, or a public key beside it."""
+    for target in (path, public_file(path)):
+        # Unlike Path.exists, no error where the folder cannot be read: writing reports the fault.
+        if os.path.exists(target):
+            raise StoreExists(f"{target} exists already; a key is never overwritten")
+
+
 def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
     """Write a new key file with mode 0600, and the public key beside it as ``<path>.pub``.
 
@@ -53,11 +61,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
     StoreUnreachable
         If the disk refuses.
     """
-    public_path = public_file(path)
-    for target in (path, public_path):
-        # Unlike Path.exists, no error where the folder cannot be read: writing reports the fault.
-        if os.path.exists(target):
-            raise StoreExists(f"{target} exists already; a key is never overwritten")
+    refuse_existing(path)
     lines = [TITLE, f"role: {identity.role}", f"name: {identity.name}", f"public: {identity.public}"]
     if passphrase is None:
         lines.append("protection: none")
@@ -72,7 +76,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
             body = wrap(key, identity.secret.reveal(), _bound(lines))
     lines.append(f"secret: {base64.b64encode(body).decode()}")
     write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600, parents=True)
-    write_file(public_path, f"{identity.public}\n".encode(), mode=0o644)
+    write_file(public_file(path), f"{identity.public}\n".encode(), mode=0o644)
 
 
 def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:

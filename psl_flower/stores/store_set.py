@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
-from psl_flower.data.images import Resized
+from psl_flower.data.images import AccountedSource, Resized
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
+from psl_flower.patches.cutting import explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import manifest as manifests
@@ -90,7 +90,7 @@ class StoreRequest(SourceOptions):
         """Open the dataset; raises as `open_dataset` does."""
         return open_dataset(self.dataset, self.source_options())
 
-    def sized(self, source: ImageSource) -> Source:
+    def sized(self, source: ImageSource) -> AccountedSource:
         """Return the source with every image brought to the image size, where one is stated."""
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 

@@ -27,6 +27,7 @@ from psl_flower.errors import PslError, StoreNotFound, StoreUnreachable
 
 BUFFER_BYTES = 1 << 20
 log = logging.getLogger("psl_flower")
+_UNSAID_S = 1.0
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -280,17 +281,27 @@ class NewFile:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
-    """Hold a lock file against other processes.
+    """Hold a lock file against other processes; after a second, say that it is waited for.
 
     Raises
     ------
     StoreUnreachable
         If another process holds it for longer than the timeout, or the lock cannot be made.
     """
-    lock = FileLock(path, timeout=timeout_s)
     with disk_errors(path, "locked"):
+        # Whoever may read the file may lock it: nobody but those who may write in the folder.
+        group = stat.S_IRGRP | stat.S_IWGRP if path.parent.stat().st_mode & stat.S_IWGRP else 0
+        mode = stat.S_IRUSR | stat.S_IWUSR | group
+        _narrow(path, mode)
+        lock = FileLock(path, mode=mode)
         try:
-            lock.acquire()
+            try:
+                lock.acquire(timeout=min(timeout_s, _UNSAID_S))
+            except Timeout:
+                log.warning(
+                    "%s: another process is at work there; waiting for it, at most %g s", path.parent, timeout_s
+                )
+                lock.acquire(timeout=timeout_s)
         except Timeout:
             raise StoreUnreachable(
                 f"{path.parent}: another process has been at work there for {timeout_s:g} s; end it, or try again later"
@@ -299,6 +310,14 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _narrow(path: Path, mode: int) -> None:
+    """Give an older lock file of this user's these permissions."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 & ~mode:
+            path.chmod(mode)
 
 
 def temporary_name(path: Path) -> Path:
