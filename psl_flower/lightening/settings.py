@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, fields_of, flat, parse, read_texts, setting
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.search import Conditions
@@ -200,3 +201,12 @@ def parse_request(text: str) -> Request:
     if "max-drop" in pairs:
         pairs["max-drop"] = str(parse_drop(pairs["max-drop"]))
     return request_of(read_texts(GROUPS, pairs))
+
+
+def check_noiseless(config: RunConfig) -> None:
+    """Raise ConfigError if a run adds noise to its codes: light Uppers on the nodes, and teachers, would send none."""
+    if config.network.code_noise:
+        raise ConfigError(
+            "this run adds noise to its codes (code-noise), which light Uppers on the nodes would not; lighten a "
+            "collected model in one place, with psl lighten RUN, or train without code-noise (docs/privacy.md)"
+        )
