@@ -99,7 +99,7 @@ def ingest(
     before = manifests.load(base, owner.public).manifest if append and (base / manifests.FILE).exists() else None
     request = request_of(dataset, given if before is None else as_before(given, base, before), len(nodes))
     source = request.open_source()
-    # Images are appended in the grid that is there.
+    # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
     plan = Plan(
         patch_size=grid.patch_size if grid else (0, 0),

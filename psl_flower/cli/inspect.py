@@ -94,7 +94,7 @@ def inspect(
 
 
 def _about_problems(problems: list[str]) -> Iterator[str]:
-    """Yield what is wrong, the same thing once: with the first image that has it and how many others do."""
+    """Yield each fault once, with the first image that has it and the number of others."""
     alike = Counter(problem.partition(": ")[2] for problem in problems)
     first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
     for what, count in alike.most_common(_SHOWN):

@@ -212,7 +212,7 @@ def _hub_answers(endpoint: str) -> bool:
             return
         answered.set()
 
-    # In a thread, because looking up a host name has no time limit of its own.
+    # In a thread, because looking up a host name has no time limit.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_TIMEOUT_S)
