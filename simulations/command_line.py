@@ -172,24 +172,7 @@ class ReportBenchmark(Benchmark[Asked]):
 
     @abc.abstractmethod
     def measure(self, config: RunConfig, options: Asked, workspace: Workspace, progress: Progress) -> Report:
-        """Measure and return the report.
-
-        Parameters
-        ----------
-        config : RunConfig
-            Settings that all runs share.
-        options : Options
-            How to measure.
-        workspace : Workspace
-            Where stores and runs are made.
-        progress : Progress
-            Shows how it goes.
-
-        Raises
-        ------
-        PslError
-            If the dataset cannot be used, or a trial fails.
-        """
+        """Measure and return the report; raises PslError if the dataset cannot be used, or a trial fails."""
 
     def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         """Measure in a workspace, with progress, and deliver the report as the arguments ask."""

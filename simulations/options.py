@@ -19,14 +19,7 @@ _SEVERAL = "several"
 def several(default: tuple[T, ...], doc: str, read: Callable[[str], T]) -> tuple[T, ...]:
     """Declare an option that takes values with commas between, none of them twice; `setting` declares all others.
 
-    Parameters
-    ----------
-    default : tuple
-        The values unless asked for.
-    doc : str
-        What they are, for `--help`.
-    read : callable
-        Returns the value of a text, or raises ConfigError.
+    `read` returns the value of a text, or raises ConfigError.
     """
     field: tuple[T, ...] = dataclasses.field(default=default, metadata={_SEVERAL: (doc, read)})
     return field

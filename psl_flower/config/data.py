@@ -78,7 +78,7 @@ def parse_pixel_range(text: str) -> tuple[float, float] | None:
     Raises
     ------
     ConfigError
-        If it is none of these.
+        If it has another form.
     """
     if text in ("", BY_DATASET):
         return None

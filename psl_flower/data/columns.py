@@ -53,20 +53,12 @@ class ImageKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a table.
+    """The columns of a table."""
 
-    Attributes
-    ----------
-    types : dict[str, pa.DataType]
-        Arrow's types, in order.
-    images : frozenset[str]
-        Those that say of themselves that they hold images, as tables of the `datasets` library do.
-    classes : dict[str, tuple[str, ...]]
-        Those that say of themselves that they hold classes, with the names of these.
-    """
-
-    types: Mapping[str, pa.DataType]
+    types: Mapping[str, pa.DataType]  #: Arrow's types, in order.
+    #: Those that say of themselves that they hold images, as tables of the `datasets` library do.
     images: frozenset[str] = frozenset()
+    #: Those that say of themselves that they hold classes, with the names of these.
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod

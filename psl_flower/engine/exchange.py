@@ -136,13 +136,7 @@ class Party(Protocol):
 
 
 class Exchange(ABC):
-    """A transport, as the Lower sees it.
-
-    Parameters
-    ----------
-    wire : WireFormat
-        Codecs and dtype.
-    """
+    """A transport, as the Lower sees it."""
 
     def __init__(self, wire: WireFormat) -> None:
         self.wire = wire

@@ -19,13 +19,7 @@ from psl_flower.wire.codecs import wire_roundtrip
 
 
 class GradientFeedback:
-    """What rounding has taken from the gradients of each Upper.
-
-    Parameters
-    ----------
-    codec : str
-        Of gradients on the wire.
-    """
+    """What rounding by a codec has taken from the gradients of each Upper."""
 
     def __init__(self, codec: str) -> None:
         self._codec = codec

@@ -306,12 +306,7 @@ def _kept_codec(activations: str) -> str:
 def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
     """Return the bytes that a training's looks take on the disk.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    counts : sequence of int
-        Images of each view that is kept, and of those to validate and test on.
+    `counts` are the images of each view that is kept, and those to validate and test on.
     """
     config, description = blueprint.config, blueprint.description
     batches = sum(-(-count // config.training.evaluate_batch_size) for count in counts)
@@ -326,24 +321,7 @@ def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
 
 
 def looks_of(blueprint: Blueprint, task: Task, folder: Path, run: str) -> Looks | None:
-    """Return where a training keeps the looks of frozen Uppers; None if it keeps none.
-
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    task : Task
-        The same blueprint's.
-    folder : Path
-        Where they go.
-    run : str
-        Identity of the run.
-
-    Raises
-    ------
-    RunError
-        As of `Looks`.
-    """
+    """Return where a training keeps the looks of frozen Uppers; None if it keeps none. Raises RunError as `Looks`."""
     if task.freezing is None or not task.freezing.views:
         return None
     description = blueprint.description

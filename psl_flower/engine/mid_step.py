@@ -21,15 +21,6 @@ from psl_flower.wire.node_messages import Claim
 class MidStepParty(ABC):
     """Answers the server's frames, and keeps checkpoints; subclasses define what is learnt from what.
 
-    Parameters
-    ----------
-    claim : Claim
-        What the party holds.
-    checkpoints : Checkpoints
-        Where states are saved.
-    dtype : torch.dtype
-        In which tensors are to arrive.
-
     Attributes
     ----------
     step : int

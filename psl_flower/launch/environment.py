@@ -18,6 +18,8 @@ _OURS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
     "RAY_worker_niceness": "0",
+    # Flower's nodes run in an environment of their own, so workers that Ray starts ahead of them are never used.
+    "RAY_prestart_worker_first_driver": "0",
 }
 # Somebody else's cluster, temporary folder or token, and ports that Flower opens for its own tests.
 _FOREIGN = ("RAY_", "FLWR_INTERNAL_")

@@ -1,4 +1,4 @@
-"""What hides smashed data at the cut, as settings that people choose: docs/privacy.md says what each protects.
+"""Protections of smashed data at the cut, as settings; docs/privacy.md says what each protects.
 
 Loads torch only when pairs are made.
 """

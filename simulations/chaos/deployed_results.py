@@ -25,6 +25,8 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
         One of `simulations.chaos.federation.ROLES`, and on which host.
     moment : {"training", "recovering"}
         Whether it came while the run was training, or while it still recovered from the kill before.
+    at_once : int
+        How many were killed at this moment, this one with them.
     at_s : float
         Since the trial began.
     step, committed : int
@@ -41,6 +43,7 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     host: str
     moment: str
+    at_once: int
     at_s: float
     step: int
     committed: int
@@ -107,7 +110,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     """
 
     benchmark: str = "chaos-deployed"
-    version: int = 1
+    version: int = 2
     settings: Values
     kills: int
     kills_per_run: int
@@ -147,7 +150,10 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def tables(self) -> tuple[Cells, ...]:
         """The kills, by what was killed; the trials, by kind."""
         return (
-            (("killed", "times", "recovering", *_SEEN, "recovery, s"), [self._by_role(role) for role in ROLES]),
+            (
+                ("killed", "times", "recovering", "two at once", *_SEEN, "recovery, s"),
+                [self._by_role(role) for role in ROLES],
+            ),
             (
                 ("trials", "transport", "runs", "steps", "kills", "resumed", "bit-equal"),
                 [self._by_kind(*key) for key in dict.fromkeys((t.kind, t.transport) for t in self.ended)],
@@ -164,7 +170,8 @@ class Report(reports.Report, frozen=True, kw_only=True):
             "host loses all its processes and its cable for 1 to 20 s. Services are started again as the systemd units "
             "do, and an operator resumes a run that has ended. Recovery: from the kill to a committed step beyond all "
             "that it could disturb, with everything running again, median (lowest to highest). Kills in the column "
-            "'recovering' came before the run had recovered from the kill before. The undisturbed network is trained "
+            "'recovering' came before the run had recovered from the kill before, those of 'two at once' in the same "
+            "moment as another. The undisturbed network is trained "
             f"in one process on the same batches. {self._given_up}{self.load}"
         )
 
@@ -185,9 +192,17 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def _by_role(self, role: str) -> Row:
         found = [kill for kill in self.all_kills if kill.role == role]
         recovering = sum(kill.moment == RECOVERING for kill in found)
+        together = sum(kill.at_once > 1 for kill in found)
         seen = (str(sum(kill.seen == what for kill in found)) for what in _SEEN)
         times = [kill.recovery_s for kill in found if kill.recovery_s is not None]
-        return (role, str(len(found)), str(recovering), *seen, spread(Spread.of(times) if times else None, ".0f"))
+        return (
+            role,
+            str(len(found)),
+            str(recovering),
+            str(together),
+            *seen,
+            spread(Spread.of(times) if times else None, ".0f"),
+        )
 
     def _by_kind(self, kind: str, transport: str) -> Row:
         found = [trial for trial in self.ended if (trial.kind, trial.transport) == (kind, transport)]

@@ -88,7 +88,7 @@ class OperatedRun:
         return self._status() is not None
 
     def tend(self, others: int = 0) -> None:
-        """Resume it if it is over and not complete; to be called again and again.
+        """Resume it if it is over and not complete, and its host is there; to be called again and again.
 
         Parameters
         ----------
@@ -101,6 +101,8 @@ class OperatedRun:
             If it says nothing though everything that it needs is running.
         """
         status = self._status()
+        if self._federation.away(self._federation.server):
+            return
         if status is None:
             self._tend_start(others)
         elif self.over:

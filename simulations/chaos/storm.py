@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sys
@@ -14,8 +15,11 @@ from simulations.chaos.federation import CLIENT_APP, ROLES, SUPERLINK, SUPERNODE
 from simulations.chaos.operated import OperatedRun
 from simulations.separate_hosts.network import Host
 
-# This share of the kills comes before the run has recovered from the kill before, so long at most after it.
-_SHARE_RECOVERING, _LONGEST_PAUSE_S = 0.8, 25.0
+# This share of the kills comes before the run has recovered from the kill before: after a pause that is as likely to be
+# between 1 and 2 s as between 20 and 40 s, since a run has much to do in its first moments, and then waits long.
+_SHARE_RECOVERING, _PAUSES_S = 0.88, (0.5, 45.0)
+# Of the moments, this share in which two processes or hosts are killed.
+_SHARE_TWO = 0.4
 _LONGEST_STEPS_S = 4.0
 # Until all have recovered, on a machine that has much else to do: Flower alone takes a minute to notice some losses.
 _LONGEST_RECOVERY_S = 1200.0
@@ -34,6 +38,7 @@ class _Pending:
     moment: str
     at_s: float
     killed: float
+    at_once: int
     steps: tuple[int, ...]
     committed: tuple[int, ...]
     logged: tuple[int, ...]
@@ -96,37 +101,42 @@ class Storm:
             self._kill_all(kills)
             self._settle()
         finally:
+            self._federation.tend(all_back=True)
             self.kills += [self._told(kill, None) for kill in self._pending]
             self.kills.sort(key=lambda kill: kill.at_s)
             self._pending.clear()
 
     def _kill_all(self, kills: int) -> None:
-        for number in range(kills):
-            if number and self._draw.random() < _SHARE_RECOVERING:
-                self._wait(self._draw.uniform(0.0, _LONGEST_PAUSE_S), recovered=False)
+        left = kills
+        while left and not self.over:
+            left -= self._kill(min(left, 2 if self._draw.random() < _SHARE_TWO else 1))
+            if left and self._draw.random() < _SHARE_RECOVERING:
+                shortest, longest = map(math.log, _PAUSES_S)
+                self._wait(math.exp(self._draw.uniform(shortest, longest)), recovered=False)
             else:
                 self._wait(self._draw.uniform(0.0, _LONGEST_STEPS_S))
-            if self.over:
-                break
-            self._kill()
 
-    def _kill(self) -> None:
-        """Kill something that is there; roles that have no process now are drawn again."""
+    def _kill(self, number: int) -> int:
+        """Kill so many that are there; roles that have no process now are passed over. Return how many there were."""
+        moment = RECOVERING if self._pending else TRAINING
+        killed, runs = time.monotonic(), self._runs
+        connections = {node.namespace: self._federation.connections(node) for node in self._federation.nodes}
+        steps, committed = tuple(run.step for run in runs), tuple(run.committed for run in runs)
+        logged, resumed = tuple(len(run.log) for run in runs), tuple(run.resumed for run in runs)
+        found: list[tuple[str, Host]] = []
         for role in self._draw.sample(ROLES, len(ROLES)):
-            moment = RECOVERING if self._pending else TRAINING
-            killed, runs = time.monotonic(), self._runs
-            before = _Pending(
-                role=role, host=self._federation.server, moment=moment, at_s=killed - self._began, killed=killed,
-                steps=tuple(run.step for run in runs), committed=tuple(run.committed for run in runs),
-                logged=tuple(len(run.log) for run in runs), resumed=tuple(run.resumed for run in runs), connections=0,
-            )  # fmt: skip
-            connections = {id(node): self._federation.connections(node) for node in self._federation.nodes}
-            host = self._federation.kill(role, self._draw)
+            host = self._federation.kill(role, self._draw) if len(found) < number else None
             if host is not None:
-                before.host, before.connections = host, connections.get(id(host), 0)
-                self._pending.append(before)
-                print(f"{runs[0].folder.name}: {before.words}, {moment}", file=sys.stderr)
-                return
+                found.append((role, host))
+        for role, host in found:
+            kill = _Pending(
+                role=role, host=host, moment=moment, at_s=killed - self._began, killed=killed, at_once=len(found),
+                steps=steps, committed=committed, logged=logged, resumed=resumed,
+                connections=connections.get(host.namespace, 0),
+            )  # fmt: skip
+            self._pending.append(kill)
+            print(f"{runs[0].folder.name}: {kill.words}, {moment}", file=sys.stderr)
+        return len(found)
 
     def _wait(self, pause_s: float, *, recovered: bool = True, first_step: bool = False) -> None:
         """Tend the runs for a time, counted from when they have recovered (or at once), or until they are over."""
@@ -154,6 +164,7 @@ class Storm:
         self._note_recovered()
 
     def _tend(self) -> None:
+        self._federation.tend()
         for run in self._runs:
             others = sum(other.begun and not other.complete for other in self._runs if other is not run)
             run.tend(others)
@@ -189,6 +200,7 @@ class Storm:
             role=kill.role,
             host=kill.host.folder.name,
             moment=kill.moment,
+            at_once=kill.at_once,
             at_s=round(kill.at_s, 1),
             step=max(kill.steps),
             committed=min(kill.committed),

@@ -31,7 +31,7 @@ STEPS_PER_ROUND = 12
 # Of a run whose disk fills up, and of one that nobody disturbs.
 _FEW_STEPS = 24
 # Enough on average, since most kills come while the run still recovers from others.
-_STEPS_PER_KILL = 3
+_STEPS_PER_KILL = 2
 # Over the flower transport a step takes a minute on a busy machine: Flower starts a process for every message.
 _FLOWER_STEPS, _FLOWER_STEPS_PER_ROUND = 8, 4
 # Over streams the Lower's words lag a little behind its steps.
@@ -45,29 +45,16 @@ _LONGEST_RUN_S, _LONGEST_START_S = 900.0, 180.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a trial is to do.
+    """What a trial is to do."""
 
-    Attributes
-    ----------
-    name, kind, transport : str
-        As of `Trial`.
-    kills : int
-        How often to kill.
-    steps : int
-        Training steps of each run.
-    steps_per_round : int
-        Those of a round.
-    seed : int
-        Of roles and moments.
-    """
-
+    #: As of `Trial`.
     name: str
     kind: str
     transport: str = "stream"
-    kills: int = 0
-    steps: int = _FEW_STEPS
-    steps_per_round: int = STEPS_PER_ROUND
-    seed: int = 0
+    kills: int = 0  #: How often to kill.
+    steps: int = _FEW_STEPS  #: Training steps of each run.
+    steps_per_round: int = STEPS_PER_ROUND  #: Those of a round.
+    seed: int = 0  #: Of roles and moments.
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -78,7 +65,7 @@ class Plan:
 
 def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
     """Return the trials of a number of kills: one undisturbed, storms in turns, full disks."""
-    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "stream"), (ONE_RUN, "flower"), (ONE_RUN, "stream"))
+    turns = ((ONE_RUN, "stream"), (TWO_RUNS, "stream"), (ONE_RUN, "flower"), (ONE_RUN, "stream"), (ONE_RUN, "stream"))
     storms = []
     for number, first in enumerate(range(0, kills, kills_per_run)):
         kind, transport = turns[number % len(turns)]
@@ -92,7 +79,7 @@ def plans(kills: int, kills_per_run: int, seed: int) -> list[Plan]:
             )
         )  # fmt: skip
     disks = [Plan(name=f"disk-{n}", kind=kind) for n, kind in enumerate(_DISKS, 1)]
-    return [Plan(name="undisturbed", kind=UNDISTURBED), *storms[:2], *disks, *storms[2:]]
+    return [Plan(name="undisturbed", kind=UNDISTURBED), *storms[:3], *disks, *storms[3:]]
 
 
 def attempt(federation: Federation, plan: Plan) -> Trial:

@@ -74,18 +74,7 @@ class Holding:
 
 
 class Study:
-    """All that is compared.
-
-    Parameters
-    ----------
-    config : RunConfig
-        What all methods share.
-    options : Options
-        How to compare.
-    folder : Path
-        For results of trials, stores and runs.
-    progress : Progress
-        Shows how it goes.
+    """All that is compared; results of trials, stores and runs go to `folder`.
 
     Raises
     ------

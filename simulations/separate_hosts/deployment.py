@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 FLEET_PORT, EXCHANGE_PORT = 9092, 9444
+# What `Host.running` knows a ClientApp of psl-supernode by, which is Python code (`psl_flower.flower.own_code`).
+CLIENT_APP_PROGRAM = "import client_app"
 # What a node's configuration names in the host's folder, its store apart.
 _NODE_CONFIG = {
     "key": "node.key", "owner": "owner.key.pub", "state": "state", "exchange-ca": "ca.crt",
@@ -39,16 +41,7 @@ _NODE_CONFIG = {
 class Deployment:
     """Everything that an owner and an operator set up, as docs/deploy.md says it.
 
-    Parameters
-    ----------
-    network : Network
-        The hosts.
-    dataset : str
-        What the owner cuts into as many stores as there are nodes.
-    ingest : sequence of str
-        Further arguments of `psl ingest`.
-    settings : sequence of str
-        KEY=VALUE, of every run that is not resumed.
+    `ingest` are further arguments of `psl ingest`; `settings`, as KEY=VALUE, go to every run that is not resumed.
 
     Raises
     ------

@@ -27,6 +27,8 @@ SUBNET = "10.77.0"
 _ONLY_OUTGOING = (
     "10,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 5 6,177 0 0 14,80 0 0 27,84 0 0 18,21 1 0 2,6 0 0 4294967295,6 0 0 2"
 )
+# Where a program's name can be: python SCRIPT, or python -c CODE.
+_WORDS = 3
 
 
 def why_not() -> str:
@@ -43,6 +45,11 @@ def why_not() -> str:
         return f"no network namespaces: {tried.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", name], check=False)
     return ""
+
+
+def is_program(command_line: Sequence[str], program: str) -> bool:
+    """Check if a process's command line is that of a program: a script of this name, or Python code with this text."""
+    return any(program in word for word in command_line[:_WORDS])
 
 
 @dataclass
@@ -84,6 +91,15 @@ class Host:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(int(pid)))
         return found
+
+    def running(self, program: str) -> list[psutil.Process]:
+        """Return the processes of a program on this host, see `is_program`, by their ids."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if is_program(process.cmdline(), program):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
 
     def kill_all(self) -> None:
         """Kill all processes on this host."""

@@ -58,16 +58,9 @@ def breathe(processes: Iterable[psutil.Process], seconds: float) -> None:
 
 
 def cut_steps(began: float, ends: Sequence[float], spans: Iterable[Span]) -> tuple[int, ...]:
-    """Return the indices of the steps during which their processes were stopped.
+    """Return the indices of the steps during which their processes were stopped (`spans`).
 
-    Parameters
-    ----------
-    began : float
-        When the first step began, Unix time in seconds.
-    ends : sequence of float
-        When each step ended; the next one begins there.
-    spans : iterable of Span
-        When the processes were stopped.
+    `began` is when the first step began, Unix time in seconds; `ends` when each step ended and the next began.
     """
     held = list(spans)
     return tuple(

@@ -1,4 +1,7 @@
-"""A run brings a ClientApp that reads a node's store: Flower's SuperNode runs it, `psl-supernode` does not."""
+"""A run brings a ClientApp that reads a node's store: Flower's SuperNode runs it, `psl-supernode` does not.
+
+And it tells the server at once when the ClientApp that it does run is killed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import ErrorCode
 
 from tests.e2e.conftest import BIN, Place, free_port, wait_until
 
@@ -49,6 +53,31 @@ def main(grid, context):
     Path(REPORT).write_text(told)
 """
 _KEY = "the node's key"
+# Of a ClientApp that is killed while it works on a message; the server notes how long it took until it heard.
+_DYING = """
+import os, signal, time
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.query()
+def query(message, context):
+    Path(REPORT + ".killed").write_text(str(time.time()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@server.main()
+def main(grid, context):
+    while not (nodes := list(grid.get_node_ids())):
+        pass
+    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
+    (reply,) = grid.send_and_receive([asked])
+    after_s = time.time() - float(Path(REPORT + ".killed").read_text())
+    Path(REPORT).write_text(f"{reply.error.code} {after_s}")
+"""
 
 
 @contextmanager
@@ -64,17 +93,16 @@ def _running(command: list[str | Path], log: Path, environment: dict[str, str]) 
         process.wait()
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
-def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
-    app, report, key = tmp_path / "app", tmp_path / "report", tmp_path / "node.key"
+def _told(place: Place, folder: Path, program: str, code: str, *options: str | Path) -> tuple[str, str]:
+    """Run an app on a SuperNode; return what it reported, and all words of the programs."""
+    app, report, key = folder / "app", folder / "report", folder / "node.key"
     app.mkdir()
     (app / "pyproject.toml").write_text(_PROJECT)
-    (app / "hostile.py").write_text(_APP.replace("REPORT", repr(str(report))))
+    (app / "hostile.py").write_text(code.replace("REPORT", repr(str(report))))
     key.write_text(_KEY)
     port = free_port()
     environment = {**place.environment, "PATH": f"{BIN}{os.pathsep}{place.environment['PATH']}"}
-    node_environment = {**environment, "FLWR_HOME": str(tmp_path / "node-flwr")}
+    node_environment = {**environment, "FLWR_HOME": str(folder / "node-flwr")}
     place.flower_home.mkdir()
     (place.flower_home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -82,17 +110,33 @@ def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
     server = [BIN / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     node = [
         BIN / program, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
-        "--host", "127.0.0.1", "--node-config", f"key='{key}'",
+        "--host", "127.0.0.1", "--node-config", f"key='{key}'", *options,
     ]  # fmt: skip
-    logs = tmp_path / "superlink.log", tmp_path / "supernode.log"
+    logs = folder / "superlink.log", folder / "supernode.log"
     with _running(server, logs[0], environment):
         wait_until(lambda: place.flwr("list", "here").returncode == 0, 60, "the SuperLink")
         with _running(node, logs[1], node_environment):
             done = place.flwr("run", str(app), "here", "--stream", timeout=270)
             told = report.read_text() if report.exists() else ""
-    words = done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+    return told, done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
+def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
+    told, words = _told(place, tmp_path, program, _APP)
     if program == "flower-supernode":
         assert told == _KEY, words  # why there is the other
     else:
         assert "the run's app differs from the one installed on this node (hostile.py)" in told, words
         assert _KEY not in told
+
+
+@pytest.mark.timeout(600)
+def test_that_is_killed(place: Place, tmp_path: Path) -> None:
+    """Flower itself would say so after a minute of heartbeats that stay out."""
+    told, words = _told(place, tmp_path, "psl-supernode", _DYING, "--app", tmp_path / "app")
+    code, after_s = told.split() if told else ("", "nan")
+    assert code == str(ErrorCode.CLIENT_APP_CRASHED), words
+    assert float(after_s) < 45
+    assert not list((tmp_path / "node-flwr" / "psl-messages").iterdir())

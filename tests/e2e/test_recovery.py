@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from psl_flower.runs.folder import RunFolder
+from simulations.separate_hosts.deployment import CLIENT_APP_PROGRAM
 from simulations.separate_hosts.network import Host
 from tests.authority import Authority
 from tests.e2e.conftest import differing, model, wait_until
@@ -33,7 +34,7 @@ def log_of(run: RunFolder) -> str:
 
 def signalled(host: Host, program: str, number: signal.Signals) -> int:
     """Send a signal to all processes of a program on a host; return how many there were."""
-    found = [process for process in host.processes() if program in " ".join(process.cmdline()[:2])]
+    found = host.running(program)
     for process in found:
         process.send_signal(number)
     return len(found)
@@ -93,7 +94,7 @@ def test_client_app_dies(deployed: Deployment) -> None:
     """Its SuperNode lives, and takes the next message."""
 
     def disturb(run: RunFolder) -> None:
-        assert signalled(deployed.nodes[2], "flwr-clientapp", signal.SIGKILL)
+        assert signalled(deployed.nodes[2], CLIENT_APP_PROGRAM, signal.SIGKILL)
         gone_back(run)
 
     ends_exactly(deployed, train_disturbed(deployed, "client-dies", disturb))

@@ -133,3 +133,12 @@ def test_no_module_of_the_folder_it_was_started_in(tmp_path: Path) -> None:
     done = subprocess.run([served, "--help"], cwd=place, capture_output=True, text=True, timeout=120, check=False)
     assert not (tmp_path / "came").exists()
     assert done.returncode == 0, done.stderr
+
+
+def test_it_answers_flower_before_torch_is_loaded() -> None:
+    """Flower gives a program 30 s to say its first word, in which a busy host may not get through torch's import."""
+    program = (
+        "import_module('flwr.supernode.cli.flwr_clientapp'); import_module('flwr.supernode.runtime.run_clientapp')"
+    )
+    code = f"from importlib import import_module; import psl_flower.flower.own_code, sys; {program}; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], timeout=300, check=True)

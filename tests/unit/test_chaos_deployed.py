@@ -3,15 +3,19 @@
 import contextlib
 import random
 import shlex
+import sys
 
 import msgspec
 
+from psl_flower.flower.own_code import PROGRAMS, write_programs
 from simulations import page, reports
 from simulations.chaos import deployed
 from simulations.chaos.__main__ import main, make_parser
 from simulations.chaos.deployed_results import Kill, Report, Trial
 from simulations.chaos.federation import ROLES
 from simulations.chaos.trials import NODE_DISK, ONE_RUN, SERVER_DISK, TWO_RUNS, UNDISTURBED, plans
+from simulations.separate_hosts.deployment import CLIENT_APP_PROGRAM
+from simulations.separate_hosts.network import is_program
 
 
 def kill(role, recovery_s, *, moment="training", seen="went back"):
@@ -19,6 +23,7 @@ def kill(role, recovery_s, *, moment="training", seen="went back"):
         role=role,
         host="node1",
         moment=moment,
+        at_once=1 + (moment == "recovering"),
         at_s=12.0,
         step=7,
         committed=6,
@@ -62,8 +67,8 @@ def test_its_result_file_has_a_section_on_the_page(tmp_path):
     for expected in (
         "## chaos-deployed\n\n4 kills of 200 asked for, 3 runs of a deployed federation with TLS to the end, weights "
         "bit-equal to those of the undisturbed network; digits, batch 16; A CPU",
-        "| SuperNode | 2 | 1 | 0 | 2 | 0 | 70 (60 to 80) |\n",
-        "| SuperLink | 1 | 0 | 0 | 0 | 1 | - |\n",
+        "| SuperNode | 2 | 1 | 1 | 0 | 2 | 0 | 70 (60 to 80) |\n",
+        "| SuperLink | 1 | 0 | 0 | 0 | 0 | 1 | - |\n",
         "| one run | stream | 1 | 12 | 3 | 1 | 1 of 1 |\n| two runs at once | stream | 2 | 24 | 1 | 1 | 2 of 2 |\n",
         f"    {written.command}\n",
     ):
@@ -162,3 +167,15 @@ def test_without_namespaces_it_says_why(monkeypatch, capsys):
 def test_every_role_can_be_drawn():
     drawn = {random.Random(seed).sample(ROLES, len(ROLES))[0] for seed in range(100)}
     assert drawn == set(ROLES)
+
+
+def test_client_apps_of_nodes_are_found(tmp_path):
+    """Were they not known by their command line, another role would be drawn in their place, in silence."""
+    program = write_programs(tmp_path / PROGRAMS) / "flwr-clientapp"
+    served = next(line for line in program.read_text("utf-8").splitlines() if "client_app()" in line)
+    started = shlex.split(served.replace('"$@"', "--token x"))
+    assert (started[0], started[-1]) == (sys.executable, "x")
+    assert is_program(started, CLIENT_APP_PROGRAM)
+    assert not is_program(
+        [sys.executable, str(program.with_name("flower-superexec")), "--insecure"], CLIENT_APP_PROGRAM
+    )

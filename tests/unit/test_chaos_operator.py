@@ -17,6 +17,10 @@ class Federation:
 
     def __init__(self, path):
         self._path, self.submitted, self.apps, self.lives = path, [], 0, True
+        self.server, self.hosts_away = "server", set()
+
+    def away(self, host):
+        return host in self.hosts_away
 
     def run(self, name):
         return RunFolder(self._path / name)
@@ -95,3 +99,14 @@ def test_a_server_app_that_says_nothing_is_an_error(federation, run, monkeypatch
     monkeypatch.setattr(operated, "_LONGEST_START_S", 0.0)
     with pytest.raises(RunError, match="run storm has not begun within 0 s after `flwr run`"):
         run.tend()
+
+
+def test_nobody_resumes_it_on_a_host_that_is_away(federation, run):
+    run.tend()
+    run.folder.write_status(Status(state="failed", message="error: lost the SuperLink", run_id="1"))
+    federation.hosts_away.add("server")
+    run.tend()
+    assert run.resumed == 0
+    federation.hosts_away.clear()
+    run.tend()
+    assert run.resumed == 1
