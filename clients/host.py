@@ -32,6 +32,7 @@ from psl_flower.flower.node_config import (
     simulation_slots,
 )
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
+from psl_flower.lightening.settings import check_noiseless
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
@@ -63,13 +64,15 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     StoreError
         If the store is of another dataset, grid or assignment than the run.
     ConfigError
-        If the device asked for is not there.
+        If the device asked for is not there, or light Uppers are asked for in a run with noise.
     RunError
         If weights or files of a lightening are not in place here.
     """
     blueprint = Blueprint.decode(settings)
     check_store(blueprint.description, upper, store)
     override = blueprint.override
+    if override is not None:
+        check_noiseless(blueprint.config)
     if isinstance(override, OnnxInference):
         return onnx_engine(blueprint, override, store, checkpoints)
     device = choose_device(blueprint.config.machine.device)
@@ -90,17 +93,7 @@ def check_store(description: StoreSetDescription, upper: int, store: PatchStore)
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node's view of a task.
-
-    Parameters
-    ----------
-    context : Context
-        Flower's; its node_config names the store of a real node.
-    task : NodeTask
-        From the Lower.
-    build : callable
-        Makes the engine of one Upper.
-    """
+    """A node's view of a task; `build` makes the engine of one Upper."""
 
     context: Context
     task: NodeTask
@@ -168,7 +161,7 @@ class Host:
         return Checkpoints(folder, self.task.kept.get(m, 0))
 
     def prepare_process(self) -> None:
-        """Set how this process uses memory, and its threads: as told, or a simulated node's share of the cores."""
+        """Set memory use and threads of this process: as the task says, or a simulated node's share of the cores."""
         keep_freed_memory()
         if self.task.threads > 0:
             torch.set_num_threads(self.task.threads)
@@ -188,7 +181,7 @@ class Host:
             try:
                 self._check_bits(len(store.meta.positions))
                 self._check_noise()
-                if self.build is build_engine:  # another one may have settings of its own
+                if self.build is build_engine:  # another may have other settings
                     self._check_weights(Blueprint.decode(self.task.settings))
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
@@ -314,8 +307,8 @@ def own_sealed_stores(context: Context) -> Iterator[Opened]:
 def check_lightening_allowed(context: Context) -> None:
     """Raise ConfigError unless a real node's own configuration allows `lighten`.
 
-    The weights and files of a lightening come from the server, and smashed data that they make go back there: whoever
-    chooses them can make smashed data that are the patches.
+    The weights and files of a lightening come from the server, and the smashed data that they make go back to it:
+    the server could choose them so that smashed data are the patches.
     """
     if not is_simulated(context) and not permission(context, _LIGHTEN):
         raise ConfigError(

@@ -19,24 +19,12 @@ T = TypeVar("T", bound=TaskQuestion)
 
 @dataclass(frozen=True, slots=True)
 class Asked(Generic[Q]):
-    """A question that has come.
-
-    Attributes
-    ----------
-    question : Question
-        The question.
-    received : Received
-        The parts and tensors that came with it.
-    context : Context
-        Flower's.
-    build : callable
-        Makes the engine of one Upper.
-    """
+    """A question received."""
 
     question: Q
-    received: Received
+    received: Received  #: Its parts and tensors.
     context: Context
-    build: Build
+    build: Build  #: Makes the engine of one Upper.
 
     def host(self: Asked[T]) -> Host:
         """Return this node's view of the task."""

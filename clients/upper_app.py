@@ -31,7 +31,7 @@ def upper_app(build: Build = build_engine) -> ClientApp:
     Parameters
     ----------
     build : callable
-        Makes the engine of one Upper; the default makes those of this app, another one serves models of your own.
+        Makes the engine of one Upper; by default of this app's models. Pass another to serve your own models.
     """
     app = ClientApp()
     register(app, {**_HANDLERS, **lightening.HANDLERS}, build)
@@ -43,7 +43,7 @@ def _inventory(asked: Asked[questions.AskInventory]) -> Parcel:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         return Parcel(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))
-    own_tls(context)  # what is wrong with certificates is said at the start of the run
+    own_tls(context)  # errors in certificates show at the start of the run
     if serves_adaptation(context):
         return Parcel(Inventory(adaptation=True))
     return Parcel(_inventory_of(own_stores(context)))

@@ -12,25 +12,15 @@ from psl_flower.errors import ConfigError
 
 
 class Targets(NamedTuple):
-    """What a network is to answer to the samples of a mini-batch.
+    """The right answers for a mini-batch."""
 
-    Attributes
-    ----------
-    y_B : torch.Tensor
-        Classes (B,), int64.
-    other_B : torch.Tensor or None
-        Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of what is mixed into them.
-    weight : float
-        Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
-    class_weights_K : torch.Tensor or None
-        Weight of every class (K,), float32, as for torch's `cross_entropy`: the mean over samples is weighted by their
-        classes' weights, and so is each class's share of a smoothed label. Of a mixed pair each of the two losses is
-        such a mean. None: all classes weigh the same.
-    """
-
-    y_B: torch.Tensor
+    y_B: torch.Tensor  #: Classes (B,), int64.
+    #: Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of the samples mixed in.
     other_B: torch.Tensor | None = None
-    weight: float = 1.0
+    weight: float = 1.0  #: Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
+    #: Weight of every class (K,), float32, as for torch's `cross_entropy`: the mean over samples is weighted by their
+    #: classes' weights, and so is each class's share of a smoothed label. Of a mixed pair each of the two losses is
+    #: such a mean. None: all classes weigh the same.
     class_weights_K: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
@@ -41,21 +31,11 @@ class Targets(NamedTuple):
 
 
 class LossParts(NamedTuple):
-    """The full loss and what it is made of; scalars.
+    """The full loss and its parts; scalars."""
 
-    Attributes
-    ----------
-    full : torch.Tensor
-        lower + alpha * uppers.
-    lower : torch.Tensor
-        Cross entropy of the Lower's logits, mean over the batch.
-    uppers : torch.Tensor
-        Sum over Uppers of Upper_Loss_m / (P / M), before alpha; 0 without an Adaptation Net.
-    """
-
-    full: torch.Tensor
-    lower: torch.Tensor
-    uppers: torch.Tensor
+    full: torch.Tensor  #: lower + alpha * uppers.
+    lower: torch.Tensor  #: Cross entropy of the Lower's logits, mean over the batch.
+    uppers: torch.Tensor  #: Sum over Uppers of Upper_Loss_m / (P / M), before alpha; 0 without an Adaptation Net.
 
 
 def loss_parts(

@@ -1,4 +1,4 @@
-"""The ServerApp: begins what a run is to do, opens the patch stores, and leaves the rest to the handler of its kind."""
+"""The ServerApp: starts a run, opens the patch stores, and calls the handler for the run's kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     every_s = work.config.output.progress_every_s
     with claimed(work.folder):
         if work.folder.read_status() is not None:
-            work.folder.forget_stop()  # which was asked of an earlier attempt
+            work.folder.forget_stop()  # an earlier attempt's
         reporter = Reporter(work.folder, run_id=str(context.run_id), every_s=every_s, again=kind.how_to_continue)
         try:
             handle: Callable[[ServerRun[Any]], None] = pkgutil.resolve_name(kind.handler)

@@ -1,6 +1,6 @@
 """The baseline's ServerApp: averages the clients' whole networks with one of Flower's own strategies.
 
-What it trains is the network, the images and the recipe of a patch-split run, so that the two can be compared.
+Network, images and recipe are those of a patch-split run, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _run(grid: Grid, fed: FedAvgConfig, run: RunFolder, reporter: Reporter) -> N
 
 
 class _Rounds:
-    """Evaluates the averaged network on the same test images as a patch-split run, and writes down every round."""
+    """Evaluates the averaged network on the test images of a patch-split run, and records every round."""
 
     def __init__(
         self, fed: FedAvgConfig, strategy: StrictAveraging, evaluated: OneProcessTrainer, reporter: Reporter

@@ -1,4 +1,4 @@
-"""What is recorded of a round: its object in metrics.jsonl, but for the scores."""
+"""A round's object in metrics.jsonl, without the scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measured(
     in_round: tuple[int, int] = (0, 0),
     what: str = "",
 ) -> dict[str, Any]:
-    """Return a round's object in metrics.jsonl; what was not measured in it is None.
+    """Return a round's object in metrics.jsonl; values that were not measured are None.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class Reporter:
     Attributes
     ----------
     tracking : Tracking
-        What a tracker is told by; at first of none.
+        Sends the run to its experiment tracker; at first to none.
     """
 
     def __init__(
@@ -351,7 +351,7 @@ class Reporter:
         self._run.write_status(self._status)
 
     def _require_folder(self) -> None:
-        """Raise RunError if the run's folder has gone: what is written from now on would be of no use to anybody."""
+        """Raise RunError if the run's folder is gone, since later results would be lost."""
         if _identity(self._run.path) != self._place:
             raise RunError(
                 f"{self._run.path}: the folder of this run was deleted, moved or replaced while it was running; "

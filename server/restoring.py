@@ -1,4 +1,4 @@
-"""A run that restores instead of training: the nodes answer restorers' authorisation, the server relays."""
+"""A run that restores images: nodes answer the restorers' authorisation, the server relays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler gets of a run, and the one place where the Lower's side of training and prediction is wired."""
+"""The run as its handler gets it, and the one place where the Lower's side of training and prediction is wired."""
 
 from __future__ import annotations
 
@@ -32,52 +32,24 @@ OnRound = Callable[[int, RoundReport, Mapping[int, int], Mapping[int, int]], Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parties:
-    """Who computes in a training or a prediction.
+    """Who computes in a training or a prediction."""
 
-    Attributes
-    ----------
-    lower : LowerEngine
-        The Lower, at the step of the Uppers' states.
-    shapes : dict
-        (K, h, w, C) of what each Upper sends up.
-    checkpoints : Checkpoints
-        The Lower's.
-    node_task : NodeTask
-        The task sent to nodes.
-    averaging : Averaging or None
-        When the Uppers are averaged, if they are.
-    looks : Looks or None
-        Where the looks of frozen Uppers are kept, if they are.
-    """
-
-    lower: LowerEngine
-    shapes: dict[int, tuple[int, int, int, int]]
-    checkpoints: Checkpoints
-    node_task: NodeTask
-    averaging: Averaging | None = None
-    looks: Looks | None = None
+    lower: LowerEngine  #: The Lower, at the step of the Uppers' states.
+    shapes: dict[int, tuple[int, int, int, int]]  #: (K, h, w, C) of what each Upper sends up.
+    checkpoints: Checkpoints  #: The Lower's.
+    node_task: NodeTask  #: The task sent to nodes.
+    averaging: Averaging | None = None  #: When the Uppers are averaged, if they are.
+    looks: Looks | None = None  #: Where the looks of frozen Uppers are kept, if they are.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRun(Work, Generic[K]):
-    """One run, as its handler gets it: what it works with, and also the following.
-
-    Attributes
-    ----------
-    grid : Grid
-        Flower's.
-    kind : Kind
-        What is to be done.
-    stores : StoreSet
-        The patch stores, as they are now.
-    reporter : Reporter
-        Tells the user.
-    """
+    """One run, as its handler gets it: what it works with and what is to be done."""
 
     grid: Grid
-    kind: K
-    stores: StoreSet
-    reporter: Reporter
+    kind: K  #: What is to be done.
+    stores: StoreSet  #: The patch stores, as they are now.
+    reporter: Reporter  #: Tells the user.
 
     @property
     def blueprint(self) -> Blueprint:

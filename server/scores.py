@@ -17,7 +17,7 @@ NAMES = ("balanced_accuracy", "macro_f1", "auc")
 
 
 def recorded(found: Scores | None, prefix: str = "") -> dict[str, Any]:
-    """Return scores as keys of a round's object in metrics.jsonl; null where there are none.
+    """Return scores as keys of a round's object in metrics.jsonl; null without scores.
 
     The confusion matrix and the scores by class are left out from 101 classes on.
     """

@@ -1,4 +1,4 @@
-"""A run that trains: with the patch-split strategy, from its last checkpoint if it has one; then collects the model."""
+"""A run that trains with the patch-split strategy, from its last checkpoint if any, and then collects the model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger("psl_flower")
 
 
 def train(run: ServerRun[Train]) -> None:
-    """Train to the end, or on from the last checkpoint.
+    """Train to the end, from the last checkpoint if there is one.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def _describe(run: ServerRun[Train]) -> None:
 
 
 def _tracking(run: ServerRun[Train]) -> Tracking:
-    """Return what a tracker is told by: of the settings with numbers for those that the images decide."""
+    """Return the sender to the experiment tracker, with numbers for the settings that the images decide."""
     output = run.config.output
     noted = run.source.read_config().replace(
         tracker=output.tracker, tracker_uri=output.tracker_uri, workspace=str(run.config.workspace_path())
@@ -135,7 +135,7 @@ def _complete(run: ServerRun[Train], seconds: float, best: Best | None, model: s
 
 
 def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> bool:
-    """Go to the committed checkpoint, if there is one; return True if it ends a round not yet reported."""
+    """Go to the committed checkpoint, if any; return True if it ends a round not yet reported."""
     folder, total_steps = run.source, task.schedule.total_steps
     steps, best = folder.checkpoints.steps(), load_best(folder)
     if best is not None:
@@ -166,7 +166,7 @@ def _place_weights(run: ServerRun[Train]) -> None:
     run.reporter.say(
         "starting", f"the Uppers begin with {network.upper_weights_hash}; putting it in place on the nodes"
     )
-    # All of them, also where a run may go on without some: one that comes later would have no weights.
+    # To all nodes, even where a run may start without some: a node that joins later would have no weights.
     wire = dataclasses.replace(run.config.wire, on_missing_node="wait")
     nodes = AskedNodes(run.grid, run.node_task(), run.stores.description.assignment, wire)
     parts = dict.fromkeys(range(run.stores.description.num_uppers), content)

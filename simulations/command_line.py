@@ -114,34 +114,18 @@ WIRE = Shortcut(
 
 
 class Benchmark(abc.ABC, Generic[Asked]):
-    """A benchmark that measures runs, as a command: `python -m simulations.<name>`.
+    """A benchmark that measures runs, as a command: `python -m simulations.<name>`."""
 
-    Attributes
-    ----------
-    name, about : str
-        Of its module; and what it does.
-    options : type
-        The dataclass of its options.
-    decided : mapping
-        Keys of settings that it decides, each with the option that asks for it; empty where there is none.
-    defaults : mapping
-        What it chooses unless asked.
-    shortcuts : tuple of Shortcut
-        Options that stand for settings, besides --dataset.
-    keep : str
-        Help of the flag that keeps the workspace; empty: there is none.
-    folder : str
-        As `new_parser` takes it.
-    """
-
+    #: Of its module; and what it does.
     name: str
     about: str
-    options: type[Asked]
+    options: type[Asked]  #: The dataclass of its options.
+    #: Keys of settings that it decides, each with the option that asks for it; empty where there is none.
     decided: Mapping[str, str]
-    defaults: Mapping[str, object] = DEFAULTS
-    shortcuts: tuple[Shortcut, ...] = ()
-    keep = ""
-    folder = ""
+    defaults: Mapping[str, object] = DEFAULTS  #: What it chooses unless asked.
+    shortcuts: tuple[Shortcut, ...] = ()  #: Options that stand for settings, besides --dataset.
+    keep = ""  #: Help of the flag that keeps the workspace; empty: there is none.
+    folder = ""  #: As `new_parser` takes it.
 
     def settings_of(self, options: Asked) -> Mapping[str, object]:
         """Return the settings that follow from the options."""
@@ -188,24 +172,7 @@ class ReportBenchmark(Benchmark[Asked]):
 
     @abc.abstractmethod
     def measure(self, config: RunConfig, options: Asked, workspace: Workspace, progress: Progress) -> Report:
-        """Measure and return the report.
-
-        Parameters
-        ----------
-        config : RunConfig
-            Settings that all runs share.
-        options : Options
-            How to measure.
-        workspace : Workspace
-            Where stores and runs are made.
-        progress : Progress
-            Shows how it goes.
-
-        Raises
-        ------
-        PslError
-            If the dataset cannot be used, or a trial fails.
-        """
+        """Measure and return the report; raises PslError if the dataset cannot be used, or a trial fails."""
 
     def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         """Measure in a workspace, with progress, and deliver the report as the arguments ask."""

@@ -49,33 +49,18 @@ def _choose(given: argparse.Namespace) -> None:
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """The grid for a set of images.
+    """The grid for a set of images."""
 
-    Attributes
-    ----------
-    name : str
-        Of the images.
-    image_size, patch_size, stride : tuple of int
-        (height, width) in pixels.
-    rows, cols : int
-        Of the grid.
-    num_images : int
-        Images that were looked at.
-    turns : float
-        How often brightness turns along a line of an image; see `psl_flower.patches.complexity`.
-    reason : str
-        What a run says of the choice.
-    """
-
-    name: str
+    name: str  #: Of the images.
+    #: (height, width) in pixels.
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
     stride: tuple[int, int]
     rows: int
     cols: int
-    num_images: int
-    turns: float
-    reason: str
+    num_images: int  #: Images that were looked at.
+    turns: float  #: How often brightness turns along a line of an image; see `psl_flower.patches.complexity`.
+    reason: str  #: What a run says of the choice.
 
 
 class Report(reports.Report, frozen=True, kw_only=True):

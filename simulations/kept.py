@@ -36,27 +36,13 @@ Kind = TypeVar("Kind", bound=Report)
 
 @dataclass(slots=True, kw_only=True)
 class Study(Generic[Asked, Kind]):
-    """A measurement in progress.
-
-    Attributes
-    ----------
-    options : Settings
-        What was asked for.
-    folder : Path
-        For files that go afterwards.
-    progress : Progress
-        Shows how it goes.
-    report : Report
-        What has been measured, the trials of an earlier, interrupted command first.
-    out : Path or None
-        File of the report.
-    """
+    """A measurement in progress."""
 
     options: Asked
-    folder: Path
-    progress: Progress
-    report: Kind
-    out: Path | None
+    folder: Path  #: For files that go afterwards.
+    progress: Progress  #: Shows how it goes.
+    report: Kind  #: What has been measured, the trials of an earlier, interrupted command first.
+    out: Path | None  #: File of the report.
 
     def keep(self, *trials: object, **changes: object) -> None:
         """Add trials to the report, with other changes, and save it; raises RunError if the disk refuses."""
@@ -75,19 +61,7 @@ def run(
     measure: Callable[[Study[Asked, Kind]], None],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Run a benchmark's command and return its exit status, see `exit_status`.
-
-    Parameters
-    ----------
-    name, about : str
-        Of its module; and what it does, for `--help`.
-    options, report : type
-        Its own.
-    measure : callable
-        Measures what the report does not hold yet.
-    arguments : sequence of str or None
-        Of the command; None: those of the process.
-    """
+    """Run a benchmark's command and return its exit status; `measure` does the trials that its report lacks."""
     parser = new_parser(name, about, options)
 
     def work() -> None:

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 import psutil
 
-from psl_flower.system.machine import list_gpus, usable_cores
+from psl_flower.system.machine import list_gpus, processor, usable_cores
 
 _PACKAGES = ("psl-flower", "torch", "flwr", "ray", "numpy")
 
@@ -50,7 +50,7 @@ def _describe_machine() -> dict[str, str | int | float]:
     """Describe the machine: processor, cores, memory, system, and load."""
     gpus = list_gpus()
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor() or platform.machine(),
         "cores": usable_cores(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "gpus": len(gpus),
@@ -69,15 +69,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _kilobytes(path: Path, key: str) -> int | None:

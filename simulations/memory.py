@@ -18,20 +18,11 @@ _EVERY_S = 5.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of a process.
+    """Memory of a process."""
 
-    Attributes
-    ----------
-    role : str
-        "one process", "Lower", "Upper", or "Flower" for all the rest together.
-    peak_bytes : int
-        High-water mark of its resident memory (VmHWM), shared libraries included.
-    pss_bytes : int or None
-        Its proportional share of memory after the last step; None where the system does not tell.
-    """
-
-    role: str
-    peak_bytes: int
+    role: str  #: "one process", "Lower", "Upper", or "Flower" for all the rest together.
+    peak_bytes: int  #: High-water mark of its resident memory (VmHWM), shared libraries included.
+    #: Its proportional share of memory after the last step; None where the system does not tell.
     pss_bytes: int | None = None
 
 

@@ -19,14 +19,7 @@ _SEVERAL = "several"
 def several(default: tuple[T, ...], doc: str, read: Callable[[str], T]) -> tuple[T, ...]:
     """Declare an option that takes values with commas between, none of them twice; `setting` declares all others.
 
-    Parameters
-    ----------
-    default : tuple
-        The values unless asked for.
-    doc : str
-        What they are, for `--help`.
-    read : callable
-        Returns the value of a text, or raises ConfigError.
+    `read` returns the value of a text, or raises ConfigError.
     """
     field: tuple[T, ...] = dataclasses.field(default=default, metadata={_SEVERAL: (doc, read)})
     return field
@@ -52,6 +45,13 @@ def number(text: str) -> float:
     if not 0 <= found < float("inf"):
         raise ConfigError(f"expected a number of 0 or more, got {text!r}")
     return found
+
+
+def seed(text: str) -> int:
+    """Read a whole number from 0 to 2**32 - 1, for `several`."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise ConfigError(f"expected a whole number of 0 or more, got {text!r}")
+    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:

@@ -6,7 +6,7 @@
 
     ![Accuracy by epoch](figures/compare-cifar10-accuracy-by-epoch.png)
 
-`python -m simulations.quoting README.md docs/accuracy.md` writes them anew; a test checks that no table changes,
+`python -m simulations.quoting README.md docs/accuracy*.md` writes them anew; a test checks that no table changes,
 and that every plot was made of its result file as it is.
 """
 

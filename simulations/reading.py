@@ -50,21 +50,13 @@ class Options(fields.Settings):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One reading of all images of a dataset in a fresh process.
+    """One reading of all images of a dataset in a fresh process."""
 
-    Attributes
-    ----------
-    data, installation : str
-        What was read, and by "this" installation or the "other".
-    images : int
-        How many.
-    open_s, read_s : float
-        Seconds to open the dataset, and to decode its images.
-    """
-
+    #: What was read, and by "this" installation or the "other".
     data: str
     installation: str
     images: int
+    #: Seconds to open the dataset, and to decode its images.
     open_s: float
     read_s: float
 

@@ -101,40 +101,24 @@ _NOTED = {"before": ", as before", "batch by images, class weights": ", with cla
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One training of a new network, judged by the quarter of the training images that it did not see.
-
-    Attributes
-    ----------
-    data : str
-        Which set.
-    recipe : str
-        "before", "batch by images", or "batch by images, class weights".
-    images, classes, side : int
-        Training images, classes, and height and width of images in pixels.
-    batch_size, steps : int
-        Images in a mini-batch, and steps.
-    lr : float
-        Peak learning rate of the one-cycle schedule.
-    accuracy, balanced_accuracy, majority : float
-        On the validation images, 0..1; the last is what always answering the most frequent class would give.
-    at_chance : bool
-        As `psl_flower.engine.scores.Scores.at_chance`.
-    loss, seconds : float
-        Mean cross entropy of the validation images; time of the training.
-    """
+    """One training of a new network, judged by the quarter of the training images that it did not see."""
 
     data: str
-    recipe: str
+    recipe: str  #: "before", "batch by images", or "batch by images, class weights".
+    #: Training images, classes, and height and width of images in pixels.
     images: int
     classes: int
     side: int
+    #: Images in a mini-batch, and steps.
     batch_size: int
     steps: int
-    lr: float
+    lr: float  #: Peak learning rate of the one-cycle schedule.
+    #: On the validation images, 0..1; the last is what always answering the most frequent class would give.
     accuracy: float
     balanced_accuracy: float
     majority: float
-    at_chance: bool
+    at_chance: bool  #: As `psl_flower.engine.scores.Scores.at_chance`.
+    #: Mean cross entropy of the validation images; time of the training.
     loss: float
     seconds: float
 
@@ -243,16 +227,12 @@ def _num_steps(config: RunConfig, stores: StoreSet) -> int:
 
 def _train(data: str, recipe: str, config: RunConfig, stores: StoreSet) -> Trial:
     description = stores.description
-    opened = [stores.open(m) for m in range(description.num_uppers)]
-    try:
+    with stores.opened() as opened:
         trainer = OneProcessTrainer(config, description, stores.labels, opened)
         began = time.perf_counter()
         trainer.train(_num_steps(config, stores))
         seconds = time.perf_counter() - began
         answers = trainer.evaluate(split="valid")
-    finally:
-        for store in opened:
-            store.close()
     found = scores(answers)
     return Trial(
         data=data,

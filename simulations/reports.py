@@ -26,25 +26,15 @@ class _Meta(msgspec.StructMeta, abc.ABCMeta):
 
 
 class Report(msgspec.Struct, metaclass=_Meta, frozen=True, kw_only=True):
-    """A result file; a benchmark's own report gives the first two their defaults, and adds what it measured.
+    """A result file; a benchmark's own report gives the first two their defaults, and adds what it measured."""
 
-    Attributes
-    ----------
-    benchmark, version : str, int
-        Which benchmark this is of, and its format.
-    date : str
-        When it began, UTC.
-    machine : dict
-        CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
-    versions : dict
-        Of Python and the packages that matter.
-    """
-
+    #: Which benchmark this is of, and its format.
     benchmark: str
     version: int
-    date: str
+    date: str  #: When it began, UTC.
+    #: CPU model, cores, memory in bytes, system, load average at the beginning, GPUs if used.
     machine: dict[str, str | int | float]
-    versions: dict[str, str]
+    versions: dict[str, str]  #: Of Python and the packages that matter.
 
     @property
     @abc.abstractmethod

@@ -47,22 +47,12 @@ class Options(fields.Settings):
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """What was matched of images cut in one way.
+    """What was matched of images cut in one way."""
 
-    Attributes
-    ----------
-    patch_size : tuple[int, int]
-        (height, width) in pixels.
-    rows, cols : int
-        Of the grid.
-    seams : tuple of Seam
-        All neighbouring positions.
-    """
-
-    patch_size: tuple[int, int]
+    patch_size: tuple[int, int]  #: (height, width) in pixels.
     rows: int
     cols: int
-    seams: tuple[Seam, ...]
+    seams: tuple[Seam, ...]  #: All neighbouring positions.
 
 
 class Report(kept.Report, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
-"""A run through Flower on this machine, watched from outside until it ends."""
+"""Watching from outside: a run through Flower on this machine until it ends, or any condition until it holds."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from psl_flower.errors import RunError
 from psl_flower.launch.running import Watch
@@ -16,19 +17,10 @@ def looks(
 ) -> Iterator[Status | None]:
     """Yield the run's status, None before its first, until its processes have ended; the caller waits between looks.
 
-    Parameters
-    ----------
-    watch, superlink, run : Watch, LocalSuperLink, RunFolder
-        Of the run.
-    name : str
-        What it is called in the error.
-    keep_log : bool
-        Whether Flower's log goes to the run's folder if it fails.
-
     Raises
     ------
     RunError
-        If it has not completed, with its own last words.
+        If the run, called `name`, has not completed, with its own last words; with `keep_log` Flower's log stays.
     """
     while True:
         status, over = watch.look()
@@ -43,3 +35,12 @@ def looks(
             run.path.mkdir(parents=True, exist_ok=True)
             log = f"Flower's log: {shutil.copyfile(superlink.log, run.path / 'flower.log')}"
         raise RunError(f"{name} {status.state}: {status.message.removeprefix('error: ')} ({log})")
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Ask ten times a second until the condition holds; raises RunError with `what` it waited for otherwise."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RunError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The nodes of a run, asked by single messages for what needs no streams."""
+"""Single messages to the nodes of a run, for what needs no streams."""
 
 from __future__ import annotations
 
@@ -25,20 +25,9 @@ _MOST_ATTEMPTS = 3
 
 
 class AskedNodes:
-    """The nodes of a run.
+    """Asks the nodes of a run, or of a part of it, by single messages.
 
-    Where a node is lost, the question is asked again when all are there; every answer to it is the same.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    task : NodeTask
-        The run's, or that of a part of it.
-    assignment : tuple[int, ...]
-        assignment[p] is the Upper of position p.
-    wire : WireSettings
-        How long to wait for nodes and answers.
+    If a node is lost, the question is repeated once all are connected; answers do not depend on how often it is asked.
     """
 
     def __init__(self, grid: Grid, task: NodeTask, assignment: tuple[int, ...], wire: WireSettings) -> None:
@@ -47,7 +36,7 @@ class AskedNodes:
         self._link = NodeLink(task, assignment, dataclasses.replace(wire, transport="flower"))
 
     def placement(self) -> Placement:
-        """Return which node hosts which Uppers; they are found first, if they are not known."""
+        """Return the placement of Uppers on nodes, finding the nodes first if necessary."""
         if not self._link.is_open:
             self._link.open_in_time(self._grid, {})
         return self._link.placement

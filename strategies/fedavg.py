@@ -18,28 +18,15 @@ from psl_flower.errors import NodeError, PeerLost
 
 @dataclass(slots=True, kw_only=True)
 class Traffic:
-    """Totals of a round's messages.
+    """Totals of a round's messages."""
 
-    Attributes
-    ----------
-    up, down : dict
-        Bytes of records from and to each node so far, by Flower's node id.
-    samples : int
-        Images that the clients trained on in this round, each counted once for each local pass.
-    steps : int
-        Local steps of the client that had most of them.
-    train_s : float
-        From the first message out to the last reply.
-    loss : float
-        Mean loss of this round's local steps, weighted by the clients' images.
-    """
-
+    #: Bytes of records from and to each node so far, by Flower's node id.
     up: dict[int, int] = field(default_factory=dict)
     down: dict[int, int] = field(default_factory=dict)
-    samples: int = 0
-    steps: int = 0
-    train_s: float = 0.0
-    loss: float = 0.0
+    samples: int = 0  #: Images that the clients trained on in this round, each counted once for each local pass.
+    steps: int = 0  #: Local steps of the client that had most of them.
+    train_s: float = 0.0  #: From the first message out to the last reply.
+    loss: float = 0.0  #: Mean loss of this round's local steps, weighted by the clients' images.
 
 
 class StrictAveraging(FedAvg):

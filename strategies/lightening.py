@@ -1,4 +1,4 @@
-"""What the nodes of a lightening are asked besides training: to take weights and files, to quantise, to measure.
+"""The server's requests to the nodes of a lightening besides training: take weights and files, quantise, measure.
 
 Patches and smashed data of training stay where they are; what comes here are models, and the smashed data of the few
 images that the Lower's quantisation is calibrated on.
@@ -35,7 +35,7 @@ class LightNodes(AskedNodes):
         self.ask(lambda task: questions.LightenReady(task=task))
 
     def place(self, weights: Mapping[int, Tensors], teacher: Mapping[int, Tensors]) -> None:
-        """Put the weights in place that a training begins with, by Upper; `teacher` is empty if there is none."""
+        """Put a training's initial weights in place, by Upper; `teacher` is empty without a teacher."""
         self.ask(lambda task: questions.LightenPlace(task=task), tensors={"upper": weights, "teacher": teacher})
 
     def quantise(
@@ -82,13 +82,7 @@ class LightNodes(AskedNodes):
         return next(iter(answers.values())).record(Measured)
 
     def find(self, name: str) -> int:
-        """Return the id of the node of that name.
-
-        Raises
-        ------
-        NodeError
-            If there is none among those that host Uppers.
-        """
+        """Return the id of the node of that name; raises NodeError if no host of Uppers has it."""
         placement = self.placement()
         known = {node: {str(node), placement.names[node], *_registered(self._grid, node)} for node in placement.hosts}
         found = [node for node, names in known.items() if {name, f"node {name}"} & names]

@@ -20,15 +20,9 @@ PARTITIONS = ("iid", "dirichlet")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FedAvgConfig(Settings):
-    """All settings of a run of federated averaging.
+    """All settings of a run of federated averaging."""
 
-    Attributes
-    ----------
-    config : RunConfig
-        Data, network, training and machine as in a patch-split run; `rounds` are rounds of averaging.
-    """
-
-    config: RunConfig
+    config: RunConfig  #: Data, network, training and machine as in a patch-split run; `rounds` are rounds of averaging.
     strategy: str = setting("fedavg", "which of Flower's strategies", choices=STRATEGIES)
     clients: int = setting(0, "clients to wait for; 0: those that are connected", least=0)
     partition: str = setting("iid", "how the training images are divided; dirichlet: by class", choices=PARTITIONS)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import time
 from typing import TextIO
 
 from psl_flower.cli.progress import Progress
 from psl_flower.runs.folder import RunFolder, Status
-from psl_flower.text import duration
+from psl_flower.system.machine import usable_cores
+from psl_flower.text import counted, duration
 
 _LOG = "log.txt"
 _TITLE = 30
+# Without a terminal, a wait is told after so long without a line; a machine is busy if so many want each of its cores.
+_QUIET_S, _BUSY = 10.0, 2.0
 _TITLES = {"starting": "starting the nodes", "collecting": "collecting the model"}
 # Lines of a log that a bar shows better, and those of rounds, which are made to fit 80 columns.
 _NUMBERS = re.compile(r"(.*: )?(round \d+/\d+, step |\d+ of \d+ images?, |making the patch stores: )")
@@ -32,6 +37,9 @@ class Follower(Progress):
         self._log_at = 0
         self._notice = ""
         self._noted = set[str]()
+        self._stage_title, self._stage_began = "", time.monotonic()
+        self._quiet_since = time.monotonic()
+        self._told_busy = False
 
     def note(self, message: str) -> None:
         """Print one line that stays; the run's log may repeat it."""
@@ -44,6 +52,43 @@ class Follower(Progress):
         self.say(message)
         self._bars.update(self._bar, description=self._notice)
 
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._quiet_since = time.monotonic()
+        super().say(line)
+
+    def begin(self, title: str) -> None:
+        """Name what begins."""
+        self._stage_title, self._stage_began = title, time.monotonic()
+        super().begin(title)
+
+    def waiting(self, title: str, awaited: str = "") -> None:
+        """Show what takes long: in the bar, or as a line where none was printed for a while.
+
+        Parameters
+        ----------
+        title : str
+            What goes on.
+        awaited : str
+            What is waited for.
+        """
+        now = time.monotonic()
+        if title != self._stage_title:
+            self._stage_title, self._stage_began = title, now
+        words = f"{title}: waiting for {awaited}" if awaited else title
+        if self._on_terminal:
+            self.show(self._notice or words, 0, None, "")
+        elif now - self._quiet_since >= _QUIET_S:
+            self.say(f"{words}, {now - self._stage_began:.0f} s{self._busy()}")
+
+    def _busy(self) -> str:
+        """Return a note, once, on a machine that has more to do than it can do at once."""
+        load, cores = os.getloadavg()[0], usable_cores()
+        if self._told_busy or load < _BUSY * cores:
+            return ""
+        self._told_busy = True
+        return f"; this machine is busy, {load:.0f} processes want its {counted(cores, 'core')}"
+
     def skip_log(self, run: RunFolder) -> None:
         """Show nothing of what an earlier attempt has left in the run's log."""
         with contextlib.suppress(OSError):
@@ -53,6 +98,8 @@ class Follower(Progress):
         """Print what a run's log has added; on a terminal its numbers are in the bar, and the other lines stay."""
         self._copy_log(run)
         if not self._on_terminal:
+            if status.ended or status.state in _TITLES:
+                self.waiting("ending Flower" if status.ended else _TITLES[status.state])
             return
         # The last words are printed once Flower's processes have ended.
         title = self._notice or ("ending Flower" if status.ended else _TITLES.get(status.state, status.state))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, print_account, reading_options
+from psl_flower.cli.reading import ReadingSettings, account_json, given_settings, print_account
 from psl_flower.errors import ConfigError
 from psl_flower.text import counted
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from psl_flower.config.fields import Size
     from psl_flower.data.sources import ImageSource, Look
 
 _CLASSES, _PER_CLASS = 40, (6, 4)
@@ -41,19 +43,23 @@ def inspect(
 
     Writes a contact sheet, a row of images for each class: look at it before you seal images and give them away.
     """
+    from psl_flower.data.options import SourceOptions
     from psl_flower.data.sources import open_dataset
     from psl_flower.stores.sealed_set import is_sealed_dataset
-    from psl_flower.system.files import disk_errors
+    from psl_flower.system.files import write_file
 
     if is_sealed_dataset(dataset):
         raise ConfigError(f"{dataset}: holds sealed stores, whose images only restorers see; see psl verify")
     target = out or Path(f"inspect-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(dataset).name) or 'dataset'}.png")
     if out is not None and out.exists() and not force:
         raise ConfigError(f"{out} exists already; name a new file with --out, or replace it with --force")
-    source = open_dataset(dataset, reading_options(settings or ()))
+    given = given_settings(settings or (), also=("image_size",))
+    size = given.pop("image_size", (0, 0))
+    source = open_dataset(dataset, SourceOptions(**given))
     looks = _some_of_each_class(source)
-    with disk_errors(target, "written"):
-        _draw(source, looks).save(target, "PNG")
+    sheet = BytesIO()
+    _draw(source, looks, size).save(sheet, "PNG")
+    write_file(target, sheet.getvalue(), durable=False)
     sizes, problems = Counter[str](), []
     firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:
@@ -61,9 +67,9 @@ def inspect(
             if look.image_HWC is None:
                 problems.append(look.problem)
             else:
-                size = "x".join(map(str, look.image_HWC.shape))
-                sizes[size] += 1
-                firsts.setdefault(size, look)
+                shape = "x".join(map(str, look.image_HWC.shape))
+                sizes[shape] += 1
+                firsts.setdefault(shape, look)
     account = source.account()
     if as_json:
         report = {
@@ -76,8 +82,8 @@ def inspect(
         typer.echo(json.dumps(report))
     else:
         print_account(account)
-        examples = {size: source.where(look.split, look.number) for size, look in firsts.items()}
-        for line in (*_about_sizes(sizes, examples, every), f"contact sheet: {target}"):
+        examples = {shape: source.where(look.split, look.number) for shape, look in firsts.items()}
+        for line in (*_about_sizes(sizes, examples, every, size), f"contact sheet: {target}"):
             say(line)
     for line in _about_problems(problems):
         say(f"error: {line}", err=True)
@@ -93,13 +99,17 @@ def _about_problems(problems: list[str]) -> Iterator[str]:
         yield first[what] + (f" (and {counted(count - 1, 'other image')})" if count > 1 else "")
 
 
-def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool) -> Iterator[str]:
-    """Yield lines about images by size, "HxWxC"; `examples` names one of each."""
+def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool, asked: Size) -> Iterator[str]:
+    """Yield lines about images by size, "HxWxC"; `examples` names one of each, `asked` is the one for all."""
     shown = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(_SHOWN))
     more = f" and {len(sizes) - _SHOWN} other sizes" if len(sizes) > _SHOWN else ""
     yield f"decoded: {shown}{more}" + ("" if every else " (--all decodes every image)")
+    from psl_flower.config import size_text
+
     by_size, by_channels = ({size.rpartition("x")[part]: size for size in sizes} for part in (0, 2))
-    if len(by_size) > 1:
+    if asked != (0, 0):
+        yield f"image-size={size_text(asked)} brings all of them to one size, as the contact sheet shows"
+    elif len(by_size) > 1:
         yield f"the images differ in size ({_two(by_size, examples)}): image-size brings all of them to one"
     if len(by_channels) > 1:
         two = _two(by_channels, examples)
@@ -125,14 +135,17 @@ def _some_of_each_class(source: ImageSource) -> list[Look]:
     return looks
 
 
-def _draw(source: ImageSource, looks: list[Look]) -> Image.Image:
+def _draw(source: ImageSource, looks: list[Look], size: Size) -> Image.Image:
+    """Return the contact sheet; images as they would be sealed where one size is asked for."""
     from PIL import Image
 
+    from psl_flower.data.images import resize_image
     from psl_flower.data.sheet import sheet, tile, to_picture
 
     by_class: dict[int, list[Image.Image]] = {}
     for look in looks:
-        picture = None if look.image_HWC is None else to_picture(look.image_HWC.transpose(2, 0, 1))
+        image_HWC = look.image_HWC if look.image_HWC is None or size == (0, 0) else resize_image(look.image_HWC, size)
+        picture = None if image_HWC is None else to_picture(image_HWC.transpose(2, 0, 1))
         lines = [f"{look.label} {source.class_names[look.label]}", f"{look.split}:{look.number}"]
         lines += ["not decoded"] if look.problem else []
         by_class.setdefault(look.label, []).append(tile(picture, lines))

@@ -97,7 +97,11 @@ class Progress:
         """Show how far something is, or print a line if it is time for one."""
         if self._on_terminal:
             self._bars.update(
-                self._bar, description=printable(title), completed=done, total=total, details=f": {details}"
+                self._bar,
+                description=printable(title),
+                completed=done,
+                total=total,
+                details=f": {details}" if details else "",
             )
         elif self._enabled and time.monotonic() - self._said_at >= self._every_s:
             self._said_at = time.monotonic()

@@ -191,8 +191,10 @@ def relabel(
     image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Correct class of all these images.")] = None,
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
-    why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
-    history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
+    why: Annotated[str, typer.Option(help="Reason, which --history shows.")] = "",
+    history: Annotated[
+        bool, typer.Option("--history", help="Only list the label versions: who changed what, when and why.")
+    ] = False,
     owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
@@ -213,7 +215,8 @@ def relabel(
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
     changed = f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
-    tell({"version": version, "changed": len(new)}, [changed if new else "nothing to change"], as_json)
+    lines = [changed, f"who changed what, when and why: {_history(manifest)}"] if new else ["nothing to change"]
+    tell({"version": version, "changed": len(new)}, lines, as_json)
 
 
 def audit_log(
@@ -235,7 +238,15 @@ def audit_log(
         {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
     ]
     lines = [_entry_line(entry, content) for entry in entries]
-    tell({"ok": True, "entries": named}, [*lines, f"{counted(len(entries), 'entry')}, unbroken"], as_json)
+    lines.append(f"{counted(len(entries), 'entry')}, unbroken")
+    if LabelBook(trusted.folder).folder.is_dir():
+        lines.append(f"corrected labels, with reasons, are another list: {_history(manifest)}")
+    tell({"ok": True, "entries": named}, lines, as_json)
+
+
+def _history(manifest: Path) -> str:
+    """Return the command that lists the label versions of a set."""
+    return f"psl relabel --manifest {manifest} --identity KEY --history"
 
 
 def _entry_line(entry: Entry, manifest: Manifest) -> str:

@@ -19,14 +19,17 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     """List the runs of a workspace, oldest first, with the disk space that each takes."""
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
-    from psl_flower.runs.folder import list_runs
+    from psl_flower.runs.claim import starts
+    from psl_flower.runs.folder import RunFolder, list_runs
     from psl_flower.text import did_you_mean_folder
 
     path = default_workspace(workspace)
     if workspace and not path.is_dir():
         meant = did_you_mean_folder(workspace) or "; name the workspace of your runs with --workspace"
         raise RunError(f"{path}: no such folder{meant}")
-    found = [_describe(folder) for folder in list_runs(path)]
+    begun = starts(path)
+    found = [_describe(folder, begun.pop(folder.name, None)) for folder in list_runs(path)]
+    found += [_describe(RunFolder(path / "runs" / name), since) for name, since in begun.items()]
     if as_json:
         typer.echo(json.dumps({"workspace": str(path), "runs": found}))
         return
@@ -37,12 +40,17 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
     print_table(rows)
 
 
-def _describe(folder: RunFolder) -> dict[str, Any]:
+def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:
+    """Return what is known of a run; `since` is the time at which a command began that starts it, or follows it."""
     from psl_flower.errors import RunError
+    from psl_flower.runs.claim import is_starting
+    from psl_flower.runs.folder import Status
     from psl_flower.runs.history import last_accuracy
     from psl_flower.runs.housekeeping import size_of
 
     status, accuracy = folder.read_status(), None
+    if is_starting(folder, since):
+        status = Status(state="starting", message="starting Flower", updated=since or 0.0)
     with contextlib.suppress(RunError):  # a damaged file, of which the commands on this run tell
         accuracy = last_accuracy(folder)
     return {

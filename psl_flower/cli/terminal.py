@@ -68,13 +68,7 @@ def load_identity(path: Path, role: Role, passphrase_file: Path | None = None) -
 
 
 def named_public(texts: Sequence[str], role: Role) -> dict[str, PublicIdentity]:
-    """Read NAME=PUB options.
-
-    Raises
-    ------
-    ConfigError
-        If one is not of this form, or a name comes twice.
-    """
+    """Read NAME=PUB options; raises ConfigError if one is not of this form, or a name comes twice."""
     named = read_pairs(texts, "NAME=PUBLIC-KEY (or NAME=FILE)")
     return {name: keyfile.load_public(value, role) for name, value in named.items()}
 
@@ -133,13 +127,7 @@ def folder_of(manifest: Path) -> Path:
 
 
 def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
-    """Return the stores named, or those that lie beside the manifest.
-
-    Raises
-    ------
-    StoreNotFound
-        If there are none.
-    """
+    """Return the stores named, or those that lie beside the manifest; raises StoreNotFound if there are none."""
     folder = folder_of(manifest_path)
     found = list(stores) or sorted(str(path) for path in folder.glob("store-[0-9]*") if path.is_dir())
     if not found:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from psl_flower.cli.follow import Follower
-    from psl_flower.kinds import Kind
+    from psl_flower.kinds import Kind, Work
     from psl_flower.launch.running import Watch
     from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs.folder import RunFolder, Status
 
 _POLL_S = 0.3
+_STARTING = "starting Flower"
 _SIGNALLED = 128  # and the signal's number: the exit status of what a signal has ended
 # Batch systems ask with SIGTERM and kill what is still there after 10 s (docker), 30 s (Slurm, Kubernetes) or 90 s
 # (systemd). So the step has this long to end with a checkpoint; then the run ends at once, from its last checkpoint a
@@ -211,15 +212,21 @@ class _Attempt:
 
         kind = self._kind
         with ExitStack() as held, LocalSuperLink() as superlink, Follower(sys.stderr) as follower:
-            num_uppers, work = prepare(kind, follower.ingesting, follower.note)
+
+            def begin(work: Work) -> None:
+                if work.folder.path.parent == work.config.workspace_path() / "runs":  # and not within a run
+                    held.enter_context(starting(work.folder, new=kind.takes_name))
+
+            num_uppers, work = prepare(kind, follower.ingesting, follower.note, begin)
             run = self.folder = work.folder
-            if kind.trains and kind.takes_name:
-                held.enter_context(starting(run))
             follower.skip_log(run)
-            follower.begin("starting Flower")
-            superlink.wait()
+            follower.begin(_STARTING)
+            superlink.wait(lambda: follower.waiting(_STARTING, "its SuperLink"))
             watch = self.watch = Watch(superlink, run, kind.how_to_continue)
-            run_id = start(superlink, app, self._given, kind, work, num_uppers, nodes)
+            run_id = start(
+                superlink, app, self._given, kind, work, num_uppers, nodes,
+                waiting=lambda: follower.waiting(_STARTING, "flwr run to hand over the app"),
+            )  # fmt: skip
             status = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
             if not (status.state == "completed" and verdict.endswith("completed")):
@@ -239,7 +246,9 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
     while True:
         try:
             status, over = watch.look()
-            if status is not None:
+            if status is None:
+                follower.waiting(_STARTING, watch.awaited)
+            else:
                 follower.follow(status, run)
                 # Nothing is lost with processes that have yet to end, and whoever sent SIGTERM does not wait for them.
                 if over or (status.ended and isinstance(asked, Terminated)):

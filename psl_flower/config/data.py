@@ -80,7 +80,7 @@ def parse_pixel_range(text: str) -> tuple[float, float] | None:
     Raises
     ------
     ConfigError
-        If it is none of these.
+        If it has another form.
     """
     if text in ("", BY_DATASET):
         return None
@@ -99,13 +99,7 @@ def pixel_range_text(values: tuple[float, float] | None) -> str:
 
 
 def parse_background(text: str) -> tuple[int, int, int]:
-    """Return the RGB colour that transparent images are put on.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such colour.
-    """
+    """Return the RGB colour that transparent images are put on; raises ConfigError if there is no such colour."""
     if text in _COLOURS:
         return _COLOURS[text]
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):

@@ -1,4 +1,4 @@
-"""Typed settings: what a field of a group of settings says of itself, and how values from outside become it.
+"""Typed settings: the declaration of a field in a group of settings, and how values from outside are parsed into it.
 
 A group is a frozen dataclass that derives from `Settings`; each field is declared with `setting`. The settings of a
 run, of the baseline and of a lightening are all read, checked and listed here.
@@ -22,7 +22,7 @@ Value = str | int | float | bool
 T = TypeVar("T")
 
 _KEY = "setting"
-# What other programs call a setting of ours; no name of ours is spelled like it.
+# Other programs' names for our settings; none is spelled like a name of ours.
 _ELSEWHERE = {
     "epoch": "rounds", "epochs": "rounds", "num-epochs": "rounds", "n-epochs": "rounds", "max-epochs": "rounds",
     "learning-rate": "lr", "bs": "batch-size", "batch": "batch-size", "wd": "weight-decay", "gpu": "device",
@@ -35,7 +35,7 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 
 
 class Form(NamedTuple):
-    """What a text must look like: a regular expression, and how errors name it."""
+    """Form of a text: a regular expression, and how errors name it."""
 
     pattern: str
     words: str
@@ -47,31 +47,17 @@ RUN_NAME = Form(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})?", "letters, digits, '.', '_
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """Meaning, range and choices of one setting.
+    """Meaning, range and choices of one setting."""
 
-    Attributes
-    ----------
-    doc : str
-        What it does, with its unit; for `psl settings`.
-    least, most : float
-        Range of a number.
-    open_ends : bool
-        Whether `least` and `most` themselves are outside.
-    choices : tuple[str, ...]
-        The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
-    form : Form or None
-        What a text must look like.
-    path : bool
-        Whether a text may name a file or folder of this machine.
-    """
-
-    doc: str
+    doc: str  #: What it does, with its unit; for `psl settings`.
+    #: Range of a number.
     least: float = -math.inf
     most: float = math.inf
-    open_ends: bool = False
+    open_ends: bool = False  #: Whether `least` and `most` themselves are outside.
+    #: The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
     choices: tuple[str, ...] = ()
-    form: Form | None = None
-    path: bool = False
+    form: Form | None = None  #: Form of a text.
+    path: bool = False  #: Whether a text may name a file or folder of this machine.
 
     def check(self, key: str, value: object) -> None:
         """Raise ConfigError if a value is out of range, of another form or none of the choices."""
@@ -259,7 +245,7 @@ def parse_size(key: str, value: object) -> Size:
     Raises
     ------
     ConfigError
-        If the value is none of these, or a size is below 1.
+        If the value has another form, or a size is below 1.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return _positive(key, (value, value))

@@ -100,7 +100,7 @@ class NetworkSettings(Settings):
 
     @property
     def cut_protection(self) -> Protection:
-        """What makes the pair of modules at the cut."""
+        """The protection, which makes the pair of modules at the cut."""
         # What the last stage has pooled is one number a channel.
         pool = 1 if self.cut == "pool" else self.code_pool
         return Protection(

@@ -20,21 +20,11 @@ KEY = "preset"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Settings by their kebab-case keys.
+    """Settings by their kebab-case keys."""
 
-    Attributes
-    ----------
-    about : str
-        What it protects, with what was measured of it.
-    case : str
-        The case of the result file that it was measured as.
-    settings : mapping
-        The settings; none leaves the defaults.
-    """
-
-    about: str
-    case: str
-    settings: Mapping[str, Any]
+    about: str  #: What it protects, with what was measured of it.
+    case: str  #: The case of the result file that it was measured as.
+    settings: Mapping[str, Any]  #: The settings; none leaves the defaults.
 
 
 def _codes(size: int) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         The pixel values that became black and white, where it was not the images' format that said so.
     background : str
         What transparent images were put on.
+    image_size : tuple[int, int], optional
+        The (height, width) that all images were brought to, where one was stated.
     """
 
     dataset: str
@@ -90,6 +92,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     pixel_range: tuple[float, float] | None = None
     background: str = "white"
+    image_size: tuple[int, int] | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield the account for people, some lines in all."""

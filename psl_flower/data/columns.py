@@ -53,20 +53,12 @@ class ImageKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a table.
+    """The columns of a table."""
 
-    Attributes
-    ----------
-    types : dict[str, pa.DataType]
-        Arrow's types, in order.
-    images : frozenset[str]
-        Those that say of themselves that they hold images, as tables of the `datasets` library do.
-    classes : dict[str, tuple[str, ...]]
-        Those that say of themselves that they hold classes, with the names of these.
-    """
-
-    types: Mapping[str, pa.DataType]
+    types: Mapping[str, pa.DataType]  #: Arrow's types, in order.
+    #: Those that say of themselves that they hold images, as tables of the `datasets` library do.
     images: frozenset[str] = frozenset()
+    #: Those that say of themselves that they hold classes, with the names of these.
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -142,13 +134,7 @@ def _image_kind(kind: pa.DataType, values: list[Any], resolve: Resolve | None) -
 
 
 def choose_image(name: str, columns: Columns, kinds: Mapping[str, ImageKind], wanted: str) -> str:
-    """Return the column of the images.
-
-    Raises
-    ------
-    DataError
-        If none can be it, or several.
-    """
+    """Return the column of the images; raises DataError if none can be it, or several."""
     if wanted:
         if wanted not in kinds:
             raise DataError(f"{name}: no image column {wanted!r}; image columns: {', '.join(kinds) or 'none'}")

@@ -25,24 +25,12 @@ _PNG_BITS = 24
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of pixels.
+    """A kind of pixels."""
 
-    Attributes
-    ----------
-    name : str
-        What they are called, in errors.
-    white : int
-        The value that is white; 0 where nothing says it.
-    note : str
-        What the account says of such images.
-    negative : bool
-        Whether 0 is white, and the highest value black.
-    """
-
-    name: str
-    white: int = 0
-    note: str = ""
-    negative: bool = False
+    name: str  #: What they are called, in errors.
+    white: int = 0  #: The value that is white; 0 where nothing says it.
+    note: str = ""  #: What the account says of such images.
+    negative: bool = False  #: Whether 0 is white, and the highest value black.
 
 
 GREY_16 = Kind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")

@@ -73,27 +73,15 @@ class File(NamedTuple):
 
 @dataclass(slots=True)
 class Listing:
-    """The files of a folder and of all folders in it.
+    """The files of a folder and of all folders in it."""
 
-    Attributes
-    ----------
-    root : Path
-        The folder.
-    files : list[File]
-        Each folder's files by name, then those of its folders.
-    left_out : LeftOutTally
-        What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
-    folders : list[str]
-        All folders in it, by their paths within it, without those passed by.
-    dead_links : list[str]
-        Links that lead to nothing; they are in `left_out`, too.
-    """
-
-    root: Path
-    files: list[File] = field(default_factory=list)
+    root: Path  #: The folder.
+    files: list[File] = field(default_factory=list)  #: Each folder's files by name, then those of its folders.
+    #: What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
     left_out: LeftOutTally = field(default_factory=LeftOutTally)
+    #: All folders in it, by their paths within it, without those passed by.
     folders: list[str] = field(default_factory=list)
-    dead_links: list[str] = field(default_factory=list)
+    dead_links: list[str] = field(default_factory=list)  #: Links that lead to nothing; they are in `left_out`, too.
 
 
 def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -140,7 +141,7 @@ class Resized:
 
     def account(self) -> Account:
         """See `psl_flower.data.sources.ImageSource`."""
-        return self._source.account()
+        return msgspec.structs.replace(self._source.account(), image_size=self._size)
 
     def num_samples(self, split: str) -> int:
         """See Source."""

@@ -1,4 +1,4 @@
-"""What can be reached: the SuperLink over TLS, the exchange endpoint, and by the SuperLink's answer the clock."""
+"""Checks the network: the SuperLink over TLS, the exchange endpoint, and the clock by the SuperLink's answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_superlink(address: str, authority: Path | None) -> list[Finding]:
 
 
 def check_exchange(address: str) -> list[Finding]:
-    """Return a finding about the way to the exchange endpoint at HOST:PORT, which listens only while a run goes on."""
+    """Return a finding about the way to the exchange endpoint at HOST:PORT, which listens only during a run."""
     what = "exchange"
     parts = split_address(address)
     if parts is None:

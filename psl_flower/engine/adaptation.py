@@ -30,38 +30,20 @@ from psl_flower.wire.plan import StepId, pack_samples
 
 
 class AdaptationInput(NamedTuple):
-    """What the Adaptation Net learns from in a step.
+    """What the Adaptation Net learns from in a step."""
 
-    Attributes
-    ----------
-    smashed_BPChw : torch.Tensor
-        Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
-    targets : Targets
-        What is right, on the same device.
-    absent : sequence of int
-        Positions to leave out.
-    lr : float
-        Learning rate.
-    """
-
+    #: Smashed data of all positions as the Lower has them, laid out (B, P, h, w, C) in memory; zeros for absent ones.
     smashed_BPChw: torch.Tensor
-    targets: Targets
-    absent: Sequence[int]
+    targets: Targets  #: What is right, on the same device.
+    absent: Sequence[int]  #: Positions to leave out.
     lr: float
 
 
 class AdaptationOutput(NamedTuple):
-    """Result of a lesson.
+    """What the Adaptation Net returns for one step."""
 
-    Attributes
-    ----------
-    loss : float
-        `psl_flower.losses.LossParts.uppers`.
-    gradient_BPChw : torch.Tensor
-        Gradient of alpha times the loss at the smashed data, in their dtype and memory order.
-    """
-
-    loss: float
+    loss: float  #: `psl_flower.losses.LossParts.uppers`.
+    #: Gradient of alpha times the loss at the smashed data, in their dtype and memory order.
     gradient_BPChw: torch.Tensor
 
 
@@ -69,7 +51,7 @@ class Adaptation(Protocol):
     """The Adaptation Net, as the Lower sees it."""
 
     def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
-        """Compute loss and gradients, and do `meanwhile` once on this side, beside it where that is possible.
+        """Compute loss and gradients, and call `meanwhile` once, in parallel where possible.
 
         Raises
         ------
@@ -79,7 +61,7 @@ class Adaptation(Protocol):
         ...
 
     def update(self) -> None:
-        """See that the update that belongs to the last lesson is done, or will be before the next."""
+        """Ensure that the last lesson's update is applied before the next lesson."""
         ...
 
 
@@ -124,7 +106,7 @@ class AdaptationEngine:
         self._update_due = False
 
     def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None] = lambda: None) -> AdaptationOutput:
-        """Do `meanwhile`, then forward, loss and backward; the own update waits for `update`."""
+        """Call `meanwhile`, then do forward, loss and backward; `update` applies the update."""
         meanwhile()
         leaf_BPChw = lesson.smashed_BPChw.detach().requires_grad_()
         self.net.train()
@@ -145,7 +127,7 @@ class AdaptationEngine:
         return AdaptationOutput(float(loss.detach()), leaf_BPChw.grad)
 
     def update(self) -> None:
-        """Apply the update that the last `learn` left open, if it did."""
+        """Apply the pending update of the last `learn`, if there is one."""
         if self._update_due:
             self._optimizer.step()
             self._update_due = False
@@ -155,7 +137,7 @@ class AdaptationEngine:
         return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state; an open update is forgotten.
+        """Go back to a state; drop a pending update.
 
         Raises
         ------
@@ -211,7 +193,7 @@ class AdaptationNode(MidStepParty):
     def answer(self, frame: Frame, wire: WireFormat) -> Frame:
         """Learn from smashed data, apply the update, and return the gradient and the loss.
 
-        Where the loss is not finite the update is left out: the Lower, which hears of it, stops the run.
+        If the loss is not finite, the update is skipped; the Lower receives that loss and stops the run.
 
         Raises
         ------
@@ -261,21 +243,13 @@ class AdaptationNode(MidStepParty):
 
 
 class RemoteAdaptation:
-    """The Adaptation Net behind an exchange, for one step: implements `Adaptation`.
-
-    Parameters
-    ----------
-    exchange : Exchange
-        With the Adaptation Net as a party.
-    step : StepId
-        The step.
-    """
+    """The Adaptation Net behind an exchange, for one step: implements `Adaptation`."""
 
     def __init__(self, exchange: Exchange, step: StepId) -> None:
         self._exchange, self._step = exchange, step
 
     def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
-        """Let the node compute, and apply its update, while `meanwhile` is done here."""
+        """Let the node learn and update its net, and call `meanwhile` here."""
         wire = self._exchange.wire
         smashed_BPhwC = lesson.smashed_BPChw.detach().permute(0, 1, 3, 4, 2)
         y_B, other_B, weight, weights_K = lesson.targets
@@ -290,4 +264,4 @@ class RemoteAdaptation:
         return AdaptationOutput(answer.message.loss, gradient_BPhwC.permute(0, 1, 4, 2, 3))
 
     def update(self) -> None:
-        """Do nothing: the node has applied it."""
+        """Do nothing: the node has updated its net."""

@@ -29,32 +29,18 @@ class Augmentation:
     """Which transforms are drawn.
 
     In all methods `seed` is that of (run, epoch), and `samples_B` are global sample indices (B,), int64.
-
-    Attributes
-    ----------
-    grid : PatchGrid
-        How images are cut, with the stores' margin.
-    context : int
-        Pixels around each patch that the network takes with it; with shifts, no more than the margin.
-    flip : bool
-        Mirror a sample left to right with probability one half.
-    shift : int
-        Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store does not know what comes
-        in from beside a patch: the patch's border is repeated there.
-    cutout : int
-        Side, in pixels, of the square that is blanked in every image; 0 for none.
-    mixup : float
-        Samples are mixed in pairs by a weight of the distribution Beta(mixup, mixup), one for each step; 0: not at all.
-    patch_dropout : float
-        Probability, 0 to below 1, that an Upper's patches of a sample are left out by the Lower.
     """
 
-    grid: PatchGrid
-    context: int = 0
-    flip: bool = False
+    grid: PatchGrid  #: How images are cut, with the stores' margin.
+    context: int = 0  #: Pixels around each patch that the network takes with it; with shifts, no more than the margin.
+    flip: bool = False  #: Mirror a sample left to right with probability one half.
+    #: Largest shift in pixels, up, down, left or right; 0 for none. Without a margin a store does not know what comes
+    #: in from beside a patch: the patch's border is repeated there.
     shift: int = 0
-    cutout: int = 0
+    cutout: int = 0  #: Side, in pixels, of the square that is blanked in every image; 0 for none.
+    #: Samples are mixed in pairs by a weight of the distribution Beta(mixup, mixup), one for each step; 0: not at all.
     mixup: float = 0.0
+    #: Probability, 0 to below 1, that an Upper's patches of a sample are left out by the Lower.
     patch_dropout: float = 0.0
 
     def flipped(self, seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -91,22 +77,6 @@ class Augmentation:
         places_BLN = places_B1N.to(stored_BKCHW.device).expand(B, K * C, h * w)
         return stored_BKCHW.reshape(B, K * C, H * W).gather(2, places_BLN).reshape(B, K, C, h, w)
 
-    def views(self, seed: int | None, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the augmentation of each sample's pixels, without mixing, as five whole numbers (B, 5).
-
-        Equal rows of a sample are the same view of it, from whichever seed; zeros stand for the sample as it is, as
-        for all of them without a seed.
-        """
-        views_B5 = np.zeros((len(samples_B), 5), np.int64)
-        if seed is None:
-            return views_B5
-        views_B5[:, 0] = self.flipped(seed, samples_B)
-        for column, axis, size in zip((1, 2), "yx", self.grid.padded_size, strict=True):
-            views_B5[:, column] = self._offsets(seed, f"shift-{axis}", samples_B)
-            if self.cutout:
-                views_B5[:, column + 2] = 1 + np.floor(uniform(seed, f"cutout-{axis}", samples_B) * size)
-        return views_B5
-
     def blanked(self, positions: Sequence[int], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return (B, K, h, w) bool: the part of each sample's square in these patches and their context.
 
@@ -132,7 +102,7 @@ class Augmentation:
     def mix_weight(self, seed: int, step: int) -> float:
         """Return the weight, 0..1, of a sample's own pixels and class in a step; `seed` is the run's.
 
-        The Lower draws it and tells it (`Plan.mix_weight`): a distribution's numbers, unlike whole ones, may differ
+        The Lower draws and sends it (`Plan.mix_weight`): a distribution's numbers, unlike whole ones, may differ
         in the last bit between machines.
         """
         if not self.mixup:

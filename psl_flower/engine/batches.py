@@ -1,4 +1,4 @@
-"""The batch order: which samples make up step t, from a seed alone, so that nothing of it needs saving."""
+"""The batch order: the samples of step t follow from a seed alone, so a checkpoint need not hold them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,11 @@ class BatchOrder:
 
     The last batch of an epoch may be smaller; a single left-over sample is not used in that epoch, because BatchNorm
     learns nothing from one.
-
-    Attributes
-    ----------
-    pool : NDArray[np.int64]
-        (N,) global sample indices of the training split.
-    batch_size : int
-        Samples in a mini-batch, 2 or more.
-    seed : int
-        The run's seed.
     """
 
-    pool: NDArray[np.int64]
-    batch_size: int
-    seed: int
+    pool: NDArray[np.int64]  #: (N,) global sample indices of the training split.
+    batch_size: int  #: Samples in a mini-batch, 2 or more.
+    seed: int  #: The run's seed.
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

@@ -1,4 +1,4 @@
-"""Builds every party's part of a run from settings and store description, identically on every machine."""
+"""Builds every party of a run from settings and store description, identically on every machine."""
 
 from __future__ import annotations
 
@@ -46,33 +46,18 @@ from psl_flower.text import printable
 
 
 class CompressionTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="training"):
-    """A training of another network than the run's own, from weights that were put in place (`psl lighten`).
-
-    Attributes
-    ----------
-    size : BackboneSize
-        Of the network.
-    weight_bits : int
-        To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
-    teacher : BackboneSize or None
-        Of the network whose answers it learns, if it does.
-    """
+    """A training of another network than the run's own, from weights that were put in place (`psl lighten`)."""
 
     size: BackboneSize
+    #: To how many bits weights are rounded in it (`psl_flower.lightening.quantising`); 0: not at all.
     weight_bits: int = 0
-    teacher: BackboneSize | None = None
+    teacher: BackboneSize | None = None  #: Of the network whose answers it learns, if it does.
 
 
 class OnnxInference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="onnx"):
-    """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own.
+    """Predictions by light Uppers, files that onnxruntime runs, in place of the run's own."""
 
-    Attributes
-    ----------
-    digests : dict[int, str]
-        SHA-256 of every Upper's file, as hexadecimal text.
-    """
-
-    digests: dict[int, str]
+    digests: dict[int, str]  #: SHA-256 of every Upper's file, as hexadecimal text.
 
 
 class _Encoded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,26 +71,18 @@ class Blueprint:
     """What all parties of a run are built from, each on its own machine.
 
     In all methods, `size` is that of the network's backbone, its own by default.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
-    description : StoreSetDescription
-        Of the stores that it works with.
-    override : CompressionTraining, OnnxInference or None
-        What nodes have in place of the run's own Uppers.
     """
 
+    #: The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
     config: RunConfig
-    description: StoreSetDescription
-    override: CompressionTraining | OnnxInference | None = None
+    description: StoreSetDescription  #: Of the stores that it works with.
+    override: CompressionTraining | OnnxInference | None = None  #: What nodes have in place of the run's own Uppers.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", planned(self.config, self.description))
 
     def encode(self) -> bytes:
-        """Return it as `NodeTask.settings` carries it."""
+        """Return the bytes that `NodeTask.settings` carries."""
         return msgspec.msgpack.encode(
             _Encoded(config=self.config.to_mapping(), description=self.description, override=self.override)
         )
@@ -117,7 +94,7 @@ class Blueprint:
         Raises
         ------
         FrameMismatch
-            If the bytes are not that.
+            If the bytes are malformed.
         ConfigError
             If the settings are not valid.
         """
@@ -259,12 +236,17 @@ class Blueprint:
             averaged=self._averages,
             frozen_after=None if self.freezing is None else self.freezing.after,
             noise=self.code_noise,
+            lessons=None if self.code_noise is None else self._lessons,
         )
+
+    def _lessons(self) -> Task:
+        """Return the training task where labels are not known: they have no part in a plan. Raises what `task` does."""
+        return self.task(np.zeros(self.description.num_samples, np.int64))
 
     @property
     def code_noise(self) -> CodeNoise | None:
-        """What Uppers make the noise on their codes of; None for none. Raises what `augmentation` does."""
-        return code_noise_of(self.config, self.augmentation())
+        """The source of the noise on codes; None without noise."""
+        return code_noise_of(self.config)
 
     def averaging(self) -> Averaging | None:
         """Return the interval of averaging; None if the Uppers are not averaged, or there is only one."""
@@ -368,7 +350,7 @@ class Blueprint:
         return torch.from_numpy(weights_K).float()
 
     def optimizer(self, parameters: Iterable[nn.Parameter], lr_scale: float = 1.0) -> PartyOptimizer:
-        """Return the optimiser that the settings ask for, of one party's parameters."""
+        """Return the settings' optimiser for one party's parameters."""
         training = self.config.training
         options = {"clip_norm": training.clip_norm, "lr_scale": lr_scale}
         if training.optimizer == "sgd":
@@ -376,7 +358,7 @@ class Blueprint:
         return Adam(parameters, training.weight_decay, decoupled=training.optimizer == "adamw", **options)
 
     def upper_optimizer(self, parameters: Iterable[nn.Parameter]) -> PartyOptimizer:
-        """Return the same of an Upper's parameters, whose learning rate may be another."""
+        """Return the optimiser for an Upper's parameters, whose learning rate may be scaled."""
         return self.optimizer(parameters, self.config.training.upper_lr_scale)
 
     def optimizer_of_all(self, net: PatchSplitNet, adaptation: AdaptationNet | None) -> Optimizer:

@@ -1,4 +1,4 @@
-"""Checkpoints of one party: numbered by steps applied, each written in one piece."""
+"""Checkpoints of one party, numbered by steps applied and written atomically."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checkpoints:
         RunError
             If the disk refuses; earlier checkpoints are as they were.
         TrainingError
-            If a number in the state is not finite: nothing could go on from it. Earlier checkpoints are kept.
+            If a number in the state is not finite, so that no run could continue from it. Earlier checkpoints are kept.
         """
         if not _finite(state):
             raise TrainingError(
@@ -60,14 +60,14 @@ class Checkpoints:
             )
         path = self._path(step)
         save_state(path, state)
-        # Later ones, which an abandoned attempt left, must not make this one count as old.
+        # An abandoned attempt may have left later ones, which must not make this one count as old.
         for old in [found for found in self.steps() if found <= step][:-_KEPT]:
             if not self.kept or old != self.kept:
                 self._path(old).unlink(missing_ok=True)
         return path
 
     def drop_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps, of which nobody has committed any."""
+        """Remove the checkpoints of later steps; none of them was committed."""
         for later in [found for found in self.steps() if found > step]:
             self._path(later).unlink(missing_ok=True)
 
@@ -113,7 +113,7 @@ def _on_cpu(state: Any) -> Any:
 
 
 def party_state(step: int, claim: Claim, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Return the state from which a party continues after `step` steps."""
+    """Return the state that a party continues from after `step` steps."""
     return {
         "step": step,
         "threads": torch.get_num_threads(),
@@ -161,9 +161,9 @@ def say_other_threads(state: dict[str, Any], who: str) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any], *, durable: bool = True) -> None:
-    """Write tensors and plain values to a file in one piece, their SHA-256 last; makes the folder.
+    """Write tensors and plain values atomically to a file, their SHA-256 last; make its folder.
 
-    The file says nothing of the device that they were on.
+    Tensors are stored as CPU tensors, whatever device they were on.
 
     Raises
     ------

@@ -14,24 +14,16 @@ from torch.nn import functional as F
 from psl_flower.models import PatchSplitNet
 from psl_flower.system.devices import autocast
 
-# At which the answers of both are compared: higher ones also tell how the wrong classes differ.
+# Above 1, so that the loss also compares the probabilities of wrong classes.
 TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """Whose answers are learnt, where the student is trained in one process.
+    """The teacher of a student that is trained in one process."""
 
-    Attributes
-    ----------
-    net : PatchSplitNet
-        In eval mode, on the student's device; sees the same augmented patches.
-    share : float
-        0..1: the weight of its answers in the loss; the rest is the labels'.
-    """
-
-    net: PatchSplitNet
-    share: float
+    net: PatchSplitNet  #: In eval mode, on the student's device; sees the same augmented patches.
+    share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
 
     def loss(
         self,
@@ -68,21 +60,11 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowerTeacher:
-    """The Lower's half of a teacher, beside the student's Lower; its Uppers are beside the student's, on the nodes.
+    """The Lower's half of a teacher, beside the student's Lower; its Uppers are beside the student's, on the nodes."""
 
-    Attributes
-    ----------
-    lower : nn.Module
-        In eval mode, on the student's device.
-    share : float
-        0..1: the weight of its answers in the loss; the rest is the labels'.
-    channels : int
-        C of its smashed data, the last of those that come up.
-    """
-
-    lower: nn.Module
-    share: float
-    channels: int
+    lower: nn.Module  #: In eval mode, on the student's device.
+    share: float  #: 0..1: the weight of its answers in the loss; the rest is the labels'.
+    channels: int  #: C of its smashed data, the last of those that come up.
 
 
 def shared_loss(

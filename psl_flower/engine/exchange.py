@@ -1,4 +1,4 @@
-"""The interface that both transports offer the Lower, and how parties put what they exchange into frames.
+"""The Lower's interface to both transports, and how messages and tensors become frames.
 
 Shape suffixes: B batch, P positions, K positions of one Upper, h, w and C of a patch's smashed data.
 """
@@ -21,52 +21,31 @@ from psl_flower.wire.mid_step import Adapt, Judge
 
 
 class Down(NamedTuple):
-    """What goes to one Upper.
+    """What goes to one Upper."""
 
-    Attributes
-    ----------
-    turn : Step, Share or Average
-        What it is to do.
-    tensor : torch.Tensor or None
-        Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
-        the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
-    """
-
-    turn: Turn
+    turn: Turn  #: What it is to do.
+    #: Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what
+    #: the Uppers shared (`psl_flower.engine.upper_averaging`), float32.
     tensor: torch.Tensor | None = None
 
 
 class Up(NamedTuple):
-    """What comes back from one Upper.
+    """What comes back from one Upper."""
 
-    Attributes
-    ----------
-    answer : Smashed, Shared or Saved
-        As the turn's `answered_by` says.
-    tensor : torch.Tensor or None
-        Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
-        Upper shares (N,), float32.
-    """
-
-    answer: Answer
+    answer: Answer  #: As the turn's `answered_by` says.
+    #: Where the answer carries one: smashed data (B, K, h, w, C), in the dtype that the Lower computes in, or what the
+    #: Upper shares (N,), float32.
     tensor: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireFormat:
-    """How both parties put what they exchange into frames.
+    """Codecs and dtype of what both sides exchange."""
 
-    Attributes
-    ----------
-    activations, gradients : str
-        Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
-    dtype : torch.dtype
-        Dtype in which a party computes, so in which it wants to receive.
-    """
-
+    #: Codec names (`psl_flower.wire.codecs`) of smashed data and of their gradients.
     activations: str = "float32"
     gradients: str = "float32"
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  #: In which a party computes, and receives tensors.
 
     @classmethod
     def of(cls, config: RunConfig, dtype: torch.dtype) -> WireFormat:
@@ -151,13 +130,7 @@ class Party(Protocol):
 
 
 class Exchange(ABC):
-    """A transport, as the Lower sees it.
-
-    Parameters
-    ----------
-    wire : WireFormat
-        Codecs and dtype.
-    """
+    """A transport, as the Lower sees it."""
 
     def __init__(self, wire: WireFormat) -> None:
         self.wire = wire
@@ -168,7 +141,7 @@ class Exchange(ABC):
         shapes: Mapping[int, tuple[int, ...]] | None,
         meanwhile: Callable[[], None],
     ) -> dict[int, Up]:
-        """Send to every Upper, do `meanwhile` on this side, and return every Upper's answer, in the order of `down`.
+        """Send to every Upper, call `meanwhile`, and return every Upper's answer, in the order of `down`.
 
         Parameters
         ----------
@@ -194,7 +167,7 @@ class Exchange(ABC):
     def carry(
         self, frames: Mapping[int, Frame], expected: Mapping[int, Expectation], meanwhile: Callable[[], None]
     ) -> dict[int, Frame]:
-        """Send frames to parties, by number, do `meanwhile` on this side, and return the answer of each.
+        """Send frames to parties, by number, call `meanwhile`, and return the answer of each.
 
         It may be called again in `meanwhile`, for other parties.
 
@@ -206,7 +179,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def finish(self, parties: Collection[int]) -> None:
-        """Tell parties that they are not needed any more in this round, where they would wait."""
+        """Release parties that would wait, since this round needs them no more."""
 
     @abstractmethod
     def bytes_up(self) -> dict[int, int]:

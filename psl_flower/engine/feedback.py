@@ -19,13 +19,7 @@ from psl_flower.wire.codecs import wire_roundtrip
 
 
 class GradientFeedback:
-    """What rounding has taken from the gradients of each Upper.
-
-    Parameters
-    ----------
-    codec : str
-        Of gradients on the wire.
-    """
+    """What rounding by a codec has taken from the gradients of each Upper."""
 
     def __init__(self, codec: str) -> None:
         self._codec = codec
@@ -35,7 +29,7 @@ class GradientFeedback:
     def corrected(self, m: int, gradient_BKhwC: torch.Tensor) -> torch.Tensor:
         """Return the gradient of Upper m's smashed data with its share of what is owed, float32, to be rounded.
 
-        Called again for the same step it returns the same: what is owed changes with `apply`.
+        Calling it again in the same step returns the same: only `apply` changes what is owed.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a training step takes: weights, bytes on the wire, memory; computed on tensors without content.
+"""What a training step costs: weights, bytes on the wire, memory; computed on meta tensors.
 
 Shape suffixes: B batch, P positions, K positions of one Upper, C channels, h and w of a patch or its smashed data.
 """
@@ -24,44 +24,26 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What one step of a training takes.
+    """What one training step costs."""
 
-    Attributes
-    ----------
-    upper_parameters, lower_parameters, adaptation_parameters : int
-        Weights of one Upper, of the Lower and of the Adaptation Net.
-    up_per_image, down_per_image : float
-        Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in
-        which they learn.
-    up_in_all, down_in_all : float
-        The same of a whole training, evaluations included.
-    round_trips : int
-        How often the Lower waits for an answer of nodes in a whole training, all Uppers at once.
-    looks : int
-        Bytes of the looks of frozen Uppers that the Lower keeps, as they lie on its disk.
-    upper_memory : tuple of int
-        Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
-    lower_memory : int
-        The same of the Lower, with the Adaptation Net where it has it.
-    checkpoint : int
-        Bytes of one checkpoint of all parties.
-    model : int
-        Bytes of the assembled network.
-    """
-
+    #: Weights of one Upper, of the Lower and of the Adaptation Net.
     upper_parameters: int
     lower_parameters: int
     adaptation_parameters: int
+    #: Bytes on the wire from and to all Uppers for an image of a full batch, frames' heads left out; of a step in which
+    #: they learn.
     up_per_image: float
     down_per_image: float
+    #: The same of a whole training, evaluations included.
     up_in_all: float
     down_in_all: float
-    round_trips: int
-    looks: int
+    round_trips: int  #: How often the Lower waits for the nodes' answers in a whole training.
+    looks: int  #: Bytes on the Lower's disk of the looks of frozen Uppers.
+    #: Bytes of each Upper's tensors in a step: weights, gradients, optimiser, and what the backward pass needs.
     upper_memory: tuple[int, ...]
-    lower_memory: int
-    checkpoint: int
-    model: int
+    lower_memory: int  #: The same of the Lower, with the Adaptation Net where it has it.
+    checkpoint: int  #: Bytes of one checkpoint of all parties.
+    model: int  #: Bytes of the assembled network.
 
 
 def footprint(blueprint: Blueprint, batch: int) -> Footprint:
@@ -107,7 +89,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
 
 
 class _Exchanged(NamedTuple):
-    """What a training sends up, and of what it sends gradients down, in images, each as often as it does."""
+    """Images whose smashed data go up, and images whose gradients come down; repeats count again."""
 
     sent: int
     received: int
@@ -156,7 +138,7 @@ def _counts_kept(blueprint: Blueprint) -> list[int]:
 def _saved(module: nn.Module, given: torch.Tensor) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, the module's own weights left out."""
     own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, or another could come to lie where one was
+    kept: dict[int, torch.UntypedStorage] = {}  # kept alive, or another could take its address
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

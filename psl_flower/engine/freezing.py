@@ -1,6 +1,6 @@
-"""When the Uppers no longer change, and which views of an image the Lower trains on from then on.
+"""When the Uppers are frozen, and which views of an image the Lower trains on from then on.
 
-A frozen Upper is in evaluation mode and receives no gradient, so it makes the same of a view of an image each time.
+A frozen Upper is in evaluation mode and receives no gradient, so it returns the same for a view of an image each time.
 With `views` that is sent once and kept at the Lower (`psl_flower.engine.looks`); the Lower then trains without nodes.
 View 0 is the image as it is, others are augmented, each from a seed that is the same for all parties.
 
@@ -20,21 +20,11 @@ from psl_flower.seeds import derive, uniform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freezing:
-    """The freezing of a run's Uppers.
+    """The freezing of a run's Uppers."""
 
-    Attributes
-    ----------
-    after : int
-        Steps in which they learn, 0 or more.
-    views : int
-        Views of every training image that are sent once and kept; 0: a new one goes up in every step.
-    seed : int
-        The run's.
-    """
-
-    after: int
-    views: int
-    seed: int
+    after: int  #: Steps in which they learn, 0 or more.
+    views: int  #: Views of every training image that are sent once and kept; 0: a new one goes up in every step.
+    seed: int  #: The run's.
 
     def is_frozen(self, step: int) -> bool:
         """Return True if the Uppers do not learn in this step, counted from 0."""
@@ -47,7 +37,7 @@ class Freezing:
     def chosen(self, epoch: int, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the view (B,) of each sample, by global index, that an epoch trains on.
 
-        Each sample begins with one that is drawn, and takes one after the other, so all are used equally often.
+        The first view of a sample is drawn; later epochs cycle through the others, so all are used equally often.
         """
         first_B = np.floor(uniform(self.seed, "first view", samples_B) * self.views).astype(np.int64)
         return (first_B + epoch) % self.views

@@ -1,4 +1,4 @@
-"""The side of a step that joins what all parties send: the model behind the cut, its optimiser and place in the run."""
+"""The server's side of a step: the model behind the cut, its optimiser and how far it is in the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HeadEngine(ABC):
     lower : nn.Module
         On its device.
     optimizer : Optimizer or None
-        Of its parameters; None where there are none to learn.
+        Of its parameters; None if it has none to learn.
     assignment : iterable of int
         assignment[p] is the party of position p.
     device : torch.device
@@ -69,7 +69,7 @@ class HeadEngine(ABC):
         return (ADAPTATION,) if self.adaptation_elsewhere else ()
 
     def update(self) -> None:
-        """Apply the update that the last step left open, if it did."""
+        """Apply the pending update of the last step, if there is one."""
         if self._update_due:
             if self._optimizer is not None:
                 self._optimizer.step()
@@ -88,13 +88,7 @@ class HeadEngine(ABC):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If the state is of another network.
-        """
+        """Go back to a state; raises RunError if the state is of another network."""
         with same_network():
             self._load(state)
         self.step, self._update_due = int(state["step"]), False
@@ -102,13 +96,7 @@ class HeadEngine(ABC):
         self.reported = state.get("reported", packed(()))
 
     def go_to(self, step: int, checkpoints: Checkpoints) -> None:
-        """Go to the checkpoint after `step` steps.
-
-        Raises
-        ------
-        RunError
-            If there is no such checkpoint or it is damaged.
-        """
+        """Go to the checkpoint after `step` steps; raises RunError if there is no such checkpoint or it is damaged."""
         state = checkpoints.load(step)
         say_other_threads(state, "the server's model")
         self.restore(state)

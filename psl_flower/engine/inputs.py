@@ -31,7 +31,7 @@ def normalise(
     mean, std : sequence of float
         Per channel, of pixels scaled to 0..1; a standard deviation of 0 (a channel that never changes) counts as 1.
     device : torch.device
-        Where the result is to be.
+        Of the result.
     """
     pixels = torch.from_numpy(pixels_NChw) if isinstance(pixels_NChw, np.ndarray) else pixels_NChw
     scaled = pixels.to(device).to(torch.float32, memory_format=torch.channels_last) / 255.0
@@ -82,7 +82,7 @@ def network_input(
     if plan.mix_weight < 1.0:
         partners_B1 = augmentation.partners(seed, samples_B)[:, None]
         partners_N = torch.from_numpy((partners_B1 * K + np.arange(K)).reshape(-1)).to(device)
-        # Each operation rounds by itself: joined into one, it would round as the position in memory decides.
+        # Separate operations: a fused one rounds differently depending on the position in memory.
         others_NChw = patches_NChw[partners_N].mul_(1.0 - plan.mix_weight)
         patches_NChw = patches_NChw.mul_(plan.mix_weight).add_(others_NChw)
     return patches_NChw

@@ -1,4 +1,4 @@
-"""What frozen Uppers have sent of every view of every image, kept on the Lower's disk: the nodes are not needed again.
+"""The Lower's file store of what frozen Uppers sent for every view of every image, so that it trains without nodes.
 
 There is a file for each Upper, for this user alone:
 
@@ -48,40 +48,20 @@ _IDENTITY = 32
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose looks a file holds, and of what.
+    """Names whose looks a file holds, and of which run and images."""
 
-    Attributes
-    ----------
-    run : str
-        Identity of the run.
-    dataset : str
-        Fingerprint of the set of stores.
-    upper : int
-        Whose smashed data these are.
-    after : int
-        Steps in which it has learnt.
-    shape : tuple of int
-        (K, h, w, C) of an image's.
-    codec : str
-        Of a record.
-    batches : int
-        Batches of all looks.
-    images : int
-        Records of all of them.
-    """
-
-    run: str
-    dataset: str
-    upper: int
-    after: int
-    shape: tuple[int, int, int, int]
-    codec: str
-    batches: int
-    images: int
+    run: str  #: Identity of the run.
+    dataset: str  #: Fingerprint of the set of stores.
+    upper: int  #: Whose smashed data these are.
+    after: int  #: Steps in which it has learnt.
+    shape: tuple[int, int, int, int]  #: (K, h, w, C) of an image's.
+    codec: str  #: Of a record.
+    batches: int  #: Batches of all looks.
+    images: int  #: Records of all of them.
 
     @property
     def encoded(self) -> bytes:
-        """What its file begins with."""
+        """The first bytes of its file."""
         content = msgspec.msgpack.encode(self)
         fixed = _FIXED.pack(MAGIC, VERSION, len(content)) + content
         return fixed + hashlib.sha256(fixed).digest()
@@ -113,7 +93,7 @@ class LookFile:
     Attributes
     ----------
     done : int
-        Whole batches that are there.
+        Whole batches in the file.
     """
 
     def __init__(self, path: Path, head: Head, sizes: Sequence[int]) -> None:
@@ -134,7 +114,7 @@ class LookFile:
 
     @property
     def complete(self) -> bool:
-        """Whether all batches are there."""
+        """Whether the file holds all batches."""
         return self.done == len(self._sizes)
 
     def append(self, smashed_BKhwC: torch.Tensor) -> None:
@@ -201,7 +181,7 @@ class LookFile:
 
 
 def _head_problem(head: bytes) -> str:
-    """Say what is wrong with a head that is not the one expected."""
+    """Describe how a head differs from the one expected."""
     magic, version, _ = _FIXED.unpack(head[: _FIXED.size])
     if magic != MAGIC:
         return "it is no such file"
@@ -257,12 +237,12 @@ class Looks:
 
     @property
     def complete(self) -> tuple[int, ...]:
-        """The Uppers all of whose looks are here."""
+        """The Uppers whose looks are all kept."""
         return tuple(m for m, file in self._files.items() if file.complete)
 
     @property
     def batches_kept(self) -> int:
-        """Batches that are here, of all Uppers."""
+        """Batches kept, of all Uppers."""
         return sum(file.done for file in self._files.values())
 
     def collect(
@@ -272,18 +252,18 @@ class Looks:
         shapes: Callable[[Plan], Mapping[int, tuple[int, ...]]],
         after_batch: Callable[[], None],
     ) -> None:
-        """Ask these Uppers for the looks that are not here yet, and keep them.
+        """Ask the Uppers that are present for the looks still missing, and keep them.
 
         Parameters
         ----------
         exchange : Exchange
             To their nodes.
         present : collection of int
-            The Uppers that are there.
+            The Uppers whose nodes are connected.
         shapes : callable
             Returns the shape of the answer of each to a plan.
         after_batch : callable
-            Called after every batch; what it raises ends this, and nothing is lost.
+            Called after every batch; if it raises, collection ends and keeps what it has.
 
         Raises
         ------
@@ -319,7 +299,7 @@ class Looks:
 
 
 def _kept_codec(activations: str) -> str:
-    """Return the codec of records, where this is that of the wire: what was received is kept as it is."""
+    """Return the codec of records for a wire codec: what was received is kept without loss."""
     codec = get_codec(activations)
     # The scales of int8 belong to the batch that was sent.
     return codec.name if isinstance(codec, FloatCodec | CodeCodec) else "float32"
@@ -328,12 +308,7 @@ def _kept_codec(activations: str) -> str:
 def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
     """Return the bytes that a training's looks take on the disk.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    counts : sequence of int
-        Images of each view that is kept, and of those to validate and test on.
+    `counts` are the images of each view that is kept, and those to validate and test on.
     """
     config, description = blueprint.config, blueprint.description
     batches = sum(-(-count // config.training.evaluate_batch_size) for count in counts)
@@ -348,24 +323,7 @@ def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
 
 
 def looks_of(blueprint: Blueprint, task: Task, folder: Path, run: str) -> Looks | None:
-    """Return where a training keeps the looks of frozen Uppers; None if it keeps none.
-
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    task : Task
-        The same blueprint's.
-    folder : Path
-        Where they go.
-    run : str
-        Identity of the run.
-
-    Raises
-    ------
-    RunError
-        As of `Looks`.
-    """
+    """Return where a training keeps the looks of frozen Uppers; None if it keeps none. Raises RunError as `Looks`."""
     if task.freezing is None or not task.freezing.views:
         return None
     description = blueprint.description

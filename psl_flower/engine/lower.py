@@ -49,7 +49,7 @@ class LowerEngine(HeadEngine):
     device : torch.device
         Where everything is computed.
     adaptation_elsewhere : bool
-        Whether the Adaptation Net is a party on a node of its own, in place of `adaptation`.
+        Whether the Adaptation Net is a party on a separate node, in place of `adaptation`.
     label_smoothing : float
         As in `psl_flower.losses.loss_parts`.
     teacher : LowerTeacher or None
@@ -111,7 +111,7 @@ class LowerEngine(HeadEngine):
         draws: Draws = nullcontext,
         frozen: bool = False,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
-        """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
+        """Do forward, loss and backward; `update` applies the update, so that the gradients can go out first.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class LowerEngine(HeadEngine):
         Raises
         ------
         TrainingError
-            If the loss is not finite; nothing has been changed here by then but BatchNorm's statistics.
+            If the loss is not finite; only BatchNorm's statistics have changed by then.
         PslError
             Whatever an Adaptation Net elsewhere raises.
         """
@@ -185,7 +185,7 @@ class LowerEngine(HeadEngine):
         return report, gradients
 
     def update(self) -> None:
-        """Apply the update that the last `train_step` left open, if it did."""
+        """Apply the pending update of the last `train_step`, if there is one."""
         due = self._update_due
         super().update()
         if due and self.adaptation is not None:

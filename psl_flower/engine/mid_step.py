@@ -1,6 +1,6 @@
 """Parties that the server asks in the middle of a step: the Adaptation Net on a separate node, the holder of labels.
 
-They learn from a message and update in it, so that nothing is pending between two messages.
+Each learns and updates within one message, so nothing is pending between two messages.
 """
 
 from __future__ import annotations
@@ -19,16 +19,7 @@ from psl_flower.wire.node_messages import Claim
 
 
 class MidStepParty(ABC):
-    """Answers the server's frames, and keeps checkpoints. What it learns, and from what, a subclass decides.
-
-    Parameters
-    ----------
-    claim : Claim
-        What the party holds.
-    checkpoints : Checkpoints
-        Where states are saved.
-    dtype : torch.dtype
-        In which tensors are to arrive.
+    """Answers the server's frames, and keeps checkpoints; subclasses define what is learnt from what.
 
     Attributes
     ----------
@@ -106,7 +97,7 @@ class MidStepParty(ABC):
 
 
 def keep(exchange: Exchange, party: int, step: int) -> None:
-    """Let such a party save its state after `step` steps; returns when it has.
+    """Have such a party save its state after `step` steps, and wait for it.
 
     Raises
     ------

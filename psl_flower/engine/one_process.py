@@ -8,8 +8,10 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,16 @@ from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
+from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
+from psl_flower.engine.noise import weights_digest
 from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.pretrained import started_network
 from psl_flower.engine.rounds import Predictions, predictions
 from psl_flower.engine.upper_averaging import load_weights, mean, weight_vector
+from psl_flower.errors import TrainingError
 from psl_flower.losses import loss_parts
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.assignment import absent_positions
@@ -154,8 +159,46 @@ class OneProcessTrainer:
                     load_weights(upper, mean_N)
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
 
+    def train_resumably(
+        self, checkpoint: Path, what: str, progress: Callable[[str, int, int], None], *, advice: str, **kept: Any
+    ) -> None:
+        """Train to the last step, from the state in `checkpoint` if there is one; it is saved after every round.
+
+        Parameters
+        ----------
+        checkpoint : Path
+            Stays when training is done, so that a finished one is not repeated.
+        what : str
+            Name of the training, for `progress` and errors.
+        progress : callable
+            Called as progress(what, steps applied, steps in all).
+        advice : str
+            What to do if the loss is not finite.
+        **kept
+            Plain values that are saved with the state.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        RunError
+            If the disk refuses, or the checkpoint is damaged.
+        """
+        if checkpoint.exists():
+            self.load_state_dict(load_state(checkpoint))
+
+        def on_step(step: int, loss: float, _: float) -> None:
+            if not math.isfinite(loss):
+                raise TrainingError(f"{what}: the loss is not finite at step {step}; {advice}")
+            progress(what, step, self.total_steps)
+
+        while self.step < self.total_steps:
+            to_round_end = self.steps_per_round - self.step % self.steps_per_round
+            self.train(min(to_round_end, self.total_steps - self.step), on_step)
+            save_state(checkpoint, self.state_dict() | kept)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return the state that the next steps depend on."""
         state = {"step": self.step, "net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
         owed = {} if self._feedback is None else {"owed": self._feedback.state()}
         return state | owed | ({"adaptation": self.adaptation.state_dict()} if self.adaptation else {})
@@ -182,7 +225,7 @@ class OneProcessTrainer:
 
     @torch.no_grad()
     def _look(self, plan: Plan, patches_BPChw: torch.Tensor, absent: Collection[int]) -> torch.Tensor:
-        """Return what frozen Uppers make of a step's samples, (B, P, C', h', w')."""
+        """Return the smashed data (B, P, C', h', w') of frozen Uppers for a step's samples."""
         self.net.uppers.eval()
         freezing = self._task.freezing
         if freezing is None or not freezing.views:
@@ -198,9 +241,13 @@ class OneProcessTrainer:
         options: dict[str, Any] = {"absent": absent}
         if self._noise is not None:
             options["normal"] = {
-                m: self._noise.of(store.noise_key(), plan, plan.id.step, len(store.meta.positions))
+                m: self._noise.of(
+                    store.noise_key(), plan, weights_digest(self.net.uppers[m], training=plan.mode == "train"),
+                    store.meta.positions, patches_BPChw[:, list(store.meta.positions)].flatten(0, 1),
+                )
                 for m, store in enumerate(self._stores)
-            }
+                if m not in absent
+            }  # fmt: skip
         if self._feedback is not None:
             options["corrected"] = self._feedback.corrected
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, **options)

@@ -2,7 +2,7 @@
 
 The classes in torch.optim import torch's compiler at their first use, which takes seconds in every node. These call
 the functions in them that compute the update, so the numbers are torch's own, and their whole state is a list for each
-kind of number: what a checkpoint holds, and what a resumed run goes on from, bit by bit.
+kind of number, which a checkpoint holds and a resumed run continues from bit by bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Optimizer(Protocol):
         """Update all parameters by their gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return the state that the next steps depend on."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to such a state."""
@@ -101,13 +101,7 @@ class PartyOptimizer(ABC):
         return {name: list(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If it is of other parameters, or of another optimiser.
-        """
+        """Go back to a state; raises RunError if it is of other parameters, or of another optimiser."""
         if set(state_dict) != set(self.kept):
             raise RunError(f"the optimiser's state holds {', '.join(state_dict)}, expected {', '.join(self.kept)}")
         if not all(self._fits(name, state_dict[name]) for name in self.kept):
@@ -231,15 +225,10 @@ class Adam(PartyOptimizer):
 
 
 class Together:
-    """The optimisers of all parties as one, where one process holds them all.
+    """The optimisers of all parties, of one kind, as one, where one process holds them all.
 
     Each clips its own party's gradients, which is what makes this equal to parties apart. Its state is that of one
     optimiser of all their parameters.
-
-    Parameters
-    ----------
-    parts : sequence of PartyOptimizer
-        One for each party, all of one kind.
     """
 
     def __init__(self, parts: Sequence[PartyOptimizer]) -> None:
@@ -275,14 +264,7 @@ class Together:
 class Proximal:
     """Any optimiser with the proximal term of FedProx (Li et al., MLSys 2020, equation 2): its gradient is mu (w - w0).
 
-    Parameters
-    ----------
-    optimizer : Optimizer
-        Updates the parameters.
-    parameters : sequence of nn.Parameter
-        The same parameters; their values now are w0.
-    mu : float
-        Weight of the term.
+    `parameters` are those that the optimiser updates; their values now are w0.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], mu: float) -> None:

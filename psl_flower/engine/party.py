@@ -14,7 +14,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.upper_averaging import load_weights, weight_vector
-from psl_flower.errors import ProtocolError
+from psl_flower.errors import ProtocolError, RunError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Saved, Share, Shared, Smashed
 from psl_flower.wire.node_messages import Claim
@@ -22,32 +22,22 @@ from psl_flower.wire.plan import Plan, StepId
 
 
 class Pass(NamedTuple):
-    """A forward pass of a plan.
+    """A forward pass of a plan."""
 
-    Attributes
-    ----------
-    graph : object
-        What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
-    smashed : torch.Tensor
-        What goes up, on the CPU.
-    read_s : float
-        Seconds that reading the data took.
-    """
-
-    graph: Any
-    smashed: torch.Tensor
-    read_s: float
+    graph: Any  #: What `PartyEngine.backward` needs of it; None where nothing is to be learnt from it.
+    smashed: torch.Tensor  #: What goes up, on the CPU.
+    read_s: float  #: Seconds that reading the data took.
 
 
 class PartyEngine(ABC):
-    """One party: its model, optimiser and place in the run. What it reads and what it sends, a subclass decides.
+    """One party: its model, optimiser and how far it is in the run; subclasses define what it reads and sends.
 
     Parameters
     ----------
     model : nn.Module
         On its device.
     optimizer : Optimizer or None
-        Of the model's parameters; None where there are none to learn.
+        Of the model's parameters; None if it has none to learn.
     claim : Claim
         What the party holds.
     checkpoints : Checkpoints
@@ -65,10 +55,12 @@ class PartyEngine(ABC):
     ----------
     step : int
         Steps applied so far.
+    changes : int
+        Counts how often the model has changed: its weights, or BatchNorm's statistics in a training pass.
     shared_after : StepId or None
         The step after which it has shared its weights, while it waits for the average.
     sharing_s : float
-        Seconds that this took, of which the answer to the average tells.
+        Seconds that this took; reported with the answer to the average.
     """
 
     def __init__(
@@ -85,7 +77,7 @@ class PartyEngine(ABC):
     ) -> None:
         self.model, self.claim, self.dtype, self.device = model, claim, dtype, device
         self.weight_count, self.frozen_after = weight_count, frozen_after
-        self.step = 0
+        self.step = self.changes = 0
         self.shared_after: StepId | None = None
         self.sharing_s = 0.0
         self._optimizer, self._checkpoints = optimizer, checkpoints
@@ -114,7 +106,7 @@ class PartyEngine(ABC):
 
     @property
     def pending_shape(self) -> tuple[int, ...] | None:
-        """Shape of the gradient that is waited for; None if none is."""
+        """Shape of the pending gradient; None if no step is pending."""
         return None if self._pending is None else self.smashed_shape(self._pending[0])
 
     def expects(self, wire: WireFormat) -> Expectation:
@@ -126,7 +118,7 @@ class PartyEngine(ABC):
         return wire.frame(*self.handle(down_of(frame)))
 
     def handle(self, down: Down) -> Up:
-        """Apply the gradient or take over the average, if any; save, if asked; run the plan, if any, and answer.
+        """Apply a gradient or take over an average, save if asked, run the plan if there is one, and answer.
 
         Raises
         ------
@@ -169,6 +161,7 @@ class PartyEngine(ABC):
         self.model.train(training)
         with torch.set_grad_enabled(training), drawing(plan, self.draws_as, self.device):
             done = self.forward(plan)
+        self.changes += training
         self._pending = (plan, done.graph) if training else None
         forward_s = time.perf_counter() - started - done.read_s
         return Up(Smashed(plan.id, read_s=done.read_s, forward_s=forward_s, backward_s=backward_s), done.smashed)
@@ -183,28 +176,31 @@ class PartyEngine(ABC):
         return party_state(self.step, self.claim, self.model, self._optimizer)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state; a pending step is forgotten.
+        """Go back to a state; drop a pending step.
 
         Raises
         ------
         RunError
             If the state is another party's or another network's.
         """
+        self.changes += 1
         load_party(state, self.claim, self.model, self._optimizer, self.name)
         self.step, self._pending, self.shared_after = int(state["step"]), None, None
 
     def go_to(self, step: int, saved: int | None = None) -> None:
         """Go to the state after `step` steps: the initial one for 0 without a checkpoint, else the checkpoint.
 
-        A party that was absent goes to its last committed state, of `saved` steps, and goes on from there as step
+        A party that was absent goes to its last committed state, of `saved` steps, and continues from it as step
         `step`. What it saved after that was never committed, and is dropped.
 
         Raises
         ------
         RunError
-            If there is no such checkpoint or it is damaged.
+            If there is no such checkpoint, it is damaged, or of a later step.
         """
         found = step if saved is None else saved
+        if found > step:
+            raise RunError(f"{self.name}: cannot be at step {step} with what was saved after step {found}")
         if not found == self.step == 0 or found in self._checkpoints.steps():
             state = self._checkpoints.load(found)
             say_other_threads(state, self.name)
@@ -225,6 +221,7 @@ class PartyEngine(ABC):
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
         self.step += 1
+        self.changes += 1
 
     def _take_over(self, shared_after: StepId, average_N: torch.Tensor | None) -> None:
         if self.shared_after != shared_after or average_N is None:
@@ -232,4 +229,5 @@ class PartyEngine(ABC):
                 f"expected the Uppers' average after {self.shared_after}, received that after {shared_after}"
             )
         load_weights(self.model, average_N)
+        self.changes += 1
         self.shared_after = None

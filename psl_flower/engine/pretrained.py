@@ -1,7 +1,7 @@
 """Weights that Uppers begin with, learnt elsewhere: one safetensors file, which its SHA-256 names.
 
 It holds tensors `uppers.M.NAME`, of every Upper or of one for all, by the names of its `state_dict`. A node takes such
-weights only if its operator has allowed that very file, since whoever chooses weights can make smashed data that show
+weights only if its operator allowed that very file, since chosen weights can make smashed data show
 the patches.
 """
 

@@ -1,7 +1,7 @@
 """The settings that a run chooses by the size of its dataset: batch size, learning rate, rounds.
 
-A few hundred images and 50,000 both train with them. The numbers were chosen on validation images of small sets, see
-`simulations.recipe` and docs/accuracy.md.
+They suit a few hundred images as well as 50,000. The numbers were chosen on validation images of small sets, see
+`simulations.recipe` and docs/accuracy-studies.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SGD_LR, _ADAM_LR = 0.05, 0.001
 
 
 def planned(config: RunConfig, description: StoreSetDescription) -> RunConfig:
-    """Return the settings with numbers in place of those that are left to the dataset; none are: the same settings."""
+    """Return the settings with numbers for those left to the dataset; if there are none, the same settings."""
     training = config.training
     if training.batch_size and training.lr and training.rounds:
         return config
@@ -60,12 +60,7 @@ def lr_for(optimizer: str, batch: int) -> float:
 def rounds_for(per_epoch: int, per_round: int = 0) -> tuple[int, int]:
     """Return rounds and steps of a round: 3 epochs or more, 200 steps or more, and at most 5 rounds of whole epochs.
 
-    Parameters
-    ----------
-    per_epoch : int
-        Steps of an epoch, 1 or more.
-    per_round : int
-        Steps of a round, if they are asked for; 0: not.
+    `per_epoch` are the steps of an epoch, 1 or more; `per_round` those asked for a round, or 0.
     """
     epochs = max(_LEAST_EPOCHS, -(-LEAST_STEPS // per_epoch))
     if not per_round:

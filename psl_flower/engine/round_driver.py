@@ -26,7 +26,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
     """Runs rounds for the Lower: from patches to classes.
 
     It evaluates on the validation images, if there are any, else on the test split. Once the Uppers are frozen
-    (`psl_flower.engine.freezing`) nothing waits for the Lower: the next step's smashed data come while it learns.
+    (`psl_flower.engine.freezing`) no Upper waits for gradients: the next smashed data arrive while the Lower learns.
 
     Parameters
     ----------

@@ -32,27 +32,15 @@ from psl_flower.wire.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the network answers to the samples of a split, in their order.
+    """What the network answers to the samples of a split, in their order."""
 
-    Attributes
-    ----------
-    sample : ndarray
-        Global sample indices, int64.
-    label, predicted : ndarray
-        Classes, int64.
-    confidence : ndarray
-        Softmax probability of the predicted class, float32.
-    loss : float
-        Mean cross entropy.
-    probability : ndarray or None
-        Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
-    """
-
-    sample: NDArray[np.int64]
+    sample: NDArray[np.int64]  #: Global sample indices, int64.
+    #: Classes, int64.
     label: NDArray[np.int64]
     predicted: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    loss: float
+    confidence: NDArray[np.float32]  #: Softmax probability of the predicted class, float32.
+    loss: float  #: Mean cross entropy.
+    #: Softmax probabilities of all classes (images, classes), float32; None where they were not kept.
     probability: NDArray[np.float32] | None = None
 
     @property
@@ -84,7 +72,7 @@ T = TypeVar("T", bound=Lessons)
 
 
 class Rounds(ABC, Generic[L, T]):
-    """Runs rounds for the side that joins what all parties send. How it learns and evaluates, a subclass decides.
+    """Runs rounds for the server's side of a step; subclasses define how it learns and evaluates.
 
     Parameters
     ----------
@@ -148,7 +136,7 @@ class Rounds(ABC, Generic[L, T]):
         Raises
         ------
         RunError
-            If there is none, or it is damaged.
+            If there is none or it is damaged.
         """
         step = max(self._checkpoints.steps(), default=0)
         self.lower.go_to(step, self._checkpoints)
@@ -161,21 +149,21 @@ class Rounds(ABC, Generic[L, T]):
 
     @property
     def absent_for_good(self) -> tuple[int, ...] | None:
-        """The Uppers without a part in the rounds from now on, none of which needs a node; None if they need them."""
+        """If later rounds need no nodes, the Uppers that have no part in them; None while nodes are needed."""
         return None
 
     @property
     def headway(self) -> tuple[int, int]:
-        """What would not be done again after a loss: steps, and batches of looks that are kept."""
+        """Progress that survives the loss of a node: steps, and batches of looks kept."""
         return self.lower.step, 0
 
     @property
     def looks_due(self) -> bool:
-        """Whether all that the rounds from now on take of the nodes is to be asked for next (`look`)."""
+        """Whether the next thing to do is to ask for all looks that later rounds need (`look`)."""
         return False
 
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
-        """Ask for it, of the Uppers that are not absent; return a report of no step. Called where `looks_due` alone."""
+        """Ask the Uppers that are not absent for these looks; return a report of no step. Only if `looks_due`."""
         raise AssertionError("nothing is due")
 
     def run(
@@ -183,7 +171,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        There need be no exchange where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
+        `exchange` may be None where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
         Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
         another, its report has the steps up to the checkpoint, too.
 
@@ -306,7 +294,7 @@ class Rounds(ABC, Generic[L, T]):
 
     @abstractmethod
     def _evaluate(self, exchange: Exchange | None, report: RoundReport) -> None:
-        """Run through the samples of an evaluation (`_evaluated`) and note what it measured."""
+        """Evaluate (`_evaluated`) and add what was measured to the report."""
 
     def _evaluated(self, exchange: Exchange | None) -> Iterator[tuple[Plan, dict[int, torch.Tensor]]]:
         """Yield every plan of an evaluation, and the smashed data of all parties."""
@@ -320,7 +308,7 @@ class Rounds(ABC, Generic[L, T]):
     def _answered(
         self, exchange: Exchange | None, plan: Plan, meanwhile: Callable[[], None]
     ) -> tuple[dict[int, torch.Tensor], float]:
-        """Return what all parties answer to a plan that changes none, and the seconds that the slowest took."""
+        """Return all parties' answers to a plan that changes no state, and the seconds of the slowest."""
         assert exchange is not None
         down = {m: Down(Step(plan=self._told(m, plan))) for m in self._present}
         answers = exchange.exchange(down, self._expected(plan), meanwhile)

@@ -16,25 +16,15 @@ _WARM_UP_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A learning-rate schedule.
+    """A learning-rate schedule."""
 
-    Attributes
-    ----------
-    kind : {"one-cycle", "cosine", "constant"}
-        "one-cycle" rises to `peak` and falls again, both along a half cosine (Smith and Topin, 2019, as in torch's
-        OneCycleLR without momentum cycling); "cosine" falls from `peak` to 0.
-    peak : float
-        Highest learning rate, above 0.
-    total_steps : int
-        Steps of the whole run.
-    warm_up : int
-        Steps in which the rate rises to `peak`, in proportion to the step. "one-cycle" rises along its half cosine in
-        this number of steps, or in 30 % of all for 0.
-    """
-
+    #: "one-cycle", "cosine" or "constant": "one-cycle" rises to `peak` and falls again, both along a half cosine (Smith
+    #: and Topin, 2019, as in torch's OneCycleLR without momentum cycling); "cosine" falls from `peak` to 0.
     kind: str
-    peak: float
-    total_steps: int
+    peak: float  #: Highest learning rate, above 0.
+    total_steps: int  #: Steps of the whole run.
+    #: Steps in which the rate rises to `peak`, in proportion to the step. "one-cycle" rises along its half cosine in
+    #: this number of steps, or in 30 % of all for 0.
     warm_up: int = 0
 
     def __post_init__(self) -> None:

@@ -19,30 +19,17 @@ _SIGMAS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Scores of predictions, as scikit-learn computes them.
+    """Scores of predictions, as scikit-learn computes them."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Share classified correctly, 0..1.
-    balanced_accuracy : float
-        Mean recall of the classes that have images, 0..1; 1/classes by chance, however unequal classes are.
-    macro_f1 : float
-        Mean F1 of the classes that have images or are predicted, 0..1.
-    auc : float or None
-        Mean area under the ROC curve of each class against the rest, 0..1, 0.5 by chance; of the classes of which some
-        images are and some are not, None if there is no such class or the probabilities are unknown.
-    confusion_KK : ndarray
-        Images by class (row) and predicted class (column), int64.
-    precision_K, recall_K, f1_K : ndarray
-        By class, 0..1, float64; 0 where they are not defined.
-    """
-
-    accuracy: float
+    accuracy: float  #: Share classified correctly, 0..1.
+    #: Mean recall of the classes that have images, 0..1; 1/classes by chance, however unequal classes are.
     balanced_accuracy: float
-    macro_f1: float
+    macro_f1: float  #: Mean F1 of the classes that have images or are predicted, 0..1.
+    #: Mean area under the ROC curve of each class against the rest, 0..1, 0.5 by chance; of the classes of which some
+    #: images are and some are not, None if there is no such class or the probabilities are unknown.
     auc: float | None
-    confusion_KK: NDArray[np.int64]
+    confusion_KK: NDArray[np.int64]  #: Images by class (row) and predicted class (column), int64.
+    #: By class, 0..1, float64; 0 where they are not defined.
     precision_K: NDArray[np.float64]
     recall_K: NDArray[np.float64]
     f1_K: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Parties that keep nothing in memory between two messages, as a node's process does in the flower transport.
+"""Parties that keep no state in memory between messages, as the flower transport needs.
 
 Before a party answers, it writes its state from before the pending forward pass, with the plan of that pass; the next
 message runs the pass again from there. So BatchNorm's statistics move once per step although the pass runs twice. A
@@ -27,22 +27,14 @@ P = TypeVar("P", PartyEngine, MidStepParty)
 
 
 class _BetweenMessages(Generic[P]):
-    """A party whose state is on disk between two messages.
-
-    Parameters
-    ----------
-    engine : PartyEngine or MidStepParty
-        The party; whatever state it is in is replaced.
-    path : Path
-        File of the state between messages.
-    """
+    """A party whose state is in a file between two messages; whatever state the engine is in is replaced."""
 
     def __init__(self, engine: P, path: Path) -> None:
         self._engine: P = engine
         self._path = path
 
     def _go_to(self, step: int, saved: int | None) -> dict[str, Any]:
-        """Go to the state after `step` steps; return it if it was that between messages, else nothing."""
+        """Go to the state after `step` steps; return it if it is the one kept between messages, else an empty dict."""
         state = load_state(self._path) if saved is None and self._path.exists() else {}
         if state.get("step") != step:
             self._engine.go_to(step, saved)

@@ -1,4 +1,4 @@
-"""What a training step did, and its form in checkpoints: so a round's metrics cover all its steps after a recovery."""
+"""Reports of training steps, and their form in checkpoints, so that a recovered round reports all its steps."""
 
 from __future__ import annotations
 
@@ -10,46 +10,27 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLoss:
-    """Losses of one step; means over the batch.
+    """Losses of one step; means over the batch."""
 
-    Attributes
-    ----------
-    full, lower, uppers : float
-        As in `psl_flower.losses.LossParts`.
-    correct : int
-        Samples that the Lower's logits classify correctly, by their own classes where samples are mixed; 0 where there
-        are no classes.
-    """
-
+    #: As in `psl_flower.losses.LossParts`.
     full: float
     lower: float
     uppers: float
+    #: Samples that the Lower's logits classify correctly, by their own classes where samples are mixed; 0 where there
+    #: are no classes.
     correct: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one training step did.
+    """Report of one training step."""
 
-    Attributes
-    ----------
-    step : int
-        Steps applied when it is done, so 1 for the first.
-    epoch : int
-        Counted from 0.
-    loss : StepLoss
-        Losses, means over the batch.
-    num_samples : int
-        Samples in the batch.
-    seconds, upper_s, lower_s, wire_s : float
-        Time of the step, of its slowest Upper, of the Lower (with what it waits for an Adaptation Net elsewhere), and
-        of the rest: moving bytes and waiting.
-    """
-
-    step: int
-    epoch: int
-    loss: StepLoss
-    num_samples: int
+    step: int  #: Steps applied when it is done, so 1 for the first.
+    epoch: int  #: Counted from 0.
+    loss: StepLoss  #: Losses, means over the batch.
+    num_samples: int  #: Samples in the batch.
+    #: Time of the step, of its slowest Upper, of the Lower (with what it waits for an Adaptation Net elsewhere), and of
+    #: the rest: moving bytes and waiting.
     seconds: float
     upper_s: float
     lower_s: float

@@ -1,6 +1,6 @@
-"""Early stopping: which evaluation on the validation images was the best, and whether training has ended by it.
+"""Early stopping: which evaluation on the validation images was best, and whether training ends.
 
-A verdict follows from the values recorded so far alone, so a run that was killed and resumed ends where it would have.
+A verdict follows only from recorded values, so a killed and resumed run ends where an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -15,44 +15,24 @@ from psl_flower.config.training import TrainingSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the evaluations on validation images say.
+    """What the evaluations on validation images say."""
 
-    Attributes
-    ----------
-    step : int
-        Steps applied at the best of them, the earliest of equal ones; 0 if there is none with a number.
-    value : float
-        What it measured.
-    since : int
-        Evaluations after it.
-    ended : bool
-        Whether training is over by them.
-    """
-
-    step: int = 0
-    value: float = math.nan
-    since: int = 0
-    ended: bool = False
+    step: int = 0  #: Steps applied at the best evaluation, the earliest of equals; 0 if none has a number.
+    value: float = math.nan  #: What it measured.
+    since: int = 0  #: Evaluations after it.
+    ended: bool = False  #: Whether training ends.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
-    """What is watched on the validation images.
+    """What is watched on the validation images."""
 
-    Attributes
-    ----------
-    name : str
-        One of `psl_flower.config.training.MONITORS`.
-    patience : int
-        Evaluations without improvement after which training ends; 0: it never does.
-    """
-
-    name: str
-    patience: int
+    name: str  #: One of `psl_flower.config.training.MONITORS`.
+    patience: int  #: Evaluations without improvement after which training ends; 0: it never does.
 
     @classmethod
     def of(cls, training: TrainingSettings) -> Monitor | None:
-        """Return the one that the settings ask for; None without validation images."""
+        """Return the monitor that the settings ask for; None without validation images."""
         if not training.valid_fraction:
             return None
         return cls(name=training.monitor, patience=training.patience)

@@ -14,16 +14,9 @@ from psl_flower.wire.stream import UpperStream, heard
 
 
 class StreamExchange(Exchange):
-    """The Lower's side: implements `psl_flower.engine.exchange.Exchange` over an endpoint.
+    """The Lower's side: implements `psl_flower.engine.exchange.Exchange` over an endpoint that all parties connect to.
 
-    Parameters
-    ----------
-    endpoint : ExchangeEndpoint
-        All parties are connected to it.
-    wire : WireFormat
-        Codecs and dtype.
-    timeout_s : float
-        Longest time of one exchange, in seconds.
+    An exchange takes `timeout_s` seconds at most.
     """
 
     def __init__(self, endpoint: ExchangeEndpoint, wire: WireFormat, timeout_s: float) -> None:
@@ -37,7 +30,7 @@ class StreamExchange(Exchange):
         return self._endpoint.exchange(frames, expected, self._timeout_s, meanwhile)
 
     def finish(self, parties: Collection[int]) -> None:
-        """Tell the parties that the round is over for them, and close their streams."""
+        """Send the parties the end of the round, and close their streams."""
         self._endpoint.finish(parties, self._timeout_s)
 
     def bytes_up(self) -> dict[int, int]:
@@ -50,7 +43,7 @@ class StreamExchange(Exchange):
 
 
 def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, timeout_s: float) -> None:
-    """Answer the Lower on every stream of this node until it says that the round is over; the node's side.
+    """Answer the Lower on every stream of this node until the round is over.
 
     In turn, since the Lower always writes to all Uppers before it waits for any. A party that is asked in the middle of
     a step has no place in that order: beside one, streams are served as something comes.
@@ -58,7 +51,7 @@ def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, ti
     Raises
     ------
     PslError
-        Whatever fails here, after the Lower has been told; or the Lower's reason for ending the exchange.
+        Any failure here, once the Lower was informed; or the Lower's reason for ending the exchange.
     """
     waiting = dict(parties)
     try:

@@ -1,4 +1,4 @@
-"""What a training consists of: samples, schedule and what is drawn; a step's plan follows from its number."""
+"""A training's samples, schedule and augmentation; a step's plan follows from its number."""
 
 from __future__ import annotations
 
@@ -43,42 +43,19 @@ class Lessons(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The samples, schedule and augmentation of a training; the same for the federated run and for one process.
+    """The samples, schedule and augmentation of a training; the same for the federated run and for one process."""
 
-    Attributes
-    ----------
-    order : BatchOrder
-        Which samples make up a step.
-    schedule : Schedule
-        Learning rate by step.
-    labels : ndarray
-        Classes of all samples by global index, int64.
-    augmentation : Augmentation
-        What is drawn in training.
-    test : ndarray
-        Global indices of the test split's samples, int64.
-    evaluate_batch_size : int
-        Samples in an evaluation batch.
-    steps_per_round : int
-        Steps of a round.
-    class_weights_K : torch.Tensor or None
-        As in `psl_flower.losses.Targets`.
-    valid : ndarray
-        Global indices of the training samples held back to validate on, int64; may be empty.
-    freezing : Freezing or None
-        When the Uppers no longer learn, if ever.
-    """
-
-    order: BatchOrder
-    schedule: Schedule
-    labels: NDArray[np.int64]
-    augmentation: Augmentation
-    test: NDArray[np.int64]
-    evaluate_batch_size: int
-    steps_per_round: int
-    class_weights_K: torch.Tensor | None = None
+    order: BatchOrder  #: Which samples make up a step.
+    schedule: Schedule  #: Learning rate by step.
+    labels: NDArray[np.int64]  #: Classes of all samples by global index, int64.
+    augmentation: Augmentation  #: What is drawn in training.
+    test: NDArray[np.int64]  #: Global indices of the test split's samples, int64.
+    evaluate_batch_size: int  #: Samples in an evaluation batch.
+    steps_per_round: int  #: Steps of a round.
+    class_weights_K: torch.Tensor | None = None  #: As in `psl_flower.losses.Targets`.
+    #: Global indices of the training samples held back to validate on, int64; may be empty.
     valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    freezing: Freezing | None = None
+    freezing: Freezing | None = None  #: When the Uppers no longer learn, if ever.
 
     @property
     def total_steps(self) -> int:
@@ -100,7 +77,7 @@ class Task:
         return dataclasses.replace(self, valid=self.valid[:0])
 
     def evaluating(self, step: int) -> Task:
-        """Return a task that is over after `step` steps, but for the run through the test samples."""
+        """Return a task that ends after `step` steps, except for the evaluation on test samples."""
         return dataclasses.replace(
             self, schedule=dataclasses.replace(self.schedule, total_steps=step), steps_per_round=1
         )
@@ -131,9 +108,9 @@ class Task:
             )
 
     def look_plans(self) -> Iterator[Plan]:
-        """Yield the plans of all that is kept of frozen Uppers: every view of the training samples, then the others.
+        """Yield the plans of all looks that are kept: every view of the training samples, then the other samples.
 
-        Those are the samples to validate on and the test split, once, in the batches in which they are evaluated.
+        Validation and test samples come once, in the batches in which they are evaluated.
         """
         assert self.freezing is not None
         at, number = self.freezing.after, 0
@@ -152,9 +129,9 @@ class Task:
                 number += 1
 
     def places(self, plan: Plan) -> NDArray[np.int64]:
-        """Return where a plan's samples (B,) stand in what `look_plans` makes, one batch after the other.
+        """Return the places (B,) of a plan's samples among the samples of `look_plans`.
 
-        Of a training step that is the view which its epoch takes.
+        A training step takes the view of its epoch.
         """
         assert self.freezing is not None
         samples_B, pool = plan.sample_indices(), self.order.pool
@@ -189,6 +166,6 @@ class Task:
 
 
 def _index(samples_N: NDArray[np.int64], wanted_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the place (B,) of each wanted sample among samples (N,), which has it once."""
+    """Return the index (B,) of each wanted sample in samples (N,), which hold it once."""
     order_N = np.argsort(samples_N, kind="stable")
     return order_N[np.searchsorted(samples_N, wanted_B, sorter=order_N)]

@@ -17,18 +17,10 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averaging:
-    """When Uppers are averaged, and how many numbers each shares then.
+    """When Uppers are averaged, and how many numbers each shares then."""
 
-    Attributes
-    ----------
-    every : int
-        Steps from one averaging to the next, counted over the whole run, 1 or more.
-    weight_count : int
-        Length of what `weight_vector` returns of any of the Uppers.
-    """
-
-    every: int
-    weight_count: int
+    every: int  #: Steps from one averaging to the next, counted over the whole run, 1 or more.
+    weight_count: int  #: Length of what `weight_vector` returns of any of the Uppers.
 
     def is_due(self, step: int) -> bool:
         """Return True if the Uppers are averaged after this many steps."""
@@ -48,12 +40,12 @@ def weight_vector(model: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, mean_N: torch.Tensor) -> None:
-    """Put the numbers of such a row (N,) in place of the model's own.
+    """Replace the model's weights by a vector (N,) as `weight_vector` returns it.
 
     Raises
     ------
     RuntimeError
-        If the row is longer or shorter than what the model shares; nothing is changed then.
+        If the vector has another length; nothing is changed then.
     """
     tensors = _tensors(model)
     parts = torch.split(mean_N, [tensor.numel() for tensor in tensors])
@@ -62,7 +54,7 @@ def load_weights(model: nn.Module, mean_N: torch.Tensor) -> None:
 
 
 def mean(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean (N,) of one or more rows (N,), added in their order: the same bits wherever it is computed."""
+    """Return the mean (N,) of one or more vectors (N,), summed in order, so that all machines get the same bits."""
     total_N = rows[0].clone()
     for row_N in rows[1:]:
         total_N += row_N

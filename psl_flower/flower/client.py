@@ -72,7 +72,7 @@ def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
     if is_simulated(context):
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
-    own_tls(context)  # what is wrong with certificates is said at the start of the run
+    own_tls(context)  # errors in certificates show at the start of the run
     name = own_setting(context, "party")
     if not name:
         return Inventory()

@@ -43,10 +43,10 @@ _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
 _SERVING = f"""#!/bin/sh
 {NOTE}={{messages}}/$$
 export {NOTE}
-{{python}} -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
+{{python}} -P -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
 status=$?
 if [ $status -gt 128 ] && [ -f "${NOTE}" ]; then
-    {{python}} -c 'from psl_flower.flower.own_code import killed; killed()' "$@"
+    {{python}} -P -c 'from psl_flower.flower.own_code import killed; killed()' "$@"
 fi
 rm -f "${NOTE}"
 exit $status

@@ -29,26 +29,15 @@ MAX_CHOICES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsencePoint:
-    """Accuracy with a number of Uppers absent.
+    """Accuracy with a number of Uppers absent."""
 
-    Attributes
-    ----------
-    absent : int
-        Uppers that are absent.
-    accuracy, lowest, highest : float
-        Mean, least and most over the choices of Uppers, 0..1.
-    tried : int
-        Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, the same ones every time.
-    possible : int
-        Choices that there are.
-    """
-
-    absent: int
+    absent: int  #: Uppers that are absent.
+    #: Mean, least and most over the choices of Uppers, 0..1.
     accuracy: float
     lowest: float
     highest: float
-    tried: int
-    possible: int
+    tried: int  #: Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, the same ones every time.
+    possible: int  #: Choices that there are.
 
 
 def absence_curve(

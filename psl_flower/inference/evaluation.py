@@ -37,24 +37,12 @@ Batch = tuple[torch.Tensor, NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """Images with their classes.
+    """Images with their classes."""
 
-    Attributes
-    ----------
-    dataset : str
-        Where they come from.
-    num_images : int
-        N, 1 or more.
-    batches : iterator
-        Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
-    account : Account, optional
-        What was read, of a dataset that was opened for them.
-    """
-
-    dataset: str
-    num_images: int
-    batches: Iterator[Batch]
-    account: Account | None = None
+    dataset: str  #: Where they come from.
+    num_images: int  #: N, 1 or more.
+    batches: Iterator[Batch]  #: Images uint8 (B, C, H, W) and classes int64 (B,), numbered as the network's.
+    account: Account | None = None  #: What was read, of a dataset that was opened for them.
 
 
 def own_test_images(
@@ -188,17 +176,12 @@ def evaluate(trained: TrainedModel, images: LabelledImages, progress: Progress |
 
 def images_in(stores: StoreSet, samples_N: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
     """Yield the images of these samples (N,), joined from their patches, with their classes."""
-    description = stores.description
-    grid = description.grid()
-    opened = [stores.open(m) for m in range(description.num_uppers)]
-    try:
+    grid = stores.description.grid()
+    with stores.opened() as opened:
         for start in range(0, len(samples_N), batch_size):
             samples_B = samples_N[start : start + batch_size]
             images_BCHW = grid.merge(read_all_positions(opened, samples_B))
             yield torch.from_numpy(np.ascontiguousarray(images_BCHW)), stores.labels[samples_B]
-    finally:
-        for store in opened:
-            store.close()
 
 
 def _check_max(max_test: int) -> None:

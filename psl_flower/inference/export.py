@@ -39,28 +39,16 @@ _PREPROCESSING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A written file.
+    """A written file."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it is.
-    num_bytes : int
-        Its size.
-    difference : float
-        Largest absolute difference of its logits from the network's, on random images.
-    relative_difference : float
-        The same, divided by the largest absolute logit.
-    """
-
-    path: Path
+    path: Path  #: Where it is.
     num_bytes: int
-    difference: float
-    relative_difference: float
+    difference: float  #: Largest absolute difference of its logits from the network's, on random images.
+    relative_difference: float  #: The same, divided by the largest absolute logit.
 
 
 def export_torch(trained: TrainedModel, path: Path) -> Exported:
-    """Write the network as one file that plain torch loads, and nothing of this project is needed for.
+    """Write the network as one file that plain torch loads without this project.
 
     Raises
     ------
@@ -185,7 +173,7 @@ def _images(description: StoreSetDescription, batch: int) -> torch.Tensor:
 
 
 def _check_target(path: Path) -> None:
-    """Refuse before the work what cannot be written after it."""
+    """Refuse a target that cannot be written, before the work."""
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""What a run does, as a type: the settings that ask for it, its folder, how to continue it, its handler on the server.
+"""Base of the kinds of runs: their settings, folder, how to continue them, their handler on the server.
 
 A new kind of run is a class like those beside this module, a line in `psl_flower.kinds.KINDS`, and its handler.
 """
@@ -23,46 +23,23 @@ TRAINED: dict[str, Any] = {"alpha": 0.0, "adaptation_server": False, "average_ev
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Settings and folders of a run.
+    """Settings and folders of a run."""
 
-    Attributes
-    ----------
-    config : RunConfig
-        Its settings: those given, or those of an old run.
-    source : RunFolder
-        The run that owns settings, weights and nodes' states.
-    folder : RunFolder
-        Where status, log and results go; of a training, `source`.
-    """
-
-    config: RunConfig
-    source: RunFolder
-    folder: RunFolder
+    config: RunConfig  #: Its settings: those given, or those of an old run.
+    source: RunFolder  #: The run that owns settings, weights and nodes' states.
+    folder: RunFolder  #: Where status, log and results go; of a training, `source`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind(Settings):
-    """A kind of run, made by `psl_flower.kinds.kind_of`; by default one that makes the folder of a new run.
+    """A kind of run, made by `psl_flower.kinds.kind_of`; by default one that makes the folder of a new run."""
 
-    Attributes
-    ----------
-    handler : str
-        "module:function", called on the server with a `server.run.ServerRun`.
-    unit : str
-        What a run completes before it stops on request.
-    takes_name : bool
-        Whether `run-name` names its folder.
-    trains : bool
-        Whether a network is trained that can be used then.
-    config : RunConfig
-        The settings given besides its own, which are declared with `setting`.
-    """
+    handler: ClassVar[str]  #: "module:function", called on the server with a `server.run.ServerRun`.
+    unit: ClassVar[str] = "step, with a checkpoint"  #: Unit of work that a run completes before it stops on request.
+    takes_name: ClassVar[bool] = True  #: Whether `run-name` names its folder.
+    trains: ClassVar[bool] = False  #: Whether a network is trained that can be used then.
 
-    handler: ClassVar[str]
-    unit: ClassVar[str] = "step, with a checkpoint"
-    takes_name: ClassVar[bool] = True
-    trains: ClassVar[bool] = False
-
+    #: The settings given besides its own, which are declared with `setting`.
     config: RunConfig = field(default_factory=RunConfig)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -100,7 +77,7 @@ class Kind(Settings):
         return ""
 
     def accepted(self, work: Work) -> None:
-        """Note on the server what the run now is, after `check`."""
+        """Record the kind of run on the server, after `check`."""
 
     def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that continues it, as `HowToContinue`."""

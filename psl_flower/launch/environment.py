@@ -18,6 +18,8 @@ _OURS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
     "RAY_worker_niceness": "0",
+    # Flower's nodes run in an environment of their own, so workers that Ray starts ahead of them are never used.
+    "RAY_prestart_worker_first_driver": "0",
 }
 # Somebody else's cluster, temporary folder or token, and ports that Flower opens for its own tests.
 _FOREIGN = ("RAY_", "FLWR_INTERNAL_")
@@ -39,4 +41,8 @@ def environment() -> dict[str, str]:
     direct = kept.get("no_proxy") or kept.get("NO_PROXY") or ""
     if direct != "*":
         direct = ",".join(filter(None, [direct, *_LOOPBACK]))
-    return {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+    found = {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+    if modules := kept.get("PYTHONPATH"):
+        # They are started in a folder of their own, to which "." and an empty part would refer.
+        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in modules.split(os.pathsep) if part)
+    return found

@@ -14,7 +14,7 @@ from psl_flower.config.fields import fields_of
 from psl_flower.errors import RunError
 from psl_flower.kinds import HowToContinue, Kind, Work, setting_groups
 from psl_flower.launch.sizing import simulation
-from psl_flower.launch.superlink import LocalSuperLink
+from psl_flower.launch.superlink import LocalSuperLink, Waiting, silently
 from psl_flower.runs.folder import RunFolder, Status
 from psl_flower.text import expanded
 
@@ -41,6 +41,7 @@ def prepare(
     kind: Kind,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    begin: Callable[[Work], None] | None = None,
 ) -> tuple[int, Work]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
 
@@ -52,6 +53,8 @@ def prepare(
         As `psl_flower.stores.prepare.prepare_stores` takes it.
     say : callable, optional
         Called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check` returns.
+    begin : callable, optional
+        Called with what `Kind.find` returns, before the stores are made, which may take long.
 
     Returns
     -------
@@ -67,6 +70,8 @@ def prepare(
     from psl_flower.stores.prepare import prepare_stores
 
     work = kind.find()
+    if begin is not None:
+        begin(work)
     stores = prepare_stores(work.config, progress)
     stores.check_node_keys()
     for note in (*stores.account_lines, stores.keys_note, stores.grid_reason, kind.check(work, stores.description)):
@@ -83,6 +88,7 @@ def start(
     work: Work,
     num_uppers: int,
     nodes: int = 0,
+    waiting: Waiting = silently,
 ) -> str:
     """Start `flwr run` with a federation that fits the grid and the machine; return Flower's id of the run.
 
@@ -100,6 +106,8 @@ def start(
         From `prepare`.
     num_uppers, nodes : int
         As `psl_flower.launch.sizing.simulation` takes them.
+    waiting : callable
+        Called again and again meanwhile.
 
     Raises
     ------
@@ -107,20 +115,13 @@ def start(
         If Flower refuses it.
     """
     federation = simulation(num_uppers, num_nodes=nodes, adaptation=work.config.network.adaptation_server)
-    return superlink.run(app, _run_config(given, kind, work.folder), federation)
+    return superlink.run(app, _run_config(given, kind, work.folder), federation, waiting)
 
 
 class Watch:
-    """Looks after a run that is about to start.
+    """Follows a run that is about to start in a simulation, by its folder.
 
-    Parameters
-    ----------
-    superlink : LocalSuperLink
-        Which simulates it.
-    run : RunFolder
-        Its folder; the status that is there now is another attempt's.
-    again : callable
-        How it is continued.
+    The status found there at first is another attempt's; `again` says how the run is continued.
     """
 
     def __init__(
@@ -146,6 +147,11 @@ class Watch:
             self._superlink.stop()  # where the SuperLink was killed, the run's orphans would keep writing
             return self.note_end("failed", f"error: the run's process ended: {words}"), True
         return status, False
+
+    @property
+    def awaited(self) -> str:
+        """What the run needs next, for a person, as long as it has no status."""
+        return "the server's part to load" if self._seen_running else "the simulation's process"
 
     def note_end(self, state: str, why: str) -> Status:
         """Record the run's end in its folder, after its processes have gone; return its last status.
@@ -182,7 +188,7 @@ def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> d
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
 
-    A file's own link stays one: whoever renews a certificate may let it point to another. The embedded dataset is none
+    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is none
     of them, whatever lies in this folder.
     """
     keys = [field.key for group in setting_groups().values() for field in fields_of(group) if field.about.path]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ _START_TIMEOUT_S = 60.0
 # With the grace that `psl train` gives a step after SIGTERM it must fit into the 10 s after which `docker stop` kills.
 _STOP_TIMEOUT_S = 3.0
 _CALL_TIMEOUT_S = 120.0
+_POLL_S = 0.1
 _CONNECTION = "psl"
 # In Flower's log: "INFO :   text", and of its web server "2026-11-22T10:29:24.229Z INFO [uvicorn.access] text".
 _NOISE = re.compile(r"(\S+Z )?\s*(DEBUG|INFO|WARNING)\b")
@@ -37,9 +38,16 @@ _RAYLET_LOG = "ray/session_*_*/logs/raylet.out"
 # The first such line in a run's log has the cause; those that follow say only that there was one.
 _CAUSE = re.compile(r"An exception occurr?ed ?!! (.*)")
 
+# Called again and again while something is waited for.
+Waiting = Callable[[], None]
+
+
+def silently() -> None:
+    """Do nothing meanwhile."""
+
 
 def last_line(output: str) -> str:
-    """Return the last line of what a process said that is not blank, up to 500 characters; or that there is none."""
+    """Return the last line of a process's output that is not blank, up to 500 characters; or say that there is none."""
     lines = output.strip().splitlines()
     return lines[-1].strip()[:500] if lines else "it said nothing"
 
@@ -67,7 +75,7 @@ def ray_failure(folder: Path) -> str:
 class LocalSuperLink:
     """Starts `flower-superlink --simulation` for this user alone, with its own FLWR_HOME; use as a context manager.
 
-    While it is there, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
+    While it runs, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
     If this process is killed, it ends by itself.
 
     Raises
@@ -119,13 +127,20 @@ class LocalSuperLink:
             "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes.
+            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes. And another folder: Ray puts
+            # its current one first on its workers' sys.path, and a user's may hold any module.
             self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-            )
+                command, env=self._environment, cwd=self.home, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
-    def wait(self) -> None:
+    def wait(self, waiting: Waiting = silently) -> None:
         """Wait until it answers.
+
+        Parameters
+        ----------
+        waiting : callable
+            Called again and again meanwhile.
 
         Raises
         ------
@@ -144,7 +159,8 @@ class LocalSuperLink:
                 if guard.HEADER in answer.headers:
                     return
                 unguarded = True
-            time.sleep(0.1)
+            waiting()
+            time.sleep(_POLL_S)
         if unguarded:
             raise RunError(
                 f"what answers at {self._health} is not guarded by psl train: another program took the port, so try "
@@ -152,15 +168,15 @@ class LocalSuperLink:
             )
         raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")
 
-    def flwr(self, arguments: Sequence[str]) -> dict[str, object]:
-        """Call `flwr ... --format json` and return what it prints.
+    def flwr(self, arguments: Sequence[str], waiting: Waiting = silently) -> dict[str, object]:
+        """Call `flwr ... --format json` and return what it prints; `waiting` is called meanwhile.
 
         Raises
         ------
         RunError
             If it fails; the message is Flower's own.
         """
-        done = self._call([*arguments, "--format", "json"])
+        done = self._call([*arguments, "--format", "json"], waiting)
         start = done.stdout.find("{")
         try:
             answer = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -172,17 +188,30 @@ class LocalSuperLink:
             raise RunError(f"`flwr {arguments[0]}` failed: {words}")
         return answer
 
-    def _call(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                [_program("flwr"), *arguments], env=self._environment, stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, timeout=_CALL_TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s") from None
+    def _call(self, arguments: Sequence[str], waiting: Waiting = silently) -> subprocess.CompletedProcess[str]:
+        deadline = time.monotonic() + _CALL_TIMEOUT_S
+        with subprocess.Popen(
+            [_program("flwr"), *arguments], env=self._environment, cwd=self.home, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                while time.monotonic() < deadline:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        stdout, stderr = process.communicate(timeout=_POLL_S)
+                        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+                    waiting()
+            finally:
+                process.kill()
+        raise RunError(f"`flwr {arguments[0]}` did not end within {_CALL_TIMEOUT_S:g} s")
 
-    def run(self, app: Path, run_config: Mapping[str, object], federation_config: Mapping[str, object]) -> str:
-        """Start `flwr run` on an app's folder; return Flower's id of the run.
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, object],
+        federation_config: Mapping[str, object],
+        waiting: Waiting = silently,
+    ) -> str:
+        """Start `flwr run` on an app's folder; return Flower's id of the run. `waiting` is called meanwhile.
 
         Raises
         ------
@@ -193,7 +222,7 @@ class LocalSuperLink:
         path.write_text(tomli_w.dumps(dict(run_config)), "utf-8")
         federation = " ".join(f"{key}={value}" for key, value in federation_config.items())
         arguments = ["run", str(app), _CONNECTION, "--run-config", str(path), "--federation-config", federation]
-        self._run_id = str(self.flwr(arguments)["run-id"])
+        self._run_id = str(self.flwr(arguments, waiting)["run-id"])
         return self._run_id
 
     def is_up(self) -> bool:
@@ -231,14 +260,14 @@ class LocalSuperLink:
         return ray_failure(self.home) or (last_line(cause[1]) if cause else self._details() or last_line(told))
 
     def _run_log(self) -> str:
-        """Return the run's log; empty if there is none, or the SuperLink is gone."""
+        """Return the run's log; empty if it is missing or the SuperLink is gone."""
         if self._run_id and self.is_up():
             with contextlib.suppress(RunError):
                 return self._call(["log", self._run_id, "--show"]).stdout
         return ""
 
     def _details(self) -> str:
-        """Return Flower's reason for the run's end; empty if there is none, or Flower is gone."""
+        """Return Flower's reason for the run's end; empty if it gives none or is gone."""
         if not self._run_id or not self.is_up():
             return ""
         with contextlib.suppress(RunError):

@@ -24,18 +24,10 @@ _VALIDATION_SHARE = 0.1
 
 
 class Pairs(NamedTuple):
-    """Images with what the attacker has of them.
+    """Images with what the attacker has of them."""
 
-    Attributes
-    ----------
-    smashed_NPChw : torch.Tensor
-        float32, of all positions; several looks one after the other along C.
-    images_NCHW : torch.Tensor
-        float32, pixels in 0..1.
-    """
-
-    smashed_NPChw: torch.Tensor
-    images_NCHW: torch.Tensor
+    smashed_NPChw: torch.Tensor  #: float32, of all positions; several looks one after the other along C.
+    images_NCHW: torch.Tensor  #: float32, pixels in 0..1.
 
     def part(self, chosen: slice | torch.Tensor) -> Pairs:
         """Return some of the images."""
@@ -43,21 +35,11 @@ class Pairs(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A trained decoder.
+    """A trained decoder."""
 
-    Attributes
-    ----------
-    decoder : nn.Module
-        In eval mode, with the weights of its best epoch.
-    validation_ssim : float
-        Of auxiliary images that it was not trained on.
-    epochs : int
-        Trained, with those after the best.
-    """
-
-    decoder: nn.Module
-    validation_ssim: float
-    epochs: int
+    decoder: nn.Module  #: In eval mode, with the weights of its best epoch.
+    validation_ssim: float  #: Of auxiliary images that it was not trained on.
+    epochs: int  #: Trained, with those after the best.
 
 
 def divided(auxiliary: Pairs) -> tuple[Pairs, Pairs]:

@@ -20,32 +20,17 @@ KNOWN_PER_CLASS = 5
 
 
 class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
-    """How well a node guesses classes.
+    """How well a node guesses classes."""
 
-    Attributes
-    ----------
-    node : int
-        Which Upper's.
-    images : int
-        Whose classes are guessed.
-    known : int
-        Images of each class that the node knows the class of, at most.
-    looks : int
-        Whose gradients are joined.
-    from_gradients, from_patches : Interval
-        Share that it guesses right: from gradients, and by the same method from its own smashed data, which need no
-        training of the Lower.
-    chance : float
-        Share of the most frequent class.
-    """
-
-    node: int
-    images: int
-    known: int
-    looks: int
+    node: int  #: Which Upper's.
+    images: int  #: Whose classes are guessed.
+    known: int  #: Images of each class that the node knows the class of, at most.
+    looks: int  #: Whose gradients are joined.
+    #: Share that it guesses right: from gradients, and by the same method from its own smashed data, which need no
+    #: training of the Lower.
     from_gradients: Interval
     from_patches: Interval
-    chance: float
+    chance: float  #: Share of the most frequent class.
 
     @property
     def line(self) -> str:

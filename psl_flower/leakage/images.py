@@ -40,18 +40,10 @@ class AuditSettings(Settings):
 
 
 class Known(NamedTuple):
-    """Images with their classes.
+    """Images with their classes."""
 
-    Attributes
-    ----------
-    images_NCHW : torch.Tensor
-        uint8.
-    labels_N : ndarray
-        int64.
-    """
-
-    images_NCHW: torch.Tensor
-    labels_N: NDArray[np.int64]
+    images_NCHW: torch.Tensor  #: uint8.
+    labels_N: NDArray[np.int64]  #: int64.
 
     @classmethod
     def joined(cls, batches: Iterable[tuple[torch.Tensor, NDArray[np.int64]]]) -> Known:

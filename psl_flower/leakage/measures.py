@@ -19,14 +19,9 @@ _RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """A mean over images with its 95 % interval, from resampling the images.
+    """A mean over images with its 95 % interval, from resampling the images."""
 
-    Attributes
-    ----------
-    mean, low, high : float
-        In the unit of what was averaged.
-    """
-
+    #: In the unit of what was averaged.
     mean: float
     low: float
     high: float

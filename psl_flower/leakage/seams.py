@@ -24,25 +24,14 @@ _FEW = 3
 
 
 class Seam(msgspec.Struct, frozen=True, kw_only=True):
-    """How often two neighbouring positions are matched.
+    """How often two neighbouring positions are matched."""
 
-    Attributes
-    ----------
-    first, second : int
-        The positions.
-    side : {"right", "below"}
-        Where the second lies.
-    records : int
-        Candidates in each store.
-    matched : Interval
-        Share of the first's records whose nearest in the second's store is of the same image.
-    """
-
+    #: The positions.
     first: int
     second: int
-    side: str
-    records: int
-    matched: Interval
+    side: str  #: "right" or "below": where the second lies.
+    records: int  #: Candidates in each store.
+    matched: Interval  #: Share of the first's records whose nearest in the second's store is of the same image.
 
 
 def match_seams(grid: PatchGrid, patches_NPChw: NDArray[np.uint8], assignment: Sequence[int]) -> tuple[Seam, ...]:

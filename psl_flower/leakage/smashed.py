@@ -81,14 +81,9 @@ def logits(net: PatchSplitNet, smashed_NPChw: torch.Tensor) -> torch.Tensor:
 
 
 class Scaling(NamedTuple):
-    """To mean 0 and deviation 1 of each channel and position.
+    """To mean 0 and deviation 1 of each channel and position."""
 
-    Attributes
-    ----------
-    mean_PC, std_PC : torch.Tensor
-        float32 (1, P, C, 1, 1).
-    """
-
+    #: float32 (1, P, C, 1, 1).
     mean_PC: torch.Tensor
     std_PC: torch.Tensor
 

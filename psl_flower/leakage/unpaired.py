@@ -34,18 +34,10 @@ _MOST_NUMBERS = 4096
 
 
 class Received(NamedTuple):
-    """What crossed the cut, with the classes, which the server knows.
+    """What crossed the cut, with the classes, which the server knows."""
 
-    Attributes
-    ----------
-    smashed_NPChw : torch.Tensor
-        float32, of one look.
-    classes_NK : torch.Tensor
-        float32, 0 and 1.
-    """
-
-    smashed_NPChw: torch.Tensor
-    classes_NK: torch.Tensor
+    smashed_NPChw: torch.Tensor  #: float32, of one look.
+    classes_NK: torch.Tensor  #: float32, 0 and 1.
 
 
 def substitute(

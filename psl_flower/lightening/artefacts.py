@@ -46,25 +46,14 @@ _CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artefacts:
-    """A network as ONNX models.
+    """A network as ONNX models."""
 
-    Attributes
-    ----------
-    uppers : tuple of onnx.ModelProto
-        By Upper.
-    lower : onnx.ModelProto
-        The Lower.
-    cut, join : onnx.ModelProto
-        What stands before the Uppers, and between them and the Lower; without weights.
-    whole : onnx.ModelProto
-        All of it.
-    """
-
-    uppers: tuple[onnx.ModelProto, ...]
-    lower: onnx.ModelProto
+    uppers: tuple[onnx.ModelProto, ...]  #: By Upper.
+    lower: onnx.ModelProto  #: The Lower.
+    #: What stands before the Uppers, and between them and the Lower; without weights.
     cut: onnx.ModelProto
     join: onnx.ModelProto
-    whole: onnx.ModelProto
+    whole: onnx.ModelProto  #: All of it.
 
     def save(self, folder: Path) -> Path:
         """Write all files, the whole network last; makes the folder and returns the whole network's path.
@@ -117,17 +106,10 @@ def make_float(net: PatchSplitNet, description: StoreSetDescription) -> Artefact
 
 
 class QuantisedUpper(NamedTuple):
-    """An Upper in int8, and what the Lower's calibration needs of it.
+    """An Upper in int8, and what the Lower's calibration needs of it."""
 
-    Attributes
-    ----------
-    model : onnx.ModelProto
-        In int8.
-    smashed_NChw : torch.Tensor
-        Smashed data of the patches that it was calibrated on, as the Upper in float32 answers.
-    """
-
-    model: onnx.ModelProto
+    model: onnx.ModelProto  #: In int8.
+    #: Smashed data of the patches that it was calibrated on, as the Upper in float32 answers.
     smashed_NChw: torch.Tensor
 
 
@@ -141,18 +123,9 @@ def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int
 
 
 def make_int8(description: StoreSetDescription, made: Artefacts, images_BCHW: torch.Tensor, bits: int) -> Artefacts:
-    """Return the same network in int8.
+    """Return the same network in int8, calibrated on training images, uint8 (B, C, H, W).
 
-    Parameters
-    ----------
-    description : StoreSetDescription
-        Of its images.
-    made : Artefacts
-        The network in float32.
-    images_BCHW : torch.Tensor
-        Training images to calibrate on, uint8.
-    bits : {7, 8}
-        Of weights; see `settings.LARGEST_WEIGHT`.
+    `made` is the network in float32; weights have 7 or 8 `bits` (`settings.LARGEST_WEIGHT`).
 
     Raises
     ------

@@ -34,6 +34,7 @@ from psl_flower.lightening.search import Attempt, Conditions, Judged
 from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
+from psl_flower.system.machine import processor
 
 FOLDER = "light"
 THIRD = "third"
@@ -43,48 +44,23 @@ _VERSION = 2
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was judged.
+    """One thing that was judged."""
 
-    Attributes
-    ----------
-    what : str
-        See `psl_flower.lightening.names`.
-    judged : Judged
-        What was measured.
-    degree : int or None
-        Of lightening; None for what the loop does not search among.
-    verdict, conditions : str
-        What followed in the loop, and under which conditions; empty for what it does not search among.
-    threads, batch : int
-        As speed was measured.
-    seconds : float
-        That training and judging took.
-    at : float
-        Unix time.
-    """
-
-    what: str
+    what: str  #: See `psl_flower.lightening.names`.
     judged: Judged
-    degree: int | None = None
+    degree: int | None = None  #: Of lightening; None for models outside the loop.
+    #: The loop's verdict, and under which conditions; empty for models outside the loop.
     verdict: str = ""
     conditions: str = ""
+    #: As speed was measured.
     threads: int
     batch: int
-    seconds: float = 0.0
-    at: float = 0.0
+    seconds: float = 0.0  #: That training and judging took.
+    at: float = 0.0  #: Unix time.
 
 
 class LighteningFolder:
-    """The files of one lightening; creates the folder.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run that is lightened.
-    settings : LighteningSettings
-        How.
-    federated : bool
-        Whether it runs over the federation.
+    """The files of one lightening of a run, in this process or over the federation; creates the folder.
 
     Raises
     ------
@@ -99,7 +75,7 @@ class LighteningFolder:
             "settings": asdict(settings),
             "federated": federated,
             "model": _digest(run),
-            "machine": f"{platform.node()} {platform.machine()} {_processor()}",
+            "machine": f"{platform.node()} {platform.machine()} {processor()}",
         }
         encoded = msgspec.json.encode(identity, order="sorted")
         self.path = run.path / FOLDER / hashlib.sha256(encoded).hexdigest()[:10]
@@ -116,19 +92,19 @@ class LighteningFolder:
         return self.path / what
 
     def judged(self, what: str) -> Judged | None:
-        """Return a model's earlier measurement; None if there is none, or its file has gone."""
+        """Return a model's earlier measurement; None without one, or if its file is gone."""
         if not (self.place(what) / WHOLE_FILE).is_file():
             return None
         found = [entry.judged for entry in self.entries if entry.what == what]
         return found[-1] if found else None
 
     def at_hand(self) -> dict[str, Judged]:
-        """Return the newest measurement of every model whose files are there, by its name."""
+        """Return the newest measurement of every model whose files exist, by its name."""
         found = {entry.what: self.judged(entry.what) for entry in self.entries}
         return {what: judged for what, judged in found.items() if judged is not None}
 
     def note(self, what: str, judged: Judged, seconds: float) -> None:
-        """Log a model that the loop does not search among."""
+        """Log a model outside the loop."""
         self._append(self._entry(what, judged, seconds))
 
     def note_attempt(self, attempt: Attempt, conditions: Conditions, seconds: float) -> None:
@@ -185,21 +161,11 @@ class LighteningFolder:
 
 
 class LightModel(NamedTuple):
-    """A light model in place on the nodes.
+    """A light model in place on the nodes."""
 
-    Attributes
-    ----------
-    lower : Path
-        The Lower's file.
-    uppers : OnnxInference
-        The Uppers' files, as named to nodes.
-    part : str
-        Of the lightening; see `NodeTask.part`.
-    """
-
-    lower: Path
-    uppers: OnnxInference
-    part: str
+    lower: Path  #: The Lower's file.
+    uppers: OnnxInference  #: The Uppers' files, as named to nodes.
+    part: str  #: Of the lightening; see `NodeTask.part`.
 
 
 def light_model(run: RunFolder, num_uppers: int) -> LightModel:
@@ -208,7 +174,7 @@ def light_model(run: RunFolder, num_uppers: int) -> LightModel:
     Raises
     ------
     RunError
-        If there is none, or its files have gone.
+        If no light model is in place, or its files are gone.
     """
     try:
         name = (run.path / FOLDER / _IN_PLACE_FILE).read_text("ascii")
@@ -236,12 +202,3 @@ def _digest(run: RunFolder) -> str:
         again = f"psl train resume={run.name}"
         raise RunError(f"{path}: run {run.name} has no model yet; to let it end, or collect it: {again}")
     return hashlib.sha256(read_file(path, RunError)).hexdigest()
-
-
-def _processor() -> str:
-    """Return the processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

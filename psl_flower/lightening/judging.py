@@ -1,4 +1,4 @@
-"""Judges an artefact by its file, run by onnxruntime: what it answers, and how fast.
+"""Measures an artefact, as onnxruntime runs its file: its answers, and its speed.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
@@ -35,42 +35,23 @@ _CALIBRATION_IMAGES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast an artefact is, on this machine.
+    """An artefact's speed on this machine."""
 
-    Attributes
-    ----------
-    images_per_s : float
-        Images in a batch over the median time of a batch.
-    latency_ms : float
-        Median time of one image alone.
-    images_per_s_spread, latency_spread : float
-        Half the range of the medians of parts of the measurement, as a share of the whole's: differences within it are
-        noise.
-    """
-
-    images_per_s: float
-    latency_ms: float
+    images_per_s: float  #: Images in a batch over the median time of a batch.
+    latency_ms: float  #: Median time of one image alone.
+    #: Half the range of the medians of parts of the measurement, as a share of the whole's: differences within it are
+    #: noise.
     images_per_s_spread: float = 0.0
     latency_spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesToJudge:
-    """The images that accuracy is measured on, by global sample index.
+    """The images that accuracy is measured on, by global sample index."""
 
-    Attributes
-    ----------
-    choose_N : ndarray
-        Models are chosen by these alone, int64.
-    report_N : ndarray
-        Accuracy on these is reported besides, int64; may be empty.
-    about : str
-        What they are, in words.
-    """
-
-    choose_N: NDArray[np.int64]
-    report_N: NDArray[np.int64]
-    about: str
+    choose_N: NDArray[np.int64]  #: Models are chosen by these alone, int64.
+    report_N: NDArray[np.int64]  #: Accuracy on these is reported besides, int64; may be empty.
+    about: str  #: What they are, in words.
 
     @property
     def all_N(self) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ from psl_flower.lightening.pruning import check_prunable, ladder, prune
 from psl_flower.lightening.quantising import folded, with_rounding, without_rounding
 from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_judgements, search
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
-from psl_flower.lightening.sizing import Cost, choose_second, cost_of, size_of_run
+from psl_flower.lightening.sizing import Cost, choose_second, cost_of
 from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
@@ -75,55 +75,21 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lightened:
-    """The result of a lightening.
+    """The result of a lightening."""
 
-    Attributes
-    ----------
-    folder : LighteningFolder
-        All files and the log.
-    conditions : Conditions
-        As the models were held against them.
-    method : Method
-        How it was looked for.
-    end : End
-        How that ended.
-    reason : str
-        Why, in words.
-    choice : Choice or None
-        The model chosen, if one meets the conditions.
-    closest : str
-        Name of that one, or of the model that lacks least.
-    images : ImagesToJudge
-        What accuracy was measured on.
-    third : Path or None
-        Folder of the light model, if the conditions hold.
-    """
-
-    folder: LighteningFolder
-    conditions: Conditions
-    method: Method
-    end: End
-    reason: str
-    choice: Choice | None
-    closest: str
-    images: ImagesToJudge
-    third: Path | None
+    folder: LighteningFolder  #: All files and the log.
+    conditions: Conditions  #: As the models were held against them.
+    method: Method  #: How it was looked for.
+    end: End  #: How that ended.
+    reason: str  #: Why, in words.
+    choice: Choice | None  #: The model chosen, if one meets the conditions.
+    closest: str  #: Name of that one, or of the model that lacks least.
+    images: ImagesToJudge  #: What accuracy was measured on.
+    third: Path | None  #: Folder of the light model, if the conditions hold.
 
 
 class Lightening:
-    """One lightening: makes the models and judges them.
-
-    Parameters
-    ----------
-    folder : LighteningFolder
-        For all files and the log.
-    trained : TrainedModel
-        The first model.
-    settings : LighteningSettings
-        How.
-    backend : Backend
-        Where.
-    """
+    """One lightening of a trained model, the first: makes the others and judges them."""
 
     def __init__(
         self, folder: LighteningFolder, trained: TrainedModel, settings: LighteningSettings, backend: Backend
@@ -134,7 +100,7 @@ class Lightening:
         self._description = trained.description
         self._first = trained.net
         check_prunable(trained.net)
-        self._first_size = size_of_run(trained.config)
+        self._first_size = trained.config.network.size
         self._second_size = choose_second(
             self._first_size, self._cost, ratio=settings.second_ratio, measure=settings.measure, growth=settings.growth
         )
@@ -148,14 +114,9 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; called again after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps what is finished.
 
-        Parameters
-        ----------
-        goals : Goals
-            What is to be reached, and how.
-        say : callable
-            Called with lines for the user: the goals, each model's verdict, the time left.
+        `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
         Raises
         ------
@@ -188,7 +149,7 @@ class Lightening:
         return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
-        """Return what the loop comes to; with method auto, the choice among all models then at hand."""
+        """Return the loop's result; with method auto, the choice among all models then at hand."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
@@ -237,7 +198,7 @@ class Lightening:
         )
 
     def _left(self, most: int) -> str:
-        """Return how many judgements may follow, and how long they may take."""
+        """Return in words the most judgements that may follow, and the time they may take."""
         took = list(self._seconds.values())
         if not took:
             # A third learns as long as the second, and then for some epochs more under rounding.

@@ -104,13 +104,7 @@ def chosen_line(told: Mapping[str, Any]) -> str:
 
 
 def write_result(result: Lightened) -> None:
-    """Write `as_json` to result.json, which says that the search has ended.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
+    """Write `as_json` to result.json, which says that the search has ended; raises RunError if the disk refuses."""
     write_file(result.folder.path / RESULT_FILE, msgspec.json.format(msgspec.json.encode(as_json(result))), RunError)
 
 

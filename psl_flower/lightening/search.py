@@ -16,33 +16,17 @@ from psl_flower.errors import ConfigError
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one artefact.
+    """What was measured of one artefact."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Of the artefact itself on the images by which models are chosen, 0..1.
-    test_accuracy : float or None
-        On the images that are only reported; None if there are none.
-    images_per_s : float
-        Median, in batches.
-    latency_ms : float
-        Median, of one image alone.
-    images_per_s_spread, latency_spread : float
-        As in `psl_flower.lightening.judging.Speed`.
-    num_bytes : int
-        Of the file on disk.
-    parameters, multiply_adds : int
-        Of the network; multiply-adds for one image.
-    """
-
-    accuracy: float
-    test_accuracy: float | None = None
-    images_per_s: float
-    latency_ms: float
+    accuracy: float  #: Of the artefact itself on the images by which models are chosen, 0..1.
+    test_accuracy: float | None = None  #: On the images that are only reported; None without such images.
+    images_per_s: float  #: Median, in batches.
+    latency_ms: float  #: Median, of one image alone.
+    #: As in `psl_flower.lightening.judging.Speed`.
     images_per_s_spread: float = 0.0
     latency_spread: float = 0.0
-    num_bytes: int
+    num_bytes: int  #: Of the file on disk.
+    #: Of the network; multiply-adds for one image.
     parameters: int
     multiply_adds: int
 
@@ -68,26 +52,14 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """When a model is good enough: above the accuracy, on the right side of the speed's threshold, and small enough.
+    """When a model is good enough: above the accuracy, on the right side of the speed's threshold, and small enough."""
 
-    Attributes
-    ----------
-    min_accuracy : float
-        Accuracy at or below it is too low; 0..1, 1 excluded.
-    min_speed : float or None
-        Images per second; a speed at or below it is too low.
-    max_latency_ms : float or None
-        Of one image; a latency at or above it is too long. Exactly one of the two is given.
-    max_bytes : float or None
-        Of the file; more is too large. None: any size will do.
-    accuracy_text : str
-        The condition of accuracy in words; empty: made from `min_accuracy`.
-    """
-
-    min_accuracy: float
-    min_speed: float | None = None
+    min_accuracy: float  #: Accuracy at or below it is too low; 0..1, 1 excluded.
+    min_speed: float | None = None  #: Images per second; a speed at or below it is too low.
+    #: Of one image; a latency at or above it is too long. Exactly one of the two is given.
     max_latency_ms: float | None = None
-    max_bytes: float | None = None
+    max_bytes: float | None = None  #: Of the file; more is too large. None: any size will do.
+    #: The condition of accuracy in words; empty: made from `min_accuracy`.
     accuracy_text: str = field(default="", compare=False)
 
     def verdict(self, judged: Judged) -> Verdict:
@@ -100,7 +72,7 @@ class Conditions:
         return Verdict.LIGHTEN_LESS if light else Verdict.CONTRADICTION
 
     def speed_share(self, judged: Judged) -> float:
-        """Return the speed as a share of what is asked for; fast enough is above 1."""
+        """Return the speed as a share of the required speed; fast enough is above 1."""
         if self.min_speed is not None:
             return judged.images_per_s / self.min_speed
         assert self.max_latency_ms is not None
@@ -117,7 +89,7 @@ class Conditions:
         return lacking + max(0.0, 1 - self.speed_share(judged)) + too_large
 
     def missed(self, judged: Judged) -> dict[str, str]:
-        """Return by how much each condition is missed, by its name: "accuracy", "speed" or "size"."""
+        """Return the amount by which each condition is missed, by its name: "accuracy", "speed" or "size"."""
         found = {}
         if not judged.accuracy > self.min_accuracy:
             found["accuracy"] = f"{100 * max(0.0, self.min_accuracy - judged.accuracy):.2f} points"
@@ -153,46 +125,22 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One degree that was judged.
+    """One degree that was judged."""
 
-    Attributes
-    ----------
-    degree : int
-        Of lightening.
-    judged : Judged
-        What was measured.
-    verdict : Verdict
-        What follows.
-    most_left : int
-        Judgements that may have to follow.
-    """
-
-    degree: int
+    degree: int  #: Of lightening.
     judged: Judged
     verdict: Verdict
-    most_left: int = 0
+    most_left: int = 0  #: Judgements that may have to follow.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How the loop ended.
+    """How the loop ended."""
 
-    Attributes
-    ----------
-    end : End
-        Why.
-    attempts : tuple of Attempt
-        In their order.
-    best : Attempt
-        The one that satisfies, or the one that lacks least.
-    reason : str
-        Which condition fails, and where; for a person.
-    """
-
-    end: End
+    end: End  #: Why.
     attempts: tuple[Attempt, ...]
-    best: Attempt
-    reason: str
+    best: Attempt  #: The one that satisfies, or the one that lacks least.
+    reason: str  #: Which condition fails, and where; for a person.
 
 
 def search(
@@ -209,9 +157,9 @@ def search(
     Parameters
     ----------
     judge : callable
-        Returns what is measured at a degree, 0..max_degree.
+        Returns the measurements at a degree, 0..max_degree.
     conditions : Conditions
-        What is asked for.
+        To be met.
     max_degree : int
         The most lightened, 0 or more.
     start : int
@@ -251,7 +199,7 @@ def search(
 
 
 def most_judgements(num_degrees: int) -> int:
-    """Return how many judgements a bisection of so many degrees takes at most."""
+    """Return the most judgements that a bisection of `num_degrees` degrees takes."""
     return max(0, num_degrees).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""What a lightening is to reach, and how: goals and settings, read from KEY=VALUE words; loads no torch.
+"""Goals and settings of a lightening, read from KEY=VALUE words; loads no torch.
 
 The keys are the fields of `Goals` and `LighteningSettings` in kebab case, such as "max-drop=0.01 min-speed=2000": the
 options of `psl lighten`, and what the setting `lighten-with` of a run holds.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, fields_of, flat, parse, read_texts, setting
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.search import Conditions
@@ -139,7 +140,7 @@ GROUPS = (Goals, LighteningSettings)
 
 
 class Request(NamedTuple):
-    """What is to be reached, and how."""
+    """Goals and settings together."""
 
     goals: Goals
     settings: LighteningSettings
@@ -159,7 +160,7 @@ def parse_drop(text: str) -> float:
     Raises
     ------
     ConfigError
-        If it is none of these, or a bare number of 1 and more, which may be meant either way.
+        If it has another form, or is a bare number of 1 and more, which may be meant either way.
     """
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(%|pts?|points?)?\s*", text)
     if match is None:
@@ -200,3 +201,12 @@ def parse_request(text: str) -> Request:
     if "max-drop" in pairs:
         pairs["max-drop"] = str(parse_drop(pairs["max-drop"]))
     return request_of(read_texts(GROUPS, pairs))
+
+
+def check_noiseless(config: RunConfig) -> None:
+    """Raise ConfigError if a run adds noise to its codes: light Uppers on the nodes, and teachers, would send none."""
+    if config.network.code_noise:
+        raise ConfigError(
+            "this run adds noise to its codes (code-noise), which light Uppers on the nodes would not; lighten a "
+            "collected model in one place, with psl lighten RUN, or train without code-noise (docs/privacy.md)"
+        )

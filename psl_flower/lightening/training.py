@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,10 @@ from torch import nn
 from psl_flower.config import UNFROZEN, RunConfig
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint, CompressionTraining
-from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import LowerTeacher, Teacher
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.recipe import MOST_BATCH, lr_for, planned
-from psl_flower.errors import TrainingError
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.patches.description import StoreSetDescription
@@ -42,30 +39,14 @@ class SizedTeacher(Teacher):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training of a lightening.
+    """One training of a lightening."""
 
-    Attributes
-    ----------
-    what : str
-        Its name in progress and errors.
-    place : Path
-        The network's folder.
-    size : BackboneSize
-        The network's.
-    epochs : int
-        1 or more.
-    teacher : SizedTeacher or None
-        Whose answers are learnt beside the labels.
-    weight_bits : int
-        Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
-    """
-
-    what: str
-    place: Path
-    size: BackboneSize
-    epochs: int
-    teacher: SizedTeacher | None = None
-    weight_bits: int = 0
+    what: str  #: Its name in progress and errors.
+    place: Path  #: The network's folder.
+    size: BackboneSize  #: The network's.
+    epochs: int  #: 1 or more.
+    teacher: SizedTeacher | None = None  #: Whose answers are learnt beside the labels.
+    weight_bits: int = 0  #: Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
 
     @property
     def on_nodes(self) -> CompressionTraining:
@@ -91,16 +72,9 @@ def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
 
 
 def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunConfig:
-    """Return the settings of a training, from those of the run; a round is an epoch.
+    """Return the settings of a training of `epochs` rounds, 1 or more, each an epoch, made from those of the run.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's.
-    epochs : int
-        1 or more.
-    rounding : bool
-        Whether weights are rounded in it; the learning rate is then lower.
+    With `rounding`, of weights, the learning rate is lower.
     """
     # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
     changes: dict[str, Any] = {
@@ -116,27 +90,13 @@ def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunCon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalTrainer:
-    """Where networks are trained: the run's images, settings and device.
+    """Where networks are trained: the run's images, settings and device."""
 
-    Attributes
-    ----------
-    config : RunConfig
-        The run's.
-    stores : StoreSet
-        The run's images, with labels.
-    opened : sequence of PatchStore
-        The same, open, one for each Upper.
-    device : torch.device
-        Where it computes.
-    progress : callable
-        Called as progress(what, steps done, steps in all).
-    """
-
-    config: RunConfig
-    stores: StoreSet
-    opened: Sequence[PatchStore]
-    device: torch.device
-    progress: Progress
+    config: RunConfig  #: The run's.
+    stores: StoreSet  #: The run's images, with labels.
+    opened: Sequence[PatchStore]  #: The same, open, one for each Upper.
+    device: torch.device  #: Where it computes.
+    progress: Progress  #: Called as progress(what, steps done, steps in all).
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.
@@ -158,37 +118,15 @@ class LocalTrainer:
         trainer = OneProcessTrainer(
             config, stores.description, stores.labels, self.opened, self.device, net=net, teacher=teacher
         )
-        if training.checkpoint.exists():
-            trainer.load_state_dict(load_state(training.checkpoint))
-        per_epoch = batch_order(config, stores.description).steps_per_epoch
-        total = training.epochs * per_epoch
-
-        def on_step(step: int, loss: float, _: float) -> None:
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{training.what}: the loss is not finite at step {step}; train the run with a lower lr"
-                )
-            self.progress(training.what, step, total)
-
-        while trainer.step < total:
-            trainer.train(min(per_epoch, total - trainer.step), on_step)
-            save_state(training.checkpoint, trainer.state_dict())
+        advice = "train the run with a lower lr"
+        trainer.train_resumably(training.checkpoint, training.what, self.progress, advice=advice)
         return net.eval()
 
 
 def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:
-    """Return the Lower's engine in a training, with the Lower of the teacher beside it, if there is one.
+    """Return the Lower's engine in a training, which trains `lower` in place.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training (`training_config`).
-    training : Training
-        What is trained; its teacher's Lower is moved to the device.
-    lower : nn.Module
-        With the weights to begin with; trained in place.
-    device : torch.device
-        Where it computes.
+    `blueprint` is that of `training_config`. The Lower of the teacher, if there is one, is moved to the device.
     """
     teacher = None
     if training.teacher is not None:

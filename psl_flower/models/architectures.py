@@ -23,21 +23,15 @@ _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4
 class BackboneSize:
     """How deep and wide a residual network is.
 
-    Attributes
-    ----------
-    depths : tuple of 4 int
-        Blocks of each stage, 1 or more.
-    widths : tuple of 4 int
-        Channels of each stage's blocks, 1 or more; the stem has those of the first stage. The output of a bottleneck
-        block is 4 times as wide.
-
     Raises
     ------
     ConfigError
-        If it is not that.
+        If a number is out of range.
     """
 
-    depths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]  #: Blocks of each stage, 1 or more.
+    #: Channels of each stage's blocks, 1 or more; the stem has those of the first stage. The output of a bottleneck
+    #: block is 4 times as wide.
     widths: tuple[int, int, int, int]
 
     def __post_init__(self) -> None:
@@ -65,20 +59,14 @@ def check_architecture(backbone: str, stem: str, padding: str = "zeros") -> None
 
 
 def last_stage(cut: str) -> str:
-    """Return torchvision's name of the last stage on the Upper.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such cut.
-    """
+    """Return torchvision's name of the last stage on the Upper; raises ConfigError if there is no such cut."""
     if cut not in CUTS:
         raise ConfigError(f"cut: expected one of {', '.join(CUTS)}, got {cut!r}")
     return {"stem": "maxpool", "pool": "avgpool"}.get(cut, cut)
 
 
 def reduction(cut: str, stem: str) -> int:
-    """Return how many times smaller the map at the cut is than the patch, each way; of "pool", before pooling."""
+    """Return the factor from the map at the cut to the patch, each way; of "pool", before pooling."""
     factor = 1 if stem == "cifar" else 4
     for _ in CUTS[CUTS.index("layer2") : CUTS.index(cut) + 1]:
         factor *= 2

@@ -1,4 +1,4 @@
-"""What crosses the cut: one pair of modules, on the Upper before the wire and on the Lower after it.
+"""The cut: one pair of modules, on the Upper before the wire and on the Lower after it.
 
 The pair is the one place for narrowing, codes and other protections of smashed data (`psl_flower.protection`). Both
 work on maps of single patches.
@@ -20,23 +20,12 @@ from psl_flower.wire.codecs import wire_roundtrip
 
 @dataclass(frozen=True, slots=True)
 class CutPair:
-    """The two halves of a protection and the channels between them.
+    """The two halves of a protection and the channels between them."""
 
-    Attributes
-    ----------
-    upper : nn.Module
-        (N, C, h, w) -> (N, wire_channels, h', w'), on the Upper before the wire.
-    lower : nn.Module
-        (N, wire_channels, h', w') -> (N, C, h", w"), on the Lower after it.
-    wire_channels : int
-        Channels that cross the wire.
-    joined : nn.Module
-        (B, C, H, W) -> (B, C, H, W), on the Lower after the maps of an image's patches are joined.
-    """
-
-    upper: nn.Module
-    lower: nn.Module
-    wire_channels: int
+    upper: nn.Module  #: (N, C, h, w) -> (N, wire_channels, h', w'), on the Upper before the wire.
+    lower: nn.Module  #: (N, wire_channels, h', w') -> (N, C, h", w"), on the Lower after it.
+    wire_channels: int  #: Channels that cross the wire.
+    #: (B, C, H, W) -> (B, C, H, W), on the Lower after the maps of an image's patches are joined.
     joined: nn.Module = field(default_factory=nn.Identity)
 
 
@@ -88,7 +77,7 @@ def boundary(
     activations, gradients : str
         Codec names (`psl_flower.wire.codecs`).
     corrected : callable, optional
-        Given the gradient (B*K, C, h, w), returns what is to be rounded in its place.
+        Given the gradient (B*K, C, h, w), returns the one to round instead.
     """
     result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients, corrected)
     return result

@@ -3,7 +3,7 @@
 Measured is how often brightness turns, from rising to falling or back, along a line of an image from edge to edge. A
 turn counts once brightness has moved by a tenth of its whole range, so that noise and slow shades do not. A figure on
 an even ground makes one turn. Plain images are cut simply; each doubling of turns takes the next pattern of a ladder,
-which overlaps or divides more finely, since a patch of a busy image shows more of what is in it:
+which overlaps or divides more finely, since a patch of a busy image shows more of its content:
 
     below 2 turns   2x2 patches
     2 to 4          3x3 patches of the same size, overlapping by half
@@ -43,24 +43,12 @@ _LEAST_SIDE, _LEAST_SIDE_LARGE = 8, 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridChoice:
-    """A grid and why it was chosen.
-
-    Attributes
-    ----------
-    grid : PatchGrid
-        The choice.
-    turns : float
-        What was measured; see the module.
-    num_images : int
-        Images that were looked at.
-    reason : str
-        One line for people.
-    """
+    """A grid and why it was chosen."""
 
     grid: PatchGrid
-    turns: float
-    num_images: int
-    reason: str
+    turns: float  #: What was measured; see the module.
+    num_images: int  #: Images that were looked at.
+    reason: str  #: One line for people.
 
 
 def count_turns(image_HWC: NDArray[np.uint8]) -> float:
@@ -111,7 +99,7 @@ def choose_grid(
     }
     if not fitting:
         half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
-        # Says what is wrong with the sizes; where they are right, there are too many Uppers, which `assign` refuses.
+        # Refuses wrong sizes; if they are right, there are too many Uppers, which `assign` refuses.
         fitting = {0: PatchGrid(image_size=image_size, patch_size=half, stride=half, fit=fit)}
     taken = min(fitting, key=lambda i: (abs(i - wanted), i))
     reason = _reason(fitting[taken], turns, len(found), taken - wanted)

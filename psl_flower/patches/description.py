@@ -1,4 +1,4 @@
-"""What a set of patch stores says of itself: grid, assignment, classes, splits, pixel statistics."""
+"""Description of a set of patch stores: grid, assignment, classes, splits, pixel statistics."""
 
 from __future__ import annotations
 
@@ -21,55 +21,29 @@ VERSION = 2
 
 
 class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The description of one set of patch stores.
+    """The description of one set of patch stores."""
 
-    Attributes
-    ----------
-    version : int
-        Of this file's format.
-    dataset : str
-        The dataset's name as the user gave it.
-    fingerprint : str
-        Hex digits; the same in every store of the set, and in no other set.
-    source : str
-        Hex digits of the images and of everything that decides the patches: the same for sets made anew from the
-        same images.
-    image_size, patch_size, stride : tuple[int, int]
-        (height, width) in pixels.
-    channels : int
-        1 grey, 3 RGB.
-    fit : {"exact", "pad"}
-        The grid's answer to images that it does not tile.
-    margin : int
-        Pixels around each patch that the stores keep (`PatchGrid`).
-    assignment : tuple[int, ...]
-        Grid position p -> Upper m.
-    class_names : tuple[str, ...]
-        Label k -> name.
-    splits : dict[str, tuple[tuple[int, int], ...]]
-        Half-open ranges of global sample indices of "train" and of "test"; several where images were added later.
-    mean, std : tuple[float, ...]
-        Per channel, over all pixels of the training images, pixels scaled to 0..1. A channel that never
-        changes has a standard deviation of 0: guard the division.
-    labels_version : int
-        Which version of the labels a run uses; 0 where labels have no versions, or were never corrected.
-    """
-
-    version: int = VERSION
-    dataset: str
-    fingerprint: str
+    version: int = VERSION  #: Of this file's format.
+    dataset: str  #: The dataset's name as the user gave it.
+    fingerprint: str  #: Hex digits; the same in every store of the set, and in no other set.
+    #: Hex digits of the images and of everything that decides the patches: the same for sets made again from the same
+    #: images.
     source: str
-    image_size: tuple[int, int]
-    channels: int
+    image_size: tuple[int, int]  #: (height, width) in pixels, as are patch size and stride.
+    channels: int  #: 1 grey, 3 RGB.
     patch_size: tuple[int, int]
     stride: tuple[int, int]
-    fit: Literal["exact", "pad"]
-    margin: int = 0
-    assignment: tuple[int, ...]
-    class_names: tuple[str, ...]
+    fit: Literal["exact", "pad"]  #: The grid's answer to images that it does not tile.
+    margin: int = 0  #: Pixels around each patch that the stores keep (`PatchGrid`).
+    assignment: tuple[int, ...]  #: Grid position p -> Upper m.
+    class_names: tuple[str, ...]  #: Label k -> name.
+    #: Half-open ranges of global sample indices of "train" and of "test"; several where images were added later.
     splits: dict[str, tuple[tuple[int, int], ...]]
+    #: Per channel, over all pixels of the training images, pixels scaled to 0..1. A channel that never changes has a
+    #: standard deviation of 0: guard the division.
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    #: Which version of the labels a run uses; 0 where labels have no versions, or were never corrected.
     labels_version: int = 0
 
     @property
@@ -98,13 +72,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def split_of(self, sample: int) -> tuple[str, int]:
-        """Return a sample's split and its number within it.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such sample.
-        """
+        """Return a sample's split and its number within it; raises ConfigError if there is no such sample."""
         for split, ranges in self.splits.items():
             before = 0
             for start, stop in ranges:
@@ -114,13 +82,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         raise ConfigError(f"there is no image {sample}; the dataset has images 0 to {self.num_samples - 1}")
 
     def sample_of(self, split: str, number: int) -> int:
-        """Return the global index of an image of a split.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such split or image.
-        """
+        """Return the global index of an image of a split; raises ConfigError if there is no such split or image."""
         left = number
         for start, stop in self.splits.get(split, ()):
             if 0 <= left < stop - start:
@@ -141,13 +103,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         )
 
     def positions_of(self, upper: int) -> tuple[int, ...]:
-        """Return the grid positions that an Upper holds, ascending.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such Upper.
-        """
+        """Return the grid positions that an Upper holds, ascending; raises ConfigError if there is no such Upper."""
         if not 0 <= upper < self.num_uppers:
             raise ConfigError(f"no Upper {upper}: the stores are for Uppers 0 to {self.num_uppers - 1}")
         return positions_by_upper(self.assignment)[upper]

@@ -1,4 +1,4 @@
-"""What a patch store is to the rest: positions of one Upper, read by sample index.
+"""The interface of a patch store: positions of one Upper, read by sample index.
 
 Shape suffixes: B batch, P positions of all Uppers, K positions of this Upper, C channels, h and w pixels of a patch
 with its margin.
@@ -18,30 +18,14 @@ from psl_flower.errors import StoreError
 
 
 class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a store says of itself.
+    """A store's metadata."""
 
-    Attributes
-    ----------
-    dataset : str
-        Fingerprint of the dataset, grid and assignment that the store belongs to (hex digits).
-    upper : int
-        Index of the Upper whose patches these are.
-    positions : tuple[int, ...]
-        Grid positions held, ascending; K of them.
-    patch_shape : tuple[int, int, int]
-        (C, h, w), the margin included.
-    num_samples : int
-        Images, over all splits.
-    epoch : int
-        Of a sealed store's keys, from 1; all stores of a set have the same. 0 where nothing is sealed.
-    """
-
-    dataset: str
-    upper: int
-    positions: tuple[int, ...]
-    patch_shape: tuple[int, int, int]
-    num_samples: int
-    epoch: int = 0
+    dataset: str  #: Fingerprint of the dataset, grid and assignment that the store belongs to (hex digits).
+    upper: int  #: Index of the Upper whose patches these are.
+    positions: tuple[int, ...]  #: Grid positions held, ascending; K of them.
+    patch_shape: tuple[int, int, int]  #: (C, h, w), the margin included.
+    num_samples: int  #: Images, over all splits.
+    epoch: int = 0  #: Of a sealed store's keys, from 1; all stores of a set have the same. 0 where nothing is sealed.
 
 
 @runtime_checkable
@@ -68,7 +52,7 @@ class PatchStore(Protocol):
         ...
 
     def noise_key(self) -> bytes:
-        """Return 32 secret bytes, the same at every opening, for what its node adds to codes; it alone has them.
+        """Return 32 secret bytes, the same at every opening and known to its node alone, for noise on codes.
 
         Raises
         ------

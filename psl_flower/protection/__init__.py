@@ -1,4 +1,4 @@
-"""What hides smashed data at the cut, as settings that people choose: docs/privacy.md says what each protects.
+"""Protections of smashed data at the cut, as settings; docs/privacy.md says what each protects.
 
 Loads torch only when pairs are made.
 """
@@ -21,30 +21,19 @@ PROTECTIONS = ("none", "narrow", "code")
 class Protection:
     """A choice of protection: makes the `CutPair` for a number of channels, as `psl_flower.models.split` takes it.
 
-    Attributes
-    ----------
-    name : {"none", "narrow", "code"}
-        Which one.
-    size : int
-        Numbers for each patch, 1 or more; for "narrow" and "code".
-    levels : int
-        Values that each of them can have, 2 to 256; for "code".
-    pool : int
-        Height and width that a patch's feature map is averaged to before, 1 or more; a smaller map repeats its values.
-    noise : float
-        Deviation of the noise on each number, in its own, 0 for none; for "narrow" and "code". A node draws it from a
-        secret of its store for each batch (`psl_flower.engine.noise`); an Upper that is given no draw adds none.
-
     Raises
     ------
     ConfigError
         If there is no such protection.
     """
 
-    name: str = "none"
-    size: int = 32
-    levels: int = 2
+    name: str = "none"  #: "none", "narrow" or "code": which one.
+    size: int = 32  #: Numbers for each patch, 1 or more; for "narrow" and "code".
+    levels: int = 2  #: Values that each of them can have, 2 to 256; for "code".
+    #: Height and width that a patch's feature map is averaged to before, 1 or more; a smaller map repeats its values.
     pool: int = 2
+    #: Deviation of the noise on each number, in its own, 0 for none; for "narrow" and "code". A node draws it from a
+    #: secret of its store for each batch (`psl_flower.engine.noise`); an Upper that is given no draw adds none.
     noise: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""What a training with validation images came to: best.json in the run's folder, written when training is over.
+"""The best checkpoint of a training with validation images: best.json in the run's folder, written at its end.
 
-The Lower's newest checkpoint is then the best one: later ones are dropped, so whatever uses the newest uses it.
+The Lower's newest checkpoint is then the best one, since later ones are dropped.
 """
 
 from __future__ import annotations
@@ -15,27 +15,13 @@ _FILE = "best.json"
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
-    """The weights that were kept.
+    """The weights that were kept."""
 
-    Attributes
-    ----------
-    step : int
-        Steps that they were trained for.
-    trained : int
-        Steps after which training ended.
-    monitor : str
-        What was watched on the validation images.
-    value : float or None
-        What it was; None if it was never a number.
-    stopped_early : bool
-        Whether training ended before its last step, for lack of improvement.
-    """
-
-    step: int
-    trained: int
-    monitor: str
-    value: float | None
-    stopped_early: bool
+    step: int  #: Steps that they were trained for.
+    trained: int  #: Steps after which training ended.
+    monitor: str  #: What was watched on the validation images.
+    value: float | None  #: What it was; None if it was never a number.
+    stopped_early: bool  #: Whether training ended before its last step, for lack of improvement.
 
 
 def save_best(run: RunFolder, best: Best) -> None:

@@ -3,37 +3,88 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from psl_flower.errors import RunError, StoreUnreachable
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import locked
+from psl_flower.system.files import abandoned, locked
 from psl_flower.system.folders import make_private_folder
 
 # One that is being ended may need a moment.
 _PATIENCE_S = 10.0
+_STARTING_PATIENCE_S = 1.0
+_STARTING = ".starting"
 _FILE = "lock"
 
 
 @contextlib.contextmanager
-def starting(run: RunFolder) -> Iterator[None]:
-    """Hold the name of a run that is to be made against other commands that would make it, too.
+def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
+    """Hold the name of a run against other commands that would begin it, too, from its start to its end.
+
+    Until the run has a status, `starts` lists it. Nothing of it is left where the run did not come to be.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    new : bool
+        Whether its folder is still to be made; False for one that is continued.
 
     Raises
     ------
     RunError
         If another command is starting or following a run of this name; or the disk refuses.
     """
-    taken = f"{run.path}: there is a run of this name already, begun by another command; choose another run-name"
+    what = "there is a run of this name already, begun by" if new else "this run is being continued by"
+    advice = "choose another run-name" if new else "wait for its end"
+    taken = f"{run.path}: {what} another command; {advice}"
+    runs = run.path.parent
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, [folder for folder in (runs, *runs.parents) if not folder.exists()])
         try:
-            make_private_folder(run.path.parent)
-            stack.enter_context(locked(run.path.parent / f".{run.name}.starting", 0.0))
+            make_private_folder(runs)
+            for left in abandoned(runs.glob(f".*{_STARTING}"), stat.S_ISREG):
+                left.unlink()
+            notice = runs / f".{run.name}{_STARTING}"
+            # Who lists runs looks at the lock for a moment.
+            stack.enter_context(locked(notice, _STARTING_PATIENCE_S))
         except StoreUnreachable as error:
             raise RunError(str(error) if error.__cause__ is not None else taken) from error
-        if run.path.exists():
+        stack.callback(notice.unlink, missing_ok=True)
+        if new and run.path.exists():
             raise RunError(taken)
         yield
+
+
+def is_starting(run: RunFolder, since: float | None) -> bool:
+    """Check if a run has no status yet of the command that began at `since`, as `starts` returns it."""
+    status = run.read_status()
+    if since is None or status is None:
+        return since is not None
+    # A run that is continued has the status of an earlier attempt.
+    return (status.ended or status.died) and status.updated < since
+
+
+def starts(workspace: Path) -> dict[str, float]:
+    """Return the names of runs that a command here starts or follows, each with the Unix time at which it began."""
+    found = {}
+    for notice in (workspace / "runs").glob(f".*{_STARTING}"):
+        with contextlib.suppress(OSError), notice.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found[notice.name[1:].removesuffix(_STARTING)] = os.fstat(file.fileno()).st_mtime
+    return found
+
+
+def _remove_if_empty(folders: Iterable[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a run has been through: its last accuracy, and changes of its rounds (extended.jsonl in its folder)."""
+"""History of a run: its last accuracy, and changes of its rounds (extended.jsonl in its folder)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ FILE = "extended.jsonl"
 
 
 class Extension(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of a run's rounds after which its weights are no longer those of a run that began with them.
+    """A change of a run's rounds after which its weights are no longer those of a run that began with them."""
 
-    Attributes
-    ----------
-    step : int
-        Steps done before it.
-    before, rounds : int
-        The run's rounds in all, before and since.
-    """
-
-    step: int
+    step: int  #: Steps done before it.
+    #: The run's rounds in all, before and since.
     before: int
     rounds: int
 
@@ -35,13 +28,7 @@ def note_extension(run: RunFolder, extension: Extension) -> None:
 
 
 def extensions(run: RunFolder) -> list[Extension]:
-    """Return the changes of a run's rounds, oldest first.
-
-    Raises
-    ------
-    RunError
-        If the file is damaged.
-    """
+    """Return the changes of a run's rounds, oldest first; raises RunError if the file is damaged."""
     path = run.path / FILE
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from psl_flower.errors import RunError
+from psl_flower.runs.claim import is_starting, starts
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import disk_errors
 
@@ -16,7 +17,7 @@ _CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder; links count as nothing, and so does what vanishes meanwhile."""
+    """Return the bytes of all files in a folder, without links and files that vanish meanwhile."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -28,6 +29,8 @@ def size_of(folder: Path) -> int:
 
 def refuse_if_running(run: RunFolder, doing: str) -> None:
     """Raise RunError if a run has not ended, as far as can be known on this host."""
+    if is_starting(run, starts(run.path.parents[1]).get(run.name)):
+        raise RunError(f"run {run.name}: is starting, {doing} while it runs; end the command that starts it first")
     status = run.read_status()
     if status is not None and not status.ended and not status.died:
         raise RunError(
@@ -36,7 +39,7 @@ def refuse_if_running(run: RunFolder, doing: str) -> None:
 
 
 def remove(run: RunFolder) -> int:
-    """Remove a run with all that it has written here; return the bytes freed.
+    """Remove a run's folder; return the bytes freed.
 
     Raises
     ------

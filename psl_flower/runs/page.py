@@ -63,13 +63,7 @@ out; psl evaluate --csv writes it.</p>
 
 
 def render(run: Summary) -> str:
-    """Return the page.
-
-    Raises
-    ------
-    ConfigError
-        If matplotlib is not installed.
-    """
+    """Return the page; raises ConfigError if matplotlib is not installed."""
     require_packages("a page", "plots", "matplotlib")
     classes = run.description.class_names
     confusion = run.confusion_KK is not None and len(classes) <= _MOST_CLASSES

@@ -1,4 +1,4 @@
-"""The folder of a prediction with a trained run's model where it lies, which `psl_flower.kinds.predict` asks for.
+"""The folder of a prediction with a trained run's model, made without collecting it (`psl_flower.kinds.predict`).
 
     <run>/predictions/<name>/
         status.json, log.txt     as those of a run, see `psl_flower.runs.folder`
@@ -38,38 +38,21 @@ class Absent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prediction was of, and how well it went.
+    """What was predicted, and how accurately."""
 
-    Attributes
-    ----------
-    run : str
-        The run whose model it is.
-    step : int
-        Steps that the model was trained for.
-    split : str
-        "train" or "test"; empty for images that were named.
-    images : int
-        Images predicted.
-    accuracy, loss : float
-        Share classified correctly, 0..1, and mean cross entropy, by the labels that the run knows.
-    absent : tuple[Absent, ...]
-        Uppers that took no part.
-    light : bool
-        Whether it is by the light model in place, see `psl lighten`.
-    """
-
-    run: str
-    step: int
-    split: str
+    run: str  #: The run whose model it is.
+    step: int  #: Steps that the model was trained for.
+    split: str  #: "train" or "test"; empty for images that were named.
     images: int
+    #: Share classified correctly, 0..1, and mean cross entropy, by the labels that the run knows.
     accuracy: float
     loss: float
-    absent: tuple[Absent, ...] = ()
-    light: bool = False
+    absent: tuple[Absent, ...] = ()  #: Uppers that took no part.
+    light: bool = False  #: Whether it is by the light model in place, see `psl lighten`.
 
     @property
     def whole(self) -> bool:
-        """Whether it is of all images of a split, by all Uppers: what the run itself would have said of them."""
+        """Whether it is of all images of a split, by all Uppers, as the run's own evaluation is."""
         return bool(self.split) and not self.absent and not self.light
 
 
@@ -94,13 +77,7 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
 
 
 def save_result(folder: RunFolder, result: Result) -> None:
-    """Write result.json, which marks the prediction as finished.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
+    """Write result.json, which marks the prediction as finished; raises RunError if the disk refuses."""
     write_record(folder.path / _RESULT, result, RunError)
 
 

@@ -1,4 +1,4 @@
-"""What a run came to, as its report and comparisons with other runs show it.
+"""A run's results, as its report and comparisons with other runs show them.
 
 Suffixes: K classes.
 """
@@ -19,38 +19,24 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.mistakes import Mistake, check_classes, columns_of, mistakes
 
-# Settings that say where a run is and how it is shown, not what it trains.
+# Settings of a run's place and display, not of what it trains.
 _NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner", "tracker", "tracker-uri"})
 _WORST = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A run's result.
+    """A run's result."""
 
-    Attributes
-    ----------
-    name, state : str
-        Of the run; how it stands.
-    settings : dict
-        All settings by their keys.
-    description : StoreSetDescription
-        The images and the grid.
-    rounds : list[dict]
-        The objects of metrics.jsonl.
-    confusion_KK : ndarray, optional
-        Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
-    worst : list[Mistake]
-        The test images that it got wrong, the surest first.
-    """
-
+    #: Of the run; how it stands.
     name: str
     state: str
-    settings: dict[str, Any]
-    description: StoreSetDescription
-    rounds: list[dict[str, Any]]
+    settings: dict[str, Any]  #: All settings by their keys.
+    description: StoreSetDescription  #: The images and the grid.
+    rounds: list[dict[str, Any]]  #: The objects of metrics.jsonl.
+    #: Test images by class (row) and predicted class (column) of the last evaluation, int64; None before the first.
     confusion_KK: NDArray[np.int64] | None
-    worst: list[Mistake]
+    worst: list[Mistake]  #: The test images that it got wrong, the surest first.
 
     @classmethod
     def of(cls, run: RunFolder) -> Summary:
@@ -85,7 +71,7 @@ class Summary:
         )
 
     def last(self, key: str) -> float | None:
-        """Return the last known value of a metric; None if there is none."""
+        """Return the last known value of a metric; None without one."""
         return next((row[key] for row in reversed(self.rounds) if row.get(key) is not None), None)
 
     def total(self, key: str) -> float:

@@ -1,4 +1,4 @@
-"""The audit log: who was given which images, when and why, written before they are.
+"""The audit log: who was given which images, when and why, written before the images are released.
 
     audit.log    one line per entry: {"entry": {...}, "signatures": [{"public": ..., "signature": ...}, ...]}
     audit.head   a signed document: how many entries there are, and the digest of the last
@@ -34,37 +34,18 @@ _ATTEMPTS = 100
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry.
+    """One entry."""
 
-    Attributes
-    ----------
-    number : int
-        From 0.
-    previous : str
-        Hex SHA-256 of the line before; zeros for the first.
-    dataset, manifest : str
-        Hex names of the dataset and of the manifest file that it was done by.
-    when : str
-        UTC, as the clock of the machine had it.
-    action : str
-        "restore", "answer" (a node, to a remote request) or "rotate".
-    who : tuple[str, ...]
-        Names, each with the key's fingerprint.
-    images : tuple[int, ...]
-        Global sample indices.
-    why : str
-        As they said.
-    """
-
-    number: int
-    previous: str
+    number: int  #: From 0.
+    previous: str  #: Hex SHA-256 of the line before; zeros for the first.
+    #: Hex names of the dataset and of the manifest file that it was done by.
     dataset: str
     manifest: str
-    when: str
-    action: str
-    who: tuple[str, ...]
-    images: tuple[int, ...]
-    why: str
+    when: str  #: UTC, as the clock of the machine had it.
+    action: str  #: "restore", "answer" (a node, to a remote request) or "rotate".
+    who: tuple[str, ...]  #: Names, each with the key's fingerprint.
+    images: tuple[int, ...]  #: Global sample indices.
+    why: str  #: In their words.
 
 
 class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

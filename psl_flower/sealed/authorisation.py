@@ -1,4 +1,4 @@
-"""Restoration from afar: restorers sign what they want, nodes re-seal it to them, a relay sees nothing.
+"""Remote restoration: restorers sign a request, nodes re-seal the patches to them, a relay sees nothing.
 
     authorisation   a signed document: k restorers ask for these images, for these recipients, until then
     answer          a signed document of one node: its patches of these images, sealed to the recipients
@@ -42,34 +42,17 @@ _CLOCK_SKEW_S = 300
 
 
 class Authorisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked for.
+    """The restorers' request."""
 
-    Attributes
-    ----------
-    dataset : bytes
-        Its 16-byte name.
-    epoch : int
-        Key epoch of the stores.
-    images : tuple[int, ...]
-        Global sample indices, each once.
-    recipients : tuple[str, ...]
-        Public keys of the restorers who will be able to open the answers.
-    why : str
-        For the logs.
-    issued, expires : int
-        Seconds since 1970 UTC.
-    nonce : bytes
-        16 random bytes, so that no two authorisations are alike.
-    """
-
-    dataset: bytes
-    epoch: int
-    images: tuple[int, ...]
-    recipients: tuple[str, ...]
-    why: str
+    dataset: bytes  #: Its 16-byte name.
+    epoch: int  #: Key epoch of the stores.
+    images: tuple[int, ...]  #: Global sample indices, each once.
+    recipients: tuple[str, ...]  #: Public keys of the restorers who will be able to open the answers.
+    why: str  #: For the logs.
+    #: Seconds since 1970 UTC.
     issued: int
     expires: int
-    nonce: bytes
+    nonce: bytes  #: 16 random bytes, so that no two authorisations are equal.
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,40 +32,20 @@ _Document = TypeVar("_Document", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of signed document.
+    """A kind of signed document."""
 
-    Attributes
-    ----------
-    magic : bytes
-        Its first 8 bytes.
-    purpose : Purpose
-        What its signatures are for.
-    name : str
-        What people call it.
-    """
-
-    magic: bytes
-    purpose: Purpose
-    name: str
+    magic: bytes  #: Its first 8 bytes.
+    purpose: Purpose  #: What its signatures are for.
+    name: str  #: What people call it.
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A parsed signed document; `payload` may be trusted as far as the signers are.
+    """A parsed signed document; `payload` may be trusted as far as the signers are."""
 
-    Attributes
-    ----------
-    payload : bytes
-        What was signed.
-    signers : tuple[bytes, ...]
-        Ed25519 public keys whose signatures were checked and found good.
-    digest : bytes
-        SHA-256 of the whole file.
-    """
-
-    payload: bytes
-    signers: tuple[bytes, ...]
-    digest: bytes
+    payload: bytes  #: What was signed.
+    signers: tuple[bytes, ...]  #: Ed25519 public keys whose signatures were checked and found good.
+    digest: bytes  #: SHA-256 of the whole file.
 
     def signed_by(self, public: PublicIdentity) -> bool:
         """Check if this identity is among the signers."""

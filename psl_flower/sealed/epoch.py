@@ -27,13 +27,7 @@ def root_for_owner(root: Secret, owner: PublicIdentity, dataset: bytes, epoch: i
 
 
 def open_root(manifest: Manifest, owner: Identity) -> Secret:
-    """Open the root as the owner.
-
-    Raises
-    ------
-    KeyMismatch
-        If this is another owner's manifest.
-    """
+    """Open the root as the owner; raises KeyMismatch if this is another owner's manifest."""
     info = context(Purpose.ROOT_FOR_OWNER, manifest.dataset, manifest.epoch)
     plain = owner.expect(Role.OWNER).open(manifest.root_for_owner, info)
     if plain is None:
@@ -44,13 +38,7 @@ def open_root(manifest: Manifest, owner: Identity) -> Secret:
 
 
 def check_root(root: Secret, manifest: Manifest) -> None:
-    """Check a root against its commitment.
-
-    Raises
-    ------
-    KeyMismatch
-        If it is another one.
-    """
+    """Check a root against its commitment; raises KeyMismatch if it is another one."""
     if not equal(root_commitment(root, manifest.dataset, manifest.epoch), manifest.root_commitment):
         raise KeyMismatch("the root key is not that of this dataset and epoch")
 
@@ -93,13 +81,7 @@ def open_as_node(manifest: Manifest, entry: StoreEntry, node: Identity, where: s
 
 
 def open_under_root(manifest: Manifest, entry: StoreEntry, root: Secret) -> Secret:
-    """Unwrap a store's data key by the root.
-
-    Raises
-    ------
-    KeyMismatch
-        If the root or the wrapped key is not the right one.
-    """
+    """Unwrap a store's data key by the root; raises KeyMismatch if the root or the wrapped key is not the right one."""
     bound = (manifest.dataset, manifest.epoch, entry.store, entry.upper)
     with derive(root, manifest.dataset, Purpose.STORE_KEY_UNDER_ROOT, *bound) as wrapping:
         plain = unwrap(wrapping, entry.key_under_root, context(Purpose.STORE_KEY_UNDER_ROOT, *bound))

@@ -57,38 +57,21 @@ _MAC_BYTES = 32
 
 
 class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What the records of a segment are.
+    """What the records of a segment are."""
 
-    Attributes
-    ----------
-    dataset, store : bytes
-        Random names of the dataset and the store, 16 bytes each.
-    epoch, generation, segment, upper : int
-        Key epoch (from 1), manifest generation that added it (from 1), number in the store (from 0), Upper
-        (from 0).
-    first : int
-        Global index of its first sample.
-    block : int
-        Samples that are shuffled together; the last block may be shorter.
-    patch_shape : tuple[int, int, int]
-        (C, h, w), the margin included.
-    positions : tuple[int, ...]
-        Grid positions, ascending.
-    salt : bytes
-        32 random bytes.
-    """
-
+    #: Random names of the dataset and the store, 16 bytes each.
     dataset: bytes
     store: bytes
+    #: Key epoch (from 1), manifest generation that added it (from 1), number in the store (from 0), Upper (from 0).
     epoch: int
     generation: int
     segment: int
     upper: int
-    first: int
-    block: int
-    patch_shape: tuple[int, int, int]
-    positions: tuple[int, ...]
-    salt: bytes
+    first: int  #: Global index of its first sample.
+    block: int  #: Samples that are shuffled together; the last block may be shorter.
+    patch_shape: tuple[int, int, int]  #: (C, h, w), the margin included.
+    positions: tuple[int, ...]  #: Grid positions, ascending.
+    salt: bytes  #: 32 random bytes.
 
     @property
     def plain_bytes(self) -> int:
@@ -133,13 +116,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
         return body + self._mac(body, data_key)
 
     def check(self, data: bytes, data_key: Secret, where: str) -> None:
-        """Check the MAC.
-
-        Raises
-        ------
-        KeyMismatch
-            If this key did not make it.
-        """
+        """Check the MAC; raises KeyMismatch if this key did not make it."""
         if not equal(data[-_MAC_BYTES:], self._mac(data[:-_MAC_BYTES], data_key)):
             raise KeyMismatch(f"{where}: the header was not made with this store's key")
 
@@ -153,7 +130,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, data: bytes, num_positions: int, where: str) -> SegmentHeader:
-        """Read a header of so many positions and check its form, not its MAC.
+        """Read a header of `num_positions` positions and check its form, not its MAC.
 
         Raises
         ------

@@ -40,38 +40,20 @@ OnRead = Callable[[Manifest, Mapping[tuple[str, int], int]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How to cut and for whom to seal.
+    """How to cut and for whom to seal; raises ConfigError if one node is to hold the stores of two Uppers."""
 
-    Attributes
-    ----------
-    patch_size, stride : tuple[int, int]
-        (height, width) in pixels.
-    nodes : tuple[PublicIdentity, ...]
-        One per Upper.
-    restorers : Mapping[str, PublicIdentity]
-        By name; may be empty, then only the owner can ever restore.
-    threshold : int
-        How many restorers are needed.
-    fit, margin, assignment
-        See `PatchGrid` and `assign`.
-    lower : PublicIdentity, optional
-        Seal the labels to this Lower server.
-
-    Raises
-    ------
-    ConfigError
-        If one node is to hold the stores of two Uppers.
-    """
-
+    #: (height, width) in pixels.
     patch_size: tuple[int, int]
     stride: tuple[int, int]
-    nodes: tuple[PublicIdentity, ...]
+    nodes: tuple[PublicIdentity, ...]  #: One per Upper.
+    #: By name; may be empty, then only the owner can ever restore.
     restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
-    threshold: int = 1
+    threshold: int = 1  #: How many restorers are needed.
+    #: See `PatchGrid` and `assign`.
     fit: Fit = "exact"
     margin: int = 0
     assignment: str = "scatter"
-    lower: PublicIdentity | None = None
+    lower: PublicIdentity | None = None  #: Seal the labels to this Lower server.
 
     def __post_init__(self) -> None:
         check_nodes(dict(enumerate(self.nodes)))
@@ -91,22 +73,14 @@ def check_nodes(nodes: Mapping[int, PublicIdentity]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What an ingest did.
+    """What an ingest did."""
 
-    Attributes
-    ----------
-    signed : SignedManifest
-        The new manifest; where no image was new, the one that was there.
-    before, added, resumed : int
-        Images there before, added now, and kept from a draft.
-    known, relabelled : int
-        Images that were asked for and are there already, and those of them that are there under another label.
-    """
-
-    signed: SignedManifest
+    signed: SignedManifest  #: The new manifest; where no image was new, the one that was there.
+    #: Images there before, added now, and kept from a draft.
     before: int
     added: int
     resumed: int
+    #: Images of the source that were sealed before, and those of them that have another label there.
     known: int = 0
     relabelled: int = 0
 
@@ -124,7 +98,7 @@ def ingest(
     on_read: OnRead | None = None,
     seen: SeenBook | None = None,
 ) -> Ingested:
-    """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
+    """Seal a dataset into one store per node, or continue an interrupted ingest of it.
 
     Parameters
     ----------
@@ -139,7 +113,7 @@ def ingest(
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
     append : bool, optional
-        Add those images that are not there yet: a new generation.
+        Add the images not sealed yet: a new generation.
     progress : callable, optional
         Called with (split, done, total) now and then.
     on_read : callable, optional

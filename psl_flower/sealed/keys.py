@@ -46,17 +46,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PublicIdentity:
-    """The public half of an identity.
+    """The public half of an identity."""
 
-    Attributes
-    ----------
-    role : Role
-        What it may be used for.
-    sign_key, seal_key : bytes
-        Raw Ed25519 and X25519 public keys, 32 bytes each.
-    """
-
-    role: Role
+    role: Role  #: What it may be used for.
+    #: Raw Ed25519 and X25519 public keys, 32 bytes each.
     sign_key: bytes
     seal_key: bytes
 
@@ -106,21 +99,11 @@ class PublicIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A private identity. Shows its role and name only.
+    """A private identity. Shows its role and name only."""
 
-    Attributes
-    ----------
-    role : Role
-        What it may be used for.
-    name : str
-        For people; 1 to 64 of letters, digits and ._@-.
-    secret : Secret
-        64 bytes: Ed25519 seed, X25519 private key.
-    """
-
-    role: Role
-    name: str
-    secret: Secret = field(repr=False)
+    role: Role  #: What it may be used for.
+    name: str  #: For people; 1 to 64 of letters, digits and ._@-.
+    secret: Secret = field(repr=False)  #: 64 bytes: Ed25519 seed, X25519 private key.
     _sign: Ed25519PrivateKey = field(init=False, repr=False, compare=False)
     _seal: X25519PrivateKey = field(init=False, repr=False, compare=False)
 
@@ -145,13 +128,7 @@ class Identity:
         )
 
     def expect(self, role: Role) -> Identity:
-        """Return itself if it has the role.
-
-        Raises
-        ------
-        WrongRole
-            If it has another.
-        """
+        """Return itself if it has the role; raises WrongRole if it has another."""
         if self.role is not role:
             raise WrongRole(f"expected the key of {role.with_article}, got that of the {self.role} {self.name!r}")
         return self

@@ -74,46 +74,25 @@ class Version(_Part, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One label version for people.
+    """One label version for people."""
 
-    Attributes
-    ----------
-    version : int
-        From 0.
-    kind, who, when, why : str
-        Of the version; who by name.
-    changes : tuple[tuple[int, int, int], ...]
-        (image, old label, new label) of a "relabel".
-    """
-
-    version: int
+    version: int  #: From 0.
+    #: Of the version; who by name.
     kind: str
     who: str
     when: str
     why: str
-    changes: tuple[tuple[int, int, int], ...]
+    changes: tuple[tuple[int, int, int], ...]  #: (image, old label, new label) of a "relabel".
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of the newest version.
+    """The labels of the newest version."""
 
-    Attributes
-    ----------
-    labels_N : NDArray[np.int64]
-        (N,) index into the class names.
-    version : int
-        The newest version's number.
-    history : tuple[Change, ...]
-        All versions, oldest first; those before a snapshot only for who could read them.
-    digests : tuple[bytes, ...]
-        SHA-256 of each version's file, for `Memory.check_labels`.
-    """
-
-    labels_N: NDArray[np.int64]
-    version: int
-    history: tuple[Change, ...]
-    digests: tuple[bytes, ...]
+    labels_N: NDArray[np.int64]  #: (N,) index into the class names.
+    version: int  #: The newest version's number.
+    history: tuple[Change, ...]  #: All versions, oldest first; those before a snapshot only for who could read them.
+    digests: tuple[bytes, ...]  #: SHA-256 of each version's file, for `Memory.check_labels`.
 
 
 class LabelBook:
@@ -258,9 +237,9 @@ class LabelBook:
         return LabelError(f"{self._out}: the dataset changed meanwhile (generation {newest.generation}); run it again")
 
     def _left_over(self, manifest: Manifest, owner: Identity, body: Body, number: int) -> bytes | None:
-        """Return the digest of this very version, if an interrupted ingest wrote it and is now going on.
+        """Return the digest of this version, if an interrupted ingest wrote it and continues now.
 
-        Anything else that lies there is of a draft that was dropped, and was never valid.
+        Any other file there belongs to a dropped draft, and was never valid.
         """
         path = self.folder / _file(number)
         try:

@@ -88,7 +88,7 @@ class RecordCipher:
             return None
 
     def diagnose(self, record: bytes, slot: int, ids: list[bytes], where: str) -> Exception:
-        """Return the error that says what is wrong with a record that `open` refused."""
+        """Return the error for a record that `open` refused."""
         found, wanted = record[:ID_BYTES], ids[slot]
         if found == wanted or self.open(wanted + record[ID_BYTES:], wanted, slot) is not None:
             return RecordDamaged(f"{where}: record {slot} was changed; run `psl verify`")

@@ -1,7 +1,7 @@
 """Rotation: a new epoch with new keys for everything, re-encrypted; the way to end somebody's access.
 
-Wrapping the old keys anew would end nothing: who had them could still open the old records. After a rotation
-the new files open only with new keys; copies of the old files stay readable to whoever kept the old keys,
+Re-wrapping the old keys would end nothing: who had them could still open the old records. After a rotation
+the new files open only with new keys; copies of the old files stay readable with the old keys,
 which is why the manifest lists them as remains.
 """
 
@@ -51,29 +51,13 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What changes with a rotation, besides all keys.
-
-    Attributes
-    ----------
-    drop_restorers : tuple[str, ...]
-        Names.
-    add_restorers : Mapping[str, PublicIdentity]
-        By name.
-    threshold : int
-        The new one; 0 keeps the old.
-    nodes : Mapping[int, PublicIdentity]
-        Upper -> new node key.
-    drop_nodes : tuple[int, ...]
-        Uppers whose positions the others take over.
-    lower : PublicIdentity, optional
-        New Lower key.
-    """
+    """What changes with a rotation, besides all keys."""
 
     drop_restorers: tuple[str, ...] = ()
-    add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)
-    threshold: int = 0
-    nodes: Mapping[int, PublicIdentity] = field(default_factory=dict)
-    drop_nodes: tuple[int, ...] = ()
+    add_restorers: Mapping[str, PublicIdentity] = field(default_factory=dict)  #: By name.
+    threshold: int = 0  #: The new one; 0 keeps the old.
+    nodes: Mapping[int, PublicIdentity] = field(default_factory=dict)  #: Upper -> new node key.
+    drop_nodes: tuple[int, ...] = ()  #: Uppers whose positions the others take over.
     lower: PublicIdentity | None = None
 
 

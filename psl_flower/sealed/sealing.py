@@ -41,24 +41,13 @@ _MAX_BLOCK, _MIN_BLOCK = 4096, 16
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A generation in the making.
+    """A generation in the making."""
 
-    Attributes
-    ----------
-    manifest : Manifest
-        As it will be, with the segments that are finished.
-    source : str
-        What the samples are taken from.
-    labels : bytes
-        Labels of the new samples so far (u32 each), sealed to the owner; empty for a rotation.
-    contents : bytes
-        Digests of the new samples so far (16 bytes each), sealed to the owner; empty for a rotation, and in drafts of
-        earlier versions.
-    """
-
-    manifest: Manifest
-    source: str
-    labels: bytes = b""
+    manifest: Manifest  #: As it will be, with the segments that are finished.
+    source: str  #: What the samples are taken from.
+    labels: bytes = b""  #: Labels of the new samples so far (u32 each), sealed to the owner; empty for a rotation.
+    #: Digests of the new samples so far (16 bytes each), sealed to the owner; empty for a rotation, and in drafts of
+    #: earlier versions.
     contents: bytes = b""
 
 
@@ -70,7 +59,7 @@ class Sealing:
     out : Path
         The owner's folder: manifest, draft, labels.
     draft : Draft
-        The draft to begin or go on with.
+        The draft to begin or continue with.
     owner : Identity
         Signs.
     keys : list[Secret]
@@ -237,13 +226,7 @@ def new_epoch(
 
 
 def load_draft(out: Path, owner: PublicIdentity) -> Draft | None:
-    """Return the draft that an interrupted sealing left, or None.
-
-    Raises
-    ------
-    KeyMismatch
-        If it is another owner's.
-    """
+    """Return the draft that an interrupted sealing left, or None; raises KeyMismatch if it is another owner's."""
     try:
         data = read_file(out / DRAFT_FILE, limit=envelope.MAX_BYTES)
     except StoreNotFound:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,8 +23,9 @@ _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")
 # Their "folders" are parts of names; makedirs would create a mistyped bucket.
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
-# A web server that says nothing for so long is taken for lost.
+# A web server that is silent for this long is taken for lost, and one that sends less than this on average.
 _SILENT_S = 30.0
+_LEAST_BYTES_PER_S = 1000
 # The most that is taken of an answer where no part of a file was asked for: a listing.
 _LISTING_BYTES = 1 << 24
 _CANNOT_NOW = 500
@@ -48,7 +50,7 @@ class UrlFolder:
     """A folder at a URL, through fsspec.
 
     A file is written under a temporary name and then moved, so that a broken transfer leaves none under its
-    own; what the far side makes durable, and when, is its own affair.
+    own; the far side alone decides when it is durable.
 
     Raises
     ------
@@ -67,7 +69,7 @@ class UrlFolder:
             self._fs, self._root = fsspec.core.url_to_fs(url, **_options(self._scheme))
         except Exception as error:  # of any library behind fsspec
             raise _unreachable(f"cannot open {self._name}", error) from None
-        # Either has no ranges of its own: sshfs would fetch the whole file for each, others open it anew for each.
+        # Neither reads ranges: sshfs would fetch the whole file for each, others open it again for each.
         self._by_handle = self._scheme in _SSH or not self._fs.async_impl
         self._open: dict[str, Any] = {}
         # At the latest at the process's end: sshfs waits for ever for a file closed after fsspec's thread is gone.
@@ -203,13 +205,20 @@ class AnswerTooLong(Exception):
 def _bounded() -> type:
     """Return a class of aiohttp's answers that are read no further than the part of a file that was asked for.
 
-    aiohttp takes all that comes, and a web server is not trusted with anything: it may send without end.
+    aiohttp takes all that comes, and a web server is not trusted with anything: it may send without end, or a byte now
+    and then.
     """
+    import asyncio
+
     import aiohttp
 
     class Bounded(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            return await asyncio.wait_for(super().start(connection), _SILENT_S)
+
         async def read(self) -> bytes:
             if self._body is None:
+                began = time.monotonic()
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
                 limit = int(asked[2]) - int(asked[1]) + 1 if asked else _LISTING_BYTES
                 content = bytearray()
@@ -218,6 +227,9 @@ def _bounded() -> type:
                     if len(content) > limit:
                         self.close()
                         raise AnswerTooLong
+                    if time.monotonic() - began > _SILENT_S + len(content) / _LEAST_BYTES_PER_S:
+                        self.close()
+                        raise TimeoutError
                 self._body = bytes(content)
             return self._body
 

@@ -107,13 +107,7 @@ class TrainingFolder:
         return kept
 
     def write_rounds(self, records: list[dict[str, Any]]) -> None:
-        """Write the records of all rounds, in one piece.
-
-        Raises
-        ------
-        RunError
-            If the disk refuses.
-        """
+        """Write the records of all rounds, in one piece; raises RunError if the disk refuses."""
         text = "".join(json.dumps(record) + "\n" for record in records)
         write_file(self.path / "rounds.jsonl", text.encode(), RunError, mode=0o600, parents=True)
 

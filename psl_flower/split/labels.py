@@ -172,13 +172,7 @@ class LabelEngine(MidStepParty):
         return party_state(self.step, self.claim, self.head, self._optimizer)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        RunError
-            If the state is another party's or another head's.
-        """
+        """Go back to a state; raises RunError if the state is another party's or another head's."""
         load_party(state, self.claim, self.head, self._optimizer, self.name)
         self.step = int(state["step"])
 

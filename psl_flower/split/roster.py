@@ -25,27 +25,13 @@ MakeParty = Callable[[str, Any], Given]
 
 
 class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What parties build their side from, as `NodeTask.settings` carries it.
+    """What parties build their side from, as `NodeTask.settings` carries it."""
 
-    Attributes
-    ----------
-    seed : int
-        The run's.
-    sent : tuple of Sent
-        By party, what its model returns for one sample.
-    returned : Sent or None
-        What the server's model returns for one sample, where a party has the labels.
-    evaluate_batch_size : int
-        Samples in a batch of an evaluation.
-    average_every : int
-        Steps after which the holders of a party are averaged; 0 for never.
-    """
-
-    seed: int
-    sent: tuple[Sent, ...]
-    returned: Sent | None = None
-    evaluate_batch_size: int = 256
-    average_every: int = 0
+    seed: int  #: The run's.
+    sent: tuple[Sent, ...]  #: By party, what its model returns for one sample.
+    returned: Sent | None = None  #: What the server's model returns for one sample, where a party has the labels.
+    evaluate_batch_size: int = 256  #: Samples in a batch of an evaluation.
+    average_every: int = 0  #: Steps after which the holders of a party are averaged; 0 for never.
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +48,10 @@ class Roster:
 
     A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group; what is
     said of a party here is meant of such a holder (`psl_flower.split.holders`).
-
-    Attributes
-    ----------
-    names : tuple of str
-        By number.
-    labels : str
-        The party that has the labels; empty where the server has them.
     """
 
-    names: tuple[str, ...]
-    labels: str = ""
+    names: tuple[str, ...]  #: By number.
+    labels: str = ""  #: The party that has the labels; empty where the server has them.
 
     @property
     def senders(self) -> tuple[str, ...]:

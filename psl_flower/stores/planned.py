@@ -1,4 +1,4 @@
-"""What the patch stores of a run would be, without making them."""
+"""Describes the patch stores that a run would have, without making them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,14 @@ _RECORD_BYTES = 16 + 12 + 16 + 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStores:
-    """The stores that a run's settings ask for.
+    """The stores that a run's settings ask for."""
 
-    Attributes
-    ----------
-    description : StoreSetDescription
-        As of the stores; of stores that are not there yet, fingerprints and pixel statistics are placeholders.
-    folder : Path
-        Where they are, or would be made.
-    exist : bool
-        Whether that folder is there.
-    grid_reason : str
-        One line for people on why the grid was chosen; empty where it is given.
-    account : Account, optional
-        What would be read of the dataset; None of stores that an owner has filled.
-    """
-
+    #: As of the stores; of stores that are not there yet, fingerprints and pixel statistics are placeholders.
     description: StoreSetDescription
-    folder: Path
-    exist: bool
-    grid_reason: str = ""
-    account: Account | None = None
+    folder: Path  #: Where they are, or would be made.
+    exist: bool  #: Whether that folder exists.
+    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it is given.
+    account: Account | None = None  #: What would be read of the dataset; None of stores that an owner has filled.
 
     @property
     def num_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""A set of patch stores on disk: what is asked for, what is there, how it is opened again.
+"""A set of patch stores on disk: the request for it, its parts, and how it is opened.
 
     <root>/<slug>-<12 hex>/
         manifest.json        written last: a folder without it is unfinished
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
-from psl_flower.data.images import Resized
+from psl_flower.data.images import AccountedSource, Resized
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
+from psl_flower.patches.cutting import explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import manifest as manifests
@@ -54,43 +54,25 @@ _LAYOUT_VERSION = 3
 class StoreRequest(SourceOptions):
     """What to cut, and how; and of which images, as `SourceOptions` says.
 
-    Attributes
-    ----------
-    dataset : str
-        As `open_dataset` takes it.
-    image_size : tuple[int, int]
-        (height, width) that every image is brought to, antialiased and cropped; (0, 0): as the images are,
-        all alike.
-    patch_size : tuple[int, int]
-        (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
-    stride : tuple[int, int]
-        (height, width) in pixels; (0, 0): the patch size, so that patches do not overlap.
-    pattern : {"", "auto"}
-        "auto": patch size and stride are chosen from the images (`psl_flower.stores.grid_choice`) and (0, 0) here.
-    fit : {"exact", "pad"}
-        See `PatchGrid`.
-    margin : int
-        Pixels around each patch that the stores keep; see `PatchGrid`.
-    num_uppers : int
-        M; 0: one for each grid position.
-    assignment : {"scatter", "round-robin"}
-        See `assign`.
-
     Raises
     ------
     ConfigError
         If only one of the image's sizes is stated, or one is negative.
     """
 
-    dataset: str
+    dataset: str  #: As `open_dataset` takes it.
+    #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): their own, the same for all.
     image_size: tuple[int, int] = (0, 0)
+    #: (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
     patch_size: tuple[int, int] = (0, 0)
+    #: (height, width) in pixels; (0, 0): the patch size, so that patches do not overlap.
     stride: tuple[int, int] = (0, 0)
+    #: "auto": patch size and stride are chosen from the images (`psl_flower.stores.grid_choice`) and (0, 0) here.
     pattern: Literal["", "auto"] = ""
-    fit: Literal["exact", "pad"] = "exact"
-    margin: int = 0
-    num_uppers: int = 0
-    assignment: Literal["scatter", "round-robin"] = "scatter"
+    fit: Literal["exact", "pad"] = "exact"  #: See `PatchGrid`.
+    margin: int = 0  #: Pixels around each patch that the stores keep; see `PatchGrid`.
+    num_uppers: int = 0  #: M; 0: one for each grid position.
+    assignment: Literal["scatter", "round-robin"] = "scatter"  #: See `assign`.
 
     def __post_init__(self) -> None:
         """Check the image size; what fits the images is for `grid` to say."""
@@ -108,12 +90,12 @@ class StoreRequest(SourceOptions):
         """Open the dataset; raises as `open_dataset` does."""
         return open_dataset(self.dataset, self.source_options())
 
-    def sized(self, source: ImageSource) -> Source:
+    def sized(self, source: ImageSource) -> AccountedSource:
         """Return the source with every image brought to the image size, where one is stated."""
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
-        """Return where this request's set belongs, whether or not it is there yet.
+        """Return the place of this request's set, which need not exist yet.
 
         Parameters
         ----------
@@ -197,41 +179,18 @@ class StoreRequest(SourceOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSet:
-    """A complete set of patch stores.
+    """A complete set of patch stores."""
 
-    Attributes
-    ----------
-    folder : Path
-        Where they are.
-    description : StoreSetDescription
-        What they are.
-    labels : NDArray[np.int64]
-        (N,) index into the class names, of all samples in global order.
-    created : bool
-        False if the set was there already.
-    keys : Path, optional
-        This machine's private keys, where the stores are sealed.
-    owner : str
-        Public key of who signed sealed stores.
-    note : str
-        One line for people on corrected labels; may be empty.
-    grid_reason : str
-        One line for people on why the grid was chosen; empty where it was not chosen here.
-    epoch : int
-        Of the keys of sealed stores; 0 if they are plain.
-    account : Account, optional
-        What was read of the dataset when they were made; None where that is not known here.
-    """
-
-    folder: Path
+    folder: Path  #: Where they are.
     description: StoreSetDescription
-    labels: NDArray[np.int64]
-    created: bool
-    keys: Path | None = None
-    owner: str = ""
-    note: str = ""
-    grid_reason: str = ""
-    epoch: int = 0
+    labels: NDArray[np.int64]  #: (N,) index into the class names, of all samples in global order.
+    created: bool  #: False if the set was there already.
+    keys: Path | None = None  #: This machine's private keys, where the stores are sealed.
+    owner: str = ""  #: Public key of who signed sealed stores.
+    note: str = ""  #: One line for people on corrected labels; may be empty.
+    grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it was not chosen here.
+    epoch: int = 0  #: Of the keys of sealed stores; 0 if they are plain.
+    #: What was read of the dataset when they were made; None where that is not known here.
     account: Account | None = None
 
     @property

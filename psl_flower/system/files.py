@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens meanwhile; and one wording for what a disk refuses.
+"""Files that appear whole or not at all, even after a crash; and one wording for a disk's errors.
 
 Each operation of `Disk` is a place where a crash may come: tests replace it by one that stops at a chosen operation,
 or forgets what was not yet synchronised.
@@ -27,6 +27,7 @@ from psl_flower.errors import PslError, StoreNotFound, StoreUnreachable
 
 BUFFER_BYTES = 1 << 20
 log = logging.getLogger("psl_flower")
+_UNSAID_S = 1.0
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # What a shell hands over, as in --passphrase-file <(command): pipes, which are read as their writer comes.
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -69,7 +70,7 @@ class Disk:
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         path.unlink(missing_ok=True)
 
 
@@ -85,18 +86,18 @@ def disk_errors(
     missing: type[PslError] | None = None,
     advice: str = "",
 ) -> Iterator[None]:
-    """Turn what the system refuses into an error of ours: "PATH: cannot be WHAT: REASON; ADVICE".
+    """Turn the system's errors into ours: "PATH: cannot be WHAT: REASON; ADVICE".
 
     Parameters
     ----------
     path : Path
-        What is worked on; of a folder, the file in it that was refused is named.
+        The file or folder; of a folder, the error names the file in it.
     what : str
         Such as "read" or "written".
     error, missing : type[PslError]
         The error, and that for a file that is not there, by default the same.
     advice : str, optional
-        What to do; of a full disk something is said in any case.
+        What to do; a full disk always gets advice.
     """
     try:
         yield
@@ -130,7 +131,7 @@ def open_regular(path: Path) -> int:
 
 
 def require_regular(path: Path, status: os.stat_result) -> None:
-    """Check that what was found under a name is a file with content, and raise an OSError that says what it is."""
+    """Raise an OSError that names the kind of file unless this is a regular one."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -156,7 +157,7 @@ def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: in
 
 
 def sha256_name(content: bytes) -> str:
-    """Return what names a file by its content: "sha256:" and 64 hexadecimal digits."""
+    """Return a content's name: "sha256:" and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -280,17 +281,27 @@ class NewFile:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
-    """Hold a lock file against other processes.
+    """Hold a lock file against other processes; after a second, say that it is waited for.
 
     Raises
     ------
     StoreUnreachable
         If another process holds it for longer than the timeout, or the lock cannot be made.
     """
-    lock = FileLock(path, timeout=timeout_s)
     with disk_errors(path, "locked"):
+        # Whoever may read the file may lock it: nobody but those who may write in the folder.
+        group = stat.S_IRGRP | stat.S_IWGRP if path.parent.stat().st_mode & stat.S_IWGRP else 0
+        mode = stat.S_IRUSR | stat.S_IWUSR | group
+        _narrow(path, mode)
+        lock = FileLock(path, mode=mode)
         try:
-            lock.acquire()
+            try:
+                lock.acquire(timeout=min(timeout_s, _UNSAID_S))
+            except Timeout:
+                log.warning(
+                    "%s: another process is at work there; waiting for it, at most %g s", path.parent, timeout_s
+                )
+                lock.acquire(timeout=timeout_s)
         except Timeout:
             raise StoreUnreachable(
                 f"{path.parent}: another process has been at work there for {timeout_s:g} s; end it, or try again later"
@@ -301,13 +312,21 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
         lock.release()
 
 
+def _narrow(path: Path, mode: int) -> None:
+    """Give an older lock file of this user's these permissions."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 & ~mode:
+            path.chmod(mode)
+
+
 def temporary_name(path: Path) -> Path:
     """Return the hidden name that a file or folder has until it is whole; nobody can guess it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def hold(descriptor: int) -> None:
-    """Lock what is being written until the descriptor is closed, as this process ends at the latest."""
+    """Lock a file or folder in the making until the descriptor is closed, when this process ends at the latest."""
     with contextlib.suppress(OSError):  # a file system without locks: what a crash leaves there stays
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 

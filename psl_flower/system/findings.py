@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Findings of a check."""
 
 from __future__ import annotations
 
@@ -6,24 +6,12 @@ from typing import Literal, NamedTuple
 
 
 class Finding(NamedTuple):
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes
-    ----------
-    level : {"ok", "warning", "failed"}
-        "failed": a run would not work; "warning": it may.
-    what : str
-        What was looked at, in a word or two.
-    found : str
-        What is there.
-    do : str
-        What to do about it; empty if nothing.
-    """
-
-    level: Literal["ok", "warning", "failed"]
-    what: str
-    found: str
-    do: str = ""
+    level: Literal["ok", "warning", "failed"]  #: "failed": a run would not work; "warning": it may.
+    what: str  #: The thing checked, in a word or two.
+    found: str  #: Its state.
+    do: str = ""  #: What to do about it; empty if nothing.
 
 
 def ok(what: str, found: str) -> Finding:

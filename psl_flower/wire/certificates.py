@@ -1,4 +1,4 @@
-"""Certificate and key files: dates, addresses, issuer; and the key with which a node proves who it is."""
+"""Checks of certificate and key files: dates, addresses, issuer; and of a node's authentication key."""
 
 from __future__ import annotations
 

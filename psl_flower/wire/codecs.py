@@ -1,4 +1,4 @@
-"""How one tensor becomes bytes on the wire and comes back: float32, bfloat16, float16, int8, and codes of few bits.
+"""Encodes one tensor as bytes and decodes it: float32, bfloat16, float16, int8, and codes of few bits.
 
 A codec knows the exact number of bytes of a shape before anything is allocated, so a receiver can refuse a
 frame by its metadata alone. All bytes are little-endian. Smashed data travels channels last, (B, K, h', w',
@@ -42,7 +42,7 @@ MAX_LEVELS = 256
 
 
 class Codec(Protocol):
-    """What every codec does."""
+    """The interface of every codec."""
 
     @property
     def name(self) -> str:
@@ -182,14 +182,9 @@ class CodeCodec:
 
     Level k in 0..levels-1 stands for the number 2k / (levels - 1) - 1. Bits follow each other over the bytes, the
     highest first; those left over in the last byte are 0.
-
-    Attributes
-    ----------
-    levels : int
-        2 to 256.
     """
 
-    levels: int
+    levels: int  #: 2 to 256.
 
     @property
     def name(self) -> str:
@@ -240,7 +235,7 @@ def to_levels(values: Tensor, levels: int) -> Tensor:
 
 
 def rounded_to_levels(values: Tensor, levels: int) -> Tensor:
-    """Return the nearest numbers, float32, that levels stand for; NaN stays NaN, so that a loss of it is none."""
+    """Return the nearest numbers, float32, that levels stand for; NaN stays NaN, so that the loss shows it."""
     return from_levels(_nearest(values, levels), levels)
 
 

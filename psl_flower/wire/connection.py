@@ -36,9 +36,9 @@ Steps = Generator[int, None, T]
 # A peer whose machine vanished is noticed after 10 + 3 * 5 s, also while it is thought to compute.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 # Keepalive is silent while data is under way to a machine that vanished; then the system sends it again, for a quarter
-# of an hour. Three times in vain are a second or two, and whatever was lost on a bad link has arrived; if nothing is
-# acknowledged for so long after that, the peer is lost. One that is only busy, or stopped, still acknowledges.
-# (TCP_USER_TIMEOUT would not do: it would also end the connection to a peer that does not read for so long.)
+# of an hour. Three retransmissions take a second or two, in which a bad link has delivered what it lost; if nothing is
+# acknowledged for this long after that, the peer is lost. One that is only busy, or stopped, still acknowledges.
+# (TCP_USER_TIMEOUT would not do: it would also end the connection to a peer that does not read for this long.)
 _SOME_RETRANSMITS = 3
 _UNACKNOWLEDGED_S = 30.0
 _LOOK_EVERY_S = 5.0
@@ -59,11 +59,11 @@ class Connection:
         Connected; an `ssl.SSLSocket` may still have its handshake ahead (`handshake`). Made non-blocking;
         owned. May be wrapped in TLS later.
     peer : str
-        The peer's name in errors; may be set anew.
+        The peer's name in errors; may be changed.
     limits : Limits
         Most bytes a received frame may declare.
     trusted : str
-        What the peer's certificate must come from, in an error's words.
+        The authority of the peer's certificate, as an error names it.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Connection:
     # The generators.
 
     def peeking(self) -> Steps[bytes]:
-        """Wait for the first bytes, up to 4,096, and leave them where they are; of a socket without TLS."""
+        """Peek at the first bytes, up to 4,096, without consuming them; for a socket without TLS."""
         while True:
             try:
                 first = self.sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
@@ -158,7 +158,7 @@ class Connection:
         return parse_payload(payload, envelope, expect, self.peer)
 
     def draining(self) -> Steps[None]:
-        """Read and forget until the peer closes."""
+        """Read and discard until the peer closes."""
         while True:
             try:
                 if not self.sock.recv(65_536):
@@ -201,7 +201,7 @@ class Connection:
         deadline : float
             On the clock of `time.monotonic`.
         doing : str
-            What is waited for, in an error's words.
+            The awaited event, as an error names it.
 
         Raises
         ------
@@ -229,7 +229,7 @@ class Connection:
         return self.run(self.receiving(expect), deadline, "waiting for its answer")
 
     def last_words(self, expect: Expectation, linger_s: float = 0.2) -> Frame | None:
-        """Return the frame that a peer sent before it closed the connection on us, if one is there."""
+        """Return the frame, if any, that a peer sent before it closed the connection."""
         with suppress(ProtocolError, OSError):
             return self.receive(expect, time.monotonic() + linger_s)
         return None

@@ -34,7 +34,7 @@ def endpoint_identity(address: str, *, cert: str = "", key: str = "", client_ca:
     Raises
     ------
     ConfigError
-        Naming the setting, the file, what is wrong with it and what to do.
+        Naming the setting, the file, its fault and the remedy.
     """
     identity = _identity(cert, key, "server", (address,)) if cert else ephemeral_identity([address])
     if not client_ca:
@@ -57,7 +57,7 @@ def node_tls(*, ca: str = "", cert: str = "", key: str = "", allow_plaintext: bo
     Raises
     ------
     ConfigError
-        Naming the setting, the file, what is wrong with it and what to do.
+        Naming the setting, the file, its fault and the remedy.
     """
     if bool(cert) != bool(key):
         raise ConfigError("node-config: exchange-cert and exchange-key belong together; give both or neither")

@@ -62,12 +62,12 @@ class ExchangeEndpoint:
     handshake_timeout_s : float
         Longest time, in seconds, from a connection to its complete `Hello`.
     max_pending : int
-        Most connections of strangers that have not said a valid `Hello`, and as many of nodes; the oldest silent one of
-        the busiest network and host makes room.
+        Most connections of strangers without a valid `Hello`, and as many of nodes; beyond it the oldest silent one of
+        the busiest network and host is dropped.
     allow_plaintext : bool
         Permit plaintext outside loopback.
     names : sequence of str
-        What the parties are called, by number, where they have names.
+        The parties' names, by number, if they have any.
 
     Raises
     ------
@@ -132,7 +132,7 @@ class ExchangeEndpoint:
 
     @property
     def connected(self) -> frozenset[int]:
-        """The Uppers that are connected, as far as is known without talking to them."""
+        """The Uppers believed to be connected; none is asked."""
         with self._changed:
             return frozenset(self._workers)
 
@@ -203,7 +203,7 @@ class ExchangeEndpoint:
         PeerLost
             An Upper is not connected, its connection broke, or the time is over.
         NodeError
-            An Upper reported a failure of its own.
+            An Upper reported its own failure.
         WireError, ProtocolError
             An Upper sent something malformed or not expected, or `abort` was called.
         ConfigError, TrainingError
@@ -241,7 +241,7 @@ class ExchangeEndpoint:
         return answers
 
     def finish(self, uppers: Collection[int], timeout_s: float) -> None:
-        """Tell Uppers that the round is over and part from them; for the next one they connect with new tickets.
+        """Send Uppers the end of the round and disconnect them; for the next one they connect with new tickets.
 
         Raises
         ------
@@ -257,7 +257,7 @@ class ExchangeEndpoint:
                     worker.end("the round is over", tell_peer=False)
 
     def abort(self, reason: str) -> None:
-        """Tell every connected Upper, as far as a moment allows, why the exchange ends; then close.
+        """Send every connected Upper the reason why the exchange ends, waiting only a moment; then close.
 
         May be called from any thread; `wait_for` and `exchange` in other threads end at once with
         ProtocolError.

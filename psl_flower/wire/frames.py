@@ -74,22 +74,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A message and its tensors (none or one), to be sent or as received.
+    """A message and its tensors (none or one), to be sent or as received."""
 
-    Attributes
-    ----------
-    message : Message
-        One of `psl_flower.wire.messages`.
-    tensors : tuple of Tensor
-        As many as `message.num_tensors`. To be sent: float32, bfloat16 or float16. Received: CPU,
-        contiguous, writable, in the dtype of the `Expectation`.
-    codec : str
-        Codec of the tensors on the wire.
-    """
-
-    message: Message
+    message: Message  #: One of `psl_flower.wire.messages`.
+    #: As many as `message.num_tensors`. To be sent: float32, bfloat16 or float16. Received: CPU, contiguous, writable,
+    #: in the dtype of the `Expectation`.
     tensors: tuple[Tensor, ...] = ()
-    codec: str = "float32"
+    codec: str = "float32"  #: Codec of the tensors on the wire.
 
     @property
     def tensor(self) -> Tensor:
@@ -117,29 +108,19 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What may be received at this moment; anything else is refused before its payload is allocated.
+    """What may be received at this moment; anything else is refused before its payload is allocated."""
 
-    Attributes
-    ----------
-    types : type or tuple of types
-        The message types, all of one direction. What ends the conversation passes as well: `Failed` on the
-        way up, `Abort` on the way down; the receiver looks for it (`raise_ending`).
-    codec, shape : str and tuple of int, or None
-        What a tensor must be, exactly. None: no tensor is accepted.
-    step : StepId or None
-        What `Message.tensor_of` must be, where the message can carry a tensor; None: not checked (without codec and
-        shape a `Step` cannot carry a gradient in any case).
-    dtype : torch.dtype
-        Floating dtype that a received tensor is decoded to.
-    per_sample : bool
-        Whether `shape` is that of one sample: the tensor then has it for each of `Message.num_samples`.
-    """
-
+    #: The message types, all of one direction. What ends the conversation passes as well: `Failed` on the way up,
+    #: `Abort` on the way down; the receiver looks for it (`raise_ending`).
     types: type[Message] | tuple[type[Message], ...]
+    #: What a tensor must be, exactly. None: no tensor is accepted.
     codec: str | None = None
     shape: Shape | None = None
+    #: What `Message.tensor_of` must be, where the message can carry a tensor; None: not checked (without codec and
+    #: shape a `Step` cannot carry a gradient in any case).
     step: StepId | None = None
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  #: Floating dtype that a received tensor is decoded to.
+    #: Whether `shape` is that of one sample: the tensor then has it for each of `Message.num_samples`.
     per_sample: bool = False
 
 
@@ -258,7 +239,7 @@ def parse_payload(payload: Bytes, envelope: Envelope, expect: Expectation, peer:
         tensor = get_codec(spec.codec).decode(payload, spec.shape, expect.dtype)
     except WireError as error:
         raise type(error)(f"{peer}: {error}") from None
-    # Some kernels add up in another order where a tensor begins elsewhere; torch itself begins all of its own so.
+    # Some kernels sum in another order at other alignments; torch aligns its own tensors so.
     return Frame(envelope.message, (tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(),), spec.codec)
 
 

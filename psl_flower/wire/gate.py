@@ -1,9 +1,9 @@
 """The gate of the exchange endpoint: takes strangers' connections, lets in those with a valid ticket.
 
-One thread drives all connections that have not said a valid `Hello` yet, none of them ever blocking it: a
+One thread drives all connections without a valid `Hello` yet, none of them ever blocking it: a
 silent, slow or hostile connection costs a file descriptor and at most 64 KiB, until its deadline or until newer
 ones crowd it out, those of the same network and host first. Connections that have shown a certificate, or that they
-hold a valid ticket, have places of their own, which no crowd of strangers takes. No tensor is read here.
+hold a valid ticket, have reserved places, which no crowd of strangers takes. No tensor is read here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MINUTE_S = 60.0
 _LOGGED_PER_ORIGIN = 5
 _LOGGED_PER_MINUTE = 60
 
-# The same words whatever was wrong with the credentials: a stranger must not learn which guess was right.
+# The same words for any wrong credential: a stranger must not learn which guess was right.
 _REFUSAL = (
     "refused: this run has no valid ticket for what the node presented "
     "(token, run, node, Upper, positions, data set); a ticket is good for one connection only"
@@ -76,7 +76,7 @@ class RefusalLog:
     """Counts refusals by error class and logs each with its reason, as long as they are few.
 
     Strangers must not fill the disk, nor hide others' refusals behind theirs: within a minute at most 5 of the same
-    host and class have a line of their own, and 60 of all. The rest is counted in one line when the minute is over.
+    host and class get a line each, and 60 in all. The rest is counted in one line when the minute is over.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -99,7 +99,7 @@ class RefusalLog:
         log.warning("refused a connection from %s: %s: %s", address, kind, error)
 
     def settle(self, *, closing: bool = False) -> None:
-        """Log what was kept back, if the minute is over or the gate is closing."""
+        """Log the refusals held back, if the minute is over or the gate is closing."""
         if self.minute_end is None or (time.monotonic() < self.minute_end and not closing):
             return
         if self._kept_back:
@@ -118,7 +118,7 @@ class Gate:
     listener : socket.socket
         Listening; owned from now on.
     context : ssl.SSLContext or None
-        The Lower's TLS context; None for plaintext. May be set anew: connections from then on use it.
+        The Lower's TLS context; None for plaintext. May be replaced: later connections use the new one.
     tickets : TicketBook
         What a `Hello` is checked against.
     let_in : callable

@@ -1,4 +1,4 @@
-"""What transports and parties ask any message: its direction, its tensor, its steps, and what answers it."""
+"""Properties of every message: its direction, its tensor, its steps, and the type of its answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from psl_flower.wire.messages import Answer
 
 Name = Annotated[str, Meta(max_length=256)]
-# What a tensor is. "joined" are the smashed data of all positions, which go on to the Adaptation Net; "outputs" are
-# what the server's model returns, which go on to the party that has the labels.
+# Roles of tensors. "joined" are the smashed data of all positions, sent to the Adaptation Net; "outputs" are what the
+# server's model returns, sent to the party that has the labels.
 Role = Literal["smashed", "gradient", "weights", "joined", "joined gradient", "outputs", "outputs gradient"]
 
 
 class BaseMessage(Record, frozen=True):
-    """Base of the messages, each with its own answers to what transports and parties ask."""
+    """Base of the messages; each overrides the properties that differ."""
 
     goes_up: ClassVar[bool] = False  # from a party to the Lower
     carries: ClassVar[Role | None] = None  # what its one tensor is; None for a message that never has one
@@ -41,7 +41,7 @@ class BaseMessage(Record, frozen=True):
 
     @property
     def answered_by(self) -> type[Answer] | None:
-        """What the party answers; None if nothing."""
+        """Type of the party's answer; None if it sends none."""
         return None
 
     @property
@@ -56,12 +56,12 @@ class BaseMessage(Record, frozen=True):
 
     @property
     def changes_state(self) -> bool:
-        """Whether a party is another one afterwards, also by waiting for the gradient of a step."""
+        """Whether it changes a party's state; waiting for the gradient of a step counts."""
         return False
 
     @property
     def seconds(self) -> float:
-        """Time that the party spent on what this answers, as far as it says so."""
+        """Seconds that the party spent, as reported in its answer."""
         return 0.0
 
     def error(self, peer: str) -> PslError | None:

@@ -2,11 +2,11 @@
 
 Down (Lower to Upper): `Welcome`, `Step`, `Share` and `Average` (where Uppers are averaged), `Abort`, `Finish`. Up
 (Upper to Lower): `Hello`, `Smashed`, `Shared`, `Saved`, `Failed`. Parties that are asked in the middle of a step have
-messages of their own, and `Keep` (`psl_flower.wire.mid_step`): the Adaptation Net on a separate node, which goes by the
+separate messages, and `Keep` (`psl_flower.wire.mid_step`): the Adaptation Net on a separate node, which goes by the
 number `ADAPTATION`, and the party that has the labels, where the server has none. Messages travel as MessagePack maps
 with a ``type`` key; a field that is missing, unknown, mistyped or out of range is refused. `Failed` and `Abort` may
-come at any moment of their direction; every other message only when it is expected. What transports and parties need
-to know of a message, they ask the message (`psl_flower.wire.message_base`).
+come at any moment of their direction; every other message only when it is expected. Transports and parties learn from
+the message itself what it carries and changes (`psl_flower.wire.message_base`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Party = Annotated[int, Meta(ge=ADAPTATION)]
 
 
 class _Turn(BaseMessage, frozen=True):
-    """Base of what an Upper is asked to do. A field that a kind lacks is None there."""
+    """Base of requests to an Upper. A field that a kind lacks is None there."""
 
     @property
     def gradient_of(self) -> StepId | None:
@@ -86,22 +86,13 @@ class Welcome(BaseMessage, frozen=True, tag="welcome"):
 
 
 class Step(_Turn, frozen=True, tag="step"):
-    """One turn of the Upper: apply the gradient, save, then run the plan forward and answer.
-
-    Attributes
-    ----------
-    gradient_of : StepId or None
-        The pending step that the frame's one tensor is the gradient of; None with no tensor.
-    plan : Plan or None
-        What to run forward and answer with `Smashed`; None is answered with `Saved`.
-    save : bool
-        Whether to write a checkpoint after the gradient is applied and before the plan is run.
-    """
+    """One turn of the Upper: apply the gradient, save, then run the plan forward and answer."""
 
     carries = "gradient"
+    #: The pending step that the frame's one tensor is the gradient of; None with no tensor.
     gradient_of: StepId | None = None
-    plan: Plan | None = None
-    save: bool = False
+    plan: Plan | None = None  #: What to run forward and answer with `Smashed`; None is answered with `Saved`.
+    save: bool = False  #: Whether to write a checkpoint after the gradient is applied and before the plan is run.
 
 
 class Share(_Turn, frozen=True, tag="share"):
@@ -117,22 +108,12 @@ class Share(_Turn, frozen=True, tag="share"):
 
 
 class Average(_Turn, frozen=True, tag="average"):
-    """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer.
-
-    Attributes
-    ----------
-    of : StepId
-        The step after which the Uppers shared what this is the average of.
-    plan : Plan or None
-        As in `Step`.
-    save : bool
-        Whether to write a checkpoint after the average is taken over and before the plan is run.
-    """
+    """Take over the average of the Uppers, the frame's one tensor, save, then run the plan forward and answer."""
 
     carries = "weights"
-    of: StepId
-    plan: Plan | None = None
-    save: bool = False
+    of: StepId  #: The step after which the Uppers shared what this is the average of.
+    plan: Plan | None = None  #: As in `Step`.
+    save: bool = False  #: Whether to write a checkpoint after the average is taken over and before the plan is run.
 
     @property
     def average_of(self) -> StepId:
@@ -162,7 +143,7 @@ class Abort(BaseMessage, frozen=True, tag="abort"):
     reason: Text
 
     def __post_init__(self) -> None:
-        """Make a text fit that is too long or not valid Unicode."""
+        """Shorten a text that is too long, and replace invalid Unicode."""
         msgspec.structs.force_setattr(self, "reason", cut(self.reason, MAX_TEXT))
 
     def error(self, peer: str) -> ProtocolError:
@@ -175,7 +156,7 @@ class Finish(BaseMessage, frozen=True, tag="finish"):
 
 
 class Hello(BaseMessage, frozen=True, tag="hello"):
-    """Who opens the stream, and by what right; every field must equal the ticket's."""
+    """Opens a stream with a token; every field must equal the ticket's."""
 
     goes_up = True
     run: Name
@@ -244,7 +225,7 @@ class Failed(BaseMessage, frozen=True, tag="failed"):
         return cls(kind, error.outward or str(error))
 
     def __post_init__(self) -> None:
-        """Make a text fit that is too long or not valid Unicode."""
+        """Shorten a text that is too long, and replace invalid Unicode."""
         for name in ("kind", "message"):
             msgspec.structs.force_setattr(self, name, cut(getattr(self, name), MAX_TEXT))
 

@@ -25,30 +25,16 @@ Figures = Annotated[dict[Name, float], Meta(max_length=256)]
 class Adapt(OfStep, frozen=True, tag="adapt", omit_defaults=True):
     """The Adaptation Net's turn: the frame's one tensor is the smashed data of all positions, zeros for absent ones.
 
-    Attributes
-    ----------
-    id : StepId
-        The training step.
-    lr : float
-        Learning rate of its update, finite, at least 0.
-    classes : bytes
-        Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
-    absent : tuple[int, ...]
-        Positions that are left out.
-    others : bytes
-        Where samples are mixed in pairs: the classes of what is mixed into them, packed alike; else empty.
-    weight : float
-        Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
-    class_weights : tuple[float, ...]
-        Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
+    `id` is the training step.
     """
 
     carries = "joined"
-    lr: float
-    classes: Packed
-    absent: Positions = ()
-    others: Packed = b""
-    weight: Weight = 1.0
+    lr: float  #: Learning rate of its update, finite, at least 0.
+    classes: Packed  #: Classes of the mini-batch's samples, little-endian int64, at most 65,536; see `pack_samples`.
+    absent: Positions = ()  #: Positions that are left out.
+    others: Packed = b""  #: Where samples are mixed in pairs: the classes of the samples mixed in; else empty.
+    weight: Weight = 1.0  #: Weight, 0..1, of `classes`; that of `others` is what it lacks to 1.
+    #: Weight of every class in the loss, finite, at least 0; empty where all weigh the same.
     class_weights: ClassWeights = ()
 
     def __post_init__(self) -> None:
@@ -76,7 +62,7 @@ class Adapt(OfStep, frozen=True, tag="adapt", omit_defaults=True):
         return np.frombuffer(self.classes, dtype="<i8")
 
     def other_indices(self) -> NDArray[np.int64] | None:
-        """Return the classes (B,) int64 of what is mixed in, read-only; None where nothing is."""
+        """Return the classes (B,) int64 of the samples mixed in, read-only; None without mixing."""
         return np.frombuffer(self.others, dtype="<i8") if self.others else None
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the Lower tells a node, and what a node says of itself (see `psl_flower.wire.questions`).
+"""Records from the Lower to a node, and a node's description of itself (see `psl_flower.wire.questions`).
 
 Records travel as MessagePack bytes, decoded strictly: missing, unknown or mistyped fields are refused.
 """
@@ -30,43 +30,23 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one patch store on a node holds.
+    """What one patch store on a node holds."""
 
-    Attributes
-    ----------
-    upper : int
-        The Upper whose patches these are.
-    positions : tuple[int, ...]
-        Grid positions held.
-    num_samples : int
-        Images.
-    dataset : str
-        Fingerprint of the set of stores.
-    epoch : int
-        Of the store's keys; 0 if it is not sealed.
-    missing : bytes
-        Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
-    samples : bytes
-        Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
-    ids : bytes
-        Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.private_ids`).
-    shares : int
-        Numbers that it shares where the holders of a party are averaged; 0 if it does not.
-    """
-
-    upper: int
-    positions: tuple[int, ...]
+    upper: int  #: The Upper whose patches these are.
+    positions: tuple[int, ...]  #: Grid positions held.
     num_samples: int
-    dataset: str
-    epoch: int = 0
-    missing: bytes = b""
+    dataset: str  #: Fingerprint of the set of stores.
+    epoch: int = 0  #: Of the store's keys; 0 if it is not sealed.
+    missing: bytes = b""  #: Samples that it has nothing of (`psl_flower.wire.plan.pack_mask`); empty where it has all.
+    #: Where it names its samples, their numbers by row, ascending (`psl_flower.wire.plan.pack_samples`).
     samples: bytes = b""
+    #: Where it names its samples by private ids, 16 bytes for each row (`psl_flower.split.private_ids`).
     ids: bytes = b""
-    shares: int = 0
+    shares: int = 0  #: Numbers that it shares where the holders of a party are averaged; 0 if it does not.
 
     @property
     def names_samples(self) -> bool:
-        """Whether it says of each row which sample that is."""
+        """Whether it names the sample of each row."""
         return bool(self.samples or self.ids)
 
 
@@ -75,77 +55,39 @@ ADAPTATION_CLAIM = Claim(upper=ADAPTATION, positions=(), num_samples=0, dataset=
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node's answer to the first question.
+    """A node's answer to the first question."""
 
-    Attributes
-    ----------
-    partition : int
-        Index of a simulated node; -1 on a real one.
-    num_partitions : int
-        Simulated nodes; 0 on a real one.
-    slots : int
-        How many simulated nodes can run at once here; 0 on a real one, which never waits for another.
-    claims : tuple[Claim, ...]
-        Stores that the node's own configuration names; none in a simulation, where the Lower allots them.
-    adaptation : bool
-        Whether the node's own configuration gives it the role of the Adaptation Net's server.
-    """
-
-    partition: int = -1
-    num_partitions: int = 0
-    slots: int = 0
+    partition: int = -1  #: Index of a simulated node; -1 on a real one.
+    num_partitions: int = 0  #: Simulated nodes; 0 on a real one.
+    slots: int = 0  #: How many simulated nodes can run at once here; 0 on a real one, which never waits for another.
+    #: Stores that the node's own configuration names; none in a simulation, where the Lower allots them.
     claims: tuple[Claim, ...] = ()
-    adaptation: bool = False
+    adaptation: bool = False  #: Whether the node's own configuration gives it the role of the Adaptation Net's server.
 
 
 class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a node is to do in a run, the same for the whole run.
+    """What a node is to do in a run, the same for the whole run."""
 
-    Attributes
-    ----------
-    run : str
-        Name of the run.
-    parties : tuple[int, ...]
-        Uppers that this node hosts, or `ADAPTATION` alone.
-    settings : bytes
-        What the node builds its models from; passed on from whoever made the strategy to whoever made the ClientApp.
-    activations, gradients : str
-        Wire codecs.
-    timeout_s : float
-        Longest wait for the Lower's next message, in seconds.
-    stores, state : str
-        In a simulation: folders of the stores and of the nodes' checkpoints. A real node knows its own.
-    keys, owner : str
-        In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
-    threads : int
-        Threads to compute with; 0 leaves it to the node.
-    epoch : int
-        Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
-    names : tuple[str, ...]
-        What the parties are called, by number; none in a run over image patches.
-    labels : str
-        The party that has the labels, where the server has none; it then has the last number.
-    part : str
-        Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
-    kept : dict[int, int]
-        The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
-    """
-
-    run: RunIdentity
-    parties: tuple[int, ...]
+    run: RunIdentity  #: Name of the run.
+    parties: tuple[int, ...]  #: Uppers that this node hosts, or `ADAPTATION` alone.
+    #: What the node builds its models from; passed unread from the maker of the strategy to that of the ClientApp.
     settings: bytes
     activations: str
     gradients: str
-    timeout_s: float
+    timeout_s: float  #: Longest wait for the Lower's next message, in seconds.
+    #: In a simulation: folders of the stores and of the nodes' checkpoints. A real node knows its own.
     stores: str = ""
     state: str = ""
+    #: In a simulation: folder of the nodes' private keys and the public key of the stores' owner, if they are sealed.
     keys: str = ""
     owner: str = ""
-    threads: Threads = 0
-    epoch: int = 0
-    names: tuple[PartyName, ...] = ()
-    labels: Holder = ""
+    threads: Threads = 0  #: Threads to compute with; 0 leaves it to the node.
+    epoch: int = 0  #: Of the keys of the set of stores, which those of the nodes must be sealed with; 0 takes any.
+    names: tuple[PartyName, ...] = ()  #: The parties' names, by number; none in a run over image patches.
+    labels: Holder = ""  #: The party that has the labels, where the server has none; it then has the last number.
+    #: Part of a lightening of the run that this is, as LIGHTENING/PART; its states are in a folder of this name.
     part: Part = ""
+    #: The step of the checkpoint that each party keeps beside the newest ones, if it does: the best so far.
     kept: dict[int, int] = {}
 
     def __post_init__(self) -> None:
@@ -158,30 +100,17 @@ class NodeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class StreamTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and by what right a node opens its streams for one round.
+    """Where and by what right a node opens its streams for one round."""
 
-    Attributes
-    ----------
-    host, port : str, int
-        The Lower's exchange endpoint.
-    cert_pem : str or None
-        Its certificate, trusted alone by nodes that were given no authority (`tls.NodeTls`); None for plaintext.
-    node : int
-        The node's id.
-    tokens : dict[int, bytes]
-        One-time token for each party.
-    step : int
-        Steps that the Lower has applied when the round starts.
-    saved : dict[int, int]
-        Steps in the state that each party starts from; fewer than `step` where it was absent since.
-    """
-
+    #: The Lower's exchange endpoint.
     host: str
     port: int
+    #: Its certificate, trusted alone by nodes that were given no authority (`tls.NodeTls`); None for plaintext.
     cert_pem: str | None
     node: int
-    tokens: dict[int, bytes]
-    step: int
+    tokens: dict[int, bytes]  #: One-time token for each party.
+    step: int  #: Steps that the Lower has applied when the round starts.
+    #: Steps in the state that each party starts from; fewer than `step` where it was absent since.
     saved: dict[int, int]
 
     def __repr__(self) -> str:
@@ -203,13 +132,7 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def decode(data: object, kind: type[Record], peer: str) -> Record:
-    """Return the record that `data` holds.
-
-    Raises
-    ------
-    FrameMismatch
-        If it is not such a record.
-    """
+    """Return the record that `data` holds; raises FrameMismatch if it is not such a record."""
     if not isinstance(data, bytes):
         raise FrameMismatch(f"{peer}: expected a {kind.__name__} as bytes, received {type(data).__name__}")
     try:
@@ -259,7 +182,7 @@ def check_positions(
     absent : collection of int
         Uppers that nobody need host.
     names : sequence of str
-        What the parties are called, where they hold other things than grid positions: party m then holds position m.
+        The parties' names, where they hold other things than grid positions: party m then holds position m.
 
     Raises
     ------

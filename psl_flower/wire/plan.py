@@ -1,4 +1,4 @@
-"""Which step, on which samples: what messages of the Lower speak of. Shape suffix B: batch."""
+"""Steps and plans, which the Lower's messages name. Shape suffix B: batch."""
 
 from __future__ import annotations
 
@@ -34,29 +34,15 @@ class StepId(Record, frozen=True, order=True):
 
 
 class Plan(Record, frozen=True, omit_defaults=True):
-    """What to run forward next.
-
-    Attributes
-    ----------
-    id : StepId
-        The step.
-    mode : {"train", "look", "evaluate"}
-        "evaluate" keeps no graph and moves no BatchNorm statistics; nor does "look", which augments as "train" does.
-    lr : float
-        Learning rate of this step's update, finite, at least 0.
-    samples : bytes
-        Sample indices, little-endian int64, at most 65,536; see `pack_samples`.
-    augment_seed : int
-        Seed of the epoch's coordinated augmentation, 0..2**64 - 1.
-    mix_weight : float
-        Weight, 0..1, of a sample's own pixels where samples are mixed in pairs (`Augmentation.partners`); 1 mixes none.
-    """
+    """What to run forward next."""
 
     id: StepId
+    #: "evaluate" keeps no graph and moves no BatchNorm statistics; nor does "look", which augments as "train" does.
     mode: Literal["train", "look", "evaluate"]
-    lr: float
-    samples: Packed
-    augment_seed: Count
+    lr: float  #: Learning rate of this step's update, finite, at least 0.
+    samples: Packed  #: Sample indices, little-endian int64, at most 65,536; see `pack_samples`.
+    augment_seed: Count  #: Seed of the epoch's coordinated augmentation, 0..2**64 - 1.
+    #: Weight, 0..1, of a sample's own pixels where samples are mixed in pairs (`Augmentation.partners`); 1 mixes none.
     mix_weight: Weight = 1.0
 
     def __post_init__(self) -> None:
@@ -89,7 +75,7 @@ def pack_mask(mask_N: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_mask(packed: bytes, num_samples: int) -> NDArray[np.bool_]:
-    """Return the mask (N,) that `pack_mask` packed; raises ValueError unless it is of so many samples."""
+    """Return the mask (N,) that `pack_mask` packed; raises ValueError unless it is of N samples."""
     if len(packed) != -(-num_samples // 8):
         raise ValueError(f"expected a mask of {num_samples} samples, got {len(packed)} bytes")
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_samples).astype(np.bool_)

@@ -1,4 +1,4 @@
-"""What the Lower asks nodes, and how questions and answers travel in Flower messages; without Flower.
+"""The Lower's questions to nodes, and how questions and answers travel in Flower messages; imports no Flower.
 
 A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses what is missing,
 unknown or mistyped. Only `psl_flower.flower` puts parcels into Flower's own records.
@@ -20,7 +20,7 @@ from psl_flower.wire.plan import Packed, check_packed
 
 Tensors = Mapping[str, torch.Tensor]
 
-# Name of the ConfigRecord in a message's content, and what is in there besides the parts.
+# Name of the ConfigRecord in a message's content, and of its entry besides the parts.
 CONFIG_RECORD = "psl"
 _RECORD, _FAILURE = "record", "failure"
 
@@ -34,7 +34,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class AskInventory(Question, frozen=True):
     """Who are you, and what do you hold? Answered with `Inventory`.
 
-    `names` are what the run's parties are called, `labels` is the one that has the labels, as in `NodeTask`.
+    `names` are the parties' names, `labels` is the party that has the labels, as in `NodeTask`.
     """
 
     kind = "query.inventory"
@@ -136,21 +136,11 @@ class LightenMeasure(TaskQuestion, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What a Flower message carries.
+    """What a Flower message carries."""
 
-    Attributes
-    ----------
-    record : msgspec.Struct or None
-        The question, or the answer; `Failed` in place of one.
-    parts : mapping
-        Bytes by party, as the question's docstring says.
-    tensors : mapping
-        State dicts by name and party.
-    """
-
-    record: msgspec.Struct | None = None
-    parts: Mapping[int, bytes] = field(default_factory=dict)
-    tensors: Mapping[str, Mapping[int, Tensors]] = field(default_factory=dict)
+    record: msgspec.Struct | None = None  #: The question, or the answer; `Failed` in place of one.
+    parts: Mapping[int, bytes] = field(default_factory=dict)  #: Bytes by party, as the question's docstring says.
+    tensors: Mapping[str, Mapping[int, Tensors]] = field(default_factory=dict)  #: State dicts by name and party.
 
     def values(self) -> dict[str, bytes]:
         """Return the contents of the ConfigRecord `CONFIG_RECORD`."""
@@ -175,7 +165,7 @@ class Received:
     content : RecordDict or None
         The Flower message's content, of Flower's own class; None if it has none.
     peer : str
-        What to call the sender in errors.
+        The sender's name in errors.
     """
 
     def __init__(self, content: Any, peer: str) -> None:
@@ -191,18 +181,18 @@ class Received:
         return decode(self._values.get(_RECORD), kind, self.peer)
 
     def failure(self) -> Failed | None:
-        """Return the failure that came in place of a record; None if there is none."""
+        """Return the failure that came in place of a record; None without one."""
         return decode(self._values[_FAILURE], Failed, self.peer) if _FAILURE in self._values else None
 
     def part(self, m: int) -> bytes:
-        """Return a party's bytes; raises FrameMismatch if there are none."""
+        """Return a party's bytes; raises FrameMismatch if they are missing."""
         part = self._values.get(f"party-{m}")
         if not isinstance(part, bytes):
             raise FrameMismatch(f"{self.peer}: expected bytes for {party_names([m])}, received {type(part).__name__}")
         return part
 
     def tensors(self, name: str, m: int) -> dict[str, torch.Tensor]:
-        """Return a party's tensors of a name; raises FrameMismatch if there are none."""
+        """Return a party's tensors of a name; raises FrameMismatch if they are missing."""
         record = self._arrays.get(f"{name}-{m}")
         if record is None:
             raise FrameMismatch(f"{self.peer}: expected tensors {name!r} for {party_names([m])}, received none")

@@ -124,7 +124,7 @@ class UpperStream:
 
 
 def heard(streams: Mapping[int, UpperStream], timeout_s: float) -> list[int]:
-    """Wait until something has come on one of several streams; return the numbers of those where it has, ascending.
+    """Wait until one of several streams has something to read; return the numbers of those that have, ascending.
 
     A frame is read to its end, and the Lower sends no other before it is answered, so nothing waits in TLS's buffers.
 
@@ -168,7 +168,7 @@ def connect(
     limits : Limits, optional
         Most bytes that a frame from the Lower may declare.
     own : NodeTls, optional
-        What this node's operator has laid down; by default nothing.
+        This node's own TLS settings; by default none.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def connect(
                 raise
         except AuthenticationError:
             if greeted and unanswered is not None:
-                # The token may have been taken with the Hello that was not answered: that one's end is what happened.
+                # The unanswered Hello may have used up the token: report that first failure.
                 raise unanswered from None
             raise
         time.sleep(pause_s)

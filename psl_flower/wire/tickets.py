@@ -1,4 +1,4 @@
-"""One-time tickets: who may open a stream to the Lower.
+"""One-time tickets, each of which lets one Upper open a stream to the Lower.
 
 The Lower issues one ticket for each Upper; its token reaches the node inside a Flower message. A `Hello` must
 equal the ticket in every field. The token is consumed by the first `Hello` that does, and by no other.
@@ -73,7 +73,7 @@ class TicketBook:
         """
         with self._lock:
             ticket = self._tickets.get(hello.upper)
-            # The token comes first: whoever does not hold it learns nothing about the other fields, not even
+            # The token comes first: without it a stranger learns nothing about the other fields, not even
             # by time.
             expected = ticket.token if ticket is not None else bytes(TOKEN_BYTES)
             if not hmac.compare_digest(expected, hello.token) or ticket is None:

@@ -1,7 +1,7 @@
-"""TLS for the stream: who the Lower and the nodes are, and whom they trust; TLS 1.3 only.
+"""TLS for the stream, 1.3 only: identities of the Lower and the nodes, and whom they trust.
 
 The Lower's certificate (not its key) reaches the nodes inside Flower messages; a node accepts that certificate and no
-other, for the address it was told. A node whose operator gave it an authority (`NodeTls.authority_pem`) goes by that
+other, for the announced address. A node whose operator gave it an authority (`NodeTls.authority_pem`) trusts that
 instead. The certificate is either the operator's (`psl_flower.wire.credentials`) or made for the occasion, self-signed.
 """
 
@@ -28,7 +28,7 @@ VALID_DAYS = 7
 _CLOCK_SKEW = datetime.timedelta(days=1)
 
 
-# Alerts by which a peer says what it thinks of our certificate (TLS 1.3 has no answer but these).
+# Alerts by which a peer rejects our certificate (TLS 1.3 has no other answer).
 _ALERTS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown",
     "TLSV1_ALERT_UNKNOWN_CA": "it is not from an authority that is trusted there",
@@ -45,46 +45,24 @@ _WRONG_SIGNATURE, _NOT_TRUSTED, _OTHER_NAME = 7, (18, 19, 20, 21), (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What one end of a stream proves itself with; keys are hidden from `repr` and live in memory only.
+    """Certificate and key of one end of a stream; keys are hidden from `repr` and live in memory only."""
 
-    Attributes
-    ----------
-    cert_pem : str
-        Its certificate.
-    key : bytes
-        The private key, PEM without passphrase.
-    chain_pem : str
-        Certificates between this one and its authority, if any.
-    peers_pem : str
-        Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
-    """
-
-    cert_pem: str
-    key: bytes = field(repr=False)
-    chain_pem: str = ""
+    cert_pem: str  #: Its certificate.
+    key: bytes = field(repr=False)  #: The private key, PEM without passphrase.
+    chain_pem: str = ""  #: Certificates between this one and its authority, if any.
+    #: Of the Lower, for mutual TLS: the authorities that nodes' certificates must come from. Empty: nodes need none.
     peers_pem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTls:
-    """What a node's own operator has laid down about its streams.
+    """TLS settings of a node's streams, from its operator."""
 
-    Attributes
-    ----------
-    authority_pem : str
-        The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
-    authority : str
-        What they are called in errors.
-    identity : Identity or None
-        The node's own, for mutual TLS.
-    allow_plaintext : bool
-        Permit plaintext outside loopback, if the run asks for it.
-    """
-
+    #: The authorities that the endpoint's certificate must come from. Empty: what the run announced is trusted alone.
     authority_pem: str = ""
-    authority: str = "exchange-ca"
-    identity: Identity | None = None
-    allow_plaintext: bool = False
+    authority: str = "exchange-ca"  #: Their name in errors.
+    identity: Identity | None = None  #: The node's own, for mutual TLS.
+    allow_plaintext: bool = False  #: Permit plaintext outside loopback, if the run asks for it.
 
 
 def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Identity:
@@ -138,7 +116,7 @@ def server_context(identity: Identity) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # no resumption: every connection proves itself anew
+    context.num_tickets = 0  # no resumption: every connection authenticates
     _prove(context, identity)
     if identity.peers_pem:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -161,7 +139,7 @@ def client_context(announced_pem: str, own: NodeTls) -> ssl.SSLContext:
     if own.authority_pem:
         _trust(context, own.authority_pem, own.authority)
     else:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the very certificate, whoever signed it
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # that certificate alone, by any signer
         _trust(context, announced_pem, "the exchange endpoint's certificate")
     if own.identity is not None:
         _prove(context, own.identity)
@@ -176,7 +154,7 @@ def complaint(error: ssl.SSLError, trusted: str) -> str:
     error : ssl.SSLError
         As a handshake, or the first words after it, raised it.
     trusted : str
-        What the peer's certificate had to come from, in an error's words.
+        The required authority of the peer's certificate, as an error names it.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {_refusal(error, trusted)}"

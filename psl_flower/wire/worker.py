@@ -36,7 +36,7 @@ class Worker(threading.Thread):
     connection : Connection
         Past its `Hello`.
     hello : Hello
-        What it said.
+        The Upper's.
     welcome_timeout_s : float
         Longest wait, in seconds, for sending `Welcome`.
     count : callable
@@ -44,7 +44,7 @@ class Worker(threading.Thread):
     gone : callable
         Called with this worker when it takes no more jobs.
     names : sequence of str
-        What the parties are called, by number, where they have names.
+        The parties' names, by number, if they have any.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Worker(threading.Thread):
         job.results.put((self.upper, PeerLost(f"{self.name_of_peer} is not connected any more")))
 
     def end(self, reason: str, *, tell_peer: bool) -> None:
-        """Interrupt whatever this worker waits for and let it end; it sends `Abort` first if `tell_peer`."""
+        """Interrupt this worker's wait and end it; it sends `Abort` first if `tell_peer`."""
         with self._lock:
             if self._ended or self._end_reason:
                 return

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from simulations.chaos.federation import Federation
 from simulations.chaos.operated import OperatedRun
 from simulations.chaos.storm import Storm
 from simulations.separate_hosts.deployment import EXCHANGE_PORT
+from simulations.watching import wait_until
 
 UNDISTURBED, ONE_RUN, TWO_RUNS = "undisturbed", "one run", "two runs at once"
 NODE_DISK, SERVER_DISK = "a node's disk is full", "the server's disk is full"
@@ -44,29 +45,16 @@ _LONGEST_RUN_S, _LONGEST_START_S = 900.0, 180.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a trial is to do.
+    """What a trial is to do."""
 
-    Attributes
-    ----------
-    name, kind, transport : str
-        As of `Trial`.
-    kills : int
-        How often to kill.
-    steps : int
-        Training steps of each run.
-    steps_per_round : int
-        Those of a round.
-    seed : int
-        Of roles and moments.
-    """
-
+    #: As of `Trial`.
     name: str
     kind: str
     transport: str = "stream"
-    kills: int = 0
-    steps: int = _FEW_STEPS
-    steps_per_round: int = STEPS_PER_ROUND
-    seed: int = 0
+    kills: int = 0  #: How often to kill.
+    steps: int = _FEW_STEPS  #: Training steps of each run.
+    steps_per_round: int = STEPS_PER_ROUND  #: Those of a round.
+    seed: int = 0  #: Of roles and moments.
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -170,23 +158,16 @@ def _fill_up(run: OperatedRun, folder: Path) -> None:
     RunError
         If it does not end, says something else, or is not completed when it is resumed.
     """
-    _wait_until(lambda: run.over, "the full disk to end the run")
+    wait_until(lambda: run.over, _LONGEST_RUN_S, "the full disk to end the run")
     said = run.last_words()
     if _FULL not in said:
         raise RunError(f"a full disk ended the run with: {said}")
     subprocess.run(["mount", "-o", f"remount,size={_ENOUGH}", folder], check=True)
     run.tend()
-    _wait_until(lambda: run.complete or run.over, "the run to end that was resumed with room on the disk")
+    what = "the run to end that was resumed with room on the disk"
+    wait_until(lambda: run.complete or run.over, _LONGEST_RUN_S, what)
     if not run.complete:
         raise RunError(f"resumed with room on the disk, the run ended with: {run.last_words()}")
-
-
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _LONGEST_RUN_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RunError(f"waited {_LONGEST_RUN_S:g} s for {what}")
-        time.sleep(1.0)
 
 
 def _undisturbed(federation: Federation, run: OperatedRun, steps: int) -> str:

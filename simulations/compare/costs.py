@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clients.partitions import divide
 from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.stores.store_set import StoreSet
+from simulations.compare.federated import parts
 from simulations.compare.results import AVERAGING, PATCHES, Cost, Method
 
 # BatchNorm needs two.
@@ -29,15 +29,7 @@ def cost(method: Method, config: RunConfig, stores: StoreSet) -> Cost:
     images = torch.zeros(_BATCH, description.channels, *description.image_size)
     node_images = len(samples_N)
     if method.kind == AVERAGING:
-        parts = divide(
-            samples_N,
-            stores.labels[samples_N],
-            num_clients=int(method.own["clients"]),
-            kind=str(method.own["partition"]),
-            alpha=float(method.own["dirichlet-alpha"]),
-            seed=config.training.seed,
-        )
-        node_images = max(map(len, parts))
+        node_images = max(map(len, parts(config, method.own, stores)))
     weights = _weights(net)
     return Cost(
         node_flops=_flops(lambda: net(images)), server_flops=0.0, node_images=node_images, node_weights=weights,

@@ -13,11 +13,12 @@ from psl_flower.config.fields import setting
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds import parse_settings
 from psl_flower.patches import PatchGrid
+from psl_flower.patches.cutting import half_of
 from simulations import reports
 from simulations.compare.choosing import best_by_grid
 from simulations.compare.report import Report
 from simulations.compare.results import AVERAGING, ENGINES, JUDGED, MERGED, PATCHES, WHOLE, Method
-from simulations.options import number, one_of, several, texts
+from simulations.options import number, one_of, seed, several, texts
 from simulations.reports import Values
 
 _NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedadam": "FedAdam"}
@@ -68,12 +69,6 @@ def read_variant(text: str) -> Values:
     return {key: told[key] for key in settings}
 
 
-def _read_seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise ConfigError(f"expected a whole number of 0 or more, got {text!r}")
-    return int(text)
-
-
 def _checked_variant(text: str) -> str:
     read_variant(text)
     return text
@@ -104,7 +99,7 @@ class Options(fields.Settings):
     local_epochs: int = setting(1, "passes of a client in a round of averaging", least=1)
     proximal_mu: float = setting(0.01, "weight of FedProx' proximal term", least=0)
     server_lr: float = setting(0.01, "FedAdam's learning rate on the server", least=0)
-    seeds: tuple[int, ...] = several((0,), "seeds; every method is trained with each", _read_seed)
+    seeds: tuple[int, ...] = several((0,), "seeds; every method is trained with each", seed)
     epochs: int = setting(5, "passes over the training images", least=1)
     evaluations: int = setting(
         1, "evaluations in an epoch, at most: the largest divisor of its steps up to this", least=1
@@ -156,7 +151,7 @@ class Options(fields.Settings):
 
 def usual_grids(image_size: Size) -> tuple[Grid, ...]:
     """Return 2x2 patches, and patches of that size that overlap by half where that fits."""
-    half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
+    half = half_of(image_size)
     quarter = (half[0] // 2, half[1] // 2)
     overlapping = [Grid(half, quarter)] if all(size % 4 == 0 for size in image_size) else []
     return (Grid(half, half), *overlapping)

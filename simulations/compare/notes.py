@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simulations.compare.choosing import chosen_in_words
+from simulations.compare.differences import conclusion, differences, references
 from simulations.compare.results import AVERAGING, JUDGED, MERGED, PATCHES, WHOLE
 from simulations.reports import Values
 
@@ -33,6 +34,7 @@ def notes(report: Report) -> str:
     settings = report.settings
     kinds = {summary.method.kind for summary in report.summaries}
     parts = [
+        *filter(None, [conclusion(report)]),
         f"Accuracy: mean over the seeds (lowest to highest) on the same {JUDGED[settings.judge]} after the last step; "
         "the seed also draws which images are used where not all are. Same backbone, images, batch size, schedule and "
         "number of passes for all methods. Times: median (lowest to highest); training leaves evaluations and the "
@@ -47,6 +49,11 @@ def notes(report: Report) -> str:
         )
     if settings.judge == "valid" and PATCHES in kinds:
         parts.append(f"Chosen on these images, grid by grid: {chosen_in_words(report)}")
+    if any(differences(report, name) for name in references(report)):
+        parts.append(
+            "Differences: a method's accuracy minus that of the reference with the same seed, in points; mean over the "
+            "seeds, and its 95 % interval by Student's t."
+        )
     if any(trial.absent for trial in report.measurements):
         parts.append(
             "Without some Uppers: zeros stand for what they would have sent to the trained Lower model; mean (lowest "

@@ -9,7 +9,9 @@ from html import escape
 from itertools import groupby
 
 from psl_flower.runs.html import document
-from simulations.reports import Cells, Report
+from simulations.compare.differences import conclusion
+from simulations.compare.report import SEEN, Report
+from simulations.reports import Cells
 
 _STYLE = """
 body { max-width: 74rem; }
@@ -25,8 +27,6 @@ figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 38rem; }
 figcaption { color: #555; font-size: .9rem; margin-top: .25rem; }
 """
-_WORDS = "Who sees what"
-_HEADINGS = ("Accuracy and time", "What is sent", "What is computed and held", _WORDS, "Accuracy without some Uppers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +40,14 @@ class Plot:
 
 def render(report: Report, plots: Sequence[Plot]) -> str:
     """Return the page."""
-    # The last one only where it was measured.
     accuracy, *others = [
-        f"<h2>{heading}</h2>\n{_table(cells, words=heading == _WORDS)}"
-        for heading, cells in zip(_HEADINGS, report.tables, strict=False)
+        f"<h2>{heading}</h2>\n{_table(cells, words=heading == SEEN)}" for heading, cells in report.headed_tables
     ]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions.items())
     parts = [
         "<h1>Patch-split learning, the whole image, and federated averaging</h1>",
         f"<p>{escape(report.title)}.</p>",
+        *[f"<p>{escape(said)}</p>" for said in [conclusion(report)] if said],
         f'<p class="soft">{escape(report.date)}, {escape(str(report.machine["system"]))}; {escape(versions)}.</p>',
         accuracy,
         *_figures(plots),

@@ -51,7 +51,7 @@ def _measured(report: Report) -> str:
 
 def accuracy_by_epoch(report: Report) -> Figure:
     """Return accuracy over passes: means of the seeds, and their range."""
-    figure, axes = _new("epochs", _measured(report))
+    figure, axes = new_axes("epochs", _measured(report))
     _curves(report, axes, lambda point: point.epoch)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -61,7 +61,7 @@ def accuracy_by_epoch(report: Report) -> Figure:
 
 def accuracy_by_time(report: Report) -> Figure:
     """Return accuracy over seconds of training on this machine."""
-    figure, axes = _new("training time, s", _measured(report))
+    figure, axes = new_axes("training time, s", _measured(report))
     _curves(report, axes, lambda point: point.train_s)
     axes.set_xlim(left=0)
     _mark_target(report, axes)
@@ -72,7 +72,7 @@ def accuracy_by_bytes(report: Report) -> Figure | None:
     """Return accuracy over bytes to and from all nodes; None where no method sent any."""
     if not any(trial.up for trial in report.measurements):
         return None
-    figure, axes = _new("sent in all, up and down, MB (logarithmic)", _measured(report))
+    figure, axes = new_axes("sent in all, up and down, MB (logarithmic)", _measured(report))
     _curves(report, axes, lambda point: (point.bytes_up + point.bytes_down) / 1e6, only=lambda trial: bool(trial.up))
     axes.set_xscale("log")
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
@@ -92,7 +92,7 @@ def adaptation(report: Report) -> list[tuple[str, Figure]]:
     for group, methods in groups.items():
         if len(methods) < 2:
             continue
-        figure, axes = _new("training steps", _measured(report))
+        figure, axes = new_axes("training steps", _measured(report))
         names = {method.name for method in methods}
         _curves(report, axes, lambda point: point.epoch * report.settings.steps_per_epoch, only=_of(names))
         axes.set_xlim(left=0)
@@ -105,7 +105,7 @@ def absent(report: Report) -> Figure | None:
     if not any(trial.absent for trial in report.measurements):
         return None
     style = styles([summary.method for summary in report.summaries])
-    figure, axes = _new("absent Uppers", _measured(report))
+    figure, axes = new_axes("absent Uppers", _measured(report))
     for summary in report.summaries:
         means = absence(report, summary.method.name)
         if means:
@@ -188,7 +188,8 @@ def _mark_target(report: Report, axes: Axes) -> None:
     )  # fmt: skip
 
 
-def _new(x: str, y: str) -> tuple[Figure, Axes]:
+def new_axes(x: str, y: str) -> tuple[Figure, Axes]:
+    """Return an empty plot with these names of its axes, as wide as a telephone shows it."""
     figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)

@@ -10,6 +10,7 @@ from statistics import fmean
 from psl_flower.data.account import Account
 from psl_flower.text import counted
 from simulations import reports
+from simulations.compare.differences import differences, references
 from simulations.compare.notes import notes
 from simulations.compare.results import (
     AVERAGING,
@@ -26,6 +27,9 @@ from simulations.compare.results import (
 )
 from simulations.reports import Cells
 from simulations.tables import again, dataset_name, network_name, spread
+
+# Heading of the table whose cells are words.
+SEEN = "Who sees what"
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
@@ -55,10 +59,22 @@ class Report(reports.Report, frozen=True, kw_only=True):
         )
 
     @property
+    def headed_tables(self) -> tuple[tuple[str, Cells], ...]:
+        """Heading and cells of each table; the last two only where there is something to show."""
+        compared = references(self)[:1]
+        return (
+            ("Accuracy and time", self._accuracy()),
+            ("What is sent", self._traffic()),
+            ("What is computed and held", self._work()),
+            (SEEN, self._seen()),
+            *[("Accuracy without some Uppers", self._absent())] * any(trial.absent for trial in self.measurements),
+            *[("Differences by seed", self._differences())] * any(differences(self, name) for name in compared),
+        )
+
+    @property
     def tables(self) -> tuple[Cells, ...]:
-        """Accuracy and time, what is sent, computed and seen; accuracy without some Uppers where it was measured."""
-        tables = (self._accuracy(), self._traffic(), self._work(), self._seen())
-        return (*tables, self._absent()) if any(trial.absent for trial in self.measurements) else tables
+        """The tables' cells."""
+        return tuple(cells for _, cells in self.headed_tables)
 
     @property
     def notes(self) -> str:
@@ -125,6 +141,14 @@ class Report(reports.Report, frozen=True, kw_only=True):
             (name, *(_mean(means[count], 100) if count in means else "-" for count in counts))
             for name, means in found.items()
             if means
+        ]
+
+    def _differences(self) -> Cells:
+        names = references(self)
+        found = [{d.method: str(d) for d in differences(self, name)} for name in names]
+        methods = [s.method.name for s in self.summaries if any(s.method.name in of for of in found)]
+        return ("accuracy, points", *(f"minus {name}" for name in names)), [
+            (method, *(of.get(method, "-") for of in found)) for method in methods
         ]
 
 

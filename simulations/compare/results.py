@@ -14,54 +14,31 @@ WHOLE, MERGED, PATCHES, AVERAGING = "whole", "merged", "patch-split", "averaging
 # Which images accuracy is measured on, by what `--judge` calls them.
 JUDGED = {"test": "test images", "valid": "images held back to validate on"}
 ENGINES = ("flwr", "in-process", "one-graph")
-# Where the recipe is not that of a run's defaults (docs/accuracy.md).
+# Where the recipe is not that of a run's defaults (docs/accuracy-studies.md).
 DEFAULTS: dict[str, object] = {"dataset": "digits", "batch-size": 128, "lr": 0.05, "progress-every-s": 0.0}
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to train.
+    """One way to train."""
 
-    Attributes
-    ----------
-    kind : str
-        "whole" (whole images in one process), "merged" (the same, augmented patch by patch), "patch-split" or
-        "averaging".
-    name : str
-        For people; no two methods share one.
-    group : str
-        Methods of one group differ in the Adaptation Net alone.
-    config : dict
-        Settings of the run by their kebab-case keys, without those that all methods share.
-    own : dict
-        Settings that federated averaging alone has.
-    """
-
+    #: "whole" (whole images in one process), "merged" (the same, augmented patch by patch), "patch-split" or
+    #: "averaging".
     kind: str
-    name: str
-    group: str
-    config: Values = {}
-    own: Values = {}
+    name: str  #: For people; no two methods share one.
+    group: str  #: Methods of one group differ in the Adaptation Net alone.
+    config: Values = {}  #: Settings of the run by their kebab-case keys, without those that all methods share.
+    own: Values = {}  #: Settings that federated averaging alone has.
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial had come to at one of its evaluations.
+    """What a trial had come to at one of its evaluations."""
 
-    Attributes
-    ----------
-    epoch : float
-        Passes over the training images so far.
-    accuracy, test_loss : float
-        On the test images, or on those to validate on, see `Settings.judge`.
-    train_s : float
-        Seconds of training so far, without evaluations.
-    bytes_up, bytes_down : int
-        From and to all nodes so far, evaluations included; 0 where nothing was sent.
-    """
-
-    epoch: float
+    epoch: float  #: Passes over the training images so far.
+    #: On the test images, or on those to validate on, see `Settings.judge`.
     accuracy: float
     test_loss: float
-    train_s: float
+    train_s: float  #: Seconds of training so far, without evaluations.
+    #: From and to all nodes so far, evaluations included; 0 where nothing was sent.
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -90,42 +67,22 @@ class Absence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One method, trained once.
-
-    Attributes
-    ----------
-    method : str
-        Its name.
-    seed : int
-        Of everything random.
-    engine : str
-        "flwr", "in-process", "one-graph", or "one process" for the whole image.
-    points : tuple of Point
-        The evaluations, in order.
-    confusion : tuple of tuple of int
-        Images by class (row) and answer (column), at the end.
-    wall_s : float
-        From the command to the end, start of all processes included; of the last attempt where it was interrupted.
-    up, down : dict
-        Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
-    peak_bytes : dict
-        Highest resident memory of a process, by role: "node", "server" or "one process"; memory of a GPU: "GPU".
-    absent : tuple of Absence
-        Accuracy without 0, 1, 2, ... Uppers, where it was measured.
-    date, machine, versions : str and dicts
-        When and where it was trained, and with what; empty where an older program did not say.
-    """
+    """One method, trained once."""
 
     method: str
-    seed: int
-    engine: str
-    points: tuple[Point, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    seed: int  #: Of everything random.
+    engine: str  #: "flwr", "in-process", "one-graph", or "one process" for the whole image.
+    points: tuple[Point, ...]  #: The evaluations, in order.
+    confusion: tuple[tuple[int, ...], ...]  #: Images by class (row) and answer (column), at the end.
+    #: From the command to the end, start of all processes included; of the last attempt where it was interrupted.
     wall_s: float
+    #: Bytes from and to every node, by its number; empty where nothing was sent, or nothing was counted.
     up: dict[str, int] = {}
     down: dict[str, int] = {}
+    #: Highest resident memory of a process, by role: "node", "server" or "one process"; memory of a GPU: "GPU".
     peak_bytes: dict[str, int] = {}
-    absent: tuple[Absence, ...] = ()
+    absent: tuple[Absence, ...] = ()  #: Accuracy without 0, 1, 2, ... Uppers, where it was measured.
+    #: When and where it was trained, and with what; empty where an older program did not say.
     date: str = ""
     machine: dict[str, str | int | float] = {}
     versions: dict[str, str] = {}
@@ -141,98 +98,49 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a method costs whatever the machine: floating point operations of forward and backward pass, and weights.
+    """What a method costs whatever the machine: floating point operations of forward and backward pass, and weights."""
 
-    Attributes
-    ----------
-    node_flops, server_flops : float
-        For one training image on the node that has most to do, and on the server; one process counts as a node.
-    node_images : int
-        Images that this node sees in an epoch, or parts of them.
-    node_weights, weights : int
-        Parameters on that node, and in all, those of the Adaptation Net not counted.
-    """
-
+    #: For one training image on the node that has most to do, and on the server; one process counts as a node.
     node_flops: float
     server_flops: float
-    node_images: int
+    node_images: int  #: Images that this node sees in an epoch, or parts of them.
+    #: Parameters on that node, and in all, those of the Adaptation Net not counted.
     node_weights: int
     weights: int
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a method's trials amount to.
-
-    Attributes
-    ----------
-    method : Method
-        Which.
-    trials : int
-        How many.
-    accuracy : Mean
-        At the end.
-    reached : int
-        Trials that reached the target.
-    epochs_to_target : Mean or None
-        Over those; None if there are none.
-    train_s, wall_s : Spread
-        Of a trial.
-    up, down : dict
-        "node": most bytes from or to one node; "all": from or to all of them; empty where nothing was counted.
-    peak_bytes : dict
-        By role: the highest of all trials.
-    cost : Cost
-        See there.
-    """
+    """What a method's trials amount to."""
 
     method: Method
     trials: int
-    accuracy: Mean
-    reached: int
-    epochs_to_target: Mean | None
+    accuracy: Mean  #: At the end.
+    reached: int  #: Trials that reached the target.
+    epochs_to_target: Mean | None  #: Over those; None if there are none.
+    #: Of a trial.
     train_s: Spread
     wall_s: Spread
+    #: "node": most bytes from or to one node; "all": from or to all of them; empty where nothing was counted.
     up: dict[str, int]
     down: dict[str, int]
-    peak_bytes: dict[str, int]
+    peak_bytes: dict[str, int]  #: By role: the highest of all trials.
     cost: Cost
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared.
+    """What was compared."""
 
-    Attributes
-    ----------
-    config : dict
-        Settings that all methods share, by their kebab-case keys.
-    options : dict
-        The command's options, by their names.
-    engine : str
-        How patch-split learning ran.
-    epochs : int
-        Passes over the training images, alike for all methods.
-    train_images, test_images : int
-        Alike for all methods; the images to train on include those held back to validate on.
-    steps_per_epoch : int
-        Of all methods but federated averaging, whose clients count their own.
-    classes : tuple of str
-        Names.
-    target : float
-        Accuracy of which the epochs are counted.
-    judge : str
-        Which images were evaluated: "test", or "valid" for those held back to validate on.
-    """
-
-    config: Values
-    options: dict[str, str]
-    engine: str
-    epochs: int
+    config: Values  #: Settings that all methods share, by their kebab-case keys.
+    options: dict[str, str]  #: The command's options, by their names.
+    engine: str  #: How patch-split learning ran.
+    epochs: int  #: Passes over the training images, alike for all methods.
+    #: Alike for all methods; the images to train on include those held back to validate on.
     train_images: int
     test_images: int
-    steps_per_epoch: int
+    steps_per_epoch: int  #: Of all methods but federated averaging, whose clients count their own.
     classes: tuple[str, ...]
-    target: float
-    judge: str = "test"
+    target: float  #: Accuracy of which the epochs are counted.
+    judge: str = "test"  #: Which images were evaluated: "test", or "valid" for those held back to validate on.
 
 
 def summarise(

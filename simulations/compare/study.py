@@ -74,18 +74,7 @@ class Holding:
 
 
 class Study:
-    """All that is compared.
-
-    Parameters
-    ----------
-    config : RunConfig
-        What all methods share.
-    options : Options
-        How to compare.
-    folder : Path
-        For results of trials, stores and runs.
-    progress : Progress
-        Shows how it goes.
+    """All that is compared; results of trials, stores and runs go to `folder`.
 
     Raises
     ------
@@ -309,13 +298,7 @@ def trial_name(
 
 
 def read_trial(path: Path) -> Trial:
-    """Read the result of a trial.
-
-    Raises
-    ------
-    RunError
-        If it is damaged.
-    """
+    """Read the result of a trial; raises RunError if it is damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Trial)
     except (OSError, msgspec.MsgspecError) as error:

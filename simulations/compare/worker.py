@@ -32,29 +32,14 @@ _SAVE_EVERY_S = 20.0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is to do.
+    """What the process is to do."""
 
-    Attributes
-    ----------
-    kind : str
-        "whole", "merged", "one-graph" or "in-process".
-    config : dict
-        Settings of a run, by their kebab-case keys; it is evaluated after every round.
-    threads : int
-        Of torch.
-    folder : str
-        For checkpoints, from which an interrupted job goes on (not "in-process").
-    absent : bool
-        Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
-    judge : str
-        Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
-    """
-
-    kind: str
-    config: Values
+    kind: str  #: "whole", "merged", "one-graph" or "in-process".
+    config: Values  #: Settings of a run, by their kebab-case keys; it is evaluated after every round.
     threads: int
-    folder: str
-    absent: bool = False
+    folder: str  #: For checkpoints, from which an interrupted job goes on (not "in-process").
+    absent: bool = False  #: Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
+    #: Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
     judge: str = "test"
 
 
@@ -83,13 +68,7 @@ def run(job: Job, show: Tell) -> Outcome:
 
 
 def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
-    """Do a job in this process.
-
-    Raises
-    ------
-    PslError
-        If the data cannot be used, or training fails.
-    """
+    """Do a job in this process; raises PslError if the data cannot be used, or training fails."""
     import torch
 
     from psl_flower.stores.prepare import prepare_stores

@@ -9,7 +9,7 @@ from psl_flower.config import RunConfig, fields
 from psl_flower.config.fields import setting
 from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.report import QUERY, UNPAIRED, WEIGHTS
-from simulations.options import one_of, several
+from simulations.options import one_of, seed, several
 from simulations.reports import Values
 
 _PLAIN: Values = {"wire-activations": "bfloat16", "wire-gradients": "bfloat16"}
@@ -31,6 +31,11 @@ CASES: dict[str, Values] = {
     "code32-pool": {**_CODE, "cut": "pool", "code-size": 32},
     "code16-layer4": {**_CODE, "code-size": 16},
     "code8-layer4": {**_CODE, "code-size": 8},
+    # Noise from the nodes' secrets, and gradients of a byte a number, without and with what rounding took.
+    "code16-layer4-noise0.5": {**_CODE, "code-size": 16, "code-noise": 0.5},
+    "code16-layer4-noise1": {**_CODE, "code-size": 16, "code-noise": 1.0},
+    "code16-layer4-int8": {**_CODE, "code-size": 16, "wire-gradients": "int8"},
+    "code16-layer4-int8-feedback": {**_CODE, "code-size": 16, "wire-gradients": "int8", "gradient-feedback": True},
     # As many bits, of more levels or of finer patches.
     "code16x4-layer4": {**_CODE, "code-size": 16, "code-levels": 4},
     "code8-layer4-4x4": {**_CODE, **_FINE, "code-size": 8},
@@ -43,17 +48,13 @@ CASES: dict[str, Values] = {
 _EACH = (REFERENCE, "code32-layer4", "code16-layer4")
 
 
-def _seed(text: str) -> int:
-    return int(text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options(fields.Settings):
     """What is trained and attacked, and how hard."""
 
     dataset: str = setting("digits", "digits, a hub name or a folder, such as ../shared/data/cifar10")
     cases: tuple[str, ...] = several(_EACH, f"of {','.join(CASES)}", one_of(tuple(CASES)))
-    seeds: tuple[int, ...] = several((0,), "seeds; every case is trained with each", _seed)
+    seeds: tuple[int, ...] = several((0,), "seeds; every case is trained with each", seed)
     levels: tuple[str, ...] = several(
         (QUERY,), f"what attackers may do: {QUERY}, always, {WEIGHTS}, {UNPAIRED}", one_of((QUERY, WEIGHTS, UNPAIRED))
     )

@@ -6,18 +6,16 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from simulations.compare.plots import new_axes
 from simulations.leakage.results import Average, Report
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = ("o", "s", "^")
-_FAINT = "#dddddd"
-
-NAMES = ("accuracy-by-ssim", "accuracy-by-bytes")
 
 
 def drawn(report: Report, name: str) -> Figure | None:
-    """Return one of the plots of `NAMES`; None if there is no such plot."""
+    """Return a plot by its name, "accuracy-by-ssim" or "accuracy-by-bytes"; None if there is no such plot."""
     if name == "accuracy-by-ssim":
         return _plot(report, "SSIM: one look (hollow), looks joined (filled)", [
             (lambda one: one.one_look, "none"), (lambda one: one.all_looks, "full"),
@@ -30,8 +28,7 @@ def drawn(report: Report, name: str) -> Figure | None:
 
 
 def _plot(report: Report, x: str, series: list[tuple[Callable[[Average], float], str]]) -> Figure:
-    figure = Figure(figsize=(4.7, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(x, "accuracy lost, points")
     compared = [(average, average.lost) for average in report.averages if average.lost is not None]
     for number, (one, lost) in enumerate(compared):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
@@ -40,10 +37,6 @@ def _plot(report: Report, x: str, series: list[tuple[Callable[[Average], float],
         for (_, fill), point in zip(series, points, strict=True):
             label = f"{one.case} ({one.seeds} {'seed' if one.seeds == 1 else 'seeds'})" if fill == "full" else None
             axes.plot([point], [lost], color=colour, marker=marker, fillstyle=fill, linestyle="none", label=label)
-    axes.set(xlabel=x, ylabel="accuracy lost, points")
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     figure.set_figheight(3.2 + 0.2 * len(labels))
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)

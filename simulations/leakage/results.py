@@ -15,42 +15,22 @@ from simulations.tables import dataset_name
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One network, trained and attacked.
-
-    Attributes
-    ----------
-    case, seed : str, int
-        Which.
-    accuracy : float
-        On the test images.
-    bytes_up, bytes_down : float
-        Payload of an image and step, of all nodes together.
-    bits : int or None
-        Of an image's codes in a look; None where they are no codes.
-    unique : float
-        Share of victims whose codes no other victim has.
-    one_look, all_looks : tuple of Finding
-        The attacks on the finished network, and on that and what crossed the cut in all epochs together.
-    looks : int
-        That were joined; of the epochs and the finished network.
-    auxiliary : int
-        Images that the attacker had, of those asked.
-    seconds : float
-        Of training and attacks.
-    """
+    """One network, trained and attacked."""
 
     case: str
     seed: int
-    accuracy: float
+    accuracy: float  #: On the test images.
+    #: Payload of an image and step, of all nodes together.
     bytes_up: float
     bytes_down: float
-    bits: int | None
-    unique: float
+    bits: int | None  #: Of an image's codes in a look; None where they are no codes.
+    unique: float  #: Share of victims whose codes no other victim has.
+    #: The attacks on the finished network, and on that and what crossed the cut in all epochs together.
     one_look: tuple[Finding, ...]
     all_looks: tuple[Finding, ...]
-    looks: int
-    auxiliary: int
-    seconds: float
+    looks: int  #: That were joined; of the epochs and the finished network.
+    auxiliary: int  #: Images that the attacker had, of those asked.
+    seconds: float  #: Of training and attacks.
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,29 +41,16 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Average(msgspec.Struct, frozen=True, kw_only=True):
-    """A case over its seeds.
-
-    Attributes
-    ----------
-    case : str
-        Which.
-    seeds : int
-        That it was trained with.
-    lost : float or None
-        Accuracy that the reference has more with the same seeds, points; None without it.
-    one_look, all_looks : float
-        SSIM of the better decoder; of all looks, of those that join them.
-    bytes_both : float
-        Of an image and step, up and down.
-    """
+    """A case over its seeds."""
 
     case: str
-    seeds: int
+    seeds: int  #: That it was trained with.
     accuracy: float
-    lost: float | None
+    lost: float | None  #: Accuracy that the reference has more with the same seeds, points; None without it.
+    #: SSIM of the better decoder; of all looks, of those that join them.
     one_look: float
     all_looks: float
-    bytes_both: float
+    bytes_both: float  #: Of an image and step, up and down.
 
 
 class Report(kept.Report, frozen=True, kw_only=True):

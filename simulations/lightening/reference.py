@@ -9,7 +9,6 @@ from pathlib import Path
 
 from psl_flower.config import RunConfig
 from psl_flower.engine.batches import batch_order
-from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.errors import RunError
 from psl_flower.inference.trained_model import save_trained_model
@@ -24,18 +23,9 @@ from simulations.progress import Progress
 
 
 def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress) -> RunFolder:
-    """Return a trained run of these settings; one that the workspace has is not trained again, a part goes on.
+    """Return a trained run of these settings, from the workspace if it is there; an interrupted training continues.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run.
-    engine : str
-        One of `simulations.lightening.results.ENGINES`.
-    workspace : Path
-        Where the run is.
-    progress : Progress
-        Told how it goes.
+    `engine` is one of `simulations.lightening.results.ENGINES`.
 
     Raises
     ------
@@ -56,26 +46,19 @@ def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress)
     if engine == "flwr":
         patch_split(config, steps, lambda step: progress.step("training", step, steps * config.training.rounds))
     else:
-        _as_one_graph(config, stores, RunFolder(workspace / "runs" / name), steps, progress)
+        _as_one_graph(config, stores, RunFolder(workspace / "runs" / name), progress)
     return open_run(workspace, name)
 
 
-def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, steps: int, progress: Progress) -> None:
+def _as_one_graph(config: RunConfig, stores: StoreSet, run: RunFolder, progress: Progress) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     run.write_description(stores.description)
     run.write_account(stores.account)
-    checkpoint, total, device = (
-        run.path / "one-graph.pt",
-        steps * config.training.rounds,
-        choose_device(config.machine.device),
-    )
     with stores.opened() as opened:
-        monolith = OneProcessTrainer(config, stores.description, stores.labels, opened, device)
-        if checkpoint.exists():
-            monolith.load_state_dict(load_state(checkpoint))
-        while monolith.step < total:
-            monolith.train(steps, lambda step, *_: progress.step("training", step, total))
-            save_state(checkpoint, monolith.state_dict())
+        monolith = OneProcessTrainer(
+            config, stores.description, stores.labels, opened, choose_device(config.machine.device)
+        )
+        monolith.train_resumably(run.path / "one-graph.pt", "training", progress.step, advice="choose a lower lr")
     save_trained_model(run.model, monolith.net.state_dict())
-    run.write_status(Status(state="completed", step=total, total_steps=total))
+    run.write_status(Status(state="completed", step=monolith.step, total_steps=monolith.total_steps))

@@ -57,55 +57,30 @@ class Options(fields.Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What was measured.
+    """What was measured."""
 
-    Attributes
-    ----------
-    config : dict
-        Settings of the reference's run by their kebab-case keys.
-    train_images, test_images : int
-        What it learnt from, and what everything is judged by.
-    lightening : dict
-        Settings of the lightening.
-    """
-
-    config: Values
+    config: Values  #: Settings of the reference's run by their kebab-case keys.
+    #: What it learnt from, and what everything is judged by.
     train_images: int
     test_images: int
-    lightening: Values
+    lightening: Values  #: Settings of the lightening.
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One artefact.
+    """One artefact."""
 
-    Attributes
-    ----------
-    name : str
-        As in the lightening's log; `CUT` and `TAUGHT` are the rivals.
-    degree : int or None
-        Of lightening.
-    right : str
-        For every test image in order "1" where the answer is right, otherwise "0".
-    num_bytes, parameters, multiply_adds : int
-        The file on disk, and the network; multiply-adds for one image.
-    images_per_s, latency_ms : Spread
-        In batches, and of one image alone, over the turns.
-    times_as_fast : Spread
-        Images/s over those of the reference in the same turn.
-    train_s : float
-        Seconds that training and judging took within the lightening; 0 where not known.
-    """
-
-    name: str
-    degree: int | None
-    right: str
+    name: str  #: As in the lightening's log; `CUT` and `TAUGHT` are the rivals.
+    degree: int | None  #: Of lightening.
+    right: str  #: For every test image in order "1" where the answer is right, otherwise "0".
+    #: The file on disk, and the network; multiply-adds for one image.
     num_bytes: int
     parameters: int
     multiply_adds: int
+    #: In batches, and of one image alone, over the turns.
     images_per_s: Spread
     latency_ms: Spread
-    times_as_fast: Spread
-    train_s: float
+    times_as_fast: Spread  #: Images/s over those of the reference in the same turn.
+    train_s: float  #: Seconds that training and judging took within the lightening; 0 where not known.
 
     @property
     def accuracy(self) -> float:
@@ -121,35 +96,17 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : Settings
-        What was measured.
-    min_speed : float
-        Images/s that the lightening was asked to exceed.
-    end : str
-        How the lightening ended, and why.
-    found : str
-        Name of the third model, or of the attempt that came closest.
-    satisfied : bool
-        Whether that one met the lightening's own conditions.
-    measurements : tuple of Model
-        The reference first.
-    seconds : float
-        Of everything.
-    """
+    """A result file."""
 
     benchmark: str = "lightening"
     version: int = 1
     settings: Settings
-    min_speed: float
-    end: str
-    found: str
-    satisfied: bool
-    measurements: tuple[Model, ...]
-    seconds: float
+    min_speed: float  #: Images/s that the lightening was asked to exceed.
+    end: str  #: How the lightening ended, and why.
+    found: str  #: Name of the third model, or of the attempt that came closest.
+    satisfied: bool  #: Whether that one met the lightening's own conditions.
+    measurements: tuple[Model, ...]  #: The reference first.
+    seconds: float  #: Of everything.
 
     def model(self, name: str) -> Model | None:
         """Return a model by its name, None if it was not measured."""

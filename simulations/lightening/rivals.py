@@ -7,7 +7,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,28 +14,21 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
 from psl_flower.inference.evaluation import images_in
 from psl_flower.lightening.artefacts import make_float, make_int8
+from psl_flower.lightening.judging import images_to_calibrate
 from psl_flower.lightening.pruning import ladder, prune
 from psl_flower.lightening.quantising import folded
 from psl_flower.lightening.settings import LighteningSettings
-from psl_flower.lightening.sizing import choose_second, cost_of, size_of_run
+from psl_flower.lightening.sizing import choose_second, cost_of
 from psl_flower.lightening.training import LocalTrainer, Training, epochs_of_run
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from simulations.lightening.judge import Artefact
 
-_CALIBRATION_IMAGES, _CALIBRATION_BATCH = 256, 64
+_CALIBRATION_BATCH = 64
 
 
 class Rivals:
-    """Makes them.
-
-    Parameters
-    ----------
-    first : PatchSplitNet
-        The reference.
-    trainer : LocalTrainer
-        Where one of them learns.
-    """
+    """Makes the rivals of the third model from the reference, `first`; `trainer` trains one of them."""
 
     def __init__(self, first: PatchSplitNet, trainer: LocalTrainer) -> None:
         self._first, self._trainer = first, trainer
@@ -74,7 +66,7 @@ class Rivals:
         ]
 
     def _size(self, degree: int, settings: LighteningSettings) -> BackboneSize:
-        first = size_of_run(self._config)
+        first = self._config.network.size
         second = choose_second(
             first,
             partial(cost_of, self._blueprint),
@@ -104,6 +96,5 @@ class Rivals:
 
     def _calibration_images(self) -> torch.Tensor:
         """Return training images (B, C, H, W), the same every time."""
-        pool = self._description.samples_of("train")
-        drawn = np.sort(np.random.default_rng(0).permutation(pool)[:_CALIBRATION_IMAGES])
-        return torch.cat([images for images, _ in images_in(self._trainer.stores, drawn, _CALIBRATION_IMAGES)])
+        drawn = images_to_calibrate(self._config, self._description)
+        return torch.cat([images for images, _ in images_in(self._trainer.stores, drawn, len(drawn))])

@@ -35,61 +35,32 @@ class Options(fields.Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What is measured.
+    """What is measured."""
 
-    Attributes
-    ----------
-    config : dict
-        Settings of the training step by their kebab-case keys: dataset, grid, network, batch size.
-    uppers : int
-        Upper nodes, and stores.
-    """
-
-    config: Values
-    uppers: int
+    config: Values  #: Settings of the training step by their kebab-case keys: dataset, grid, network, batch size.
+    uppers: int  #: Upper nodes, and stores.
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """Random batches read by one Upper, and training steps of the same batch size, in one process.
+    """Random batches read by one Upper, and training steps of the same batch size, in one process."""
 
-    Attributes
-    ----------
-    sealed_s, plain_s : tuple of float
-        Seconds of each batch.
-    step_s : tuple of float
-        Seconds of each training step in one process, from plain stores.
-    opening_s : float
-        Opening the sealed store and reading its first batch, when the order of the records is derived.
-    record_bytes : int
-        Patches of one image in this store.
-    """
-
+    #: Seconds of each batch.
     sealed_s: tuple[float, ...]
     plain_s: tuple[float, ...]
-    step_s: tuple[float, ...]
-    opening_s: float
-    record_bytes: int
+    step_s: tuple[float, ...]  #: Seconds of each training step in one process, from plain stores.
+    opening_s: float  #: Opening the sealed store and reading its first batch, when the order of the records is derived.
+    record_bytes: int  #: Patches of one image in this store.
 
 
 class Ingest(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingest in a separate process, on one core.
+    """One ingest in a separate process, on one core."""
 
-    Attributes
-    ----------
-    images : int
-        Sealed, those to test on included.
-    seconds : float
-        From the first image to the signed manifest.
-    before_bytes, peak_bytes : int
-        Highest resident memory (VmHWM) before and after it.
-    own_before_bytes, own_peak_bytes : int
-        The same without mapped files, such as the images' table: seen every few hundred images.
-    """
-
-    images: int
-    seconds: float
+    images: int  #: Sealed, those to test on included.
+    seconds: float  #: From the first image to the signed manifest.
+    #: Highest resident memory (VmHWM) before and after it.
     before_bytes: int
     peak_bytes: int
+    #: The same without mapped files, such as the images' table: seen every few hundred images.
     own_before_bytes: int
     own_peak_bytes: int
 
@@ -110,39 +81,22 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trials amount to; each `Spread` is over the repetitions.
+    """What the trials amount to; each `Spread` is over the repetitions."""
 
-    Attributes
-    ----------
-    sealed_s, plain_s : Spread
-        Median seconds of a batch.
-    sealed_slow_s, plain_slow_s : float
-        95 of 100 batches of all repetitions took at most so long.
-    step_s : Spread
-        Median seconds of a training step.
-    share : Spread
-        All Uppers' sealed reads, one after the other, over the step: the least favourable count.
-    extra : Spread
-        The same of what sealing adds to plain stores.
-    opening_s : Spread
-        As in `Reading`.
-    ingest_per_min, restore_per_min : Spread
-        Images a minute; of the larger ingests.
-    memory : dict
-        Images of an ingest -> its memory.
-    """
-
+    #: Median seconds of a batch.
     sealed_s: Spread
     plain_s: Spread
+    #: 95 of 100 batches of all repetitions took at most so long.
     sealed_slow_s: float
     plain_slow_s: float
-    step_s: Spread
-    share: Spread
-    extra: Spread
+    step_s: Spread  #: Median seconds of a training step.
+    share: Spread  #: All Uppers' sealed reads, one after the other, over the step: the least favourable count.
+    extra: Spread  #: The same of what sealing adds to plain stores.
     opening_s: Spread
+    #: Images a minute; of the larger ingests.
     ingest_per_min: Spread
     restore_per_min: Spread
-    memory: dict[int, Memory]
+    memory: dict[int, Memory]  #: Images of an ingest -> its memory.
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):

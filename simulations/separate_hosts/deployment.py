@@ -8,8 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from psl_flower.sealed.keyring import KeyRing
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.prepare import prepare_stores
 from simulations.separate_hosts.network import Host, Network
+from simulations.watching import wait_until
 
 if TYPE_CHECKING:
     from psl_flower.engine.one_process import OneProcessTrainer
@@ -41,16 +41,7 @@ _NODE_CONFIG = {
 class Deployment:
     """Everything that an owner and an operator set up, as docs/deploy.md says it.
 
-    Parameters
-    ----------
-    network : Network
-        The hosts.
-    dataset : str
-        What the owner cuts into as many stores as there are nodes.
-    ingest : sequence of str
-        Further arguments of `psl ingest`.
-    settings : sequence of str
-        KEY=VALUE, of every run that is not resumed.
+    `ingest` are further arguments of `psl ingest`; `settings`, as KEY=VALUE, go to every run that is not resumed.
 
     Raises
     ------
@@ -127,7 +118,7 @@ class Deployment:
             f'[superlink]\ndefault = "lower"\n\n[superlink.lower]\naddress = "{self.server.address}:{FLEET_PORT}"\n'
             f'root-certificates = "{self.server.folder / "ca.crt"}"\n'
         )
-        _wait_until(lambda: self.flwr("list", "lower").returncode == 0, 60, "the SuperLink")
+        wait_until(lambda: self.flwr("list", "lower").returncode == 0, 60, "the SuperLink")
 
     def superlink_command(self) -> list[str | Path]:
         """Return the command that starts the SuperLink."""
@@ -181,7 +172,7 @@ class Deployment:
 
     def wait_for_nodes(self, count: int, timeout_s: float = 90.0) -> None:
         """Wait until this number of nodes is online."""
-        _wait_until(lambda: self.online() == count, timeout_s, f"{count} nodes online")
+        wait_until(lambda: self.online() == count, timeout_s, f"{count} nodes online")
 
     def online(self) -> int:
         """Return the number of nodes that the SuperLink counts as online."""
@@ -282,11 +273,3 @@ def call(*arguments: str | Path, **environment: str) -> str:
     if done.returncode != 0:
         raise RunError(f"{' '.join(words[:3])}: {last_line(done.stdout + done.stderr)}")
     return done.stdout
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RunError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.1)

@@ -38,62 +38,35 @@ class Options(fields.Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What is trained, and how it is timed.
+    """What is trained, and how it is timed."""
 
-    Attributes
-    ----------
-    config : dict
-        Settings of the runs by their kebab-case keys, without those that the benchmark decides.
-    upper_threads, nodes : int
-        Threads of a node, and their number.
-    netem : bool
-        Whether the kernel's netem made the delay; else the stand-in `slow_link`.
-    congestion_control : str
-        TCP's, such as "cubic" or "bbr": how fast a stream gets going again after the computing between two exchanges.
-    """
-
-    config: Values
+    config: Values  #: Settings of the runs by their kebab-case keys, without those that the benchmark decides.
+    #: Threads of a node, and their number.
     upper_threads: int
     nodes: int
-    netem: bool
+    netem: bool  #: Whether the kernel's netem made the delay; else the stand-in `slow_link`.
+    #: TCP's, such as "cubic" or "bbr": how fast a stream gets going again after the computing between two exchanges.
     congestion_control: str
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One trial: a run of the deployment between two of the one process.
+    """One trial: a run of the deployment between two of the one process."""
 
-    Attributes
-    ----------
-    repetition : int
-        From 1.
-    delay_ms : float
-        Of every node's link, one way.
-    round_trip_s : float
-        Measured from a node to the server and back, just before the run.
-    batch_size : int
-        Images of a step.
-    step_s, before_s, after_s : tuple of float
-        Seconds of every timed step: of the run, and of the one process before and after it.
-    parts_s : dict
-        Seconds of a step of the run by part: "upper" (the slowest), "lower", and "wire", all the rest, which is moving
-        bytes and waiting for them. Medians over the timed steps.
-    bytes_up, bytes_down : int
-        Of the frames of all training steps, headers included.
-    steps : int
-        All training steps of the run.
-    """
-
-    repetition: int
-    delay_ms: float
-    round_trip_s: float
-    batch_size: int
+    repetition: int  #: From 1.
+    delay_ms: float  #: Of every node's link, one way.
+    round_trip_s: float  #: Measured from a node to the server and back, just before the run.
+    batch_size: int  #: Images of a step.
+    #: Seconds of every timed step: of the run, and of the one process before and after it.
     step_s: tuple[float, ...]
     before_s: tuple[float, ...]
     after_s: tuple[float, ...]
+    #: Seconds of a step of the run by part: "upper" (the slowest), "lower", and "wire", all the rest, which is moving
+    #: bytes and waiting for them. Medians over the timed steps.
     parts_s: dict[str, float]
+    #: Of the frames of all training steps, headers included.
     bytes_up: int
     bytes_down: int
-    steps: int
+    steps: int  #: All training steps of the run.
 
     @property
     def images_per_s(self) -> float:
@@ -107,30 +80,20 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trials of a delay amount to; each number a `Spread` over the repetitions.
+    """What the trials of a delay amount to; each number a `Spread` over the repetitions."""
 
-    Attributes
-    ----------
-    delay_ms, round_trip_s, images_per_s, one_process : float, Spread, Spread, Spread
-        As in `Measurement`.
-    ratio : Spread
-        Images per second over those of the one process.
-    step_s, wire_s : Spread
-        Median of the timed steps; and the part of a step that is not computing.
-    added_s : Spread or None
-        What `wire_s` has more than without delay in the same repetition; None where that was not tried.
-    bytes_up_per_image, bytes_down_per_image : float
-        The same in all repetitions.
-    """
-
+    #: As in `Measurement`.
     delay_ms: float
     round_trip_s: Spread
     images_per_s: Spread
     one_process: Spread
-    ratio: Spread
+    ratio: Spread  #: Images per second over those of the one process.
+    #: Median of the timed steps; and the part of a step that is not computing.
     step_s: Spread
     wire_s: Spread
+    #: What `wire_s` has more than without delay in the same repetition; None where that was not tried.
     added_s: Spread | None
+    #: The same in all repetitions.
     bytes_up_per_image: float
     bytes_down_per_image: float
 

@@ -17,16 +17,10 @@ _MARGIN_S = 0.02
 
 
 class Brake:
-    """Stops a group of processes and lets it go on.
-
-    Attributes
-    ----------
-    spans : list of Span
-        Of all holds that are over.
-    """
+    """Stops a group of processes and lets it go on."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
+        self.spans: list[Span] = []  #: Of all holds that are over.
         self._held: list[psutil.Process] = []
         self._since = 0.0
 
@@ -64,16 +58,9 @@ def breathe(processes: Iterable[psutil.Process], seconds: float) -> None:
 
 
 def cut_steps(began: float, ends: Sequence[float], spans: Iterable[Span]) -> tuple[int, ...]:
-    """Return the indices of the steps during which their processes were stopped.
+    """Return the indices of the steps during which their processes were stopped (`spans`).
 
-    Parameters
-    ----------
-    began : float
-        When the first step began, Unix time in seconds.
-    ends : sequence of float
-        When each step ended; the next one begins there.
-    spans : iterable of Span
-        When the processes were stopped.
+    `began` is when the first step began, Unix time in seconds; `ends` when each step ended and the next began.
     """
     held = list(spans)
     return tuple(

@@ -44,17 +44,10 @@ class Options(fields.Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What is trained, and how it is timed.
+    """What is trained, and how it is timed."""
 
-    Attributes
-    ----------
-    config : dict
-        Settings of the runs by their kebab-case keys, without those that differ between the trials.
-    upper_threads, nodes : int
-        Threads of a simulated node, and their number.
-    """
-
-    config: Values
+    config: Values  #: Settings of the runs by their kebab-case keys, without those that differ between the trials.
+    #: Threads of a simulated node, and their number.
     upper_threads: int
     nodes: int
 
@@ -65,46 +58,22 @@ class Settings(Options):
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One trial.
+    """One trial."""
 
-    Attributes
-    ----------
-    repetition : int
-        The session, from 1: one trial of a federated mode and one of the one process, which took turns.
-    mode : str
-        "one-process", "stream" or "flower".
-    images_per_s : float
-        Median over the timed steps: those after the warm-up that are not cut.
-    step_s : tuple of float
-        Seconds of every step, those of the warm-up first.
-    cut : tuple of int
-        Indices of the steps during which the mode's processes were stopped for the other's turn.
-    batch_sizes : tuple of int
-        Images of every step.
-    parts_s : dict
-        Seconds of a step by part: mean over the timed steps. Empty for one process.
-    bytes_up, bytes_down : int
-        Of the frames of all training steps, headers included.
-    processes : tuple of Process
-        Memory.
-    startup_s : dict
-        Seconds by phase, from the command to the first step, in the order in which they follow each other.
-    loss : float
-        Mean over all steps.
-    """
-
-    repetition: int
-    mode: str
-    images_per_s: float
-    step_s: tuple[float, ...]
-    cut: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    parts_s: dict[str, float]
+    repetition: int  #: The session, from 1: one trial of a federated mode and one of the one process, which took turns.
+    mode: str  #: "one-process", "stream" or "flower".
+    images_per_s: float  #: Median over the timed steps: those after the warm-up that are not cut.
+    step_s: tuple[float, ...]  #: Seconds of every step, those of the warm-up first.
+    cut: tuple[int, ...]  #: Indices of the steps during which the mode's processes were stopped for the other's turn.
+    batch_sizes: tuple[int, ...]  #: Images of every step.
+    parts_s: dict[str, float]  #: Seconds of a step by part: mean over the timed steps. Empty for one process.
+    #: Of the frames of all training steps, headers included.
     bytes_up: int
     bytes_down: int
     processes: tuple[Process, ...]
+    #: Seconds by phase, from the command to the first step, in the order in which they follow each other.
     startup_s: dict[str, float]
-    loss: float
+    loss: float  #: Mean over all steps.
 
     @property
     def total_startup_s(self) -> float:
@@ -113,34 +82,19 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a mode's trials amount to; each number a `Spread` over the repetitions.
-
-    Attributes
-    ----------
-    mode : str
-        As in `Measurement`.
-    images_per_s, startup_s : Spread
-        As in `Measurement`.
-    ratio : Spread or None
-        Images per second over those of the one process in the same repetition; None for that one itself.
-    bytes_up_per_image, bytes_down_per_image : float or None
-        The same in all repetitions; None for one process, which sends nothing.
-    step_s : Spread
-        Median of the timed steps.
-    parts_s : dict
-        By part, see `Measurement`.
-    peak_bytes, pss_bytes : dict
-        By role: the highest of all trials.
-    """
+    """What a mode's trials amount to; each number a `Spread` over the repetitions of what `Measurement` says."""
 
     mode: str
     images_per_s: Spread
+    #: Images per second over those of the one process in the same repetition; None for that one itself.
     ratio: Spread | None
+    #: The same in all repetitions; None for one process, which sends nothing.
     bytes_up_per_image: float | None
     bytes_down_per_image: float | None
-    step_s: Spread
+    step_s: Spread  #: Median of the timed steps.
     parts_s: dict[str, Spread]
     startup_s: Spread
+    #: By role: the highest of all trials.
     peak_bytes: dict[str, int]
     pss_bytes: dict[str, int]
 
@@ -230,13 +184,7 @@ def _kilobytes(num_bytes: float | None) -> str:
 
 
 def timed(num_steps: int, warmup: int, cut: Collection[int]) -> list[int]:
-    """Return the indices of the steps that count: after the warm-up, and not cut.
-
-    Raises
-    ------
-    RunError
-        If there is none.
-    """
+    """Return the indices of the steps that count: after the warm-up, and not cut; raises RunError if there is none."""
     whole = [index for index in range(warmup, num_steps) if index not in cut]
     if not whole:
         raise RunError("no timed step was left whole by the turns; ask for more --steps, or fewer --turns")

@@ -22,17 +22,10 @@ _BREATH_EVERY_S, _BREATH_S = 15.0, 0.2
 
 
 class Turns:
-    """The one process's turns during a federated run.
+    """The one process's turns during a federated run; it is held after its warm-up.
 
     Turn i (from 1) ends for the one process after the steps of the warm-up, i times those that fall to a turn, and one
     more for each turn: the step that its last stop cut.
-
-    Parameters
-    ----------
-    settings : Settings
-        How many steps and turns.
-    opponent : Opponent
-        The one process, held after its warm-up.
     """
 
     def __init__(self, settings: Settings, opponent: Opponent) -> None:
@@ -46,21 +39,10 @@ class Turns:
         return self._brake.spans
 
     def take(self, done: int, processes: Callable[[], Iterable[psutil.Process]]) -> None:
-        """Hold the federated run for a turn of the one process, if one is due.
+        """Hold the federated run, of which `done` steps are done, for a turn of the one process, if one is due.
 
-        The last turn is not taken here: it comes when the federated run is over.
-
-        Parameters
-        ----------
-        done : int
-            Steps that the federated run has done.
-        processes : callable
-            Returns its processes; those that compute are held.
-
-        Raises
-        ------
-        RunError
-            If the one process fails.
+        The last turn is not taken here: it comes when the federated run is over. `processes` returns the run's
+        processes; those that compute are held. Raises RunError if the one process fails.
         """
         # Short steps pass several turns between two looks; they are taken together.
         due = sum(done >= self._end(turn) - 1 for turn in range(1, self._settings.turns))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from psl_flower.launch.superlink import LocalSuperLink
 from simulations import kept
 from simulations.kept import Study
 from simulations.vertical.results import BY_ROUNDS, HERE, Options, Report, Trial
+from simulations.watching import wait_until
 
 _PARTIES = 3
 _FEDERATION = {"num-supernodes": _PARTIES, "client-resources-num-cpus": 1, "init-args-num-cpus": _PARTIES}
 # Points of a training by rounds that are reported, as shares of its rounds.
 _POINTS = 10
-_POLL_S, _START_S, _TIMEOUT_S = 0.2, 120.0, 3600.0
+_START_S, _TIMEOUT_S = 120.0, 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,19 +88,11 @@ def _run(app: Path, config: Mapping[str, object]) -> None:
     with LocalSuperLink() as link:
         link.wait()
         run_id = link.run(app, config, _FEDERATION)
-        _wait(link.is_running, _START_S, "it does not start")
+        wait_until(link.is_running, _START_S, "the simulation to start")
         # Whether its process is there, which costs little; asking Flower starts a process each time.
-        _wait(lambda: not link.is_running(), _TIMEOUT_S, "it does not end")
+        wait_until(lambda: not link.is_running(), _TIMEOUT_S, "the simulation to end")
         if not link.status(run_id).endswith("completed"):
             raise RunError(f"{app.name}: {link.status(run_id)}: {link.last_words()}")
-
-
-def _wait(over: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not over():
-        if time.monotonic() > deadline:
-            raise RunError(f"the simulation: {what}, after {timeout_s:.0f} s")
-        time.sleep(_POLL_S)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

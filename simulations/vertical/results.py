@@ -27,28 +27,17 @@ class Options(fields.Settings):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One training, or one point of it.
+    """One training, or one point of it."""
 
-    Attributes
-    ----------
-    method, how : str
-        `HERE` or `BY_ROUNDS`; the transport, or the learning rate.
-    passes, steps : int
-        Times that every training row was used, and steps of the optimisers.
-    auc : float
-        Area under the ROC curve on the 169 patients that no step saw, 0..1; `HERE` stops early by them.
-    seconds : float
-        Of the training, without starting Flower and its processes.
-    bytes_up, bytes_down : int
-        From the parties to the server, and back.
-    """
-
+    #: `HERE` or `BY_ROUNDS`; the transport, or the learning rate.
     method: str
     how: str
+    #: Times that every training row was used, and steps of the optimisers.
     passes: int
     steps: int
-    auc: float
-    seconds: float
+    auc: float  #: Area under the ROC curve on the 169 patients that no step saw, 0..1; `HERE` stops early by them.
+    seconds: float  #: Of the training, without starting Flower and its processes.
+    #: From the parties to the server, and back.
     bytes_up: int
     bytes_down: int
 

@@ -132,10 +132,15 @@ def check_that_ray_is_closed(processes: list[psutil.Process]) -> None:
 
 
 def test_no_stranger_reaches_a_simulation_and_a_killed_one_leaves_nothing(place: Place, tmp_path: Path) -> None:
-    process = place.start_psl("train", *TINY, "rounds=500", "run-name=watched")
+    planted, came = tmp_path / "shared", tmp_path / "came"
+    planted.mkdir()
+    for module in ("flwr", "torch", "psl_flower", "json"):
+        (planted / f"{module}.py").write_text(f"open({str(came)!r}, 'w'); raise ImportError", "utf-8")
+    process = place.start_psl("train", *TINY, "rounds=500", "run-name=watched", cwd=planted)
     wait_until(lambda: simulating(place), START_S, "Ray's actors")
     run = place.run("watched")
     wait_until(lambda: (status := run.read_status()) is not None and status.step > 0, START_S, "the first step")
+    assert not came.exists(), "a module of the folder that psl train was called in has run"
     processes = whole(place)
     sockets = listening(processes)
     assert len(sockets) > 8

@@ -214,11 +214,11 @@ def test_cable_is_cut(deployed: Deployment) -> None:
     """With data under way, which hides the loss from TCP's keepalive, long before an exchange's deadline."""
 
     def disturb(run: RunFolder) -> None:
-        deployed.network.cut(0)
+        deployed.network.unplug(deployed.network.nodes[0])
         try:
             gone_back(run)
         finally:
-            deployed.network.mend(0)
+            deployed.network.plug_in(deployed.network.nodes[0])
 
     settings = [setting for setting in SHORT if not setting.startswith("step-timeout")]
     ends_exactly(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
-from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
 from psl_flower.errors import ConfigError
 from psl_flower.flower.own_code import PROGRAMS, check, check_programs, search_path, write_programs
@@ -120,6 +120,19 @@ def test_an_app_that_is_not_there_is_one_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}: no Flower app here") and done.stderr.count("\n") == 1
+
+
+def test_no_module_of_the_folder_it_was_started_in(tmp_path: Path) -> None:
+    """The program of a ClientApp is started wherever the SuperNode was: in a folder of stores, or one that all share."""
+    programs = write_programs(tmp_path / PROGRAMS)
+    place = tmp_path / "shared"
+    place.mkdir()
+    for name in ("psl_flower", "flwr", "json"):
+        (place / f"{name}.py").write_text(f"open({str(tmp_path / 'came')!r}, 'w'); raise ImportError", "utf-8")
+    served = programs / TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
+    done = subprocess.run([served, "--help"], cwd=place, capture_output=True, text=True, timeout=120, check=False)
+    assert not (tmp_path / "came").exists()
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_answers_flower_before_torch_is_loaded() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,3 +91,27 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
         with pytest.raises(StoreUnreachable, match="cannot be locked"), locked(tmp_path / ".lock", timeout_s=1):
             pass
         assert (elsewhere.read_bytes() if elsewhere.exists() else None) == content
+
+
+def _hold(path: Path) -> None:
+    """Lock a file that can be read, as any program may."""
+    fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_stranger_cannot_hold_a_lock_file(shared: Path, older: bool) -> None:
+    """Who may read a file may lock it; locks that an older version made are closed, too."""
+    lock = shared / ".lock"
+    if older:
+        lock.touch(0o644)
+    with locked(lock):
+        pass
+    with pytest.raises(AssertionError):
+        _as_stranger(lambda: _hold(lock))
+
+
+def test_a_group_that_shares_a_folder_shares_its_lock(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    with locked(tmp_path / ".lock"):
+        pass
+    assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o660

@@ -49,7 +49,8 @@ def test_tables_have_a_cell_for_every_column(capsys):
     for head, rows in said.tables:
         assert len(rows) == len(METHODS)
         assert {len(row) for row in rows} == {len(head)}
-    accuracy, traffic, work, seen = (rows for _, rows in said.tables)
+    accuracy, traffic, work, seen, differences = (rows for _, rows in said.tables)
+    assert differences[2][0] == METHODS[2].name
     assert accuracy[0] == ("whole image", "75.0 (70.0 to 80.0)", "2.0", "30 (20 to 40)", "50")
     assert traffic[0][1:] == ("-", "-", "-", "-")
     assert traffic[2][1:] == ("3.00", "1.00", "4.00", "2.00")

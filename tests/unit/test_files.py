@@ -249,10 +249,11 @@ def test_reading(tmp_path: Path) -> None:
             read_file(missing, errors.RunError)
 
 
-def test_a_lock_that_another_holds(tmp_path: Path) -> None:
+def test_a_lock_that_another_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     waited = "another process has been at work there for 0.01 s"
     with locked(tmp_path / ".lock"), pytest.raises(errors.StoreUnreachable, match=waited):
         locked(tmp_path / ".lock", timeout_s=0.01).__enter__()
+    assert "another process is at work there; waiting for it, at most 0.01 s" in caplog.text
     with pytest.raises(errors.StoreUnreachable, match="cannot be locked"), locked(tmp_path / "file" / ".lock"):
         pass

@@ -7,6 +7,7 @@ import re
 import pytest
 from msgspec import structs
 
+from psl_flower.cli import follow
 from psl_flower.cli.closing import closing_lines, next_commands
 from psl_flower.cli.follow import Follower
 from psl_flower.cli.main import main
@@ -134,3 +135,39 @@ def test_the_table_at_the_end_names_result_time_places_and_what_is_next(run):
     # Each of them is a command of this program, with arguments that it takes.
     for command in next_commands(run):
         assert main([*command.split()[1:], "--help"]) == 0
+
+
+def test_a_long_wait_is_told_with_its_seconds(monkeypatch, run):
+    shown, clock = io.StringIO(), [100.0]
+    monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(follow.os, "getloadavg", lambda: (30.0, 0.0, 0.0))
+    monkeypatch.setattr(follow, "usable_cores", lambda: 2)
+    with Follower(shown) as follower:
+        follower.begin("starting Flower")
+        for _ in range(25):
+            clock[0] += 1
+            follower.waiting("starting Flower", "its SuperLink" if clock[0] < 115 else "the simulation's process")
+        follower.note("found 4 patch stores")
+        for _ in range(12):
+            clock[0] += 1
+            follower.follow(Status(state="starting"), run)
+        for _ in range(12):
+            clock[0] += 1
+            follower.follow(Status(state="completed"), run)
+    assert shown.getvalue().splitlines() == [
+        "starting Flower",
+        "starting Flower: waiting for its SuperLink, 10 s; this machine is busy, 30 processes want its 2 cores",
+        "starting Flower: waiting for the simulation's process, 20 s",
+        "found 4 patch stores",
+        "starting the nodes, 9 s",
+        "ending Flower, 7 s",
+    ]
+
+
+def test_a_terminal_names_what_is_waited_for(run):
+    shown = Terminal()
+    with Follower(shown) as follower:
+        follower.begin("starting Flower")
+        follower.waiting("starting Flower", "its SuperLink")
+        follower._bars.refresh()
+    assert "starting Flower: waiting for its SuperLink" in plain(shown.getvalue())

@@ -83,6 +83,21 @@ def test_what_cannot_be_decoded_is_crossed_out_and_named(psl, tmp_path):
     assert status == 1 and len(json.loads(out)["problems"]) == 1
 
 
+def test_images_are_shown_at_the_size_that_a_training_is_given(psl, tmp_path):
+    name = image_folder(tmp_path / "pets", {"train/a": 2, "train/b": 2, "test/a": 1})
+    (tmp_path / "pets" / "train" / "a" / "1.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8)))
+    status, out, err = psl("inspect", name, "image-size=4x12")
+    assert (status, err) == (0, "")
+    assert "decoded: 4 of 6x8x3, 1 of 9x9x3" in out
+    assert "image-size=4x12 brings all of them to one size, as the contact sheet shows" in out
+    assert "differ in size" not in out
+    sheet = (tmp_path / "inspect-pets.png").read_bytes()
+    psl("inspect", name)
+    assert (tmp_path / "inspect-pets.png").read_bytes() != sheet
+    status, _, err = psl("inspect", name, "image-size=big")
+    assert status == 1 and 'image-size: expected a size such as "16x16"' in err
+
+
 def test_what_is_wrong_with_many_images_is_said_once(psl, tmp_path):
     name = image_folder(tmp_path / "set", {"train/a": 9, "train/b": 3, "test/a": 2})
     for number in range(5):
@@ -119,3 +134,14 @@ def test_very_many_classes_fit_on_the_sheet(psl, tmp_path):
     assert status == 0 and "100 classes of 1 to 2" in out
     with Image.open("inspect-many.png") as sheet:
         assert sheet.size == (1080, 40 * 142)
+
+
+def test_a_planted_link_is_replaced_and_not_followed(psl, tmp_path, monkeypatch):
+    """The sheet's name can be guessed, and a link of that name may have come with the folder."""
+    monkeypatch.chdir(tmp_path)
+    victim, sheet = tmp_path / "victim", tmp_path / "inspect-digits.png"
+    victim.write_text("precious")
+    sheet.symlink_to(victim)
+    psl("inspect", "digits")
+    assert victim.read_text() == "precious"
+    assert not sheet.is_symlink() and sheet.read_bytes().startswith(b"\x89PNG")

@@ -81,3 +81,10 @@ def test_no_place_is_one_error(monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RunError, match="set TMPDIR to a folder of at most 26 bytes"):
         home.make()
+
+
+def test_relative_folders_of_modules_mean_those_of_the_caller(monkeypatch, tmp_path):
+    """Flower's processes are started in another folder, where "." would be another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f".::/opt/own{os.pathsep}code")
+    assert environment()["PYTHONPATH"] == os.pathsep.join([str(tmp_path), "/opt/own", str(tmp_path / "code")])

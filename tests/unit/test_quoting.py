@@ -10,7 +10,7 @@ from psl_flower.errors import RunError
 from simulations import quoting
 from tests.paths import ROOT
 
-PAGES = ("README.md", "docs/accuracy.md", "docs/privacy.md")
+PAGES = ("README.md", "docs/accuracy.md", "docs/accuracy-studies.md", "docs/privacy.md")
 TEXT = "Before.\n<!-- figures: x table 1 columns 1,2 -->\nold\n<!-- end of figures -->\nAfter.\n"
 
 
@@ -32,7 +32,7 @@ def test_a_figure_typed_by_hand_is_found(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_committed_plots_are_those_of_the_result_files(page):
     plots = quoting.plots((ROOT / page).read_text("utf-8"))
-    assert len(plots) > 5 or page != "docs/accuracy.md"
+    assert len(plots) > 5 or page != "docs/accuracy-studies.md"
     for path, name, _ in plots:
         with Image.open((ROOT / page).parent / path) as image:
             assert image.text["Source"] == quoting.source_of(name), f"{path}: make it anew with simulations.quoting"
