@@ -1,6 +1,6 @@
-"""What is left to say when a ClientApp's process is killed: its SuperNode is told at once.
+"""The last answer of a ClientApp whose process was killed, given to its SuperNode at once.
 
-Flower notices it by heartbeats that stay out, after a minute, and its server hears nothing before. So a node's program
+Flower notices it only after a minute, by missing heartbeats, and its server hears nothing before. So a node's program
 for ClientApps writes down which message it works on, and is followed by another program if a signal ends it, as when
 the machine's memory is full. That one answers the message with the error that Flower would give.
 """
