@@ -27,8 +27,8 @@ SUBNET = "10.77.0"
 _ONLY_OUTGOING = (
     "10,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 5 6,177 0 0 14,80 0 0 27,84 0 0 18,21 1 0 2,6 0 0 4294967295,6 0 0 2"
 )
-# Where a program's name can be: python SCRIPT, or python -c CODE.
-_WORDS = 3
+# Where a program's name can be: python SCRIPT, or python -P -c CODE.
+_WORDS = 4
 
 
 def why_not() -> str:
