@@ -1,7 +1,7 @@
 """The Lower's questions to nodes, and how questions and answers travel in Flower messages; imports no Flower.
 
-A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses what is missing,
-unknown or mistyped. Only `psl_flower.flower` puts parcels into Flower's own records.
+A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses missing, unknown
+or mistyped values. Only `psl_flower.flower` puts parcels into Flower's own records.
 """
 
 from __future__ import annotations
