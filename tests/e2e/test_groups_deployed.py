@@ -132,7 +132,9 @@ def test_groups_train_exactly(owners: Owners, transport: str) -> None:
     assert {name.partition(".")[0] for name in found} == {"top", *module.PARTIES}
     assert plain.differing(found, expected(module, epochs)) == []
     assert plain.differing(found, expected(module, epochs, steps=13 * epochs - 1)) != []
-    assert f"{transport} transport" in owners.log()
+    kind = {"stream": "train.stream", "flower": "query.step"}[transport]
+    for node in owners.nodes:
+        assert f"Receiving: {kind} message" in (node.folder / "supernode.log").read_text(errors="replace")
 
 
 @pytest.mark.slow
