@@ -153,7 +153,7 @@ def authorise(
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
-            raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
+            raise ConfigError("--co-sign signs an existing request; leave out images, recipients and --why")
         data = read_file(co_sign, limit=authorisation.MAX_AUTHORISATION_BYTES)
         for restorer in restorers:
             data = authorisation.co_sign(data, signed, restorer)
@@ -297,7 +297,7 @@ def _label_of(manifest: Manifest, name: str) -> int:
     for text in (name, from_cell(name)):
         if text in manifest.classes:
             return manifest.classes.index(text)
-    raise ConfigError(f"label {name!r} is none of the classes: {', '.join(manifest.classes[:20])}")
+    raise ConfigError(f"label {name!r} is not one of the classes: {', '.join(manifest.classes[:20])}")
 
 
 def _rows(image: list[str], label: str, table: Path | None) -> list[tuple[str, str]]:

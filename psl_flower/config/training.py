@@ -64,7 +64,7 @@ class TrainingSettings(Settings):
         0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
     )
     monitor: str = setting(
-        "loss", "what is best on the validation images decides which step's weights are kept", choices=MONITORS
+        "loss", "the measure by which validation images choose the step whose weights are kept", choices=MONITORS
     )
     patience: int = setting(
         0, "evaluations on the validation images without improvement that end training; 0: never", least=0
@@ -96,7 +96,7 @@ class TrainingSettings(Settings):
             )
         if self.looks and self.mixup:
             raise ConfigError(
-                "looks and mixup contradict each other: nodes send single images once, which they could not mix anew; "
+                "looks and mixup contradict each other: nodes send single images once, so mixtures could not vary; "
                 "leave one out"
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):

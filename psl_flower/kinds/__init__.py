@@ -1,4 +1,4 @@
-"""What a run does is a type: Train, Resume, Restore, Predict or Lighten, made from its settings by `kind_of`.
+"""Kinds of runs, as types: Train, Resume, Restore, Predict or Lighten, made from settings by `kind_of`.
 
 Loads no torch, so that wrong settings are refused at once.
 """

@@ -33,23 +33,13 @@ _SHOWN = 8
 
 
 class Attacked(NamedTuple):
-    """What all decoders found from one kind of knowledge.
+    """What all decoders found from one kind of knowledge."""
 
-    Attributes
-    ----------
-    findings : tuple of Finding
-        One for each decoder.
-    held_back_NCHW : torch.Tensor
-        Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
-    victims_NCHW : torch.Tensor
-        The victims as it makes them.
-    trained : tuple of Trained
-        The decoders of one look, in the order of `DECODERS`, where they were trained for codes.
-    """
-
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  #: One for each decoder.
+    #: Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
     held_back_NCHW: torch.Tensor
-    victims_NCHW: torch.Tensor
+    victims_NCHW: torch.Tensor  #: The victims as it makes them.
+    #: The decoders of one look, in the order of `DECODERS`, where they were trained for codes.
     trained: tuple[Trained, ...] = ()
 
     @property
@@ -65,25 +55,14 @@ class Attacked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Attacks on the images of one run.
+    """Attacks on the images of one run."""
 
-    Attributes
-    ----------
-    description : StoreSetDescription
-        Of the images.
-    victims, auxiliary : Known
-        Disjoint.
-    settings : AuditSettings
-        How hard the attacker tries.
-    on_progress : callable
-        Called with (what, done, at most).
-    """
-
-    description: StoreSetDescription
+    description: StoreSetDescription  #: Of the images.
+    #: Disjoint.
     victims: Known
     auxiliary: Known
-    settings: AuditSettings
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    settings: AuditSettings  #: How hard the attacker tries.
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
 
     @property
     def num_candidates(self) -> int:

@@ -25,18 +25,10 @@ _CANDIDATES = 1000
 
 
 class Pictures(NamedTuple):
-    """A row of the sheet.
+    """A row of the sheet."""
 
-    Attributes
-    ----------
-    title : str
-        What it shows.
-    images_NCHW : torch.Tensor
-        Pixels in 0..1.
-    """
-
-    title: str
-    images_NCHW: torch.Tensor
+    title: str  #: What it shows.
+    images_NCHW: torch.Tensor  #: Pixels in 0..1.
 
 
 def audit(

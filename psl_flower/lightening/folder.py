@@ -50,8 +50,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str  #: See `psl_flower.lightening.names`.
     judged: Judged
-    degree: int | None = None  #: Of lightening; None for what the loop does not search among.
-    #: What followed in the loop, and under which conditions; empty for what it does not search among.
+    degree: int | None = None  #: Of lightening; None for models outside the loop.
+    #: The loop's verdict, and under which conditions; empty for models outside the loop.
     verdict: str = ""
     conditions: str = ""
     #: As speed was measured.
@@ -64,16 +64,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LighteningFolder:
-    """The files of one lightening; creates the folder.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run that is lightened.
-    settings : LighteningSettings
-        How.
-    federated : bool
-        Whether it runs over the federation.
+    """The files of one lightening of a run, in this process or over the federation; creates the folder.
 
     Raises
     ------
@@ -105,19 +96,19 @@ class LighteningFolder:
         return self.path / what
 
     def judged(self, what: str) -> Judged | None:
-        """Return a model's earlier measurement; None if there is none, or its file has gone."""
+        """Return a model's earlier measurement; None without one, or if its file is gone."""
         if not (self.place(what) / WHOLE_FILE).is_file():
             return None
         found = [entry.judged for entry in self.entries if entry.what == what]
         return found[-1] if found else None
 
     def at_hand(self) -> dict[str, Judged]:
-        """Return the newest measurement of every model whose files are there, by its name."""
+        """Return the newest measurement of every model whose files exist, by its name."""
         found = {entry.what: self.judged(entry.what) for entry in self.entries}
         return {what: judged for what, judged in found.items() if judged is not None}
 
     def note(self, what: str, judged: Judged, seconds: float) -> None:
-        """Log a model that the loop does not search among."""
+        """Log a model outside the loop."""
         self._append(self._entry(what, judged, seconds))
 
     def are_compared(self) -> bool:
@@ -188,7 +179,7 @@ class LighteningFolder:
                 write_file(path, whole + b"\n" if whole else b"", RunError)
             return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
+            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to start over") from error
 
 
 class LightModel(NamedTuple):
@@ -205,7 +196,7 @@ def light_model(run: RunFolder, num_uppers: int) -> LightModel:
     Raises
     ------
     RunError
-        If there is none, or its files have gone.
+        If no light model is in place, or its files are gone.
     """
     try:
         name = (run.path / FOLDER / _IN_PLACE_FILE).read_text("ascii")

@@ -1,4 +1,4 @@
-"""Judges an artefact by its file, run by onnxruntime: what it answers, and how fast.
+"""Measures an artefact, as onnxruntime runs its file: its answers, and its speed.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
@@ -35,7 +35,7 @@ _CALIBRATION_IMAGES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast an artefact is, on this machine."""
+    """An artefact's speed on this machine."""
 
     images_per_s: float  #: Images in a batch over the median time of a batch.
     latency_ms: float  #: Median time of one image alone.

@@ -90,19 +90,7 @@ class Lightened:
 
 
 class Lightening:
-    """One lightening: makes the models and judges them.
-
-    Parameters
-    ----------
-    folder : LighteningFolder
-        For all files and the log.
-    trained : TrainedModel
-        The first model.
-    settings : LighteningSettings
-        How.
-    backend : Backend
-        Where.
-    """
+    """One lightening of a trained model, the first: makes the others and judges them."""
 
     def __init__(
         self, folder: LighteningFolder, trained: TrainedModel, settings: LighteningSettings, backend: Backend
@@ -127,14 +115,9 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; called again after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps what is finished.
 
-        Parameters
-        ----------
-        goals : Goals
-            What is to be reached, and how.
-        say : callable
-            Called with lines for the user: the goals, each model's verdict, the time left.
+        `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
         Raises
         ------
@@ -170,7 +153,7 @@ class Lightening:
         return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
-        """Return what the loop comes to; with method auto, the choice among all models then at hand."""
+        """Return the loop's result; with method auto, the choice among all models then at hand."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
@@ -228,7 +211,7 @@ class Lightening:
         )
 
     def _left(self, most: int) -> str:
-        """Return how many judgements may follow, and how long they may take."""
+        """Return in words the most judgements that may follow, and the time they may take."""
         took = list(self._seconds.values())
         if not took:
             # A third learns as long as the second, and then for some epochs more under rounding.

@@ -46,7 +46,7 @@ _PASSPHRASE_LIMIT = 4096
 def refuse_existing(path: Path) -> None:
     """Raise StoreExists if there is a key file at a place, or a public key beside it."""
     for target in (path, public_file(path)):
-        # Unlike Path.exists, no error where nothing can be seen: what is wrong there is told by the writing.
+        # Unlike Path.exists, no error where the folder cannot be read: writing reports the fault.
         if os.path.exists(target):
             raise StoreExists(f"{target} exists already; a key is never overwritten")
 
@@ -96,7 +96,7 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     InsecureKeyFile
         If others than its owner may read or write it.
     PassphraseError
-        If a passphrase is needed and there is none, or it is wrong, or the file was changed.
+        If a passphrase is needed and missing or wrong, or the file was changed.
     IdentityError
         If it is not a key file, or was damaged.
     """
@@ -155,7 +155,7 @@ def passphrase_in(file: Path, name: str) -> str:
     Raises
     ------
     PassphraseError
-        If there is none, or it is not UTF-8: what stands for other bytes would open keys of other passphrases.
+        If it is empty or not UTF-8: replacement characters would open keys of other passphrases.
     StoreError
         If the file cannot be read.
     """

@@ -40,7 +40,7 @@ def deal(
     Raises
     ------
     ConfigError
-        If the threshold is not in 1..n (1 where there is none), n is above 255, or two restorers have the same key.
+        If the threshold is not in 1..n (1 without restorers), n is above 255, or two restorers have the same key.
     """
     if not 1 <= threshold <= max(1, len(restorers)) <= _MAX_RESTORERS:
         raise ConfigError(f"threshold {threshold} does not fit {len(restorers)} restorers (at most {_MAX_RESTORERS})")

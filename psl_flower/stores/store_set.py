@@ -1,4 +1,4 @@
-"""A set of patch stores on disk: what is asked for, what is there, how it is opened again.
+"""A set of patch stores on disk: the request for it, its parts, and how it is opened.
 
     <root>/<slug>-<12 hex>/
         manifest.json        written last: a folder without it is unfinished
@@ -61,7 +61,7 @@ class StoreRequest(SourceOptions):
     """
 
     dataset: str  #: As `open_dataset` takes it.
-    #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): as the images are, all alike.
+    #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): their own, the same for all.
     image_size: tuple[int, int] = (0, 0)
     #: (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
     patch_size: tuple[int, int] = (0, 0)
@@ -95,7 +95,7 @@ class StoreRequest(SourceOptions):
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
-        """Return where this request's set belongs, whether or not it is there yet.
+        """Return the place of this request's set, which need not exist yet.
 
         Parameters
         ----------

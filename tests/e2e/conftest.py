@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -111,11 +112,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.kill_all()
 
 
-@pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Return a `watched.Deployment` in operation, one for all tests: to start it takes a minute."""
+@contextlib.contextmanager
+def hosts(folder: Path, num_nodes: int) -> Iterator[Any]:
+    """Give hosts of their own on this machine, a `simulations.separate_hosts.network.Network`; skip where it has none."""
     from simulations.separate_hosts.network import Network, NotAllowed, why_not
-    from tests.e2e.watched import Deployment  # which itself takes the tools below
 
     reason = why_not()
     if reason:
@@ -127,15 +127,24 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
     try:
-        network = Network(tmp_path_factory.mktemp("hosts"), 4, environment)
+        network = Network(folder, num_nodes, environment)
     except NotAllowed as error:
         pytest.skip(f"this machine does not allow separate hosts: {error}")
     try:
+        yield network
+    finally:
+        network.close()
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a `watched.Deployment` in operation, one for all tests: to start it takes a minute."""
+    from tests.e2e.watched import Deployment  # which itself takes the tools below
+
+    with hosts(tmp_path_factory.mktemp("hosts"), 4) as network:
         made = Deployment(network)
         made.start()
         yield made
-    finally:
-        network.close()
 
 
 def oracle(run: RunFolder, num_steps: int) -> dict[str, torch.Tensor]:
