@@ -87,6 +87,17 @@ class SealForRestorers(TaskQuestion, frozen=True):
     request: bytes
 
 
+class SmashImages(TaskQuestion, frozen=True):
+    """What do your Uppers, after `saved` steps, make of these images? In evaluation.
+
+    They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered with tensors "smashed", float32
+    (B, K, C', h', w').
+    """
+
+    kind = "query.audit"
+    saved: dict[int, int]
+
+
 class PlaceUppers(TaskQuestion, frozen=True):
     """Keep the file of weights that your Uppers begin with, a part for each; answered with nothing, or a failure."""
 
