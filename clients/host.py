@@ -32,6 +32,7 @@ from psl_flower.flower.node_config import (
     simulation_slots,
 )
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
+from psl_flower.lightening.settings import check_noiseless
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.keyring import KeyRing
@@ -63,13 +64,15 @@ def build_engine(settings: bytes, upper: int, store: PatchStore, checkpoints: Ch
     StoreError
         If the store is of another dataset, grid or assignment than the run.
     ConfigError
-        If the device asked for is not there.
+        If the device asked for is not there, or light Uppers are asked for in a run with noise.
     RunError
         If weights or files of a lightening are not in place here.
     """
     blueprint = Blueprint.decode(settings)
     check_store(blueprint.description, upper, store)
     override = blueprint.override
+    if override is not None:
+        check_noiseless(blueprint.config)
     if isinstance(override, OnnxInference):
         return onnx_engine(blueprint, override, store, checkpoints)
     device = choose_device(blueprint.config.machine.device)
@@ -90,17 +93,7 @@ def check_store(description: StoreSetDescription, upper: int, store: PatchStore)
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node's view of a task.
-
-    Parameters
-    ----------
-    context : Context
-        Flower's; its node_config names the store of a real node.
-    task : NodeTask
-        From the Lower.
-    build : callable
-        Makes the engine of one Upper.
-    """
+    """A node's view of a task; `build` makes the engine of one Upper."""
 
     context: Context
     task: NodeTask

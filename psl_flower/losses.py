@@ -12,10 +12,10 @@ from psl_flower.errors import ConfigError
 
 
 class Targets(NamedTuple):
-    """What a network is to answer to the samples of a mini-batch."""
+    """The right answers for a mini-batch."""
 
     y_B: torch.Tensor  #: Classes (B,), int64.
-    #: Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of what is mixed into them.
+    #: Where samples are mixed in pairs (Zhang et al., mixup, ICLR 2018): the classes (B,) of the samples mixed in.
     other_B: torch.Tensor | None = None
     weight: float = 1.0  #: Weight of the loss against `y_B`; that of `other_B` is what it lacks to 1.
     #: Weight of every class (K,), float32, as for torch's `cross_entropy`: the mean over samples is weighted by their
@@ -31,7 +31,7 @@ class Targets(NamedTuple):
 
 
 class LossParts(NamedTuple):
-    """The full loss and what it is made of; scalars."""
+    """The full loss and its parts; scalars."""
 
     full: torch.Tensor  #: lower + alpha * uppers.
     lower: torch.Tensor  #: Cross entropy of the Lower's logits, mean over the batch.

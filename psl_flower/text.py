@@ -11,7 +11,7 @@ from pathlib import Path
 from psl_flower.errors import ConfigError
 
 _SHOWN = 40
-# What a spreadsheet computes, and runs what is named in it; numbers may begin so, too.
+# First characters of a spreadsheet's formula, which may run programs; numbers may begin so, too.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -107,7 +107,7 @@ def printable(text: object, limit: int | None = None) -> str:
     """Return a text as one line that any log, terminal or file takes: what cannot be printed is escaped.
 
     Names of files and texts of peers may hold line ends, escape sequences, and bytes that are not UTF-8. Of a text
-    longer than `limit` the first so many characters are taken.
+    longer than `limit` characters only the first are taken.
     """
     clean = str(text)[:limit]
     if clean.isprintable():
@@ -119,7 +119,7 @@ def printable(text: object, limit: int | None = None) -> str:
 def cell(text: str) -> str:
     """Return a text for a CSV file: one that a spreadsheet would take for a formula has an apostrophe before it.
 
-    Names of classes and files come from whoever made the data.
+    Names of classes and files come from the makers of the data.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 

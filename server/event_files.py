@@ -17,12 +17,7 @@ from psl_flower.system.files import disk_errors
 
 
 class EventFiles:
-    """The event files in one folder.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if it is missing.
+    """The event files in one folder, which is made if it is missing.
 
     Raises
     ------

@@ -80,12 +80,7 @@ def lighten(run: ServerRun[Lighten]) -> None:
 class FederatedBackend:
     """The federation: implements `psl_flower.lightening.method.Backend`.
 
-    Parameters
-    ----------
-    run : ServerRun
-        Of the trained run; its stores are for labels and description alone: patches are read on the nodes.
-    settings : LighteningSettings
-        How models are judged.
+    The run's stores serve for labels and description alone: patches are read on the nodes.
     """
 
     def __init__(self, run: ServerRun[Lighten], settings: LighteningSettings) -> None:
@@ -171,6 +166,7 @@ class FederatedBackend:
         settings = self._settings
         if settings.target != EDGE:
             nodes = self._nodes(place.name)
+            nodes.keep(files_in(place, self._description.num_uppers))
             measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
             return Speed(
                 images_per_s=measured.images_per_s,

@@ -23,19 +23,7 @@ class EndedEarly(Exception):
 
 
 class Validation:
-    """Follows a training by its validation images.
-
-    Parameters
-    ----------
-    run : ServerRun
-        The run; its metrics are the memory of all this.
-    monitor : Monitor
-        What is watched.
-    parties : Parties
-        Those of the training.
-    task : Task
-        Of the training.
-    """
+    """Follows a training by its validation images; the run's metrics are its only memory."""
 
     def __init__(self, run: ServerRun[Train], monitor: Monitor, parties: Parties, task: Task) -> None:
         self._run, self._monitor, self._parties, self._task = run, monitor, parties, task

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Generic, Self, TypeVar
 
 import msgspec
@@ -30,19 +29,7 @@ _POLL_S, _END_S = 1.0, 20.0
 
 
 class Child(Generic[Outcome]):
-    """The process, in the environment that Flower's processes have; use as a context manager, which ends it.
-
-    Parameters
-    ----------
-    module : str
-        Which calls `serve`.
-    job : Struct
-        What it is to do.
-    kind : type
-        What the work comes to.
-    name : str
-        What it is called in errors.
-    """
+    """A process that does a job, in the environment of Flower's processes; a context manager, which ends it."""
 
     def __init__(self, module: str, job: msgspec.Struct, kind: type[Outcome], name: str) -> None:
         self._module, self._job, self._kind, self._name = module, job, kind, name
@@ -69,9 +56,7 @@ class Child(Generic[Outcome]):
             self._process.stdin.close()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Kill it if it has not ended."""
         self._process.kill()
         self._process.wait()

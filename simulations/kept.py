@@ -1,4 +1,4 @@
-"""Benchmarks with options of their own: their reports, and their commands, which keep every trial that is finished."""
+"""Benchmarks with their own options: their reports, and their commands, which keep every finished trial."""
 
 from __future__ import annotations
 
@@ -61,19 +61,7 @@ def run(
     measure: Callable[[Study[Asked, Kind]], None],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Run a benchmark's command and return its exit status, see `exit_status`.
-
-    Parameters
-    ----------
-    name, about : str
-        Of its module; and what it does, for `--help`.
-    options, report : type
-        Its own.
-    measure : callable
-        Measures what the report does not hold yet.
-    arguments : sequence of str or None
-        Of the command; None: those of the process.
-    """
+    """Run a benchmark's command and return its exit status; `measure` does the trials that its report lacks."""
     parser = new_parser(name, about, options)
 
     def work() -> None:

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, object] = {
 # A benchmark trains; reports of earlier versions have these settings too.
 _OF_KINDS = {key: value for kind in KINDS.values() for key, value in defaults(kind).items()}
 
-# Keys that every benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that every benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", **dict.fromkeys(_OF_KINDS, ""),
     "evaluate-every": "", "checkpoint-every": "", "collect-model": "",
@@ -30,16 +30,16 @@ DECIDED = {
 def merge(
     options: list[str], texts: list[str], decided: Mapping[str, str], chosen: Mapping[str, object] = DEFAULTS
 ) -> RunConfig:
-    """Return a run's settings.
+    """Return a run's settings from KEY=VALUE words, those of a command's options and those given beside them.
 
     Parameters
     ----------
     options, texts : list of str
-        KEY=VALUE from a command's options, and as given beside them.
+        The words.
     decided : mapping
         Keys that the benchmark decides, each with the option that asks for it, or an empty text.
     chosen : mapping
-        What the benchmark chooses unless asked.
+        The benchmark's defaults.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from simulations.options import text_of
 from simulations.reports import Report, Spread, Values
 from simulations.settings import DEFAULTS, differing
 
-# A pipe has no width of its own.
+# A pipe has no width.
 _WIDTH = 120
 
 
@@ -74,18 +74,10 @@ def spread(values: Spread | None, form: str | Callable[[float], str]) -> str:
 def again(
     name: str, options: Iterable[tuple[str, str]], config: Values, defaults: Mapping[str, object] = DEFAULTS
 ) -> str:
-    """Return the command line that measures the same again.
+    """Return the command line that repeats a benchmark.
 
-    Parameters
-    ----------
-    name : str
-        Of the benchmark's module.
-    options : iterable of (str, str)
-        Names and texts of the options; a flag has an empty text.
-    config : dict
-        Settings of the runs; only those that differ from the defaults are shown.
-    defaults : mapping
-        What the benchmark chooses unless asked.
+    `options` are names and texts of its options, the text of a flag empty; of `config`, only settings other than
+    `defaults` are shown.
     """
     words = [word for option, text in options for word in (f"--{option}", *[text] * bool(text))]
     asked = [f"{key}={text_of(value)}" for key, value in differing(config, defaults).items()]

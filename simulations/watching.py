@@ -17,19 +17,10 @@ def looks(
 ) -> Iterator[Status | None]:
     """Yield the run's status, None before its first, until its processes have ended; the caller waits between looks.
 
-    Parameters
-    ----------
-    watch, superlink, run : Watch, LocalSuperLink, RunFolder
-        Of the run.
-    name : str
-        What it is called in the error.
-    keep_log : bool
-        Whether Flower's log goes to the run's folder if it fails.
-
     Raises
     ------
     RunError
-        If it has not completed, with its own last words.
+        If the run, called `name`, has not completed, with its own last words; with `keep_log` Flower's log stays.
     """
     while True:
         status, over = watch.look()

@@ -25,20 +25,9 @@ _MOST_ATTEMPTS = 3
 
 
 class AskedNodes:
-    """The nodes of a run.
+    """Asks the nodes of a run, or of a part of it, by single messages.
 
     If a node is lost, the question is repeated once all are connected; answers do not depend on how often it is asked.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    task : NodeTask
-        The run's, or that of a part of it.
-    assignment : tuple[int, ...]
-        assignment[p] is the Upper of position p.
-    wire : WireSettings
-        How long to wait for nodes and answers.
     """
 
     def __init__(self, grid: Grid, task: NodeTask, assignment: tuple[int, ...], wire: WireSettings) -> None:

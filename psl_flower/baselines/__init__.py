@@ -1,1 +1,1 @@
-"""What patch-split learning is compared with: whole images in one process, federated averaging; and pretraining."""
+"""Baselines of patch-split learning: whole images in one process, federated averaging; and pretraining."""

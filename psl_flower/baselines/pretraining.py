@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """What a pretraining came to."""
+    """Result of a pretraining."""
 
     file: Path  #: Of the Uppers' weights.
     name: str  #: "sha256:..." of the file.
@@ -32,20 +32,10 @@ class Pretrained:
 
 
 def pretrain(config: RunConfig, stores: StoreSet, file: Path, progress: Progress) -> Pretrained:
-    """Train a network as a run with these settings would, in one process, and write its Uppers' weights.
+    """Train a network in one process, as a run with these settings would, and write its Uppers' weights to `file`.
 
-    An interrupted one continues from its last round when it is asked for again: FILE.part holds it until then.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run.
-    stores : StoreSet
-        Of the public images.
-    file : Path
-        Where the weights go.
-    progress : callable
-        Called as progress(what, steps done, steps in all).
+    FILE.part holds the state after each round: repeat an interrupted pretraining to continue it. `progress` is called
+    as progress(what, steps done, steps in all).
 
     Raises
     ------

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from psl_flower.cli.cutting import as_before, check_people, cut_settings, request_of
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, reading_options
+from psl_flower.cli.reading import ReadingSettings, account_json
 from psl_flower.cli.terminal import OwnerPrivate, PassphraseFile, load_identity, named_public, numbered
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
-from psl_flower.patches.assignment import Method
-from psl_flower.patches.grid import Fit
 from psl_flower.sealed import keyfile
+from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
@@ -25,12 +26,12 @@ from psl_flower.text import counted
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
-    from psl_flower.data.options import SourceOptions
     from psl_flower.data.sources import ImageSource
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.stores.store_set import StoreRequest
 
 
+@no_copies_kept()
 def ingest(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     out: Annotated[
@@ -58,11 +59,12 @@ def ingest(
     image_column: Annotated[str, typer.Option(help="Column of the images (default: by type).")] = "",
     label_column: Annotated[str, typer.Option(help="Column of the labels (default: by type).")] = "",
     image_size: Annotated[str, typer.Option(help="Bring all images to this height x width.")] = "",
-    fit: Annotated[str, typer.Option(help="exact, or pad where the grid does not fit.")] = "exact",
+    fit: Annotated[str, typer.Option(help="exact (default), or pad where the grid does not fit.")] = "",
     margin: Annotated[
-        int, typer.Option(min=0, help="Pixels around each patch that its node also holds; see psl settings margin.")
-    ] = 0,
-    assignment: Annotated[str, typer.Option(help="scatter or round-robin.")] = "scatter",
+        int | None,
+        typer.Option(min=0, help="Pixels around each patch that its node also holds [0]; see psl settings margin."),
+    ] = None,
+    assignment: Annotated[str, typer.Option(help="scatter (default) or round-robin.")] = "",
     max_train: Annotated[int, typer.Option(help="Largest number of training images; 0: all.")] = 0,
     max_test: Annotated[int, typer.Option(help="Largest number of test images; 0: all.")] = 0,
     append: Annotated[bool, typer.Option("--append", help="Add the images to the dataset that OUT holds.")] = False,
@@ -77,29 +79,27 @@ def ingest(
     """Cut images into patches and seal them into one store per node. Rerun an interrupted ingest: it continues."""
     from psl_flower.sealed.ingest import Plan
     from psl_flower.stores.grid_choice import grid_for
-    from psl_flower.stores.store_set import StoreRequest
 
     base, places = _places(out, spool)
     nodes = tuple(keyfile.load_public(text, Role.NODE) for text in node_key or ())
-    if not append and (not nodes or uppers not in (0, len(nodes))):
-        raise ConfigError(f"--node-key: expected one for each Upper ({uppers or 'at least 1'}), got {len(nodes)}")
+    given = cut_settings(
+        settings or (),
+        {
+            "image_column": image_column, "label_column": label_column, "max_train": max_train or None,
+            "max_test": max_test or None, "image_size": image_size, "patch_size": patch, "stride": stride, "fit": fit,
+            "margin": margin, "uppers": uppers or None, "assignment": assignment,
+        },
+    )  # fmt: skip
+    asked = given.get("uppers", 0)
+    if not append and (not nodes or asked not in (0, len(nodes))):
+        raise ConfigError(f"--node-key: expected one for each Upper ({asked or 'at least 1'}), got {len(nodes)}")
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
     seen = SeenBook()
     seen.prepare()
-    options = reading_options(
-        settings or (), image_column=image_column, label_column=label_column, max_train=max_train, max_test=max_test
-    )
-    request = StoreRequest(
-        dataset=dataset,
-        num_uppers=len(nodes),
-        fit=cast(Fit, fit),
-        margin=margin,
-        assignment=cast(Method, assignment),
-        **_sizes(image_size, patch, stride),
-        **(_as_before(options, base) if append else options).values(),
-    )
+    before = manifests.load(base, owner.public).manifest if append and (base / manifests.FILE).exists() else None
+    request = request_of(dataset, given if before is None else as_before(given, base, before), len(nodes))
     source = request.open_source()
-    # Images are appended in the grid that is there.
+    # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
     plan = Plan(
         patch_size=grid.patch_size if grid else (0, 0),
@@ -108,10 +108,12 @@ def ingest(
         restorers=named_public(restorer or (), Role.RESTORER),
         threshold=threshold or len(restorer or ()) // 2 + 1,
         fit=request.fit,
-        margin=margin,
-        assignment=assignment,
+        margin=request.margin,
+        assignment=request.assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
     )
+    if before is not None:
+        check_people(plan, threshold, base, before)
     start = time.monotonic()
     sealed, account = None, source.account()
     if spool is not None and not append:
@@ -122,21 +124,6 @@ def ingest(
     report = _report(sealed, base, places, bundles, account, time.monotonic() - start)
     lines = _lines(report, account, sealed.signed.manifest, reason, base / "labels")
     tell(report | ({"grid": reason} if reason else {}), lines, as_json)
-
-
-def _sizes(image_size: str, patch: str, stride: str) -> dict[str, Any]:
-    """Return the sizes of a request for stores."""
-    from psl_flower.config import parse_size
-
-    automatic = patch == "auto"
-    if automatic and stride:
-        raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
-    return {
-        "image_size": parse_size("--image-size", image_size),
-        "patch_size": parse_size("--patch", "" if automatic else patch),
-        "stride": parse_size("--stride", stride),
-        "pattern": "auto" if automatic else "",
-    }
 
 
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:
@@ -167,16 +154,17 @@ def _seal(
     from psl_flower.data.account import account_file
     from psl_flower.sealed.ingest import ingest as do_ingest
 
-    account = source.account()
+    sized = request.sized(source)
+    account = sized.account()
 
     def note_account(draft: Manifest, known: Mapping[tuple[str, int], int]) -> None:
         nonlocal account
-        account = source.account().without(known)
+        account = sized.account().without(known)
         account.save(base / account_file(draft.generation))
 
     with Progress(enabled=progress) as display:
         done = do_ingest(
-            request.sized(source),
+            sized,
             base,
             owner,
             plan,
@@ -253,21 +241,6 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
 def _around(manifest: Manifest) -> str:
     margin = manifest.grid.margin
     return f" with {counted(margin, 'pixel')} around each" if margin else ""
-
-
-def _as_before(options: SourceOptions, base: Path) -> SourceOptions:
-    """Return options that map the pixels of more images as those of the images sealed first were mapped."""
-    from dataclasses import replace
-
-    from psl_flower.config.data import BY_DATASET, pixel_range_text
-    from psl_flower.data.account import FILE, Account
-
-    if options.pixel_range != BY_DATASET:
-        return options
-    first = Account.load(base / FILE)
-    if first is None or first.pixel_range is None:
-        raise ConfigError(f"pixel-range: {base} does not say what the first images were mapped by; state the range")
-    return replace(options, pixel_range=pixel_range_text(first.pixel_range))
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:

@@ -13,7 +13,8 @@ import typer
 
 from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, print_account, reading_options
+from psl_flower.cli.reading import ReadingSettings, account_json, given_settings, print_account
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.text import counted
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from psl_flower.config.fields import Size
     from psl_flower.data.sources import ImageSource, Look
 
 _CLASSES, _PER_CLASS = 40, (6, 4)
 _SHOWN = 10
 
 
+@no_copies_kept()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     settings: ReadingSettings = None,
@@ -42,6 +45,7 @@ def inspect(
 
     Writes a contact sheet, a row of images for each class: look at it before you seal images and give them away.
     """
+    from psl_flower.data.options import SourceOptions
     from psl_flower.data.sources import open_dataset
     from psl_flower.stores.sealed_set import is_sealed_dataset
     from psl_flower.system.files import write_file
@@ -51,10 +55,12 @@ def inspect(
     target = out or Path(f"inspect-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(dataset).name) or 'dataset'}.png")
     if out is not None and out.exists() and not force:
         raise ConfigError(f"{out} exists already; name a new file with --out, or replace it with --force")
-    source = open_dataset(dataset, reading_options(settings or ()))
+    given = given_settings(settings or (), also=("image_size",))
+    size = given.pop("image_size", (0, 0))
+    source = open_dataset(dataset, SourceOptions(**given))
     looks = _some_of_each_class(source)
     sheet = BytesIO()
-    _draw(source, looks).save(sheet, "PNG")
+    _draw(source, looks, size).save(sheet, "PNG")
     write_file(target, sheet.getvalue(), durable=False)
     sizes, problems = Counter[str](), []
     firsts: dict[str, Look] = {}
@@ -63,9 +69,9 @@ def inspect(
             if look.image_HWC is None:
                 problems.append(look.problem)
             else:
-                size = "x".join(map(str, look.image_HWC.shape))
-                sizes[size] += 1
-                firsts.setdefault(size, look)
+                shape = "x".join(map(str, look.image_HWC.shape))
+                sizes[shape] += 1
+                firsts.setdefault(shape, look)
     account = source.account()
     if as_json:
         report = {
@@ -78,8 +84,8 @@ def inspect(
         typer.echo(json.dumps(report))
     else:
         print_account(account)
-        examples = {size: source.where(look.split, look.number) for size, look in firsts.items()}
-        for line in (*_about_sizes(sizes, examples, every), f"contact sheet: {target}"):
+        examples = {shape: source.where(look.split, look.number) for shape, look in firsts.items()}
+        for line in (*_about_sizes(sizes, examples, every, size), f"contact sheet: {target}"):
             say(line)
     for line in _about_problems(problems):
         say(f"error: {line}", err=True)
@@ -88,20 +94,24 @@ def inspect(
 
 
 def _about_problems(problems: list[str]) -> Iterator[str]:
-    """Yield what is wrong, the same thing once: with the first image that has it and how many others do."""
+    """Yield each fault once, with the first image that has it and the number of others."""
     alike = Counter(problem.partition(": ")[2] for problem in problems)
     first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
     for what, count in alike.most_common(_SHOWN):
         yield first[what] + (f" (and {counted(count - 1, 'other image')})" if count > 1 else "")
 
 
-def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool) -> Iterator[str]:
-    """Yield lines about images by size, "HxWxC"; `examples` names one of each."""
+def _about_sizes(sizes: Counter[str], examples: Mapping[str, str], every: bool, asked: Size) -> Iterator[str]:
+    """Yield lines about images by size, "HxWxC"; `examples` names one of each, `asked` is the one for all."""
     shown = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(_SHOWN))
     more = f" and {len(sizes) - _SHOWN} other sizes" if len(sizes) > _SHOWN else ""
     yield f"decoded: {shown}{more}" + ("" if every else " (--all decodes every image)")
+    from psl_flower.config import size_text
+
     by_size, by_channels = ({size.rpartition("x")[part]: size for size in sizes} for part in (0, 2))
-    if len(by_size) > 1:
+    if asked != (0, 0):
+        yield f"image-size={size_text(asked)} brings all of them to one size, as the contact sheet shows"
+    elif len(by_size) > 1:
         yield f"the images differ in size ({_two(by_size, examples)}): image-size brings all of them to one"
     if len(by_channels) > 1:
         two = _two(by_channels, examples)
@@ -127,14 +137,17 @@ def _some_of_each_class(source: ImageSource) -> list[Look]:
     return looks
 
 
-def _draw(source: ImageSource, looks: list[Look]) -> Image.Image:
+def _draw(source: ImageSource, looks: list[Look], size: Size) -> Image.Image:
+    """Return the contact sheet; images as they would be sealed where one size is asked for."""
     from PIL import Image
 
+    from psl_flower.data.images import resize_image
     from psl_flower.data.sheet import sheet, tile, to_picture
 
     by_class: dict[int, list[Image.Image]] = {}
     for look in looks:
-        picture = None if look.image_HWC is None else to_picture(look.image_HWC.transpose(2, 0, 1))
+        image_HWC = look.image_HWC if look.image_HWC is None or size == (0, 0) else resize_image(look.image_HWC, size)
+        picture = None if image_HWC is None else to_picture(image_HWC.transpose(2, 0, 1))
         lines = [f"{look.label} {source.class_names[look.label]}", f"{look.split}:{look.number}"]
         lines += ["not decoded"] if look.problem else []
         by_class.setdefault(look.label, []).append(tile(picture, lines))

@@ -14,7 +14,7 @@ import typer
 from psl_flower.cli.evaluated import evaluated_by_the_nodes
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import account_json, reading_values
+from psl_flower.cli.reading import account_json, given_settings
 from psl_flower.cli.scores import print_scores, scores_json
 from psl_flower.text import counted
 
@@ -125,6 +125,16 @@ def _predict_files(name: str, trained: TrainedModel, files: Sequence[Path], top:
         raise typer.Exit(1)
 
 
+def _check_size(asked: tuple[int, int], trained: TrainedModel) -> None:
+    """Raise ConfigError if images are to have another size than the model's, to which they are always brought."""
+    from psl_flower.config import size_text
+    from psl_flower.errors import ConfigError
+
+    if asked not in ((0, 0), trained.description.image_size):
+        size = size_text(trained.description.image_size)
+        raise ConfigError(f"image-size: {size_text(asked)} is given, but the model takes {size}; leave it out")
+
+
 def evaluate(
     words: Annotated[
         list[str] | None,
@@ -172,8 +182,10 @@ def evaluate(
     folder, trained = _load(name, workspace)
     with Progress() as progress:
         if dataset:
-            columns = {"image_column": image_column, "label_column": label_column}
-            images = evaluation.other_test_images(trained, dataset, max_test, **columns | reading_values(settings))
+            options = {"image_column": image_column, "label_column": label_column, "max_test": max_test or None}
+            given = given_settings(settings, options, ("image_size",))
+            _check_size(given.pop("image_size", (0, 0)), trained)
+            images = evaluation.other_test_images(trained, dataset, given.pop("max_test", 0), **given)
         else:
             images = evaluation.own_test_images(folder, trained, max_test, progress.steps)
         if absent_curve:
@@ -286,7 +298,7 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
-    """Return, for each file, its likeliest classes or what is wrong with it."""
+    """Return, for each file, its likeliest classes or its error."""
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable

@@ -31,20 +31,37 @@ from psl_flower.text import counted
 
 
 def keygen(
-    role: Annotated[Role, typer.Argument(help="What the key is for.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Key file to write; the public key goes to OUT.pub.")],
+    role: Annotated[Role, typer.Argument(help="What the keys are for.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Key files to write, such as node0.key node1.key; public keys go to FILE.pub."),
+    ] = None,
+    out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="The same as FILES; repeatable.")] = None,
     name: Annotated[str, typer.Option(help="Name of the person or machine (default: the file's name).")] = "",
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")] = False,
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect them.")] = False,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key for an owner, a node, a restorer or the Lower server."""
-    identity = Identity.generate(role, name or out.name.split(".")[0])
+    """Make keys for owners, nodes, restorers or the Lower server, each in its own file: all of them, or none."""
+    places = [*(files or ()), *(out or ())]
+    if not places:
+        raise typer.BadParameter(f"name the key file to write, as in: psl keygen {role} {role}.key")
+    targets = [target for place in places for target in (place, keyfile.public_file(place))]
+    if len(targets) != len(set(targets)):
+        raise ConfigError("a key file is named twice")
+    if name and len(places) > 1:
+        raise ConfigError("--name goes with one key; several are named by their files")
+    for place in places:
+        keyfile.refuse_existing(place)
     protection = new_passphrase(passphrase_file) if passphrase or passphrase_file else None
-    keyfile.save(identity, out, protection)
-    files = f"{out} (secret, keep it), {keyfile.public_file(out)} (to be given away)"
-    report = {"role": role, "name": identity.name, "public": str(identity.public), "file": str(out)}
-    tell(report, [f"{role} {identity.name!r}: {files}", str(identity.public)], as_json)
+    reports, lines = [], []
+    for place in places:
+        identity = Identity.generate(role, name or place.name.split(".")[0])
+        keyfile.save(identity, place, protection)
+        written = f"{place} (secret, keep it), {keyfile.public_file(place)} (to be given away)"
+        reports.append({"role": role, "name": identity.name, "public": str(identity.public), "file": str(place)})
+        lines += [f"{role} {identity.name!r}: {written}", str(identity.public)]
+    tell(reports[0] if len(reports) == 1 else {"keys": reports}, lines, as_json)
 
 
 def receive(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +12,6 @@ from psl_flower.errors import ConfigError
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
-    from psl_flower.data.options import SourceOptions
 
 ReadingSettings = Annotated[
     list[str] | None,
@@ -23,26 +22,25 @@ ReadingSettings = Annotated[
 ]
 
 
-def reading_options(words: Sequence[str], **given: Any) -> SourceOptions:
-    """Return the options of a reading: KEY=VALUE words, and those given otherwise.
+def given_settings(
+    words: Sequence[str], options: Mapping[str, Any] | None = None, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the settings that a command was given, by their names in Python.
+
+    Parameters
+    ----------
+    words : sequence of str
+        Arguments KEY=VALUE.
+    options : mapping, optional
+        What the command's own options were given, by the names of the settings that they stand for; None or an empty
+        text: not given.
+    also : sequence of str
+        Names of settings that the command takes besides those of a reading.
 
     Raises
     ------
     ConfigError
-        As `reading_values`, or if a value is not fit.
-    """
-    from psl_flower.data.options import SourceOptions
-
-    return SourceOptions(**{name: value for name, value in given.items() if value} | reading_values(words))
-
-
-def reading_values(words: Sequence[str]) -> dict[str, Any]:
-    """Return KEY=VALUE words as options of a reading by their names in Python.
-
-    Raises
-    ------
-    ConfigError
-        If a word is none of these settings, or its value has another type.
+        If a word is not one of these settings, a value has another type, or an option and a word say different things.
     """
     from dataclasses import fields
 
@@ -51,14 +49,17 @@ def reading_values(words: Sequence[str]) -> dict[str, Any]:
     from psl_flower.data.options import SourceOptions
     from psl_flower.text import read_pairs
 
-    names = [field.name for field in fields(SourceOptions)]
+    names = [*(field.name for field in fields(SourceOptions)), *also]
     known = {f.key: f for name in names for f in fields_of(GROUPS[GROUP_OF[name]]) if f.name == name}
-    values: dict[str, Any] = {}
+    texts = {name.replace("_", "-"): value for name, value in (options or {}).items() if value not in (None, "")}
+    values = {known[key].name: known[key].typed(value) for key, value in texts.items()}
     for key, text in read_pairs(words).items():
         if key not in known:
-            option = "; write --image-size HEIGHTxWIDTH to psl ingest" if key == "image-size" else ""
-            raise ConfigError(f"{key}: is no setting of how to read a dataset{option}; these are {', '.join(known)}")
-        values[known[key].name] = known[key].typed(known[key].read(text))
+            raise ConfigError(f"{key}: is no setting of how to read a dataset; these are {', '.join(known)}")
+        value = known[key].typed(known[key].read(text))
+        if key in texts and value != values[known[key].name]:
+            raise ConfigError(f"--{key} {texts[key]} and {key}={text} contradict each other; give one of them")
+        values[known[key].name] = value
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -44,7 +45,10 @@ _WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images th
 _Split = Annotated[str, typer.Option(help="With --wrong-only: only train or test.")]
 _Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: largest number of images; 0: all.")]
 _Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
-_AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
+_AuditLog = Annotated[
+    Path | None,
+    typer.Option(help="The audit log, where audit.log beside the manifest (the default) cannot be written."),
+]
 
 
 def restore(
@@ -88,7 +92,7 @@ def restore(
         if not asked:
             tell({"images": 0}, ["the run got none of these images wrong"], as_json)
             return
-        log = AuditLog(audit_log or trusted.folder / FILE)
+        log = AuditLog(_log_path(audit_log, trusted.folder / FILE))
         logged = str(log.path)
         stores = stores_beside(manifest, store or ())
         release = partial(
@@ -103,6 +107,17 @@ def restore(
         "audit_log": logged,
     }
     tell(report, _restored_lines(report, trusted), as_json)
+
+
+def _log_path(given: Path | None, own: Path) -> Path:
+    """Return where to log: beside the manifest wherever that can be written, so that nobody has to look elsewhere."""
+    if given is None or given.resolve() == own.resolve():
+        return own
+    if os.access(own.parent, os.W_OK):
+        raise ConfigError(
+            f"--audit-log: leave it out; the set's own log, {own}, can be written and misses no entry then"
+        )
+    return given
 
 
 def _restored_lines(report: Mapping[str, Any], trusted: Trusted) -> Iterator[str]:
@@ -153,7 +168,7 @@ def authorise(
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
-            raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
+            raise ConfigError("--co-sign signs an existing request; leave out images, recipients and --why")
         data = read_file(co_sign, limit=authorisation.MAX_AUTHORISATION_BYTES)
         for restorer in restorers:
             data = authorisation.co_sign(data, signed, restorer)
@@ -191,8 +206,10 @@ def relabel(
     image: Annotated[list[str] | None, typer.Option(help="Image: 17, or test:17; repeatable.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Correct class of all these images.")] = None,
     changes: Annotated[Path | None, typer.Option("--csv", help="Table with the columns image and label.")] = None,
-    why: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
-    history: Annotated[bool, typer.Option("--history", help="Only list the label versions.")] = False,
+    why: Annotated[str, typer.Option(help="Reason, which --history shows.")] = "",
+    history: Annotated[
+        bool, typer.Option("--history", help="Only list the label versions: who changed what, when and why.")
+    ] = False,
     owner: OwnerPublic = "",
     state: State = None,
     passphrase_file: PassphraseFile = None,
@@ -213,7 +230,8 @@ def relabel(
     new = [(number, k) for number, k in wanted.items() if before.labels_N[number] != k]
     version = book.relabel(content, author, new, why, seen=trusted.seen) if new else before.version
     changed = f"label version {version}: {len(new)} of {counted(len(wanted), 'label')} changed"
-    tell({"version": version, "changed": len(new)}, [changed if new else "nothing to change"], as_json)
+    lines = [changed, f"who changed what, when and why: {_history(manifest)}"] if new else ["nothing to change"]
+    tell({"version": version, "changed": len(new)}, lines, as_json)
 
 
 def audit_log(
@@ -235,7 +253,15 @@ def audit_log(
         {**msgspec.to_builtins(entry), "names": [image_name(content, k) for k in entry.images]} for entry in entries
     ]
     lines = [_entry_line(entry, content) for entry in entries]
-    tell({"ok": True, "entries": named}, [*lines, f"{counted(len(entries), 'entry')}, unbroken"], as_json)
+    lines.append(f"{counted(len(entries), 'entry')}, unbroken")
+    if LabelBook(trusted.folder).folder.is_dir():
+        lines.append(f"corrected labels, with reasons, are another list: {_history(manifest)}")
+    tell({"ok": True, "entries": named}, lines, as_json)
+
+
+def _history(manifest: Path) -> str:
+    """Return the command that lists the label versions of a set."""
+    return f"psl relabel --manifest {manifest} --identity KEY --history"
 
 
 def _entry_line(entry: Entry, manifest: Manifest) -> str:
@@ -286,7 +312,7 @@ def _label_of(manifest: Manifest, name: str) -> int:
     for text in (name, from_cell(name)):
         if text in manifest.classes:
             return manifest.classes.index(text)
-    raise ConfigError(f"label {name!r} is none of the classes: {', '.join(manifest.classes[:20])}")
+    raise ConfigError(f"label {name!r} is not one of the classes: {', '.join(manifest.classes[:20])}")
 
 
 def _rows(image: list[str], label: str, table: Path | None) -> list[tuple[str, str]]:

@@ -36,30 +36,15 @@ _MOST_MEMBERS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredArray:
-    """An array in a file.
+    """An array in a file."""
 
-    Attributes
-    ----------
-    path : str
-        The file's, within the dataset's folder.
-    name : str
-        Its own within that file; empty where the file holds one.
-    shape : tuple[int, ...]
-        Its axes.
-    dtype : np.dtype
-        Of its values.
-    alone : bool
-        Whether it is the only one in its file.
-    load : Callable
-        Returns its values, from the disk where they lie as they are, else in memory. Raises one of `ARRAY_ERRORS`,
-        for Python objects too.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    alone: bool
+    path: str  #: The file's, within the dataset's folder.
+    name: str  #: Its own within that file; empty where the file holds one.
+    shape: tuple[int, ...]  #: Its axes.
+    dtype: np.dtype[Any]  #: Of its values.
+    alone: bool  #: Whether it is the only one in its file.
+    #: Returns its values, from the disk where they lie as they are, else in memory. Raises one of `ARRAY_ERRORS`, for
+    #: Python objects too.
     load: Callable[[], NDArray[Any]]
 
     @property

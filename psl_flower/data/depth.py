@@ -25,24 +25,12 @@ _PNG_BITS = 24
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of pixels.
+    """A kind of pixels."""
 
-    Attributes
-    ----------
-    name : str
-        What they are called, in errors.
-    white : int
-        The value that is white; 0 where nothing says it.
-    note : str
-        What the account says of such images.
-    negative : bool
-        Whether 0 is white, and the highest value black.
-    """
-
-    name: str
-    white: int = 0
-    note: str = ""
-    negative: bool = False
+    name: str  #: What they are called, in errors.
+    white: int = 0  #: The value that is white; 0 where nothing says it.
+    note: str = ""  #: What the account says of such images.
+    negative: bool = False  #: Whether 0 is white, and the highest value black.
 
 
 GREY_16 = Kind("16-bit pixels", 0xFFFF, "of 16-bit grey the upper 8 bits were taken: 0..65535 became 0..255")
@@ -103,7 +91,7 @@ def mend_transparency(image: Image.Image, encoded: bytes) -> None:
 
 
 def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return a mask (H, W) of pixels with the grey value that the file declares transparent; None if there are none."""
+    """Return a mask (H, W) of pixels with the grey value that the file declares transparent, or None."""
     level = image.info.get("transparency")
     hidden_HW = values_HW == level if isinstance(level, int) else np.zeros(0, np.bool_)
     return hidden_HW if hidden_HW.any() else None

@@ -14,50 +14,31 @@ from psl_flower.config.fields import fields_of
 class SourceOptions:
     """The settings of these names; `psl settings` explains them.
 
-    Attributes
-    ----------
-    image_column, label_column : str
-        Columns to take; empty: found by their names and types.
-    read_as : {"", "folders", "tables"}
-        How to read a folder that can be read both ways.
-    train_split, test_split : str
-        Splits to take, joined by "+"; empty: found by their names. A `test_split` of "none" divides one off.
-    split_column : str
-        Column that names the split of each row; "none": no column does; empty: found by its name and values.
-    class_folder : {"", "top", "leaf"}
-        Which folder names the class where they lie in each other.
-    leave_out : str
-        Patterns of names and paths in a folder, separated by commas, that are passed by.
-    pixel_range : str
-        LOW..HIGH, the values of pixels deeper than 8 bits that become 0 and 255; "dataset": its own; empty: as the
-        images' format says.
-    background : str
-        Colour that transparent images are put on.
-    test_fraction : float
-        Part of the training images, above 0 and below 1, to test on where the dataset has no test split.
-    seed : int
-        Of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
-    max_train, max_test : int
-        Take only that many images, drawn at random; 0 takes all.
-
     Raises
     ------
     ConfigError
         If a value is out of its range.
     """
 
+    #: Columns to take; empty: found by their names and types.
     image_column: str = ""
     label_column: str = ""
-    read_as: Literal["", "folders", "tables"] = ""
+    read_as: Literal["", "folders", "tables"] = ""  #: How to read a folder that can be read both ways.
+    #: Splits to take, joined by "+"; empty: found by their names. A `test_split` of "none" divides one off.
     train_split: str = ""
     test_split: str = ""
+    #: Column that names the split of each row; "none": no column does; empty: found by its name and values.
     split_column: str = ""
-    class_folder: Literal["", "top", "leaf"] = ""
-    leave_out: str = ""
+    class_folder: Literal["", "top", "leaf"] = ""  #: Which folder names the class where they lie in each other.
+    leave_out: str = ""  #: Patterns of names and paths in a folder, separated by commas, that are passed by.
+    #: LOW..HIGH, the values of pixels deeper than 8 bits that become 0 and 255; "dataset": its own; empty: as the
+    #: images' format says.
     pixel_range: str = ""
-    background: str = "white"
+    background: str = "white"  #: Colour that transparent images are put on.
+    #: Part of the training images, above 0 and below 1, to test on where the dataset has no test split.
     test_fraction: float = 0.2
-    seed: int = 0
+    seed: int = 0  #: Of that division and of the selection by max_train and max_test, 0 to 2**32 - 1.
+    #: Take only that many images, drawn at random; 0 takes all.
     max_train: int = 0
     max_test: int = 0
 

@@ -20,29 +20,15 @@ _SAMPLE_ROWS = 20
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One split's rows.
+    """One split's rows."""
 
-    Attributes
-    ----------
-    columns : Columns
-        Its columns.
-    num_rows : int
-        N.
-    sample : pa.Table
-        The first of its rows.
-    read : Callable
-        Takes a column's name and row numbers (R,), and returns their values.
-    all : Callable
-        Takes a column's name, and returns the values of all rows.
-    origin : callable, optional
-        Takes a row's number, and returns the file that it comes from and its number there, where that is known.
-    """
-
-    columns: Columns
-    num_rows: int
-    sample: pa.Table
+    columns: Columns  #: Its columns.
+    num_rows: int  #: N.
+    sample: pa.Table  #: The first of its rows.
+    #: Takes a column's name and row numbers (R,), and returns their values.
     read: Callable[[str, NDArray[np.int64]], list[Any]]
-    all: Callable[[str], list[Any]]
+    all: Callable[[str], list[Any]]  #: Takes a column's name, and returns the values of all rows.
+    #: Takes a row's number, and returns the file that it comes from and its number there, where that is known.
     origin: Callable[[int], tuple[str, int]] | None = None
 
     @classmethod

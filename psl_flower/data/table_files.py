@@ -16,6 +16,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as lines
 
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
+from psl_flower.data.expansion import check_expansion
 from psl_flower.data.files import is_image_name
 from psl_flower.data.near_misses import near_miss
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
@@ -58,7 +59,7 @@ class ImageTables:
     paths : list[str]
         Those that list images.
     others : dict[str, str]
-        The other ones, and what is wrong with them.
+        The other ones, and why.
     notes : list[str]
         What `by_split` has for the account.
     """
@@ -227,6 +228,7 @@ def _peek(path: Path) -> pa.Table | None:
     if not start:
         raise DataError("is empty, of 0 bytes")
     if path.suffix.lower() == ".parquet":
+        check_expansion(path)
         # Read in small pieces: by default the first rows cost a reading of their whole row group.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEKED_BYTES) as file:
             batch = next(file.iter_batches(batch_size=_PEEKED_ROWS), None)

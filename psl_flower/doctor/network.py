@@ -1,4 +1,4 @@
-"""What can be reached: the SuperLink over TLS, the exchange endpoint, and by the SuperLink's answer the clock."""
+"""Checks the network: the SuperLink over TLS, the exchange endpoint, and the clock by the SuperLink's answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_superlink(address: str, authority: Path | None) -> list[Finding]:
 
 
 def check_exchange(address: str) -> list[Finding]:
-    """Return a finding about the way to the exchange endpoint at HOST:PORT, which listens only while a run goes on."""
+    """Return a finding about the way to the exchange endpoint at HOST:PORT, which listens only during a run."""
     what = "exchange"
     parts = split_address(address)
     if parts is None:
@@ -86,7 +86,7 @@ def check_exchange_port(address: str) -> list[Finding]:
         family = socket.getaddrinfo(*parts, type=socket.SOCK_STREAM)[0][0]
         socket.create_server(parts, family=family).close()
     except (OSError, UnicodeError) as error:
-        do = "choose another exchange-port, or an exchange-host of this machine; is a run going on?"
+        do = "choose another exchange-port, or an exchange-host of this machine; is a run active?"
         return [failed(what, f"{address}: cannot listen there: {_reason(error)}", do)]
     return [ok(what, f"{address}: free to listen on")]
 

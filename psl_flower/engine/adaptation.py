@@ -243,15 +243,7 @@ class AdaptationNode(MidStepParty):
 
 
 class RemoteAdaptation:
-    """The Adaptation Net behind an exchange, for one step: implements `Adaptation`.
-
-    Parameters
-    ----------
-    exchange : Exchange
-        With the Adaptation Net as a party.
-    step : StepId
-        The step.
-    """
+    """The Adaptation Net behind an exchange, for one step: implements `Adaptation`."""
 
     def __init__(self, exchange: Exchange, step: StepId) -> None:
         self._exchange, self._step = exchange, step

@@ -77,22 +77,6 @@ class Augmentation:
         places_BLN = places_B1N.to(stored_BKCHW.device).expand(B, K * C, h * w)
         return stored_BKCHW.reshape(B, K * C, H * W).gather(2, places_BLN).reshape(B, K, C, h, w)
 
-    def views(self, seed: int | None, samples_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the augmentation of each sample's pixels, without mixing, as five whole numbers (B, 5).
-
-        Equal rows of a sample are the same view of it, from whichever seed; zeros stand for the sample as it is, as
-        for all of them without a seed.
-        """
-        views_B5 = np.zeros((len(samples_B), 5), np.int64)
-        if seed is None:
-            return views_B5
-        views_B5[:, 0] = self.flipped(seed, samples_B)
-        for column, axis, size in zip((1, 2), "yx", self.grid.padded_size, strict=True):
-            views_B5[:, column] = self._offsets(seed, f"shift-{axis}", samples_B)
-            if self.cutout:
-                views_B5[:, column + 2] = 1 + np.floor(uniform(seed, f"cutout-{axis}", samples_B) * size)
-        return views_B5
-
     def blanked(self, positions: Sequence[int], seed: int, samples_B: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return (B, K, h, w) bool: the part of each sample's square in these patches and their context.
 

@@ -236,12 +236,17 @@ class Blueprint:
             averaged=self._averages,
             frozen_after=None if self.freezing is None else self.freezing.after,
             noise=self.code_noise,
+            lessons=None if self.code_noise is None else self._lessons,
         )
+
+    def _lessons(self) -> Task:
+        """Return the training task where labels are not known: they have no part in a plan. Raises what `task` does."""
+        return self.task(np.zeros(self.description.num_samples, np.int64))
 
     @property
     def code_noise(self) -> CodeNoise | None:
-        """The source of the noise on codes; None without noise. Raises what `augmentation` does."""
-        return code_noise_of(self.config, self.augmentation())
+        """The source of the noise on codes; None without noise."""
+        return code_noise_of(self.config)
 
     def averaging(self) -> Averaging | None:
         """Return the interval of averaging; None if the Uppers are not averaged, or there is only one."""

@@ -16,15 +16,6 @@ def drawing(plan: Plan, party: int | str, device: torch.device) -> AbstractConte
 
     Dropout draws from it. Its mask does not depend on earlier draws of the process, so the flower transport, which
     runs a forward pass twice, and a resumed run compute with the same mask.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of the pass; `Plan.augment_seed` derives from the run's seed.
-    party : int or str
-        Number or name of the party whose pass it is.
-    device : torch.device
-        Where it computes.
     """
     return seeded(pass_seed(plan.augment_seed, plan.id.step, plan.id.attempt, party), device)
 

@@ -9,15 +9,7 @@ from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes
 
 
 class LocalExchange(Exchange):
-    """Implements `psl_flower.engine.exchange.Exchange`.
-
-    Parameters
-    ----------
-    parties : mapping
-        The Uppers, by index, and the Adaptation Net, if it is a party.
-    wire : WireFormat
-        Codecs and dtype.
-    """
+    """Implements `psl_flower.engine.exchange.Exchange` for parties, by number, in this process."""
 
     def __init__(self, parties: Mapping[int, Party], wire: WireFormat) -> None:
         super().__init__(wire)

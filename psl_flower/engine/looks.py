@@ -34,7 +34,7 @@ from psl_flower.errors import RunError
 from psl_flower.system.files import disk_errors, open_regular
 from psl_flower.system.folders import make_private_folder
 from psl_flower.text import counted
-from psl_flower.wire.codecs import CodeCodec, FloatCodec, get_codec
+from psl_flower.wire.codecs import get_codec
 from psl_flower.wire.messages import Step
 from psl_flower.wire.plan import Plan
 
@@ -300,20 +300,13 @@ class Looks:
 
 def _kept_codec(activations: str) -> str:
     """Return the codec of records for a wire codec: what was received is kept without loss."""
-    codec = get_codec(activations)
-    # The scales of int8 belong to the batch that was sent.
-    return codec.name if isinstance(codec, FloatCodec | CodeCodec) else "float32"
+    return activations if get_codec(activations).keeps_values_by_sample else "float32"
 
 
 def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
     """Return the bytes that a training's looks take on the disk.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    counts : sequence of int
-        Images of each view that is kept, and of those to validate and test on.
+    `counts` are the images of each view that is kept, and those to validate and test on.
     """
     config, description = blueprint.config, blueprint.description
     batches = sum(-(-count // config.training.evaluate_batch_size) for count in counts)
@@ -328,24 +321,7 @@ def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:
 
 
 def looks_of(blueprint: Blueprint, task: Task, folder: Path, run: str) -> Looks | None:
-    """Return where a training keeps the looks of frozen Uppers; None if it keeps none.
-
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    task : Task
-        The same blueprint's.
-    folder : Path
-        Where they go.
-    run : str
-        Identity of the run.
-
-    Raises
-    ------
-    RunError
-        As of `Looks`.
-    """
+    """Return where a training keeps the looks of frozen Uppers; None if it keeps none. Raises RunError as `Looks`."""
     if task.freezing is None or not task.freezing.views:
         return None
     description = blueprint.description

@@ -1,33 +1,56 @@
-"""The noise on codes in a training: one draw for each record, view of it and state of the Upper, from a node's secret.
+"""The noise on codes in a training: one draw for each code that an Upper can make, from a node's secret.
 
-An Upper that is asked again for the same view of a record, and has not learnt since, adds the same noise: asking often
-averages nothing away. Once it has learnt, the draw is another: noise that stayed while weights change would cancel in
-the difference of two codes.
+A code follows from the Upper's weights and a patch's pixels; in training from the other patches of the batch, too. So
+does its draw: the same code made again gets the same noise, so repeated requests average nothing away. A code that
+differs by ever so little gets another draw, since the difference of two codes with the same noise would have none.
 
-Shape suffixes: B batch, K positions of one Upper, N = B*K, d numbers of a patch's code, V numbers that tell a view.
+Shape suffixes: B batch, K positions of one Upper, N = B*K, C channels, h and w pixels of a patch as the network takes
+it, d numbers of a patch's code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
+from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import flat
-from psl_flower.engine.augment import Augmentation
 from psl_flower.protection.noise import drawn
 from psl_flower.wire.plan import Plan
 
-# Settings of a network and its training that do not tell runs apart: predictions and longer trainings have others.
-_NOT_OF_NOISE = (
-    "upper-weights", "rounds", "steps-per-round", "evaluate-every", "evaluate-batch-size", "alpha", "adaptation-server",
-    "average-every",
+# Settings of a network that make no other code of the same weights and pixels.
+_NOT_OF_CODES = (
+    "upper-init", "upper-weights", "upper-weights-hash", "average-every", "alpha", "adaptation-server", "preset",
 )  # fmt: skip
+_COUNT = "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var")
+
+
+@torch.no_grad()
+def weights_digest(model: nn.Module, *, training: bool) -> bytes:
+    """Return a digest of all that a model's outputs depend on besides its inputs, 32 bytes.
+
+    That is its weights, and in evaluation BatchNorm's statistics; in training it takes the batch's.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _told(model, training):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update((tensor.cpu() + 0.0).contiguous().numpy().data)  # 0 and -0 are equal
+    return digest.digest()
+
+
+def _told(model: nn.Module, training: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    for name, buffer in model.named_buffers():
+        kind = name.rpartition(".")[2]
+        if kind != _COUNT and not (training and kind in _STATISTICS):
+            yield name, buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,50 +58,43 @@ class CodeNoise:
     """The standard normal numbers of which all Uppers of a run make noise."""
 
     size: int  #: Numbers of a patch's code, d.
-    run: bytes  #: Tells runs with other settings apart, so that their draws differ; 32 bytes.
-    augmentation: Augmentation  #: What makes views.
+    run: bytes  #: Differs between runs that make other codes of the same weights and pixels; 32 bytes.
 
-    def of(self, key: bytes, plan: Plan, step: int, num_positions: int) -> torch.Tensor:
-        """Return the numbers (B*K, d), float32 on the CPU, for the codes of a plan's samples.
+    def of(
+        self, key: bytes, plan: Plan, weights: bytes, positions: Sequence[int], patches_NChw: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the numbers (N, d), float32 on the CPU, for the codes of a plan's patches.
 
         Parameters
         ----------
         key : bytes
             Of the Upper's store (`psl_flower.patches.store.PatchStore.noise_key`).
         plan : Plan
-            Whose samples and views.
-        step : int
-            Steps that the Upper has applied.
-        num_positions : int
-            K.
+            Whose samples.
+        weights : bytes
+            `weights_digest` of the Upper as it is now, in the plan's mode.
+        positions : sequence of int
+            K, of the patches.
+        patches_NChw : torch.Tensor
+            What the Upper makes codes of, float32: B*K, a sample's positions one after the other.
         """
-        rows_BD = drawn(key, list(self._records(plan, step)), num_positions * self.size)
-        return torch.from_numpy(rows_BD).reshape(-1, self.size)
-
-    def _records(self, plan: Plan, step: int) -> Iterator[bytes]:
-        """Yield what each sample's draw depends on: how its pixels were changed, not the seed of that change."""
-        samples_B = plan.sample_indices()
-        # BatchNorm in training makes other codes of the same weights.
-        head = self.run + struct.pack("<Q?", step, plan.mode == "train")
-        views_BV = self.augmentation.views(None if plan.mode == "evaluate" else plan.augment_seed, samples_B)
-        views = [
-            struct.pack(f"<q{len(view)}q", sample, *view)
-            for sample, view in zip(samples_B, views_BV.tolist(), strict=True)
+        # Of 0 and -0 networks make the same.
+        rows = (patches_NChw.detach().cpu() + 0.0).contiguous().numpy()
+        places = [(sample, position) for sample in plan.sample_indices().tolist() for position in positions]
+        records = [
+            struct.pack("<qq", *place) + hashlib.sha256(row).digest() for place, row in zip(places, rows, strict=True)
         ]
-        if plan.mode == "evaluate" or plan.mix_weight == 1.0:
-            yield from (head + view for view in views)
-            return
-        weight = struct.pack("<d", plan.mix_weight)
-        for view, partner in zip(views, self.augmentation.partners(plan.augment_seed, samples_B), strict=True):
-            yield head + view + weight + views[partner]
+        head = self.run + weights
+        if plan.mode == "train":
+            head += hashlib.sha256(b"".join(records)).digest()
+        return torch.from_numpy(drawn(key, [head + record for record in records], self.size))
 
 
-def code_noise_of(config: RunConfig, augmentation: Augmentation) -> CodeNoise | None:
+def code_noise_of(config: RunConfig) -> CodeNoise | None:
     """Return the source of the noise on a run's codes; None if it adds none."""
     protection = config.network.cut_protection
     if not protection.noise:
         return None
-    settings = flat(config.network) | flat(config.training)
-    told = {key: value for key, value in settings.items() if key not in _NOT_OF_NOISE}
-    run = hashlib.sha256(msgspec.json.encode(told, order="sorted")).digest()
-    return CodeNoise(size=protection.size, run=run, augmentation=augmentation)
+    told = {key: value for key, value in flat(config.network).items() if key not in _NOT_OF_CODES}
+    run = hashlib.sha256(msgspec.json.encode(told | {"autocast": config.machine.autocast}, order="sorted")).digest()
+    return CodeNoise(size=protection.size, run=run)

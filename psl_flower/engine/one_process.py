@@ -24,6 +24,7 @@ from psl_flower.engine.checkpoints import load_state, save_state
 from psl_flower.engine.distillation import Teacher
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.lower import without_dropped
+from psl_flower.engine.noise import weights_digest
 from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.pretrained import started_network
 from psl_flower.engine.rounds import Predictions, predictions
@@ -240,9 +241,13 @@ class OneProcessTrainer:
         options: dict[str, Any] = {"absent": absent}
         if self._noise is not None:
             options["normal"] = {
-                m: self._noise.of(store.noise_key(), plan, plan.id.step, len(store.meta.positions))
+                m: self._noise.of(
+                    store.noise_key(), plan, weights_digest(self.net.uppers[m], training=plan.mode == "train"),
+                    store.meta.positions, patches_BPChw[:, list(store.meta.positions)].flatten(0, 1),
+                )
                 for m, store in enumerate(self._stores)
-            }
+                if m not in absent
+            }  # fmt: skip
         if self._feedback is not None:
             options["corrected"] = self._feedback.corrected
         smashed_BPChw: torch.Tensor = self.net.smash_patches(patches_BPChw, *codecs, **options)

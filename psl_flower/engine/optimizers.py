@@ -225,15 +225,10 @@ class Adam(PartyOptimizer):
 
 
 class Together:
-    """The optimisers of all parties as one, where one process holds them all.
+    """The optimisers of all parties, of one kind, as one, where one process holds them all.
 
     Each clips its own party's gradients, which is what makes this equal to parties apart. Its state is that of one
     optimiser of all their parameters.
-
-    Parameters
-    ----------
-    parts : sequence of PartyOptimizer
-        One for each party, all of one kind.
     """
 
     def __init__(self, parts: Sequence[PartyOptimizer]) -> None:
@@ -269,14 +264,7 @@ class Together:
 class Proximal:
     """Any optimiser with the proximal term of FedProx (Li et al., MLSys 2020, equation 2): its gradient is mu (w - w0).
 
-    Parameters
-    ----------
-    optimizer : Optimizer
-        Updates the parameters.
-    parameters : sequence of nn.Parameter
-        The same parameters; their values now are w0.
-    mu : float
-        Weight of the term.
+    `parameters` are those that the optimiser updates; their values now are w0.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], mu: float) -> None:

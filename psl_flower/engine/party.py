@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.optimizers import Optimizer, set_lr
 from psl_flower.engine.upper_averaging import load_weights, weight_vector
-from psl_flower.errors import ProtocolError
+from psl_flower.errors import ProtocolError, RunError
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.messages import Saved, Share, Shared, Smashed
 from psl_flower.wire.node_messages import Claim
@@ -55,6 +55,8 @@ class PartyEngine(ABC):
     ----------
     step : int
         Steps applied so far.
+    changes : int
+        Counts how often the model has changed: its weights, or BatchNorm's statistics in a training pass.
     shared_after : StepId or None
         The step after which it has shared its weights, while it waits for the average.
     sharing_s : float
@@ -75,7 +77,7 @@ class PartyEngine(ABC):
     ) -> None:
         self.model, self.claim, self.dtype, self.device = model, claim, dtype, device
         self.weight_count, self.frozen_after = weight_count, frozen_after
-        self.step = 0
+        self.step = self.changes = 0
         self.shared_after: StepId | None = None
         self.sharing_s = 0.0
         self._optimizer, self._checkpoints = optimizer, checkpoints
@@ -159,6 +161,7 @@ class PartyEngine(ABC):
         self.model.train(training)
         with torch.set_grad_enabled(training), drawing(plan, self.draws_as, self.device):
             done = self.forward(plan)
+        self.changes += training
         self._pending = (plan, done.graph) if training else None
         forward_s = time.perf_counter() - started - done.read_s
         return Up(Smashed(plan.id, read_s=done.read_s, forward_s=forward_s, backward_s=backward_s), done.smashed)
@@ -180,6 +183,7 @@ class PartyEngine(ABC):
         RunError
             If the state is another party's or another network's.
         """
+        self.changes += 1
         load_party(state, self.claim, self.model, self._optimizer, self.name)
         self.step, self._pending, self.shared_after = int(state["step"]), None, None
 
@@ -192,12 +196,13 @@ class PartyEngine(ABC):
         Raises
         ------
         RunError
-            If there is no such checkpoint or it is damaged.
+            If there is no such checkpoint, it is damaged, or of a later step.
         """
         found = step if saved is None else saved
-        if not found == self.step == 0 or found in self._checkpoints.steps():
-            state = self._checkpoints.load(found)
-            say_other_threads(state, self.name)
+        if found > step:
+            raise RunError(f"{self.name}: cannot be at step {step} with what was saved after step {found}")
+        state = self._checkpoints.load_for(self.name, self.step, found)
+        if state is not None:
             self.restore(state)
         if found != step:
             self._checkpoints.drop_after(found)
@@ -215,6 +220,7 @@ class PartyEngine(ABC):
             set_lr(self._optimizer, plan.lr)
             self._optimizer.step()
         self.step += 1
+        self.changes += 1
 
     def _take_over(self, shared_after: StepId, average_N: torch.Tensor | None) -> None:
         if self.shared_after != shared_after or average_N is None:
@@ -222,4 +228,5 @@ class PartyEngine(ABC):
                 f"expected the Uppers' average after {self.shared_after}, received that after {shared_after}"
             )
         load_weights(self.model, average_N)
+        self.changes += 1
         self.shared_after = None

@@ -60,12 +60,7 @@ def lr_for(optimizer: str, batch: int) -> float:
 def rounds_for(per_epoch: int, per_round: int = 0) -> tuple[int, int]:
     """Return rounds and steps of a round: 3 epochs or more, 200 steps or more, and at most 5 rounds of whole epochs.
 
-    Parameters
-    ----------
-    per_epoch : int
-        Steps of an epoch, 1 or more.
-    per_round : int
-        Steps of a round, if they are asked for; 0: not.
+    `per_epoch` are the steps of an epoch, 1 or more; `per_round` those asked for a round, or 0.
     """
     epochs = max(_LEAST_EPOCHS, -(-LEAST_STEPS // per_epoch))
     if not per_round:

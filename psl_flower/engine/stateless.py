@@ -27,15 +27,7 @@ P = TypeVar("P", PartyEngine, MidStepParty)
 
 
 class _BetweenMessages(Generic[P]):
-    """A party whose state is on disk between two messages.
-
-    Parameters
-    ----------
-    engine : PartyEngine or MidStepParty
-        The party; whatever state it is in is replaced.
-    path : Path
-        File of the state between messages.
-    """
+    """A party whose state is in a file between two messages; whatever state the engine is in is replaced."""
 
     def __init__(self, engine: P, path: Path) -> None:
         self._engine: P = engine

@@ -14,16 +14,9 @@ from psl_flower.wire.stream import UpperStream, heard
 
 
 class StreamExchange(Exchange):
-    """The Lower's side: implements `psl_flower.engine.exchange.Exchange` over an endpoint.
+    """The Lower's side: implements `psl_flower.engine.exchange.Exchange` over an endpoint that all parties connect to.
 
-    Parameters
-    ----------
-    endpoint : ExchangeEndpoint
-        All parties are connected to it.
-    wire : WireFormat
-        Codecs and dtype.
-    timeout_s : float
-        Longest time of one exchange, in seconds.
+    An exchange takes `timeout_s` seconds at most.
     """
 
     def __init__(self, endpoint: ExchangeEndpoint, wire: WireFormat, timeout_s: float) -> None:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, K positions of this Upper, N = B*K, C channels, h and w
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,18 +15,23 @@ from torch import nn
 
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.inputs import network_input
-from psl_flower.engine.noise import CodeNoise
+from psl_flower.engine.inputs import network_input, normalise
+from psl_flower.engine.noise import CodeNoise, weights_digest
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.party import PartyEngine, Pass
+from psl_flower.engine.task import Lessons
 from psl_flower.engine.upper_averaging import weight_count
-from psl_flower.errors import ProtocolError
+from psl_flower.errors import FrameMismatch, ProtocolError
 from psl_flower.models.cut import backward_from, from_wire, to_wire
 from psl_flower.models.split import smashed_size
 from psl_flower.patches.store import PatchStore
+from psl_flower.protection.noise import KEY_BYTES, drawn
 from psl_flower.system.devices import autocast, compute_dtype, to_device
 from psl_flower.wire.node_messages import Claim
 from psl_flower.wire.plan import Plan
+
+# Images that an Upper answers for at a time, of those that do not come from its store.
+MOST_PATCHES = 1024
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -46,6 +52,8 @@ class UpperOptions:
     #: Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     frozen_after: int | None = None
     noise: CodeNoise | None = None  #: What is added to codes, if anything.
+    #: Returns the lessons whose plans of training alone are taken; None takes whatever plan comes.
+    lessons: Callable[[], Lessons] | None = None
 
 
 class UpperEngine(PartyEngine):
@@ -91,6 +99,8 @@ class UpperEngine(PartyEngine):
         if teacher is not None:
             self._teacher = to_device(teacher, options.device)
         self._noise_key = store.noise_key() if options.noise is not None else b""
+        self._digests: dict[bool, tuple[int, bytes]] = {}
+        self._lessons: Lessons | None = None
         (C, H, W), edge = store.meta.patch_shape, options.augmentation.edge
         self._patch_smashed = smashed_size(self.model, (C, H - 2 * edge, W - 2 * edge))
 
@@ -101,11 +111,12 @@ class UpperEngine(PartyEngine):
 
     def forward(self, plan: Plan) -> Pass:
         """Read, normalise and augment a plan's patches and run them forward; (B, K, h', w', C') goes up."""
+        self._check(plan)
         started = time.perf_counter()
         patches_NChw = self._read(plan)
         read_s = time.perf_counter() - started
         with autocast(self.device, self._options.autocast):
-            normal_Nd = self._normal(plan)
+            normal_Nd = self._normal(plan, patches_NChw)
             smashed_NChw = self.model(patches_NChw) if normal_Nd is None else self.model(patches_NChw, normal_Nd)
         told_NChw = self._with_teacher(smashed_NChw.detach(), patches_NChw)
         smashed_BKhwC = to_wire(told_NChw, len(self.store.meta.positions)).cpu()
@@ -115,18 +126,76 @@ class UpperEngine(PartyEngine):
         """Run the backward pass of maps (B*K, C', h', w') from their gradient (B, K, h', w', C')."""
         backward_from(graph, from_wire(gradient.to(graph.device, graph.dtype)))
 
+    def check_patches(self, patches_BKChw: torch.Tensor) -> None:
+        """Raise FrameMismatch unless these are patches of 1 to `MOST_PATCHES` images as `of_patches` takes them."""
+        (C, H, W), edge = self.store.meta.patch_shape, self._options.augmentation.edge
+        wanted, found = (len(self.store.meta.positions), C, H - 2 * edge, W - 2 * edge), tuple(patches_BKChw.shape)
+        if patches_BKChw.dtype != torch.uint8 or found[1:] != wanted or not 0 < found[0] <= MOST_PATCHES:
+            raise FrameMismatch(
+                f"the Lower: expected patches uint8 {wanted} of 1 to {MOST_PATCHES} images, received "
+                f"{patches_BKChw.dtype} {found}"
+            )
+
+    @torch.no_grad()
+    def of_patches(self, patches_BKChw: torch.Tensor) -> torch.Tensor:
+        """Return the smashed data (B, K, C', h', w') of patches from elsewhere, float32 on the CPU, in evaluation.
+
+        Noise is drawn again each time.
+
+        Parameters
+        ----------
+        patches_BKChw : torch.Tensor
+            uint8, at this Upper's positions, with the network's context and no margin.
+        """
+        options, self.model = self._options, self.model.eval()
+        pixels_NChw = normalise(patches_BKChw.flatten(0, 1), options.mean, options.std, self.device)
+        with autocast(self.device, options.autocast):
+            if options.noise is None:
+                smashed_NChw = self.model(pixels_NChw)
+            else:
+                fresh = drawn(
+                    os.urandom(KEY_BYTES),
+                    [n.to_bytes(4, "little") for n in range(len(pixels_NChw))],
+                    options.noise.size,
+                )
+                smashed_NChw = self.model(pixels_NChw, torch.from_numpy(fresh))
+        made: torch.Tensor = smashed_NChw.float().cpu().unflatten(0, patches_BKChw.shape[:2])
+        return made
+
     def close(self) -> None:
         """Close the store."""
         self.store.close()
 
-    def _normal(self, plan: Plan) -> torch.Tensor | None:
+    def _check(self, plan: Plan) -> None:
+        """Refuse plans by which a server would have more draws of the noise than the run's settings give it."""
+        if self._options.noise is not None and plan.mix_weight != 1:
+            # Each weight would have another draw.
+            raise ProtocolError("the plan mixes images, which a run with code-noise does not")
+        if self._options.lessons is None or plan.mode != "train":
+            return
+        if self._lessons is None:
+            self._lessons = self._options.lessons()  # a node that only evaluates may have no images to train on
+        steps = self._lessons.total_steps
+        if plan.id.step >= steps:
+            raise ProtocolError(f"received the plan of step {plan.id.step}, but the run has {steps} steps")
+        if plan != self._lessons.train_plan(plan.id.step):
+            raise ProtocolError(
+                f"the plan of step {plan.id.step} is not the one that the run's settings make; with code-noise this "
+                "node takes no other"
+            )
+
+    def _normal(self, plan: Plan, patches_NChw: torch.Tensor) -> torch.Tensor | None:
         if self._options.noise is None:
             return None
-        if plan.mix_weight != 1:
-            # Each weight would have another draw: a server could average the noise away.
-            raise ProtocolError("the plan mixes images, which a run with code-noise does not")
-        # Its own count of steps, since the Lower chooses the step number of a plan that trains nothing.
-        return self._options.noise.of(self._noise_key, plan, self.step, len(self.store.meta.positions))
+        weights, positions = self._digest(training=plan.mode == "train"), self.store.meta.positions
+        return self._options.noise.of(self._noise_key, plan, weights, positions, patches_NChw)
+
+    def _digest(self, *, training: bool) -> bytes:
+        """Return the `weights_digest` of the model, computed once for each change."""
+        known = self._digests.get(training)
+        if known is None or known[0] != self.changes:
+            known = self._digests[training] = self.changes, weights_digest(self.model, training=training)
+        return known[1]
 
     def _with_teacher(self, smashed_NChw: torch.Tensor, patches_NChw: torch.Tensor) -> torch.Tensor:
         if self._teacher is None:

@@ -53,7 +53,7 @@ class NodeLink:
     without : frozenset[int]
         Uppers to leave out, wherever they are.
     on_placed : callable
-        Called with the Placement whenever it is made anew.
+        Called with every new Placement.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class NodeLink:
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
         """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
 
-        A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
-        that is lost is what is missing.
+        A refused node that seems to be needed ends a run at its start only. Later all have been there, so the
+        missing one is another, lost node.
         """
         wire = self._wire
         refused_ends = self._placement is None and not collecting and wire.on_missing_node != "continue"
@@ -120,7 +120,7 @@ class NodeLink:
         return self._placement
 
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
-        """Place the Uppers and open the transport once all nodes are there, or without the missing ones if allowed.
+        """Place the Uppers and open the transport once all nodes are online, or without the missing ones if allowed.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class NodeLink:
             log.warning("%s; continuing without: %s", error, self.placement.absence(self._assignment))
 
     def place_in_time(self, grid: Grid) -> Placement:
-        """Place all parties once their nodes are there, within `node_timeout_s`; errors as `open_in_time`."""
+        """Place all parties once their nodes are online, within `node_timeout_s`; errors as `open_in_time`."""
         return self._in_time(lambda: self.place(grid))
 
     def has_returned(self, grid: Grid) -> bool:
@@ -324,7 +324,7 @@ def server_identity(wire: WireSettings) -> Identity | None:
     Raises
     ------
     ConfigError
-        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
+        If one of the operator's files cannot be used, or nodes cannot be told the address.
     """
     advertised = wire.exchange_advertise or wire.exchange_host
     if is_wildcard(advertised):

@@ -26,36 +26,17 @@ _NOBODY_NAMED = "no node is a party of this run; start SuperNodes with --node-co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Which node hosts which Uppers, and how they talk to the Lower.
+    """Which node hosts which Uppers, and how they talk to the Lower."""
 
-    Attributes
-    ----------
-    hosts : dict[int, tuple[int, ...]]
-        Uppers by node id.
-    names : dict[int, str]
-        What to call a node in a message for people.
-    claims : dict[int, Claim]
-        What each Upper's store holds.
-    absent : tuple[int, ...]
-        Uppers that no node hosts, or that are to be done without.
-    transport : {"stream", "flower"}
-        As chosen.
-    simulated : bool
-        Whether these are simulated nodes.
-    note : str
-        One line for the user about the choice; may be empty.
-    adaptation : int or None
-        Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
-    """
-
-    hosts: dict[int, tuple[int, ...]]
-    names: dict[int, str]
-    claims: dict[int, Claim]
-    transport: str
-    simulated: bool
-    absent: tuple[int, ...] = ()
+    hosts: dict[int, tuple[int, ...]]  #: Uppers by node id.
+    names: dict[int, str]  #: What to call a node in a message for people.
+    claims: dict[int, Claim]  #: What each Upper's store holds.
+    transport: str  #: "stream" or "flower": as chosen.
+    simulated: bool  #: Whether these are simulated nodes.
+    absent: tuple[int, ...] = ()  #: Uppers that no node hosts, or that are to be done without.
+    #: Id of the node that hosts the Adaptation Net, and no Upper; None where the Lower does.
     adaptation: int | None = None
-    note: str = ""
+    note: str = ""  #: One line for the user about the choice; may be empty.
 
     @property
     def uppers(self) -> tuple[int, ...]:
@@ -202,7 +183,7 @@ def _inventories(
 
 
 def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
-    """Return each node's name: the one it was registered by, or Flower's id where there is none."""
+    """Return each node's name: its registered one, else Flower's id."""
     registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
     names = [registered.get(node, str(node)) for node in nodes]
     return {
@@ -347,7 +328,7 @@ def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
 def _ask_claims(
     grid: Grid, hosts: dict[int, tuple[int, ...]], names: dict[int, str], task: NodeTask, timeout_s: float
 ) -> dict[int, Claim]:
-    """Let simulated nodes open the stores allotted to them and say what is in there."""
+    """Let simulated nodes open the stores allotted to them and describe these."""
     question = [message(node, AskClaims(task=task.hosting(hosted))) for node, hosted in hosts.items()]
     claims: dict[int, Claim] = {}
     for node, answer in ask(grid, question, timeout_s, names).items():

@@ -1,8 +1,8 @@
-"""`psl-supernode`: Flower's SuperNode, which runs the app that is installed here, and no code that a run brings.
+"""`psl-supernode`: Flower's SuperNode, which runs the installed app, and no code that comes with a run.
 
-Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs what comes. So whoever has the
+Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs it. So anyone who has the
 SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
-programs by names that it finds along PATH. `psl-supernode` puts programs of its own in their place: one runs the
+programs by names that it finds along PATH. `psl-supernode` puts others in their place: one runs the
 installed ClientApp for a message if the run's modules are those installed, the others refuse.
 """
 
@@ -19,27 +19,45 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from shlex import quote
 from types import ModuleType
+from typing import Any
 
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ISOLATION_MODE_SUBPROCESS
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.utils import get_flwr_home
 
 from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.flower.killed import NOTE, answer_in_its_place, answer_unanswered, note
 from psl_flower.launch.running import app_folder
 from psl_flower.system.files import write_file
 from psl_flower.system.folders import make_private_folder
 from psl_flower.text import printable
 
 PROGRAMS = "psl-programs"
+_MESSAGES = "psl-messages"
 _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
-# Shell, so that a path of Python with blanks, or a long one, does as well.
-_SERVING = """#!/bin/sh
-exec {python} -P -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
+# Shell, so that a path of Python with blanks, or a long one, does as well. A status above 128 is that of a signal.
+_SERVING = f"""#!/bin/sh
+{NOTE}={{messages}}/$$
+export {NOTE}
+{{python}} -P -c 'from psl_flower.flower.own_code import client_app; client_app()' "$@"
+status=$?
+if [ $status -gt 128 ] && [ -f "${NOTE}" ]; then
+    {{python}} -P -c 'from psl_flower.flower.own_code import killed; killed()' "$@"
+fi
+rm -f "${NOTE}"
+exit $status
 """
+# Flower starts this one once, and without it nothing is started any more.
 _STARTING = """#!/bin/sh
-exec {superexec} "$@"
+trap exit INT TERM
+while kill -0 $PPID 2>/dev/null; do
+    {superexec} "$@"
+    sleep 1
+done
 """
 # For all else that a run may ask of a node.
 _REFUSAL = "error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it"
@@ -49,7 +67,8 @@ exit 1
 """
 _SUPEREXEC = "flower-superexec"
 _MODULE = ".py"
-_RUNTIME = "flwr.supernode.runtime.run_clientapp"
+# By these names their packages have functions.
+_PROGRAM, _RUNTIME = "flwr.supernode.cli.flwr_clientapp", "flwr.supernode.runtime.run_clientapp"
 
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
@@ -100,12 +119,18 @@ def write_programs(folder: Path) -> Path:
     OSError, RunError
         If the disk refuses.
     """
-    make_private_folder(folder)
+    messages = folder.with_name(_MESSAGES)
+    for place in (folder, messages):
+        make_private_folder(place)
+    for left in messages.iterdir():  # when the host went down
+        left.unlink(missing_ok=True)
     python = Path(sys.executable)
     programs = dict.fromkeys(TASK_TYPE_TO_COMMAND.values(), _REFUSING)
     programs |= {_SERVED: _SERVING, _SUPEREXEC: _STARTING}
     for name, program in programs.items():
-        text = program.format(python=quote(str(python)), superexec=quote(str(python.with_name(_SUPEREXEC))))
+        text = program.format(
+            python=quote(str(python)), superexec=quote(str(python.with_name(_SUPEREXEC))), messages=quote(str(messages))
+        )
         write_file(folder / name, text.encode(), RunError, mode=0o700)
     return folder
 
@@ -126,15 +151,35 @@ def check_programs(folder: Path) -> None:
 
 def client_app() -> None:
     """Serve one message, as Flower's program of this name does, with the installed app."""
-    # By these names their packages have functions.
-    program, run_clientapp = map(import_module, ("flwr.supernode.cli.flwr_clientapp", _RUNTIME))
+    program, run_clientapp = map(import_module, (_PROGRAM, _RUNTIME))
     app = app_folder(os.environ[_APP])
     load: Callable[..., Callable[..., ClientApp]] = _replaced(run_clientapp, "get_load_client_app_fn", None)
+    pull, push = (_replaced(run_clientapp, name, None) for name in ("pull_task_input", "push_message"))
+
+    def pulled(client: object) -> tuple[Message, object, object, object]:
+        task: tuple[Message, object, object, object] = pull(client)
+        note(task[0])
+        add_exit_handler(lambda: answer_unanswered(client))  # which runs before Flower's own
+        return task
+
+    def pushed(*arguments: object) -> None:
+        push(*arguments)
+        note(None)
+
+    _replaced(run_clientapp, "pull_task_input", pulled)
+    _replaced(run_clientapp, "push_message", pushed)
     _replaced(run_clientapp, "install_from_fab", lambda fab, **_: check(fab, app))
     _replaced(run_clientapp, "install_app_dependencies", _nothing_installed)
     _replaced(
         run_clientapp, "get_load_client_app_fn", lambda **_: load(default_app_ref="", app_path=str(app), multi_app=True)
     )
+    program.flwr_clientapp()
+
+
+def killed() -> None:
+    """Answer the message of a ClientApp that was killed, as `client_app` would have been called."""
+    program = import_module(_PROGRAM)
+    _replaced(program, "run_clientapp", answer_in_its_place)
     program.flwr_clientapp()
 
 
@@ -168,9 +213,9 @@ def check(bundle: bytes, app: Path) -> None:
                 )
 
 
-def _replaced(module: ModuleType, name: str, replacement: object) -> Callable[..., Callable[..., ClientApp]]:
+def _replaced(module: ModuleType, name: str, replacement: object) -> Callable[..., Any]:
     """Return a function of Flower's and, unless the replacement is None, replace it; RunError if there is none."""
-    found: Callable[..., Callable[..., ClientApp]] | None = getattr(module, name, None)
+    found: Callable[..., Any] | None = getattr(module, name, None)
     if found is None:
         raise RunError(f"this Flower's ClientApp does without {name}, so psl-supernode cannot keep code out of it")
     if replacement is not None:

@@ -48,7 +48,7 @@ class Exported:
 
 
 def export_torch(trained: TrainedModel, path: Path) -> Exported:
-    """Write the network as one file that plain torch loads, and nothing of this project is needed for.
+    """Write the network as one file that plain torch loads without this project.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _images(description: StoreSetDescription, batch: int) -> torch.Tensor:
 
 
 def _check_target(path: Path) -> None:
-    """Refuse before the work what cannot be written after it."""
+    """Refuse a target that cannot be written, before the work."""
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():

@@ -85,14 +85,7 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file in the place of a model: one float32 input and one float32 output, run on the CPU.
-
-    Parameters
-    ----------
-    model : Path or bytes
-        The file, or what is in it.
-    threads : int
-        Of onnxruntime.
+    """An ONNX file, or its content, in the place of a model: one float32 input and output, run on the CPU.
 
     Raises
     ------
@@ -111,7 +104,7 @@ class OnnxModule(nn.Module):
         return tuple(self._session.get_inputs()[0].shape[1:])
 
     def forward(self, values: torch.Tensor, flipped: None = None) -> torch.Tensor:
-        """Return the model's output, on the CPU; `flipped` is there because a Lower takes it."""
+        """Return the model's output, on the CPU; `flipped` only matches a Lower's signature."""
         given = {self._input: values.detach().float().contiguous().cpu().numpy()}
         return torch.from_numpy(self._session.run([self._output], given)[0])
 
@@ -121,7 +114,7 @@ def runtime_errors(problem: str) -> Iterator[None]:
     """Raise ExportError, with `problem` before the runtime's own words, for what onnxruntime raises."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    # The runtime's errors have no base of their own.
+    # The runtime's errors have no common base.
     kinds = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
         state.NotImplemented, state.RuntimeException,

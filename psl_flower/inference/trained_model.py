@@ -110,7 +110,7 @@ class TrainedModel:
         Raises
         ------
         DataError
-            If there is none, or one of them has another shape or dtype, or no pixels.
+            If the list is empty, or an image has another shape or dtype, or no pixels.
         """
         if not images:
             raise DataError("expected one image or more, got none")
@@ -207,12 +207,7 @@ def _pixels(image: Picture, decoder: Decoder, number: int) -> NDArray[np.uint8] 
 class Normalised(nn.Module):
     """A network, or an Upper, with its normalisation inside, so that it can be used without knowing anything else.
 
-    Parameters
-    ----------
-    net : PatchSplitNet or Upper
-        Shared, not copied; all becomes eval mode.
-    description : StoreSetDescription
-        Of its images.
+    The network is shared, not copied, and changed to eval mode.
     """
 
     mean: torch.Tensor
@@ -233,14 +228,9 @@ class Normalised(nn.Module):
 
 
 def save_trained_model(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
-    """Write the weights of a trained network to `folder`/model.safetensors, in one piece; makes the folder.
+    """Write the weights of a trained network atomically to `folder`/model.safetensors; makes the folder.
 
-    Parameters
-    ----------
-    folder : Path
-        `RunFolder.model`.
-    state : mapping
-        Tensors by the names of `PatchSplitNet.state_dict()`.
+    `state` has tensors by the names of `PatchSplitNet.state_dict()`.
 
     Raises
     ------
@@ -267,7 +257,7 @@ def load_trained_model(run: RunFolder, device: torch.device | str = "cpu") -> Tr
     config, path = run.read_config(), run.model / MODEL_FILE
     weights = _load_weights(path, run, config)
     description = run.read_description()
-    # An owner's stores may have an assignment of their own, which the setting's default does not say.
+    # An owner's stores may have another assignment than the setting's default.
     set_here = config.patches.assignment != RunConfig().patches.assignment
     if (
         set_here

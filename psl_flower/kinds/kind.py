@@ -1,4 +1,4 @@
-"""What a run does, as a type: the settings that ask for it, its folder, how to continue it, its handler on the server.
+"""Base of the kinds of runs: their settings, folder, how to continue them, their handler on the server.
 
 A new kind of run is a class like those beside this module, a line in `psl_flower.kinds.KINDS`, and its handler.
 """
@@ -35,7 +35,7 @@ class Kind(Settings):
     """A kind of run, made by `psl_flower.kinds.kind_of`; by default one that makes the folder of a new run."""
 
     handler: ClassVar[str]  #: "module:function", called on the server with a `server.run.ServerRun`.
-    unit: ClassVar[str] = "step, with a checkpoint"  #: What a run completes before it stops on request.
+    unit: ClassVar[str] = "step, with a checkpoint"  #: Unit of work that a run completes before it stops on request.
     takes_name: ClassVar[bool] = True  #: Whether `run-name` names its folder.
     trains: ClassVar[bool] = False  #: Whether a network is trained that can be used then.
 
@@ -77,7 +77,7 @@ class Kind(Settings):
         return ""
 
     def accepted(self, work: Work) -> None:
-        """Note on the server what the run now is, after `check`."""
+        """Record the kind of run on the server, after `check`."""
 
     def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
         """Return the command that continues it, as `HowToContinue`."""
@@ -93,5 +93,5 @@ def check_stores(work: Work, description: StoreSetDescription) -> None:
     if description.fingerprint != work.source.read_description().fingerprint:
         raise OtherDataset(
             f"{work.config.data.dataset}: its patch stores are not those that run {work.source.name} was trained on, "
-            "to which the nodes' weights belong; put those back, or train anew"
+            "to which the nodes' weights belong; put those back, or train again"
         )

@@ -8,7 +8,7 @@ from typing import ClassVar
 from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
-from psl_flower.lightening.settings import Request, parse_request
+from psl_flower.lightening.settings import Request, check_noiseless, parse_request
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.resuming import settings_of
@@ -43,6 +43,7 @@ class Lighten(Kind):
 
         run = open_run(self.config.workspace_path(), self.lighten)
         settings = settings_of(run, self.config, "lighten")
+        check_noiseless(settings)
         folder = LighteningFolder(run, self.request.settings, federated=True)
         # Missing nodes are waited for: training without them would give other weights.
         settings = settings.replace(on_missing_node="wait", **TRAINED)

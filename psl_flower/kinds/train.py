@@ -1,4 +1,4 @@
-"""A run that trains: what a run does unless one of the other kinds is asked for."""
+"""A run that trains: the default kind."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Send = Callable[[Scope], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address = tuple[str, int]
 
-# In every answer, so that whoever starts the SuperLink knows that the guard stands.
+# In every answer, so that the process that starts the SuperLink knows that the guard works.
 HEADER = "psl-guard"
 _CONNECTIONS = Path("/proc/net/tcp")
 _ESTABLISHED, _NO_SOCKET = "01", "0"
@@ -71,7 +71,7 @@ def _as_listed(address: Address) -> str:
 class OnlyThisUser:
     """Passes requests of this user on to an ASGI application, and refuses all others.
 
-    Where the kernel does not tell whose they are (`can_tell`), all are passed on, and the simulation counts as open.
+    Where the kernel does not list owners (`can_tell`), all are passed on, and the simulation counts as open.
     """
 
     def __init__(self, application: Application, *, tells: bool) -> None:

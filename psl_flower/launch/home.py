@@ -1,4 +1,4 @@
-"""The temporary folder of a local SuperLink, and what is left of one whose command was killed."""
+"""The temporary folder of a local SuperLink, and the cleaning up after a killed command."""
 
 from __future__ import annotations
 

@@ -119,16 +119,9 @@ def start(
 
 
 class Watch:
-    """Looks after a run that is about to start.
+    """Follows a run that is about to start in a simulation, by its folder.
 
-    Parameters
-    ----------
-    superlink : LocalSuperLink
-        Which simulates it.
-    run : RunFolder
-        Its folder; the status that is there now is another attempt's.
-    again : callable
-        How it is continued.
+    The status found there at first is another attempt's; `again` says how the run is continued.
     """
 
     def __init__(
@@ -195,8 +188,8 @@ def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> d
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
 
-    A file's own link stays one: whoever renews a certificate may let it point to another. The embedded dataset is none
-    of them, whatever lies in this folder.
+    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is not
+    among them, even if a folder has its name.
     """
     keys = [field.key for group in setting_groups().values() for field in fields_of(group) if field.about.path]
     named = {key: str(given[key]) for key in keys if given.get(key)}

@@ -1,4 +1,4 @@
-"""Signals that ask this program to end: none may leave Flower's processes behind, which have a session of their own."""
+"""Signals that ask this program to end; none may leave Flower's processes behind, which run in a separate session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: as Ctrl-C, but whoever sent it waits only so long before it kills."""
+    """SIGTERM or SIGHUP came: as Ctrl-C, but its sender kills us after a short wait."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,7 +25,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated` meanwhile, in the main thread; what is ignored (nohup) stays so."""
+    """Let SIGTERM and SIGHUP raise `Terminated` meanwhile, in the main thread; ignored signals (nohup) stay ignored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

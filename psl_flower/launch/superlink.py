@@ -47,7 +47,7 @@ def silently() -> None:
 
 
 def last_line(output: str) -> str:
-    """Return the last line of what a process said that is not blank, up to 500 characters; or that there is none."""
+    """Return the last line of a process's output that is not blank, up to 500 characters; or say that there is none."""
     lines = output.strip().splitlines()
     return lines[-1].strip()[:500] if lines else "it said nothing"
 
@@ -75,7 +75,7 @@ def ray_failure(folder: Path) -> str:
 class LocalSuperLink:
     """Starts `flower-superlink --simulation` for this user alone, with its own FLWR_HOME; use as a context manager.
 
-    While it is there, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
+    While it runs, SIGTERM and SIGHUP raise `psl_flower.launch.signals.Terminated`, so that it does not stay behind.
     If this process is killed, it ends by itself.
 
     Raises
@@ -127,8 +127,8 @@ class LocalSuperLink:
             "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal is for us to handle, not for Flower's processes. A folder of
-            # its own: Ray puts the one that it is started in first on its workers' sys.path, and there may be anything.
+            # A separate session: we handle Ctrl-C at the terminal, not Flower's processes. And another folder: Ray puts
+            # its current one first on its workers' sys.path, and a user's may hold any module.
             self._process = subprocess.Popen(
                 command, env=self._environment, cwd=self.home, stdin=subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,
@@ -260,14 +260,14 @@ class LocalSuperLink:
         return ray_failure(self.home) or (last_line(cause[1]) if cause else self._details() or last_line(told))
 
     def _run_log(self) -> str:
-        """Return the run's log; empty if there is none, or the SuperLink is gone."""
+        """Return the run's log; empty if it is missing or the SuperLink is gone."""
         if self._run_id and self.is_up():
             with contextlib.suppress(RunError):
                 return self._call(["log", self._run_id, "--show"]).stdout
         return ""
 
     def _details(self) -> str:
-        """Return Flower's reason for the run's end; empty if there is none, or Flower is gone."""
+        """Return Flower's reason for the run's end; empty if it gives none or is gone."""
         if not self._run_id or not self.is_up():
             return ""
         with contextlib.suppress(RunError):

@@ -33,23 +33,13 @@ _SHOWN = 8
 
 
 class Attacked(NamedTuple):
-    """What all decoders found from one kind of knowledge.
+    """What all decoders found from one kind of knowledge."""
 
-    Attributes
-    ----------
-    findings : tuple of Finding
-        One for each decoder.
-    held_back_NCHW : torch.Tensor
-        Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
-    victims_NCHW : torch.Tensor
-        The victims as it makes them.
-    trained : tuple of Trained
-        The decoders of one look, in the order of `DECODERS`, where they were trained for codes.
-    """
-
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  #: One for each decoder.
+    #: Auxiliary images that no decoder was trained on, as the best of them makes them; pixels in 0..1.
     held_back_NCHW: torch.Tensor
-    victims_NCHW: torch.Tensor
+    victims_NCHW: torch.Tensor  #: The victims as it makes them.
+    #: The decoders of one look, in the order of `DECODERS`, where they were trained for codes.
     trained: tuple[Trained, ...] = ()
 
     @property
@@ -65,25 +55,18 @@ class Attacked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Attacks on the images of one run.
+    """Attacks on the images of one run."""
 
-    Attributes
-    ----------
-    description : StoreSetDescription
-        Of the images.
-    victims, auxiliary : Known
-        Disjoint.
-    settings : AuditSettings
-        How hard the attacker tries.
-    on_progress : callable
-        Called with (what, done, at most).
-    """
-
-    description: StoreSetDescription
+    description: StoreSetDescription  #: Of the images.
+    #: Disjoint.
     victims: Known
     auxiliary: Known
-    settings: AuditSettings
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    settings: AuditSettings  #: How hard the attacker tries.
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
+    #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
+    #: default the network does.
+    received: tuple[torch.Tensor, torch.Tensor] | None = None
+    dataset: str = ""  #: What the images are called where they are not the run's own.
 
     @property
     def num_candidates(self) -> int:
@@ -92,6 +75,8 @@ class Audit:
 
     def smashed(self, net: PatchSplitNet) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the smashed data of auxiliary images and of victims."""
+        if self.received is not None:
+            return self.received
         given, target = (smash([net], self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
         return given, target
 

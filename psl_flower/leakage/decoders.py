@@ -24,21 +24,11 @@ _HIDDEN = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What a decoder is made for.
+    """What a decoder is made for."""
 
-    Attributes
-    ----------
-    grid : PatchGrid
-        How images are cut.
-    smashed : tuple[int, int, int]
-        (C, h, w) of a patch's smashed data.
-    channels : int
-        Of the images.
-    """
-
-    grid: PatchGrid
-    smashed: tuple[int, int, int]
-    channels: int
+    grid: PatchGrid  #: How images are cut.
+    smashed: tuple[int, int, int]  #: (C, h, w) of a patch's smashed data.
+    channels: int  #: Of the images.
 
 
 class Decoder(nn.Module, ABC):

@@ -1,7 +1,7 @@
 """What a node learns of classes from the gradients of its smashed data.
 
 Gradients of images of one class point the same way, since the loss pulls them towards the same answer. So a node that
-knows the classes of a few images guesses those of the others by the direction that is most alike.
+knows the classes of a few images guesses those of the others by the most similar direction.
 
 Shape suffixes: L looks, N images, D numbers of a gradient, K classes.
 """
@@ -20,32 +20,17 @@ KNOWN_PER_CLASS = 5
 
 
 class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
-    """How well a node guesses classes.
+    """How well a node guesses classes."""
 
-    Attributes
-    ----------
-    node : int
-        Which Upper's.
-    images : int
-        Whose classes are guessed.
-    known : int
-        Images of each class that the node knows the class of, at most.
-    looks : int
-        Whose gradients are joined.
-    from_gradients, from_patches : Interval
-        Share that it guesses right: from gradients, and by the same method from its own smashed data, which need no
-        training of the Lower.
-    chance : float
-        Share of the most frequent class.
-    """
-
-    node: int
-    images: int
-    known: int
-    looks: int
+    node: int  #: Which Upper's.
+    images: int  #: Whose classes are guessed.
+    known: int  #: Images of each class that the node knows the class of, at most.
+    looks: int  #: Whose gradients are joined.
+    #: Share that it guesses right: from gradients, and by the same method from its own smashed data, which need no
+    #: training of the Lower.
     from_gradients: Interval
     from_patches: Interval
-    chance: float
+    chance: float  #: Share of the most frequent class.
 
     @property
     def line(self) -> str:
@@ -62,7 +47,7 @@ class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
 def guess_labels(
     gradient_LND: torch.Tensor, own_LND: torch.Tensor, labels_N: NDArray[np.int64], num_classes: int, node: int = 0
 ) -> LabelGuess | None:
-    """Return how well a node guesses; None if it received no gradients, or all classes are known.
+    """Return a node's rate of right guesses; None if it received no gradients, or all classes are known.
 
     Parameters
     ----------
@@ -100,7 +85,7 @@ def guess_labels(
 def nearest_class(
     values_LND: torch.Tensor, labels_N: NDArray[np.int64], known_N: NDArray[np.bool_], num_classes: int
 ) -> NDArray[np.int64]:
-    """Return classes (N,): those whose known images' mean direction is most alike, summed over looks."""
+    """Return classes (N,): those whose known images' mean direction is most similar, summed over looks."""
     directions_LND = torch.nn.functional.normalize(values_LND, dim=2)
     score_NK = torch.full((len(labels_N), num_classes), -torch.inf)
     for label in np.unique(labels_N[known_N]).tolist():

@@ -40,18 +40,10 @@ class AuditSettings(Settings):
 
 
 class Known(NamedTuple):
-    """Images with their classes.
+    """Images with their classes."""
 
-    Attributes
-    ----------
-    images_NCHW : torch.Tensor
-        uint8.
-    labels_N : ndarray
-        int64.
-    """
-
-    images_NCHW: torch.Tensor
-    labels_N: NDArray[np.int64]
+    images_NCHW: torch.Tensor  #: uint8.
+    labels_N: NDArray[np.int64]  #: int64.
 
     @classmethod
     def joined(cls, batches: Iterable[tuple[torch.Tensor, NDArray[np.int64]]]) -> Known:
@@ -97,7 +89,7 @@ def chosen_samples(
 
 
 def most_looks(settings: AuditSettings, num_images: int, num_bytes: int) -> int:
-    """Return how many looks at so many images, each of `num_bytes`, are joined at most: what memory holds, 1 or more.
+    """Return the most looks that memory can join, at least 1, at this number of images, each of `num_bytes`.
 
     0 if none but that of the finished network is asked for. A look at images that may be mirrored takes twice the room.
     """

@@ -25,18 +25,10 @@ from psl_flower.patches import PatchGrid
 
 
 class Seen(NamedTuple):
-    """Looks at some images, of mean 0 and deviation 1 for each look, channel and position.
+    """Looks at some images, of mean 0 and deviation 1 for each look, channel and position."""
 
-    Attributes
-    ----------
-    smashed_LNPChw : torch.Tensor
-        float32; zeros where a patch was not received. The last look has all of them.
-    flipped_LN : torch.Tensor
-        bool, mirrored in that look.
-    """
-
-    smashed_LNPChw: torch.Tensor
-    flipped_LN: torch.Tensor
+    smashed_LNPChw: torch.Tensor  #: float32; zeros where a patch was not received. The last look has all of them.
+    flipped_LN: torch.Tensor  #: bool, mirrored in that look.
 
     def part(self, images: slice) -> Seen:
         """Return the looks at some of the images."""
@@ -55,18 +47,10 @@ def scaled(given: Seen, target: Seen) -> tuple[Seen, Seen]:
 
 
 class Mean(NamedTuple):
-    """The mean of what a decoder makes of single looks.
+    """The mean of what a decoder makes of single looks."""
 
-    Attributes
-    ----------
-    looks : tuple of int
-        Whose mean; one or more.
-    validation_ssim : float
-        On the images that chose them.
-    """
-
-    looks: tuple[int, ...]
-    validation_ssim: float
+    looks: tuple[int, ...]  #: Whose mean; one or more.
+    validation_ssim: float  #: On the images that chose them.
 
     @property
     def about(self) -> str:

@@ -24,27 +24,14 @@ _POOLED = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looks:
-    """What was recorded.
+    """What was recorded."""
 
-    Attributes
-    ----------
-    smashed_LNPChw : torch.Tensor
-        float32, as the Lower received them; zeros where an epoch left an image out.
-    flipped_LN : torch.Tensor
-        bool, whether the image was mirrored in that look; the Lower knows it.
-    gradient_LND : torch.Tensor
-        float32, what the node received for its own smashed data, averaged to at most 2x2 for each channel.
-    positions : tuple[int, ...]
-        Of that node.
-    shown : int
-        Different looks that the Lower had in the training, an epoch each; L of them were recorded.
-    """
-
-    smashed_LNPChw: torch.Tensor
-    flipped_LN: torch.Tensor
+    smashed_LNPChw: torch.Tensor  #: float32, as the Lower received them; zeros where an epoch left an image out.
+    flipped_LN: torch.Tensor  #: bool, whether the image was mirrored in that look; the Lower knows it.
+    #: float32, what the node received for its own smashed data, averaged to at most 2x2 for each channel.
     gradient_LND: torch.Tensor
-    positions: tuple[int, ...]
-    shown: int
+    positions: tuple[int, ...]  #: Of that node.
+    shown: int  #: Different looks that the Lower had in the training, an epoch each; L of them were recorded.
 
     @property
     def joined(self) -> int:
@@ -74,8 +61,8 @@ def side_by_side(smashed_LNPChw: torch.Tensor, flipped_LN: torch.Tensor, *, apar
 class Recorder:
     """Listens to a network in training, in one process, and keeps what passes of some images.
 
-    What the Lower leaves out by patch dropout counts as not received. A look that repeats an earlier one, as of frozen
-    Uppers, is kept once.
+    Patches that the Lower leaves out by patch dropout count as not received. A look that repeats an earlier one, as
+    with frozen Uppers, is kept once.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How alike two images are, and how sure a mean is.
+"""The similarity of two images, and the uncertainty of a mean.
 
 Shape suffixes: B images, C channels, H and W pixels, N and M images compared with each other.
 """
@@ -19,14 +19,9 @@ _RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """A mean over images with its 95 % interval, from resampling the images.
+    """A mean over images with its 95 % interval, from resampling the images."""
 
-    Attributes
-    ----------
-    mean, low, high : float
-        In the unit of what was averaged.
-    """
-
+    #: In the unit of what was averaged.
     mean: float
     low: float
     high: float

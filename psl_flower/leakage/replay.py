@@ -33,21 +33,11 @@ class Threads(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A training that was done again.
+    """A training that was done again."""
 
-    Attributes
-    ----------
-    looks : Looks
-        What its Lower received.
-    exact : bool
-        Whether it came by the run's weights, bit by bit.
-    seconds : float
-        That it took.
-    """
-
-    looks: Looks
-    exact: bool
-    seconds: float
+    looks: Looks  #: What its Lower received.
+    exact: bool  #: Whether it came by the run's weights, bit by bit.
+    seconds: float  #: That it took.
 
 
 def threads_of(run: RunFolder) -> Threads | None:

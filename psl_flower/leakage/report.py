@@ -25,40 +25,19 @@ _CLEAR = 0.05
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one attacker rebuilds the victims.
+    """How well one attacker rebuilds the victims."""
 
-    Attributes
-    ----------
-    attacker : str
-        A decoder, with what it was followed by, or "mean image".
-    knows : {"codes", "logits", "class", "nothing"}
-        What it is given of an image.
-    level : str
-        One of `LEVELS`, where it is given codes; else empty.
-    looks : int
-        Of an image, that it is given.
-    ssim, psnr : Interval
-        Means over the victims; PSNR in dB.
-    median_rank : float
-        Of the true image among the candidates, by its distance from what was rebuilt; 1 is best.
-    first : float
-        Share of victims with rank 1.
-    validation_ssim : float
-        SSIM on auxiliary images that the decoder was stopped by.
-    epochs : int
-        Trained.
-    """
-
-    attacker: str
-    knows: str
-    level: str = ""
-    looks: int = 1
+    attacker: str  #: A decoder, with what it was followed by, or "mean image".
+    knows: str  #: "codes", "logits", "class" or "nothing": the attacker's knowledge of an image.
+    level: str = ""  #: One of `LEVELS`, where it is given codes; else empty.
+    looks: int = 1  #: Of an image, that it is given.
+    #: Means over the victims; PSNR in dB.
     ssim: Interval
     psnr: Interval
-    median_rank: float
-    first: float
-    validation_ssim: float
-    epochs: int
+    median_rank: float  #: Of the true image among the candidates, by its distance from what was rebuilt; 1 is best.
+    first: float  #: Share of victims with rank 1.
+    validation_ssim: float  #: SSIM on auxiliary images that the decoder was stopped by.
+    epochs: int  #: Trained.
 
     @property
     def figures(self) -> str:
@@ -67,24 +46,12 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """How the looks of the training were had.
+    """How the looks of the training were had."""
 
-    Attributes
-    ----------
-    shown : int
-        Looks that the Lower had at each image in the training.
-    joined : int
-        Of these, that the attacker joined.
-    exact : bool
-        Whether training again gave the run's weights, bit by bit.
-    seconds : float
-        That it took.
-    """
-
-    shown: int
-    joined: int
-    exact: bool
-    seconds: float
+    shown: int  #: Looks that the Lower had at each image in the training.
+    joined: int  #: Of these, that the attacker joined.
+    exact: bool  #: Whether training again gave the run's weights, bit by bit.
+    seconds: float  #: That it took.
 
     @property
     def line(self) -> str:
@@ -101,49 +68,26 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leakage(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an audit.
+    """The result of an audit."""
 
-    Attributes
-    ----------
-    run, dataset : str
-        What was attacked.
-    victims, auxiliary, auxiliary_asked : int
-        Images rebuilt; images the attacker had, and was to have.
-    candidates : int
-        Images among which the true one is ranked.
-    epochs, seed : int
-        Passes at most; seed.
-    bits : int or None
-        Of an image's codes in a look; None where numbers cross the cut.
-    numbers : int
-        That cross the cut for an image in a look.
-    unique : float
-        Share of victims whose codes no other victim has, so that who has the image finds it.
-    findings : tuple of Finding
-        Of all attackers, the floors among them.
-    replayed : Replayed or None
-        Where the looks of the training were joined.
-    labels : LabelGuess or None
-        What a node learns of classes; None where its gradients are not known.
-    seams : tuple of Seam
-        What colluding nodes match.
-    """
-
+    #: What was attacked.
     run: str
     dataset: str
+    #: Images rebuilt; images the attacker had, and was to have.
     victims: int
     auxiliary: int
     auxiliary_asked: int
-    candidates: int
+    candidates: int  #: Images among which the true one is ranked.
+    #: Passes at most; seed.
     epochs: int
     seed: int
-    bits: int | None
-    numbers: int
-    unique: float
-    findings: tuple[Finding, ...]
-    replayed: Replayed | None = None
-    labels: LabelGuess | None = None
-    seams: tuple[Seam, ...] = ()
+    bits: int | None  #: Of an image's codes in a look; None where numbers cross the cut.
+    numbers: int  #: That cross the cut for an image in a look.
+    unique: float  #: Share of victims whose codes no other victim has, so that who has the image finds it.
+    findings: tuple[Finding, ...]  #: Of all attackers, the floors among them.
+    replayed: Replayed | None = None  #: Where the looks of the training were joined.
+    labels: LabelGuess | None = None  #: What a node learns of classes; None where its gradients are not known.
+    seams: tuple[Seam, ...] = ()  #: What colluding nodes match.
 
     @property
     def looks(self) -> int:
@@ -236,7 +180,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
-    """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images.
+    """Return the strongest attacker with codes of this number of looks: of each level the best by auxiliary images.
 
     Who has many looks may use one of them: that is better where the decoders of many were trained too weakly.
     """

@@ -27,7 +27,7 @@ _BATCH = 256
 def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
     """Return the smashed data (N, P, C * looks, h, w) of images uint8, from networks in eval mode.
 
-    Where nodes add noise, it has draws of its own for each image and look.
+    Where nodes add noise, each image and look has its own draws.
     """
     parts, generator = [], torch.Generator().manual_seed(derive(len(images_NCHW), "noise of an audit"))
     for images in images_NCHW.split(_BATCH):
@@ -81,14 +81,9 @@ def logits(net: PatchSplitNet, smashed_NPChw: torch.Tensor) -> torch.Tensor:
 
 
 class Scaling(NamedTuple):
-    """To mean 0 and deviation 1 of each channel and position.
+    """To mean 0 and deviation 1 of each channel and position."""
 
-    Attributes
-    ----------
-    mean_PC, std_PC : torch.Tensor
-        float32 (1, P, C, 1, 1).
-    """
-
+    #: float32 (1, P, C, 1, 1).
     mean_PC: torch.Tensor
     std_PC: torch.Tensor
 

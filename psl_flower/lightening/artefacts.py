@@ -123,18 +123,9 @@ def quantise_upper(upper: onnx.ModelProto, patches_NChw: torch.Tensor, bits: int
 
 
 def make_int8(description: StoreSetDescription, made: Artefacts, images_BCHW: torch.Tensor, bits: int) -> Artefacts:
-    """Return the same network in int8.
+    """Return the same network in int8, calibrated on training images, uint8 (B, C, H, W).
 
-    Parameters
-    ----------
-    description : StoreSetDescription
-        Of its images.
-    made : Artefacts
-        The network in float32.
-    images_BCHW : torch.Tensor
-        Training images to calibrate on, uint8.
-    bits : {7, 8}
-        Of weights; see `settings.LARGEST_WEIGHT`.
+    `made` is the network in float32; weights have 7 or 8 `bits` (`settings.LARGEST_WEIGHT`).
 
     Raises
     ------

@@ -24,13 +24,13 @@ class Choice:
 
 
 def faster(a: Judged, b: Judged, conditions: Conditions) -> bool:
-    """Return whether the first is faster than the second, by more than the measured spreads."""
+    """Return True if the first is faster than the second, by more than the measured spreads."""
     slowest_a = conditions.speed_share(a) * (1 - conditions.speed_spread(a))
     return slowest_a > conditions.speed_share(b) * (1 + conditions.speed_spread(b))
 
 
 def beats(a: Judged, b: Judged, conditions: Conditions) -> bool:
-    """Return whether the first is nowhere worse than the second, in accuracy, speed and size, and somewhere better."""
+    """Return True if the first is better in accuracy, speed or size than the second, and worse in none."""
     if a.accuracy < b.accuracy or a.num_bytes > b.num_bytes or faster(b, a, conditions):
         return False
     return a.accuracy > b.accuracy or a.num_bytes < b.num_bytes or faster(a, b, conditions)
@@ -54,7 +54,7 @@ def choose(at_hand: Mapping[str, Judged], conditions: Conditions) -> Choice | No
 
 
 def asked_for(what: str, at_hand: Mapping[str, Judged], conditions: Conditions) -> Choice:
-    """Return the choice of the loop's own result, with a word on what beats it."""
+    """Return the choice of the loop's own result; if a model beats it, the reason says so."""
     by = _one_that_beats(what, at_hand, conditions)
     why = "the loop's own result, as method=loop asks"
     if by:
@@ -63,7 +63,7 @@ def asked_for(what: str, at_hand: Mapping[str, Judged], conditions: Conditions) 
 
 
 def verdict_line(what: str, judged: Judged, conditions: Conditions) -> str:
-    """Return what was measured of a model, and whether it meets the conditions, in one line."""
+    """Return one line with a model's measurements and its verdict."""
     return (
         f"{title_of(what)}: accuracy {judged.accuracy:.2%}, {judged.images_per_s:,.0f} images/s, "
         f"{judged.latency_ms:.2f} ms, {judged.num_bytes / 1e6:.2f} MB: {standing(judged, conditions)}"
@@ -102,7 +102,7 @@ def _why(
 
 
 def _beside(what: str, other: Judged, chosen: Judged, conditions: Conditions) -> str:
-    """Return how another model differs from the one chosen."""
+    """Return the differences of another model to the one chosen."""
     points = 100 * (other.accuracy - chosen.accuracy)
     speed = conditions.speed_share(other) / conditions.speed_share(chosen)
     size = other.num_bytes / chosen.num_bytes

@@ -1,4 +1,4 @@
-"""Judges an artefact by its file, run by onnxruntime: what it answers, and how fast.
+"""Measures an artefact, as onnxruntime runs its file: its answers, and its speed.
 
 Shape suffixes: B batch, N images, K classes, C channels, H and W pixels.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ _CALIBRATION_IMAGES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast an artefact is, on this machine."""
+    """An artefact's speed on this machine."""
 
     images_per_s: float  #: Images in a batch over the median time of a batch.
     latency_ms: float  #: Median time of one image alone.
@@ -128,6 +128,19 @@ def measure_speed(
         images_per_s_spread=batch_spread,
         latency_spread=one_spread,
     )
+
+
+def together(speeds: Sequence[Speed]) -> Speed:
+    """Return one speed of several measurements of the same artefact: their medians, and half their range as spread."""
+
+    def middle(values: list[float], spreads: list[float]) -> tuple[float, float]:
+        median = statistics.median(values)
+        between = (max(values) - min(values)) / 2 / median if median else 0.0
+        return median, max(between, statistics.median(spreads))
+
+    rate, rate_spread = middle([s.images_per_s for s in speeds], [s.images_per_s_spread for s in speeds])
+    latency, latency_spread = middle([s.latency_ms for s in speeds], [s.latency_spread for s in speeds])
+    return Speed(images_per_s=rate, latency_ms=latency, images_per_s_spread=rate_spread, latency_spread=latency_spread)
 
 
 def _clock(session: onnxruntime.InferenceSession) -> Callable[[], float]:

@@ -29,18 +29,9 @@ def lighten(
     progress: Progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Lightened:
-    """Find a light model of a run; called again after an interruption, it keeps what is finished.
+    """Find a light model of a run that has a trained model; rerun after an interruption, it keeps finished work.
 
-    Parameters
-    ----------
-    run : RunFolder
-        With a trained model.
-    request : Request
-        What is to be reached, and how.
-    progress : callable
-        Called as progress(what, done, in all).
-    say : callable
-        Called with lines for the user; see `Lightening.find`.
+    `progress` is called as progress(what, done, in all), `say` with lines for the user; see `Lightening.find`.
 
     Raises
     ------
@@ -61,15 +52,7 @@ def lighten(
 
 
 class LocalBackend:
-    """A machine that has whole images: implements `psl_flower.lightening.method.Backend`.
-
-    Parameters
-    ----------
-    trainer : LocalTrainer
-        Where networks are trained.
-    threads, batch : int
-        As in `LighteningSettings`.
-    """
+    """A machine that has whole images: implements `psl_flower.lightening.method.Backend`."""
 
     def __init__(self, trainer: LocalTrainer, *, threads: int, batch: int) -> None:
         self._trainer, self._threads, self._batch = trainer, threads, batch

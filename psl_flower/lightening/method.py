@@ -38,6 +38,7 @@ from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of
 from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
+from psl_flower.lightening.turns import measure_in_turns, needs_turns
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.text import counted, duration
@@ -69,7 +70,7 @@ class Backend(Protocol):
         ...
 
     def speed(self, place: Path) -> Speed:
-        """Return the speed of the artefacts in a folder, after `answers`."""
+        """Return the speed of the artefacts in a folder."""
         ...
 
 
@@ -89,19 +90,7 @@ class Lightened:
 
 
 class Lightening:
-    """One lightening: makes the models and judges them.
-
-    Parameters
-    ----------
-    folder : LighteningFolder
-        For all files and the log.
-    trained : TrainedModel
-        The first model.
-    settings : LighteningSettings
-        How.
-    backend : Backend
-        Where.
-    """
+    """One lightening of a trained model, the first: makes the others and judges them."""
 
     def __init__(
         self, folder: LighteningFolder, trained: TrainedModel, settings: LighteningSettings, backend: Backend
@@ -126,14 +115,9 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; called again after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps finished work.
 
-        Parameters
-        ----------
-        goals : Goals
-            What is to be reached, and how.
-        say : callable
-            Called with lines for the user: the goals, each model's verdict, the time left.
+        `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
         Raises
         ------
@@ -142,7 +126,9 @@ class Lightening:
         """
         self._say, self._method = say, goals.method
         say(f"accuracy is measured on {self._images.about}")
-        first, first_int8 = self._judge_first()
+        self._judge_first()
+        self._compare()
+        first, first_int8 = self._judged(FIRST), self._judged(FIRST_INT8)
         conditions = goals.conditions(first.accuracy)
         say(f"goals: {conditions.text()}")
         for what, judged in self.folder.at_hand().items():
@@ -152,6 +138,7 @@ class Lightening:
             if self.folder.judged(SECOND) is None:
                 say(f"next: the second model, {counted(self._epochs, 'epoch')}")
             second = self._make_second()
+            self._compare()
             say(verdict_line(SECOND, self._judged(SECOND), conditions))
             found = self._at_hand(conditions, "the second model itself will do") or self._loop(
                 conditions, second, self._guess(conditions, first_int8)
@@ -166,7 +153,7 @@ class Lightening:
         return None if choice is None else self._ended(conditions, End.SATISFIED, reason, choice)
 
     def _loop(self, conditions: Conditions, second: PatchSplitNet, start: int) -> Lightened:
-        """Return what the loop comes to; with method auto, the choice among all models then at hand."""
+        """Return the loop's result; with method auto, the choice among all models then at hand."""
         teacher = self._make_teacher(second)
 
         def note(attempt: Attempt) -> None:
@@ -186,16 +173,25 @@ class Lightening:
             on_attempt=note,
         )
         if self._method is Method.AUTO:
+            self._compare()
             at_hand, end = self.folder.at_hand(), outcome.end
             choice = choose(at_hand, conditions)
             reason = outcome.reason
             if choice and end is not End.SATISFIED:
                 end, reason = End.SATISFIED, "no int8 model meets the goals; another one does"
+            if not choice and end is End.SATISFIED:
+                end, reason = End.NEVER_FAST, "measured in turns with the others, no model is fast enough"
             return self._ended(conditions, end, reason, choice)
         best = degree_name(outcome.best.degree)
         satisfied = outcome.end is End.SATISFIED
         choice = asked_for(best, self.folder.at_hand(), conditions) if satisfied else None
         return self._ended(conditions, outcome.end, outcome.reason, choice, best)
+
+    def _compare(self) -> None:
+        """Compare the speeds of the models at hand, among which method auto chooses; the loop needs no comparison."""
+        if self._method is Method.AUTO and needs_turns(self.folder):
+            self._say(f"measuring the speed of {counted(len(self.folder.at_hand()), 'model')} in turns")
+            measure_in_turns(self.folder, self._backend.speed)
 
     def _ended(
         self, conditions: Conditions, end: End, reason: str, choice: Choice | None, closest: str = ""
@@ -215,7 +211,7 @@ class Lightening:
         )
 
     def _left(self, most: int) -> str:
-        """Return how many judgements may follow, and how long they may take."""
+        """Return in words the most judgements that may follow, and the time they may take."""
         took = list(self._seconds.values())
         if not took:
             # A third learns as long as the second, and then for some epochs more under rounding.
@@ -234,13 +230,12 @@ class Lightening:
     def _cost(self, size: BackboneSize) -> Cost:
         return cost_of(self._blueprint, size)
 
-    def _judge_first(self) -> tuple[Judged, Judged]:
+    def _judge_first(self) -> None:
         """Measure the first model, in float32 and directly quantised."""
         if not (self.folder.judged(FIRST) and self.folder.judged(FIRST_INT8)):
             made = make_float(folded(self._first.cpu()), self._description)
             self._judge(FIRST, made, self._first_size)
             self._judge(FIRST_INT8, self._int8(made), self._first_size)
-        return self._judged(FIRST), self._judged(FIRST_INT8)
 
     def _make_second(self) -> PatchSplitNet:
         net = self._blueprint.network(self._second_size)

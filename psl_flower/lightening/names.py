@@ -1,4 +1,4 @@
-"""What the models of a lightening are called: in folders and logs, and by people."""
+"""Names of the models of a lightening: in folders and logs, and for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def float_name(degree: int) -> str:
 
 
 def title_of(what: str) -> str:
-    """Return what people call a model of that name."""
+    """Return the title of a model for people."""
     if (match := re.match(r"degree-(\d+)", what)) is None:
         return _TITLES[what]
     return f"third, degree {int(match[1])}, {'float32' if what.endswith(_FLOAT) else 'int8'}"

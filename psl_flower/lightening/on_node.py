@@ -1,6 +1,6 @@
 """A node's part in a lightening: Uppers of other sizes in training, and files that onnxruntime runs, beside its store.
 
-What belongs to one training or judgement is in one folder on the node, <checkpoints>:
+The files of one training or judgement are in one folder on the node, <checkpoints>:
 
 - step-00000000.pt, ...: as in any training; step 0 are the weights that were put in place
 - teacher.pt: the teacher's Upper, where there is one
@@ -58,25 +58,14 @@ def put_in_place(
     weights: Mapping[str, torch.Tensor],
     teacher: Mapping[str, torch.Tensor],
 ) -> None:
-    """Keep the weights that a training of an Upper begins with, as its checkpoint of step 0; drop what was there.
+    """Keep an Upper's initial weights for a training, as its checkpoint of step 0, and those of its teacher, if any.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training.
-    training : CompressionTraining
-        What is trained.
-    store : PatchStore
-        Of the Upper.
-    checkpoints : Checkpoints
-        Of the Upper in this training.
-    weights, teacher : mapping
-        The student's and the teacher's; the latter empty if there is none.
+    Older states of the lightening on this node are removed.
 
     Raises
     ------
     RunError
-        If they are of other networks, or the disk refuses.
+        If the weights are of other networks, or the disk refuses.
     """
     _drop_others(checkpoints.folder)
     checkpoints.drop_after(-1)
@@ -144,7 +133,7 @@ def onnx_engine(
 
 
 def keep_file(folder: Path, content: bytes) -> None:
-    """Put an Upper's file in place; what is left of other parts of the lightening is dropped.
+    """Put an Upper's file in place, and remove the states of other parts of the lightening.
 
     Raises
     ------
@@ -240,7 +229,7 @@ def _tensors_of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.Tenso
 
 
 def _drop_others(folder: Path) -> None:
-    """Remove what other parts of the same lightening have left, but for what is in place to predict with."""
+    """Remove the states of other parts of the same lightening, except the model in place to predict with."""
     for other in folder.parent.glob("*"):
         if other.name not in (folder.name, IN_PLACE):
             shutil.rmtree(other, ignore_errors=True)

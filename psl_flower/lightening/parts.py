@@ -1,4 +1,4 @@
-"""What is before the Uppers of an exported network, and between them and the Lower; without weights.
+"""The parts of an exported network before the Uppers, and between them and the Lower; without weights.
 
 Shape suffixes: B batch, P patches, K positions of one Upper, N = B*K, C channels, H and W pixels, h and w of a patch.
 """

@@ -25,16 +25,8 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
     """Return the size at each degree of lightening, from the second model's own to the most pruned.
 
     Each degree keeps the same share of the one before, so that multiply-adds fall by about the same factor each time;
-    degrees that would give the same channels are left out.
-
-    Parameters
-    ----------
-    second : BackboneSize
-        The second model's.
-    max_pruned : float
-        Share of channels cut at the last degree, between 0 and 1.
-    num_degrees : int
-        Degrees beyond 0, 1 or more.
+    degrees that would give the same channels are left out. The last degree cuts a share `max_pruned` of the channels,
+    between 0 and 1; there are `num_degrees` beyond 0, 1 or more.
     """
     sizes = [second]
     for degree in range(1, num_degrees + 1):
@@ -45,26 +37,16 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
 
 
 def check_prunable(net: PatchSplitNet) -> None:
-    """Raise ConfigError if the network has weights at the cut, whose channels this program cannot tell."""
+    """Raise ConfigError if the network has weights at the cut, whose channels cannot be pruned."""
     if any(True for half in (net.lower, *net.uppers) for _ in half.get_submodule("protection").parameters()):
         raise ConfigError("protection: its channels cannot be pruned; lighten a run without it")
 
 
 @torch.no_grad()
 def prune(net: PatchSplitNet, smaller: PatchSplitNet) -> PatchSplitNet:
-    """Give `smaller` the weights of the channels of `net` that matter most; returns it.
+    """Give `smaller` the weights of the channels of `net` that matter most; return it.
 
-    Parameters
-    ----------
-    net : PatchSplitNet
-        Trained.
-    smaller : PatchSplitNet
-        Of the same depths, no wider; changed in place.
-
-    Raises
-    ------
-    ConfigError
-        As `check_prunable`.
+    It has the same depths as `net` and is no wider. Raises ConfigError as `check_prunable`.
     """
     check_prunable(net)
     layers = [layer for part in _parts(net) for layer in part]
@@ -118,7 +100,7 @@ def _stream_before(stage: str, first_block: nn.Module) -> str:
     if stage == "layer1":
         return "stem"
     before = f"layer{int(stage[-1]) - 1}"
-    # Without a convolution of its own on the shortcut, the first stage keeps the stem's channels.
+    # Without a convolution on the shortcut, the first stage keeps the stem's channels.
     return "stem" if before == "layer1" and isinstance(first_block, BasicBlock) else before
 
 

@@ -1,4 +1,4 @@
-"""Training that knows of the quantisation to come: numbers are rounded as the int8 artefact will round them.
+"""Quantisation-aware training: numbers are rounded as the int8 artefact will round them.
 
 BatchNorm is folded into the convolutions first, since the artefact has none. Then the weights of every convolution and
 of the classifier are rounded for each output channel (symmetric), and what enters it as a whole (asymmetric, 8 bits,

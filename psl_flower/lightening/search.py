@@ -19,7 +19,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one artefact."""
 
     accuracy: float  #: Of the artefact itself on the images by which models are chosen, 0..1.
-    test_accuracy: float | None = None  #: On the images that are only reported; None if there are none.
+    test_accuracy: float | None = None  #: On the images that are only reported; None without such images.
     images_per_s: float  #: Median, in batches.
     latency_ms: float  #: Median, of one image alone.
     #: As in `psl_flower.lightening.judging.Speed`.
@@ -72,7 +72,7 @@ class Conditions:
         return Verdict.LIGHTEN_LESS if light else Verdict.CONTRADICTION
 
     def speed_share(self, judged: Judged) -> float:
-        """Return the speed as a share of what is asked for; fast enough is above 1."""
+        """Return the speed as a share of the required speed; fast enough is above 1."""
         if self.min_speed is not None:
             return judged.images_per_s / self.min_speed
         assert self.max_latency_ms is not None
@@ -89,7 +89,7 @@ class Conditions:
         return lacking + max(0.0, 1 - self.speed_share(judged)) + too_large
 
     def missed(self, judged: Judged) -> dict[str, str]:
-        """Return by how much each condition is missed, by its name: "accuracy", "speed" or "size"."""
+        """Return the amount by which each condition is missed, by its name: "accuracy", "speed" or "size"."""
         found = {}
         if not judged.accuracy > self.min_accuracy:
             found["accuracy"] = f"{100 * max(0.0, self.min_accuracy - judged.accuracy):.2f} points"
@@ -157,9 +157,9 @@ def search(
     Parameters
     ----------
     judge : callable
-        Returns what is measured at a degree, 0..max_degree.
+        Returns the measurements at a degree, 0..max_degree.
     conditions : Conditions
-        What is asked for.
+        To be met.
     max_degree : int
         The most lightened, 0 or more.
     start : int
@@ -199,7 +199,7 @@ def search(
 
 
 def most_judgements(num_degrees: int) -> int:
-    """Return how many judgements a bisection of so many degrees takes at most."""
+    """Return the most judgements that a bisection of `num_degrees` degrees takes."""
     return max(0, num_degrees).bit_length()
 
 

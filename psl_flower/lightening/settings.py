@@ -1,4 +1,4 @@
-"""What a lightening is to reach, and how: goals and settings, read from KEY=VALUE words; loads no torch.
+"""Goals and settings of a lightening, read from KEY=VALUE words; loads no torch.
 
 The keys are the fields of `Goals` and `LighteningSettings` in kebab case, such as "max-drop=0.01 min-speed=2000": the
 options of `psl lighten`, and what the setting `lighten-with` of a run holds.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from psl_flower.config import RunConfig
 from psl_flower.config.fields import Settings, fields_of, flat, parse, read_texts, setting
 from psl_flower.errors import ConfigError
 from psl_flower.lightening.search import Conditions
@@ -69,11 +70,9 @@ class Goals(Settings):
 
     min_accuracy: float | None = setting(None, "accuracy to exceed, below 1", least=0, most=1)
     max_drop: float | None = setting(None, "instead: largest allowed loss of accuracy", least=0, most=1)
-    min_speed: float | None = setting(None, "images/s to exceed, in batches", least=0, open_ends=True)
-    max_latency_ms: float | None = setting(
-        None, "instead: milliseconds that one image must stay below", least=0, open_ends=True
-    )
-    max_mb: float | None = setting(None, "largest size of model.onnx, in MB", least=0, open_ends=True)
+    min_speed: float | None = setting(None, "images/s to exceed, in batches", above=0)
+    max_latency_ms: float | None = setting(None, "instead: milliseconds that one image must stay below", above=0)
+    max_mb: float | None = setting(None, "largest size of model.onnx, in MB", above=0)
     method: Method = setting(
         Method.AUTO, "auto: try the models at hand first, such as the run's own in int8; loop: always prune the second"
     )
@@ -113,7 +112,7 @@ class LighteningSettings(Settings):
     second_ratio: float = setting(2.0, "size of the second model over that of the first", least=1.1, most=16)
     measure: Measure = setting(Measure.MULTIPLY_ADDS, "which size that is")
     growth: Growth = setting(Growth.WIDTH, "how the second model is larger")
-    max_pruned: float = setting(0.875, "share of channels pruned at the last degree", least=0, most=1, open_ends=True)
+    max_pruned: float = setting(0.875, "share of channels pruned at the last degree", above=0, below=1)
     degrees: int = setting(12, "degrees of lightening beyond 0, which only quantises", least=1)
     weight_bits: int = setting(7, "bits of weights: 7 for every processor, 8 where it has VNNI", least=7, most=8)
     epochs: int = setting(0, "epochs of each training; 0: as many as the run", least=0)
@@ -139,7 +138,7 @@ GROUPS = (Goals, LighteningSettings)
 
 
 class Request(NamedTuple):
-    """What is to be reached, and how."""
+    """Goals and settings together."""
 
     goals: Goals
     settings: LighteningSettings
@@ -159,7 +158,7 @@ def parse_drop(text: str) -> float:
     Raises
     ------
     ConfigError
-        If it is none of these, or a bare number of 1 and more, which may be meant either way.
+        If it has another form, or is a bare number of 1 and more, which may be meant either way.
     """
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*(%|pts?|points?)?\s*", text)
     if match is None:
@@ -200,3 +199,12 @@ def parse_request(text: str) -> Request:
     if "max-drop" in pairs:
         pairs["max-drop"] = str(parse_drop(pairs["max-drop"]))
     return request_of(read_texts(GROUPS, pairs))
+
+
+def check_noiseless(config: RunConfig) -> None:
+    """Raise ConfigError if a run adds noise to its codes: light Uppers on the nodes, and teachers, would send none."""
+    if config.network.code_noise:
+        raise ConfigError(
+            "this run adds noise to its codes (code-noise), which light Uppers on the nodes would not; lighten a "
+            "collected model in one place, with psl lighten RUN, or train without code-noise (docs/privacy.md)"
+        )

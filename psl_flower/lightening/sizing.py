@@ -1,7 +1,7 @@
 """How large a network is, and how much larger than the first the second one is to be.
 
 Too small a gap leaves nothing to lighten: pruning then starts at what the first already is. Too large a gap cannot be
-made to fit: what is cut away is most of the network, and its training cost is lost. `choose_second` therefore takes the
+made to fit: most of the network is cut away, and its training cost is lost. `choose_second` therefore takes the
 gap as a number, 2 by default, and `LighteningSettings.second_ratio` bounds it.
 """
 
@@ -55,21 +55,9 @@ def choose_second(
     """Return the size of the second model: of those larger than the first, the one closest to `ratio` times its cost.
 
     Candidates are the first widened by a common factor (channels in multiples of `CHANNEL_STEP`), or with 1 to 3
-    blocks more in every stage, or both together. Closeness is that of the logarithms, so that half and twice the
-    ratio are equally far from it. Of equal ones the smaller wins.
-
-    Parameters
-    ----------
-    first : BackboneSize
-        The first model's.
-    cost : callable
-        Returns what a size costs.
-    ratio : float
-        Cost of the second over that of the first, above 1.
-    measure : Measure
-        The cost that counts.
-    growth : Growth
-        What grows.
+    blocks more in every stage, or both together (`growth`). Closeness is that of the logarithms, so that half and twice
+    the ratio, above 1, are equally far from it. Of equal ones the smaller wins. `cost` returns the costs of a size, of
+    which `measure` counts.
     """
     place = Cost._fields.index(measure.replace("-", "_"))
     own = cost(first)[place]
@@ -87,7 +75,7 @@ def scaled(size: BackboneSize, share: float) -> BackboneSize:
 
 
 def _larger(first: BackboneSize, ratio: float, growth: Growth) -> Iterator[BackboneSize]:
-    # Cost grows with the square of the width; what is wider than the ratio itself is never closest.
+    # Cost grows with the square of the width; a width beyond the ratio itself is never closest.
     widest = max(first.widths[0] + CHANNEL_STEP, math.ceil(first.widths[0] * ratio))
     widths = range(first.widths[0] + CHANNEL_STEP, widest + CHANNEL_STEP, CHANNEL_STEP)
     shares = [1.0] if growth is Growth.DEPTH else [width / first.widths[0] for width in widths]

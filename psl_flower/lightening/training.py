@@ -39,30 +39,14 @@ class SizedTeacher(Teacher):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training of a lightening.
+    """One training of a lightening."""
 
-    Attributes
-    ----------
-    what : str
-        Its name in progress and errors.
-    place : Path
-        The network's folder.
-    size : BackboneSize
-        The network's.
-    epochs : int
-        1 or more.
-    teacher : SizedTeacher or None
-        Whose answers are learnt beside the labels.
-    weight_bits : int
-        Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
-    """
-
-    what: str
-    place: Path
-    size: BackboneSize
-    epochs: int
-    teacher: SizedTeacher | None = None
-    weight_bits: int = 0
+    what: str  #: Its name in progress and errors.
+    place: Path  #: The network's folder.
+    size: BackboneSize  #: The network's.
+    epochs: int  #: 1 or more.
+    teacher: SizedTeacher | None = None  #: Whose answers are learnt beside the labels.
+    weight_bits: int = 0  #: Bits to which weights are rounded (`quantising.with_rounding`); 0: they are not.
 
     @property
     def on_nodes(self) -> CompressionTraining:
@@ -88,16 +72,9 @@ def epochs_of_run(config: RunConfig, description: StoreSetDescription) -> int:
 
 
 def training_config(config: RunConfig, epochs: int, *, rounding: bool) -> RunConfig:
-    """Return the settings of a training, from those of the run; a round is an epoch.
+    """Return the settings of a training of `epochs` rounds, 1 or more, each an epoch, made from those of the run.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's.
-    epochs : int
-        1 or more.
-    rounding : bool
-        Whether weights are rounded in it; the learning rate is then lower.
+    With `rounding`, of weights, the learning rate is lower.
     """
     # Uppers whose channels were cut one by one are not averaged: a channel is not the same in all.
     changes: dict[str, Any] = {
@@ -147,18 +124,9 @@ class LocalTrainer:
 
 
 def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:
-    """Return the Lower's engine in a training, with the Lower of the teacher beside it, if there is one.
+    """Return the Lower's engine in a training, which trains `lower` in place.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        Of the training (`training_config`).
-    training : Training
-        What is trained; its teacher's Lower is moved to the device.
-    lower : nn.Module
-        With the weights to begin with; trained in place.
-    device : torch.device
-        Where it computes.
+    `blueprint` is that of `training_config`. The Lower of the teacher, if there is one, is moved to the device.
     """
     teacher = None
     if training.teacher is not None:

@@ -26,7 +26,7 @@ class BackboneSize:
     Raises
     ------
     ConfigError
-        If it is not that.
+        If a number is out of range.
     """
 
     depths: tuple[int, int, int, int]  #: Blocks of each stage, 1 or more.
@@ -66,7 +66,7 @@ def last_stage(cut: str) -> str:
 
 
 def reduction(cut: str, stem: str) -> int:
-    """Return how many times smaller the map at the cut is than the patch, each way; of "pool", before pooling."""
+    """Return the factor from the map at the cut to the patch, each way; of "pool", before pooling."""
     factor = 1 if stem == "cifar" else 4
     for _ in CUTS[CUTS.index("layer2") : CUTS.index(cut) + 1]:
         factor *= 2

@@ -1,4 +1,4 @@
-"""What crosses the cut: one pair of modules, on the Upper before the wire and on the Lower after it.
+"""The cut: one pair of modules, on the Upper before the wire and on the Lower after it.
 
 The pair is the one place for narrowing, codes and other protections of smashed data (`psl_flower.protection`). Both
 work on maps of single patches.
@@ -77,7 +77,7 @@ def boundary(
     activations, gradients : str
         Codec names (`psl_flower.wire.codecs`).
     corrected : callable, optional
-        Given the gradient (B*K, C, h, w), returns what is to be rounded in its place.
+        Given the gradient (B*K, C, h, w), returns the one to round instead.
     """
     result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients, corrected)
     return result

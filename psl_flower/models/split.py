@@ -225,7 +225,7 @@ class PatchSplitNet(nn.Module):
         Upper.
     seed : int, optional
         Seed of the initial weights, as a federated run with that seed has them; None draws from torch's generator, for
-        each Upper anew.
+        each Upper.
     upper_init : {"alike", "own"}
         With a seed: whether all Uppers begin with the same weights (`upper_seed`).
 
@@ -309,7 +309,7 @@ class PatchSplitNet(nn.Module):
 
         Uppers that are absent do not run; zeros stand for their smashed data. `normal` has standard normal numbers
         (B*K, d) for each Upper that adds noise. `corrected` is called with an Upper and the gradient (B, K, h', w', C')
-        of its smashed data, and returns what is sent in its place.
+        of its smashed data, and returns the one to send instead.
         """
         by_position: list[torch.Tensor | None] = [None] * self.grid.num_patches
         for m, (upper, positions) in enumerate(zip(self.uppers, positions_by_upper(self.assignment), strict=True)):

@@ -3,7 +3,7 @@
 Measured is how often brightness turns, from rising to falling or back, along a line of an image from edge to edge. A
 turn counts once brightness has moved by a tenth of its whole range, so that noise and slow shades do not. A figure on
 an even ground makes one turn. Plain images are cut simply; each doubling of turns takes the next pattern of a ladder,
-which overlaps or divides more finely, since a patch of a busy image shows more of what is in it:
+which overlaps or divides more finely, since a patch of a busy image shows more of its content:
 
     below 2 turns   2x2 patches
     2 to 4          3x3 patches of the same size, overlapping by half
@@ -99,7 +99,7 @@ def choose_grid(
     }
     if not fitting:
         half = (-(-image_size[0] // 2), -(-image_size[1] // 2))
-        # Says what is wrong with the sizes; where they are right, there are too many Uppers, which `assign` refuses.
+        # Refuses wrong sizes; if they are right, there are too many Uppers, which `assign` refuses.
         fitting = {0: PatchGrid(image_size=image_size, patch_size=half, stride=half, fit=fit)}
     taken = min(fitting, key=lambda i: (abs(i - wanted), i))
     reason = _reason(fitting[taken], turns, len(found), taken - wanted)

@@ -88,7 +88,7 @@ def explain_sizes(source: Source) -> Iterator[None]:
 
 
 def first_image(source: Source) -> NDArray[np.uint8]:
-    """Return the first training image (H, W, C); raises DataError if there is none."""
+    """Return the first training image (H, W, C); raises DataError without training images."""
     for image_HWC, _ in source.samples("train"):
         return image_HWC
     raise DataError(f"{source.name}: there is no training image")

@@ -1,4 +1,4 @@
-"""What a set of patch stores says of itself: grid, assignment, classes, splits, pixel statistics."""
+"""Description of a set of patch stores: grid, assignment, classes, splits, pixel statistics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     version: int = VERSION  #: Of this file's format.
     dataset: str  #: The dataset's name as the user gave it.
     fingerprint: str  #: Hex digits; the same in every store of the set, and in no other set.
-    #: Hex digits of the images and of everything that decides the patches: the same for sets made anew from the same
+    #: Hex digits of the images and of everything that decides the patches: the same for sets made again from the same
     #: images.
     source: str
     image_size: tuple[int, int]  #: (height, width) in pixels, as are patch size and stride.

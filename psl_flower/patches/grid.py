@@ -215,7 +215,7 @@ class PatchGrid:
         if self.padded_size == self.image_size and not self.margin:
             return images_BCHW
         (top, left), (height, width), m = self._padding(), self.padded_size, self.margin
-        # An index clamped to the image repeats its border, for every dtype of both libraries alike.
+        # An index clamped to the image repeats its border, for every dtype of both libraries.
         ys = np.clip(np.arange(-m, height + m) - top, 0, self.image_size[0] - 1)
         xs = np.clip(np.arange(-m, width + m) - left, 0, self.image_size[1] - 1)
         return images_BCHW[:, :, ys][:, :, :, xs]

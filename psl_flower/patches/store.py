@@ -1,4 +1,4 @@
-"""What a patch store is to the rest: positions of one Upper, read by sample index.
+"""The interface of a patch store: positions of one Upper, read by sample index.
 
 Shape suffixes: B batch, P positions of all Uppers, K positions of this Upper, C channels, h and w pixels of a patch
 with its margin.
@@ -18,7 +18,7 @@ from psl_flower.errors import StoreError
 
 
 class StoreMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a store says of itself."""
+    """A store's metadata."""
 
     dataset: str  #: Fingerprint of the dataset, grid and assignment that the store belongs to (hex digits).
     upper: int  #: Index of the Upper whose patches these are.
@@ -52,7 +52,7 @@ class PatchStore(Protocol):
         ...
 
     def noise_key(self) -> bytes:
-        """Return 32 secret bytes, the same at every opening, for what its node adds to codes; it alone has them.
+        """Return 32 secret bytes, the same at every opening and known to its node alone, for noise on codes.
 
         Raises
         ------

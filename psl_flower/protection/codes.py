@@ -35,7 +35,7 @@ class _Round(torch.autograd.Function):
 class Codes(nn.Module):
     """tanh, then the nearest of `levels` numbers from -1 to 1, which the codec of codes carries exactly.
 
-    In bfloat16 the numbers are rounded to that; they can still be told apart.
+    In bfloat16 the numbers are rounded, and stay distinct.
     """
 
     def __init__(self, levels: int) -> None:
@@ -94,8 +94,8 @@ def narrow_pair(channels: int, size: int, pool: int, levels: int, noise: float =
     levels : int
         Levels of every number, 2 or more; 0 leaves them as they are.
     noise : float
-        Deviation of what is added to each number, in its own; 0: none. With noise BatchNorm has no weights: each number
-        keeps deviation 1 over a batch, and no Upper learns to speak louder than the noise.
+        Deviation of the noise on each number, in units of the number's own; 0: none. BatchNorm then has no weights:
+        each number keeps deviation 1 over a batch, so no Upper can learn to outgrow the noise.
     """
     area = channels * pool * pool
     upper = [

@@ -1,6 +1,6 @@
-"""What a training with validation images came to: best.json in the run's folder, written when training is over.
+"""The best checkpoint of a training with validation images: best.json in the run's folder, written at its end.
 
-The Lower's newest checkpoint is then the best one: later ones are dropped, so whatever uses the newest uses it.
+The Lower's newest checkpoint is then the best one, since later ones are dropped.
 """
 
 from __future__ import annotations

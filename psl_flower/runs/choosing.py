@@ -1,4 +1,4 @@
-"""Which run a command is about: the one that is named, or the newest that fits."""
+"""Chooses the run for a command: the one named, or the newest that fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def choose_run(workspace: Path, name: str = "", *, with_model: bool = True) -> R
     Raises
     ------
     RunError
-        If there is none.
+        If no run fits.
     """
     if name:
         return open_run(workspace, name)

@@ -14,7 +14,7 @@ Everything of a run is in <workspace>/runs/<name>/:
 - predictions/<name>/: later predictions with the run's model where it lies, see `psl_flower.runs.predictions`
 - model/: the assembled network, if the owner asked for it
 - lock: held by the process that works on the run, see `psl_flower.runs.claim`
-- stop: made by whoever wants the run to end after the current step
+- stop: made to ask the run to end after the current step
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ _NOT_OF_TRAINING = {
     "resume", "restore", "predict", "predict-split", "predict-images", "predict-without", "predict-light", "lighten",
     "lighten-with",
 }  # fmt: skip
-Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # within the years that people can be told
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # within the years that dates can show
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run is."""
+    """Progress and state of a run."""
 
     #: "preparing" (stores), "starting" (nodes), "training", "collecting" (the model); "predicting" in place of the last
     #: two; of a lightening also "judging" and "quantising"; at the end "completed", "stopped" or "failed".
     state: str
-    message: str = ""  #: One line for a person: what happens, or why it ended and what to do.
+    message: str = ""  #: One line for a person: the current activity, or why the run ended and what to do.
     #: Where it is; steps applied.
     round: int = 0
     rounds: int = 0
@@ -80,7 +80,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float | None = None  #: Rate of training in this round, or of prediction.
     eta_s: float | None = None  #: Seconds left, estimated.
     run_id: str = ""  #: Flower's id of the run.
-    process: str = ""  #: What writes this, as "HOST:PID"; empty if unknown.
+    process: str = ""  #: The process that writes this, as "HOST:PID"; empty if unknown.
     updated: Moment = 0.0  #: Unix time.
 
     @property
@@ -90,7 +90,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def died(self) -> bool:
-        """Whether the process that wrote this is gone, and did not say that the run is over; only known on its host."""
+        """Whether the process that wrote this died before the run ended; only known on its host."""
         host, _, pid = self.process.rpartition(":")
         if self.ended or host != socket.gethostname():
             return False
@@ -150,7 +150,7 @@ class RunFolder:
 
     @property
     def identity(self) -> str:
-        """The run's name with an id of its own, so that a node never takes another run's state for this one's.
+        """The run's name with a unique id, so that a node never takes another run's state for this one's.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class RunFolder:
         return self.path / "nodes"
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked the run to end."""
+        """Whether the run was asked to end."""
         return (self.path / "stop").exists()
 
     def request_stop(self) -> None:
@@ -185,7 +185,7 @@ class RunFolder:
         (self.path / "stop").unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig, instead: Mapping[str, Value] | None = None) -> None:
-        """Write config.toml; `instead` are settings of what is done instead of training.
+        """Write config.toml; `instead` are settings of another kind of run than a training.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class RunFolder:
             raise RunError(f"{path}: damaged: {error}") from error
 
     def write_status(self, status: Status) -> None:
-        """Rewrite status.json, in one piece."""
+        """Replace status.json atomically."""
         stamped = msgspec.structs.replace(status, updated=time.time())
         self._write("status.json", msgspec.json.encode(stamped), durable=status.ended)
 
@@ -246,7 +246,7 @@ class RunFolder:
         return read_metrics(self.path / "metrics.jsonl")
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget rounds beyond a step, which a resumed run does again."""
+        """Remove rounds beyond a step, which a resumed run repeats."""
         kept = [metrics for metrics in self.read_metrics() if metrics["step"] <= step]
         self._write("metrics.jsonl", b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
 
@@ -287,7 +287,7 @@ class RunFolder:
 
     @property
     def has_description(self) -> bool:
-        """Whether the run has got as far as its stores."""
+        """Whether the run has opened its stores."""
         return (self.path / "manifest.json").exists()
 
     def read_description(self) -> StoreSetDescription:
@@ -346,7 +346,7 @@ def open_run(workspace: Path, name: str) -> RunFolder:
     Raises
     ------
     RunError
-        If there is none; the runs there are named.
+        If there is no such run; the message names those that exist.
     """
     path = workspace / "runs" / name
     if not os.path.isfile(path / "config.toml"):

@@ -1,4 +1,4 @@
-"""What a run has been through: its last accuracy, and changes of its rounds (extended.jsonl in its folder)."""
+"""History of a run: its last accuracy, and changes of its rounds (extended.jsonl in its folder)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder; links count as nothing, and so does what vanishes meanwhile."""
+    """Return the bytes of all files in a folder, without links and files that vanish meanwhile."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -39,7 +39,7 @@ def refuse_if_running(run: RunFolder, doing: str) -> None:
 
 
 def remove(run: RunFolder) -> int:
-    """Remove a run with all that it has written here; return the bytes freed.
+    """Remove a run's folder; return the bytes freed.
 
     Raises
     ------

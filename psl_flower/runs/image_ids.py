@@ -1,4 +1,4 @@
-"""How people name images: 17, the number over all splits, or test:17, that within one split."""
+"""Image ids as people write them: 17, the number over all splits, or test:17, that within one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl: one object per round. A run's folder may be a stranger's."""
+"""Reads metrics.jsonl, one object per round, from a run's folder, which may be a stranger's."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _Columns = tuple[NDArray[Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One image that a run got wrong: its label then, what it was taken for, and how surely (0..1)."""
+    """One image that a run got wrong: its label then, the predicted class, and the confidence (0..1)."""
 
     image: int
     label: int
@@ -58,7 +58,7 @@ def mistakes(run: Path, *, split: str = "", limit: int = 0, labels_N: NDArray[np
     limit : int, optional
         The largest number; 0 returns all.
     labels_N : NDArray[np.int64], optional
-        Current labels: an image whose label has been corrected to what the run said is left out.
+        Current labels: images whose label was corrected to the run's prediction are left out.
 
     Raises
     ------
@@ -94,12 +94,12 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     OtherDataset
         If it was on another one.
     RunError
-        If there is no manifest.json, so that this cannot be told.
+        If manifest.json is missing.
     StoreError
         If it is damaged.
     """
     folder = run if run.is_dir() else run.parent
-    # The folder of a prediction has no manifest of its own: it lies in runs/NAME/predictions/.
+    # The folder of a prediction, in runs/NAME/predictions/, has no manifest.
     holders = (RunFolder(place) for place in (folder, *folder.absolute().parents[:2]))
     holder = next((holder for holder in holders if holder.has_description), None)
     if holder is None:

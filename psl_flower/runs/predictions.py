@@ -1,4 +1,4 @@
-"""The folder of a prediction with a trained run's model where it lies, which `psl_flower.kinds.predict` asks for.
+"""The folder of a prediction with a trained run's model, made without collecting it (`psl_flower.kinds.predict`).
 
     <run>/predictions/<name>/
         status.json, log.txt     as those of a run, see `psl_flower.runs.folder`
@@ -38,7 +38,7 @@ class Absent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prediction was of, and how well it went."""
+    """What was predicted, and how accurately."""
 
     run: str  #: The run whose model it is.
     step: int  #: Steps that the model was trained for.
@@ -52,7 +52,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> bool:
-        """Whether it is of all images of a split, by all Uppers: what the run itself would have said of them."""
+        """Whether it is of all images of a split, by all Uppers, as the run's own evaluation is."""
         return bool(self.split) and not self.absent and not self.light
 
 

@@ -6,7 +6,7 @@ from psl_flower.config import GROUP_OF, RunConfig
 from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder
 
-# What may differ when a run is continued: it changes how the run goes, not what comes out.
+# Settings that may differ when a run is continued: they do not change its weights.
 _OPERATIONAL = (
     "transport", "lower_threads", "upper_threads", "exchange_host", "exchange_port", "exchange_advertise",
     "exchange_cert", "exchange_key", "exchange_client_ca", "exchange_plaintext_on_untrusted_network",
@@ -17,7 +17,7 @@ _OPERATIONAL = (
 
 
 def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
-    """Return the settings of an old run, with those of the settings given that cannot change what comes out of it.
+    """Return the settings of an old run, with those given that cannot change its weights.
 
     Parameters
     ----------

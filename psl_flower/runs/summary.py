@@ -1,4 +1,4 @@
-"""What a run came to, as its report and comparisons with other runs show it.
+"""A run's results, as its report and comparisons with other runs show them.
 
 Suffixes: K classes.
 """
@@ -19,7 +19,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.mistakes import Mistake, check_classes, columns_of, mistakes
 
-# Settings that say where a run is and how it is shown, not what it trains.
+# Settings of a run's place and display, not of what it trains.
 _NOT_COMPARED = frozenset({"run-name", "workspace", "progress-every-s", "keys", "owner", "tracker", "tracker-uri"})
 _WORST = 10
 
@@ -71,7 +71,7 @@ class Summary:
         )
 
     def last(self, key: str) -> float | None:
-        """Return the last known value of a metric; None if there is none."""
+        """Return the last known value of a metric; None without one."""
         return next((row[key] for row in reversed(self.rounds) if row.get(key) is not None), None)
 
     def total(self, key: str) -> float:

@@ -1,8 +1,8 @@
-"""What an experiment tracker is told of a run, and how MLflow and Weights & Biases are told it.
+"""Messages about a run to an experiment tracker, and how MLflow and Weights & Biases record them.
 
-This module is also the program that does so, `python -m psl_flower.runs.trackers`: a process of its own, started by
+This module is also the program that records them, `python -m psl_flower.runs.trackers`: a separate process, started by
 `psl_flower.runs.tracking`, that reads messages from its standard input, one JSON object a line. So a tracker that is
-slow, fails or hangs holds up no training. What goes wrong is written to its standard output, one line.
+slow, fails or hangs holds up no training. An error is written to its standard output, in one line.
 
 A run's id with the tracker follows from that of its folder, so a resumed run continues the same one.
 """
@@ -18,16 +18,16 @@ import msgspec
 
 PROJECT = "psl-flower"
 _RUN_TAG = "psl.run"
-# How a run has ended -> what MLflow calls that.
+# How a run ended -> MLflow's word for it.
 _MLFLOW_STATES = {"completed": "FINISHED", "failed": "FAILED"}
-# What the libraries would send of themselves, to their makers.
+# Telemetry of the libraries.
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
 class Begin(msgspec.Struct, tag="begin", frozen=True, kw_only=True):
     """A run begins, or is continued."""
 
-    tracker: str  #: "mlflow" or "wandb": who is to be told.
+    tracker: str  #: "mlflow" or "wandb".
     uri: str  #: Where the tracker is; empty: files in `folder`.
     folder: str  #: Of the tracker's files on this machine.
     #: The run's name, and its id, which no other run has.
@@ -48,7 +48,7 @@ class End(msgspec.Struct, tag="end", frozen=True, kw_only=True):
 
     state: str  #: "completed", "stopped" or "failed".
     values: dict[str, float]  #: Its last metrics.
-    model: str = ""  #: Path of the model's file; empty if there is none.
+    model: str = ""  #: Path of the model's file; empty without a model.
 
 
 Message = Begin | Metrics | End
@@ -62,12 +62,12 @@ class Tracker(Protocol):
         ...
 
     def end(self, end: End) -> None:
-        """Add how it has ended, and send what was not sent yet."""
+        """Add how the run ended, and send everything not sent yet."""
         ...
 
 
 class MLflow:
-    """A run with MLflow: in a database of its own in the folder, or with a server."""
+    """A run with MLflow: in a database in the folder, or with a server."""
 
     def __init__(self, begin: Begin) -> None:
         from mlflow import MlflowClient
@@ -161,7 +161,7 @@ TRACKERS: dict[str, type[MLflow] | type[WeightsAndBiases]] = {"mlflow": MLflow, 
 
 
 def follow(lines: Any) -> None:
-    """Tell a tracker what the lines say; a run that they leave without an end was killed."""
+    """Record the messages of these lines; a run without a last message was killed."""
     tracker: Tracker | None = None
     decoder = msgspec.json.Decoder(Message)
     for line in lines:
@@ -188,7 +188,7 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         follow(sys.stdin.buffer)
-    except Exception as error:  # of any library; the run goes on without its tracker
+    except Exception as error:  # of any library; the run continues without its tracker
         words = " ".join(str(error).split())
         print(f"{type(error).__name__}: {words}"[:500], file=said, flush=True)
         return 1

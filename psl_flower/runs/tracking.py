@@ -1,4 +1,4 @@
-"""A run's tracker, from the server's side: what it is told goes through a process of its own, and holds up nothing."""
+"""A run's experiment tracker, from the server's side: a separate process sends to it, so that it holds up nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from psl_flower.text import expanded
 
 log = logging.getLogger("psl_flower")
 
-# What says only where the run itself is; and files, folders and keys of this machine.
+# Settings of the run's place; and files, folders and keys of this machine.
 _KEPT = frozenset({
     "workspace", "run-name", "exchange-host", "exchange-port", "exchange-advertise", "tracker", "tracker-uri",
     *(field.key for group in GROUPS.values() for field in fields_of(group) if field.about.path),
 })  # fmt: skip
 _WAITING = 1000
-# So long a run that has ended waits for its tracker.
+# How long a run that has ended waits for its tracker.
 PATIENCE_S = 30.0
 _PACKAGES = {"mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
 
@@ -51,7 +51,7 @@ def check_tracker(config: RunConfig) -> None:
 
 
 def told_settings(config: RunConfig) -> dict[str, str]:
-    """Return the settings that a tracker is told: no path of this machine, and of a folder of images its name."""
+    """Return the settings to send to a tracker: no path of this machine, and of a folder of images its name alone."""
     told = {key: str(value) for key, value in config.to_mapping().items() if key not in _KEPT}
     dataset = config.data.dataset
     is_path = dataset.startswith(("/", "~", ".")) or expanded(dataset, "dataset").is_dir()
@@ -59,16 +59,9 @@ def told_settings(config: RunConfig) -> dict[str, str]:
 
 
 class Tracking:
-    """Tells a tracker of one run, if one is asked for.
+    """Sends one run to its experiment tracker; without settings, or where they name none, it does nothing.
 
-    What goes wrong with it is said once, and then nothing more is told; no method raises, and only `close` waits.
-
-    Parameters
-    ----------
-    config : RunConfig, optional
-        The run's settings; none, and nobody is told.
-    run : RunFolder, optional
-        The run.
+    The first failure is logged, and then nothing more is sent; no method raises, and only `close` waits.
     """
 
     def __init__(self, config: RunConfig | None = None, run: RunFolder | None = None) -> None:
@@ -105,11 +98,11 @@ class Tracking:
         )
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Tell the numbers among these values, those of a step."""
+        """Send the numbers among these values, those of a step."""
         self._tell(Metrics(step=step, values=_numbers(values)))
 
     def end(self, state: str, values: Mapping[str, Any]) -> None:
-        """Tell how the run has ended, with its last numbers and the place of its model."""
+        """Send how the run ended, with its last numbers and the place of its model."""
         self._ended = True
         model = str(self._run.model / MODEL_FILE) if self._run is not None and self._run.has_model else ""
         self._tell(End(state=state, values=_numbers(values), model=model))
@@ -137,7 +130,7 @@ class Tracking:
 
     def _write(self) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError):  # it has ended: what it said of that is heard
+        with suppress(OSError):  # it has ended: its last line is read
             while (message := self._queue.get()) is not None:
                 self._process.stdin.write(msgspec.json.encode(message) + b"\n")
                 self._process.stdin.flush()
@@ -155,7 +148,7 @@ class Tracking:
             self._failed.set()
             # The last line of a run's own log tells how the run has ended.
             (logging.getLogger("flwr") if self._ended else log).warning(
-                "tracker: %s was not told everything, and is told no more: %s", self._name, why
+                "tracker: %s misses records, and gets no more: %s", self._name, why
             )
 
 

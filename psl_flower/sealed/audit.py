@@ -1,4 +1,4 @@
-"""The audit log: who was given which images, when and why, written before they are.
+"""The audit log: who was given which images, when and why, written before the images are released.
 
     audit.log    one line per entry: {"entry": {...}, "signatures": [{"public": ..., "signature": ...}, ...]}
     audit.head   a signed document: how many entries there are, and the digest of the last
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     action: str  #: "restore", "answer" (a node, to a remote request) or "rotate".
     who: tuple[str, ...]  #: Names, each with the key's fingerprint.
     images: tuple[int, ...]  #: Global sample indices.
-    why: str  #: As they said.
+    why: str  #: In their words.
 
 
 class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

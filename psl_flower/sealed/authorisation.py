@@ -1,4 +1,4 @@
-"""Restoration from afar: restorers sign what they want, nodes re-seal it to them, a relay sees nothing.
+"""Remote restoration: restorers sign a request, nodes re-seal the patches to them, a relay sees nothing.
 
     authorisation   a signed document: k restorers ask for these images, for these recipients, until then
     answer          a signed document of one node: its patches of these images, sealed to the recipients
@@ -42,7 +42,7 @@ _CLOCK_SKEW_S = 300
 
 
 class Authorisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked for."""
+    """The restorers' request."""
 
     dataset: bytes  #: Its 16-byte name.
     epoch: int  #: Key epoch of the stores.
@@ -52,7 +52,7 @@ class Authorisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     #: Seconds since 1970 UTC.
     issued: int
     expires: int
-    nonce: bytes  #: 16 random bytes, so that no two authorisations are alike.
+    nonce: bytes  #: 16 random bytes, so that no two authorisations are equal.
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@
 
 The key box is HPKE to the node. A chunk's nonce is its number (u64), three zero bytes, and 1 for the last
 chunk, else 0; its associated data is the head. The content is a row of files: u16 name length, name, u64
-size, bytes; ended by u16 0. Who packed a bundle is told by what is in it: the signed manifest, against which
+size, bytes; ended by u16 0. Its owner is known by the signed manifest in it, against which
 everything is checked on arrival.
 """
 

@@ -26,7 +26,7 @@ _PER_SHEET = 100
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What is known of an image: its number, split and number in it, class, and what a run took it for."""
+    """An image's number, its split and number in it, its class, and a run's prediction."""
 
     image: int
     split: str
@@ -50,7 +50,7 @@ def export(release: Callable[[], Iterable[NDArray[np.uint8]]], captions: Sequenc
     Parameters
     ----------
     release : callable
-        Gives the images. Called when the new folder is there to be written to: what cannot be kept is not to be
+        Yields the images. Called once the new folder can be written to: images that cannot be kept must not be
         logged as restored.
     captions : Sequence[Caption]
         One for each image.

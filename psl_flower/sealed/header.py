@@ -130,7 +130,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, data: bytes, num_positions: int, where: str) -> SegmentHeader:
-        """Read a header of so many positions and check its form, not its MAC.
+        """Read a header of `num_positions` positions and check its form, not its MAC.
 
         Raises
         ------

@@ -80,7 +80,7 @@ class Ingested:
     before: int
     added: int
     resumed: int
-    #: Images that were asked for and are there already, and those of them that are there under another label.
+    #: Images of the source that were sealed before, and those of them that have another label there.
     known: int = 0
     relabelled: int = 0
 
@@ -98,7 +98,7 @@ def ingest(
     on_read: OnRead | None = None,
     seen: SeenBook | None = None,
 ) -> Ingested:
-    """Seal a dataset into one store per node, or go on with an interrupted ingest of the same.
+    """Seal a dataset into one store per node, or continue an interrupted ingest of it.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def ingest(
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
     append : bool, optional
-        Add those images that are not there yet: a new generation.
+        Add the images not sealed yet: a new generation.
     progress : callable, optional
         Called with (split, done, total) now and then.
     on_read : callable, optional

@@ -43,6 +43,14 @@ _LIMIT = 16384
 _PASSPHRASE_LIMIT = 4096
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise StoreExists if there is a key file at a place, or a public key beside it."""
+    for target in (path, public_file(path)):
+        # Unlike Path.exists, no error where the folder cannot be read: writing reports the fault.
+        if os.path.exists(target):
+            raise StoreExists(f"{target} exists already; a key is never overwritten")
+
+
 def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
     """Write a new key file with mode 0600, and the public key beside it as ``<path>.pub``.
 
@@ -53,11 +61,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
     StoreUnreachable
         If the disk refuses.
     """
-    public_path = public_file(path)
-    for target in (path, public_path):
-        # Unlike Path.exists, no error where nothing can be seen: what is wrong there is told by the writing.
-        if os.path.exists(target):
-            raise StoreExists(f"{target} exists already; a key is never overwritten")
+    refuse_existing(path)
     lines = [TITLE, f"role: {identity.role}", f"name: {identity.name}", f"public: {identity.public}"]
     if passphrase is None:
         lines.append("protection: none")
@@ -72,7 +76,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
             body = wrap(key, identity.secret.reveal(), _bound(lines))
     lines.append(f"secret: {base64.b64encode(body).decode()}")
     write_file(path, ("\n".join(lines) + "\n").encode(), mode=0o600, parents=True)
-    write_file(public_path, f"{identity.public}\n".encode(), mode=0o644)
+    write_file(public_file(path), f"{identity.public}\n".encode(), mode=0o644)
 
 
 def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
@@ -92,7 +96,7 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     InsecureKeyFile
         If others than its owner may read or write it.
     PassphraseError
-        If a passphrase is needed and there is none, or it is wrong, or the file was changed.
+        If a passphrase is needed and missing or wrong, or the file was changed.
     IdentityError
         If it is not a key file, or was damaged.
     """
@@ -151,7 +155,7 @@ def passphrase_in(file: Path, name: str) -> str:
     Raises
     ------
     PassphraseError
-        If there is none, or it is not UTF-8: what stands for other bytes would open keys of other passphrases.
+        If it is empty or not UTF-8: replacement characters would open keys of other passphrases.
     StoreError
         If the file cannot be read.
     """

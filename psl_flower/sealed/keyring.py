@@ -46,7 +46,7 @@ class KeyRing:
         self._passphrase_file = passphrase_file or (Path(named) if named else None)
 
     def public(self, role: Role) -> list[tuple[PublicIdentity, Path]]:
-        """Return the public keys of a role that there are private ones for, each with its file.
+        """Return the public keys of a role whose private keys are here, each with its file.
 
         Raises
         ------

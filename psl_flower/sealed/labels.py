@@ -237,9 +237,9 @@ class LabelBook:
         return LabelError(f"{self._out}: the dataset changed meanwhile (generation {newest.generation}); run it again")
 
     def _left_over(self, manifest: Manifest, owner: Identity, body: Body, number: int) -> bytes | None:
-        """Return the digest of this very version, if an interrupted ingest wrote it and is now going on.
+        """Return the digest of this version, if an interrupted ingest wrote it and continues now.
 
-        Anything else that lies there is of a draft that was dropped, and was never valid.
+        Any other file there belongs to a dropped draft, and was never valid.
         """
         path = self.folder / _file(number)
         try:
@@ -355,7 +355,7 @@ def _check_changes(changes: Sequence[tuple[int, int]], manifest: Manifest) -> No
         if not 0 <= image < manifest.num_samples:
             raise LabelError(f"image {image} is not in this dataset of {manifest.num_samples}")
         if not 0 <= label < len(manifest.classes):
-            raise LabelError(f"image {image}: its label is none of the {len(manifest.classes)} classes")
+            raise LabelError(f"image {image}: its label is not one of the {len(manifest.classes)} classes")
 
 
 def _apply(

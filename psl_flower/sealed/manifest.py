@@ -1,4 +1,4 @@
-"""The signed manifest: what a dataset is, which stores hold it, and which bytes these are. It holds no label.
+"""The signed manifest: describes a dataset, its stores and their bytes. It holds no label.
 
 Every change is a new generation that names the digest of the one before. A copy lies in each store; the
 owner's stands above all. It is public: keys and shares in it are sealed to those who may have them.
@@ -126,7 +126,7 @@ class Dropped(_Part, frozen=True, kw_only=True):
 
 
 class Remains(_Part, frozen=True, kw_only=True):
-    """Files of an epoch that was rotated away: whoever kept its keys can still open copies of them."""
+    """Files of an epoch that was rotated away: its keys still open copies of them."""
 
     epoch: int
     upper: int

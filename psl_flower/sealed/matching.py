@@ -82,12 +82,12 @@ def place_of(folder: Path, manifest: Manifest, upper: int) -> Path:
 def _name(folder: Folder, manifest: Manifest) -> tuple[bytes, str]:
     """Return the store's name by most of its segments, so that one exchanged segment does not mislead, and one of them.
 
-    Both are empty where no segment is there.
+    Both are empty without segments.
     """
     files: dict[bytes, list[str]] = {}
     for segment in range(max((len(entry.segments) for entry in manifest.stores), default=0)):
         file = segment_file(manifest.epoch, segment)
-        # Asked for by name: a web server may list nothing. What is wrong here is told by whoever reads the store.
+        # Asked for by name: a web server may list nothing. Reading the store reports its faults.
         with contextlib.suppress(StoreError):
             files.setdefault(folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT], []).append(file)
     name, of_it = max(files.items(), key=lambda told: len(told[1]), default=(b"", [""]))

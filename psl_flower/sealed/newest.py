@@ -48,7 +48,7 @@ def read_newest(
     reader : Identity, optional
         Reads the labels.
     whole : bool, optional
-        The labels must be there, as where the owner keeps them; otherwise the manifest may be all that there is.
+        The labels must exist, as in the owner's folder; otherwise a manifest alone will do.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Rotation: a new epoch with new keys for everything, re-encrypted; the way to end somebody's access.
 
-Wrapping the old keys anew would end nothing: who had them could still open the old records. After a rotation
-the new files open only with new keys; copies of the old files stay readable to whoever kept the old keys,
+Re-wrapping the old keys would end nothing: who had them could still open the old records. After a rotation
+the new files open only with new keys; copies of the old files stay readable with the old keys,
 which is why the manifest lists them as remains.
 """
 

@@ -59,7 +59,7 @@ class Sealing:
     out : Path
         The owner's folder: manifest, draft, labels.
     draft : Draft
-        The draft to begin or go on with.
+        The draft to begin or continue with.
     owner : Identity
         Signs.
     keys : list[Secret]

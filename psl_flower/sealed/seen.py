@@ -1,6 +1,6 @@
-"""What this user has seen before: pins owners, and detects that somebody shows an older state.
+"""Memory of the datasets that this user has seen: pins owners, and detects an older state.
 
-A signature tells that the owner once said something, not that it is the latest. So the newest generation,
+A signature shows that the owner once signed a state, not that it is the latest. So the newest generation,
 label version and length of the audit log seen for each dataset are remembered, by default with the rest of the user's
 state (`psl_flower.system.state`). Nothing in it is secret.
 """
@@ -231,7 +231,7 @@ class SeenBook:
 
 @contextmanager
 def opened(seen: SeenBook | None) -> Iterator[Memory | None]:
-    """Hold a memory as `SeenBook.open` does; None where there is none to compare with."""
+    """Hold a memory as `SeenBook.open` does; None without a memory to compare with."""
     if seen is None:
         yield None
     else:

@@ -3,7 +3,7 @@
     header | records | 32-byte digest of each record
 
 The digests at the end let anyone name the record that was changed; what they are worth is decided by the
-Merkle root in the signed manifest. An ingest that was interrupted goes on at the next segment.
+Merkle root in the signed manifest. An interrupted ingest continues at the next segment.
 
 Shape suffixes: B batch, K positions of this Upper, C channels, h and w pixels of a patch.
 """

@@ -40,14 +40,14 @@ def deal(
     Raises
     ------
     ConfigError
-        If the threshold is not in 1..n (1 where there is none), n is above 255, or two restorers have the same key.
+        If the threshold is not in 1..n (1 without restorers), n is above 255, or two restorers have the same key.
     """
     if not 1 <= threshold <= max(1, len(restorers)) <= _MAX_RESTORERS:
         raise ConfigError(f"threshold {threshold} does not fit {len(restorers)} restorers (at most {_MAX_RESTORERS})")
     if not restorers:
         return ()
     if len(set(restorers.values())) != len(restorers):
-        raise ConfigError("two restorers have the same public key: each needs one of their own")
+        raise ConfigError("two restorers have the same public key: each needs a different one")
     blocks = [root.reveal()[:_BLOCK], root.reveal()[_BLOCK:]]
     shamir = _shamir()
     parts = [shamir.split(threshold, len(restorers), block, ssss=False) for block in blocks]

@@ -1,7 +1,7 @@
 """Suite 1: the primitives, and every purpose that a key is derived for or a box is sealed for.
 
 HKDF-SHA-256, ChaCha20-Poly1305, HPKE (DHKEM X25519, HKDF-SHA-256, ChaCha20-Poly1305), Ed25519, SHA-256,
-HMAC-SHA-256. Each purpose has an info of its own, so that no key and no box serves two ends
+HMAC-SHA-256. Each purpose has a distinct info, so that no key and no box serves two ends
 (docs/store-format.md, "Purposes").
 """
 
@@ -88,7 +88,7 @@ def equal(left: bytes, right: bytes) -> bool:
 
 
 def wrap(key: Secret, plaintext: bytes, aad: bytes) -> bytes:
-    """Encrypt under a key of its own: random nonce, then ciphertext and tag."""
+    """Encrypt under a key used for nothing else: random nonce, then ciphertext and tag."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, plaintext, aad)
 

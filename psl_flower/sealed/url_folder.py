@@ -23,7 +23,7 @@ _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")
 # Their "folders" are parts of names; makedirs would create a mistyped bucket.
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
-# A web server that says nothing for so long is taken for lost, and one that sends less than this on average.
+# A web server that is silent for this long is taken for lost, and one that sends less than this on average.
 _SILENT_S = 30.0
 _LEAST_BYTES_PER_S = 1000
 # The most that is taken of an answer where no part of a file was asked for: a listing.
@@ -50,7 +50,7 @@ class UrlFolder:
     """A folder at a URL, through fsspec.
 
     A file is written under a temporary name and then moved, so that a broken transfer leaves none under its
-    own; what the far side makes durable, and when, is its own affair.
+    own; the far side alone decides when it is durable.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class UrlFolder:
             self._fs, self._root = fsspec.core.url_to_fs(url, **_options(self._scheme))
         except Exception as error:  # of any library behind fsspec
             raise _unreachable(f"cannot open {self._name}", error) from None
-        # Either has no ranges of its own: sshfs would fetch the whole file for each, others open it anew for each.
+        # Neither reads ranges: sshfs would fetch the whole file for each, others open it again for each.
         self._by_handle = self._scheme in _SSH or not self._fs.async_impl
         self._open: dict[str, Any] = {}
         # At the latest at the process's end: sshfs waits for ever for a file closed after fsspec's thread is gone.

@@ -1,4 +1,4 @@
-"""Checks stores, labels and audit log against a manifest, and names what is wrong or was not given. Needs no key."""
+"""Checks stores, labels and audit log against a manifest, and names faults and missing parts. Needs no key."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _MAX_NAMED = 20
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong: the error's class, and the message."""
+    """One fault: the error's class, and the message."""
 
     error: str
     message: str
 
 
 class StoreReport(msgspec.Struct, frozen=True):
-    """One store: where it is, whose, how many records were checked, and what is wrong with it."""
+    """One store: its place and owner, the records checked, and its faults."""
 
     place: str
     upper: int
@@ -59,7 +59,7 @@ class StoreReport(msgspec.Struct, frozen=True):
 
 
 class ListReport(msgspec.Struct, frozen=True):
-    """Labels or audit log: where they are, how many versions or entries there are, and what is wrong with them."""
+    """Labels or audit log: their place, the number of versions or entries, and their faults."""
 
     place: str
     count: int
@@ -69,7 +69,7 @@ class ListReport(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What was given: stores, labels and audit log.
 
-    `missing` are Uppers whose stores were not given. `labels` and `audit_log` are None where there are none: the names
+    `missing` are Uppers whose stores were not given. `labels` and `audit_log` are None if not found: the names
     of those that should be there are in `absent`.
     """
 
@@ -86,7 +86,7 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with what was given."""
+        """Whether no fault was found."""
         lists = [part.problems for part in (self.labels, self.audit_log) if part is not None]
         return not any([*lists, *(store.problems for store in self.stores)])
 
@@ -104,7 +104,7 @@ def verify(
     folder: Path | None = None,
     seen: SeenBook | None = None,
 ) -> Report:
-    """Check every byte of the stores given; what is wrong is reported, not raised.
+    """Check every byte of the stores given; faults are reported, not raised.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def check_copy(folder: Folder, signed: SignedManifest) -> None:
     if have > want:
         raise StaleManifest(f"{folder.name} is of generation {have}, newer than the manifest's {want}")
     if have < want:
-        raise MixedGenerations(f"{folder.name} is of generation {have}, the manifest of {want}; send the store anew")
+        raise MixedGenerations(f"{folder.name} is of generation {have}, the manifest of {want}; send the store again")
     if copy.digest != signed.digest:
         raise ForkedManifest(f"{folder.name} holds another manifest of generation {have}")
 
@@ -254,7 +254,7 @@ def check_records(
             return [DigestTableDamaged(f"{where}: the digests at the end were changed; the records are whole")]
         return []
     if not equal(merkle.root(table), part.records):
-        return [SegmentDamaged(f"{where}: records and digests were changed; get the segment anew")]
+        return [SegmentDamaged(f"{where}: records and digests were changed; fetch the segment again")]
     wrong = [slot for slot, found in enumerate(leaves) if found != table[slot]]
     slot_of = {found: slot for slot, found in enumerate(table)}
     comes_from = {slot: slot_of.get(leaves[slot]) for slot in wrong}

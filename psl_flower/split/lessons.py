@@ -14,27 +14,13 @@ from psl_flower.wire.plan import Plan, StepId, pack_samples
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitLessons:
-    """Implements `psl_flower.engine.task.Lessons`; a round is an epoch.
+    """Implements `psl_flower.engine.task.Lessons`; a round is an epoch."""
 
-    Attributes
-    ----------
-    order : BatchOrder
-        Which samples make up a step.
-    valid : ndarray
-        Samples of the evaluation, int64; may be empty.
-    lr : callable
-        Learning rate by step.
-    epochs : int
-        Passes through the training samples.
-    evaluate_batch_size : int
-        Samples in an evaluation batch.
-    """
-
-    order: BatchOrder
-    valid: NDArray[np.int64]
-    lr: Callable[[int], float]
-    epochs: int
-    evaluate_batch_size: int
+    order: BatchOrder  #: Which samples make up a step.
+    valid: NDArray[np.int64]  #: Samples of the evaluation, int64; may be empty.
+    lr: Callable[[int], float]  #: Learning rate by step.
+    epochs: int  #: Passes through the training samples.
+    evaluate_batch_size: int  #: Samples in an evaluation batch.
 
     @property
     def steps_per_round(self) -> int:
@@ -76,19 +62,13 @@ class SplitLessons:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlyEvaluated(SplitLessons):
-    """A run through samples after the last step of a training, or of what there is of one; trains nothing.
+    """A run through samples after the last step of a training, or of what there is of one; trains nothing."""
 
-    Attributes
-    ----------
-    after : int
-        Steps applied.
-    """
-
-    after: int
+    after: int  #: Steps applied.
 
     @classmethod
     def of(cls, lessons: SplitLessons, samples: NDArray[np.int64], after: int) -> OnlyEvaluated:
-        """Return the run through samples after so many steps of a training."""
+        """Return the run through samples after this number of training steps."""
         batch = lessons.evaluate_batch_size
         return cls(order=lessons.order, valid=samples, lr=lessons.lr, epochs=0, evaluate_batch_size=batch, after=after)
 

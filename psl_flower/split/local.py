@@ -24,27 +24,14 @@ from psl_flower.split.training import Training
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What a training in one process ends with.
+    """What a training in one process ends with."""
 
-    Attributes
-    ----------
-    top : nn.Module
-        The model behind the cut.
-    nets : dict[str, nn.Module]
-        The parties' models, by name.
-    head : nn.Module or None
-        That of the party that has the labels, if one has.
-    rounds : list of dict
-        What is recorded of each round: losses, metrics, seconds.
-    outputs : tensor, tuple of tensors or None
-        What `top`, or the head, answered to `valid` in the last evaluation; None if there was none in this call.
-    """
-
-    top: nn.Module
-    nets: dict[str, nn.Module]
-    rounds: list[dict[str, Any]]
+    top: nn.Module  #: The model behind the cut.
+    nets: dict[str, nn.Module]  #: The parties' models, by name.
+    rounds: list[dict[str, Any]]  #: What is recorded of each round: losses, metrics, seconds.
+    #: What `top`, or the head, answered to `valid` in the last evaluation; None if there was none in this call.
     outputs: Outputs | None
-    head: nn.Module | None = None
+    head: nn.Module | None = None  #: That of the party that has the labels, if one has.
 
 
 def fit_local(party: MakeParty, training: Training) -> LocalResult:
@@ -95,7 +82,7 @@ def wire_format(training: Training) -> WireFormat:
 
 
 def settings_of(training: Training, top: TopEngine) -> SideSettings:
-    """Return what parties build their sides from."""
+    """Return the context from which parties build their sides."""
     return SideSettings(
         seed=training.seed,
         sent=tuple(training.sent.values()),

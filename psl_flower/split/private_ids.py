@@ -29,18 +29,11 @@ _FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The digests of ids, in their order.
+    """The digests of ids, in their order."""
 
-    Attributes
-    ----------
-    check : str
-        16 hexadecimal digits that follow from the key and from how ids are made one form; equal where these are.
-    values : ndarray
-        (N,) of `DIGEST_BYTES` each, dtype S16; no two are equal.
-    """
-
+    #: 16 hexadecimal digits that follow from the key and from how ids are made one form; equal where these are.
     check: str
-    values: NDArray[np.bytes_]
+    values: NDArray[np.bytes_]  #: (N,) of `DIGEST_BYTES` each, dtype S16; no two are equal.
 
 
 def digests(ids: Sequence[Any], id_key: bytes, whose: str) -> Digests:

@@ -25,27 +25,13 @@ MakeParty = Callable[[str, Any], Given]
 
 
 class SideSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What parties build their side from, as `NodeTask.settings` carries it.
+    """What parties build their side from, as `NodeTask.settings` carries it."""
 
-    Attributes
-    ----------
-    seed : int
-        The run's.
-    sent : tuple of Sent
-        By party, what its model returns for one sample.
-    returned : Sent or None
-        What the server's model returns for one sample, where a party has the labels.
-    evaluate_batch_size : int
-        Samples in a batch of an evaluation.
-    average_every : int
-        Steps after which the holders of a party are averaged; 0 for never.
-    """
-
-    seed: int
-    sent: tuple[Sent, ...]
-    returned: Sent | None = None
-    evaluate_batch_size: int = 256
-    average_every: int = 0
+    seed: int  #: The run's.
+    sent: tuple[Sent, ...]  #: By party, what its model returns for one sample.
+    returned: Sent | None = None  #: What the server's model returns for one sample, where a party has the labels.
+    evaluate_batch_size: int = 256  #: Samples in a batch of an evaluation.
+    average_every: int = 0  #: Steps after which the holders of a party are averaged; 0 for never.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +46,12 @@ class Brought:
 class Roster:
     """The parties of a training by number: those that send something up, then the one that has the labels, if one has.
 
-    A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group; what is
-    said of a party here is meant of such a holder (`psl_flower.split.holders`).
-
-    Attributes
-    ----------
-    names : tuple of str
-        By number.
-    labels : str
-        The party that has the labels; empty where the server has them.
+    A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group;
+    everything said of a party here is meant of such a holder (`psl_flower.split.holders`).
     """
 
-    names: tuple[str, ...]
-    labels: str = ""
+    names: tuple[str, ...]  #: By number.
+    labels: str = ""  #: The party that has the labels; empty where the server has them.
 
     @property
     def senders(self) -> tuple[str, ...]:
@@ -95,7 +74,7 @@ class Roster:
         return tuple(m for m, found in enumerate(self.names) if found == name)
 
     def called(self, m: int) -> str:
-        """Return what to call a party in errors."""
+        """Return a party's name for errors."""
         return f"party {self.names[m]!r}{' (labels)' if self.has_labels(m) else ''}"
 
     def checkpoints(self, root: Path, m: int) -> Checkpoints:
@@ -170,7 +149,7 @@ def engine_at(
 
 
 def claim_at(m: int, roster: Roster, brings: Brought) -> Claim:
-    """Return what a party holds, without building its engine."""
+    """Return a party's side, without building its engine."""
     whose = roster.called(m)
     if roster.has_labels(m):
         assert brings.labels is not None

@@ -46,7 +46,7 @@ def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> Pa
 
 
 def grid_for(request: StoreRequest, source: ImageSource) -> tuple[PatchGrid, str]:
-    """Return the grid on a source's images, and why it was chosen; empty where the request says what it is."""
+    """Return the grid on a source's images, and why it was chosen; empty if the request names the grid."""
     if request.pattern != "auto":
         return request.grid_of(source), ""
     choice = choose_for(source, request.image_size, request.fit, request.num_uppers)
@@ -66,7 +66,7 @@ def choose_for(source: ImageSource, image_size: tuple[int, int], fit: Fit, num_u
 
 
 def grid_reason(folder: Path, request: StoreRequest) -> str:
-    """Return why the grid of a finished set was chosen, in one line; empty where the request says what it is.
+    """Return in one line why the grid of a finished set was chosen; empty if the request names the grid.
 
     Raises
     ------

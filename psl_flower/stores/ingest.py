@@ -33,9 +33,9 @@ _LOCK_TIMEOUT_S = 3600.0
 
 
 def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None = None) -> StoreSet:
-    """Return the set of stores for a request, making it first if there is none.
+    """Return the set of stores for a request, which is made first if it is missing.
 
-    A complete set is reused without decoding an image. What an interrupted run left is cleaned away and made
+    A complete set is reused without decoding an image. An incomplete one, of an interrupted run, is removed and made
     again. Several processes may call this at once: one makes the set, the others wait for it.
 
     Parameters

@@ -91,7 +91,7 @@ class PlainStore:
         return np.asarray(self._patches_NKChw[samples_B])
 
     def noise_key(self) -> bytes:
-        """Return the secret of its folder, 32 bytes, which is made if there is none.
+        """Return the secret of its folder, 32 bytes; made on first use.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What the patch stores of a run would be, without making them."""
+"""Describes the patch stores that a run would have, without making them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PlannedStores:
     #: As of the stores; of stores that are not there yet, fingerprints and pixel statistics are placeholders.
     description: StoreSetDescription
     folder: Path  #: Where they are, or would be made.
-    exist: bool  #: Whether that folder is there.
+    exist: bool  #: Whether that folder exists.
     grid_reason: str = ""  #: One line for people on why the grid was chosen; empty where it is given.
     account: Account | None = None  #: What would be read of the dataset; None of stores that an owner has filled.
 

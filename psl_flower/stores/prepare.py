@@ -88,7 +88,7 @@ def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
         "uppers": (config.patches.uppers, description.num_uppers),
         "max-train": (config.data.max_train, 0),
         "max-test": (config.data.max_test, 0),
-        # Its default cannot be told from a setting that was left out.
+        # Its default looks like a setting that was left out.
         "fit": ("pad" if config.patches.fit == "pad" else "", description.fit),
     }
     for key, (given, found) in cut.items():
@@ -104,7 +104,7 @@ def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
                 f"{key}: {given} is given, but {config.data.dataset} holds images that are read and sealed already; "
                 "leave it out"
             )
-    # Its default cannot be told from a setting that was left out, and the owner's rotations may have moved positions.
+    # Its default looks like a setting that was left out, and the owner's rotations may have moved positions.
     if config.patches.assignment != RunConfig().patches.assignment:
         asked = assign(description.grid(), description.num_uppers, config.patches.assignment)
         if asked != description.assignment:

@@ -1,4 +1,4 @@
-"""A set of patch stores on disk: what is asked for, what is there, how it is opened again.
+"""A set of patch stores on disk: the request for it, its parts, and how it is opened.
 
     <root>/<slug>-<12 hex>/
         manifest.json        written last: a folder without it is unfinished
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
-from psl_flower.data.images import Resized
+from psl_flower.data.images import AccountedSource, Resized
 from psl_flower.data.options import SourceOptions
 from psl_flower.data.sources import ImageSource, local_fingerprint, open_dataset
 from psl_flower.errors import ConfigError, StoreError
 from psl_flower.patches import PatchGrid, complexity
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Source, explain_sizes, first_image, half_of
+from psl_flower.patches.cutting import explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import manifest as manifests
@@ -61,7 +61,7 @@ class StoreRequest(SourceOptions):
     """
 
     dataset: str  #: As `open_dataset` takes it.
-    #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): as the images are, all alike.
+    #: (height, width) that every image is brought to, antialiased and cropped; (0, 0): their own, the same for all.
     image_size: tuple[int, int] = (0, 0)
     #: (height, width) in pixels; (0, 0): half the image, rounded up, so that four patches cover it.
     patch_size: tuple[int, int] = (0, 0)
@@ -90,12 +90,12 @@ class StoreRequest(SourceOptions):
         """Open the dataset; raises as `open_dataset` does."""
         return open_dataset(self.dataset, self.source_options())
 
-    def sized(self, source: ImageSource) -> Source:
+    def sized(self, source: ImageSource) -> AccountedSource:
         """Return the source with every image brought to the image size, where one is stated."""
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
-        """Return where this request's set belongs, whether or not it is there yet.
+        """Return the place of this request's set, which need not exist yet.
 
         Parameters
         ----------

@@ -19,7 +19,7 @@ def choose_device(setting: str) -> torch.device:
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and this machine has none.
     """
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens meanwhile; and one wording for what a disk refuses.
+"""Files that appear whole or not at all, even after a crash; and one wording for a disk's errors.
 
 Each operation of `Disk` is a place where a crash may come: tests replace it by one that stops at a chosen operation,
 or forgets what was not yet synchronised.
@@ -70,7 +70,7 @@ class Disk:
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         path.unlink(missing_ok=True)
 
 
@@ -86,18 +86,18 @@ def disk_errors(
     missing: type[PslError] | None = None,
     advice: str = "",
 ) -> Iterator[None]:
-    """Turn what the system refuses into an error of ours: "PATH: cannot be WHAT: REASON; ADVICE".
+    """Turn the system's errors into ours: "PATH: cannot be WHAT: REASON; ADVICE".
 
     Parameters
     ----------
     path : Path
-        What is worked on; of a folder, the file in it that was refused is named.
+        The file or folder; of a folder, the error names the file in it.
     what : str
         Such as "read" or "written".
     error, missing : type[PslError]
         The error, and that for a file that is not there, by default the same.
     advice : str, optional
-        What to do; of a full disk something is said in any case.
+        What to do; a full disk always gets advice.
     """
     try:
         yield
@@ -131,7 +131,7 @@ def open_regular(path: Path) -> int:
 
 
 def require_regular(path: Path, status: os.stat_result) -> None:
-    """Check that what was found under a name is a file with content, and raise an OSError that says what it is."""
+    """Raise an OSError that names the kind of file unless this is a regular one."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -157,7 +157,7 @@ def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: in
 
 
 def sha256_name(content: bytes) -> str:
-    """Return what names a file by its content: "sha256:" and 64 hexadecimal digits."""
+    """Return a content's name: "sha256:" and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -326,7 +326,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def hold(descriptor: int) -> None:
-    """Lock what is being written until the descriptor is closed, as this process ends at the latest."""
+    """Lock a file or folder in the making until the descriptor is closed, when this process ends at the latest."""
     with contextlib.suppress(OSError):  # a file system without locks: what a crash leaves there stays
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 

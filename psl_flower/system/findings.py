@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Findings of a check."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class Finding(NamedTuple):
     """One line of the report."""
 
     level: Literal["ok", "warning", "failed"]  #: "failed": a run would not work; "warning": it may.
-    what: str  #: What was looked at, in a word or two.
-    found: str  #: What is there.
+    what: str  #: The thing checked, in a word or two.
+    found: str  #: Its state.
     do: str = ""  #: What to do about it; empty if nothing.
 
 

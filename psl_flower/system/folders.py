@@ -98,7 +98,7 @@ class NewFolder:
             self.abort()
 
     def abort(self) -> None:
-        """Drop the folder with what is in it; harmless after `commit`."""
+        """Remove the folder with its content; harmless after `commit`."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -117,9 +117,9 @@ class NewFolder:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder and those below it; not what is being written.
+    """Remove the unfinished files of killed processes in a folder and those below it, not those still being written.
 
-    What this user may not see or remove stays.
+    Files that this user may not see or remove stay.
     """
     for place, folders, names in os.walk(folder):
         hidden = [Path(place) / name for name in names if TEMPORARY.fullmatch(name)]
@@ -148,7 +148,7 @@ def make_folder(path: Path, error: type[PslError] = StoreUnreachable, *, disk: D
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder and its missing parents for this user alone; others are shut out of one that is there, with a note.
+    """Make a folder and its missing parents for this user alone; an existing one is closed to others, with a note.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What this machine offers, found out without loading torch."""
+"""Cores, GPUs, memory and packages of this machine, without loading torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock:
         self._offset_s = self._offset()
 
     def ahead_s(self) -> float:
-        """Return by how many seconds the clock has gone further than time has; below 0 where it was set back."""
+        """Return the seconds by which the clock is ahead of elapsed time; below 0 if it was set back."""
         return self._offset() - self._offset_s
 
     @staticmethod
@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next tensor; does nothing without glibc.
 
     A training step allocates and frees the same tensors every time. By default glibc gives large ones back to the
-    system, which then maps and clears every page anew: 5 to 10 % of a step where page faults are dear, as in virtual
+    system, which then maps and clears every page again: 5 to 10 % of a step where page faults are slow, as in virtual
     machines.
     """
     try:
@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    # A thread's own arena would go on giving memory back, whole heaps of it.
+    # A thread's own arena would still give memory back, in whole heaps.
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TOP_PAD, _PAD_BYTES)
 
@@ -99,7 +99,7 @@ def list_gpus() -> tuple[str, ...]:
 
 
 def require_packages(purpose: str, extra: str, *packages: str) -> None:
-    """Raise ConfigError, naming the extra that installs them, unless all packages that a purpose needs are there."""
+    """Raise ConfigError, naming the extra that installs them, unless all packages for a purpose are installed."""
     for package in packages:
         try:
             importlib.import_module(package)

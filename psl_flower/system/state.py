@@ -38,7 +38,7 @@ def state_home() -> Path:
 def node_state() -> Path:
     """Return the folder where nodes of this user keep their state by default; raises what `state_home` does."""
     folder = state_home() / "node"
-    # A folder of its own that somebody names, for a while perhaps, is no place to move a node's weights to.
+    # $PSL_STATE may be set for a short while: no place to move a node's weights to.
     return folder if os.environ.get(VARIABLE) else _moved(_home() / ".psl-flower" / "state", folder)
 
 

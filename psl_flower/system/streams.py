@@ -10,7 +10,7 @@ from psl_flower.errors import OutputLost
 
 
 def open_streams() -> None:
-    """Let the standard streams be open and take any text, before a command opens files of its own.
+    """Make the standard streams open and able to take any text, before a command opens files.
 
     A file that is opened where one of them is closed would get its number, and what other programs print would go
     there. Letters that the encoding lacks are escaped. Standard output that cannot be written raises OutputLost.
@@ -31,12 +31,12 @@ def open_streams() -> None:
 
 
 def drop_output() -> None:
-    """Send what is still printed nowhere, so that the interpreter, which flushes at exit, finds no error."""
+    """Discard further output, so that the interpreter, which flushes at exit, finds no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output whose loss has an error of its own, unlike that of a file of a command's."""
+    """Standard output that raises a distinct error if it is lost, unlike a command's files."""
 
     def write(self, text: str) -> int:
         """Write text; raises OutputLost."""
@@ -46,7 +46,7 @@ class _Output(io.TextIOWrapper):
             raise self._lost(error) from error
 
     def flush(self) -> None:
-        """Write what is held back; raises OutputLost."""
+        """Flush; raises OutputLost."""
         try:
             super().flush()
         except OSError as error:
@@ -55,6 +55,6 @@ class _Output(io.TextIOWrapper):
     @staticmethod
     def _lost(error: OSError) -> OSError | OutputLost:
         if isinstance(error, BrokenPipeError):
-            return error  # whoever read it has gone, which is no error
+            return error  # the reader closed the pipe, which is no error
         drop_output()
         return OutputLost(f"standard output cannot be written: {error.strerror or error}")

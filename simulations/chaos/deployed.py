@@ -34,18 +34,7 @@ _DATASET, _IMAGES = "digits", (96, 32)
 def rage(
     out: Path | None, workspace: Path, *, kills: int, kills_per_run: int, seed: int, nodes: int, federations: int
 ) -> Report:
-    """Do all trials that the result file does not have yet, and write it after each.
-
-    Parameters
-    ----------
-    out : Path or None
-        The result file.
-    workspace : Path
-        Where the hosts' folders are made.
-    kills, kills_per_run, seed : int
-        How often to kill in all and in one run, and what decides roles and moments.
-    nodes, federations : int
-        How many nodes a federation has, and how many federations to have side by side.
+    """Do all trials that the result file `out` lacks, several federations side by side, and write it after each.
 
     Raises
     ------
@@ -82,7 +71,7 @@ def _known(out: Path | None) -> Report | None:
 
 
 class _Trials:
-    """What is left to do, and the report of what is done; several threads take from it."""
+    """The remaining work, and the report on the rest; several threads take from it."""
 
     def __init__(self, report: Report, asked: Sequence[Plan], out: Path | None, workspace: Path) -> None:
         # What went wrong without a word on the weights is tried again; weights that differ stay.

@@ -9,29 +9,19 @@ from simulations import reports
 from simulations.reports import Cells, Row, Spread, Values
 from simulations.tables import again, spread
 
-# When a kill comes: in a step, or while the run is beginning anew after the kill before it.
+# When a kill comes: in a step, or while the run restarts after the kill before it.
 TRAINING, STARTING = "training", "starting"
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """One process killed.
+    """One process killed."""
 
-    Attributes
-    ----------
-    role : str
-        "node", "server" or "SuperLink".
-    moment : {"training", "starting"}
-        Whether it came in a step, or while the run was beginning anew.
-    step, committed : int
-        Training step that the run had reached, 0 if it had not begun to train, and the one that it went on from.
-    lost_s : float or None
-        From the kill to the first step after it, or to the next kill if that came before; None where that is not known.
-    """
-
-    role: str
-    moment: str
+    role: str  #: "node", "server" or "SuperLink".
+    moment: str  #: "training" or "starting": whether it came in a step, or while the run restarted.
+    #: Training step that the run had reached, 0 if it had not begun to train, and the one it continued from.
     step: int
     committed: int
+    #: From the kill to the first step after it, or to the next kill if that came before; None where that is not known.
     lost_s: float | None
 
     @property
@@ -41,40 +31,22 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : dict
-        Settings of the run by their kebab-case keys.
-    seed : int
-        Of roles and moments.
-    measurements : tuple of Kill
-        Every kill, in the order in which they came.
-    kills : dict
-        Kills by role.
-    restarts : int
-        So often the run began anew; more than there were kills if something else went wrong, too.
-    steps, steps_repeated : int
-        Training steps of the run, and how many were done again.
-    seconds, seconds_lost : float
-        Wall time of the run, and what of it the kills cost, as far as that is known.
-    equal : bool
-        Whether the weights are bit for bit those of the undisturbed run.
-    """
+    """A result file."""
 
     benchmark: str = "chaos"
     version: int = 2
-    settings: Values
-    seed: int
-    measurements: tuple[Kill, ...]
-    kills: dict[str, int]
-    restarts: int
+    settings: Values  #: Settings of the run by their kebab-case keys.
+    seed: int  #: Of roles and moments.
+    measurements: tuple[Kill, ...]  #: Every kill, in the order in which they came.
+    kills: dict[str, int]  #: Kills by role.
+    restarts: int  #: Restarts of the run; more than kills if something else went wrong, too.
+    #: Training steps of the run, and how many were done again.
     steps: int
     steps_repeated: int
+    #: Wall time of the run, and what of it the kills cost, as far as that is known.
     seconds: float
     seconds_lost: float
-    equal: bool
+    equal: bool  #: Whether the weights are bit for bit those of the undisturbed run.
 
     @property
     def title(self) -> str:

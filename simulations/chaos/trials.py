@@ -1,4 +1,4 @@
-"""The trials against a deployed federation: what is done to which runs, and with which weights they end."""
+"""The trials against a deployed federation: the faults, and the weights the runs end with."""
 
 from __future__ import annotations
 
@@ -45,29 +45,16 @@ _LONGEST_RUN_S, _LONGEST_START_S = 900.0, 180.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a trial is to do.
+    """What a trial is to do."""
 
-    Attributes
-    ----------
-    name, kind, transport : str
-        As of `Trial`.
-    kills : int
-        How often to kill.
-    steps : int
-        Training steps of each run.
-    steps_per_round : int
-        Those of a round.
-    seed : int
-        Of roles and moments.
-    """
-
+    #: As of `Trial`.
     name: str
     kind: str
     transport: str = "stream"
-    kills: int = 0
-    steps: int = _FEW_STEPS
-    steps_per_round: int = STEPS_PER_ROUND
-    seed: int = 0
+    kills: int = 0  #: How often to kill.
+    steps: int = _FEW_STEPS  #: Training steps of each run.
+    steps_per_round: int = STEPS_PER_ROUND  #: Those of a round.
+    seed: int = 0  #: Of roles and moments.
 
     @property
     def settings(self) -> tuple[str, ...]:

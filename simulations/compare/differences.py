@@ -19,21 +19,12 @@ _REFERENCES = (WHOLE, MERGED)
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A method's accuracy minus the reference's, in points.
+    """A method's accuracy minus the reference's, in points."""
 
-    Attributes
-    ----------
-    method : str
-        Its name.
-    mean : float
-        Over the seeds that both were trained with.
-    low, high : float
-        95 % interval of the mean by Student's t with one degree of freedom fewer than there are seeds. It takes the
-        differences as normally distributed.
-    """
-
-    method: str
-    mean: float
+    method: str  #: Its name.
+    mean: float  #: Over the seeds that both were trained with.
+    #: 95 % interval of the mean by Student's t with one degree of freedom fewer than there are seeds. It takes the
+    #: differences as normally distributed.
     low: float
     high: float
 

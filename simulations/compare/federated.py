@@ -35,16 +35,7 @@ Show = Callable[[int], None]
 
 
 def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
-    """Train with patches, or go on where an earlier attempt was interrupted.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run, its name and workspace included.
-    steps_per_epoch : int
-        For the points' epochs.
-    show : callable
-        Called with the number of steps done.
+    """Train with patches, from where an earlier attempt was interrupted; `show` is called with the steps done.
 
     Raises
     ------
@@ -69,21 +60,10 @@ def patch_split(config: RunConfig, steps_per_epoch: int, show: Show) -> Outcome:
 
 
 def averaging(config: RunConfig, own: Values, show: Show) -> Outcome:
-    """Train with federated averaging; an earlier attempt is forgotten.
+    """Train with federated averaging, from the beginning; `show` is called with the rounds done.
 
-    Parameters
-    ----------
-    config : RunConfig
-        What all methods share, with the number of rounds, the run's name and workspace.
-    own : dict
-        Settings that averaging alone has, by their kebab-case keys.
-    show : callable
-        Called with the number of rounds done.
-
-    Raises
-    ------
-    RunError
-        As `patch_split`.
+    `config` has what all methods share, with rounds, name and workspace; `own` the settings of averaging alone, by
+    their kebab-case keys. Raises RunError as `patch_split`.
     """
     run = RunFolder(config.workspace_path() / "runs" / config.run.run_name)
     shutil.rmtree(run.path, ignore_errors=True)
@@ -102,7 +82,7 @@ def parts(config: RunConfig, own: Values, whole: StoreSet) -> list[NDArray[np.in
     Raises
     ------
     ConfigError
-        If a setting is refused, or the images are too few for so many clients, or for clients that differ so much.
+        If a setting is refused, or the images are too few for the number of clients, or their differences.
     """
     fed = FedAvgConfig.from_mapping(_settings(config, own))
     samples_N = whole.description.samples_of("train")
@@ -172,16 +152,9 @@ def _outcome(
 
 
 def total_by_node(rows: list[dict[str, Any]], way: str, node: str) -> dict[str, int]:
-    """Return the bytes of every node, from what metrics.jsonl says of the rounds.
+    """Return the bytes of every node, "upper" or "client", on the way "up" or "down", from rounds of metrics.jsonl.
 
-    Parameters
-    ----------
-    rows : list of dict
-        The rounds; in each the nodes' bytes are those so far, since the process began.
-    way : str
-        "up" or "down".
-    node : str
-        "upper" or "client".
+    In each round the nodes' bytes are those so far, since the process began.
     """
     total: dict[str, int] = {}
     before: dict[str, int] = {}

@@ -31,6 +31,11 @@ CASES: dict[str, Values] = {
     "code32-pool": {**_CODE, "cut": "pool", "code-size": 32},
     "code16-layer4": {**_CODE, "code-size": 16},
     "code8-layer4": {**_CODE, "code-size": 8},
+    # Noise from the nodes' secrets, and gradients of a byte a number, without and with what rounding took.
+    "code16-layer4-noise0.5": {**_CODE, "code-size": 16, "code-noise": 0.5},
+    "code16-layer4-noise1": {**_CODE, "code-size": 16, "code-noise": 1.0},
+    "code16-layer4-int8": {**_CODE, "code-size": 16, "wire-gradients": "int8"},
+    "code16-layer4-int8-feedback": {**_CODE, "code-size": 16, "wire-gradients": "int8", "gradient-feedback": True},
     # As many bits, of more levels or of finer patches.
     "code16x4-layer4": {**_CODE, "code-size": 16, "code-levels": 4},
     "code8-layer4-4x4": {**_CODE, **_FINE, "code-size": 8},

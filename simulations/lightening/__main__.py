@@ -34,7 +34,7 @@ from simulations.lightening.rivals import Rivals
 from simulations.machine import circumstances
 from simulations.progress import Progress
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--epochs", "workspace": "--workspace",
@@ -75,7 +75,7 @@ class Lightening(ReportBenchmark[Options]):
             plain, direct = (
                 judge.speed_of(path).images_per_s for path in rivals.reference_files(reference.path / "light")
             )
-            # As fast as the directly quantised reference, too: what is slower would not compare with it.
+            # At least as fast as the directly quantised reference, else they would not compare.
             min_speed = max(options.speedup * plain, direct)
             progress.result(f"to exceed: {min_speed:.0f} images/s")
             told = _lighten(reference, options, min_speed)

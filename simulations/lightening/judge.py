@@ -48,17 +48,7 @@ class Artefact:
 
 
 class Judge:
-    """Measures files as they lie on the disk, by onnxruntime.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Of the reference's run.
-    stores : StoreSet
-        Its images.
-    threads, batch : int
-        As speed is measured.
-    """
+    """Measures the ONNX files of light models with onnxruntime."""
 
     def __init__(self, config: RunConfig, stores: StoreSet, threads: int, batch: int) -> None:
         self._stores, self._threads, self._batch = stores, threads, batch
@@ -86,14 +76,7 @@ class Judge:
     ) -> dict[str, list[Speed]]:
         """Return the speeds of every file, by name, one of each turn; every other turn goes backwards.
 
-        Parameters
-        ----------
-        artefacts : sequence of Artefact
-            The files.
-        repetitions : int
-            Turns.
-        show : callable
-            Called with the number of turns done.
+        `show` is called with the number of turns done.
         """
         images_BCHW = self._images()
         sessions = {artefact.name: open_session(artefact.path, self._threads) for artefact in artefacts}

@@ -23,18 +23,9 @@ from simulations.progress import Progress
 
 
 def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress) -> RunFolder:
-    """Return a trained run of these settings; one that the workspace has is not trained again, a part goes on.
+    """Return a trained run of these settings, from the workspace if it has one; an interrupted training continues.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run.
-    engine : str
-        One of `simulations.lightening.results.ENGINES`.
-    workspace : Path
-        Where the run is.
-    progress : Progress
-        Told how it goes.
+    `engine` is one of `simulations.lightening.results.ENGINES`.
 
     Raises
     ------

@@ -28,15 +28,7 @@ _CALIBRATION_BATCH = 64
 
 
 class Rivals:
-    """Makes them.
-
-    Parameters
-    ----------
-    first : PatchSplitNet
-        The reference.
-    trainer : LocalTrainer
-        Where one of them learns.
-    """
+    """Makes the rivals of the third model from the reference, `first`; `trainer` trains one of them."""
 
     def __init__(self, first: PatchSplitNet, trainer: LocalTrainer) -> None:
         self._first, self._trainer = first, trainer

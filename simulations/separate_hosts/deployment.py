@@ -1,4 +1,4 @@
-"""A SuperLink with TLS and node authentication and SuperNodes, each on a host of its own (`network.Host`)."""
+"""A SuperLink with TLS and node authentication and SuperNodes, each on its own host (`network.Host`)."""
 
 from __future__ import annotations
 
@@ -41,16 +41,7 @@ _NODE_CONFIG = {
 class Deployment:
     """Everything that an owner and an operator set up, as docs/deploy.md says it.
 
-    Parameters
-    ----------
-    network : Network
-        The hosts.
-    dataset : str
-        What the owner cuts into as many stores as there are nodes.
-    ingest : sequence of str
-        Further arguments of `psl ingest`.
-    settings : sequence of str
-        KEY=VALUE, of every run that is not resumed.
+    `ingest` are further arguments of `psl ingest`; `settings`, as KEY=VALUE, go to every run that is not resumed.
 
     Raises
     ------
@@ -199,7 +190,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def training(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Start `flwr run`, to do something while it goes on."""
+        """Start `flwr run` in the background."""
         process = self.submit(*settings)
         try:
             yield process

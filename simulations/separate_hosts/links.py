@@ -31,20 +31,9 @@ _CLOSED_PORT = 9
 def slowed(
     network: Network, nodes: Sequence[int], delay_s: float, loss: float = 0.0, *, seed: int = 0
 ) -> Iterator[None]:
-    """Let every frame between some nodes and the switch take a while, either way, and lose some; then no more.
+    """Delay every frame between some nodes and the switch by `delay_s`, either way, and lose a share of them, 0 to 1.
 
-    Parameters
-    ----------
-    network : Network
-        The hosts.
-    nodes : sequence of int
-        Whose links.
-    delay_s : float
-        Delay of one way, in seconds.
-    loss : float
-        Share of the frames that is lost, 0 to 1. A frame is what a host's kernel hands over at once: up to 64 KiB.
-    seed : int
-        Of which frames the stand-in loses.
+    A frame is what a host's kernel hands over at once: up to 64 KiB. `seed` draws which frames the stand-in loses.
 
     Raises
     ------

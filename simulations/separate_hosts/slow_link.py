@@ -27,17 +27,7 @@ _NOTHING_NOW = (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN)
 
 
 class SlowQueue:
-    """Frames on their way in one direction.
-
-    Parameters
-    ----------
-    delay_s : float
-        From a frame's coming to its leaving.
-    loss : float
-        Share of the frames that never leave, 0 to 1.
-    draw : random.Random
-        Decides which.
-    """
+    """Frames on their way in one direction; a share `loss` of them, 0 to 1, never leaves."""
 
     def __init__(self, delay_s: float, loss: float, draw: random.Random) -> None:
         self._delay_s, self._loss, self._draw = delay_s, loss, draw

@@ -42,24 +42,9 @@ def measure(
     *,
     keep: bool = False,
 ) -> Measurement:
-    """Run one round of training through Flower, with a separate SuperLink.
+    """Run one round of training through Flower, with a separate SuperLink; `turns`, of the one process, hold it.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run; its one round holds all steps.
-    stores : StoreSet
-        The stores that the run finds.
-    repetition, warmup : int
-        For the measurement.
-    batch_sizes : tuple of int
-        Images of every step.
-    show : callable
-        Called with the number of steps done.
-    turns : Turns
-        Those of the one process, which hold the run.
-    keep : bool
-        Whether the run's folder stays.
+    The one round of `config` has all steps; `show` is called with the steps done; `keep` leaves the run's folder.
 
     Raises
     ------

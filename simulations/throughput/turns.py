@@ -16,23 +16,16 @@ from simulations.throughput.holding import Brake, Span, breathe
 from simulations.throughput.one_process import Opponent
 from simulations.throughput.results import Settings
 
-# Flower ends a run whose process has not told it for a minute that it lives. It does so every 23 s at most, and at once
-# when it is late: so the Lower goes on for a moment now and then; with its Uppers held it soon has nothing to compute.
+# Flower ends a run whose process has sent no heartbeat for a minute. It sends one every 23 s at most, and at once
+# when it is late: so the Lower runs for a moment now and then; with its Uppers held it soon has nothing to compute.
 _BREATH_EVERY_S, _BREATH_S = 15.0, 0.2
 
 
 class Turns:
-    """The one process's turns during a federated run.
+    """The one process's turns during a federated run; it is held after its warm-up.
 
     Turn i (from 1) ends for the one process after the steps of the warm-up, i times those that fall to a turn, and one
     more for each turn: the step that its last stop cut.
-
-    Parameters
-    ----------
-    settings : Settings
-        How many steps and turns.
-    opponent : Opponent
-        The one process, held after its warm-up.
     """
 
     def __init__(self, settings: Settings, opponent: Opponent) -> None:
@@ -46,21 +39,10 @@ class Turns:
         return self._brake.spans
 
     def take(self, done: int, processes: Callable[[], Iterable[psutil.Process]]) -> None:
-        """Hold the federated run for a turn of the one process, if one is due.
+        """Hold the federated run, of which `done` steps are done, for a turn of the one process, if one is due.
 
-        The last turn is not taken here: it comes when the federated run is over.
-
-        Parameters
-        ----------
-        done : int
-            Steps that the federated run has done.
-        processes : callable
-            Returns its processes; those that compute are held.
-
-        Raises
-        ------
-        RunError
-            If the one process fails.
+        The last turn is not taken here: it comes when the federated run is over. `processes` returns the run's
+        processes; those that compute are held. Raises RunError if the one process fails.
         """
         # Short steps pass several turns between two looks; they are taken together.
         due = sum(done >= self._end(turn) - 1 for turn in range(1, self._settings.turns))
@@ -84,7 +66,7 @@ class Turns:
 
 
 class _Breathing:
-    """Lets stopped processes go on for a moment now and then."""
+    """Lets stopped processes run for a moment now and then."""
 
     def __init__(self, processes: list[psutil.Process]) -> None:
         self._processes, self._last = processes, time.monotonic()

@@ -1,4 +1,8 @@
-"""A run brings a ClientApp that reads a node's store: Flower's SuperNode runs it, `psl-supernode` does not."""
+"""A run brings a ClientApp that reads a node's store: Flower's SuperNode runs it, `psl-supernode` does not.
+
+And it tells the server at once when the ClientApp that it does run is killed, or ended because the program that starts
+ClientApps is; which is started again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import ErrorCode
 
 from tests.e2e.conftest import BIN, Place, free_port, wait_until
 
@@ -49,6 +54,40 @@ def main(grid, context):
     Path(REPORT).write_text(told)
 """
 _KEY = "the node's key"
+# A ClientApp that kills itself, or the program that started it, while it works on its first message; the server notes
+# how long it took until it heard.
+_DYING = """
+import os, signal, time
+import psutil
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.query()
+def query(message, context):
+    killed = Path(REPORT + ".killed")
+    if killed.exists():
+        return Message(RecordDict(), reply_to=message)
+    killed.write_text(str(time.time()))
+    os.kill(VICTIM, signal.SIGKILL)
+    while True:
+        time.sleep(0.1)  # Flower's signal, from a thread, would not end a longer one
+
+@server.main()
+def main(grid, context):
+    while not (nodes := list(grid.get_node_ids())):
+        pass
+    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
+    (reply,) = grid.send_and_receive([asked])
+    after_s = time.time() - float(Path(REPORT + ".killed").read_text())
+    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
+    (again,) = grid.send_and_receive([asked], timeout=120)
+    Path(REPORT).write_text(f"{reply.error.code} {after_s} {again.has_content()}")
+"""
 
 
 @contextmanager
@@ -64,35 +103,57 @@ def _running(command: list[str | Path], log: Path, environment: dict[str, str]) 
         process.wait()
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
-def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
-    app, report, key = tmp_path / "app", tmp_path / "report", tmp_path / "node.key"
+def _told(place: Place, folder: Path, program: str, code: str, *options: str | Path) -> tuple[str, str]:
+    """Run an app on a SuperNode; return what it reported, and all words of the programs."""
+    app, report, key = folder / "app", folder / "report", folder / "node.key"
     app.mkdir()
     (app / "pyproject.toml").write_text(_PROJECT)
-    (app / "hostile.py").write_text(_APP.replace("REPORT", repr(str(report))))
+    (app / "hostile.py").write_text(code.replace("REPORT", repr(str(report))))
     key.write_text(_KEY)
     port = free_port()
     environment = {**place.environment, "PATH": f"{BIN}{os.pathsep}{place.environment['PATH']}"}
-    node_environment = {**environment, "FLWR_HOME": str(tmp_path / "node-flwr")}
+    node_environment = {**environment, "FLWR_HOME": str(folder / "node-flwr")}
     place.flower_home.mkdir()
     (place.flower_home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     server = [BIN / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    node = [
+    node: list[str | Path] = [
         BIN / program, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
-        "--host", "127.0.0.1", "--node-config", f"key='{key}'",
+        "--host", "127.0.0.1", "--node-config", f"key='{key}'", *options,
     ]  # fmt: skip
-    logs = tmp_path / "superlink.log", tmp_path / "supernode.log"
+    logs = folder / "superlink.log", folder / "supernode.log"
     with _running(server, logs[0], environment):
         wait_until(lambda: place.flwr("list", "here").returncode == 0, 60, "the SuperLink")
         with _running(node, logs[1], node_environment):
             done = place.flwr("run", str(app), "here", "--stream", timeout=270)
             told = report.read_text() if report.exists() else ""
-    words = done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+    return told, done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
+def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
+    told, words = _told(place, tmp_path, program, _APP)
     if program == "flower-supernode":
         assert told == _KEY, words  # why there is the other
     else:
         assert "the run's app differs from the one installed on this node (hostile.py)" in told, words
         assert _KEY not in told
+
+
+# The ClientApp's own process; its parent is a shell, whose parent starts all apps.
+VICTIMS = {"a ClientApp": "os.getpid()", "what starts ClientApps": "psutil.Process().parent().ppid()"}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", VICTIMS.values(), ids=VICTIMS)
+def test_that_is_killed(place: Place, tmp_path: Path, victim: str) -> None:
+    """Flower itself would say so after a minute of heartbeats that stay out, or never."""
+    code = _DYING.replace("VICTIM", victim)
+    told, words = _told(place, tmp_path, "psl-supernode", code, "--app", tmp_path / "app")
+    assert told, words
+    error, after_s, answered = told.split()
+    assert error == str(ErrorCode.CLIENT_APP_CRASHED)
+    assert float(after_s) < 45
+    assert answered == "True", words

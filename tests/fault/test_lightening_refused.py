@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
 
+from clients.host import build_engine
+from psl_flower.engine.build import Blueprint, CompressionTraining, OnnxInference
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.errors import (
     ConfigError,
     LighteningError,
@@ -18,8 +23,10 @@ from psl_flower.errors import (
     RunError,
 )
 from psl_flower.lightening import on_node
+from psl_flower.stores.prepare import prepare_stores
 from tests.fault.lightening_support import (
     ABSENT_TIMEOUT_S,
+    TRAINING,
     WITH,
     at,
     folder_of,
@@ -27,6 +34,7 @@ from tests.fault.lightening_support import (
     run_of,
     serve,
 )
+from tests.in_process import config_in
 
 
 @pytest.mark.parametrize("kind", ["query.lighten_keep", pytest.param("train.stream", marks=pytest.mark.slow)])
@@ -62,6 +70,22 @@ def test_a_node_whose_operator_has_not_allowed_it(place: Path) -> None:
     nodes.allowed = {"lighten": "yes"}  # type: ignore[dict-item]
     with pytest.raises(NodeError, match="node-config lighten: expected true or false, got 'yes'"):
         serve(nodes, place)
+
+
+def test_a_run_with_noise_has_no_light_uppers_on_nodes(place: Path) -> None:
+    """They would add none, and what teaches them would send its codes as they are."""
+    noisy = {"protection": "code", "code_noise": 0.5}
+    stores = prepare_stores(config_in(place / "workspace", TRAINING | noisy))
+    blueprint = Blueprint(config_in(place / "workspace", TRAINING | noisy), stores.description)
+    size = blueprint.config.network.size
+    for override in (OnnxInference(digests={0: ""}), CompressionTraining(size=size, teacher=size)):
+        asked = dataclasses.replace(blueprint, override=override)
+        with closing(stores.open(0)) as store, pytest.raises(ConfigError, match="noise to its codes"):
+            build_engine(asked.encode(), 0, store, Checkpoints(place / "state"))
+    folder = run_of(place)
+    folder.write_config(folder.read_config().replace(**noisy))
+    with pytest.raises(ConfigError, match="psl lighten RUN"):
+        serve(grid(place), place)
 
 
 def test_a_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:

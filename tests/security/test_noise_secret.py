@@ -9,6 +9,7 @@ import torch
 
 from psl_flower.engine.inputs import network_input
 from psl_flower.engine.local import LocalExchange
+from psl_flower.engine.noise import weights_digest
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.seeds import derive
 from psl_flower.wire.frames import frame_bytes
@@ -40,10 +41,10 @@ class OfTheSeed(UpperEngine):
         self._noise_key = hashlib.sha256(b"0").digest()
 
 
-def noise_of_first_step(parts: Federation, plan, m: int, received: torch.Tensor) -> torch.Tensor:
+def noise_of_first_step(parts: Federation, plan, m: int, received: torch.Tensor) -> tuple[torch.Tensor, tuple]:
     """Return what was added to the code of Upper m, by its weights, known from the seed, and the very patches.
 
-    No Lower has the patches: this attacker knows more.
+    And all but the key that the draw depends on. No Lower has the patches: this attacker knows more.
     """
     model, store = parts.blueprint.upper(m), parts.stores.open(m)
     description, positions = parts.description, store.meta.positions
@@ -52,8 +53,9 @@ def noise_of_first_step(parts: Federation, plan, m: int, received: torch.Tensor)
         description.std,
     )  # fmt: skip
     model.train()
+    given = plan, weights_digest(model, training=True), positions, pixels
     with torch.no_grad():
-        return received.reshape(-1, received.shape[-1]) - model(pixels).flatten(1)
+        return received.reshape(-1, received.shape[-1]) - model(pixels).flatten(1), given
 
 
 def known_keys(parts: Federation, heard: Listening) -> set[bytes]:
@@ -79,19 +81,16 @@ def test_the_lower_tries_all_that_it_holds(kept, stores_for, tmp_path):
     heard = Listening(parts)
     parts.driver.run(heard, 2, evaluate=False)
     plan, m, frame = next(answer for answer in heard.answers if answer[0].id.step == 0)
-    added = noise_of_first_step(parts, plan, m, frame.tensors[0])
+    added, given = noise_of_first_step(parts, plan, m, frame.tensors[0])
     assert 0.4 < added.std() < 2.0, "the attacker has the noise itself; now for the rest of it"
     keys, made = known_keys(parts, heard), parts.blueprint.code_noise
     assert len(keys) > 500
-    found = [
-        key for key in keys for step in (0, 1)
-        if torch.allclose(made.of(key, plan, step, len(parts.uppers[m].store.meta.positions)), added, atol=1e-4)
-    ]  # fmt: skip
+    found = [key for key in keys if torch.allclose(made.of(key, *given), added, atol=1e-4)]
     assert bool(found) != kept
     if kept:
         # It tries the right way: with the node's key it would find the draw.
         own = parts.stores.open(m).noise_key()
-        assert torch.allclose(made.of(own, plan, 0, len(parts.uppers[m].store.meta.positions)), added, atol=1e-4)
+        assert torch.allclose(made.of(own, *given), added, atol=1e-4)
         assert own not in b"".join(heard.messages) + parts.blueprint.encode()
 
 
@@ -99,5 +98,9 @@ def test_two_nodes_share_no_draw(stores_for, tmp_path):
     config = settings(**NOISY)
     parts, samples = Federation(config, stores_for(config), tmp_path), [0, 1, 2, 3]
     plan = parts.driver.task.train_plan(0)
-    drawn = [parts.blueprint.code_noise.of(upper._noise_key, plan, 0, 1) for upper in parts.uppers.values()]
+    patches = torch.zeros(len(samples), 3, 8, 8)
+    drawn = [
+        parts.blueprint.code_noise.of(upper._noise_key, plan, bytes(32), [0], patches)
+        for upper in parts.uppers.values()
+    ]
     assert len(torch.cat(drawn).unique()) == len(drawn) * len(samples) * 6

@@ -6,6 +6,7 @@ import codecs
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,84 @@ def test_images_that_are_refused_leave_no_draft_behind(folder: Path) -> None:
     assert not (folder / "sealed" / "draft.psl").exists()
     first = json.loads(psl(*sealing(folder, "--image-size", "8x8")).stdout)
     assert first["images"] == 21
+
+
+def test_more_images_are_brought_to_the_size_that_was_stated(folder: Path) -> None:
+    psl(*sealing(folder, "image-size=8"))
+    (folder / "pets" / "cat" / "wider.png").write_bytes(encode(colour(60, (32, 8))))
+    bare = ["ingest", folder / "pets", "--out", folder / "sealed", "--owner-key", folder / "owner.key", "--append"]
+    more = json.loads(psl(*bare, "--json").stdout)
+    assert (more["added"], more["known"], more["images"]) == (1, 20, 21)
+    assert more["account"]["image_size"] == [8, 8]
+    psl("verify", *more["stores"], "--manifest", folder / "sealed")
+
+
+def test_where_no_size_was_stated_other_sizes_are_refused(folder: Path) -> None:
+    psl(*sealing(folder))
     (folder / "pets" / "cat" / "wider.png").write_bytes(encode(colour(60, (32, 8))))
     assert "set image-size" in refused(errors.DataError, *sealing(folder, "--append"))
     assert not (folder / "sealed" / "draft.psl").exists()
-    more = json.loads(psl(*sealing(folder, "--append", "--image-size", "8x8")).stdout)
-    assert (more["added"], more["known"], more["images"]) == (1, 21, 22)
+    more = json.loads(psl(*sealing(folder, "--append", "image-size=8x8")).stdout)
+    assert (more["added"], more["known"], more["images"]) == (1, 20, 21)
     psl("verify", *more["stores"], "--manifest", folder / "sealed")
+
+
+CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
+    "image size": (
+        ["--image-size", "16x8"],
+        "image-size: 16x8 is given, but .*sealed was sealed with 8x8; leave it out",
+    ),
+    "patch": (["patch-size=8x4"], "patch-size: 8x4 is given, but .* sealed with 4x4"),
+    "stride": (["--stride", "2x2"], "stride: 2x2 is given, but .* sealed with 4x4"),
+    "fit": (["--fit", "pad"], "fit: pad is given, but .* sealed with exact"),
+    "margin": (["--margin", "0"], "margin: 0 is given, but .* sealed with 1"),
+    "uppers": (["uppers=3"], "uppers: 3 is given, but .* sealed with 2"),
+    "background": (["background=black"], "background: black is given, but .* sealed with white"),
+    "pixels": (
+        ["pixel-range=0..99"],
+        r"pixel-range: 0\.\.99 is given, but .* sealed with what the images' format says",
+    ),
+    "assignment": (["--assignment", "round-robin"], "assignment: round-robin is given, but .* sealed with"),
+    "nodes": (
+        ["--node-key", "NODE0"],
+        "--node-key: is not what .*sealed was sealed with; .* change it with psl rotate",
+    ),
+    "restorers": (["--restorer", "bob=ALICE"], "--restorer: is not what .* was sealed with"),
+    "threshold": (["--threshold", "2"], "--threshold: is not what .* was sealed with"),
+    "server": (["--lower-key", "LOWER"], "--lower-key: is not what .* was sealed with"),
+}
+
+
+def test_what_contradicts_the_set_is_refused(folder: Path) -> None:
+    names = {"NODE0": folder / "node0.key.pub", "bob=ALICE": f"bob={folder / 'alice.key.pub'}"}
+    psl("keygen", "lower", "--out", folder / "lower2.key")
+    names["LOWER"] = folder / "lower2.key.pub"
+    psl(*sealing(folder, "--margin", "1"))
+    bare = ["ingest", folder / "pets", "--out", folder / "sealed", "--owner-key", folder / "owner.key", "--append"]
+    before = sorted(os.listdir(folder / "sealed"))
+    assert CONTRADICTIONS
+    for case, (given, message) in CONTRADICTIONS.items():
+        said = refused(ConfigError, *bare, *(names.get(word, word) for word in given))
+        assert re.search(message, said), (case, said)
+    assert sorted(os.listdir(folder / "sealed")) == before
+    # What says the same as the set is no contradiction.
+    same = ["image-size=8x8", "margin=1", "uppers=2", "fit=exact", "background=white", "assignment=scatter"]
+    assert json.loads(psl(*sealing(folder, "--append", *same)).stdout)["known"] == 20
+
+
+def test_more_images_are_mapped_as_the_first(folder: Path) -> None:
+    psl(*sealing(folder, "background=black"))
+    (folder / "pets" / "cat" / "new.png").write_bytes(encode(colour(77, (8, 8))))
+    more = json.loads(psl(*sealing(folder, "--append")).stdout)
+    assert (more["added"], more["account"]["background"]) == (1, "black")
+
+
+def test_an_option_and_a_setting_that_say_different_things_are_refused(folder: Path) -> None:
+    said = refused(ConfigError, *sealing(folder, "--image-size", "8x8", "image-size=4x4"))
+    assert said == "--image-size 8x8 and image-size=4x4 contradict each other; give one of them"
+    assert "margins: is no setting of how to read a dataset" in refused(ConfigError, *sealing(folder, "margins=1"))
+    first = json.loads(psl(*sealing(folder, "--image-size", "8", "image-size=8x8", "fit=exact")).stdout)
+    assert first["images"] == 20
 
 
 def test_without_its_list_of_contents_a_dataset_is_asked_itself(folder: Path) -> None:
@@ -108,9 +181,11 @@ def test_without_its_list_of_contents_a_dataset_is_asked_itself(folder: Path) ->
     assert (folder / "sealed" / FILE).exists()
     # So it is after a rotation, which leaves the images as they are.
     psl("rotate", "--manifest", folder / "sealed", "--owner-key", folder / "owner.key", "--drop-node", "0")
-    assert json.loads(psl(*sealing(folder, "--append")).stdout)["added"] == 0
+    bare = ["ingest", folder / "pets", "--out", folder / "sealed", "--owner-key", folder / "owner.key", "--append"]
+    assert "--node-key" in refused(ConfigError, *sealing(folder, "--append"))  # one of them holds nothing any more
+    assert json.loads(psl(*bare, "--json").stdout)["added"] == 0
     (folder / "sealed" / FILE).unlink()
-    assert json.loads(psl(*sealing(folder, "--append")).stdout)["known"] == 21
+    assert json.loads(psl(*bare, "--json").stdout)["known"] == 21
 
 
 def test_the_list_of_contents_is_the_owners_own(folder: Path, tmp_path: Path) -> None:

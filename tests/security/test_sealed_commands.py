@@ -20,6 +20,7 @@ from psl_flower.config import RunConfig
 from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder, create_run
+from psl_flower.sealed import keyfile
 from psl_flower.stores.prepare import prepare_stores
 from tests.security.sealed_commands import app, psl, refused, sealing
 from tests.vectors.sealed_support import Killed
@@ -44,6 +45,21 @@ def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
     assert "generation 2: 110 images in 2 stores, 8x8 patches" in appended
     assert "left out: 80 (sealed before)" in appended
     assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
+
+
+def test_several_keys_are_made_at_once_or_none(tmp_path: Path) -> None:
+    keys = [tmp_path / f"node{m}.key" for m in range(3)]
+    report = json.loads(psl("keygen", "node", keys[0], keys[1], "--out", keys[2], "--json").stdout)
+    assert [(key["name"], key["file"]) for key in report["keys"]] == [(f"node{m}", str(keys[m])) for m in range(3)]
+    assert len({key["public"] for key in report["keys"]}) == 3
+    assert keyfile.load(keys[1]).role == "node"
+    new = tmp_path / "new.key"
+    refused(errors.StoreExists, "keygen", "node", new, keys[1])
+    assert "twice" in refused(ConfigError, "keygen", "node", new, "--out", new)
+    assert "twice" in refused(ConfigError, "keygen", "node", new, f"{new}.pub")
+    assert "--name goes with one key" in refused(ConfigError, "keygen", "node", new, tmp_path / "b.key", "--name", "b")
+    assert not new.exists()
+    assert "psl keygen node node.key" in psl("keygen", "node", status=2).output
 
 
 def test_from_keys_to_a_corrected_label(folder: Path) -> None:
@@ -79,6 +95,10 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
     in_the_way = out / "manifest.psl" / "under" / "a-file"
     refused(errors.StoreUnreachable, "restore", "--manifest", out, *both, *images, "--out", in_the_way)
+    # Nor is anything restored past the set's own log.
+    elsewhere = ("--audit-log", folder / "other.log")
+    refused(errors.ConfigError, "restore", "--manifest", out, *both, *images, "--out", folder / "no", *elsewhere)
+    assert not (folder / "other.log").exists() and not (folder / "no").exists()
     assert (out / "audit.log").read_bytes() == log
     assert "3 images: train:3 (3), test:7 (67), test:8 (68)" in psl("audit-log", "--manifest", out).stdout
     refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")
@@ -112,6 +132,11 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     assert {change[2] for change in history["versions"][3]["changes"]} == {7}
     assert len(history["versions"][3]["changes"]) == 2
     assert "no image is named" in refused(errors.ConfigError, *corrected, "--image", ",")
+    command = f"psl relabel --manifest {out} --identity KEY --history"
+    assert command in psl(*corrected, "--image", "10", "--why", "smudged").stdout
+    listed = psl("relabel", "--manifest", out, "--identity", people[1], "--history").stdout
+    assert "relabel  alice  smudged" in listed and "10 (train:10): " in listed
+    assert command in psl("audit-log", "--manifest", out).stdout
     refused(
         errors.ConfigError,
         "relabel",

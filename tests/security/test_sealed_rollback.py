@@ -189,7 +189,7 @@ def test_every_command_that_writes_refuses_twice(folder: Path, command: str, rol
 
 
 def test_the_table_names_every_command_that_writes(folder: Path) -> None:
-    """As left by its owner, each of them does its work; `ingest` says that there is a dataset."""
+    """As left by its owner, each of them does its work; `ingest` says that there is a dataset, `restore` logs in its log."""
     (folder / "asked.psl").rename(folder / "asked-by-alice.psl")
     shutil.copy(folder / "asked-by-alice.psl", folder / "asked.psl")
     assert len(WRITING) == 12 and len(ROLLED_BACK) == 7
@@ -200,6 +200,8 @@ def test_the_table_names_every_command_that_writes(folder: Path) -> None:
         before = contents(folder)
         if name == "ingest":
             refused(errors.StoreExists, *command(folder))
+        elif name == "restore, log elsewhere":
+            refused(errors.ConfigError, *command(folder))
         elif name == "restore by nodes' answers":
             refused(errors.TruncatedFile, *command(folder))
         else:

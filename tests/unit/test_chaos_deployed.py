@@ -172,7 +172,8 @@ def test_every_role_can_be_drawn():
 def test_client_apps_of_nodes_are_found(tmp_path):
     """Were they not known by their command line, another role would be drawn in their place, in silence."""
     program = write_programs(tmp_path / PROGRAMS) / "flwr-clientapp"
-    started = shlex.split(program.read_text("utf-8").replace('"$@"', "--token x").splitlines()[-1])[1:]
+    served = next(line for line in program.read_text("utf-8").splitlines() if "client_app()" in line)
+    started = shlex.split(served.replace('"$@"', "--token x"))
     assert (started[0], started[-1]) == (sys.executable, "x")
     assert is_program(started, CLIENT_APP_PROGRAM)
     assert not is_program(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.noise import CodeNoise
+from psl_flower.engine.noise import CodeNoise, weights_digest
 from psl_flower.errors import StoreError
 from psl_flower.kinds.kind import TRAINED
-from psl_flower.patches import PatchGrid
 from psl_flower.protection import Protection
 from psl_flower.protection.noise import drawn
 from psl_flower.sealed.keys import Identity, Role
@@ -26,14 +24,10 @@ from tests.unit.test_plain_store import write
 from tests.vectors.sealed_support import ArraySource, World
 
 KEY = bytes(range(32))
-GRID = PatchGrid(image_size=(8, 8), patch_size=(4, 4), stride=(4, 4))
-PLAIN = Augmentation(grid=GRID)
-MOVED = Augmentation(grid=GRID, flip=True, shift=1, cutout=2)
 
 
-def noise(augmentation=MOVED, **changes):
-    made = CodeNoise(size=3, run=bytes(32), augmentation=augmentation)
-    return dataclasses.replace(made, **changes)
+def noise(run=bytes(32)):
+    return CodeNoise(size=3, run=run)
 
 
 def plan(samples, mode="look", seed=0, *, step=0, attempt=0, **options):
@@ -42,9 +36,16 @@ def plan(samples, mode="look", seed=0, *, step=0, attempt=0, **options):
     )
 
 
-def rows(made, *given, key=KEY, step=0, positions=2):
-    """Return the draws of each sample of a plan, as bytes."""
-    return [row.numpy().tobytes() for row in made.of(key, *given, step, positions).reshape(-1, positions, made.size)]
+def pixels(samples, positions=(0, 1), shade=0):
+    """Return the patches (B*K, C, h, w) of samples, all different."""
+    values = [1000 * sample + 10 * position + shade for sample in samples for position in positions]
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None].repeat(1, 1, 2, 2)
+
+
+def rows(made, given, *, key=KEY, weights=bytes(32), positions=(0, 1), shade=0):
+    """Return the draws of each patch of a plan, as bytes."""
+    patches = pixels(given.sample_indices().tolist(), positions, shade)
+    return [row.numpy().tobytes() for row in made.of(key, given, weights, positions, patches)]
 
 
 def test_numbers_are_normal_and_their_rows_independent():
@@ -64,36 +65,63 @@ def test_a_row_depends_on_key_and_record_alone():
     assert whole[0, :4].tolist() == pytest.approx([-2.21644, -1.26838, -0.82417, 0.9474], abs=1e-5)
 
 
-def test_the_same_view_of_a_record_has_the_same_noise_in_any_batch():
+def test_the_same_patch_has_the_same_noise_in_any_batch():
     made = noise()
     first = rows(made, plan([3, 5, 9], seed=7))
-    assert rows(made, plan([9, 3], seed=7, attempt=4)) == [first[2], first[0]]
-    assert made.of(KEY, plan([3, 5]), 0, 2).shape == (4, 3)
+    assert rows(made, plan([9, 3], "evaluate", seed=8, step=4, attempt=4)) == [*first[4:], *first[:2]]
+    assert made.of(KEY, plan([3, 5]), bytes(32), [0, 1], pixels([3, 5])).shape == (4, 3)
+    # Another shade at one position is another draw there alone, and 0 is -0.
+    moved = pixels([3])
+    moved[1] += 1
+    again = made.of(KEY, plan([3]), bytes(32), [0, 1], moved)
+    assert [again[0].numpy().tobytes(), again[1].numpy().tobytes() == first[1]] == [first[0], False]
+    nothing = torch.zeros(1, 1, 2, 2)
+    assert torch.equal(*(made.of(KEY, plan([3]), bytes(32), [0], sign * nothing) for sign in (1, -1)))
 
 
-def test_asking_with_other_seeds_for_the_same_pixels_averages_nothing_away():
-    made = noise(PLAIN)
-    asked = {rows(made, plan([3], mode, seed))[0] for seed in range(20) for mode in ("look", "evaluate")}
-    assert len(asked) == 1
-    flips = noise(Augmentation(grid=GRID, flip=True))
-    assert len({rows(flips, plan([3], "look", seed))[0] for seed in range(20)}) == 2
-    # That it says another step of a plan which trains nothing changes nothing either.
-    assert rows(made, plan([3], "evaluate", step=8)) == rows(made, plan([3], "evaluate"))
-
-
-def test_records_views_steps_runs_and_stores_share_no_draw():
+def test_in_training_another_batch_has_other_noise():
     made = noise()
+    first, again, other = (rows(made, plan(samples, "train")) for samples in ([3, 5], [3, 5], [3, 7]))
+    assert first == again
+    assert not set(first) & {*other, *rows(made, plan([3, 5]))}
+
+
+def test_records_positions_patches_modes_weights_runs_and_stores_share_no_draw():
+    made, samples = noise(), range(50)
     seen = list(itertools.chain(
-        rows(made, plan(range(50), "train", seed=1)),
-        rows(made, plan(range(50), "train", seed=2), step=25),
-        rows(made, plan(range(50), "evaluate")),
-        rows(made, plan(range(50), "evaluate"), step=25),
-        rows(made, plan(range(50), "evaluate"), key=bytes(32)),
-        rows(noise(run=b"1" * 32), plan(range(50), "evaluate")),
+        rows(made, plan(samples, "train")),
+        rows(made, plan(samples, "train"), weights=b"2" * 32),
+        rows(made, plan(samples)),
+        rows(made, plan(samples), weights=b"2" * 32),
+        rows(made, plan(samples), positions=(2, 3)),
+        rows(made, plan(samples), shade=1),
+        rows(made, plan(samples), key=bytes(32)),
+        rows(noise(b"1" * 32), plan(samples)),
     ))  # fmt: skip
     numbers = np.frombuffer(b"".join(seen), np.float32)
-    assert len(set(seen)) == 300
+    assert len(set(seen)) == 8 * 100
     assert len(np.unique(numbers)) > 0.99 * len(numbers)
+
+
+def test_a_digest_changes_with_what_codes_depend_on():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    before = copy.deepcopy(model)
+
+    def both(of=model):
+        return weights_digest(of, training=True), weights_digest(of, training=False)
+
+    first = both()
+    assert both(before) == first and first[0] != first[1]
+    model(torch.randn(4, 1, 2, 2))  # moves statistics, which training does not use
+    moved = both()
+    assert moved[0] == first[0] and moved[1] != first[1]
+    model[1].num_batches_tracked += 1
+    assert both() == moved
+    with torch.no_grad():
+        model[0].bias[1] = torch.nextafter(model[0].bias[1], torch.tensor(9.0))
+    assert not {*both()} & {*moved}
+    model.load_state_dict(before.state_dict())
+    assert both() == first
 
 
 def test_predictions_and_longer_trainings_draw_as_the_run_did(stores_for):
@@ -104,32 +132,9 @@ def test_predictions_and_longer_trainings_draw_as_the_run_did(stores_for):
         return Blueprint(config.replace(**changes), description).code_noise.run
 
     assert run(**TRAINED) == run(rounds=7) == run(transport="flower", on_missing_node="continue") == run()
-    assert len({run(), run(seed=1), run(lr=0.5), run(code_noise=0.6), run(cut="layer3"), run(flip=False)}) == 6
+    assert run(seed=1) == run(lr=0.5) == run(flip=False, average_every=0) == run()
+    assert len({run(), run(code_noise=0.6), run(cut="layer3"), run(autocast=True)}) == 4
     assert Blueprint(settings(), description).code_noise is None
-
-
-def test_views_tell_all_that_is_done_to_the_pixels():
-    samples = np.arange(40)
-    patches = torch.arange(40 * 4 * 16, dtype=torch.int32).to(torch.uint8).reshape(40, 4, 1, 4, 4)
-    for seed in range(3):
-        views = MOVED.views(seed, samples)
-        moved, blanked = MOVED.apply(patches, seed, samples), MOVED.blanked(range(4), seed, samples)
-        for a, b in itertools.combinations(range(40), 2):
-            if (views[a] == views[b]).all():
-                same = MOVED.apply(patches[[a, a]], seed, np.array([a, b]))
-                assert torch.equal(same[0], same[1]) and (blanked[a] == blanked[b]).all()
-        assert len(np.unique(views, axis=0)) > 20
-        assert not torch.equal(moved, patches)
-    assert not MOVED.views(None, samples).any()
-
-
-def test_mixed_records_depend_on_their_partners():
-    mixed = dataclasses.replace(MOVED, flip=False, mixup=0.5)
-    made = noise(mixed)
-    alone = rows(made, plan([1, 2, 3], "train", seed=4))
-    both = rows(made, plan([1, 2, 3], "train", seed=4, mix_weight=0.7))
-    other = rows(made, plan([1, 2, 3], "train", seed=4, mix_weight=0.6))
-    assert len({*alone, *both, *other}) == 9
 
 
 @torch.no_grad()

@@ -83,6 +83,21 @@ def test_what_cannot_be_decoded_is_crossed_out_and_named(psl, tmp_path):
     assert status == 1 and len(json.loads(out)["problems"]) == 1
 
 
+def test_images_are_shown_at_the_size_that_a_training_is_given(psl, tmp_path):
+    name = image_folder(tmp_path / "pets", {"train/a": 2, "train/b": 2, "test/a": 1})
+    (tmp_path / "pets" / "train" / "a" / "1.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8)))
+    status, out, err = psl("inspect", name, "image-size=4x12")
+    assert (status, err) == (0, "")
+    assert "decoded: 4 of 6x8x3, 1 of 9x9x3" in out
+    assert "image-size=4x12 brings all of them to one size, as the contact sheet shows" in out
+    assert "differ in size" not in out
+    sheet = (tmp_path / "inspect-pets.png").read_bytes()
+    psl("inspect", name)
+    assert (tmp_path / "inspect-pets.png").read_bytes() != sheet
+    status, _, err = psl("inspect", name, "image-size=big")
+    assert status == 1 and 'image-size: expected a size such as "16x16"' in err
+
+
 def test_what_is_wrong_with_many_images_is_said_once(psl, tmp_path):
     name = image_folder(tmp_path / "set", {"train/a": 9, "train/b": 3, "test/a": 2})
     for number in range(5):
