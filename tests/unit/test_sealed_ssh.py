@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,8 +116,8 @@ def test_a_broken_connection_while_writing(host: SshHost, tmp_path: Path, monkey
 
 def test_images_that_fail_leave_no_half_segment(host: SshHost, tmp_path: Path) -> None:
     class Failing(ArraySource):
-        def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
-            yield from super().samples(split, start)
+        def samples(self, *which: Any) -> Iterator[tuple[np.ndarray, int]]:
+            yield from super().samples(*which)
             raise CorruptImage("the last one")
 
     with pytest.raises(CorruptImage):
