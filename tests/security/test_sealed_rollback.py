@@ -21,7 +21,7 @@ from psl_flower.sealed import authorisation, keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.stores.prepare import prepare_stores
-from tests.security.sealed_commands import make_keys, psl, refused, sealing
+from tests.security.sealed_commands import another_label, make_keys, psl, refused, sealing
 
 Command = Callable[[Path], list[str | Path]]
 
@@ -149,7 +149,8 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             stopping.setattr("psl_flower.sealed.rotate.drop_draft", lambda *_: None)
             psl(*WRITING["rotate"](folder), "--drop-restorer", "carol")
         (out / "draft.psl").rename(kept / "draft.psl")
-        psl(*at("relabel", folder), *by(folder, "bob"), "--image", "9", "--label", "7")
+        label = another_label(folder, 9, but=3)  # so that 3, which others give it, is another one
+        psl(*at("relabel", folder), *by(folder, "bob"), "--image", "9", "--label", label)
         psl(*WRITING["authorise"](folder))
         (folder / "new.psl").rename(folder / "asked.psl")
         # A first answer may do: whatever is in it is not even opened.
