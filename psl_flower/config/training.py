@@ -20,8 +20,12 @@ MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 class TrainingSettings(Settings):
     """How the network is trained and evaluated."""
 
-    rounds: int = setting(0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0)
-    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0)
+    rounds: int = setting(
+        0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0, most=1_000_000
+    )
+    steps_per_round: int = setting(
+        0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0, most=1_000_000_000
+    )
     batch_size: int = setting(
         0, "images in a mini-batch, 2 or more; 0: 16 to 64, by the number of training images", least=0, most=65_536
     )

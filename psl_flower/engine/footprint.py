@@ -100,7 +100,7 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
     training, freezing, network = blueprint.config.training, blueprint.freezing, blueprint.config.network
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
-    learnt = sum(order.num_samples(step) for step in range(learning))
+    learnt = order.num_samples_before(learning)
     kept_counts = _counts_kept(blueprint)
     kept = sum(kept_counts)
     learning_rounds = -(-learning // blueprint.steps_per_round)
@@ -111,7 +111,7 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
         evaluations += 1  # the last round's
     valid = len(split_training(blueprint.config, blueprint.description)[1])
     test = len(blueprint.description.samples_of("test"))
-    frozen = 0 if kept else sum(order.num_samples(step) for step in range(learning, steps))
+    frozen = 0 if kept else order.num_samples_before(steps) - learnt
     averaged = (
         learning // network.average_every if network.average_every and blueprint.description.num_uppers > 1 else 0
     )

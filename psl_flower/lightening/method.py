@@ -115,7 +115,7 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; rerun after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps finished work.
 
         `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
