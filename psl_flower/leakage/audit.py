@@ -63,8 +63,8 @@ class Audit:
     auxiliary: Known
     settings: AuditSettings  #: How hard the attacker tries.
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
-    #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by default
-    #: the network does.
+    #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
+    #: default the network does.
     received: tuple[torch.Tensor, torch.Tensor] | None = None
     dataset: str = ""  #: What the images are called where they are not the run's own.
 
