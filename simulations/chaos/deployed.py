@@ -119,8 +119,10 @@ class _Trials:
             self._errors.append(error)
 
     def _note(self, trial: Trial) -> bool:
-        """Enter a result, and return whether all is well."""
+        """Enter a result, and return whether all is well; not one of a trial that the command's own end ended."""
         with self._lock:
+            if self._stopped:
+                return False
             others = (known for known in self._report.measurements if known.name != trial.name)
             found = sorted((*others, trial), key=lambda trial: self._order.get(trial.name, len(self._order)))
             self._report = msgspec.structs.replace(self._report, measurements=tuple(found))

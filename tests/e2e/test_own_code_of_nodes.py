@@ -89,6 +89,39 @@ def main(grid, context):
     Path(REPORT).write_text(f"{reply.error.code} {after_s} {again.has_content()}")
 """
 
+# As on a host that has far too much to do: to load Flower's program for ClientApps takes longer than Flower waits.
+_SLOW = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flwr.supernode.cli.flwr_clientapp":
+            time.sleep(40)
+
+sys.meta_path.insert(0, Slow())
+"""
+_QUICK = """
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.query()
+def query(message, context):
+    return Message(RecordDict(), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while not (nodes := list(grid.get_node_ids())):
+        pass
+    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
+    replies = list(grid.send_and_receive([asked], timeout=150))
+    Path(REPORT).write_text(str([reply.has_content() for reply in replies]))
+"""
+
 
 @contextmanager
 def _running(command: list[str | Path], log: Path, environment: dict[str, str]) -> Iterator[None]:
@@ -103,8 +136,10 @@ def _running(command: list[str | Path], log: Path, environment: dict[str, str]) 
         process.wait()
 
 
-def _told(place: Place, folder: Path, program: str, code: str, *options: str | Path) -> tuple[str, str]:
-    """Run an app on a SuperNode; return what it reported, and all words of the programs."""
+def _told(
+    place: Place, folder: Path, program: str, code: str, *options: str | Path, modules: Path | None = None
+) -> tuple[str, str]:
+    """Run an app on a SuperNode, with further modules; return what it reported, and all words of the programs."""
     app, report, key = folder / "app", folder / "report", folder / "node.key"
     app.mkdir()
     (app / "pyproject.toml").write_text(_PROJECT)
@@ -113,6 +148,8 @@ def _told(place: Place, folder: Path, program: str, code: str, *options: str | P
     port = free_port()
     environment = {**place.environment, "PATH": f"{BIN}{os.pathsep}{place.environment['PATH']}"}
     node_environment = {**environment, "FLWR_HOME": str(folder / "node-flwr")}
+    if modules is not None:
+        node_environment["PYTHONPATH"] = os.pathsep.join([str(modules), node_environment.get("PYTHONPATH", "")])
     place.flower_home.mkdir()
     (place.flower_home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -157,3 +194,10 @@ def test_that_is_killed(place: Place, tmp_path: Path, victim: str) -> None:
     assert error == str(ErrorCode.CLIENT_APP_CRASHED)
     assert float(after_s) < 45
     assert answered == "True", words
+
+
+@pytest.mark.timeout(600)
+def test_that_takes_long_to_load_is_waited_for(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_SLOW)
+    told, words = _told(place, tmp_path, "psl-supernode", _QUICK, "--app", tmp_path / "app", modules=tmp_path)
+    assert told == "[True]", words

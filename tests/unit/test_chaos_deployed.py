@@ -179,3 +179,12 @@ def test_client_apps_of_nodes_are_found(tmp_path):
     assert not is_program(
         [sys.executable, str(program.with_name("flower-superexec")), "--insecure"], CLIENT_APP_PROGRAM
     )
+
+
+def test_a_trial_that_the_interrupted_command_ended_itself_is_no_result(tmp_path):
+    """Its network is dropped while it goes on, so its programs die."""
+    path = tmp_path / "out.json"
+    trials = deployed._Trials(report(), [], path, tmp_path)
+    trials._stop()
+    assert not trials._note(trial("storm-3", (), failure="no word, its ServerApp died"))
+    assert not path.exists()

@@ -1,0 +1,55 @@
+"""The first word of a ClientApp's process to its SuperNode, before it loads Flower.
+
+Flower gives a process 30 s to say that it lives, and starts another if it does not, without end. On a host that has far
+too much to do, loading Flower alone takes longer. So this says it with next to nothing loaded, and again until Flower's
+own words follow.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+# Each is good for a minute.
+_EVERY_S, _TIMES = 20.0, 15
+_PATH, _KIND = "/v1/runtime/send-task-heartbeat", "application/protobuf"
+
+
+def speak(arguments: Sequence[str]) -> threading.Thread | None:
+    """Begin to tell a SuperNode that its process lives, in a thread; return it, None if there is nothing to be said.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Those that Flower starts its program for a ClientApp with. Nothing is said over TLS, since to load that takes
+        time as well; `psl-supernode` on its own uses plain HTTP within the host.
+    """
+    given = dict(pairwise(arguments))
+    address, token = given.get("--runtime-api-address", ""), given.get("--token", "")
+    if "--insecure" not in arguments or not address or not token:
+        return None
+    thread = threading.Thread(target=_repeat, args=(address, token), daemon=True)
+    thread.start()
+    return thread
+
+
+def _repeat(address: str, token: str) -> None:
+    for _ in range(_TIMES):
+        if not _say(address, token):
+            return
+        time.sleep(_EVERY_S)
+
+
+def _say(address: str, token: str) -> bool:
+    """Return True if the SuperNode has taken note; Flower itself says what is wrong where it has not."""
+    try:
+        connection = http.client.HTTPConnection(address, timeout=_EVERY_S)
+        connection.request("POST", _PATH, headers={"content-type": _KIND, "accept": _KIND, "flwr-task-token": token})
+        status = connection.getresponse().status
+        connection.close()
+    except (OSError, http.client.HTTPException):
+        return False
+    return status == http.client.OK
