@@ -18,7 +18,7 @@ from psl_flower.errors import ConfigError
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from PIL import Image
 
@@ -60,16 +60,8 @@ def inspect(
     sheet = BytesIO()
     _draw(source, looks, size).save(sheet, "PNG")
     write_file(target, sheet.getvalue(), durable=False)
-    sizes, problems = Counter[str](), []
-    firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:
-        for look in _every_one(source, progress) if every else looks:
-            if look.image_HWC is None:
-                problems.append(look.problem)
-            else:
-                shape = "x".join(map(str, look.image_HWC.shape))
-                sizes[shape] += 1
-                firsts.setdefault(shape, look)
+        sizes, firsts, problems = _sizes_of(_every_one(source, progress) if every else looks)
     account = source.account()
     if as_json:
         report = {
@@ -89,6 +81,20 @@ def inspect(
         say(f"error: {line}", err=True)
     if problems:
         raise typer.Exit(1)
+
+
+def _sizes_of(looks: Iterable[Look]) -> tuple[Counter[str], dict[str, Look], list[str]]:
+    """Return how many images have each size, the first of each, and what is wrong with those that have none."""
+    sizes, problems = Counter[str](), list[str]()
+    firsts: dict[str, Look] = {}
+    for look in looks:
+        if look.image_HWC is None:
+            problems.append(look.problem)
+        else:
+            shape = "x".join(map(str, look.image_HWC.shape))
+            sizes[shape] += 1
+            firsts.setdefault(shape, look)
+    return sizes, firsts, problems
 
 
 def _about_problems(problems: list[str]) -> Iterator[str]:
@@ -123,14 +129,13 @@ def _two(kinds: Mapping[str, str], examples: Mapping[str, str]) -> str:
 
 def _some_of_each_class(source: ImageSource) -> list[Look]:
     """Return some images of each class, evenly spaced over each split; of very many classes, of some of these."""
-    import numpy as np
+    from psl_flower.seeds import evenly_spaced
 
-    count = len(source.class_names)
     looks: list[Look] = []
-    for label in np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(int).tolist():
+    for label in evenly_spaced(len(source.class_names), _CLASSES).tolist():
         for split, most in zip(("train", "test"), _PER_CLASS, strict=True):
             places = source.places_of(split, label)
-            chosen = np.linspace(0, len(places) - 1, min(len(places), most)).round().astype(int)
+            chosen = evenly_spaced(len(places), most)
             looks += source.look(split, places[chosen].tolist())
     return looks
 

@@ -15,6 +15,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.looks import Looks
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.meanwhile import Meanwhile
 from psl_flower.engine.rounds import RoundReport, Rounds, predictions, step_report
 from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.task import Task
@@ -113,12 +114,11 @@ class RoundDriver(Rounds[LowerEngine, Task]):
         while True:
             last = self.lower.step + 1 == stop_step
             following = self.task.train_plan(self.lower.step + (not last))
-            learnt: list[tuple[StepLoss, float]] = []
-            learn = partial(self._learn_frozen, plan, smashed, learnt)
+            learn = Meanwhile(partial(self._learn_frozen, plan, smashed))
             coming = ({}, 0.0) if last else self._answered(exchange, following, learn)
             if last:
                 learn()
-            ((loss, lower_s),) = learnt
+            loss, lower_s = learn.result
             now = time.perf_counter()
             report.steps.append(step_report(self.lower.step, plan, loss, upper_s, lower_s, now - began))
             self._on_step(report.steps[-1])
@@ -129,10 +129,8 @@ class RoundDriver(Rounds[LowerEngine, Task]):
             if ends:
                 return
 
-    def _learn_frozen(
-        self, plan: Plan, smashed: Mapping[int, torch.Tensor], learnt: list[tuple[StepLoss, float]]
-    ) -> None:
-        """Do a step of the Lower alone; its losses and seconds are added to `learnt`."""
+    def _learn_frozen(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> tuple[StepLoss, float]:
+        """Do a step of the Lower alone; return its losses, and its seconds."""
         began = time.perf_counter()
         targets, flipped_B = self.task.targets(plan)
         loss, _ = self.lower.train_step(
@@ -141,7 +139,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
             draws=lambda: drawing(plan, "lower", self.lower.device), frozen=True,
         )  # fmt: skip
         self.lower.update()
-        learnt.append((loss, time.perf_counter() - began))
+        return loss, time.perf_counter() - began
 
     def _answered(
         self, exchange: Exchange | None, plan: Plan, meanwhile: Callable[[], None]

@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange
-from psl_flower.engine.rounds import RoundReport, Rounds, round_goal
+from psl_flower.engine.round_ends import round_goal
+from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.flower.link import NodeLink
 from psl_flower.flower.messages import tell

@@ -12,7 +12,7 @@ from torch import nn
 
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.rounds import round_goal
+from psl_flower.engine.round_ends import round_goal
 from psl_flower.split.engines import SideEngine, TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.labels import LabelEngine
