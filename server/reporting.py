@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
+from psl_flower.engine.classification_scores import Scores, scores
 from psl_flower.engine.rounds import Predictions, RoundReport
-from psl_flower.engine.scores import Scores, scores
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement

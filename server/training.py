@@ -10,10 +10,10 @@ from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.engine.looks import Looks, looks_of
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.pretrained import FILE, load_upper, read_weights
-from psl_flower.engine.recipe import planned
 from psl_flower.engine.round_ends import ends_round
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task

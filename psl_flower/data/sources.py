@@ -50,7 +50,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DecodedSample:
     """One sample: its split, number in it and label, and its image (H, W, C) or what is wrong with that."""
 
     split: str
@@ -136,7 +136,7 @@ class ImageSource:
         places = evenly_spaced(len(part.rows_N), most)
         yield from part.raw.images(part.rows_N[places], self._decoder)
 
-    def look(self, split: str, places: Iterable[int]) -> Iterator[Look]:
+    def decoded(self, split: str, places: Iterable[int]) -> Iterator[DecodedSample]:
         """Decode some samples of a split one by one, those that cannot be decoded too."""
         part = self._part(split)
         for place in places:
@@ -145,10 +145,10 @@ class ImageSource:
             try:
                 image_HWC = next(iter(part.raw.images(row, self._decoder)))
             except DataError as error:
-                yield Look(split, place, label, None, str(error))
+                yield DecodedSample(split, place, label, None, str(error))
                 continue
             self._twins.add(split, place, self._decoder.content)
-            yield Look(split, place, label, image_HWC, "")
+            yield DecodedSample(split, place, label, image_HWC, "")
 
     def places_of(self, split: str, label: int) -> NDArray[np.int64]:
         """Return the numbers within a split of the samples of a class."""

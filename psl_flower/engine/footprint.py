@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import values_in
 from psl_flower.engine.looks import looks_bytes
-from psl_flower.engine.recipe import split_training
 from psl_flower.engine.round_ends import is_evaluated
 from psl_flower.wire.codecs import get_codec
 

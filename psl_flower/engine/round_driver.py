@@ -56,22 +56,30 @@ class RoundDriver(Rounds[LowerEngine, Task]):
         return self.task.party_step(self.lower.step)
 
     @property
-    def absent_for_good(self) -> tuple[int, ...] | None:
-        """The Uppers without looks, once those of the others are kept; None before that."""
-        there = self._looks.complete if self._looks is not None and self._frozen else ()
-        if not there or (len(there) < len(self._shapes) and not self._looked):
-            return None
-        return tuple(m for m in self._shapes if m not in there)
+    def needs_nodes(self) -> bool:
+        """Whether the looks that later rounds train on are still to come."""
+        there = self._uppers_with_looks
+        return not there or (len(there) < len(self._shapes) and not self._looked)
+
+    @property
+    def absent_for_good(self) -> tuple[int, ...]:
+        """The Uppers without looks, once those of the others are kept; none before that."""
+        there = self._uppers_with_looks
+        return () if self.needs_nodes else tuple(m for m in self._shapes if m not in there)
+
+    @property
+    def _uppers_with_looks(self) -> Collection[int]:
+        return self._looks.complete if self._looks is not None and self._frozen else ()
 
     @property
     def headway(self) -> tuple[int, int]:
-        """As of `Rounds`."""
+        """Progress that survives the loss of a node: steps, and batches of looks kept."""
         return self.lower.step, 0 if self._looks is None else self._looks.batches_kept
 
     @property
     def looks_due(self) -> bool:
         """Whether looks are kept, and the Uppers are frozen now."""
-        return self._looks is not None and self._frozen and self.absent_for_good is None
+        return self._looks is not None and self._frozen and self.needs_nodes
 
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
         """Ask the Uppers that are not absent for all looks that are not kept yet; return a report of no step.
@@ -144,7 +152,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
     def _answered(
         self, exchange: Exchange | None, plan: Plan, meanwhile: Callable[[], None]
     ) -> tuple[dict[int, torch.Tensor], float]:
-        if self._looks is None or self.absent_for_good is None:
+        if self._looks is None or self.needs_nodes:
             return super()._answered(exchange, plan, meanwhile)
         meanwhile()
         return self._looks.read(plan), 0.0

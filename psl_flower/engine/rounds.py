@@ -148,9 +148,14 @@ class Rounds(ABC, Generic[L, T]):
         return self.lower.step
 
     @property
-    def absent_for_good(self) -> tuple[int, ...] | None:
-        """If later rounds need no nodes, the Uppers that have no part in them; None while nodes are needed."""
-        return None
+    def needs_nodes(self) -> bool:
+        """Whether later rounds need nodes."""
+        return True
+
+    @property
+    def absent_for_good(self) -> tuple[int, ...]:
+        """Once later rounds need no nodes, the Uppers that have no part in them."""
+        return ()
 
     @property
     def headway(self) -> tuple[int, int]:
@@ -171,7 +176,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        `exchange` may be None where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
+        `exchange` may be None where rounds need no nodes (`needs_nodes`). Zeros stand for smashed data of the
         Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
         another, its report has the steps up to the checkpoint, too.
 

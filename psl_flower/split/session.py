@@ -183,7 +183,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def threads_of(training: Training) -> Iterator[None]:
+def using_threads_of(training: Training) -> Iterator[None]:
     """Let torch compute with the training's number of threads within."""
     before = torch.get_num_threads()
     if training.threads:
