@@ -72,7 +72,7 @@ class MemoryWatch:
 
 
 def highest(found: Iterable[tuple[str, int | None]]) -> dict[str, int]:
-    """Return the highest memory by role; what is not known is left out."""
+    """Return the highest memory by role; unknown ones are left out."""
     peaks: dict[str, int] = {}
     for role, num_bytes in found:
         if num_bytes is not None:

@@ -60,5 +60,5 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
     print_scores(found, description.class_names)
     if table:
         say(str(table))
-    say(f"to predict anew in place: {again}")
+    say(f"to predict again in place: {again}")
     return True

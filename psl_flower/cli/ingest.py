@@ -14,6 +14,7 @@ from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json
 from psl_flower.cli.terminal import OwnerPrivate, PassphraseFile, load_identity, named_public, numbered
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from psl_flower.stores.store_set import StoreRequest
 
 
+@no_copies_kept()
 def ingest(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     out: Annotated[
@@ -96,7 +98,7 @@ def ingest(
     before = manifests.load(base, owner.public).manifest if append and (base / manifests.FILE).exists() else None
     request = request_of(dataset, given if before is None else as_before(given, base, before), len(nodes))
     source = request.open_source()
-    # Images are appended in the grid that is there.
+    # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
     plan = _plan(request, grid, nodes, restorer or (), threshold, lower_key)
     if before is not None:

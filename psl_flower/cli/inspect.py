@@ -14,6 +14,7 @@ import typer
 from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, given_settings, print_account
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.text import counted
 
@@ -29,6 +30,7 @@ _CLASSES, _PER_CLASS = 40, (6, 4)
 _SHOWN = 10
 
 
+@no_copies_kept()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     settings: ReadingSettings = None,
@@ -98,7 +100,7 @@ def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str,
 
 
 def _about_problems(problems: list[str]) -> Iterator[str]:
-    """Yield what is wrong, the same thing once: with the first image that has it and how many others do."""
+    """Yield each fault once, with the first image that has it and the number of others."""
     alike = Counter(problem.partition(": ")[2] for problem in problems)
     first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
     for what, count in alike.most_common(_SHOWN):

@@ -298,7 +298,7 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
-    """Return, for each file, its likeliest classes or what is wrong with it."""
+    """Return, for each file, its likeliest classes or its error."""
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable

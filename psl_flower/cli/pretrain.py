@@ -34,7 +34,9 @@ def pretrain(
 
     _, kind = read_settings([f"dataset={dataset}", "stores=plain", *(settings or [])], workspace=workspace)
     if type(kind) is not Train or kind.config.training.freeze_uppers_after >= 0:
-        raise typer.BadParameter("psl pretrain trains Uppers anew; leave out what freezes them, or does something else")
+        raise typer.BadParameter(
+            "psl pretrain only trains, from scratch; leave out settings of other runs and frozen Uppers"
+        )
     file = expanded(out, "--out").absolute()
     with Progress() as progress:
         stores = prepare_stores(kind.config, progress.steps)

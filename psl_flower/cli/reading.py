@@ -40,7 +40,7 @@ def given_settings(
     Raises
     ------
     ConfigError
-        If a word is none of these settings, a value has another type, or an option and a word say different things.
+        If a word is not one of these settings, a value has another type, or an option and a word say different things.
     """
     from dataclasses import fields
 

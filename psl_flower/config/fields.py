@@ -75,7 +75,8 @@ class Description:
     def _range(self) -> str:
         ends = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
         return (
-            " and ".join(f"{end} {value:g}" for end, value in ends.items() if math.isfinite(value)) or "that is finite"
+            " and ".join(f"{end} {value:.12g}" for end, value in ends.items() if math.isfinite(value))
+            or "that is finite"
         )
 
 

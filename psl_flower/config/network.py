@@ -78,7 +78,7 @@ class NetworkSettings(Settings):
         least=0, most=100,
     )  # fmt: skip
     upper_init: str = setting(
-        "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
+        "alike", "alike: all Uppers start with the same weights; own: each with different ones", choices=UPPER_INITS
     )
     upper_weights: str = setting(
         "", "safetensors file of psl pretrain that the Uppers begin with; nodes must allow it", path=True

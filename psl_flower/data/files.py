@@ -1,4 +1,4 @@
-"""The files of a dataset's folder: which hold images, which hold tables, and what is passed by.
+"""The files of a dataset's folder: images, tables, and those passed by.
 
 Links to folders are followed. Images are known by their endings or, where these say nothing, by their first bytes.
 """
@@ -150,7 +150,7 @@ def _names_a_missing_part(pattern: str, listing: Listing) -> bool:
 
 
 def _nearest(pattern: str, paths: list[str]) -> str:
-    """Return a suggestion for a pattern that matches nothing, as the end of a sentence; empty if there is none."""
+    """Return a suggestion for a pattern that matches nothing, as the end of a sentence, or an empty text."""
     if not paths:
         return ""
     known: dict[str, str] = {}
@@ -200,7 +200,7 @@ def _list(listing: Listing, inside: str, patterns: _Patterns, above: list[tuple[
 
 
 def _count(entry: os.DirEntry[str]) -> int:
-    """Return the number of files in what is passed by, which is not looked at otherwise; a link is one."""
+    """Return the number of files in an unread folder; a link counts as one."""
     if not entry.is_dir(follow_symlinks=False):
         return 1
     return sum(

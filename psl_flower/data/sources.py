@@ -34,7 +34,7 @@ from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 _FINGERPRINT_VERSION = 3
 # The embedded images have not changed since the first.
 _DIGITS_VERSION = 1
-# Looked at where it is to be told whether all images of a dataset are nearly black.
+# Sampled to see if all images of a dataset are nearly black.
 _SURVEYED = 64
 BEYOND_MOST = "beyond max-train or max-test"
 
@@ -51,7 +51,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class DecodedSample:
-    """One sample: its split, number in it and label, and its image (H, W, C) or what is wrong with that."""
+    """One sample: its split, number in it and label, and its image (H, W, C) or that one's error."""
 
     split: str
     number: int
@@ -346,7 +346,7 @@ def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Pa
             part.unused = len(part.rows_N) - most
             part.rows_N = np.random.default_rng(options.seed).permutation(part.rows_N)[:most]
     labels_N = parts["train"].raw.labels_N[parts["train"].rows_N]
-    if len(labels_N) > 1:  # of a single image the training says what is wrong
+    if len(labels_N) > 1:  # for a single image the training raises the error
         _check_two_classes(name, raw, labels_N, "raise max-train, or choose another seed")
     return parts
 

@@ -59,7 +59,7 @@ class ImageTables:
     paths : list[str]
         Those that list images.
     others : dict[str, str]
-        The other ones, and what is wrong with them.
+        The other ones, and why.
     notes : list[str]
         What `by_split` has for the account.
     """

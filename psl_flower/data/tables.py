@@ -123,7 +123,7 @@ def _check_columns(name: str, used: Mapping[str, Table], columns: Sequence[str],
 
 
 def _label(name: str, table: Table, image: str, options: SourceOptions) -> str:
-    """Return the column of the classes; a column of splits is none, nor is one of several columns of a class each."""
+    """Return the column of the classes; never a column of splits, nor one of several columns of a class each."""
     try:
         label = choose_label(name, table.columns, image, options.label_column)
     except DataError as error:

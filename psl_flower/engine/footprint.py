@@ -18,7 +18,7 @@ from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import values_in
 from psl_flower.engine.looks import looks_bytes
-from psl_flower.engine.round_ends import is_evaluated
+from psl_flower.engine.round_ends import num_evaluations
 from psl_flower.wire.codecs import get_codec
 
 _FLOAT_BYTES = 4
@@ -102,19 +102,16 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
     training, freezing, network = blueprint.config.training, blueprint.freezing, blueprint.config.network
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
-    learnt = sum(order.num_samples(step) for step in range(learning))
+    learnt = order.num_samples_before(learning)
     look_counts = _look_counts(blueprint)
     looks = sum(look_counts)
     learning_rounds = -(-learning // blueprint.steps_per_round)
     rounds = learning_rounds if looks else training.rounds
     # Where looks are kept the last of these rounds is not the training's last.
-    evaluations = sum(
-        is_evaluated(number, training.evaluate_every, last=number == rounds and not looks)
-        for number in range(1, rounds + 1)
-    )
+    evaluations = num_evaluations(rounds, training.evaluate_every, to_the_end=not looks)
     valid = len(split_training(blueprint.config, blueprint.description)[1])
     test = len(blueprint.description.samples_of("test"))
-    frozen = 0 if looks else sum(order.num_samples(step) for step in range(learning, steps))
+    frozen = 0 if looks else order.num_samples_before(steps) - learnt
     averaged = (
         learning // network.average_every if network.average_every and blueprint.description.num_uppers > 1 else 0
     )

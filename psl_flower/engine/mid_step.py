@@ -19,7 +19,7 @@ from psl_flower.wire.node_messages import Claim
 
 
 class MidStepParty(ABC):
-    """Answers the server's frames, and keeps checkpoints; subclasses define what is learnt from what.
+    """Answers the server's frames, and keeps checkpoints; subclasses define the learning.
 
     Attributes
     ----------

@@ -30,6 +30,12 @@ def is_evaluated(number: int, evaluate_every: int, *, last: bool) -> bool:
     return last or (evaluate_every > 0 and number % evaluate_every == 0)
 
 
+def num_evaluations(rounds: int, evaluate_every: int, *, to_the_end: bool) -> int:
+    """Return how many of the first `rounds` rounds evaluate (`is_evaluated`); `to_the_end`: they are all there are."""
+    regular = rounds // evaluate_every if evaluate_every else 0
+    return regular + (to_the_end and not (evaluate_every and rounds % evaluate_every == 0))
+
+
 def ends_round(task: Lessons, step: int) -> bool:
     """Return whether the first `step` steps are whole rounds, one at least; the last round may be shorter."""
     return step > 0 and (step % task.steps_per_round == 0 or step == task.total_steps)

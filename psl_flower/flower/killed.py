@@ -1,8 +1,9 @@
-"""What is left to say when a ClientApp's process is killed: its SuperNode is told at once.
+"""What is left to say when a ClientApp's process ends before it has answered: its SuperNode is told at once.
 
-Flower notices it by heartbeats that stay out, after a minute, and its server hears nothing before. So a node's program
-for ClientApps writes down which message it works on, and is followed by another program if a signal ends it, as when
-the machine's memory is full. That one answers the message with the error that Flower would give.
+Flower notices one that was killed by heartbeats that stay out, after a minute, and its server hears nothing before; one
+that was ended politely, as when the process above it is gone, it does not notice at all. So a node's program for
+ClientApps writes down which message it works on, and answers it with Flower's own error when it is to end. If it is
+killed, as when the machine's memory is full, another program does that in its place.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 
 # Where a program of psl-supernode finds the name of the file for the message that it works on.
 NOTE = "PSL_NODE_MESSAGE"
-_REASON = "ClientApp was killed, by the system where memory is short, or by somebody."
+_REASON = "ClientApp was killed or ended before it had answered, by the system where memory is short, or by somebody."
 
 
 def note(message: Message | None) -> None:
@@ -30,10 +31,32 @@ def note(message: Message | None) -> None:
     Path(os.environ[NOTE]).write_bytes(content)
 
 
+def answer_unanswered(client: object) -> None:
+    """Answer the message that was written down, if it was not answered, with an error.
+
+    Parameters
+    ----------
+    client : RuntimeHttpClient
+        Flower's, of the process whose message it is.
+
+    Raises
+    ------
+    OSError, httpx.HTTPError
+        If nothing was written down, or the SuperNode is gone as well.
+    """
+    if not (noted := Path(os.environ[NOTE]).read_bytes()):
+        return
+    message = message_from_proto(ProtoMessage.FromString(noted))
+    metadata = message.metadata
+    context = Context(metadata.run_id, metadata.dst_node_id, {}, RecordDict(), {})
+    reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, _REASON), reply_to=message)
+    _flower().push_message(client, reply, context)
+
+
 def answer_in_its_place(
     runtime_api_address: str, token: str, insecure: bool, certificates: bytes | None = None, **_: object
 ) -> None:
-    """Answer the message that was written down with an error, in place of a process that was killed before it could.
+    """Do so in place of a process that was killed, and say that it has ended.
 
     Parameters
     ----------
@@ -43,24 +66,23 @@ def answer_in_its_place(
     Raises
     ------
     OSError, httpx.HTTPError
-        If nothing was written down, or the SuperNode is gone as well.
+        As `answer_unanswered`.
     """
-    run_clientapp: Any = import_module("flwr.supernode.runtime.run_clientapp")
-    client = run_clientapp.RuntimeHttpClient.from_server_address(
+    flower = _flower()
+    client = flower.RuntimeHttpClient.from_server_address(
         server_address=runtime_api_address,
         insecure=insecure,
         root_certificates=certificates,
         interceptors=[
-            run_clientapp.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
-            run_clientapp.RuntimeTokenHttpInterceptor(token),
+            flower.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            flower.RuntimeTokenHttpInterceptor(token),
         ],
     )
-    if noted := Path(os.environ[NOTE]).read_bytes():
-        message = message_from_proto(ProtoMessage.FromString(noted))
-        metadata = message.metadata
-        context = Context(metadata.run_id, metadata.dst_node_id, {}, RecordDict(), {})
-        reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, _REASON), reply_to=message)
-        run_clientapp.push_message(client, reply, context)
+    answer_unanswered(client)
     # Flower waits for this process's heartbeats otherwise, and then answers a second time.
-    run_clientapp.push_task_output(client, None, SubStatus.FAILED, _REASON)
+    flower.push_task_output(client, None, SubStatus.FAILED, _REASON)
     client.close()
+
+
+def _flower() -> Any:
+    return import_module("flwr.supernode.runtime.run_clientapp")  # whose package has a function of this name

@@ -1,4 +1,4 @@
-"""The server's side of a training over parties with models and data of their own."""
+"""The server's side of a training over parties with their own models and data."""
 
 from __future__ import annotations
 

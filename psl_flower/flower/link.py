@@ -19,7 +19,7 @@ from psl_flower.flower.collection import collect_weights
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
 from psl_flower.flower.nodes import Placement, holders_of, place
-from psl_flower.flower.waiting import once_nodes_are_there
+from psl_flower.flower.waiting import once_nodes_are_online
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
@@ -50,7 +50,7 @@ class NodeLink:
     without : frozenset[int]
         Uppers to leave out, wherever they are.
     on_placed : callable
-        Called with the Placement whenever it is made anew.
+        Called with every new Placement.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class NodeLink:
         return self._placement
 
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
-        """Place the Uppers and open the transport once all nodes are there, or without the missing ones if allowed.
+        """Place the Uppers and open the transport once all nodes are online, or without the missing ones if allowed.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class NodeLink:
             Why not all nodes could be had in time.
         """
         try:
-            self._once_nodes_are_there(lambda: self._open(self.place(grid), grid, saved))
+            self._once_nodes_are_online(lambda: self._open(self.place(grid), grid, saved))
         except (PeerLost, NodeLost, PositionMissing) as error:
             if self._wire.on_missing_node != "continue":
                 raise error from lost
@@ -142,8 +142,8 @@ class NodeLink:
             log.warning("%s; continuing without: %s", error, self.placement.absence(self._assignment))
 
     def place_in_time(self, grid: Grid) -> Placement:
-        """Place all parties once their nodes are there, within `node_timeout_s`; errors as `open_in_time`."""
-        return self._once_nodes_are_there(lambda: self.place(grid))
+        """Place all parties once their nodes are online, within `node_timeout_s`; errors as `open_in_time`."""
+        return self._once_nodes_are_online(lambda: self.place(grid))
 
     def has_returned(self, grid: Grid) -> bool:
         """Return True if a node has come that holds an Upper which was absent when the link was opened."""
@@ -258,10 +258,10 @@ class NodeLink:
                 if known.simulated:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
-        return self._once_nodes_are_there(lambda: collect_from(self.place(grid, collecting=True)))
+        return self._once_nodes_are_online(lambda: collect_from(self.place(grid, collecting=True)))
 
-    def _once_nodes_are_there(self, work: Callable[[], Result]) -> Result:
-        return once_nodes_are_there(work, self._wire.node_timeout_s, simulated=lambda: self._is_simulated)
+    def _once_nodes_are_online(self, work: Callable[[], Result]) -> Result:
+        return once_nodes_are_online(work, self._wire.node_timeout_s, simulated=lambda: self._is_simulated)
 
     @property
     def _is_simulated(self) -> bool:
@@ -306,7 +306,7 @@ def server_identity(wire: WireSettings) -> Identity | None:
     Raises
     ------
     ConfigError
-        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
+        If one of the operator's files cannot be used, or nodes cannot be told the address.
     """
     advertised = wire.exchange_advertise or wire.exchange_host
     if is_wildcard(advertised):

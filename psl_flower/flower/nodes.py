@@ -183,7 +183,7 @@ def _inventories(
 
 
 def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
-    """Return each node's name: the one it was registered by, or Flower's id where there is none."""
+    """Return each node's name: its registered one, else Flower's id."""
     registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
     names = [registered.get(node, str(node)) for node in nodes]
     return {
@@ -339,7 +339,7 @@ def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
 def _ask_claims(
     grid: Grid, hosts: dict[int, tuple[int, ...]], names: dict[int, str], task: NodeTask, timeout_s: float
 ) -> dict[int, Claim]:
-    """Let simulated nodes open the stores allotted to them and say what is in there."""
+    """Let simulated nodes open the stores allotted to them and describe these."""
     question = [message(node, AskClaims(task=task.hosting(hosted))) for node, hosted in hosts.items()]
     claims: dict[int, Claim] = {}
     for node, answer in ask(grid, question, timeout_s, names).items():

@@ -25,10 +25,11 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ISOLATION_MODE_SUBPROCESS
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.utils import get_flwr_home
 
 from psl_flower.errors import ConfigError, PslError, RunError
-from psl_flower.flower.killed import NOTE, answer_in_its_place, note
+from psl_flower.flower.killed import NOTE, answer_in_its_place, answer_unanswered, note
 from psl_flower.launch.running import app_folder
 from psl_flower.system.files import write_file
 from psl_flower.system.folders import make_private_folder
@@ -50,8 +51,13 @@ fi
 rm -f "${NOTE}"
 exit $status
 """
+# Flower starts this one once, and without it nothing is started any more.
 _STARTING = """#!/bin/sh
-exec {superexec} "$@"
+trap exit INT TERM
+while kill -0 $PPID 2>/dev/null; do
+    {superexec} "$@"
+    sleep 1
+done
 """
 # For all else that a run may ask of a node.
 _REFUSAL = "error: a run asked this node for something else than its ClientApp; psl-supernode starts nothing for it"
@@ -153,6 +159,7 @@ def client_app() -> None:
     def pulled(client: object) -> tuple[Message, object, object, object]:
         task: tuple[Message, object, object, object] = pull(client)
         note(task[0])
+        add_exit_handler(lambda: answer_unanswered(client))  # which runs before Flower's own
         return task
 
     def pushed(*arguments: object) -> None:

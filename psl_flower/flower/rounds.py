@@ -85,7 +85,7 @@ class RoundsStrategy(Strategy):
         return self._link.placement
 
     def summary(self) -> None:
-        """Log what is trained."""
+        """Log the networks being trained."""
         if self._total_steps:  # predictions have none
             about, name = self._driver.lower.about, type(self).__name__
             log.info("%s: %s, %s steps in all", name, about, self._total_steps)
@@ -181,7 +181,7 @@ class RoundsStrategy(Strategy):
         self._ensure_open(grid)
         self._round(grid, self._look)
         self._link.close()
-        self._lost = None  # whoever went after the last answer is not needed
+        self._lost = None  # parties lost after the last answer are not needed
 
     def _look(self, exchange: Exchange) -> RoundReport:
         return self._driver.look(exchange, self.placement.absent)
@@ -260,7 +260,7 @@ class _RoundThread(threading.Thread):
             self._result = error
 
     def is_over(self, timeout_s: float) -> bool:
-        """Wait so long at most; return whether the function has ended."""
+        """Wait at most this long; True if the function has ended."""
         self.join(timeout_s)
         return not self.is_alive()
 

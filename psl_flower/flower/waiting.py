@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 _RETRY_S = 2.0
 
 
-def once_nodes_are_there(work: Callable[[], Result], timeout_s: float, *, simulated: Callable[[], bool]) -> Result:
+def once_nodes_are_online(work: Callable[[], Result], timeout_s: float, *, simulated: Callable[[], bool]) -> Result:
     """Do work that needs nodes and return its result; try again while some are lost or missing.
 
     Parameters

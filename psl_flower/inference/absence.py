@@ -38,7 +38,7 @@ class AbsencePoint:
     lowest: float
     highest: float
     tried: int  #: Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, the same ones every time.
-    possible: int  #: Choices that there are.
+    possible: int  #: All possible choices.
 
 
 def absence_curve(

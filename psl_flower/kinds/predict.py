@@ -71,7 +71,7 @@ class Predict(Kind):
         return work
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Check that the stores are the run's, and that the images, Uppers and light model asked for are there."""
+        """Check that the stores are the run's, and that the requested images, Uppers and light model exist."""
         check_stores(work, description)
         self.samples(description)
         if not self.without < set(range(description.num_uppers)):

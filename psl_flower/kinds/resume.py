@@ -48,7 +48,7 @@ class Resume(Train):
         return rest
 
     def finished(self) -> Status | None:
-        """Return the last status of a run that has done all its rounds, and whose model is there if it is wanted."""
+        """Return the last status of a run that has done all its rounds, and whose model exists if it is wanted."""
         work = self.find()
         run, status = work.source, work.source.read_status()
         rounds = _in_numbers(work.config, run).training.rounds

@@ -43,6 +43,6 @@ def environment() -> dict[str, str]:
         direct = ",".join(filter(None, [direct, *_LOOPBACK]))
     found = {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
     if modules := kept.get("PYTHONPATH"):
-        # They are started in a folder of their own, to which "." and an empty part would refer.
+        # They are started in another folder, to which "." and an empty part would refer.
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in modules.split(os.pathsep) if part)
     return found

@@ -27,7 +27,7 @@ _BATCH = 256
 def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
     """Return the smashed data (N, P, C * looks, h, w) of images uint8, from networks in eval mode.
 
-    Where nodes add noise, it has draws of its own for each image and look.
+    Where nodes add noise, each image and look has its own draws.
     """
     parts, generator = [], torch.Generator().manual_seed(derive(len(images_NCHW), "noise of an audit"))
     for images in images_NCHW.split(_BATCH):

@@ -157,7 +157,7 @@ class LighteningFolder:
                 write_file(path, whole + b"\n" if whole else b"", RunError)
             return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
+            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to start over") from error
 
 
 class LightModel(NamedTuple):

@@ -68,7 +68,7 @@ class OnlyEvaluated(SplitLessons):
 
     @classmethod
     def of(cls, lessons: SplitLessons, samples: NDArray[np.int64], after: int) -> OnlyEvaluated:
-        """Return the run through samples after so many steps of a training."""
+        """Return the run through samples after this number of training steps."""
         batch = lessons.evaluate_batch_size
         return cls(order=lessons.order, valid=samples, lr=lessons.lr, epochs=0, evaluate_batch_size=batch, after=after)
 

@@ -82,7 +82,7 @@ def wire_format(training: Training) -> WireFormat:
 
 
 def settings_of(training: Training, top: TopEngine) -> SideSettings:
-    """Return what parties build their sides from."""
+    """Return the context from which parties build their sides."""
     return SideSettings(
         seed=training.seed,
         sent=tuple(training.sent.values()),

@@ -84,7 +84,7 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
         report.metrics = self._figures(exchange, self.outputs)
 
     def _figures(self, exchange: Exchange | None, outputs: Outputs) -> dict[str, float]:
-        """Return what is measured from all outputs of an evaluation, here or by the party that has the labels."""
+        """Return the metrics over all outputs of an evaluation, from here or the party that has the labels."""
         step, training = self.lower.step, self._training
         if self.lower.returned is not None:
             assert exchange is not None  # only kept looks, which patches alone have, do without

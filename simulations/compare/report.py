@@ -1,4 +1,4 @@
-"""A comparison's result file in words: accuracy, what is sent and computed, and what each party sees."""
+"""A comparison's report: accuracy, traffic, computing, and what each party sees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEEN = "Who sees what"
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file: every trial, and what they amount to, by method."""
+    """A result file: every trial, and a summary by method."""
 
     benchmark: str = "compare"
     version: int = 1

@@ -39,7 +39,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  #: "whole", "merged", "one-graph" or "in-process".
     config: Values  #: Settings of a run, by their kebab-case keys; it is evaluated after every round.
     threads: int
-    folder: str  #: For checkpoints, from which an interrupted job goes on (not "in-process").
+    folder: str  #: For checkpoints, from which an interrupted job continues (not "in-process").
     absent: bool = False  #: Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
     #: Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
     judge: str = "test"
@@ -95,7 +95,7 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
 def _alone(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
-    """Train in one graph, or go on where an earlier process had last saved what it had come to."""
+    """Train in one graph, from the last state that an earlier process saved, if any."""
     from psl_flower.baselines.whole_image import MergedPatches
     from psl_flower.engine.batches import batch_order
     from psl_flower.engine.checkpoints import load_state, save_state

@@ -75,7 +75,7 @@ class Lightening(ReportBenchmark[Options]):
             plain, direct = (
                 judge.speed_of(path).images_per_s for path in rivals.reference_files(reference.path / "light")
             )
-            # As fast as the directly quantised reference, too: what is slower would not compare with it.
+            # At least as fast as the directly quantised reference, else they would not compare.
             min_speed = max(options.speedup * plain, direct)
             progress.result(f"to exceed: {min_speed:.0f} images/s")
             told = _lighten(reference, options, min_speed)

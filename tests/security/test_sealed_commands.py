@@ -95,6 +95,10 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
     in_the_way = out / "manifest.psl" / "under" / "a-file"
     refused(errors.StoreUnreachable, "restore", "--manifest", out, *both, *images, "--out", in_the_way)
+    # Nor is anything restored past the set's own log.
+    elsewhere = ("--audit-log", folder / "other.log")
+    refused(errors.ConfigError, "restore", "--manifest", out, *both, *images, "--out", folder / "no", *elsewhere)
+    assert not (folder / "other.log").exists() and not (folder / "no").exists()
     assert (out / "audit.log").read_bytes() == log
     assert "3 images: train:3 (3), test:7 (67), test:8 (68)" in psl("audit-log", "--manifest", out).stdout
     refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")

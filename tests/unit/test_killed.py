@@ -1,13 +1,19 @@
-"""What a node's program does when the ClientApp that it runs is killed, before it has answered and after."""
+"""What a node's programs do when one of them is killed: a ClientApp before and after its answer, the one that starts them."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -94,3 +100,47 @@ def test_what_was_answered_is_not_answered_again(sent: list[Any], asked: Message
     killed.note(None)
     killed.answer_in_its_place("127.0.0.1:1", "token", True)
     assert sent == ["failed"]
+
+
+_SUPEREXEC = """#!/bin/sh
+echo "started $1" >> "$0.log"
+kill -9 $$
+"""
+
+
+def test_the_program_that_starts_others_is_started_again_while_its_supernode_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superexec, log = tmp_path / "flower-superexec", tmp_path / "flower-superexec.log"
+    superexec.write_text(_SUPEREXEC)
+    superexec.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    program = write_programs(tmp_path / "place" / PROGRAMS) / "flower-superexec"
+    supernode = subprocess.Popen(
+        ["/bin/sh", "-c", f'"{program}" --insecure & sleep 600'], start_new_session=True, stdin=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, "three starts")
+        supernode.kill()
+        supernode.wait()
+        wait_until(lambda: not _of_session(supernode.pid), "the end of all but its sleep")
+    finally:
+        os.killpg(supernode.pid, signal.SIGKILL)
+    assert set(log.read_text().splitlines()) == {"started --insecure"}
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def _of_session(leader: int) -> list[str]:
+    """Return the command lines of a session's shells."""
+    found = []
+    for process in psutil.process_iter(["pid", "name"]):
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader and process.pid != leader and "sleep" not in process.name():
+                found.append(" ".join(process.cmdline()))
+    return found
