@@ -120,7 +120,7 @@ class Benchmark(abc.ABC, Generic[Asked]):
     name: str
     about: str
     options: type[Asked]  #: The dataclass of its options.
-    #: Keys of settings that it decides, each with the option that asks for it; empty where there is none.
+    #: Keys of settings that it decides, each with the option that asks for it, if any.
     decided: Mapping[str, str]
     defaults: Mapping[str, object] = DEFAULTS  #: What it chooses unless asked.
     shortcuts: tuple[Shortcut, ...] = ()  #: Options that stand for settings, besides --dataset.

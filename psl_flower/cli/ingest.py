@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from psl_flower.cli.cutting import as_before, check_people, cut_settings, request_of
+from psl_flower.cli.image_selection import image_name
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json
@@ -22,7 +24,7 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.text import counted
+from psl_flower.text import counted, printable
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from psl_flower.patches import PatchGrid
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.stores.store_set import StoreRequest
+
+
+# Images that a line names; --json names all.
+_NAMED = 5
 
 
 @no_copies_kept()
@@ -136,6 +142,7 @@ def _plan(
         margin=request.margin,
         assignment=request.assignment,
         lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
+        secret_order=True,
     )
 
 
@@ -225,7 +232,8 @@ def _report(
         "added": done.added,
         "resumed": done.resumed,
         "known": done.known,
-        "relabelled": done.relabelled,
+        "relabelled": len(done.relabelled),
+        "classes_here": {image_name(manifest, n): manifest.classes[k] for n, k in done.relabelled.items()},
         "seconds": round(seconds, 3),
         "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
         "stores": [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores],
@@ -239,7 +247,12 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
     yield from account.lines()
     if report["relabelled"]:
         have = "has" if report["relabelled"] == 1 else "have"
-        yield f"{report['relabelled']} of those sealed before {have} another class here: psl relabel corrects labels"
+        here = [f"{image} {printable(name)}" for image, name in islice(report["classes_here"].items(), _NAMED)]
+        more = ", ..." if report["relabelled"] > _NAMED else ""
+        yield (
+            f"{report['relabelled']} of those sealed before {have} another class here ({', '.join(here)}{more}): "
+            "psl relabel corrects labels"
+        )
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"

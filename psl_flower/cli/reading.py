@@ -25,7 +25,7 @@ ReadingSettings = Annotated[
 def given_settings(
     words: Sequence[str], options: Mapping[str, Any] | None = None, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what a command was given as settings, by their names in Python; what it was not given is not there.
+    """Return the settings that a command was given, by their names in Python.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Folders of arrays: images in one, their labels in another, as MNIST, Keras and MedMNIST have them.
 
-Which array is what is known by the words of its name or, where no name says it, by its shape; a list whose name says
+An array's role follows from the words of its name or, failing that, from its shape; a list whose name says
 something else, such as "age", is no list of labels. Of several that may be meant none is taken without being named.
 """
 

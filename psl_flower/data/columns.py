@@ -1,6 +1,6 @@
 """Which column of a table holds the images and which the classes, and how both are read from it.
 
-A column whose name says what it is wins, and is refused where its type is not fit for that; of several that may be
+A column whose name states its role wins, and is refused where its type is not fit for that; of several that may be
 meant none is taken without being named.
 """
 

@@ -77,7 +77,7 @@ class Listing:
 
     root: Path  #: The folder.
     files: list[File] = field(default_factory=list)  #: Each folder's files by name, then those of its folders.
-    #: What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
+    #: Everything passed by: hidden, left by a NAS, no file, or named by `leave_out`.
     left_out: LeftOutTally = field(default_factory=LeftOutTally)
     #: All folders in it, by their paths within it, without those passed by.
     folders: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Patterns:
         return reason
 
     def check(self, listing: Listing) -> None:
-        """Refuse a pattern that nothing matches, also within what is passed by: it may be a slip of the hand."""
+        """Refuse a pattern that nothing matches, also among the files passed by: it may be a slip of the hand."""
         for path in self._passed_by if len(self._matched) < len(set(self._patterns)) else ():
             for parent, folders, files in os.walk(listing.root / path):
                 for name in (*folders, *files):

@@ -125,7 +125,9 @@ class Resized:
         """See Source."""
         return self._source.where(split, number)
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    def samples(
+        self, split: str, start: int = 0, order_N: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """See Source."""
-        for image_HWC, label in self._source.samples(split, start):
+        for image_HWC, label in self._source.samples(split, start, order_N):
             yield resize_image(image_HWC, self._size), label

@@ -1,6 +1,6 @@
 """Any dataset as two streams of images and labels, "train" and "test".
 
-Shape suffixes: N samples of a split, H and W pixels, C channels.
+Shape suffixes: N samples of a split, R of them, H and W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -107,8 +107,12 @@ class ImageSource:
         """Return the number of samples of "train" or "test"; DataError for any other split."""
         return len(self._part(split).rows_N)
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    def samples(
+        self, split: str, start: int = 0, order_N: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Yield (image uint8 (H, W, C), label) of each sample from `start` on, decoding one image at a time.
+
+        They come in the order of the source, or of these numbers of samples in the split (N,).
 
         Raises
         ------
@@ -118,8 +122,9 @@ class ImageSource:
             If there is no such split, or an image has another number of channels than the first one read.
         """
         part = self._part(split)
-        rows_N = part.rows_N[start:]
-        for place, image_HWC in enumerate(part.raw.images(rows_N, self._decoder), start):
+        places_R = (np.arange(len(part.rows_N)) if order_N is None else order_N)[start:]
+        images = part.raw.images(part.rows_N[places_R], self._decoder)
+        for place, image_HWC in zip(map(int, places_R), images, strict=True):
             self._twins.add(split, place, self._decoder.content)
             row = int(part.rows_N[place])
             self._check_channels(image_HWC.shape[2], part.raw, row)

@@ -102,8 +102,8 @@ class NodeLink:
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
         """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
 
-        A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
-        that is lost is what is missing.
+        A refused node that seems to be needed ends a run at its start only. Later all have been there, so the
+        missing one is another, lost node.
         """
         wire = self._wire
         refused_ends = self._placement is None and not collecting and wire.on_missing_node != "continue"

@@ -188,8 +188,8 @@ def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> d
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
 
-    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is none
-    of them, whatever lies in this folder.
+    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is not
+    among them, even if a folder has its name.
     """
     keys = [field.key for group in setting_groups().values() for field in fields_of(group) if field.about.path]
     named = {key: str(given[key]) for key in keys if given.get(key)}

@@ -47,7 +47,7 @@ class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
 def guess_labels(
     gradient_LND: torch.Tensor, own_LND: torch.Tensor, labels_N: NDArray[np.int64], num_classes: int, node: int = 0
 ) -> LabelGuess | None:
-    """Return how well a node guesses; None if it received no gradients, or all classes are known.
+    """Return a node's rate of right guesses; None if it received no gradients, or all classes are known.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def deal(
     if not restorers:
         return ()
     if len(set(restorers.values())) != len(restorers):
-        raise ConfigError("two restorers have the same public key: each needs one of their own")
+        raise ConfigError("two restorers have the same public key: each needs a different one")
     blocks = [root.reveal()[:_BLOCK], root.reveal()[_BLOCK:]]
     shamir = _shamir()
     parts = [shamir.split(threshold, len(restorers), block, ssss=False) for block in blocks]

@@ -229,7 +229,7 @@ class Training:
 
 def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
     if not parties:
-        raise ConfigError("parties: there are none; name each with the shape of what its model returns per sample")
+        raise ConfigError("parties: none given; name each with the shape of what its model returns per sample")
     for name in parties:
         if not _NAME.fullmatch(name) or party_of(name) == TOP:
             raise ConfigError(

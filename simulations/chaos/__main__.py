@@ -148,7 +148,8 @@ def _kill_now_and_then(job: Job, kills: int, steps: int, draw: random.Random) ->
         lost_s = time.monotonic() - killed
         done.append(Kill(role=role, moment=moment, step=before, committed=committed, lost_s=lost_s))
         print(
-            f"kill {number + 1} of {kills}: {role} {moment}, step {before}, going on from {committed}", file=sys.stderr
+            f"kill {number + 1} of {kills}: {role} {moment}, step {before}, continuing from {committed}",
+            file=sys.stderr,
         )
         moment = following
     return done

@@ -188,7 +188,7 @@ def sees(method: Method, report: Report) -> tuple[str, str]:
 
 
 def _node_peak(summary: Summary) -> int | None:
-    """Return the peak of a node's process; one process that has all parties is none, one with whole images is."""
+    """Return the peak of a node's process, such as one with whole images; None for one that has all parties."""
     alone = summary.method.kind in (WHOLE, MERGED)
     return summary.peak_bytes.get("one process" if alone else "node")
 

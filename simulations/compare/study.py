@@ -45,7 +45,7 @@ from simulations.reports import save
 
 # Training images shown.
 _PICTURED = 5
-# Keys that the study decides, each with the option that asks for it; empty where there is none.
+# Keys that the study decides, each with the option that asks for it, if any.
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",

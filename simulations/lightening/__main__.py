@@ -34,7 +34,7 @@ from simulations.lightening.rivals import Rivals
 from simulations.machine import circumstances
 from simulations.progress import Progress
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--epochs", "workspace": "--workspace",

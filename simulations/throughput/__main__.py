@@ -25,7 +25,7 @@ from simulations.throughput.one_process import Job, Opponent
 from simulations.throughput.results import ONE_PROCESS, Measurement, Options, Report, Settings, summarise
 from simulations.throughput.turns import Turns
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **common.DECIDED,
     "rounds": "--steps", "steps-per-round": "--steps", "transport": "--transports", "workspace": "--keep",

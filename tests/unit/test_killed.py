@@ -24,12 +24,12 @@ from psl_flower.flower.own_code import PROGRAMS, write_programs
 
 # In Python's place: as a ClientApp it writes its note, if it is to, and ends as it is told to.
 _PYTHON = """#!/bin/sh
-case "$2" in
+case "$3" in
 *client_app*)
-    [ "$3" = unnoted ] || echo message > "$PSL_NODE_MESSAGE"
-    eval "$4"
+    [ "$4" = unnoted ] || echo message > "$PSL_NODE_MESSAGE"
+    eval "$5"
     ;;
-*killed*) echo "in its place: $(cat "$PSL_NODE_MESSAGE") $3" ;;
+*killed*) echo "in its place: $(cat "$PSL_NODE_MESSAGE") $4" ;;
 esac
 """
 ENDS = {
