@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
@@ -29,6 +29,7 @@ from psl_flower.text import counted, printable
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
     from psl_flower.data.sources import ImageSource
+    from psl_flower.patches import PatchGrid
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.stores.store_set import StoreRequest
 
@@ -83,7 +84,6 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node. Rerun an interrupted ingest: it continues."""
-    from psl_flower.sealed.ingest import Plan
     from psl_flower.stores.grid_choice import grid_for
 
     base, places = _places(out, spool)
@@ -96,9 +96,8 @@ def ingest(
             "margin": margin, "uppers": uppers or None, "assignment": assignment,
         },
     )  # fmt: skip
-    asked = given.get("uppers", 0)
-    if not append and (not nodes or asked not in (0, len(nodes))):
-        raise ConfigError(f"--node-key: expected one for each Upper ({asked or 'at least 1'}), got {len(nodes)}")
+    if not append:
+        _check_nodes(len(nodes), given.get("uppers", 0))
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
     seen = SeenBook()
     seen.prepare()
@@ -107,18 +106,7 @@ def ingest(
     source = request.open_source()
     # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
-    plan = Plan(
-        patch_size=grid.patch_size if grid else (0, 0),
-        stride=grid.stride if grid else (0, 0),
-        nodes=nodes,
-        restorers=named_public(restorer or (), Role.RESTORER),
-        threshold=threshold or len(restorer or ()) // 2 + 1,
-        fit=request.fit,
-        margin=request.margin,
-        assignment=request.assignment,
-        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
-        secret_order=True,
-    )
+    plan = _plan(request, grid, nodes, restorer or (), threshold, lower_key)
     if before is not None:
         check_people(plan, threshold, base, before)
     start = time.monotonic()
@@ -131,6 +119,37 @@ def ingest(
     report = _report(sealed, base, places, bundles, account, time.monotonic() - start)
     lines = _lines(report, account, sealed.signed.manifest, reason, base / "labels")
     tell(report | ({"grid": reason} if reason else {}), lines, as_json)
+
+
+def _plan(
+    request: StoreRequest,
+    grid: PatchGrid | None,
+    nodes: tuple[PublicIdentity, ...],
+    restorers: Sequence[str],
+    threshold: int,
+    lower_key: str,
+) -> Plan:
+    """Return what is to be sealed to whom; no grid stands for that of the dataset to which images are appended."""
+    from psl_flower.sealed.ingest import Plan
+
+    return Plan(
+        patch_size=grid.patch_size if grid else (0, 0),
+        stride=grid.stride if grid else (0, 0),
+        nodes=nodes,
+        restorers=named_public(restorers, Role.RESTORER),
+        threshold=threshold or len(restorers) // 2 + 1,
+        fit=request.fit,
+        margin=request.margin,
+        assignment=request.assignment,
+        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
+        secret_order=True,
+    )
+
+
+def _check_nodes(count: int, asked: int) -> None:
+    """Raise ConfigError unless there is a node, and as many as Uppers were asked for; 0 asks for no number."""
+    if not count or asked not in (0, count):
+        raise ConfigError(f"--node-key: expected one for each Upper ({asked or 'at least 1'}), got {count}")
 
 
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:

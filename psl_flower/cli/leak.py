@@ -90,7 +90,7 @@ def _audit(
 ) -> tuple[Leakage, list[Pictures]]:
     import numpy as np
 
-    from psl_flower.engine.recipe import split_training
+    from psl_flower.engine.automatic_settings import split_training
     from psl_flower.inference.evaluation import images_in, stores_of
     from psl_flower.leakage.audit import Audit
     from psl_flower.leakage.complete import audit

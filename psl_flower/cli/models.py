@@ -203,7 +203,7 @@ def _tell_evaluation(
     table: Path | None,
     as_json: bool,
 ) -> None:
-    from psl_flower.engine.scores import scores
+    from psl_flower.engine.classification_scores import scores
     from psl_flower.inference.class_table import write_class_table
     from psl_flower.runs.history import last_accuracy
 

@@ -27,7 +27,7 @@ def pretrain(
     """
     from psl_flower.baselines.pretraining import pretrain as learn
     from psl_flower.cli.train import read_settings
-    from psl_flower.engine.recipe import planned
+    from psl_flower.engine.automatic_settings import planned
     from psl_flower.kinds import Train
     from psl_flower.stores.prepare import prepare_stores
     from psl_flower.text import expanded

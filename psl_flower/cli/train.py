@@ -245,7 +245,7 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
     deadline = math.inf
     while True:
         try:
-            status, over = watch.look()
+            status, over = watch.poll()
             if status is None:
                 follower.waiting(_STARTING, watch.awaited)
             else:

@@ -27,6 +27,7 @@ from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, NamingDecoder, Survey
 from psl_flower.data.twins import Twins
 from psl_flower.errors import DataError, DatasetNotFound
+from psl_flower.seeds import evenly_spaced
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 
 # Change it with anything that changes the images or labels made from the same files.
@@ -49,7 +50,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DecodedSample:
     """One sample: its split, number in it and label, and its image (H, W, C) or that one's error."""
 
     split: str
@@ -137,10 +138,10 @@ class ImageSource:
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
         """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; raises what `samples` does."""
         part = self._part(split)
-        places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
+        places = evenly_spaced(len(part.rows_N), most)
         yield from part.raw.images(part.rows_N[places], self._decoder)
 
-    def look(self, split: str, places: Iterable[int]) -> Iterator[Look]:
+    def decoded(self, split: str, places: Iterable[int]) -> Iterator[DecodedSample]:
         """Decode some samples of a split one by one, those that cannot be decoded too."""
         part = self._part(split)
         for place in places:
@@ -149,10 +150,10 @@ class ImageSource:
             try:
                 image_HWC = next(iter(part.raw.images(row, self._decoder)))
             except DataError as error:
-                yield Look(split, place, label, None, str(error))
+                yield DecodedSample(split, place, label, None, str(error))
                 continue
             self._twins.add(split, place, self._decoder.content)
-            yield Look(split, place, label, image_HWC, "")
+            yield DecodedSample(split, place, label, image_HWC, "")
 
     def places_of(self, split: str, label: int) -> NDArray[np.int64]:
         """Return the numbers within a split of the samples of a class."""
@@ -163,7 +164,7 @@ class ImageSource:
         """Decode images with `survey`: some, or all where the range of their pixels is asked for."""
         for part in self._parts.values():
             count = len(part.rows_N)
-            places = np.linspace(0, count - 1, count if self._whole else min(count, _SURVEYED)).round().astype(np.int64)
+            places = evenly_spaced(count, count if self._whole else _SURVEYED)
             for _ in part.raw.images(part.rows_N[places], survey):
                 pass
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.recipe import planned, split_training, steps_per_epoch
+from psl_flower.engine.automatic_settings import planned, split_training, steps_per_epoch
 from psl_flower.errors import ConfigError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive

@@ -55,7 +55,7 @@ class Checkpoints:
         TrainingError
             If a number in the state is not finite, so that no run could continue from it. Earlier checkpoints are kept.
         """
-        if not _finite(state):
+        if not all(_is_finite(value) for value in values_in(state)):
             raise TrainingError(
                 f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
                 "Resume from it with a lower lr, or check the data"
@@ -123,12 +123,19 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
 
-def _finite(state: object) -> bool:
+def values_in(state: object) -> Iterator[object]:
+    """Yield all values, tensors among them, of nested dictionaries, lists and tuples."""
     if isinstance(state, dict | list | tuple):
-        return all(_finite(value) for value in (state.values() if isinstance(state, dict) else state))
-    if isinstance(state, float):
-        return math.isfinite(state)
-    return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from values_in(part)
+    else:
+        yield state
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def _on_cpu(state: Any) -> Any:

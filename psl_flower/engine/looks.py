@@ -68,7 +68,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Bytes of the whole file."""
         records = self.images * get_codec(self.codec).nbytes(self.shape)
         return len(self.encoded) + records + self.batches * _DIGEST_BYTES
 

@@ -64,7 +64,7 @@ class Predict(Kind):
         return Work(config=settings.replace(**TRAINED), source=run, folder=self._free_folder(run))
 
     def begin(self) -> Work:
-        """Return the same, the folder made; RunError also if the disk refuses."""
+        """Make the folder and return the work; RunError also if the disk refuses."""
         work = self.find()
         with disk_errors(work.folder.path, "made", RunError):
             work.folder.path.mkdir(parents=True)

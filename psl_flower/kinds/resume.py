@@ -10,7 +10,7 @@ import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import RUN_NAME, setting
-from psl_flower.engine.recipe import planned
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
@@ -80,7 +80,7 @@ class Resume(Train):
         return Work(config=config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same."""
+        """Return the work unchanged: its folder is there."""
         return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:

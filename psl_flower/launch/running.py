@@ -132,14 +132,14 @@ class Watch:
         self._deadline: float | None = None
         self._seen_running = False
 
-    def look(self) -> tuple[Status | None, bool]:
+    def poll(self) -> tuple[Status | None, bool]:
         """Return the run's status, None before its first, and whether it is the last one: its processes have ended."""
         status, running = self._status(), self._superlink.is_running()
         self._deadline = self._deadline or time.monotonic() + _START_TIMEOUT_S
         self._seen_running = self._seen_running or running
         if running:
             return status, False
-        status = self._status()  # it may have ended between the two looks
+        status = self._status()  # it may have ended between the two questions
         if status is not None and status.ended:
             return status, True
         if self._seen_running or not self._superlink.is_up() or time.monotonic() > self._deadline:

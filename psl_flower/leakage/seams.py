@@ -68,8 +68,8 @@ def distances(
 ) -> torch.Tensor:
     """Return the misfit, 0 or more, of each record of the first with each of the second (N, M).
 
-    Patches that overlap, or whose margins do, are compared by the pixels that both have, others by how their borders go
-    on in each other.
+    Patches that overlap, or whose margins do, are compared by the pixels that both have; others by how well each
+    border continues in the other.
     """
     first, second = (torch.from_numpy(patches).double() for patches in (first_NChw, second_MChw))
     axis = 3 if side == RIGHT else 2

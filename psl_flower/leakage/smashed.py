@@ -39,9 +39,9 @@ def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, image
 
 
 def normal_for(net: PatchSplitNet, num_images: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
-    """Return new numbers of which the Uppers make noise, as `PatchSplitNet.smash` takes them; none where they add none.
+    """Return new standard normal numbers for the Uppers' noise, as `PatchSplitNet.smash` takes them; {} without noise.
 
-    Nodes draw theirs from secrets, which an attacker has not; but how they are distributed, it knows.
+    Nodes draw theirs from secrets. An attacker does not have these, but knows the distribution.
     """
     drawn = {}
     for m, upper in enumerate(net.uppers):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.recipe import split_training
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.inference.onnx_files import INPUT, OUTPUT
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive

@@ -21,7 +21,7 @@ from psl_flower.errors import (
 )
 from psl_flower.sealed.epoch import check_root
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role, check_name
-from psl_flower.sealed.manifest import Manifest, Member
+from psl_flower.sealed.manifest import Dropped, Manifest, Member
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, equal
 
@@ -82,11 +82,16 @@ def member_of(manifest: Manifest, restorer: PublicIdentity, name: str) -> Member
             return member
     for dropped in manifest.dropped:
         if dropped.public == str(restorer):
-            raise RevokedRestorer(
-                f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch} and may restore nothing any more; "
-                "leave this key out, or ask the owner to add it again (psl rotate --restorer)"
-            )
+            raise revoked(dropped)
     raise UnknownRestorer(f"restorer {name!r} ({restorer.fingerprint}) is not named in the manifest")
+
+
+def revoked(dropped: Dropped) -> RevokedRestorer:
+    """Return the error of a restorer that was dropped."""
+    return RevokedRestorer(
+        f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch} and may restore nothing any more; "
+        "leave this key out, or ask the owner to add it again (psl rotate --restorer)"
+    )
 
 
 def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:

@@ -33,7 +33,7 @@ class SplitLessons:
         return self.epochs * self.order.steps_per_epoch
 
     @property
-    def num_test(self) -> int:
+    def num_evaluated(self) -> int:
         """Samples of the evaluation."""
         return len(self.valid)
 

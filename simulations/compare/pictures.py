@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from psl_flower.patches import PatchGrid
+from psl_flower.seeds import evenly_spaced
 from simulations.axes import WIDTH
 from simulations.compare.study import Holding
 
@@ -36,7 +37,7 @@ def picture(holding: Holding) -> Figure:
     _show(panels[0], image_HWC, "image")
     _lines(panels[0], holding.grid)
     nodes = max(holding.assignment) + 1
-    shown = np.linspace(0, nodes - 1, min(_SHOWN, nodes)).round().astype(int).tolist()
+    shown = evenly_spaced(nodes, _SHOWN).tolist()
     for axes, m in zip(panels[1:], shown, strict=False):
         _show(axes, _part(image_HWC, holding.grid, holding.assignment, m), f"node {m}")
     return figure

@@ -23,6 +23,8 @@ from simulations.reports import Values
 if TYPE_CHECKING:
     import torch
 
+    from psl_flower.engine.local import LocalExchange
+    from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.models import PatchSplitNet
     from psl_flower.patches.store import PatchStore
     from psl_flower.stores.store_set import StoreSet
@@ -158,6 +160,40 @@ def _exchange(
 ) -> Outcome:
     """Train with all parties of the federated engine."""
     from psl_flower.engine.batches import batch_order
+
+    driver, exchange = _parties(Path(job.folder), config, stores, opened, device, tell)
+    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
+    points: list[Point] = []
+    train_s = 0.0
+    for _ in range(config.training.rounds):
+        report = driver.run(exchange, driver.lower.step + config.training.steps_per_round, evaluate=True)
+        found = report.predictions
+        assert found is not None
+        train_s += report.train_s
+        points.append(
+            Point(
+                epoch=driver.lower.step / steps_per_epoch,
+                accuracy=found.accuracy,
+                test_loss=found.loss,
+                train_s=train_s,
+                bytes_up=sum(exchange.bytes_up().values()),
+                bytes_down=sum(exchange.bytes_down().values()),
+            )
+        )
+    assert found is not None
+    return Outcome(
+        points=tuple(points),
+        label=_ints(found.label),
+        predicted=_ints(found.predicted),
+        up={str(m): count for m, count in exchange.bytes_up().items()},
+        down={str(m): count for m, count in exchange.bytes_down().items()},
+    )
+
+
+def _parties(
+    folder: Path, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
+) -> tuple[RoundDriver, LocalExchange]:
+    """Return the server's side, and the exchange with all Uppers, whose checkpoints go to the folder."""
     from psl_flower.engine.build import Blueprint
     from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.exchange import WireFormat
@@ -167,7 +203,7 @@ def _exchange(
     from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
-    blueprint, folder = Blueprint(config, stores.description), Path(job.folder)
+    blueprint = Blueprint(config, stores.description)
     lower = blueprint.lower_engine(device)
     options, task = blueprint.upper_options(device), blueprint.task(stores.labels)
     models = started_network(blueprint).uppers
@@ -185,32 +221,7 @@ def _exchange(
         looks=looks_of(blueprint, task, folder / "looks", "comparison"),
         on_step=lambda report: tell(report.step),
     )
-    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
-    points: list[Point] = []
-    train_s = 0.0
-    for _ in range(config.training.rounds):
-        report = driver.run(exchange, lower.step + config.training.steps_per_round, evaluate=True)
-        found = report.predictions
-        assert found is not None
-        train_s += report.train_s
-        points.append(
-            Point(
-                epoch=lower.step / steps_per_epoch,
-                accuracy=found.accuracy,
-                test_loss=found.loss,
-                train_s=train_s,
-                bytes_up=sum(exchange.bytes_up().values()),
-                bytes_down=sum(exchange.bytes_down().values()),
-            )
-        )
-    assert found is not None
-    return Outcome(
-        points=tuple(points),
-        label=_ints(found.label),
-        predicted=_ints(found.predicted),
-        up={str(m): count for m, count in exchange.bytes_up().items()},
-        down={str(m): count for m, count in exchange.bytes_down().items()},
-    )
+    return driver, exchange
 
 
 def _ints(values: NDArray[np.int64]) -> tuple[int, ...]:

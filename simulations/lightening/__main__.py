@@ -80,17 +80,7 @@ class Lightening(ReportBenchmark[Options]):
             progress.result(f"to exceed: {min_speed:.0f} images/s")
             told = _lighten(reference, options, min_speed)
             settings = _settings(Path(told["folder"]))
-            artefacts = [
-                Artefact(
-                    name=entry["what"],
-                    degree=entry["degree"],
-                    path=Path(told["folder"]) / entry["what"] / WHOLE_FILE,
-                    parameters=entry["judged"]["parameters"],
-                    multiply_adds=entry["judged"]["multiply_adds"],
-                    train_s=entry["seconds"],
-                )
-                for entry in told["judged"]
-            ]
+            artefacts = _artefacts(told)
             progress.trial("rivals")
             found = next(artefact for artefact in artefacts if artefact.name == told["closest"])
             assert found.degree is not None
@@ -112,6 +102,21 @@ class Lightening(ReportBenchmark[Options]):
             measurements=models,
             seconds=time.monotonic() - started,
         )
+
+
+def _artefacts(told: Mapping[str, Any]) -> list[Artefact]:
+    """Return the models that `psl lighten` has judged."""
+    return [
+        Artefact(
+            name=entry["what"],
+            degree=entry["degree"],
+            path=Path(told["folder"]) / entry["what"] / WHOLE_FILE,
+            parameters=entry["judged"]["parameters"],
+            multiply_adds=entry["judged"]["multiply_adds"],
+            train_s=entry["seconds"],
+        )
+        for entry in told["judged"]
+    ]
 
 
 def _lighten(reference: RunFolder, options: Options, min_speed: float) -> dict[str, Any]:

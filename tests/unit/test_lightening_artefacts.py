@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper
 
 from psl_flower.config import RunConfig
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
-from psl_flower.engine.recipe import split_training
 from psl_flower.errors import ExportError, RunError
 from psl_flower.inference.evaluation import images_in
 from psl_flower.inference.onnx_files import open_session, to_onnx
