@@ -4,7 +4,8 @@ Figures are those of docs/results/leakage-cifar10.json: CIFAR-10, 2,000 training
 three seeds for plain, one for codes. SSIM is that of images rebuilt from one look by the best decoder tried, of an
 attacker who queries the trained Uppers, or has their weights: 1 for equal images, about .15 for what the class alone
 gives. Decoders that join the looks of all epochs had less there: they were too weakly trained to bound what these show
-together. Not measured: other networks and data, longer trainings, and `looks`.
+together. Not measured: other networks and data, longer trainings, `looks`, `code-noise`
+and `gradient-feedback`.
 """
 
 from __future__ import annotations
