@@ -10,7 +10,7 @@ from contextlib import closing
 
 from flwr.clientapp import ClientApp
 
-from clients import lightening
+from clients import auditing, lightening
 from clients.host import Build, build_engine, own_stores, serves_adaptation
 from clients.messages import Asked, Handler, register
 from psl_flower.engine.upper import UpperEngine, claim_of
@@ -111,6 +111,7 @@ _HANDLERS: dict[type[Question], Handler] = {
     questions.GiveWeights: _collect,
     questions.SealForRestorers: _restore,
     questions.PlaceUppers: _place,
+    questions.SmashImages: auditing.smash,
 }
 
 

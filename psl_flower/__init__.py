@@ -54,7 +54,7 @@ Each imports only those below it; docs/architecture.md draws and explains them.
 
 ========================  ==============================================================================================
 cli                       the program `psl`: one module per group of commands
-flower                    what joins the rest to Flower: finding nodes, transports, parties with models of their own
+flower                    the Flower side: finding nodes, transports, parties with their own models
 launch                    start `flwr run` in a simulation on this machine, watch it, end it
 kinds                     what a run does: train, resume, restore, predict or lighten; its settings, folder and handler
 lightening                a smaller int8 model from a trained one (`psl lighten`)

@@ -64,7 +64,7 @@
     ├── NodeError              a node reports that it failed
     │   └── NodeLost           a node, its process or its patch server is gone; it may come back
     ├── PositionError          a grid position is held twice or unknown
-    │   └── PositionMissing    ... is held by no node that is there; it may come back
+    │   └── PositionMissing    ... is held by no node online; it may come back
     ├── AlignmentError         parties do not hold the same samples
     ├── TrainingError          training cannot continue (a loss that is not finite)
     │   └── TrainingStopped    the user asked to stop; a checkpoint was written

@@ -78,7 +78,9 @@ def loss_parts(
     lower = lower_loss(logits_BK, targets, label_smoothing=label_smoothing)
     if upper_logits_BPK is None:
         return LossParts(lower, lower, torch.zeros_like(lower))
-    uppers = uppers_loss(upper_logits_BPK, targets, assignment, num_absent=num_absent, label_smoothing=label_smoothing)
+    uppers = adaptation_loss(
+        upper_logits_BPK, targets, assignment, num_absent=num_absent, label_smoothing=label_smoothing
+    )
     return LossParts(lower + alpha * uppers, lower, uppers)
 
 
@@ -87,7 +89,7 @@ def lower_loss(logits_BK: torch.Tensor, targets: Targets, *, label_smoothing: fl
     return _cross_entropy(logits_BK, targets, label_smoothing)
 
 
-def uppers_loss(
+def adaptation_loss(
     upper_logits_BPK: torch.Tensor,
     targets: Targets,
     assignment: Sequence[int],

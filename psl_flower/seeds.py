@@ -1,4 +1,7 @@
-"""Every random choice, drawn from a seed and a name, the same for every party and after every interruption."""
+"""Every random choice, drawn from a seed and a name, the same for every party and after every interruption.
+
+`evenly_spaced` chooses some of many without chance.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ def uniform(seed: int, purpose: str, samples_B: NDArray[np.int64]) -> NDArray[np
     with np.errstate(over="ignore"):
         bits = _splitmix(_splitmix(samples_B.astype(np.uint64) ^ key) + key)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` of the indices 0..count-1, ascending, evenly spaced from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _splitmix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

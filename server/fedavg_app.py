@@ -16,9 +16,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from psl_flower.baselines.fedavg import FedAvgConfig
 from psl_flower.baselines.whole_image import whole_image_config
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.recipe import planned
 from psl_flower.errors import NodeError, RunError
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.runs.folder import RunFolder, create_run

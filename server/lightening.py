@@ -166,6 +166,7 @@ class FederatedBackend:
         settings = self._settings
         if settings.target != EDGE:
             nodes = self._nodes(place.name)
+            nodes.keep(files_in(place, self._description.num_uppers))
             measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
             return Speed(
                 images_per_s=measured.images_per_s,

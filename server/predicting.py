@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 
 import torch
 
@@ -45,22 +46,13 @@ def predict(run: ServerRun[Predict]) -> None:
     weights = "its light Uppers" if kind.predict_light else "its weights"
     about = (
         f"predicting {counted(len(samples_N), 'image')} with run {run.source.name} after {counted(step, 'step')}, "
-        f"{weights} and patches "
-        "where they are"
+        f"{weights} and patches where they are"
     )
-
-    def on_evaluated(done: int, total: int) -> None:
-        reporter.predicted(done, total)
-        if done < total and run.folder.stop_requested():
-            raise PredictionStopped(
-                f"stopped after {done} of {counted(total, 'image')}, as asked; no predictions were written"
-            )
-
     predicted, absent = run.predictions(
         parties,
         dataclasses.replace(run.blueprint.task(run.stores.labels), test=samples_N),
         on_placed=lambda placement: reporter.placed(placement, about, "predicting"),
-        on_evaluated=on_evaluated,
+        on_evaluated=partial(_predicted, run),
         without=kind.without,
     )
     result = Result(
@@ -79,6 +71,15 @@ def predict(run: ServerRun[Predict]) -> None:
     reporter.note_accuracy(result.accuracy)
     took = duration(time.monotonic() - began)
     reporter.end("completed", f"{_summary(result, predicted)} in {took}: {run.folder.path}")
+
+
+def _predicted(run: ServerRun[Predict], done: int, total: int) -> None:
+    """Report how many images are predicted; raises PredictionStopped if the user has asked to stop before the last."""
+    run.reporter.predicted(done, total)
+    if done < total and run.folder.stop_requested():
+        raise PredictionStopped(
+            f"stopped after {done} of {counted(total, 'image')}, as asked; no predictions were written"
+        )
 
 
 def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoints) -> Parties:

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from rich.filesize import decimal
 
+from psl_flower.engine.classification_scores import Scores, scores
 from psl_flower.engine.rounds import Predictions, RoundReport
-from psl_flower.engine.scores import Scores, scores
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
 from psl_flower.flower.nodes import Placement
@@ -177,8 +177,8 @@ class Reporter:
 
         If the steps ran in an earlier process, their metrics are null.
         """
-        steps, predictions, validation = report.steps, report.predictions, report.validation
-        if not steps and predictions is None and validation is None:
+        predictions, validation = report.predictions, report.validation
+        if not report.steps and predictions is None and validation is None:
             return
         assert self._writer is not None
         self._require_folder()
@@ -197,6 +197,14 @@ class Reporter:
         if predictions:
             self._run.write_predictions(predictions)
         self._run.append_metrics(metrics)
+        self._draw_round(metrics, report, self._scores or validated)
+        self.tracking.metrics(metrics["step"], metrics)
+        self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
+        self._say_round(metrics, report, bytes_up, bytes_down)
+
+    def _draw_round(self, metrics: Mapping[str, Any], report: RoundReport, shown: Scores | None) -> None:
+        """Write a round to TensorBoard; `shown` are the scores of its evaluation, if there was one."""
+        assert self._writer is not None
         for name in (
             "loss", "lower_loss", "upper_loss", "accuracy", *NAMES, "images_per_s", "bytes_up", "bytes_down",
             "valid_loss", "valid_accuracy", *(f"valid_{name}" for name in NAMES),
@@ -204,20 +212,19 @@ class Reporter:
             value = metrics.get(name)
             if isinstance(value, int | float):
                 self._writer.add(f"round/{name}", value, report.step)
-        shown = self._scores or validated
         if shown:
             draw(self._writer, shown, report.step, self._class_names)
-        for name in ("upper_s", "lower_s", "wire_s") if steps else ():
+        for name in ("upper_s", "lower_s", "wire_s") if report.steps else ():
             self._writer.add(f"time/{name}", metrics[name], report.step)
         self._writer.flush()
-        self.tracking.metrics(metrics["step"], metrics)
-        self._set(accuracy=predictions.accuracy if predictions else self._status.accuracy, round=metrics["round"])
-        accuracy = f", test accuracy {predictions.accuracy:.2%}" if predictions else ""
-        if validation:
+
+    def _say_round(self, metrics: Mapping[str, Any], report: RoundReport, bytes_up: int, bytes_down: int) -> None:
+        accuracy = f", test accuracy {report.predictions.accuracy:.2%}" if report.predictions else ""
+        if validation := report.validation:
             accuracy = f", validation accuracy {validation.accuracy:.2%}, loss {validation.loss:.4f}"
         absent = f" without Upper {', '.join(map(str, report.absent))}" if report.absent else ""
         trained = accuracy.removeprefix(", ")
-        if steps:
+        if report.steps:
             trained = f"loss {metrics['loss']:.4f}{accuracy}, {metrics['images_per_s']:.0f} images/s"
         log.info(
             "%sround %d/%d done%s: %s, %s up, %s down",

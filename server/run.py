@@ -44,7 +44,7 @@ class Parties:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRun(Work, Generic[K]):
-    """One run, as its handler gets it: what it works with and what is to be done."""
+    """One run, as its handler gets it: its means and its task."""
 
     grid: Grid
     kind: K  #: What is to be done.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from psl_flower.engine.scores import Scores
+from psl_flower.engine.classification_scores import Scores
 from psl_flower.text import printable
 from server.event_files import EventFiles
 

@@ -10,10 +10,11 @@ from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
-from psl_flower.engine.looks import looks_of
+from psl_flower.engine.automatic_settings import planned
+from psl_flower.engine.looks import Looks, looks_of
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.pretrained import FILE, load_upper, read_weights
-from psl_flower.engine.recipe import planned
+from psl_flower.engine.round_ends import ends_round
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
 from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
@@ -50,26 +51,19 @@ def train(run: ServerRun[Train]) -> None:
     _describe(run)
     reporter.tracking = _tracking(run)
     task, lower = blueprint.task(run.stores.labels), blueprint.lower_engine(run.device)
-    per_round, total_steps = task.steps_per_round, task.schedule.total_steps
+    total_steps = task.total_steps
     unfinished = _go_to_checkpoint(run, lower, task)
     done = lower.step
     if (accuracy := last_accuracy(run.source)) is not None:
         reporter.note_accuracy(accuracy)
     reporter.plan(
-        rounds=math.ceil(total_steps / per_round), total_steps=total_steps, steps_per_round=per_round, done=done,
+        rounds=_rounds_left(task, 0), total_steps=total_steps, steps_per_round=task.steps_per_round, done=done,
         class_names=run.stores.description.class_names,
     )  # fmt: skip
     looks = looks_of(blueprint, task, run.source.looks, run.source.identity)
     if run.config.network.upper_weights and done < total_steps and (looks is None or not looks.complete):
         _place_weights(run)
-    parties = Parties(
-        lower=lower,
-        shapes=blueprint.smashed_shapes(),
-        checkpoints=run.source.checkpoints,
-        node_task=run.node_task(),
-        averaging=blueprint.averaging(),
-        looks=looks,
-    )
+    parties = _parties(run, lower, looks)
     monitor = Monitor.of(run.config.training)
     validation = None if monitor is None else Validation(run, monitor, parties, task)
     strategy = run.strategy(
@@ -83,8 +77,7 @@ def train(run: ServerRun[Train]) -> None:
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
-        rounds_done = math.ceil(done / per_round) if done == total_steps else done // per_round
-        rounds_left = math.ceil(total_steps / per_round) - rounds_done + unfinished
+        rounds_left = _rounds_left(task, done) + unfinished
         best = None
         with suppress(EndedEarly):
             if validation is not None:
@@ -97,6 +90,24 @@ def train(run: ServerRun[Train]) -> None:
     finally:
         strategy.close()
     _complete(run, time.monotonic() - began, best, model)
+
+
+def _parties(run: ServerRun[Train], lower: LowerEngine, looks: Looks | None) -> Parties:
+    """Return the Lower, and what it asks of the nodes."""
+    return Parties(
+        lower=lower,
+        shapes=run.blueprint.smashed_shapes(),
+        checkpoints=run.source.checkpoints,
+        node_task=run.node_task(),
+        averaging=run.blueprint.averaging(),
+        looks=looks,
+    )
+
+
+def _rounds_left(task: Task, done: int) -> int:
+    """Return the rounds that have steps left after `done` of them; the last round may be shorter."""
+    rounds = math.ceil(task.total_steps / task.steps_per_round)
+    return 0 if done == task.total_steps else rounds - done // task.steps_per_round
 
 
 def _describe(run: ServerRun[Train]) -> None:
@@ -136,7 +147,7 @@ def _complete(run: ServerRun[Train], seconds: float, best: Best | None, model: s
 
 def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> bool:
     """Go to the committed checkpoint, if any; return True if it ends a round not yet reported."""
-    folder, total_steps = run.source, task.schedule.total_steps
+    folder = run.source
     steps, best = folder.checkpoints.steps(), load_best(folder)
     if best is not None:
         lower.go_to(best.step, folder.checkpoints)
@@ -144,8 +155,7 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
     folder.drop_metrics_after(lower.step)
-    ends_round = lower.step > 0 and (lower.step % task.steps_per_round == 0 or lower.step == total_steps)
-    return ends_round and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
+    return ends_round(task, lower.step) and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
 
 
 def _place_weights(run: ServerRun[Train]) -> None:

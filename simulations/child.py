@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Generic, Self, TypeVar
 
 import msgspec
@@ -57,9 +56,7 @@ class Child(Generic[Outcome]):
             self._process.stdin.close()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Kill it if it has not ended."""
         self._process.kill()
         self._process.wait()

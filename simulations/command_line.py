@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: arguments, exit status, a workspace, and what is done with the report."""
+"""Shared by the benchmarks' commands: arguments, exit status, a workspace, and the report's output."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Workspace:
 def workspace_of(prefix: str, *, keep: bool = False, given: Path | None = None) -> Iterator[Workspace]:
     """Yield a workspace: the given one, or a new one that goes afterwards unless it is kept.
 
-    SIGTERM ends the command as Ctrl-C does meanwhile, so that it leaves no process of its own or of Flower's behind.
+    SIGTERM ends the command as Ctrl-C does meanwhile, so that it leaves no process behind, Flower's included.
     """
     with ended_by_sigterm():
         if given is not None:
@@ -97,7 +97,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """An option that stands for settings of the runs: these keys, or the one of its own name."""
+    """An option that stands for settings of the runs: these keys, or the one of the same name."""
 
     name: str
     help: str
@@ -120,7 +120,7 @@ class Benchmark(abc.ABC, Generic[Asked]):
     name: str
     about: str
     options: type[Asked]  #: The dataclass of its options.
-    #: Keys of settings that it decides, each with the option that asks for it; empty where there is none.
+    #: Keys of settings that it decides, each with the option that asks for it, if any.
     decided: Mapping[str, str]
     defaults: Mapping[str, object] = DEFAULTS  #: What it chooses unless asked.
     shortcuts: tuple[Shortcut, ...] = ()  #: Options that stand for settings, besides --dataset.
@@ -159,7 +159,7 @@ class Benchmark(abc.ABC, Generic[Asked]):
 
     @abc.abstractmethod
     def run(self, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-        """Do what the arguments ask; raises PslError, and leaves what is wrong with the arguments to the parser."""
+        """Run the command; raises PslError, and leaves bad arguments to the parser."""
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command and return its exit status, see `exit_status`."""

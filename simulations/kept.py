@@ -1,4 +1,4 @@
-"""Benchmarks with options of their own: their reports, and their commands, which keep every trial that is finished."""
+"""Benchmarks with their own options: their reports, and their commands, which keep every finished trial."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ class MemoryWatch:
     def look_now_and_then(self, processes: Callable[[], Sequence[Any]]) -> None:
         """Look at the processes that `processes` returns, if it is time to."""
         if time.monotonic() - self._looked_at >= _EVERY_S:
-            self.look(processes())
+            self.poll(processes())
 
-    def look(self, processes: Sequence[Any], *, shares: bool = False) -> None:
+    def poll(self, processes: Sequence[Any], *, shares: bool = False) -> None:
         """Look at processes (psutil.Process); with `shares` also at their share of memory, which takes longer."""
         self._looked_at = time.monotonic()
         for process in processes:
@@ -72,7 +72,7 @@ class MemoryWatch:
 
 
 def highest(found: Iterable[tuple[str, int | None]]) -> dict[str, int]:
-    """Return the highest memory by role; what is not known is left out."""
+    """Return the highest memory by role; unknown ones are left out."""
     peaks: dict[str, int] = {}
     for role, num_bytes in found:
         if num_bytes is not None:

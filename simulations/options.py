@@ -82,7 +82,7 @@ def read_options(given: argparse.Namespace, kind: type[Asked]) -> Asked:
 
 
 def texts(options: Settings) -> dict[str, str]:
-    """Return options as a person types them, by name: of a flag an empty text; what is not given is left out."""
+    """Return options as a person types them, by name: a flag as an empty text; absent ones are left out."""
     declared = {field.name for field in fields_of(type(options))}
     values = {
         field.name: getattr(options, field.name)
@@ -106,7 +106,7 @@ def text_of(value: object) -> str:
 
 
 def _option(name: str) -> str:
-    # A unit is told in the help.
+    # The help states a unit.
     return name.removesuffix("_ms").replace("_", "-")
 
 
@@ -115,7 +115,7 @@ def _with_default(doc: str, default: object) -> str:
 
 
 class _Reader:
-    """Reads an argument; what is wrong with it is named as argparse expects."""
+    """Reads an argument; raises for a bad one as argparse expects."""
 
     def __init__(self, key: str, read: Callable[[str], object]) -> None:
         self._key, self._read = key, read

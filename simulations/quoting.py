@@ -6,7 +6,7 @@
 
     ![Accuracy by epoch](figures/compare-cifar10-accuracy-by-epoch.png)
 
-`python -m simulations.quoting README.md docs/accuracy*.md` writes them anew; a test checks that no table changes,
+`python -m simulations.quoting README.md docs/accuracy*.md` rewrites them; a test checks that no table changes,
 and that every plot was made of its result file as it is.
 """
 
@@ -82,7 +82,7 @@ def load_result(name: str) -> Report:
 
 
 def fill(text: str, load: Callable[[str], Report]) -> str:
-    """Return a page with every table between marks made anew.
+    """Return a page with every table between marks rewritten.
 
     Raises
     ------

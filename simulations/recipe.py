@@ -18,10 +18,10 @@ from psl_flower.config import RunConfig, fields
 from psl_flower.config.fields import setting
 from psl_flower.config.training import CLASS_WEIGHTS
 from psl_flower.data.sources import open_dataset
+from psl_flower.engine.automatic_settings import MOST_BATCH, batch_for, split_training, steps_per_epoch
 from psl_flower.engine.batches import batch_order
+from psl_flower.engine.classification_scores import scores
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.recipe import MOST_BATCH, batch_for, split_training, steps_per_epoch
-from psl_flower.engine.scores import scores
 from psl_flower.stores.ingest import ensure_stores
 from psl_flower.stores.store_set import StoreSet, store_request
 from simulations import kept
@@ -117,7 +117,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     balanced_accuracy: float
     majority: float
-    at_chance: bool  #: As `psl_flower.engine.scores.Scores.at_chance`.
+    at_chance: bool  #: As `psl_flower.engine.classification_scores.Scores.at_chance`.
     #: Mean cross entropy of the validation images; time of the training.
     loss: float
     seconds: float

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, object] = {
 # A benchmark trains; reports of earlier versions have these settings too.
 _OF_KINDS = {key: value for kind in KINDS.values() for key, value in defaults(kind).items()}
 
-# Keys that every benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that every benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     "lower-threads": "--threads", "upper-threads": "--threads", "run-name": "", **dict.fromkeys(_OF_KINDS, ""),
     "evaluate-every": "", "checkpoint-every": "", "collect-model": "",

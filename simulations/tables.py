@@ -15,7 +15,7 @@ from simulations.options import text_of
 from simulations.reports import Report, Spread, Values
 from simulations.settings import DEFAULTS, differing
 
-# A pipe has no width of its own.
+# A pipe has no width.
 _WIDTH = 120
 
 

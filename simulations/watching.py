@@ -23,7 +23,7 @@ def looks(
         If the run, called `name`, has not completed, with its own last words; with `keep_log` Flower's log stays.
     """
     while True:
-        status, over = watch.look()
+        status, over = watch.poll()
         if not over:
             yield status
             continue

@@ -26,13 +26,11 @@ class FedAvgConfig(Settings):
     strategy: str = setting("fedavg", "which of Flower's strategies", choices=STRATEGIES)
     clients: int = setting(0, "clients to wait for; 0: those that are connected", least=0)
     partition: str = setting("iid", "how the training images are divided; dirichlet: by class", choices=PARTITIONS)
-    dirichlet_alpha: float = setting(
-        0.5, "concentration: the smaller, the more the clients' classes differ", least=0, open_ends=True
-    )
+    dirichlet_alpha: float = setting(0.5, "concentration: the smaller, the more the clients' classes differ", above=0)
     local_epochs: int = setting(1, "passes over its own images that a client makes in a round", least=1)
     proximal_mu: float = setting(0.01, "weight of FedProx' proximal term", least=0)
-    server_lr: float = setting(0.01, "FedAdam's learning rate on the server", least=0, open_ends=True)
-    round_timeout_s: float = setting(3600.0, "longest seconds of a round's local training", least=0, open_ends=True)
+    server_lr: float = setting(0.01, "FedAdam's learning rate on the server", above=0)
+    round_timeout_s: float = setting(3600.0, "longest seconds of a round's local training", above=0)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> FedAvgConfig:

@@ -12,7 +12,7 @@ from typer.utils import get_params_from_function
 
 from psl_flower.cli.output import say
 
-# Command -> option of an earlier version -> what it is called now. They work and are not listed.
+# Command -> option of an earlier version -> its present name. They work and are not listed.
 RENAMED: dict[str, dict[str, str]] = {
     **{name: {"--owner-key": "--owner"} for name in ("verify", "restore", "authorise", "relabel", "audit-log")},
     "receive": {"--owner-key": "--owner", "--node-key": "--key"},

@@ -13,6 +13,7 @@ from psl_flower.text import counted, duration
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
     from psl_flower.engine.build import Blueprint
+    from psl_flower.engine.footprint import Footprint
     from psl_flower.kinds import Kind
     from psl_flower.stores.planned import PlannedStores
 
@@ -92,7 +93,18 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "rounds": training.rounds,
         "steps_per_round": blueprint.steps_per_round,
         "steps": blueprint.schedule().total_steps,
-        "parameters": description.num_uppers * takes.upper_parameters + takes.lower_parameters,
+        **_costs(takes, description.num_uppers, number),
+        "disk_stores": 0 if planned.exist else planned.num_bytes,
+        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model + takes.looks,
+        "stores": str(planned.folder),
+        "stores_exist": planned.exist,
+    }
+
+
+def _costs(takes: Footprint, num_uppers: int, num_nodes: int) -> dict[str, Any]:
+    """Return the numbers of a training's weights, of its bytes on the wire and in memory."""
+    return {
+        "parameters": num_uppers * takes.upper_parameters + takes.lower_parameters,
         "upper_parameters": takes.upper_parameters,
         "lower_parameters": takes.lower_parameters,
         "adaptation_parameters": takes.adaptation_parameters,
@@ -101,13 +113,9 @@ def _report(blueprint: Blueprint, planned: PlannedStores, nodes: int) -> dict[st
         "bytes_up_in_all": takes.up_in_all,
         "bytes_down_in_all": takes.down_in_all,
         "round_trips": takes.round_trips,
-        "memory_of_a_node": max(takes.upper_memory) * -(-description.num_uppers // number),
+        "memory_of_a_node": max(takes.upper_memory) * -(-num_uppers // num_nodes),
         "memory_of_the_server": takes.lower_memory,
-        "memory": sum(takes.upper_memory) + takes.lower_memory + (number + 1) * _PROGRAM_BYTES,
-        "disk_stores": 0 if planned.exist else planned.num_bytes,
-        "disk_run": checkpoints * takes.checkpoint + takes.model * config.output.collect_model + takes.looks,
-        "stores": str(planned.folder),
-        "stores_exist": planned.exist,
+        "memory": sum(takes.upper_memory) + takes.lower_memory + (num_nodes + 1) * _PROGRAM_BYTES,
     }
 
 
@@ -144,6 +152,16 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"wire        {decimal(round(report['bytes_up_per_image']))} up and "
         f"{decimal(round(report['bytes_down_per_image']))} down per image and step, all Uppers together"
     )
+    yield from _cost_lines(report)
+    stores = "there already" if report["stores_exist"] else decimal(report["disk_stores"])
+    yield f"disk        patch stores {stores} ({report['stores']}); run {decimal(report['disk_run'])} at most"
+    yield f"run         {report['folder']} (not made: this was a dry run)"
+
+
+def _cost_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a training costs in bytes, round trips and memory."""
+    from rich.filesize import decimal
+
     up, down = round(report["bytes_up_in_all"]), round(report["bytes_down_in_all"])
     each = decimal(round((up + down) / report["train_images"]))
     yield f"in all      {decimal(up)} up and {decimal(down)} down, {each} for each training image"
@@ -155,6 +173,3 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"server's tensors, {decimal(report['memory_of_a_node'])} for a node's, {decimal(_PROGRAM_BYTES)} for each of "
         f"{report['nodes'] + 1} programs"
     )
-    stores = "there already" if report["stores_exist"] else decimal(report["disk_stores"])
-    yield f"disk        patch stores {stores} ({report['stores']}); run {decimal(report['disk_run'])} at most"
-    yield f"run         {report['folder']} (not made: this was a dry run)"

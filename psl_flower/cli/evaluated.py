@@ -32,7 +32,7 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
         If there is no such run, or its files are damaged.
     """
     from psl_flower.config import default_workspace
-    from psl_flower.engine.scores import scores_of
+    from psl_flower.engine.classification_scores import scores_of
     from psl_flower.inference.class_table import write_class_table
     from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.mistakes import check_classes, columns_of
@@ -60,5 +60,5 @@ def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path
     print_scores(found, description.class_names)
     if table:
         say(str(table))
-    say(f"to predict anew in place: {again}")
+    say(f"to predict again in place: {again}")
     return True

@@ -15,7 +15,7 @@ from psl_flower.text import counted, duration
 
 _LOG = "log.txt"
 _TITLE = 30
-# Without a terminal, a wait is told after so long without a line; a machine is busy if so many want each of its cores.
+# Without a terminal, a wait is shown after this long without a line; a machine is busy at this load per core.
 _QUIET_S, _BUSY = 10.0, 2.0
 _TITLES = {"starting": "starting the nodes", "collecting": "collecting the model"}
 # Lines of a log that a bar shows better, and those of rounds, which are made to fit 80 columns.

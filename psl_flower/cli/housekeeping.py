@@ -64,7 +64,7 @@ def prune(
 
 
 def _names(given: list[str]) -> list[str]:
-    """Return the names of runs, each once; a path could lead to a folder that is none, such as that of Flower."""
+    """Return the names of runs, each once; a path could lead to a folder that is no run's, such as Flower's."""
     for name in given:
         if not re.fullmatch(RUN_NAME.pattern, name):
             raise typer.BadParameter(f"expected the name of a run, as psl runs lists it, got {name!r}")

@@ -1,4 +1,4 @@
-"""Which images a restorer asks for, and what is written beneath them."""
+"""The images a restorer asks for, and the captions beneath them."""
 
 from __future__ import annotations
 

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from psl_flower.cli.cutting import as_before, check_people, cut_settings, request_of
+from psl_flower.cli.image_selection import image_name
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json
 from psl_flower.cli.terminal import OwnerPrivate, PassphraseFile, load_identity, named_public, numbered
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.text import counted
+from psl_flower.text import counted, printable
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
     from psl_flower.data.sources import ImageSource
+    from psl_flower.patches import PatchGrid
     from psl_flower.sealed.ingest import Ingested, Plan
     from psl_flower.stores.store_set import StoreRequest
 
 
+# Images that a line names; --json names all.
+_NAMED = 5
+
+
+@no_copies_kept()
 def ingest(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     out: Annotated[
@@ -75,7 +84,6 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Cut images into patches and seal them into one store per node. Rerun an interrupted ingest: it continues."""
-    from psl_flower.sealed.ingest import Plan
     from psl_flower.stores.grid_choice import grid_for
 
     base, places = _places(out, spool)
@@ -88,28 +96,17 @@ def ingest(
             "margin": margin, "uppers": uppers or None, "assignment": assignment,
         },
     )  # fmt: skip
-    asked = given.get("uppers", 0)
-    if not append and (not nodes or asked not in (0, len(nodes))):
-        raise ConfigError(f"--node-key: expected one for each Upper ({asked or 'at least 1'}), got {len(nodes)}")
+    if not append:
+        _check_nodes(len(nodes), given.get("uppers", 0))
     owner = load_identity(owner_key, Role.OWNER, passphrase_file)
     seen = SeenBook()
     seen.prepare()
     before = manifests.load(base, owner.public).manifest if append and (base / manifests.FILE).exists() else None
     request = request_of(dataset, given if before is None else as_before(given, base, before), len(nodes))
     source = request.open_source()
-    # Images are appended in the grid that is there.
+    # Images are appended in the existing grid.
     grid, reason = (None, "") if append else grid_for(request, source)
-    plan = Plan(
-        patch_size=grid.patch_size if grid else (0, 0),
-        stride=grid.stride if grid else (0, 0),
-        nodes=nodes,
-        restorers=named_public(restorer or (), Role.RESTORER),
-        threshold=threshold or len(restorer or ()) // 2 + 1,
-        fit=request.fit,
-        margin=request.margin,
-        assignment=request.assignment,
-        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
-    )
+    plan = _plan(request, grid, nodes, restorer or (), threshold, lower_key)
     if before is not None:
         check_people(plan, threshold, base, before)
     start = time.monotonic()
@@ -122,6 +119,37 @@ def ingest(
     report = _report(sealed, base, places, bundles, account, time.monotonic() - start)
     lines = _lines(report, account, sealed.signed.manifest, reason, base / "labels")
     tell(report | ({"grid": reason} if reason else {}), lines, as_json)
+
+
+def _plan(
+    request: StoreRequest,
+    grid: PatchGrid | None,
+    nodes: tuple[PublicIdentity, ...],
+    restorers: Sequence[str],
+    threshold: int,
+    lower_key: str,
+) -> Plan:
+    """Return what is to be sealed to whom; no grid stands for that of the dataset to which images are appended."""
+    from psl_flower.sealed.ingest import Plan
+
+    return Plan(
+        patch_size=grid.patch_size if grid else (0, 0),
+        stride=grid.stride if grid else (0, 0),
+        nodes=nodes,
+        restorers=named_public(restorers, Role.RESTORER),
+        threshold=threshold or len(restorers) // 2 + 1,
+        fit=request.fit,
+        margin=request.margin,
+        assignment=request.assignment,
+        lower=keyfile.load_public(lower_key, Role.LOWER) if lower_key else None,
+        secret_order=True,
+    )
+
+
+def _check_nodes(count: int, asked: int) -> None:
+    """Raise ConfigError unless there is a node, and as many as Uppers were asked for; 0 asks for no number."""
+    if not count or asked not in (0, count):
+        raise ConfigError(f"--node-key: expected one for each Upper ({asked or 'at least 1'}), got {count}")
 
 
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:
@@ -204,7 +232,8 @@ def _report(
         "added": done.added,
         "resumed": done.resumed,
         "known": done.known,
-        "relabelled": done.relabelled,
+        "relabelled": len(done.relabelled),
+        "classes_here": {image_name(manifest, n): manifest.classes[k] for n, k in done.relabelled.items()},
         "seconds": round(seconds, 3),
         "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
         "stores": [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores],
@@ -218,7 +247,12 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
     yield from account.lines()
     if report["relabelled"]:
         have = "has" if report["relabelled"] == 1 else "have"
-        yield f"{report['relabelled']} of those sealed before {have} another class here: psl relabel corrects labels"
+        here = [f"{image} {printable(name)}" for image, name in islice(report["classes_here"].items(), _NAMED)]
+        more = ", ..." if report["relabelled"] > _NAMED else ""
+        yield (
+            f"{report['relabelled']} of those sealed before {have} another class here ({', '.join(here)}{more}): "
+            "psl relabel corrects labels"
+        )
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"

@@ -14,21 +14,23 @@ import typer
 from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, account_json, given_settings, print_account
+from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from PIL import Image
 
     from psl_flower.config.fields import Size
-    from psl_flower.data.sources import ImageSource, Look
+    from psl_flower.data.sources import DecodedSample, ImageSource
 
 _CLASSES, _PER_CLASS = 40, (6, 4)
 _SHOWN = 10
 
 
+@no_copies_kept()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="Hub name, local folder, or digits.")],
     settings: ReadingSettings = None,
@@ -56,20 +58,12 @@ def inspect(
     given = given_settings(settings or (), also=("image_size",))
     size = given.pop("image_size", (0, 0))
     source = open_dataset(dataset, SourceOptions(**given))
-    looks = _some_of_each_class(source)
+    samples = _some_of_each_class(source)
     sheet = BytesIO()
-    _draw(source, looks, size).save(sheet, "PNG")
+    _draw(source, samples, size).save(sheet, "PNG")
     write_file(target, sheet.getvalue(), durable=False)
-    sizes, problems = Counter[str](), []
-    firsts: dict[str, Look] = {}
     with Progress(enabled=every and not as_json) as progress:
-        for look in _every_one(source, progress) if every else looks:
-            if look.image_HWC is None:
-                problems.append(look.problem)
-            else:
-                shape = "x".join(map(str, look.image_HWC.shape))
-                sizes[shape] += 1
-                firsts.setdefault(shape, look)
+        sizes, firsts, problems = _sizes_of(_every_one(source, progress) if every else samples)
     account = source.account()
     if as_json:
         report = {
@@ -82,7 +76,7 @@ def inspect(
         typer.echo(json.dumps(report))
     else:
         print_account(account)
-        examples = {shape: source.where(look.split, look.number) for shape, look in firsts.items()}
+        examples = {shape: source.where(sample.split, sample.number) for shape, sample in firsts.items()}
         for line in (*_about_sizes(sizes, examples, every, size), f"contact sheet: {target}"):
             say(line)
     for line in _about_problems(problems):
@@ -91,8 +85,22 @@ def inspect(
         raise typer.Exit(1)
 
 
+def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str, DecodedSample], list[str]]:
+    """Return how many images have each size, the first of each, and what is wrong with those that have none."""
+    sizes, problems = Counter[str](), list[str]()
+    firsts: dict[str, DecodedSample] = {}
+    for sample in samples:
+        if sample.image_HWC is None:
+            problems.append(sample.problem)
+        else:
+            shape = "x".join(map(str, sample.image_HWC.shape))
+            sizes[shape] += 1
+            firsts.setdefault(shape, sample)
+    return sizes, firsts, problems
+
+
 def _about_problems(problems: list[str]) -> Iterator[str]:
-    """Yield what is wrong, the same thing once: with the first image that has it and how many others do."""
+    """Yield each fault once, with the first image that has it and the number of others."""
     alike = Counter(problem.partition(": ")[2] for problem in problems)
     first = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
     for what, count in alike.most_common(_SHOWN):
@@ -121,21 +129,20 @@ def _two(kinds: Mapping[str, str], examples: Mapping[str, str]) -> str:
     return ", ".join(f"{examples[size]} is {size}" for size in list(kinds.values())[:2])
 
 
-def _some_of_each_class(source: ImageSource) -> list[Look]:
+def _some_of_each_class(source: ImageSource) -> list[DecodedSample]:
     """Return some images of each class, evenly spaced over each split; of very many classes, of some of these."""
-    import numpy as np
+    from psl_flower.seeds import evenly_spaced
 
-    count = len(source.class_names)
-    looks: list[Look] = []
-    for label in np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(int).tolist():
+    samples: list[DecodedSample] = []
+    for label in evenly_spaced(len(source.class_names), _CLASSES).tolist():
         for split, most in zip(("train", "test"), _PER_CLASS, strict=True):
             places = source.places_of(split, label)
-            chosen = np.linspace(0, len(places) - 1, min(len(places), most)).round().astype(int)
-            looks += source.look(split, places[chosen].tolist())
-    return looks
+            chosen = evenly_spaced(len(places), most)
+            samples += source.decoded(split, places[chosen].tolist())
+    return samples
 
 
-def _draw(source: ImageSource, looks: list[Look], size: Size) -> Image.Image:
+def _draw(source: ImageSource, samples: list[DecodedSample], size: Size) -> Image.Image:
     """Return the contact sheet; images as they would be sealed where one size is asked for."""
     from PIL import Image
 
@@ -143,20 +150,22 @@ def _draw(source: ImageSource, looks: list[Look], size: Size) -> Image.Image:
     from psl_flower.data.sheet import sheet, tile, to_picture
 
     by_class: dict[int, list[Image.Image]] = {}
-    for look in looks:
-        image_HWC = look.image_HWC if look.image_HWC is None or size == (0, 0) else resize_image(look.image_HWC, size)
+    for sample in samples:
+        image_HWC = sample.image_HWC
+        if image_HWC is not None and size != (0, 0):
+            image_HWC = resize_image(image_HWC, size)
         picture = None if image_HWC is None else to_picture(image_HWC.transpose(2, 0, 1))
-        lines = [f"{look.label} {source.class_names[look.label]}", f"{look.split}:{look.number}"]
-        lines += ["not decoded"] if look.problem else []
-        by_class.setdefault(look.label, []).append(tile(picture, lines))
+        lines = [f"{sample.label} {source.class_names[sample.label]}", f"{sample.split}:{sample.number}"]
+        lines += ["not decoded"] if sample.problem else []
+        by_class.setdefault(sample.label, []).append(tile(picture, lines))
     columns = sum(_PER_CLASS)
     blank = Image.new("RGB", next(iter(by_class.values()))[0].size, "white")
     return sheet([one for row in by_class.values() for one in row + [blank] * (columns - len(row))], columns)
 
 
-def _every_one(source: ImageSource, progress: Progress) -> Iterator[Look]:
+def _every_one(source: ImageSource, progress: Progress) -> Iterator[DecodedSample]:
     for split in ("train", "test"):
         total = source.num_samples(split)
-        for look in source.look(split, range(total)):
-            yield look
-            progress.steps(f"{split} images", look.number + 1, total)
+        for sample in source.decoded(split, range(total)):
+            yield sample
+            progress.steps(f"{split} images", sample.number + 1, total)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, say
@@ -31,6 +30,9 @@ def leak(
         int, typer.Option(min=0, help="Epochs whose codes are joined, at most; 0: one look, nothing is trained again.")
     ] = 32,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the victims and the decoders' weights.")] = 0,
+    images: Annotated[
+        str, typer.Option(help="Attack the test images of this dataset in place of the run's own; one look.")
+    ] = "",
     run: RunName = "",
     workspace: Workspace = "",
     as_json: Json = False,
@@ -38,40 +40,49 @@ def leak(
     """Measure what a run's smashed data reveal: decoders try to rebuild its images.
 
     The attacker is the server with everything that it received in training. To reproduce that, the run is trained again
-    in one process, which takes as long as training did; --looks 0 attacks the finished network alone instead. Works
-    where the run's images are: after a simulation, or on the owner's machine. Writes leak/report.json and
-    leak/page.html, with images that no decoder was trained on, to the run's folder. The result is a lower bound.
+    in one process, which takes as long as training did; --looks 0 attacks the finished network alone instead. That
+    works where the run's images are: after a simulation, or on the owner's machine. On a federation's server name other
+    images of the same kind with --images. Writes leak/report.json and leak/page.html, with images that no decoder was
+    trained on, to the run's folder. The result is a lower bound.
     """
     from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.inference.trained_model import load_trained_model
+    from psl_flower.kinds.audit import FOLDER
     from psl_flower.leakage.images import AuditSettings
-    from psl_flower.leakage.page import render
+    from psl_flower.leakage.page import write
     from psl_flower.runs.choosing import choose_run
+    from psl_flower.runs.folder import MODEL_FILE
     from psl_flower.stores.prepare import stores_are_here
-    from psl_flower.system.files import write_file
 
     folder = choose_run(default_workspace(workspace), run_named(name, run))
-    if not stores_are_here(folder.read_config()):
+    if not images and not stores_are_here(folder.read_config()):
         config = folder.path / "config.toml"
         raise RunError(
-            f"{folder.name}: its images are on the nodes, and an audit needs them; where they may be together, "
-            f"simulate the same training with psl train --config {config} dataset=IMAGES, and audit that"
+            f"{folder.name}: its images are on the nodes, and an audit needs some; name others of the same kind with "
+            "--images, or, where its own may be together, simulate the same training with psl train "
+            f"--config {config} dataset=IMAGES, and audit that"
+        )
+    if images and not (folder.model / MODEL_FILE).exists():
+        raise RunError(
+            f"{folder.name}: its Uppers' weights are on the nodes, who can answer for them: flwr run with "
+            f"audit={folder.name} and audit-images={images} (docs/privacy.md)"
         )
     settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
     with Progress() as progress:
-        report, pictures = _audit(folder, load_trained_model(folder), settings, progress)
-    content = msgspec.to_builtins(report) | {"verdict": report.verdict}
-    place = folder.path / "leak"
-    write_file(place / "report.json", json.dumps(content, indent=1).encode() + b"\n", RunError, parents=True)
-    write_file(place / "page.html", render(report, pictures).encode(), RunError)
+        trained = load_trained_model(folder)
+        if images:
+            report, pictures = _elsewhere(folder, trained, images, settings, progress)
+        else:
+            report, pictures = _audit(folder, trained, settings, progress)
+    content, page = write(folder.path / FOLDER, report, pictures)
     if as_json:
         typer.echo(json.dumps(content))
         return
     print_table(report.rows())
     for line in report.lines():
         say(line)
-    say(f"{place / 'page.html'}: originals beside what was rebuilt")
+    say(f"{page}: originals beside what was rebuilt")
 
 
 def _audit(
@@ -79,7 +90,7 @@ def _audit(
 ) -> tuple[Leakage, list[Pictures]]:
     import numpy as np
 
-    from psl_flower.engine.recipe import split_training
+    from psl_flower.engine.automatic_settings import split_training
     from psl_flower.inference.evaluation import images_in, stores_of
     from psl_flower.leakage.audit import Audit
     from psl_flower.leakage.complete import audit
@@ -102,6 +113,19 @@ def _audit(
     bits = trained.config.network.cut_protection.bits(description.grid().num_patches)
     attacks = Audit(description, victims, others, settings, progress.steps)
     return audit(attacks, trained.net, run=folder.name, bits=bits, replay=again)
+
+
+def _elsewhere(
+    folder: RunFolder, trained: TrainedModel, dataset: str, settings: AuditSettings, progress: Progress
+) -> tuple[Leakage, list[Pictures]]:
+    from psl_flower.inference.evaluation import other_test_images
+    from psl_flower.leakage.elsewhere import audit_elsewhere
+
+    images = other_test_images(trained, dataset)
+    return audit_elsewhere(
+        trained.net, trained.config, trained.description, (dataset, images.batches), settings, run=folder.name,
+        on_progress=progress.steps,
+    )  # fmt: skip
 
 
 def _as_begun(folder: RunFolder, config: RunConfig) -> RunConfig:

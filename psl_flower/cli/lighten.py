@@ -33,12 +33,11 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(field: Field) -> inspect.Parameter:
     about = field.about
-    bounded = not about.open_ends
     option = typer.Option(
         field.default,
         help=f"{about.doc[0].upper()}{about.doc[1:]}.",
-        min=about.least if bounded and math.isfinite(about.least) else None,
-        max=about.most if bounded and math.isfinite(about.most) else None,
+        min=about.least if math.isfinite(about.least) else None,
+        max=about.most if math.isfinite(about.most) else None,
     )
     kind = field.kind | None if field.default is None else field.kind
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)

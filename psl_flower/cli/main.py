@@ -83,7 +83,7 @@ def _module(name: str) -> str:
 
 
 def _empty() -> typer.Typer:
-    # Plain text, so that an error is one line for a person and for a script alike.
+    # Plain text, so that an error is one line for people and scripts.
     app = typer.Typer(
         name="psl", no_args_is_help=True, context_settings=dict(CONTEXT), pretty_exceptions_enable=False,
         rich_markup_mode=None,

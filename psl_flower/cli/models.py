@@ -203,7 +203,7 @@ def _tell_evaluation(
     table: Path | None,
     as_json: bool,
 ) -> None:
-    from psl_flower.engine.scores import scores
+    from psl_flower.engine.classification_scores import scores
     from psl_flower.inference.class_table import write_class_table
     from psl_flower.runs.history import last_accuracy
 
@@ -298,7 +298,7 @@ def _images_in(given: Path, left_out: LeftOutTally) -> list[Path]:
 
 
 def _predict_batch(trained: TrainedModel, decoder: Decoder, paths: Sequence[Path], top: int) -> list[dict[str, Any]]:
-    """Return, for each file, its likeliest classes or what is wrong with it."""
+    """Return, for each file, its likeliest classes or its error."""
     from psl_flower.data.files import read_image_file
     from psl_flower.errors import PslError
     from psl_flower.text import printable

@@ -71,7 +71,7 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in 0..1 as text; a dash where there is none."""
+    """Return a share in 0..1 as text; a dash for None."""
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -104,7 +104,7 @@ def exit_status(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        drop_output()  # whoever read it has gone
+        drop_output()  # its reader has gone
         return 1
 
 

@@ -42,7 +42,7 @@ def keygen(
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make keys for owners, nodes, restorers or the Lower server, each in a file of its own: all of them, or none."""
+    """Make keys for owners, nodes, restorers or the Lower server, each in its own file: all of them, or none."""
     places = [*(files or ()), *(out or ())]
     if not places:
         raise typer.BadParameter(f"name the key file to write, as in: psl keygen {role} {role}.key")

@@ -27,14 +27,16 @@ def pretrain(
     """
     from psl_flower.baselines.pretraining import pretrain as learn
     from psl_flower.cli.train import read_settings
-    from psl_flower.engine.recipe import planned
+    from psl_flower.engine.automatic_settings import planned
     from psl_flower.kinds import Train
     from psl_flower.stores.prepare import prepare_stores
     from psl_flower.text import expanded
 
     _, kind = read_settings([f"dataset={dataset}", "stores=plain", *(settings or [])], workspace=workspace)
     if type(kind) is not Train or kind.config.training.freeze_uppers_after >= 0:
-        raise typer.BadParameter("psl pretrain trains Uppers anew; leave out what freezes them, or does something else")
+        raise typer.BadParameter(
+            "psl pretrain only trains, from scratch; leave out settings of other runs and frozen Uppers"
+        )
     file = expanded(out, "--out").absolute()
     with Progress() as progress:
         stores = prepare_stores(kind.config, progress.steps)

@@ -25,7 +25,7 @@ ReadingSettings = Annotated[
 def given_settings(
     words: Sequence[str], options: Mapping[str, Any] | None = None, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what a command was given as settings, by their names in Python; what it was not given is not there.
+    """Return the settings that a command was given, by their names in Python.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def given_settings(
     Raises
     ------
     ConfigError
-        If a word is none of these settings, a value has another type, or an option and a word say different things.
+        If a word is not one of these settings, a value has another type, or an option and a word say different things.
     """
     from dataclasses import fields
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -44,7 +45,10 @@ _WrongOnly = Annotated[Path | None, typer.Option(help="Run folder: the images th
 _Split = Annotated[str, typer.Option(help="With --wrong-only: only train or test.")]
 _Limit = Annotated[int, typer.Option(min=0, help="With --wrong-only: largest number of images; 0: all.")]
 _Why = Annotated[str, typer.Option(help="Reason, for the audit log.")]
-_AuditLog = Annotated[Path | None, typer.Option(help="The audit log (default: audit.log beside the manifest).")]
+_AuditLog = Annotated[
+    Path | None,
+    typer.Option(help="The audit log, where audit.log beside the manifest (the default) cannot be written."),
+]
 
 
 def restore(
@@ -88,7 +92,7 @@ def restore(
         if not asked:
             tell({"images": 0}, ["the run got none of these images wrong"], as_json)
             return
-        log = AuditLog(audit_log or trusted.folder / FILE)
+        log = AuditLog(_log_path(audit_log, trusted.folder / FILE))
         logged = str(log.path)
         stores = stores_beside(manifest, store or ())
         release = partial(
@@ -103,6 +107,17 @@ def restore(
         "audit_log": logged,
     }
     tell(report, _restored_lines(report, trusted), as_json)
+
+
+def _log_path(given: Path | None, own: Path) -> Path:
+    """Return where to log: beside the manifest wherever that can be written, so that nobody has to look elsewhere."""
+    if given is None or given.resolve() == own.resolve():
+        return own
+    if os.access(own.parent, os.W_OK):
+        raise ConfigError(
+            f"--audit-log: leave it out; the set's own log, {own}, can be written and misses no entry then"
+        )
+    return given
 
 
 def _restored_lines(report: Mapping[str, Any], trusted: Trusted) -> Iterator[str]:
@@ -153,7 +168,7 @@ def authorise(
     signed = trusted.signed
     if co_sign is not None:
         if image or wrong_only or recipient or why:
-            raise ConfigError("--co-sign signs what is asked for already; leave images, recipients and --why out")
+            raise ConfigError("--co-sign signs an existing request; leave out images, recipients and --why")
         data = read_file(co_sign, limit=authorisation.MAX_AUTHORISATION_BYTES)
         for restorer in restorers:
             data = authorisation.co_sign(data, signed, restorer)
@@ -297,7 +312,7 @@ def _label_of(manifest: Manifest, name: str) -> int:
     for text in (name, from_cell(name)):
         if text in manifest.classes:
             return manifest.classes.index(text)
-    raise ConfigError(f"label {name!r} is none of the classes: {', '.join(manifest.classes[:20])}")
+    raise ConfigError(f"label {name!r} is not one of the classes: {', '.join(manifest.classes[:20])}")
 
 
 def _rows(image: list[str], label: str, table: Path | None) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from psl_flower.cli.output import percent, print_table, say
 
 if TYPE_CHECKING:
-    from psl_flower.engine.scores import Scores
+    from psl_flower.engine.classification_scores import Scores
 
 # A wider matrix does not fit a terminal; --json and --csv have it.
 _MOST_SHOWN = 12

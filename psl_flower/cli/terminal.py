@@ -127,7 +127,7 @@ def folder_of(manifest: Path) -> Path:
 
 
 def stores_beside(manifest_path: Path, stores: Sequence[str]) -> list[str]:
-    """Return the stores named, or those that lie beside the manifest; raises StoreNotFound if there are none."""
+    """Return the named stores, or those beside the manifest; raises StoreNotFound if there are none."""
     folder = folder_of(manifest_path)
     found = list(stores) or sorted(str(path) for path in folder.glob("store-[0-9]*") if path.is_dir())
     if not found:

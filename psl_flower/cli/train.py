@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 _POLL_S = 0.3
 _STARTING = "starting Flower"
 _SIGNALLED = 128  # and the signal's number: the exit status of what a signal has ended
-# Batch systems ask with SIGTERM and kill what is still there after 10 s (docker), 30 s (Slurm, Kubernetes) or 90 s
+# Batch systems ask with SIGTERM and kill what remains after 10 s (docker), 30 s (Slurm, Kubernetes) or 90 s
 # (systemd). So the step has this long to end with a checkpoint; then the run ends at once, from its last checkpoint a
-# later one goes on. What is left of the 10 s is for Flower's processes, of which none stays behind.
+# later one continues. The rest of the 10 s is for Flower's processes, of which none stays behind.
 _GRACE_S = 4.0
 
 # A leap of the clock that may make Flower give up a run: its processes report to each other every 25 to 30 s.
@@ -237,7 +237,7 @@ class _Attempt:
 def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Status:
     """Show the run's status until it ends; return the last one.
 
-    Ctrl-C lets it end after the current `unit`, a second one at once; SIGTERM and SIGHUP wait only so long for it.
+    Ctrl-C lets it end after the current `unit`, a second one at once; SIGTERM and SIGHUP wait for it only briefly.
     """
     from psl_flower.launch.signals import Terminated
 
@@ -245,12 +245,12 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
     deadline = math.inf
     while True:
         try:
-            status, over = watch.look()
+            status, over = watch.poll()
             if status is None:
                 follower.waiting(_STARTING, watch.awaited)
             else:
                 follower.follow(status, run)
-                # Nothing is lost with processes that have yet to end, and whoever sent SIGTERM does not wait for them.
+                # Nothing is lost with processes that have yet to end, and the sender of SIGTERM does not wait for them.
                 if over or (status.ended and isinstance(asked, Terminated)):
                     return status
             time.sleep(_POLL_S)

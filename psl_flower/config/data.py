@@ -43,9 +43,7 @@ class DataSettings(Settings):
         "values of pixels deeper than 8 bits that become black and white: 0..4095, say; dataset: its lowest, highest",
     )
     background: str = setting("white", "colour behind transparent images: white, black, grey or #rrggbb")
-    test_fraction: float = setting(
-        0.2, "share held back as test split if the dataset has none", least=0, most=1, open_ends=True
-    )
+    test_fraction: float = setting(0.2, "share held back as test split if the dataset has none", above=0, below=1)
     max_train: int = setting(0, "use this many training images, drawn by the seed; 0: all", least=0)
     max_test: int = setting(0, "use this many test images, drawn by the seed; 0: all", least=0)
     stores: str = setting(

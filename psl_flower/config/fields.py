@@ -50,10 +50,11 @@ class Description:
     """Meaning, range and choices of one setting."""
 
     doc: str  #: What it does, with its unit; for `psl settings`.
-    #: Range of a number.
+    #: Range of a number: `least` and `most` are allowed themselves, `above` and `below` are not.
     least: float = -math.inf
+    above: float = -math.inf
     most: float = math.inf
-    open_ends: bool = False  #: Whether `least` and `most` themselves are outside.
+    below: float = math.inf
     #: The texts that are allowed; empty: any. A field that is typed as a `Literal` has them from there.
     choices: tuple[str, ...] = ()
     form: Form | None = None  #: Form of a text.
@@ -65,17 +66,18 @@ class Description:
             named = (choice or "an empty text" for choice in self.choices)
             raise ConfigError(f"{key}: expected one of {', '.join(named)}, got {value!r}")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            inside = self.least < value < self.most if self.open_ends else self.least <= value <= self.most
+            inside = self.least <= value <= self.most and self.above < value < self.below
             if not (inside and math.isfinite(value)):
                 raise ConfigError(f"{key}: expected a number {self._range()}, got {value!r}")
         if self.form is not None and not re.fullmatch(self.form.pattern, str(value)):
             raise ConfigError(f"{key}: expected {self.form.words}, got {value!r}")
 
     def _range(self) -> str:
-        least, most = ("above", "below") if self.open_ends else ("at least", "at most")
-        ends = [f"{least} {self.least:g}"] if math.isfinite(self.least) else []
-        ends += [f"{most} {self.most:g}"] if math.isfinite(self.most) else []
-        return " and ".join(ends) or "that is finite"
+        ends = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return (
+            " and ".join(f"{end} {value:.12g}" for end, value in ends.items() if math.isfinite(value))
+            or "that is finite"
+        )
 
 
 def setting(
@@ -83,15 +85,16 @@ def setting(
     doc: str,
     *,
     least: float = -math.inf,
+    above: float = -math.inf,
     most: float = math.inf,
-    open_ends: bool = False,
+    below: float = math.inf,
     choices: Iterable[str] = (),
     form: Form | None = None,
     path: bool = False,
 ) -> T:
     """Declare a field of a group of settings; see `Description`. Typed as its default, as `dataclasses.field` is."""
     about = Description(
-        doc=doc, least=least, most=most, open_ends=open_ends, choices=tuple(choices), form=form, path=path
+        doc=doc, least=least, above=above, most=most, below=below, choices=tuple(choices), form=form, path=path
     )
     field: T = dataclasses.field(default=default, metadata={_KEY: about})
     return field

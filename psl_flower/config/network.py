@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from psl_flower.config.fields import Form, Settings, Size, fields_of, setting
 from psl_flower.errors import ConfigError
@@ -22,9 +22,13 @@ from psl_flower.protection import PROTECTIONS, Protection
 
 # Takes out of a run's settings what concerns the borders of patches.
 BORDERLESS = {"context": 0, "padding": "zeros"}
-# Takes the protection out of a run's settings.
-UNPROTECTED = {"protection": "none", "code_size": 32, "code_levels": 2, "code_pool": 2, "code_noise": 0.0}
-
+# The settings that each protection uses; with another they must be left at their defaults.
+_USED_BY = {
+    "none": (),
+    "narrow": ("code_size", "code_pool", "code_noise"),
+    "code": ("code_size", "code_levels", "code_pool", "code_noise"),
+}
+_OF_PROTECTIONS = frozenset(name for used in _USED_BY.values() for name in used)
 
 _HASH = Form(r"(sha256:[0-9a-f]{64})?", "sha256: and 64 hexadecimal digits, as psl pretrain prints it")
 
@@ -74,7 +78,7 @@ class NetworkSettings(Settings):
         least=0, most=100,
     )  # fmt: skip
     upper_init: str = setting(
-        "alike", "alike: all Uppers start with the same weights; own: each with its own", choices=UPPER_INITS
+        "alike", "alike: all Uppers start with the same weights; own: each with different ones", choices=UPPER_INITS
     )
     upper_weights: str = setting(
         "", "safetensors file of psl pretrain that the Uppers begin with; nodes must allow it", path=True
@@ -118,8 +122,7 @@ class NetworkSettings(Settings):
             raise ConfigError(
                 f"preset: {self.preset} stands for other settings; psl train and flwr run put them in place"
             )
-        unused = [] if self.protection == "code" else ["code_levels"]
-        unused += ["code_size", "code_pool", "code_noise"] if self.protection == "none" else []
+        unused = _OF_PROTECTIONS - set(_USED_BY[self.protection])
         for field in fields_of(type(self)):
             if field.name in unused and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{field.key}: is set, but protection is {self.protection}")
@@ -134,3 +137,9 @@ class NetworkSettings(Settings):
                 "average-every and upper-init=own contradict each other: Uppers with different initial weights "
                 "cannot be averaged usefully; leave one out"
             )
+
+
+# Takes the protection out of a run's settings.
+UNPROTECTED: dict[str, Any] = {"protection": "none"} | {
+    field.name: field.default for field in fields_of(NetworkSettings) if field.name in _OF_PROTECTIONS
+}

@@ -20,8 +20,12 @@ MONITORS = ("loss", "accuracy", "balanced-accuracy", "macro-f1")
 class TrainingSettings(Settings):
     """How the network is trained and evaluated."""
 
-    rounds: int = setting(0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0)
-    steps_per_round: int = setting(0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0)
+    rounds: int = setting(
+        0, "Flower rounds; 0: chosen, at least 200 steps and 3 epochs in all", least=0, most=1_000_000
+    )
+    steps_per_round: int = setting(
+        0, "training steps in a round; 0: one epoch, or chosen if rounds are", least=0, most=1_000_000_000
+    )
     batch_size: int = setting(
         0, "images in a mini-batch, 2 or more; 0: 16 to 64, by the number of training images", least=0, most=65_536
     )
@@ -64,7 +68,7 @@ class TrainingSettings(Settings):
         0.0, "share of the training images held back to validate on, drawn by the seed; 0: none", least=0, most=0.9
     )
     monitor: str = setting(
-        "loss", "what is best on the validation images decides which step's weights are kept", choices=MONITORS
+        "loss", "the measure by which validation images choose the step whose weights are kept", choices=MONITORS
     )
     patience: int = setting(
         0, "evaluations on the validation images without improvement that end training; 0: never", least=0
@@ -96,7 +100,7 @@ class TrainingSettings(Settings):
             )
         if self.looks and self.mixup:
             raise ConfigError(
-                "looks and mixup contradict each other: nodes send single images once, which they could not mix anew; "
+                "looks and mixup contradict each other: nodes send single images once, so mixtures could not vary; "
                 "leave one out"
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):

@@ -35,8 +35,8 @@ class WireSettings(Settings):
     exchange_plaintext_on_untrusted_network: bool = setting(
         False, "streams WITHOUT encryption also outside loopback; nodes must agree"
     )
-    node_timeout_s: float = setting(180.0, "seconds to wait for nodes to come up and connect", least=0, open_ends=True)
-    step_timeout_s: float = setting(600.0, "longest time of one exchange, in seconds", least=0, open_ends=True)
+    node_timeout_s: float = setting(180.0, "seconds to wait for nodes to come up and connect", above=0)
+    step_timeout_s: float = setting(600.0, "longest time of one exchange, in seconds", above=0)
     on_missing_node: str = setting(
         "wait", "wait: stop after node-timeout-s; continue: train without the missing nodes", choices=ON_MISSING_NODE
     )

@@ -1,4 +1,4 @@
-"""The account of a reading: which images of a dataset are taken, in which split and class; what is left out and why."""
+"""The account of a reading: the images of a dataset taken, by split and class, and those left out, by reason."""
 
 from __future__ import annotations
 
@@ -19,42 +19,21 @@ _LEFT_OUT_SHOWN = 12
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """Things found and not taken, of one kind.
+    """Things found and not taken, of one kind."""
 
-    Attributes
-    ----------
-    reason : str
-        Why, in a few words.
-    ending : str
-        What their names end in, such as ".csv", in small letters; empty for names without one, and for rows.
-    count : int
-        How many, 1 or more.
-    example : str
-        The first of them: a path within the dataset, or a row.
-    """
-
-    reason: str
+    reason: str  #: Why, in a few words.
+    #: The end of their names, such as ".csv", in small letters; empty for names without one, and for rows.
     ending: str = ""
-    count: int
-    example: str
+    count: int  #: How many, 1 or more.
+    example: str  #: The first of them: a path within the dataset, or a row.
 
 
 class SplitAccount(msgspec.Struct, frozen=True, kw_only=True):
-    """The images taken for "train" or for "test".
+    """The images taken for "train" or for "test"."""
 
-    Attributes
-    ----------
-    name : {"train", "test"}
-        What they are for.
-    source : str
-        Where they are in the dataset: its own split, folder or table, or a share of one.
-    classes : dict[str, int]
-        Images of each class, in the order of the labels; classes without one are there with 0.
-    """
-
-    name: str
-    source: str
-    classes: dict[str, int]
+    name: str  #: "train" or "test": what they are for.
+    source: str  #: Where they are in the dataset: its own split, folder or table, or a share of one.
+    classes: dict[str, int]  #: Images of each class, in the order of the labels; 0 for a class without one.
 
     @property
     def count(self) -> int:
@@ -63,35 +42,18 @@ class SplitAccount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read of a dataset.
+    """What was read of a dataset."""
 
-    Attributes
-    ----------
-    dataset : str
-        Its name, as the user gave it.
-    reader : str
-        How it was read, such as "images by class".
-    splits : tuple[SplitAccount, ...]
-        The images taken.
-    left_out : tuple[LeftOut, ...]
-        What was found and not taken, the most first.
-    notes : tuple[str, ...]
-        What else people should know, one sentence each: how pixels were mapped, which metadata were ignored.
-    pixel_range : tuple[float, float], optional
-        The pixel values that became black and white, where it was not the images' format that said so.
-    background : str
-        What transparent images were put on.
-    image_size : tuple[int, int], optional
-        The (height, width) that all images were brought to, where one was stated.
-    """
-
-    dataset: str
-    reader: str
-    splits: tuple[SplitAccount, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    dataset: str  #: Its name, as the user gave it.
+    reader: str  #: How it was read, such as "images by class".
+    splits: tuple[SplitAccount, ...]  #: The images taken.
+    left_out: tuple[LeftOut, ...] = ()  #: What was found and not taken, the most first.
+    #: Further facts, one sentence each: how pixels were mapped, which metadata were ignored.
     notes: tuple[str, ...] = ()
+    #: The pixel values that became black and white, where the images' format did not decide it.
     pixel_range: tuple[float, float] | None = None
-    background: str = "white"
+    background: str = "white"  #: Colour behind transparent images.
+    #: The (height, width) that all images were brought to, where one was stated.
     image_size: tuple[int, int] | None = None
 
     def lines(self) -> Iterator[str]:
@@ -124,7 +86,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, path: Path) -> Account | None:
-        """Read an account; None if there is none, as in sets that were made before accounts were written.
+        """Read an account; None in sets older than accounts.
 
         Raises
         ------
@@ -138,7 +100,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftOutTally:
-    """Counts what is left out, by reason and ending, and keeps the first example of each."""
+    """Counts things left out, by reason and ending, and keeps the first example of each."""
 
     def __init__(self, entries: Iterable[LeftOut] = ()) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -167,7 +129,7 @@ class LeftOutTally:
 
 
 class Notes:
-    """What is to be said once of many images: each with the number of images and the first of them."""
+    """Notes shared by many images: each with the number of images and the first of them."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[set[int], str]] = {}

@@ -1,6 +1,6 @@
 """Folders of arrays: images in one, their labels in another, as MNIST, Keras and MedMNIST have them.
 
-Which array is what is known by the words of its name or, where no name says it, by its shape; a list whose name says
+An array's role follows from the words of its name or, failing that, from its shape; a list whose name says
 something else, such as "age", is no list of labels. Of several that may be meant none is taken without being named.
 """
 
@@ -56,7 +56,7 @@ class ArrayFolder:
     others : list[StoredArray]
         The rest.
     broken : dict[str, str]
-        Files that cannot be read, and what is wrong with them.
+        Files that cannot be read, and why.
     copies : list[str]
         Packed files that lie unpacked beside themselves, too, as torchvision leaves them.
     """
@@ -83,7 +83,7 @@ class ArrayFolder:
         return bool(self.images and self.labels)
 
     def read(self, name: str, left_out: LeftOutTally) -> RawDataset:
-        """Return the images and their classes; what is not taken is added to `left_out`.
+        """Return the images and their classes; the rest is added to `left_out`.
 
         Raises
         ------
@@ -206,7 +206,7 @@ def _is_copy(root: Path, path: str, paths: list[str]) -> bool:
 
 
 def _name_of(array: StoredArray) -> str:
-    """Return what an array is called: by itself, else by its file where it is alone in it."""
+    """Return an array's name, else its file's where it is alone in it."""
     if array.name and not _UNNAMED.fullmatch(array.name):
         return array.name
     return _stem(array) if array.alone else ""
@@ -261,7 +261,7 @@ def _split_of(array: StoredArray) -> str:
 
 
 def _meaning(split: str) -> str:
-    """Return what a split's name means: "validation" of "val"; the name itself where it means none."""
+    """Return the split that a name means ("validation" for "val"), else the name itself."""
     return split_word(split)[0] or split
 
 
@@ -280,7 +280,7 @@ def _one_for_each_split(name: str, what: str, key: str, arrays: list[StoredArray
 
 
 def _label_values(name: str, images: StoredArray, labels: StoredArray | None) -> list[Any]:
-    """Return the label of each image; None where there is none."""
+    """Return the label of each image, or None."""
     count = images.shape[0] if images.shape else 0
     if labels is None:
         return [None] * count

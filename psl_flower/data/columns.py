@@ -1,6 +1,6 @@
 """Which column of a table holds the images and which the classes, and how both are read from it.
 
-A column whose name says what it is wins, and is refused where its type is not fit for that; of several that may be
+A column whose name states its role wins, and is refused where its type is not fit for that; of several that may be
 meant none is taken without being named.
 """
 
@@ -311,7 +311,7 @@ def read_image(cell: Any, kind: ImageKind, decoder: Decoder, resolve: Resolve | 
 
 
 def path_in(cell: Any, kind: ImageKind) -> str:
-    """Return the path in a cell, or beside the image in it, as it is to be shown; empty if there is none."""
+    """Return the path in a cell, or beside the image in it, as it is to be shown, or an empty text."""
     if cell is None or kind in (ImageKind.ARRAY, ImageKind.SQUARE):
         return ""
     return printable(_content(cell, kind)[1])

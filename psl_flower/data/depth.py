@@ -91,7 +91,7 @@ def mend_transparency(image: Image.Image, encoded: bytes) -> None:
 
 
 def hidden_pixels(image: Image.Image, values_HW: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return a mask (H, W) of pixels with the grey value that the file declares transparent; None if there are none."""
+    """Return a mask (H, W) of pixels with the grey value that the file declares transparent, or None."""
     level = image.info.get("transparency")
     hidden_HW = values_HW == level if isinstance(level, int) else np.zeros(0, np.bool_)
     return hidden_HW if hidden_HW.any() else None

@@ -1,4 +1,4 @@
-"""The files of a dataset's folder: which hold images, which hold tables, and what is passed by.
+"""The files of a dataset's folder: images, tables, and those passed by.
 
 Links to folders are followed. Images are known by their endings or, where these say nothing, by their first bytes.
 """
@@ -77,7 +77,7 @@ class Listing:
 
     root: Path  #: The folder.
     files: list[File] = field(default_factory=list)  #: Each folder's files by name, then those of its folders.
-    #: What was passed by: what is hidden, is left by a NAS, is no file, or was named by `leave_out`.
+    #: Everything passed by: hidden, left by a NAS, no file, or named by `leave_out`.
     left_out: LeftOutTally = field(default_factory=LeftOutTally)
     #: All folders in it, by their paths within it, without those passed by.
     folders: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Patterns:
         return reason
 
     def check(self, listing: Listing) -> None:
-        """Refuse a pattern that nothing matches, also within what is passed by: it may be a slip of the hand."""
+        """Refuse a pattern that nothing matches, also among the files passed by: it may be a slip of the hand."""
         for path in self._passed_by if len(self._matched) < len(set(self._patterns)) else ():
             for parent, folders, files in os.walk(listing.root / path):
                 for name in (*folders, *files):
@@ -150,7 +150,7 @@ def _names_a_missing_part(pattern: str, listing: Listing) -> bool:
 
 
 def _nearest(pattern: str, paths: list[str]) -> str:
-    """Return a suggestion for a pattern that matches nothing, as the end of a sentence; empty if there is none."""
+    """Return a suggestion for a pattern that matches nothing, as the end of a sentence, or an empty text."""
     if not paths:
         return ""
     known: dict[str, str] = {}
@@ -200,7 +200,7 @@ def _list(listing: Listing, inside: str, patterns: _Patterns, above: list[tuple[
 
 
 def _count(entry: os.DirEntry[str]) -> int:
-    """Return the number of files in what is passed by, which is not looked at otherwise; a link is one."""
+    """Return the number of files in an unread folder; a link counts as one."""
     if not entry.is_dir(follow_symlinks=False):
         return 1
     return sum(

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from psl_flower.data.class_tables import declared_classes, with_own_classes
+from psl_flower.data.copies import copies_folder
 from psl_flower.data.table import Table
 from psl_flower.data.table_files import LARGE_ENDINGS
 from psl_flower.errors import DataError, DatasetNotFound
@@ -142,7 +143,7 @@ def load_files(name: str, kind: str, files: Mapping[str, list[str]], content: st
         If they cannot be read.
     """
     try:
-        return _tables(_library().load_dataset(kind, data_files=dict(files), cache_dir=_cache(content)))
+        return _tables(_library().load_dataset(kind, data_files=dict(files), cache_dir=copies_folder(content)))
     except _library_errors() as error:
         raise DataError(f"{name}: its {kind} files cannot be read ({_told(error)})") from error
 
@@ -163,7 +164,7 @@ def load_folder(name: str, folder: Path, content: str) -> tuple[dict[str, Table]
     """
     notes: list[str] = []
     try:
-        builder = _library().load_dataset_builder(str(folder), cache_dir=_cache(content))
+        builder = _library().load_dataset_builder(str(folder), cache_dir=copies_folder(content))
         taken = {str(path) for paths in (builder.config.data_files or {}).values() for path in paths}
         declared = declared_classes(name, [(path, Path(path)) for path in sorted(taken)])
         builder.download_and_prepare()
@@ -195,13 +196,6 @@ def _library_errors() -> tuple[type[Exception], ...]:
     return (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def _cache(content: str) -> str:
-    """Return the folder in which the library keeps what it makes of local files of this content."""
-    import datasets
-
-    return os.path.join(datasets.config.HF_DATASETS_CACHE, f"psl-{content[:16]}")
-
-
 def _hub_answers(endpoint: str) -> bool:
     """Say within seconds whether the hub can be reached; the library itself would retry for half a minute."""
     import httpx
@@ -218,7 +212,7 @@ def _hub_answers(endpoint: str) -> bool:
             return
         answered.set()
 
-    # In a thread, because looking up a host name has no time limit of its own.
+    # In a thread, because looking up a host name has no time limit.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_TIMEOUT_S)

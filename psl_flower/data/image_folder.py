@@ -39,7 +39,7 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOutTally]:
     images = []
     for file in listing.files:
         kind = kind_of(folder, file)
-        if kind in (Kind.IMAGE, Kind.PICTURE):  # the decoding says what is wrong with the latter
+        if kind in (Kind.IMAGE, Kind.PICTURE):  # decoding names the latter's fault
             images.append(folder / file.path)
         else:
             listing.left_out.add(kind, file.path)
@@ -67,7 +67,7 @@ def read_image_folder(
     Raises
     ------
     DataError
-        If the splits cannot be told, a picture with a class cannot be decoded, or a class has a name that cannot be
+        If the splits are unclear, a picture with a class cannot be decoded, or a class has a name that cannot be
         written down.
     """
     _check_classes(dataset, layout, kinds)

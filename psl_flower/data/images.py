@@ -23,53 +23,27 @@ from psl_flower.patches.cutting import Source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawSplit:
-    """One split of a dataset, before any selection.
+    """One split of a dataset, before any selection."""
 
-    Attributes
-    ----------
-    name : str
-        As the dataset calls it.
-    labels_N : NDArray[np.int64]
-        Index into the class names; -1 where there is no label.
-    images : Callable
-        Takes row numbers (R,) and a decoder, and yields their images, uint8 (H, W, C), one at a time; raises
-        CorruptImage, and DataError as the decoder does.
-    path : Callable
-        Takes a row number and returns the image's path as it is to be shown; empty for one without a file.
-    """
-
-    name: str
-    labels_N: NDArray[np.int64]
+    name: str  #: As the dataset calls it.
+    labels_N: NDArray[np.int64]  #: Index into the class names; -1 where there is no label.
+    #: Takes row numbers (R,) and a decoder, and yields their images, uint8 (H, W, C), one at a time; raises
+    #: CorruptImage, and DataError as the decoder does.
     images: Callable[[NDArray[np.int64], Decoder], Iterator[NDArray[np.uint8]]]
+    #: Takes a row number and returns the image's path as it is to be shown; empty for one without a file.
     path: Callable[[int], str] = lambda row: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawDataset:
-    """A dataset before any selection.
+    """A dataset before any selection."""
 
-    Attributes
-    ----------
-    class_names : tuple[str, ...]
-        Label k -> name.
-    train : RawSplit
-        To train on.
-    test : RawSplit, optional
-        To test on; None where the training images must be divided.
-    reader : str
-        How it was read, for its account.
-    left_out : LeftOutTally
-        What was found and is in neither split.
-    notes : list[str]
-        What else its account says.
-    """
-
-    class_names: tuple[str, ...]
-    train: RawSplit
-    test: RawSplit | None
-    reader: str
-    left_out: LeftOutTally = field(default_factory=LeftOutTally)
-    notes: list[str] = field(default_factory=list)
+    class_names: tuple[str, ...]  #: Label k -> name.
+    train: RawSplit  #: To train on.
+    test: RawSplit | None  #: To test on; None where the training images must be divided.
+    reader: str  #: How it was read, for its account.
+    left_out: LeftOutTally = field(default_factory=LeftOutTally)  #: What was found and is in neither split.
+    notes: list[str] = field(default_factory=list)  #: What else its account says.
 
 
 def joined(splits: Sequence[RawSplit]) -> RawSplit:
@@ -151,7 +125,9 @@ class Resized:
         """See Source."""
         return self._source.where(split, number)
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    def samples(
+        self, split: str, start: int = 0, order_N: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """See Source."""
-        for image_HWC, label in self._source.samples(split, start):
+        for image_HWC, label in self._source.samples(split, start, order_N):
             yield resize_image(image_HWC, self._size), label

@@ -22,7 +22,7 @@ NOT_ASKED = "in no split asked for"
 class Layout:
     """Images by split and class, paths within the dataset's folder."""
 
-    #: Split -> (path, class) of each image. A split whose images lie in no class folder is there, empty.
+    #: Split -> (path, class) of each image. A split whose images lie in no class folder is listed, empty.
     splits: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)  #: (path, reason) of the other images.
     class_folders: set[str] = field(default_factory=set)  #: Paths of the folders that the classes are called by.

@@ -21,7 +21,7 @@ _MOST_8_BITS = 0xFF
 
 
 def pixel_names(columns: list[str]) -> list[str]:
-    """Return the columns of pixels, row by row; empty where there are none, or too few. Raises as `join_pixels`."""
+    """Return the columns of pixels, row by row; empty without any, or with too few. Raises as `join_pixels`."""
     return _numbered(columns) or _placed(columns)
 
 

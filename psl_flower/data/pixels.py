@@ -89,7 +89,7 @@ class Decoder:
     background : str
         As given.
     content : int
-        A hash of the last file decoded, for this process only; 0 before, and of what is no file.
+        A hash of the last file decoded, for this process only; 0 before, and for anything but a file.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Decoder:
         if is_heif(encoded):
             can_read_heif()
         with warnings.catch_warnings():
-            # What is wrong with metadata is said in notes; a large image is no fault. All of them: two filters cost a
+            # Faults of metadata are reported as notes; a large image is no fault. All of them: two filters cost a
             # small image 2 % more.
             warnings.simplefilter("ignore")
             with self._open(encoded) as image:
@@ -382,7 +382,7 @@ def _follows_more(image: Image.Image) -> bool:
 
 
 def channels_last(values: NDArray[Any], where: str) -> NDArray[Any]:
-    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W); raises CorruptImage where it is none or two of these."""
+    """Return (H, W, C) of (H, W), (H, W, C) or (C, H, W); raises CorruptImage where it fits none or two of these."""
     shape = values.shape
     if len(shape) == 2 and values.size:
         return values[:, :, np.newaxis]

@@ -1,6 +1,6 @@
 """The files of tables beside each other: parts of one table must be whole, and none may hold what another one does.
 
-What would be read twice may be trained and tested on, and a part that is missing changes what is learnt, so both are
+A file read twice may be both trained and tested on, and a missing part changes the training, so both are
 refused, and leave-out decides.
 """
 

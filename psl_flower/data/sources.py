@@ -1,6 +1,6 @@
 """Any dataset as two streams of images and labels, "train" and "test".
 
-Shape suffixes: N samples of a split, H and W pixels, C channels.
+Shape suffixes: N samples of a split, R of them, H and W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from psl_flower.data.options import SourceOptions
 from psl_flower.data.pixels import Decoder, NamingDecoder, Survey
 from psl_flower.data.twins import Twins
 from psl_flower.errors import DataError, DatasetNotFound
+from psl_flower.seeds import evenly_spaced
 from psl_flower.text import counted, did_you_mean_folder, expanded, printable
 
 # Change it with anything that changes the images or labels made from the same files.
 _FINGERPRINT_VERSION = 3
 # The embedded images have not changed since the first.
 _DIGITS_VERSION = 1
-# Looked at where it is to be told whether all images of a dataset are nearly black.
+# Sampled to see if all images of a dataset are nearly black.
 _SURVEYED = 64
 BEYOND_MOST = "beyond max-train or max-test"
 
@@ -49,8 +50,8 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One sample: its split, number in it and label, and its image (H, W, C) or what is wrong with that."""
+class DecodedSample:
+    """One sample: its split, number in it and label, and its image (H, W, C) or that one's error."""
 
     split: str
     number: int
@@ -106,8 +107,12 @@ class ImageSource:
         """Return the number of samples of "train" or "test"; DataError for any other split."""
         return len(self._part(split).rows_N)
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    def samples(
+        self, split: str, start: int = 0, order_N: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Yield (image uint8 (H, W, C), label) of each sample from `start` on, decoding one image at a time.
+
+        They come in the order of the source, or of these numbers of samples in the split (N,).
 
         Raises
         ------
@@ -117,8 +122,9 @@ class ImageSource:
             If there is no such split, or an image has another number of channels than the first one read.
         """
         part = self._part(split)
-        rows_N = part.rows_N[start:]
-        for place, image_HWC in enumerate(part.raw.images(rows_N, self._decoder), start):
+        places_R = (np.arange(len(part.rows_N)) if order_N is None else order_N)[start:]
+        images = part.raw.images(part.rows_N[places_R], self._decoder)
+        for place, image_HWC in zip(map(int, places_R), images, strict=True):
             self._twins.add(split, place, self._decoder.content)
             row = int(part.rows_N[place])
             self._check_channels(image_HWC.shape[2], part.raw, row)
@@ -132,10 +138,10 @@ class ImageSource:
     def spread(self, split: str, most: int) -> Iterator[NDArray[np.uint8]]:
         """Yield at most `most` images, uint8 (H, W, C), evenly spaced over a split; raises what `samples` does."""
         part = self._part(split)
-        places = np.linspace(0, len(part.rows_N) - 1, min(len(part.rows_N), most)).round().astype(np.int64)
+        places = evenly_spaced(len(part.rows_N), most)
         yield from part.raw.images(part.rows_N[places], self._decoder)
 
-    def look(self, split: str, places: Iterable[int]) -> Iterator[Look]:
+    def decoded(self, split: str, places: Iterable[int]) -> Iterator[DecodedSample]:
         """Decode some samples of a split one by one, those that cannot be decoded too."""
         part = self._part(split)
         for place in places:
@@ -144,10 +150,10 @@ class ImageSource:
             try:
                 image_HWC = next(iter(part.raw.images(row, self._decoder)))
             except DataError as error:
-                yield Look(split, place, label, None, str(error))
+                yield DecodedSample(split, place, label, None, str(error))
                 continue
             self._twins.add(split, place, self._decoder.content)
-            yield Look(split, place, label, image_HWC, "")
+            yield DecodedSample(split, place, label, image_HWC, "")
 
     def places_of(self, split: str, label: int) -> NDArray[np.int64]:
         """Return the numbers within a split of the samples of a class."""
@@ -158,7 +164,7 @@ class ImageSource:
         """Decode images with `survey`: some, or all where the range of their pixels is asked for."""
         for part in self._parts.values():
             count = len(part.rows_N)
-            places = np.linspace(0, count - 1, count if self._whole else min(count, _SURVEYED)).round().astype(np.int64)
+            places = evenly_spaced(count, count if self._whole else _SURVEYED)
             for _ in part.raw.images(part.rows_N[places], survey):
                 pass
 
@@ -345,7 +351,7 @@ def _select(name: str, raw: RawDataset, options: SourceOptions) -> dict[str, _Pa
             part.unused = len(part.rows_N) - most
             part.rows_N = np.random.default_rng(options.seed).permutation(part.rows_N)[:most]
     labels_N = parts["train"].raw.labels_N[parts["train"].rows_N]
-    if len(labels_N) > 1:  # of a single image the training says what is wrong
+    if len(labels_N) > 1:  # for a single image the training raises the error
         _check_two_classes(name, raw, labels_N, "raise max-train, or choose another seed")
     return parts
 

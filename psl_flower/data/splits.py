@@ -35,7 +35,7 @@ def words_of(name: str) -> list[str]:
 
 
 def split_name(name: str) -> str:
-    """Return the word of a name that is a split's, such as "val" of "x_val"; empty if there is none, or several."""
+    """Return the word of a name that is a split's, such as "val" of "x_val"; empty without one, or with several."""
     return next((word for word in words_of(name) if word in _MEANINGS), "") if split_word(name)[0] else ""
 
 

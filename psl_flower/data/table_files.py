@@ -18,7 +18,7 @@ from pyarrow import json as lines
 from psl_flower.data.columns import Columns, ImageKind, Resolve, image_kinds
 from psl_flower.data.expansion import check_expansion
 from psl_flower.data.files import is_image_name
-from psl_flower.data.near_misses import near_miss
+from psl_flower.data.imageless_tables import near_miss
 from psl_flower.data.pixel_columns import join_pixels, pixel_names
 from psl_flower.data.shards import check_copies, check_places, check_shards, joined_files, shard_of
 from psl_flower.data.splits import split_word
@@ -59,7 +59,7 @@ class ImageTables:
     paths : list[str]
         Those that list images.
     others : dict[str, str]
-        The other ones, and what is wrong with them.
+        The other ones, and why.
     notes : list[str]
         What `by_split` has for the account.
     """

@@ -5,7 +5,7 @@ Shape suffixes: N rows of a split, R rows asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +83,7 @@ def read_tables(
         if split not in (*train, *test):
             left_out.add(NOT_CHOSEN, f"split {split}", table.num_rows, ending="")
     used = {split: tables[split] for split in (*train, *test)}
-    for split, table in used.items():
-        missing = [column for column in (image, label) if column not in table.columns.types]
-        if missing:
-            hint = "; test-split=none holds back training images instead" if split in test else ""
-            columns = table.columns.shown()
-            raise DataError(f"{name}: split {split!r} has no column {missing[0]!r}; it has {columns}{hint}")
+    _check_columns(name, used, (image, label), test)
     class_names, labels = read_labels(
         name, label, {split: (used[split].columns, values[split]) for split in used}, asked=bool(options.label_column)
     )
@@ -117,8 +112,18 @@ def read_tables(
     )
 
 
+def _check_columns(name: str, used: Mapping[str, Table], columns: Sequence[str], test: Collection[str]) -> None:
+    """Raise DataError if a split lacks one of these columns; `test` are the splits to test on."""
+    for split, table in used.items():
+        missing = [column for column in columns if column not in table.columns.types]
+        if missing:
+            hint = "; test-split=none holds back training images instead" if split in test else ""
+            shown = table.columns.shown()
+            raise DataError(f"{name}: split {split!r} has no column {missing[0]!r}; it has {shown}{hint}")
+
+
 def _label(name: str, table: Table, image: str, options: SourceOptions) -> str:
-    """Return the column of the classes; a column of splits is none, nor is one of several columns of a class each."""
+    """Return the column of the classes; never a column of splits, nor one of several columns of a class each."""
     try:
         label = choose_label(name, table.columns, image, options.label_column)
     except DataError as error:

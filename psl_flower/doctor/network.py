@@ -86,7 +86,7 @@ def check_exchange_port(address: str) -> list[Finding]:
         family = socket.getaddrinfo(*parts, type=socket.SOCK_STREAM)[0][0]
         socket.create_server(parts, family=family).close()
     except (OSError, UnicodeError) as error:
-        do = "choose another exchange-port, or an exchange-host of this machine; is a run going on?"
+        do = "choose another exchange-port, or an exchange-host of this machine; is a run active?"
         return [failed(what, f"{address}: cannot listen there: {_reason(error)}", do)]
     return [ok(what, f"{address}: free to listen on")]
 

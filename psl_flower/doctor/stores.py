@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from psl_flower.errors import ConfigError, ForeignSegment, IdentityError, PslError, WrongNodeKey, WrongOwner, WrongStore
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.url_folder import shown
+from psl_flower.seeds import evenly_spaced
 from psl_flower.stores.opening import open_store
 from psl_flower.system.findings import Finding, failed, ok
 from psl_flower.text import counted
@@ -47,7 +46,7 @@ def check_store(
     try:
         count = len(store)
         # Some from all over: reading checks every record of a sealed store.
-        store.read(np.unique(np.linspace(0, count - 1, min(count, _READ)).astype(np.int64)))
+        store.read(evenly_spaced(count, _READ))
         meta = store.meta
         positions = ", ".join(map(str, meta.positions))
         said = f"{shown(place)}: Upper {meta.upper}, positions {positions}, {counted(count, 'image')}"

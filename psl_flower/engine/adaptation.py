@@ -19,7 +19,7 @@ from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import ProtocolError
-from psl_flower.losses import Targets, uppers_loss
+from psl_flower.losses import Targets, adaptation_loss
 from psl_flower.models import AdaptationNet
 from psl_flower.system.devices import autocast, compute_dtype
 from psl_flower.wire.frames import Expectation, Frame
@@ -112,7 +112,7 @@ class AdaptationEngine:
         self.net.train()
         with autocast(self.device, self._autocast):
             logits_BPK = self.net.for_all_patches(leaf_BPChw, lesson.absent)
-        loss = uppers_loss(
+        loss = adaptation_loss(
             logits_BPK,
             lesson.targets,
             self.assignment,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.recipe import planned, split_training, steps_per_epoch
+from psl_flower.engine.automatic_settings import planned, split_training, steps_per_epoch
 from psl_flower.errors import ConfigError
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive
@@ -50,7 +50,13 @@ class BatchOrder:
 
     def num_samples(self, step: int) -> int:
         """Return the number of samples B of step `step`."""
-        return min(self.batch_size, len(self.pool) - step % self.steps_per_epoch * self.batch_size)
+        return self.num_samples_before(step + 1) - self.num_samples_before(step)
+
+    def num_samples_before(self, step: int) -> int:
+        """Return the number of samples in all steps before `step`; repeats count again."""
+        epochs, index = divmod(step, self.steps_per_epoch)
+        per_epoch = min(self.steps_per_epoch * self.batch_size, len(self.pool))
+        return epochs * per_epoch + index * self.batch_size
 
     def augment_seed(self, step: int) -> int:
         """Seed of (run seed, epoch) from which every party draws a sample's transform."""

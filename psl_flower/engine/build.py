@@ -15,6 +15,7 @@ from torch import nn
 from psl_flower.config import RunConfig, size_text
 from psl_flower.engine.adaptation import AdaptationEngine, AdaptationNode
 from psl_flower.engine.augment import Augmentation
+from psl_flower.engine.automatic_settings import planned, split_training
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
@@ -23,7 +24,6 @@ from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.noise import CodeNoise, code_noise_of
 from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
-from psl_flower.engine.recipe import planned, split_training
 from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.task import Task
 from psl_flower.engine.upper import UpperOptions
@@ -73,7 +73,8 @@ class Blueprint:
     In all methods, `size` is that of the network's backbone, its own by default.
     """
 
-    #: The run's settings, with numbers where those given leave them to the dataset (`psl_flower.engine.recipe`).
+    #: The run's settings, with numbers where those given leave them to the dataset
+    #: (`psl_flower.engine.automatic_settings`).
     config: RunConfig
     description: StoreSetDescription  #: Of the stores that it works with.
     override: CompressionTraining | OnnxInference | None = None  #: What nodes have in place of the run's own Uppers.

@@ -46,6 +46,8 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps durably, then drop all but the newest few up to it.
 
+        The number of threads that this process computes with is written as well (`say_other_threads`).
+
         Raises
         ------
         RunError
@@ -53,13 +55,13 @@ class Checkpoints:
         TrainingError
             If a number in the state is not finite, so that no run could continue from it. Earlier checkpoints are kept.
         """
-        if not _finite(state):
+        if not all(_is_finite(value) for value in values_in(state)):
             raise TrainingError(
                 f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
                 "Resume from it with a lower lr, or check the data"
             )
         path = self._path(step)
-        save_state(path, state)
+        save_state(path, {"threads": torch.get_num_threads(), **state})
         # An abandoned attempt may have left later ones, which must not make this one count as old.
         for old in [found for found in self.steps() if found <= step][:-_KEPT]:
             if not self.kept or old != self.kept:
@@ -86,6 +88,31 @@ class Checkpoints:
             raise NoCheckpoint(f"{self.folder}: no checkpoint of step {step} (there: {found}); use another run")
         return load_state(self._path(step))
 
+    def load_for(self, party: str, applied: int, step: int) -> dict[str, Any] | None:
+        """Return the state after `step` steps that a party goes to, and warn if other threads made it.
+
+        None if there is nothing to load: the party has applied no step, is to apply the first, and has saved nothing.
+
+        Parameters
+        ----------
+        party : str
+            What to call it in the warning.
+        applied : int
+            Steps that it has applied.
+        step : int
+            Where it goes.
+
+        Raises
+        ------
+        RunError
+            As `load`.
+        """
+        if step == 0 and applied == 0 and step not in self.steps():
+            return None
+        state = self.load(step)
+        say_other_threads(state, party)
+        return state
+
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints, ascending."""
         if not self.folder.is_dir():
@@ -96,12 +123,19 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
 
-def _finite(state: object) -> bool:
+def values_in(state: object) -> Iterator[object]:
+    """Yield all values, tensors among them, of nested dictionaries, lists and tuples."""
     if isinstance(state, dict | list | tuple):
-        return all(_finite(value) for value in (state.values() if isinstance(state, dict) else state))
-    if isinstance(state, float):
-        return math.isfinite(state)
-    return not isinstance(state, torch.Tensor) or bool(torch.isfinite(state).all())
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from values_in(part)
+    else:
+        yield state
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def _on_cpu(state: Any) -> Any:
@@ -116,7 +150,6 @@ def party_state(step: int, claim: Claim, model: nn.Module, optimizer: Optimizer 
     """Return the state that a party continues from after `step` steps."""
     return {
         "step": step,
-        "threads": torch.get_num_threads(),
         "upper": claim.upper,
         "dataset": claim.dataset,
         "model": model.state_dict(),

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.wire.codecs import FloatCodec, get_codec
+from psl_flower.wire.codecs import get_codec
 from psl_flower.wire.frames import Expectation, Frame
 from psl_flower.wire.message_base import Role
 from psl_flower.wire.messages import Answer, Average, Finish, Keep, Message, Share, Step, Turn
@@ -55,13 +55,19 @@ class WireFormat:
     def codec(self, role: Role | None) -> str:
         """Return the codec of a message's tensor.
 
-        Weights are never rounded, and what the Adaptation Net's node receives and sends as little as possible. Smashed
-        data cross the wire a second time there. A `FloatCodec` is used again, since it changes nothing the second time;
-        int8 is not, since its scales, one for each Upper and channel, are lost by then, nor are codes, since an absent
-        Upper's are zeros, which no code stands for. Their gradient is rounded once, with the Lower's own.
+        | role              | codec       | why                                                                      |
+        |-------------------|-------------|--------------------------------------------------------------------------|
+        | smashed, outputs  | activations | as chosen                                                                |
+        | their gradients   | gradients   | as chosen                                                                |
+        | joined            | activations | smashed data of all Uppers cross a second time, to the Adaptation Net's  |
+        |                   | or lossless | node: lossless unless `Codec.keeps_values_when_joined`                   |
+        | joined gradient   | lossless    | the Lower adds it to its own gradient, and the sum is rounded once       |
+        | weights, no role  | float32     | averages must be exact                                                   |
+
+        Lossless is the dtype that the party computes in.
         """
         lossless = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
-        repeatable = self.dtype == torch.float32 and isinstance(get_codec(self.activations), FloatCodec)
+        repeatable = self.dtype == torch.float32 and get_codec(self.activations).keeps_values_when_joined
         codecs = {
             "smashed": self.activations,
             "gradient": self.gradients,

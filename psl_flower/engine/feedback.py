@@ -1,10 +1,10 @@
 """Error feedback: what a codec rounds off gradients is added to those of the next step.
 
-Gradients of one step belong to other samples than those of the next, so what is kept is no sample's. It is one number
-for each Upper, position and channel: the sum, over samples and places of the map, of all that rounding has taken away
-and not yet given back. It is spread evenly over the next step's gradients. So the sum of what an Upper receives differs
-from that of its gradients by that number alone, after however many steps (Seide et al., 1-bit stochastic gradient
-descent, Interspeech 2014; Karimireddy et al., Error feedback fixes SignSGD, ICML 2019).
+Gradients of one step belong to other samples than those of the next, so the remainder kept is no sample's. It is one
+number for each Upper, position and channel: the sum, over samples and places of the map, of all that rounding has
+taken away and not yet given back. It is spread evenly over the next step's gradients. So the sum of what an Upper
+receives differs from that of its gradients by that number alone, after however many steps (Seide et al., 1-bit
+stochastic gradient descent, Interspeech 2014; Karimireddy et al., Error feedback fixes SignSGD, ICML 2019).
 
 Shape suffixes: B batch, K positions of one Upper, h, w and C of a patch's smashed data.
 """
@@ -27,9 +27,9 @@ class GradientFeedback:
         self._next: dict[int, torch.Tensor] = {}
 
     def corrected(self, m: int, gradient_BKhwC: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of Upper m's smashed data with its share of what is owed, float32, to be rounded.
+        """Return the gradient of Upper m's smashed data with its share of the remainder, float32, to be rounded.
 
-        Calling it again in the same step returns the same: only `apply` changes what is owed.
+        Calling it again in the same step returns the same: only `apply` changes the remainder.
 
         Raises
         ------

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
+from psl_flower.engine.checkpoints import values_in
 from psl_flower.engine.looks import looks_bytes
-from psl_flower.engine.recipe import split_training
+from psl_flower.engine.round_ends import num_evaluations
 from psl_flower.wire.codecs import get_codec
 
 _FLOAT_BYTES = 4
@@ -62,7 +64,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
     states = _optimizer_states(blueprint)
     sizes = [_bytes(part) for part in (upper, lower, net) if part is not None]
     weights = [_bytes(part, buffers=False) for part in (upper, lower, net) if part is not None]
-    kept = [size + states * weight for size, weight in zip(sizes, weights, strict=True)]
+    saved = [size + states * weight for size, weight in zip(sizes, weights, strict=True)]
     smashed = smashed_BPChw.numel() * _FLOAT_BYTES
     auxiliary = 0 if net is None else _saved(net, smashed_BPChw.detach()[:, 0].requires_grad_()) * positions
     ups, downs = (
@@ -70,7 +72,7 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         for name in (config.smashed_codec, config.wire.wire_gradients)
     )
     exchanged = _exchanged(blueprint)
-    kept_counts = _counts_kept(blueprint)
+    look_counts = _look_counts(blueprint)
     return Footprint(
         upper_parameters=weights[0] // _FLOAT_BYTES,
         lower_parameters=weights[1] // _FLOAT_BYTES,
@@ -80,10 +82,10 @@ def footprint(blueprint: Blueprint, batch: int) -> Footprint:
         up_in_all=exchanged.sent * ups,
         down_in_all=exchanged.received * downs,
         round_trips=exchanged.round_trips,
-        looks=looks_bytes(blueprint, kept_counts) if kept_counts else 0,
-        upper_memory=tuple(kept[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
-        lower_memory=sum(kept[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
-        checkpoint=description.num_uppers * kept[0] + sum(kept[1:]),
+        looks=looks_bytes(blueprint, look_counts) if look_counts else 0,
+        upper_memory=tuple(saved[0] + weights[0] + passed[K] for K, *_ in shapes.values()),
+        lower_memory=sum(saved[1:]) + sum(weights[1:]) + joined + auxiliary + 2 * smashed,
+        checkpoint=description.num_uppers * saved[0] + sum(saved[1:]),
         model=description.num_uppers * sizes[0] + sizes[1],
     )
 
@@ -100,33 +102,31 @@ def _exchanged(blueprint: Blueprint) -> _Exchanged:
     training, freezing, network = blueprint.config.training, blueprint.freezing, blueprint.config.network
     order, steps = batch_order(blueprint.config, blueprint.description), blueprint.schedule().total_steps
     learning = steps if freezing is None else min(steps, freezing.after)
-    learnt = sum(order.num_samples(step) for step in range(learning))
-    kept_counts = _counts_kept(blueprint)
-    kept = sum(kept_counts)
+    learnt = order.num_samples_before(learning)
+    look_counts = _look_counts(blueprint)
+    looks = sum(look_counts)
     learning_rounds = -(-learning // blueprint.steps_per_round)
-    rounds = learning_rounds if kept else training.rounds
-    every = training.evaluate_every
-    evaluations = rounds // every if every else 0
-    if not kept and (not every or rounds % every):
-        evaluations += 1  # the last round's
+    rounds = learning_rounds if looks else training.rounds
+    # Where looks are kept the last of these rounds is not the training's last.
+    evaluations = num_evaluations(rounds, training.evaluate_every, to_the_end=not looks)
     valid = len(split_training(blueprint.config, blueprint.description)[1])
     test = len(blueprint.description.samples_of("test"))
-    frozen = 0 if kept else sum(order.num_samples(step) for step in range(learning, steps))
+    frozen = 0 if looks else order.num_samples_before(steps) - learnt
     averaged = (
         learning // network.average_every if network.average_every and blueprint.description.num_uppers > 1 else 0
     )
     # A step's gradients go down with the next plan, the last ones of a round by themselves.
     trips = learning * (1 + network.adaptation_server) + learning_rounds + averaged
-    trips += 0 if kept else steps - learning
+    trips += 0 if looks else steps - learning
     size = training.evaluate_batch_size
-    for images, times in ((valid or test, evaluations), (test, int(valid > 0 and not kept))):
+    for images, times in ((valid or test, evaluations), (test, int(valid > 0 and not looks))):
         trips += -(-images // size) * times
-    trips += sum(-(-images // size) for images in kept_counts)
-    evaluated = evaluations * (valid or test) + (test if valid and not kept else 0)
-    return _Exchanged(learnt + frozen + kept + evaluated, learnt, trips)
+    trips += sum(-(-images // size) for images in look_counts)
+    evaluated = evaluations * (valid or test) + (test if valid and not looks else 0)
+    return _Exchanged(learnt + frozen + looks + evaluated, learnt, trips)
 
 
-def _counts_kept(blueprint: Blueprint) -> list[int]:
+def _look_counts(blueprint: Blueprint) -> list[int]:
     """Return the images whose looks are kept: those of every view of the training images, and of all others once."""
     freezing = blueprint.freezing
     if freezing is None or not freezing.views:
@@ -138,18 +138,18 @@ def _counts_kept(blueprint: Blueprint) -> list[int]:
 def _saved(module: nn.Module, given: torch.Tensor) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, the module's own weights left out."""
     own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # kept alive, or another could take its address
+    storages: dict[int, torch.UntypedStorage] = {}  # held, or another could take its address
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            storages[storage._cdata] = storage
         return tensor
 
     same: Callable[[Any], Any] = lambda tensor: tensor  # noqa: E731
     with saved_tensors_hooks(keep, same):
         module.train()(given)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _bytes(module: nn.Module, *, buffers: bool = True) -> int:
@@ -169,12 +169,5 @@ def _optimizer_states(blueprint: Blueprint) -> int:
     weight.grad = torch.ones(64)
     optimizer = blueprint.optimizer([weight])
     optimizer.step()
-    return sum(tensor.numel() // 64 for tensor in _tensors_in(optimizer.state_dict()))
-
-
-def _tensors_in(state: object) -> Iterator[torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, dict | list | tuple):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors_in(value)
+    values = values_in(optimizer.state_dict())
+    return sum(value.numel() // 64 for value in values if isinstance(value, torch.Tensor))

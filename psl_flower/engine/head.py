@@ -80,7 +80,6 @@ class HeadEngine(ABC):
         """Return the state to continue from after `step` steps."""
         return {
             "step": self.step,
-            "threads": torch.get_num_threads(),
             "saved": dict(self.saved),
             "reported": self.reported,
             "lower": self.lower.state_dict(),

@@ -34,7 +34,7 @@ from psl_flower.errors import RunError
 from psl_flower.system.files import disk_errors, open_regular
 from psl_flower.system.folders import make_private_folder
 from psl_flower.text import counted
-from psl_flower.wire.codecs import CodeCodec, FloatCodec, get_codec
+from psl_flower.wire.codecs import get_codec
 from psl_flower.wire.messages import Step
 from psl_flower.wire.plan import Plan
 
@@ -68,7 +68,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Bytes of the whole file."""
         records = self.images * get_codec(self.codec).nbytes(self.shape)
         return len(self.encoded) + records + self.batches * _DIGEST_BYTES
 
@@ -300,9 +300,7 @@ class Looks:
 
 def _kept_codec(activations: str) -> str:
     """Return the codec of records for a wire codec: what was received is kept without loss."""
-    codec = get_codec(activations)
-    # The scales of int8 belong to the batch that was sent.
-    return codec.name if isinstance(codec, FloatCodec | CodeCodec) else "float32"
+    return activations if get_codec(activations).keeps_values_by_sample else "float32"
 
 
 def looks_bytes(blueprint: Blueprint, counts: Sequence[int]) -> int:

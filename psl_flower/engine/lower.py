@@ -17,6 +17,7 @@ from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, Adaptatio
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
 from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.head import HeadEngine
+from psl_flower.engine.meanwhile import Meanwhile
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.upper import MakeOptimizer
@@ -152,12 +153,8 @@ class LowerEngine(HeadEngine):
         if dropped_BM is not None:
             given_BPChw = without_dropped(leaf_BPChw, dropped_BM, self.assignment)
         targets = targets.to(self.device)
-        own: list[tuple[torch.Tensor, int]] = []
         self._update_due = False
-
-        def learn() -> None:
-            own.append(self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed, draws))
-
+        learn = Meanwhile(lambda: self._learn(given_BPChw, targets, flipped_B, lr, taught_smashed, draws))
         adaptation = None if frozen else adaptation or self.adaptation
         learnt = None
         if adaptation is None:
@@ -165,7 +162,7 @@ class LowerEngine(HeadEngine):
         else:
             absent = absent_positions(self.assignment, smashed)
             learnt = adaptation.learn(AdaptationInput(leaf_BPChw.detach(), targets, absent, lr), learn)
-        ((lower, correct),) = own
+        lower, correct = learn.result
         uppers = lower.new_tensor(learnt.loss if learnt else 0.0)
         full = float(lower + self._alpha * uppers) if learnt else float(lower)
         if not math.isfinite(full):

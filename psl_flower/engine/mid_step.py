@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from psl_flower.engine.checkpoints import Checkpoints, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.errors import ProtocolError
 from psl_flower.wire.frames import Expectation, Frame
@@ -19,7 +19,7 @@ from psl_flower.wire.node_messages import Claim
 
 
 class MidStepParty(ABC):
-    """Answers the server's frames, and keeps checkpoints; subclasses define what is learnt from what.
+    """Answers the server's frames, and keeps checkpoints; subclasses define the learning.
 
     Attributes
     ----------
@@ -82,9 +82,8 @@ class MidStepParty(ABC):
             If there is no such checkpoint or it is damaged.
         """
         assert saved in (None, step)
-        if not step == self.step == 0 or step in self._checkpoints.steps():
-            state = self._checkpoints.load(step)
-            say_other_threads(state, self.name)
+        state = self._checkpoints.load_for(self.name, self.step, step)
+        if state is not None:
             self.restore(state)
 
     def close(self) -> None:

@@ -1,9 +1,8 @@
 """The noise on codes in a training: one draw for each code that an Upper can make, from a node's secret.
 
 A code follows from the Upper's weights and a patch's pixels; in training from the other patches of the batch, too. So
-does its draw: whoever has the same code made again gets the same noise, and asking often averages nothing away. As soon
-as a code is another, if only by a little, its draw is another: the difference of two codes with the same noise would
-have none.
+does its draw: the same code made again gets the same noise, so repeated requests average nothing away. A code that
+differs by ever so little gets another draw, since the difference of two codes with the same noise would have none.
 
 Shape suffixes: B batch, K positions of one Upper, N = B*K, C channels, h and w pixels of a patch as the network takes
 it, d numbers of a patch's code.
@@ -35,14 +34,14 @@ _STATISTICS = ("running_mean", "running_var")
 
 @torch.no_grad()
 def weights_digest(model: nn.Module, *, training: bool) -> bytes:
-    """Return what a model's outputs depend on besides what it is given, in 32 bytes.
+    """Return a digest of all that a model's outputs depend on besides its inputs, 32 bytes.
 
-    Those are its weights, and in evaluation BatchNorm's statistics; in training it takes the batch's.
+    That is its weights, and in evaluation BatchNorm's statistics; in training it takes the batch's.
     """
     digest = hashlib.sha256()
     for name, tensor in _told(model, training):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update((tensor.cpu() + 0.0).contiguous().numpy().data)  # 0 and -0 alike
+        digest.update((tensor.cpu() + 0.0).contiguous().numpy().data)  # 0 and -0 are equal
     return digest.digest()
 
 

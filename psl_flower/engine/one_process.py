@@ -111,40 +111,10 @@ class OneProcessTrainer:
         absent: Collection[int] = (),
     ) -> None:
         """Run training steps, without the absent Uppers; `on_step` gets (steps applied, full loss, seconds)."""
-        missing = absent_positions(self._description.assignment, set(range(len(self.net.uppers))) - set(absent))
         for _ in range(num_steps):
             started = time.perf_counter()
             plan = self._task.train_plan(self.step)
-            targets, flipped_B = self._task.targets(plan)
-            dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
-            frozen = plan.mode == "look"
-            patches_BPChw = self._patches(plan)
-            self.net.train()
-            with autocast(self._device, self._config.machine.autocast):
-                smashed_BPChw = (
-                    self._look(plan, patches_BPChw, absent) if frozen else self._smash(plan, patches_BPChw, absent)
-                )
-                given_BPChw = smashed_BPChw
-                if dropped_BM is not None:
-                    given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._description.assignment)
-                logits_BK = self.net.join(given_BPChw, flipped_B)
-                upper_logits = None
-                if self.adaptation and not frozen:
-                    upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing)
-            loss = loss_parts(
-                logits_BK,
-                upper_logits,
-                targets.to(self._device),
-                self._description.assignment,
-                self._config.network.alpha,
-                num_absent=len(missing),
-                label_smoothing=self._config.training.label_smoothing,
-            ).full
-            if self._teacher is not None:
-                loss = self._teacher.loss(
-                    loss, logits_BK, patches_BPChw, flipped_B,
-                    activations=self._config.smashed_codec, use_autocast=self._config.machine.autocast,
-                )  # fmt: skip
+            loss = self._loss(plan, absent)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             set_lr(self._optimizer, plan.lr)
@@ -152,12 +122,50 @@ class OneProcessTrainer:
             if self._feedback is not None:
                 self._feedback.apply()
             self.step += 1
-            if self._averaging is not None and not frozen and self._averaging.is_due(self.step):
-                uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
-                mean_N = mean([weight_vector(upper) for upper in uppers])
-                for upper in uppers:
-                    load_weights(upper, mean_N)
+            if self._averaging is not None and plan.mode != "look" and self._averaging.is_due(self.step):
+                self._average(absent)
             on_step(self.step, float(loss.detach()), time.perf_counter() - started)
+
+    def _loss(self, plan: Plan, absent: Collection[int]) -> torch.Tensor:
+        """Return the full loss of a training plan without the absent Uppers, with its graph."""
+        targets, flipped_B = self._task.targets(plan)
+        dropped_BM = self._task.dropped(plan, len(self.net.uppers), absent)
+        frozen = plan.mode == "look"
+        missing = absent_positions(self._description.assignment, set(range(len(self.net.uppers))) - set(absent))
+        patches_BPChw = self._patches(plan)
+        self.net.train()
+        with autocast(self._device, self._config.machine.autocast):
+            smashed_BPChw = (
+                self._look(plan, patches_BPChw, absent) if frozen else self._smash(plan, patches_BPChw, absent)
+            )
+            given_BPChw = smashed_BPChw
+            if dropped_BM is not None:
+                given_BPChw = without_dropped(smashed_BPChw, dropped_BM, self._description.assignment)
+            logits_BK = self.net.join(given_BPChw, flipped_B)
+            upper_logits = None
+            if self.adaptation and not frozen:
+                upper_logits = self.adaptation.for_all_patches(smashed_BPChw, missing)
+        loss = loss_parts(
+            logits_BK,
+            upper_logits,
+            targets.to(self._device),
+            self._description.assignment,
+            self._config.network.alpha,
+            num_absent=len(missing),
+            label_smoothing=self._config.training.label_smoothing,
+        ).full
+        if self._teacher is None:
+            return loss
+        return self._teacher.loss(
+            loss, logits_BK, patches_BPChw, flipped_B,
+            activations=self._config.smashed_codec, use_autocast=self._config.machine.autocast,
+        )  # fmt: skip
+
+    def _average(self, absent: Collection[int]) -> None:
+        uppers = [upper for m, upper in enumerate(self.net.uppers) if m not in absent]
+        mean_N = mean([weight_vector(upper) for upper in uppers])
+        for upper in uppers:
+            load_weights(upper, mean_N)
 
     def train_resumably(
         self, checkpoint: Path, what: str, progress: Callable[[str, int, int], None], *, advice: str, **kept: Any

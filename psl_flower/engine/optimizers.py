@@ -60,7 +60,7 @@ class PartyOptimizer(ABC):
     """
 
     # The names of the state's lists, each with a tensor, or None, for every parameter.
-    kept: ClassVar[tuple[str, ...]]
+    state_names: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, clip_norm: float = 0.0, lr_scale: float = 1.0, **options: Any
@@ -70,7 +70,9 @@ class PartyOptimizer(ABC):
         self.param_groups: list[dict[str, Any]] = [
             {"params": self._parameters, "lr": 0.0, "lr_scale": lr_scale, **options}
         ]
-        self._state: dict[str, list[torch.Tensor | None]] = {name: [None] * len(self._parameters) for name in self.kept}
+        self._state: dict[str, list[torch.Tensor | None]] = {
+            name: [None] * len(self._parameters) for name in self.state_names
+        }
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
@@ -102,19 +104,21 @@ class PartyOptimizer(ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to a state; raises RunError if it is of other parameters, or of another optimiser."""
-        if set(state_dict) != set(self.kept):
-            raise RunError(f"the optimiser's state holds {', '.join(state_dict)}, expected {', '.join(self.kept)}")
-        if not all(self._fits(name, state_dict[name]) for name in self.kept):
+        if set(state_dict) != set(self.state_names):
+            raise RunError(
+                f"the optimiser's state holds {', '.join(state_dict)}, expected {', '.join(self.state_names)}"
+            )
+        if not all(self._fits(name, state_dict[name]) for name in self.state_names):
             raise RunError("the optimiser's state is of another network")
-        for name in self.kept:
-            self._state[name] = [
-                None
-                if tensor is None
-                else tensor.to("cpu" if name == "steps" else parameter.device).clone(
-                    memory_format=torch.preserve_format
-                )
-                for tensor, parameter in zip(state_dict[name], self._parameters, strict=True)
-            ]
+        for name in self.state_names:
+            found = zip(state_dict[name], self._parameters, strict=True)
+            self._state[name] = [self._placed(name, tensor, parameter) for tensor, parameter in found]
+
+    def _placed(self, name: str, tensor: torch.Tensor | None, parameter: nn.Parameter) -> torch.Tensor | None:
+        """Return a copy of a parameter's state where it belongs: beside the parameter; counts of steps on the CPU."""
+        if tensor is None:
+            return None
+        return tensor.to("cpu" if name == "steps" else parameter.device).clone(memory_format=torch.preserve_format)
 
     def _fits(self, name: str, kept: Sequence[torch.Tensor | None]) -> bool:
         return len(kept) == len(self._parameters) and all(
@@ -144,7 +148,7 @@ class Sgd(PartyOptimizer):
         Those of `PartyOptimizer`.
     """
 
-    kept = ("velocity",)
+    state_names = ("velocity",)
 
     def __init__(
         self,
@@ -189,7 +193,7 @@ class Adam(PartyOptimizer):
         Those of `PartyOptimizer`.
     """
 
-    kept = ("mean", "square", "steps")
+    state_names = ("mean", "square", "steps")
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], weight_decay: float, *, decoupled: bool = False, **options: Any

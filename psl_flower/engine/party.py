@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state, say_other_threads
+from psl_flower.engine.checkpoints import Checkpoints, load_party, party_state
 from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Down, Up, WireFormat, down_of
 from psl_flower.engine.optimizers import Optimizer, set_lr
@@ -201,9 +201,8 @@ class PartyEngine(ABC):
         found = step if saved is None else saved
         if found > step:
             raise RunError(f"{self.name}: cannot be at step {step} with what was saved after step {found}")
-        if not found == self.step == 0 or found in self._checkpoints.steps():
-            state = self._checkpoints.load(found)
-            say_other_threads(state, self.name)
+        state = self._checkpoints.load_for(self.name, self.step, found)
+        if state is not None:
             self.restore(state)
         if found != step:
             self._checkpoints.drop_after(found)

@@ -39,7 +39,7 @@ def write_uppers(path: Path, uppers: Sequence[nn.Module]) -> str:
 
 
 def read_weights(path: Path, expected: str) -> bytes:
-    """Return the content of the file that `expected`, its "sha256:...", names.
+    """Return the content of the file that `expected`, its "sha256:...", names; "" stands for any file.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def read_weights(path: Path, expected: str) -> bytes:
         If it cannot be read, or is another file.
     """
     content = read_file(path, RunError, limit=MOST_BYTES)
-    check_name(content, expected, str(path))
+    if expected:
+        check_name(content, expected, str(path))
     return content
 
 
@@ -83,9 +84,7 @@ def started_network(blueprint: Blueprint) -> PatchSplitNet:
     net, network = blueprint.network(), blueprint.config.network
     if network.upper_weights:
         path = expanded(network.upper_weights, "upper-weights")
-        content = read_file(path, RunError, limit=MOST_BYTES)
-        if network.upper_weights_hash:
-            check_name(content, network.upper_weights_hash, str(path))
+        content = read_weights(path, network.upper_weights_hash)
         for m, upper in enumerate(net.uppers):
             load_upper(content, m, upper, str(path))
     return net

@@ -15,6 +15,7 @@ from psl_flower.engine.drawing import drawing
 from psl_flower.engine.exchange import Exchange
 from psl_flower.engine.looks import Looks
 from psl_flower.engine.lower import LowerEngine
+from psl_flower.engine.meanwhile import Meanwhile
 from psl_flower.engine.rounds import RoundReport, Rounds, predictions, step_report
 from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.task import Task
@@ -55,22 +56,30 @@ class RoundDriver(Rounds[LowerEngine, Task]):
         return self.task.party_step(self.lower.step)
 
     @property
-    def absent_for_good(self) -> tuple[int, ...] | None:
-        """The Uppers without looks, once those of the others are kept; None before that."""
-        there = self._looks.complete if self._looks is not None and self._frozen else ()
-        if not there or (len(there) < len(self._shapes) and not self._looked):
-            return None
-        return tuple(m for m in self._shapes if m not in there)
+    def needs_nodes(self) -> bool:
+        """Whether the looks that later rounds train on are still to come."""
+        there = self._uppers_with_looks
+        return not there or (len(there) < len(self._shapes) and not self._looked)
+
+    @property
+    def absent_for_good(self) -> tuple[int, ...]:
+        """The Uppers without looks, once those of the others are kept; none before that."""
+        there = self._uppers_with_looks
+        return () if self.needs_nodes else tuple(m for m in self._shapes if m not in there)
+
+    @property
+    def _uppers_with_looks(self) -> Collection[int]:
+        return self._looks.complete if self._looks is not None and self._frozen else ()
 
     @property
     def headway(self) -> tuple[int, int]:
-        """As of `Rounds`."""
+        """Progress that survives the loss of a node: steps, and batches of looks kept."""
         return self.lower.step, 0 if self._looks is None else self._looks.batches_kept
 
     @property
     def looks_due(self) -> bool:
         """Whether looks are kept, and the Uppers are frozen now."""
-        return self._looks is not None and self._frozen and self.absent_for_good is None
+        return self._looks is not None and self._frozen and self.needs_nodes
 
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
         """Ask the Uppers that are not absent for all looks that are not kept yet; return a report of no step.
@@ -113,12 +122,11 @@ class RoundDriver(Rounds[LowerEngine, Task]):
         while True:
             last = self.lower.step + 1 == stop_step
             following = self.task.train_plan(self.lower.step + (not last))
-            learnt: list[tuple[StepLoss, float]] = []
-            learn = partial(self._learn_frozen, plan, smashed, learnt)
+            learn = Meanwhile(partial(self._learn_frozen, plan, smashed))
             coming = ({}, 0.0) if last else self._answered(exchange, following, learn)
             if last:
                 learn()
-            ((loss, lower_s),) = learnt
+            loss, lower_s = learn.result
             now = time.perf_counter()
             report.steps.append(step_report(self.lower.step, plan, loss, upper_s, lower_s, now - began))
             self._on_step(report.steps[-1])
@@ -129,10 +137,8 @@ class RoundDriver(Rounds[LowerEngine, Task]):
             if ends:
                 return
 
-    def _learn_frozen(
-        self, plan: Plan, smashed: Mapping[int, torch.Tensor], learnt: list[tuple[StepLoss, float]]
-    ) -> None:
-        """Do a step of the Lower alone; its losses and seconds are added to `learnt`."""
+    def _learn_frozen(self, plan: Plan, smashed: Mapping[int, torch.Tensor]) -> tuple[StepLoss, float]:
+        """Do a step of the Lower alone; return its losses, and its seconds."""
         began = time.perf_counter()
         targets, flipped_B = self.task.targets(plan)
         loss, _ = self.lower.train_step(
@@ -141,12 +147,12 @@ class RoundDriver(Rounds[LowerEngine, Task]):
             draws=lambda: drawing(plan, "lower", self.lower.device), frozen=True,
         )  # fmt: skip
         self.lower.update()
-        learnt.append((loss, time.perf_counter() - began))
+        return loss, time.perf_counter() - began
 
     def _answered(
         self, exchange: Exchange | None, plan: Plan, meanwhile: Callable[[], None]
     ) -> tuple[dict[int, torch.Tensor], float]:
-        if self._looks is None or self.absent_for_good is None:
+        if self._looks is None or self.needs_nodes:
             return super()._answered(exchange, plan, meanwhile)
         meanwhile()
         return self._looks.read(plan), 0.0

@@ -91,7 +91,7 @@ class Rounds(ABC, Generic[L, T]):
     on_step : callable
         Called with every StepReport.
     on_evaluated : callable
-        Called with (images done, images in all) after every batch of a run through the test split.
+        Called with (images done, images in all) after every batch of an evaluation.
     stop_requested : callable
         Asked after every step, and in evaluation; true ends the run there with a checkpoint, unless it is done.
     """
@@ -148,9 +148,14 @@ class Rounds(ABC, Generic[L, T]):
         return self.lower.step
 
     @property
-    def absent_for_good(self) -> tuple[int, ...] | None:
-        """If later rounds need no nodes, the Uppers that have no part in them; None while nodes are needed."""
-        return None
+    def needs_nodes(self) -> bool:
+        """Whether later rounds need nodes."""
+        return True
+
+    @property
+    def absent_for_good(self) -> tuple[int, ...]:
+        """Once later rounds need no nodes, the Uppers that have no part in them."""
+        return ()
 
     @property
     def headway(self) -> tuple[int, int]:
@@ -171,7 +176,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> RoundReport:
         """Train from the Lower's step to `stop_step`, commit a checkpoint, then evaluate.
 
-        `exchange` may be None where rounds need no nodes (`absent_for_good`). Zeros stand for smashed data of the
+        `exchange` may be None where rounds need no nodes (`needs_nodes`). Zeros stand for smashed data of the
         Uppers in `absent`, which are not asked, and do not learn. Where the round had begun before, in this process or
         another, its report has the steps up to the checkpoint, too.
 
@@ -245,11 +250,7 @@ class Rounds(ABC, Generic[L, T]):
 
         if trained is not None and self._averaging is not None and self._averaging.is_due(trained.id.step + 1):
             means = self._shared_means(exchange, trained, gradients, meanwhile, save=due and plan is None)
-            told = {m: self._told(m, plan) for m in self._present if m in means or plan is not None}
-            down = {
-                m: Down(Average(trained.id, each, due), means[m]) if m in means else Down(Step(plan=each, save=due))
-                for m, each in told.items()
-            }
+            down = self._after_sharing(trained, means, plan, save=due)
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
         else:
             step = Step(gradient_of=trained.id if trained else None, save=due)
@@ -260,6 +261,19 @@ class Rounds(ABC, Generic[L, T]):
             self.lower.saved |= dict.fromkeys(saved, self.lower.step)
             self._commit()
         return answers
+
+    def _after_sharing(
+        self, trained: Plan, means: Mapping[int, torch.Tensor], plan: Plan | None, *, save: bool
+    ) -> dict[int, Down]:
+        """Return what follows on `_shared_means`: averages, and the next plan; nothing to whom neither concerns."""
+        down = {}
+        for m in self._present:
+            told = self._told(m, plan)
+            if m in means:
+                down[m] = Down(Average(trained.id, told, save), means[m])
+            elif plan is not None:
+                down[m] = Down(Step(plan=told, save=save))
+        return down
 
     def _commit(self) -> None:
         self.lower.reported = packed(self._round.steps)
@@ -302,7 +316,7 @@ class Rounds(ABC, Generic[L, T]):
         for plan in self.task.evaluation_plans(self.lower.step):
             yield plan, self._answered(exchange, plan, lambda: None)[0]
             done += plan.num_samples
-            self._on_evaluated(done, self.task.num_test)
+            self._on_evaluated(done, self.task.num_evaluated)
             self._end_if_asked()
 
     def _answered(
@@ -325,27 +339,6 @@ class Rounds(ABC, Generic[L, T]):
     def _plan_of(self, m: int, plan: Plan) -> Plan:
         """Return the plan for party m: the same for all, unless a subclass knows which samples each holds."""
         return plan
-
-
-def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
-    """Return the last step of the round that continues after `step`, and whether the round evaluates.
-
-    Parameters
-    ----------
-    task : Lessons
-        Steps of a round and of the run.
-    step : int
-        Steps applied.
-    evaluate_every : int or None
-        Rounds between evaluations; 0 for none but after the last step, None for none at all.
-    unfinished : bool
-        Whether `step` is a round's last, but the process ended before it was evaluated.
-    """
-    number = (step - unfinished) // task.steps_per_round + 1
-    stop_step = min(number * task.steps_per_round, task.total_steps)
-    last = stop_step == task.total_steps
-    every = evaluate_every
-    return stop_step, every is not None and (last or (every > 0 and number % every == 0))
 
 
 def _tensors(answers: Mapping[int, Up]) -> dict[int, torch.Tensor]:

@@ -45,8 +45,8 @@ class StreamExchange(Exchange):
 def serve(parties: Mapping[int, tuple[Party, UpperStream]], wire: WireFormat, timeout_s: float) -> None:
     """Answer the Lower on every stream of this node until the round is over.
 
-    In turn, since the Lower always writes to all Uppers before it waits for any. A party that is asked in the middle of
-    a step has no place in that order: beside one, streams are served as something comes.
+    Streams are served in turn, since the Lower always writes to all Uppers before it waits for any. A party that is
+    asked in the middle of a step has no place in that order: where there is one, streams are served as frames arrive.
 
     Raises
     ------

@@ -31,7 +31,7 @@ class Lessons(Protocol):
         """Steps of the whole run."""
 
     @property
-    def num_test(self) -> int:
+    def num_evaluated(self) -> int:
         """Samples of an evaluation."""
 
     def train_plan(self, step: int) -> Plan:
@@ -68,7 +68,7 @@ class Task:
         return self.valid if len(self.valid) else self.test
 
     @property
-    def num_test(self) -> int:
+    def num_evaluated(self) -> int:
         """Images that rounds evaluate on."""
         return len(self.evaluated)
 

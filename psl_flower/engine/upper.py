@@ -140,7 +140,7 @@ class UpperEngine(PartyEngine):
     def of_patches(self, patches_BKChw: torch.Tensor) -> torch.Tensor:
         """Return the smashed data (B, K, C', h', w') of patches from elsewhere, float32 on the CPU, in evaluation.
 
-        Noise is drawn anew each time.
+        Noise is drawn again each time.
 
         Parameters
         ----------

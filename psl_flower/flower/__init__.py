@@ -1,4 +1,4 @@
-"""Split learning for Flower apps: parties with models and data of their own, a model behind the cut on the server.
+"""Split learning for Flower apps: parties with their own models and data, a model behind the cut on the server.
 
     client_app = split_client(party)                        # on the nodes
 

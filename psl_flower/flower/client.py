@@ -1,4 +1,4 @@
-"""The ClientApp of a node in a training over parties with models and data of their own."""
+"""The ClientApp of a node in a training over parties with their own models and data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def split_client(party: MakeParty) -> ClientApp:
     ----------
     party : callable
         Called with the party's name and Flower's Context; returns what the party brings: a `PartySide`, a `LabelSide`
-        if it has the labels, or both as a tuple. It is called anew for each round or message, under the seed of the
+        if it has the labels, or both as a tuple. It is called again for each round or message, under the seed of the
         party, so the weights that it draws are the same each time.
     """
     app, make = ClientApp(), OfApp(party)

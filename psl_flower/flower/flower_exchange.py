@@ -68,7 +68,7 @@ class FlowerExchange(Exchange):
             for m in hosted:
                 self._down[m] += len(sent[m])
                 if frames[m].message.changes_state:
-                    self._saved.pop(m, None)  # from then on a party has a state of its own between messages
+                    self._saved.pop(m, None)  # from then on a party keeps its own state between messages
         replies = ask(self._grid, messages, self._timeout_s, self._placement.names, meanwhile)
         answers: dict[int, Frame] = {}
         for node, hosted in hosts.items():

@@ -1,9 +1,9 @@
-"""What is left to say when a ClientApp's process ends before it has answered: its SuperNode is told at once.
+"""The last answer of a ClientApp that ends before it has answered, given to its SuperNode at once.
 
-Flower notices one that was killed by heartbeats that stay out, after a minute, and its server hears nothing before; one
-that was ended politely, as when the process above it is gone, it does not notice at all. So a node's program for
-ClientApps writes down which message it works on, and answers it with Flower's own error when it is to end. If it is
-killed, as when the machine's memory is full, another program does that in its place.
+Flower notices a killed one only after a minute, by missing heartbeats, and its server hears nothing before; one that is
+asked to end, as when the process above it is gone, it does not notice at all. So a node's program for ClientApps writes
+down which message it works on, and answers it with Flower's own error when it is to end. If it is killed, as when the
+machine's memory is full, another program does that in its place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server's side of a training over parties with models and data of their own."""
+"""The server's side of a training over parties with their own models and data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.lessons import OnlyEvaluated
 from psl_flower.split.local import settings_of
-from psl_flower.split.session import Session, threads_of
+from psl_flower.split.session import Session, using_threads_of
 from psl_flower.split.training import Training
 from psl_flower.wire.node_messages import NodeTask, encode
 
@@ -76,7 +76,7 @@ class SplitLearning(Training):
             If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
         """
         folder = self._folder()
-        with threads_of(self):
+        with using_threads_of(self):
             self._count_samples(grid)
             session = Session(self, folder)
             log.info("files are in %s", self.workdir)
@@ -122,7 +122,7 @@ class SplitLearning(Training):
         folder, rows = self._folder(), self.samples.at(samples, "samples")
         if not max(folder.checkpoints.steps(), default=0):
             raise RunError(f"{folder.path}: nothing has been trained there; call fit first")
-        with threads_of(self):
+        with using_threads_of(self):
             self._count_samples(grid)
             self.samples.require(rows, dropped=self.missing == "drop")
             session = Session(self, folder)

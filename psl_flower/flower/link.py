@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ from psl_flower.flower.collection import collect_weights
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
 from psl_flower.flower.nodes import Placement, holders_of, place
+from psl_flower.flower.waiting import once_nodes_are_online
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
@@ -30,9 +30,6 @@ from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
 log = logging.getLogger("psl_flower")
 
 Result = TypeVar("Result")
-
-# Pause between attempts to find missing nodes.
-_RETRY_S = 2.0
 
 
 class NodeLink:
@@ -53,7 +50,7 @@ class NodeLink:
     without : frozenset[int]
         Uppers to leave out, wherever they are.
     on_placed : callable
-        Called with the Placement whenever it is made anew.
+        Called with every new Placement.
     """
 
     def __init__(
@@ -105,8 +102,8 @@ class NodeLink:
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
         """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
 
-        A refused node that seems to be needed ends a run at its start only. Later all have been there, so another one
-        that is lost is what is missing.
+        A refused node that seems to be needed ends a run at its start only. Later all have been there, so the
+        missing one is another, lost node.
         """
         wire = self._wire
         refused_ends = self._placement is None and not collecting and wire.on_missing_node != "continue"
@@ -120,7 +117,7 @@ class NodeLink:
         return self._placement
 
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
-        """Place the Uppers and open the transport once all nodes are there, or without the missing ones if allowed.
+        """Place the Uppers and open the transport once all nodes are online, or without the missing ones if allowed.
 
         Parameters
         ----------
@@ -137,7 +134,7 @@ class NodeLink:
             Why not all nodes could be had in time.
         """
         try:
-            self._in_time(lambda: self._open(self.place(grid), grid, saved))
+            self._once_nodes_are_online(lambda: self._open(self.place(grid), grid, saved))
         except (PeerLost, NodeLost, PositionMissing) as error:
             if self._wire.on_missing_node != "continue":
                 raise error from lost
@@ -145,8 +142,8 @@ class NodeLink:
             log.warning("%s; continuing without: %s", error, self.placement.absence(self._assignment))
 
     def place_in_time(self, grid: Grid) -> Placement:
-        """Place all parties once their nodes are there, within `node_timeout_s`; errors as `open_in_time`."""
-        return self._in_time(lambda: self.place(grid))
+        """Place all parties once their nodes are online, within `node_timeout_s`; errors as `open_in_time`."""
+        return self._once_nodes_are_online(lambda: self.place(grid))
 
     def has_returned(self, grid: Grid) -> bool:
         """Return True if a node has come that holds an Upper which was absent when the link was opened."""
@@ -261,29 +258,14 @@ class NodeLink:
                 if known.simulated:
                     raise
                 log.warning("%s; asking again once all nodes are back", error)
-        return self._in_time(lambda: collect_from(self.place(grid, collecting=True)))
+        return self._once_nodes_are_online(lambda: collect_from(self.place(grid, collecting=True)))
 
-    def _in_time(self, work: Callable[[], Result]) -> Result:
-        """Do work that needs nodes, again while some are lost or missing, for `node_timeout_s` seconds.
+    def _once_nodes_are_online(self, work: Callable[[], Result]) -> Result:
+        return once_nodes_are_online(work, self._wire.node_timeout_s, simulated=lambda: self._is_simulated)
 
-        Raises
-        ------
-        PslError
-            What the last attempt raised, or one that waiting does not mend.
-        """
-        deadline = time.monotonic() + self._wire.node_timeout_s
-        logged = ""
-        while True:
-            try:
-                return work()
-            except (PeerLost, NodeLost, PositionMissing) as error:
-                simulated = self._placement is not None and self._placement.simulated
-                if simulated or time.monotonic() >= deadline:
-                    raise
-                if str(error) != logged:
-                    logged = str(error)
-                    log.warning("%s; waiting for it", logged)
-                time.sleep(_RETRY_S)
+    @property
+    def _is_simulated(self) -> bool:
+        return self._placement is not None and self._placement.simulated
 
     def _open(self, placement: Placement, grid: Grid, saved: Mapping[int, int]) -> None:
         wire = self._wire
@@ -324,7 +306,7 @@ def server_identity(wire: WireSettings) -> Identity | None:
     Raises
     ------
     ConfigError
-        If one of the operator's files cannot be used, or nodes cannot be told where to connect.
+        If one of the operator's files cannot be used, or nodes cannot be told the address.
     """
     advertised = wire.exchange_advertise or wire.exchange_host
     if is_wildcard(advertised):

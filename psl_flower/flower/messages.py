@@ -36,8 +36,8 @@ _DEPLOYED_WORKING_PULL_INTERVAL_S = 3.0
 # Longest wait for a node's answer once there is nothing more for it to do. Flower takes up to about 65 s to tell that a
 # node, or its ClientApp, is gone, and says it better.
 ANSWER_TIMEOUT_S = 90.0
-# A node that is silent for so long is asked one thing more: longer than Flower takes to tell that a ClientApp is gone.
-# Where one is killed just as it ends, its SuperNode (1.42) makes a second answer of its own, and sends each answer with
+# A node silent for this long gets one more question; Flower reports a lost ClientApp sooner.
+# Where one is killed just as it ends, its SuperNode (1.42) adds a second answer, and sends each answer with
 # the next one only from then on.
 REMIND_AFTER_S = 75.0
 

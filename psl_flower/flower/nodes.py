@@ -183,7 +183,7 @@ def _inventories(
 
 
 def node_names(grid: Grid, nodes: Collection[int]) -> dict[int, str]:
-    """Return each node's name: the one it was registered by, or Flower's id where there is none."""
+    """Return each node's name: its registered one, else Flower's id."""
     registered = {info.node_id: info.name for info in grid.get_nodes() if info.name}
     names = [registered.get(node, str(node)) for node in nodes]
     return {
@@ -279,20 +279,7 @@ def _place_simulated(
             "adaptation-server: needs a simulated node besides the Uppers', and there is only 1; set num-supernodes"
         )
     slots = max(1, min(inventories[node].slots for node in nodes))
-    note = ""
-    if transport == "auto":
-        # Fewer nodes with streams are many times faster than all of them in turn, each step in messages of Flower's.
-        transport = "stream" if slots > adaptation else "flower"
-        if transport == "flower":
-            note = (
-                f"{counted(len(nodes), 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
-                "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
-            )
-    elif transport == "stream" and slots <= adaptation:
-        raise ConfigError(
-            "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
-            "use transport=flower, or `psl train`, which asks for enough slots"
-        )
+    transport, note = _simulated_transport(transport, len(nodes), slots, adaptation)
     if transport == "stream" and slots < len(nodes):
         hosting = f"{counted(slots - adaptation, 'node')} for all {counted(len(uppers), 'Upper')}"
         note = (
@@ -320,6 +307,30 @@ def _place_simulated(
     )
 
 
+def _simulated_transport(asked: str, num_nodes: int, slots: int, adaptation: bool) -> tuple[str, str]:
+    """Return the transport of simulated nodes, of which `slots` run at once, and a note for the user, or "".
+
+    Raises
+    ------
+    ConfigError
+        If streams are asked for, and there is no slot left for the Uppers.
+    """
+    if asked == "stream" and slots <= adaptation:
+        raise ConfigError(
+            "transport: with stream the Uppers and the Adaptation Net need 2 slots, and Flower's simulation has 1; "
+            "use transport=flower, or `psl train`, which asks for enough slots"
+        )
+    if asked != "auto":
+        return asked, ""
+    # Fewer nodes with streams are many times faster than all of them in turn, each step in messages of Flower's.
+    if slots > adaptation:
+        return "stream", ""
+    return "flower", (
+        f"{counted(num_nodes, 'simulated node')} share {counted(slots, 'slot')}, so they cannot run at once "
+        "and every step goes through Flower messages, which is slow; `psl train` picks settings that are faster"
+    )
+
+
 def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
     """Return the name of a node that hosts these parties, where parties have names."""
     return f"{node} ({', '.join(dict.fromkeys(names[m] for m in parties))})" if names else node
@@ -328,7 +339,7 @@ def _called(node: str, parties: Iterable[int], names: Sequence[str]) -> str:
 def _ask_claims(
     grid: Grid, hosts: dict[int, tuple[int, ...]], names: dict[int, str], task: NodeTask, timeout_s: float
 ) -> dict[int, Claim]:
-    """Let simulated nodes open the stores allotted to them and say what is in there."""
+    """Let simulated nodes open the stores allotted to them and describe these."""
     question = [message(node, AskClaims(task=task.hosting(hosted))) for node, hosted in hosts.items()]
     claims: dict[int, Claim] = {}
     for node, answer in ask(grid, question, timeout_s, names).items():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Never loaded anew: the worker is unpickling with it.
+# Never reloaded: the worker is unpickling with it.
 _KEPT = "psl_flower"
 
 

@@ -1,8 +1,8 @@
-"""`psl-supernode`: Flower's SuperNode, which runs the app that is installed here, and no code that a run brings.
+"""`psl-supernode`: Flower's SuperNode, which runs the installed app, and no code that comes with a run.
 
-Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs what comes. So whoever has the
+Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs it. So anyone who has the
 SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
-programs by names that it finds along PATH. `psl-supernode` puts programs of its own in their place: one runs the
+programs by names that it finds along PATH. `psl-supernode` puts others in their place: one runs the
 installed ClientApp for a message if the run's modules are those installed, the others refuse.
 """
 

@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy
 
 from psl_flower.config.wire import WireSettings
 from psl_flower.engine.exchange import Exchange
-from psl_flower.engine.rounds import RoundReport, Rounds, round_goal
+from psl_flower.engine.round_ends import round_goal
+from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.flower.link import NodeLink
 from psl_flower.flower.messages import tell
@@ -84,7 +85,7 @@ class RoundsStrategy(Strategy):
         return self._link.placement
 
     def summary(self) -> None:
-        """Log what is trained."""
+        """Log the networks being trained."""
         if self._total_steps:  # predictions have none
             about, name = self._driver.lower.about, type(self).__name__
             log.info("%s: %s, %s steps in all", name, about, self._total_steps)
@@ -105,17 +106,17 @@ class RoundsStrategy(Strategy):
             node's.
         """
         if self._driver.looks_due:
-            self._ask_all(grid)
+            self._collect_looks(grid)
         # Flower counts rounds from where a run resumes, perhaps amid a round; ours keep their original ends.
         task, step = self._driver.task, self._driver.lower.step
         self._goal = round_goal(task, step, self._evaluate_every, unfinished=self._unfinished)
         self._unfinished = False
-        without = self._driver.absent_for_good
-        if without is not None:
+        if not self._driver.needs_nodes:
             stop_step, evaluate = self._goal
-            self._report = self._driver.run(None, stop_step, evaluate=evaluate, absent=without)
+            absent = self._driver.absent_for_good
+            self._report = self._driver.run(None, stop_step, evaluate=evaluate, absent=absent)
             return []
-        self._have_open(grid)
+        self._ensure_open(grid)
         self._report = self._round(grid, self._run)
         return []
 
@@ -169,18 +170,18 @@ class RoundsStrategy(Strategy):
         if not self.placement.simulated:
             self._driver.commit_start()
 
-    def _have_open(self, grid: Grid) -> None:
+    def _ensure_open(self, grid: Grid) -> None:
         if self._link.is_open and self._link.has_returned(grid):
             self._link.close()
         if not self._link.is_open:
             self._open(grid, self._lost)
 
-    def _ask_all(self, grid: Grid) -> None:
+    def _collect_looks(self, grid: Grid) -> None:
         """Ask the nodes for all that the rounds from now on take of them, and part from them."""
-        self._have_open(grid)
+        self._ensure_open(grid)
         self._round(grid, self._look)
         self._link.close()
-        self._lost = None  # whoever went after the last answer is not needed
+        self._lost = None  # parties lost after the last answer are not needed
 
     def _look(self, exchange: Exchange) -> RoundReport:
         return self._driver.look(exchange, self.placement.absent)
@@ -259,7 +260,7 @@ class _RoundThread(threading.Thread):
             self._result = error
 
     def is_over(self, timeout_s: float) -> bool:
-        """Wait so long at most; return whether the function has ended."""
+        """Wait at most this long; True if the function has ended."""
         self.join(timeout_s)
         return not self.is_alive()
 

@@ -19,6 +19,7 @@ import torch
 from psl_flower.errors import RunError
 from psl_flower.inference.evaluation import LabelledImages
 from psl_flower.inference.trained_model import TrainedModel
+from psl_flower.seeds import evenly_spaced
 from psl_flower.system.files import write_file
 from psl_flower.system.machine import require_packages
 
@@ -37,7 +38,7 @@ class AbsencePoint:
     lowest: float
     highest: float
     tried: int  #: Choices of Uppers that were tried: all, or `MAX_CHOICES` drawn at random, the same ones every time.
-    possible: int  #: Choices that there are.
+    possible: int  #: All possible choices.
 
 
 def absence_curve(
@@ -128,7 +129,7 @@ def write_png(points: Sequence[AbsencePoint], path: Path, title: str) -> None:
 
 def _choices(num_uppers: int) -> dict[int, list[tuple[int, ...]]]:
     """Return, for each number of absent Uppers that is tried, which ones are absent."""
-    spread = np.linspace(0, num_uppers - 1, min(num_uppers, MAX_COUNTS)).round().astype(int)
+    spread = evenly_spaced(num_uppers, MAX_COUNTS)
     chosen: dict[int, list[tuple[int, ...]]] = {}
     for count in spread.tolist():
         if math.comb(num_uppers, count) <= MAX_CHOICES:

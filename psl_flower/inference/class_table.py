@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from psl_flower.engine.scores import Scores
+from psl_flower.engine.classification_scores import Scores
 from psl_flower.errors import RunError
 from psl_flower.system.files import write_file
 from psl_flower.text import cell

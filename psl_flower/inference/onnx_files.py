@@ -104,7 +104,7 @@ class OnnxModule(nn.Module):
         return tuple(self._session.get_inputs()[0].shape[1:])
 
     def forward(self, values: torch.Tensor, flipped: None = None) -> torch.Tensor:
-        """Return the model's output, on the CPU; `flipped` is there because a Lower takes it."""
+        """Return the model's output, on the CPU; `flipped` only matches a Lower's signature."""
         given = {self._input: values.detach().float().contiguous().cpu().numpy()}
         return torch.from_numpy(self._session.run([self._output], given)[0])
 

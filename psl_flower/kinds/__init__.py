@@ -1,4 +1,4 @@
-"""Kinds of runs, as types: Train, Resume, Restore, Predict or Lighten, made from settings by `kind_of`.
+"""Kinds of runs, as types: Train, Resume, Restore, Predict, Lighten or Audit, made from settings by `kind_of`.
 
 Loads no torch, so that wrong settings are refused at once.
 """
@@ -14,6 +14,7 @@ from psl_flower.config.data import EMBEDDED
 from psl_flower.config.fields import Settings, defaults, fields_of, parse, read_texts
 from psl_flower.config.presets import resolved
 from psl_flower.errors import ConfigError
+from psl_flower.kinds.audit import Audit
 from psl_flower.kinds.kind import HowToContinue, Kind, Work
 from psl_flower.kinds.lighten import Lighten
 from psl_flower.kinds.predict import Predict
@@ -24,6 +25,7 @@ from psl_flower.text import expanded, read_pairs
 
 __all__ = [
     "KINDS",
+    "Audit",
     "HowToContinue",
     "Kind",
     "Lighten",
@@ -44,6 +46,7 @@ KINDS: dict[str, type[Kind]] = {
     "restore": Restore,
     "predict": Predict,
     "lighten": Lighten,
+    "audit": Audit,
 }
 
 

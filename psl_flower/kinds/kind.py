@@ -93,5 +93,5 @@ def check_stores(work: Work, description: StoreSetDescription) -> None:
     if description.fingerprint != work.source.read_description().fingerprint:
         raise OtherDataset(
             f"{work.config.data.dataset}: its patch stores are not those that run {work.source.name} was trained on, "
-            "to which the nodes' weights belong; put those back, or train anew"
+            "to which the nodes' weights belong; put those back, or train again"
         )

@@ -50,7 +50,7 @@ class Lighten(Kind):
         return Work(config=settings, source=run, folder=RunFolder(folder.path))
 
     def begin(self) -> Work:
-        """Return the same."""
+        """Return the work unchanged: its folder is there."""
         return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:

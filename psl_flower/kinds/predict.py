@@ -64,14 +64,14 @@ class Predict(Kind):
         return Work(config=settings.replace(**TRAINED), source=run, folder=self._free_folder(run))
 
     def begin(self) -> Work:
-        """Return the same, the folder made; RunError also if the disk refuses."""
+        """Make the folder and return the work; RunError also if the disk refuses."""
         work = self.find()
         with disk_errors(work.folder.path, "made", RunError):
             work.folder.path.mkdir(parents=True)
         return work
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Check that the stores are the run's, and that the images, Uppers and light model asked for are there."""
+        """Check that the stores are the run's, and that the requested images, Uppers and light model exist."""
         check_stores(work, description)
         self.samples(description)
         if not self.without < set(range(description.num_uppers)):

@@ -10,7 +10,7 @@ import msgspec
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import RUN_NAME, setting
-from psl_flower.engine.recipe import planned
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
@@ -48,7 +48,7 @@ class Resume(Train):
         return rest
 
     def finished(self) -> Status | None:
-        """Return the last status of a run that has done all its rounds, and whose model is there if it is wanted."""
+        """Return the last status of a run that has done all its rounds, and whose model exists if it is wanted."""
         work = self.find()
         run, status = work.source, work.source.read_status()
         rounds = _in_numbers(work.config, run).training.rounds
@@ -80,7 +80,7 @@ class Resume(Train):
         return Work(config=config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the same."""
+        """Return the work unchanged: its folder is there."""
         return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from psl_flower.config import RunConfig
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.engine.batches import batch_order
-from psl_flower.engine.recipe import planned
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import Kind, Work
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.patches.whole_images import refuse_whole_images
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.files import read_file, sha256_name
 from psl_flower.text import counted, expanded
@@ -31,7 +32,7 @@ class Train(Kind):
         return dataclasses.replace(work, config=_with_hash(work.config))
 
     def begin(self) -> Work:
-        """Return the same, with the folder made."""
+        """Make the folder and return the work."""
         return Kind.begin(dataclasses.replace(self, config=_with_hash(self.config)))
 
     def check(self, work: Work, description: StoreSetDescription) -> str:
@@ -43,7 +44,7 @@ class Train(Kind):
             If there is no batch at all, or one Upper alone would hold whole images and that is not allowed.
         """
         if not work.config.patches.allow_whole_images:
-            _check_holdings(description)
+            refuse_whole_images(description)
         training = planned(work.config, description).training
         if training.freeze_uppers_after >= training.rounds:
             raise ConfigError(
@@ -68,22 +69,6 @@ class Train(Kind):
     def settings_to_continue(self, given: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
         """Return the settings that resume it."""
         return {key: value for key, value in given.items() if key != "run-name"} | {"resume": folder.name}
-
-
-def _check_holdings(description: StoreSetDescription) -> None:
-    """Raise ConfigError if one Upper holds all patches, or patches whose margins reach over the whole image."""
-    grid, why = description.grid(), ""
-    if description.num_uppers == 1:
-        why = "the grid has one patch" if grid.num_patches == 1 else f"one Upper holds all {grid.num_patches} patches"
-    elif grid.margin:
-        whole = (m for m in range(description.num_uppers) if grid.shown(description.positions_of(m)).all())
-        why = next((f"the patches of Upper {m} with margin={grid.margin} show all of an image" for m in whole), "")
-    if why:
-        less = "a smaller patch-size, a smaller margin" if grid.margin else "a smaller patch-size"
-        raise ConfigError(
-            f"{why}, so one node would hold whole images: choose {less} or more uppers, or allow it with "
-            "allow-whole-images=true"
-        )
 
 
 def _with_hash(config: RunConfig) -> RunConfig:

@@ -18,7 +18,7 @@ _OURS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # At Ray's niceness 15 the Uppers starve on few cores beside the Lower, which waits for them.
     "RAY_worker_niceness": "0",
-    # Flower's nodes run in an environment of their own, so workers that Ray starts ahead of them are never used.
+    # Flower's nodes run in a separate environment, so workers that Ray starts ahead of them are never used.
     "RAY_prestart_worker_first_driver": "0",
 }
 # Somebody else's cluster, temporary folder or token, and ports that Flower opens for its own tests.
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
     if not importlib.util.find_spec("socksio"):
-        # Without it Flower cannot even be told to go past such a proxy.
+        # Without it Flower cannot even be made to bypass such a proxy.
         kept = {key: value for key, value in kept.items() if not (key.lower() in _PROXIES and "socks" in value)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     direct = kept.get("no_proxy") or kept.get("NO_PROXY") or ""
@@ -43,6 +43,6 @@ def environment() -> dict[str, str]:
         direct = ",".join(filter(None, [direct, *_LOOPBACK]))
     found = {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
     if modules := kept.get("PYTHONPATH"):
-        # They are started in a folder of their own, to which "." and an empty part would refer.
+        # They are started in another folder, to which "." and an empty part would refer.
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in modules.split(os.pathsep) if part)
     return found

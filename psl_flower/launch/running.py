@@ -132,14 +132,14 @@ class Watch:
         self._deadline: float | None = None
         self._seen_running = False
 
-    def look(self) -> tuple[Status | None, bool]:
+    def poll(self) -> tuple[Status | None, bool]:
         """Return the run's status, None before its first, and whether it is the last one: its processes have ended."""
         status, running = self._status(), self._superlink.is_running()
         self._deadline = self._deadline or time.monotonic() + _START_TIMEOUT_S
         self._seen_running = self._seen_running or running
         if running:
             return status, False
-        status = self._status()  # it may have ended between the two looks
+        status = self._status()  # it may have ended between the two questions
         if status is not None and status.ended:
             return status, True
         if self._seen_running or not self._superlink.is_up() or time.monotonic() > self._deadline:
@@ -188,8 +188,8 @@ def _run_config(given: Mapping[str, object], kind: Kind, folder: RunFolder) -> d
 def local_paths(given: Mapping[str, object]) -> dict[str, str]:
     """Return those settings that name a file or folder of this machine, as absolute paths; each may be no path.
 
-    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is none
-    of them, whatever lies in this folder.
+    A link to a file stays a link: renewing a certificate may point it to another file. The embedded dataset is not
+    among them, even if a folder has its name.
     """
     keys = [field.key for group in setting_groups().values() for field in fields_of(group) if field.about.path]
     named = {key: str(given[key]) for key in keys if given.get(key)}

@@ -25,7 +25,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated` meanwhile, in the main thread; what is ignored (nohup) stays so."""
+    """Let SIGTERM and SIGHUP raise `Terminated` meanwhile, in the main thread; ignored signals (nohup) stay ignored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

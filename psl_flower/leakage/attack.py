@@ -78,7 +78,7 @@ def train_decoder(
     on_epoch : callable
         Called with (epochs done, score on the validation images).
     start : nn.Module, optional
-        A decoder of this name and these sizes to go on from; by default a new one.
+        A decoder of this name and these sizes to continue from; by default a new one.
     """
     training, validation = divided(auxiliary)
     with torch.random.fork_rng(devices=[]):
@@ -93,7 +93,7 @@ def train_decoder(
     epoch = 0
     for epoch in range(1, epochs + 1):
         decoder.train()
-        for batch in _batches(order.permutation(len(training.images_NCHW))):
+        for batch in batches(order.permutation(len(training.images_NCHW))):
             wanted = training.part(batch)
             found_BCHW = decoder(wanted.smashed_NPChw)
             loss = (1 - ssim(found_BCHW, wanted.images_NCHW)).mean() + (found_BCHW - wanted.images_NCHW).square().mean()
@@ -123,6 +123,7 @@ def score(decoder: nn.Module, wanted: Pairs) -> float:
     return float(ssim(rebuild(decoder, wanted.smashed_NPChw), wanted.images_NCHW).mean())
 
 
-def _batches(order_N: np.ndarray) -> list[torch.Tensor]:
+def batches(order_N: np.ndarray) -> list[torch.Tensor]:
+    """Return an order in whole batches, or all of it as one smaller batch."""
     whole = max(1, len(order_N) // BATCH)
     return [torch.from_numpy(part) for part in np.split(order_N[: whole * BATCH], range(BATCH, whole * BATCH, BATCH))]

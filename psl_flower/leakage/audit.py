@@ -63,6 +63,10 @@ class Audit:
     auxiliary: Known
     settings: AuditSettings  #: How hard the attacker tries.
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
+    #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
+    #: default the network does.
+    received: tuple[torch.Tensor, torch.Tensor] | None = None
+    dataset: str = ""  #: What the images are called where they are not the run's own.
 
     @property
     def num_candidates(self) -> int:
@@ -71,6 +75,8 @@ class Audit:
 
     def smashed(self, net: PatchSplitNet) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the smashed data of auxiliary images and of victims."""
+        if self.received is not None:
+            return self.received
         given, target = (smash([net], self.description, known.images_NCHW) for known in (self.auxiliary, self.victims))
         return given, target
 

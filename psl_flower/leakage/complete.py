@@ -41,7 +41,7 @@ def audit(
     attacks : Audit
         On which images.
     net : PatchSplitNet
-        In eval mode.
+        In eval mode. Of one whose smashed data other machines made (`Audit.received`) the Lower is used alone.
     run : str
         Its name, for the report.
     bits : int or None
@@ -56,7 +56,9 @@ def audit(
     """
     (one, unique), classes = attacks.of_codes(net), attacks.of_classes()
     unpaired = attacks.of_unpaired(net)
-    attacked = [("one look", one), ("one look, mended by weights", attacks.of_weights(net, one))]
+    attacked = [("one look", one)]
+    if attacks.received is None:
+        attacked.append(("one look, mended by weights", attacks.of_weights(net, one)))
     if replay is not None:
         joined = all_looks(attacks, net, replay.looks, one)
         looks = joined.best.looks
@@ -67,7 +69,7 @@ def audit(
     settings, description = attacks.settings, attacks.description
     report = Leakage(
         run=run,
-        dataset=description.dataset,
+        dataset=attacks.dataset or description.dataset,
         victims=len(attacks.victims.labels_N),
         auxiliary=len(attacks.auxiliary.labels_N),
         auxiliary_asked=settings.auxiliary,

@@ -1,7 +1,7 @@
 """What a node learns of classes from the gradients of its smashed data.
 
 Gradients of images of one class point the same way, since the loss pulls them towards the same answer. So a node that
-knows the classes of a few images guesses those of the others by the direction that is most alike.
+knows the classes of a few images guesses those of the others by the most similar direction.
 
 Shape suffixes: L looks, N images, D numbers of a gradient, K classes.
 """
@@ -47,7 +47,7 @@ class LabelGuess(msgspec.Struct, frozen=True, kw_only=True):
 def guess_labels(
     gradient_LND: torch.Tensor, own_LND: torch.Tensor, labels_N: NDArray[np.int64], num_classes: int, node: int = 0
 ) -> LabelGuess | None:
-    """Return how well a node guesses; None if it received no gradients, or all classes are known.
+    """Return a node's rate of right guesses; None if it received no gradients, or all classes are known.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def guess_labels(
 def nearest_class(
     values_LND: torch.Tensor, labels_N: NDArray[np.int64], known_N: NDArray[np.bool_], num_classes: int
 ) -> NDArray[np.int64]:
-    """Return classes (N,): those whose known images' mean direction is most alike, summed over looks."""
+    """Return classes (N,): those whose known images' mean direction is most similar, summed over looks."""
     directions_LND = torch.nn.functional.normalize(values_LND, dim=2)
     score_NK = torch.full((len(labels_N), num_classes), -torch.inf)
     for label in np.unique(labels_N[known_N]).tolist():

@@ -89,7 +89,7 @@ def chosen_samples(
 
 
 def most_looks(settings: AuditSettings, num_images: int, num_bytes: int) -> int:
-    """Return how many looks at so many images, each of `num_bytes`, are joined at most: what memory holds, 1 or more.
+    """Return the most looks that memory can join, at least 1, at this number of images, each of `num_bytes`.
 
     0 if none but that of the finished network is asked for. A look at images that may be mirrored takes twice the room.
     """

@@ -61,8 +61,8 @@ def side_by_side(smashed_LNPChw: torch.Tensor, flipped_LN: torch.Tensor, *, apar
 class Recorder:
     """Listens to a network in training, in one process, and keeps what passes of some images.
 
-    What the Lower leaves out by patch dropout counts as not received. A look that repeats an earlier one, as of frozen
-    Uppers, is kept once.
+    Patches that the Lower leaves out by patch dropout count as not received. A look that repeats an earlier one, as
+    with frozen Uppers, is kept once.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How alike two images are, and how sure a mean is.
+"""The similarity of two images, and the uncertainty of a mean.
 
 Shape suffixes: B images, C channels, H and W pixels, N and M images compared with each other.
 """

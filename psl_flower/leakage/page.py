@@ -6,16 +6,22 @@ Shape suffixes: N images, C channels, H and W pixels.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
 
+from psl_flower.errors import RunError
 from psl_flower.leakage.complete import Pictures
 from psl_flower.leakage.report import Leakage
 from psl_flower.runs.html import document, filled
+from psl_flower.system.files import write_file
 
 _STYLE = """
 .verdict { padding: .75rem 1rem; background: #f6f7f8; border-left: .3rem solid #0072b2; }
@@ -37,6 +43,14 @@ _BODY = """<h1>What run {{ report.run }} gives away</h1>
 <h2>How to read this</h2>
 {% for line in lines[1:] %}<p>{{ line }}</p>
 {% endfor %}"""
+
+
+def write(folder: Path, report: Leakage, pictures: Sequence[Pictures]) -> tuple[dict[str, Any], Path]:
+    """Write report.json and page.html to a folder; return what is in the one, and the path of the other."""
+    content = msgspec.to_builtins(report) | {"verdict": report.verdict}
+    write_file(folder / "report.json", json.dumps(content, indent=1).encode() + b"\n", RunError, parents=True)
+    write_file(folder / "page.html", render(report, pictures).encode(), RunError)
+    return content, folder / "page.html"
 
 
 def render(report: Leakage, pictures: Sequence[Pictures], zoom: int = 3) -> str:

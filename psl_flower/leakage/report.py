@@ -28,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """How well one attacker rebuilds the victims."""
 
     attacker: str  #: A decoder, with what it was followed by, or "mean image".
-    knows: str  #: "codes", "logits", "class" or "nothing": what it is given of an image.
+    knows: str  #: "codes", "logits", "class" or "nothing": the attacker's knowledge of an image.
     level: str = ""  #: One of `LEVELS`, where it is given codes; else empty.
     looks: int = 1  #: Of an image, that it is given.
     #: Means over the victims; PSNR in dB.
@@ -180,7 +180,7 @@ class Leakage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def strongest(findings: tuple[Finding, ...], looks: int) -> Finding:
-    """Return the strongest attacker with codes of so many looks: of each level the best by auxiliary images.
+    """Return the strongest attacker with codes of this number of looks: of each level the best by auxiliary images.
 
     Who has many looks may use one of them: that is better where the decoders of many were trained too weakly.
     """

@@ -66,10 +66,10 @@ def neighbours(grid: PatchGrid) -> list[tuple[int, int, str]]:
 def distances(
     grid: PatchGrid, first_NChw: NDArray[np.uint8], second_MChw: NDArray[np.uint8], side: str
 ) -> torch.Tensor:
-    """Return how badly each record of the first fits each of the second (N, M), 0 or more.
+    """Return the misfit, 0 or more, of each record of the first with each of the second (N, M).
 
-    Patches that overlap, or whose margins do, are compared by the pixels that both have, others by how their borders go
-    on in each other.
+    Patches that overlap, or whose margins do, are compared by the pixels that both have; others by how well each
+    border continues in the other.
     """
     first, second = (torch.from_numpy(patches).double() for patches in (first_NChw, second_MChw))
     axis = 3 if side == RIGHT else 2
@@ -100,7 +100,7 @@ def matches(distance_NM: torch.Tensor) -> NDArray[np.bool_]:
 
 
 def _continued(border_NCD: torch.Tensor, inside_NCD: torch.Tensor, other_MCD: torch.Tensor) -> torch.Tensor:
-    """Return how unlike (N, M) the step over the border is to the last step before it.
+    """Return the difference (N, M) between the step over the border and the last step before it.
 
     Mahalanobis gradient compatibility (Gallagher, Jigsaw Puzzles with Pieces of Unknown Orientation, CVPR 2012).
     """

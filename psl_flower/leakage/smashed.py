@@ -27,7 +27,7 @@ _BATCH = 256
 def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, images_NCHW: torch.Tensor) -> torch.Tensor:
     """Return the smashed data (N, P, C * looks, h, w) of images uint8, from networks in eval mode.
 
-    Where nodes add noise, it has draws of its own for each image and look.
+    Where nodes add noise, each image and look has its own draws.
     """
     parts, generator = [], torch.Generator().manual_seed(derive(len(images_NCHW), "noise of an audit"))
     for images in images_NCHW.split(_BATCH):
@@ -39,9 +39,9 @@ def smash(nets: Sequence[PatchSplitNet], description: StoreSetDescription, image
 
 
 def normal_for(net: PatchSplitNet, num_images: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
-    """Return new numbers of which the Uppers make noise, as `PatchSplitNet.smash` takes them; none where they add none.
+    """Return new standard normal numbers for the Uppers' noise, as `PatchSplitNet.smash` takes them; {} without noise.
 
-    Nodes draw theirs from secrets, which an attacker has not; but how they are distributed, it knows.
+    Nodes draw theirs from secrets. An attacker does not have these, but knows the distribution.
     """
     drawn = {}
     for m, upper in enumerate(net.uppers):

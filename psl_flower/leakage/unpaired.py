@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from psl_flower.leakage.attack import batches
 from psl_flower.leakage.smashed import Scaling, normal_for
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.split import reset_parameters
 from psl_flower.seeds import derive
 from psl_flower.system.generator import seeded
 
-BATCH = 64
 _LEARNING_RATE = 1e-3
 _HIDDEN = 256
 # Numbers that the discriminator reads at most; larger maps are averaged first.
@@ -78,7 +78,7 @@ def substitute(
     drawn, normal = np.random.default_rng(seed), torch.Generator().manual_seed(derive(seed, "noise of substitutes"))
     for epoch in range(1, epochs + 1):
         made.uppers.train()
-        for batch_B in _batches(drawn.permutation(len(pixels_NCHW))):
+        for batch_B in batches(drawn.permutation(len(pixels_NCHW))):
             real_B = torch.from_numpy(drawn.integers(len(received.smashed_NPChw), size=len(batch_B)))
             real = received.smashed_NPChw[real_B], received.classes_NK[real_B]
             sent = made.smash(pixels_NCHW[batch_B], normal_for(made, len(batch_B), normal)), classes_NK[batch_B]
@@ -143,8 +143,3 @@ class _Discriminator(nn.Module):
         numbers_BD = F.adaptive_avg_pool2d(smashed_BPChw.flatten(1, 2), self._size).flatten(1)
         answer: torch.Tensor = self.layers(torch.cat([numbers_BD, classes_BK], dim=1)).squeeze(1)
         return answer
-
-
-def _batches(order_N: np.ndarray) -> list[torch.Tensor]:
-    whole = max(1, len(order_N) // BATCH)
-    return [torch.from_numpy(part) for part in np.split(order_N[: whole * BATCH], range(BATCH, whole * BATCH, BATCH))]

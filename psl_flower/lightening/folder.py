@@ -19,6 +19,7 @@ import hashlib
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ import msgspec
 from psl_flower.engine.build import OnnxInference
 from psl_flower.errors import RunError
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, upper_file
+from psl_flower.lightening.judging import Speed
 from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.on_node import IN_PLACE
 from psl_flower.lightening.search import Attempt, Conditions, Judged
@@ -57,6 +59,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     seconds: float = 0.0  #: That training and judging took.
     at: float = 0.0  #: Unix time.
+    #: Number of the comparison in which its speed was measured in turns with all others at hand; 0: on its own.
+    compared: int = 0
 
 
 class LighteningFolder:
@@ -107,6 +111,22 @@ class LighteningFolder:
         """Log a model outside the loop."""
         self._append(self._entry(what, judged, seconds))
 
+    def are_compared(self) -> bool:
+        """Return whether the speeds of all models at hand were measured in turns with one another."""
+        numbers = {self._newest(what).compared for what in self.at_hand()}
+        return len(numbers) == 1 and 0 not in numbers
+
+    def note_speeds(self, speeds: Mapping[str, Speed]) -> None:
+        """Log the speeds of models at hand that were measured in turns."""
+        number = 1 + max(entry.compared for entry in self.entries)
+        for what, speed in speeds.items():
+            newest = self._newest(what)
+            judged = msgspec.structs.replace(newest.judged, **asdict(speed))
+            self._append(msgspec.structs.replace(newest, judged=judged, compared=number))
+
+    def _newest(self, what: str) -> Entry:
+        return next(entry for entry in reversed(self.entries) if entry.what == what)
+
     def note_attempt(self, attempt: Attempt, conditions: Conditions, seconds: float) -> None:
         """Log an attempt; one that was judged before is logged again only if the verdict is another one."""
         entry = msgspec.structs.replace(
@@ -115,6 +135,8 @@ class LighteningFolder:
             verdict=str(attempt.verdict),
             conditions=conditions.text(),
         )
+        compared = [old.compared for old in self.entries if (old.what, old.judged) == (entry.what, entry.judged)]
+        entry = msgspec.structs.replace(entry, compared=max(compared, default=0))
         same = ("what", "judged", "verdict", "conditions")
         if not any(all(getattr(old, name) == getattr(entry, name) for name in same) for old in self.entries):
             self._append(entry)
@@ -157,7 +179,7 @@ class LighteningFolder:
                 write_file(path, whole + b"\n" if whole else b"", RunError)
             return [msgspec.json.decode(line, type=Entry) for line in whole.split(b"\n") if line]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to begin anew") from error
+            raise RunError(f"{path}: cannot be read: {error}; remove {self.path} to start over") from error
 
 
 class LightModel(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.recipe import split_training
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.inference.onnx_files import INPUT, OUTPUT
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.seeds import derive
@@ -128,6 +128,19 @@ def measure_speed(
         images_per_s_spread=batch_spread,
         latency_spread=one_spread,
     )
+
+
+def together(speeds: Sequence[Speed]) -> Speed:
+    """Return one speed of several measurements of the same artefact: their medians, and half their range as spread."""
+
+    def middle(values: list[float], spreads: list[float]) -> tuple[float, float]:
+        median = statistics.median(values)
+        between = (max(values) - min(values)) / 2 / median if median else 0.0
+        return median, max(between, statistics.median(spreads))
+
+    rate, rate_spread = middle([s.images_per_s for s in speeds], [s.images_per_s_spread for s in speeds])
+    latency, latency_spread = middle([s.latency_ms for s in speeds], [s.latency_spread for s in speeds])
+    return Speed(images_per_s=rate, latency_ms=latency, images_per_s_spread=rate_spread, latency_spread=latency_spread)
 
 
 def _clock(session: onnxruntime.InferenceSession) -> Callable[[], float]:

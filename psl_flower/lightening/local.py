@@ -29,7 +29,7 @@ def lighten(
     progress: Progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Lightened:
-    """Find a light model of a run that has a trained model; rerun after an interruption, it keeps what is finished.
+    """Find a light model of a run that has a trained model; rerun after an interruption, it keeps finished work.
 
     `progress` is called as progress(what, done, in all), `say` with lines for the user; see `Lightening.find`.
 

@@ -38,6 +38,7 @@ from psl_flower.lightening.search import Attempt, Conditions, End, Judged, most_
 from psl_flower.lightening.settings import Against, Goals, LighteningSettings, Method, TeacherChoice
 from psl_flower.lightening.sizing import Cost, choose_second, cost_of
 from psl_flower.lightening.training import SizedTeacher, Training, epochs_of_run
+from psl_flower.lightening.turns import measure_in_turns, needs_turns
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.text import counted, duration
@@ -69,7 +70,7 @@ class Backend(Protocol):
         ...
 
     def speed(self, place: Path) -> Speed:
-        """Return the speed of the artefacts in a folder, after `answers`."""
+        """Return the speed of the artefacts in a folder."""
         ...
 
 
@@ -114,7 +115,7 @@ class Lightening:
         self._method = Method.AUTO
 
     def find(self, goals: Goals, say: Callable[[str], None] = lambda line: None) -> Lightened:
-        """Find a light model; rerun after an interruption, it keeps what is finished.
+        """Find a light model; rerun after an interruption, it keeps finished work.
 
         `say` is called with lines for the user: the goals, each model's verdict, the time left.
 
@@ -125,7 +126,9 @@ class Lightening:
         """
         self._say, self._method = say, goals.method
         say(f"accuracy is measured on {self._images.about}")
-        first, first_int8 = self._judge_first()
+        self._judge_first()
+        self._compare()
+        first, first_int8 = self._judged(FIRST), self._judged(FIRST_INT8)
         conditions = goals.conditions(first.accuracy)
         say(f"goals: {conditions.text()}")
         for what, judged in self.folder.at_hand().items():
@@ -135,6 +138,7 @@ class Lightening:
             if self.folder.judged(SECOND) is None:
                 say(f"next: the second model, {counted(self._epochs, 'epoch')}")
             second = self._make_second()
+            self._compare()
             say(verdict_line(SECOND, self._judged(SECOND), conditions))
             found = self._at_hand(conditions, "the second model itself will do") or self._loop(
                 conditions, second, self._guess(conditions, first_int8)
@@ -169,16 +173,25 @@ class Lightening:
             on_attempt=note,
         )
         if self._method is Method.AUTO:
+            self._compare()
             at_hand, end = self.folder.at_hand(), outcome.end
             choice = choose(at_hand, conditions)
             reason = outcome.reason
             if choice and end is not End.SATISFIED:
                 end, reason = End.SATISFIED, "no int8 model meets the goals; another one does"
+            if not choice and end is End.SATISFIED:
+                end, reason = End.NEVER_FAST, "measured in turns with the others, no model is fast enough"
             return self._ended(conditions, end, reason, choice)
         best = degree_name(outcome.best.degree)
         satisfied = outcome.end is End.SATISFIED
         choice = asked_for(best, self.folder.at_hand(), conditions) if satisfied else None
         return self._ended(conditions, outcome.end, outcome.reason, choice, best)
+
+    def _compare(self) -> None:
+        """Compare the speeds of the models at hand, among which method auto chooses; the loop needs no comparison."""
+        if self._method is Method.AUTO and needs_turns(self.folder):
+            self._say(f"measuring the speed of {counted(len(self.folder.at_hand()), 'model')} in turns")
+            measure_in_turns(self.folder, self._backend.speed)
 
     def _ended(
         self, conditions: Conditions, end: End, reason: str, choice: Choice | None, closest: str = ""
@@ -217,13 +230,12 @@ class Lightening:
     def _cost(self, size: BackboneSize) -> Cost:
         return cost_of(self._blueprint, size)
 
-    def _judge_first(self) -> tuple[Judged, Judged]:
+    def _judge_first(self) -> None:
         """Measure the first model, in float32 and directly quantised."""
         if not (self.folder.judged(FIRST) and self.folder.judged(FIRST_INT8)):
             made = make_float(folded(self._first.cpu()), self._description)
             self._judge(FIRST, made, self._first_size)
             self._judge(FIRST_INT8, self._int8(made), self._first_size)
-        return self._judged(FIRST), self._judged(FIRST_INT8)
 
     def _make_second(self) -> PatchSplitNet:
         net = self._blueprint.network(self._second_size)

@@ -141,8 +141,7 @@ def write_report(result: Lightened) -> Path:
         "",
         f"Accuracy is that of the file itself in onnxruntime, on {result.images.about}. Speed is measured on {where}: "
         f"{counted(first.threads, 'thread')}, medians after warm-up, images/s in batches of {first.batch}, ms for one "
-        "image alone; ± is the spread within which speeds count as equal. Each model was measured when it was made, "
-        "so a machine that became slower meanwhile shows in a later model, and in no spread. MB is the file on disk.",
+        f"image alone; ± is the spread within which speeds count as equal. {_when(folder)} MB is the file on disk.",
         "",
         f"![Accuracy against speed and size]({PLOT_FILES[0]})",
         "",
@@ -153,6 +152,16 @@ def write_report(result: Lightened) -> Path:
         for name in PLOT_FILES:
             _plot(result, folder.path / name)
     return path
+
+
+def _when(folder: LighteningFolder) -> str:
+    """Return whether the speeds were measured in turns, and what a load means for them."""
+    if folder.are_compared():
+        return "The models were measured in turns, so a load on the machine at one time slows all of them alike."
+    return (
+        "Each model was measured when it was made, so a machine that became slower meanwhile shows in a later model, "
+        "and in no spread."
+    )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -70,11 +70,9 @@ class Goals(Settings):
 
     min_accuracy: float | None = setting(None, "accuracy to exceed, below 1", least=0, most=1)
     max_drop: float | None = setting(None, "instead: largest allowed loss of accuracy", least=0, most=1)
-    min_speed: float | None = setting(None, "images/s to exceed, in batches", least=0, open_ends=True)
-    max_latency_ms: float | None = setting(
-        None, "instead: milliseconds that one image must stay below", least=0, open_ends=True
-    )
-    max_mb: float | None = setting(None, "largest size of model.onnx, in MB", least=0, open_ends=True)
+    min_speed: float | None = setting(None, "images/s to exceed, in batches", above=0)
+    max_latency_ms: float | None = setting(None, "instead: milliseconds that one image must stay below", above=0)
+    max_mb: float | None = setting(None, "largest size of model.onnx, in MB", above=0)
     method: Method = setting(
         Method.AUTO, "auto: try the models at hand first, such as the run's own in int8; loop: always prune the second"
     )
@@ -114,7 +112,7 @@ class LighteningSettings(Settings):
     second_ratio: float = setting(2.0, "size of the second model over that of the first", least=1.1, most=16)
     measure: Measure = setting(Measure.MULTIPLY_ADDS, "which size that is")
     growth: Growth = setting(Growth.WIDTH, "how the second model is larger")
-    max_pruned: float = setting(0.875, "share of channels pruned at the last degree", least=0, most=1, open_ends=True)
+    max_pruned: float = setting(0.875, "share of channels pruned at the last degree", above=0, below=1)
     degrees: int = setting(12, "degrees of lightening beyond 0, which only quantises", least=1)
     weight_bits: int = setting(7, "bits of weights: 7 for every processor, 8 where it has VNNI", least=7, most=8)
     epochs: int = setting(0, "epochs of each training; 0: as many as the run", least=0)

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from psl_flower.config import UNFROZEN, RunConfig
+from psl_flower.engine.automatic_settings import MOST_BATCH, lr_for, planned
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.engine.distillation import LowerTeacher, Teacher
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.engine.recipe import MOST_BATCH, lr_for, planned
 from psl_flower.models import PatchSplitNet
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.patches.description import StoreSetDescription

@@ -23,7 +23,7 @@ from psl_flower.models.architectures import (
     reduction,
     smashed_channels,
 )
-from psl_flower.models.cut import MakePair, boundary, from_wire, to_wire, unprotected
+from psl_flower.models.cut import Corrected, MakePair, boundary, from_wire, to_wire, unprotected
 from psl_flower.models.resnet import stages
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign, positions_by_upper
@@ -316,7 +316,7 @@ class PatchSplitNet(nn.Module):
             if m in absent:
                 continue
             patches_NChw = channels_last(patches_BPChw[:, list(positions)].flatten(0, 1))
-            correct = None if corrected is None else partial(_on_wire, partial(corrected, m), len(positions))
+            correct = None if corrected is None else _on_maps(partial(corrected, m), len(positions))
             crossed = boundary(upper(patches_NChw, normal.get(m)), activations, gradients, correct)
             smashed = _by_patch(crossed, len(positions))
             for k, p in enumerate(positions):
@@ -381,11 +381,13 @@ def smashed_size(upper: nn.Module, patch_shape: tuple[int, int, int]) -> tuple[i
     return int(shape[1]), int(shape[2]), int(shape[3])
 
 
-def _on_wire(
-    change: Callable[[torch.Tensor], torch.Tensor], num_positions: int, maps_NChw: torch.Tensor
-) -> torch.Tensor:
-    """Return maps (B*K, C, h, w) changed by a function of what the wire carries, (B, K, h, w, C)."""
-    return from_wire(change(to_wire(maps_NChw, num_positions)))
+def _on_maps(change: Corrected, num_positions: int) -> Corrected:
+    """Return a function of maps (B*K, C, h, w), made of one of what the wire carries, (B, K, h, w, C)."""
+
+    def changed(maps_NChw: torch.Tensor) -> torch.Tensor:
+        return from_wire(change(to_wire(maps_NChw, num_positions)))
+
+    return changed
 
 
 def _by_patch(maps_NChw: torch.Tensor, num_patches: int) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """Cuts the images of a source into patches, a chunk at a time, whatever kind of store they go to.
 
-Shape suffixes: B samples of a chunk, P positions of the grid, H and W pixels of the image, C channels, h and w pixels
-of a patch with the grid's margin.
+Shape suffixes: N samples of a split, B samples of a chunk, P positions of the grid, H and W pixels of the image, C
+channels, h and w pixels of a patch with the grid's margin.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -55,8 +55,10 @@ class Source(Protocol):
         """Return a sample's name for errors, such as "image train:17 (cats/17.jpg)"."""
         ...
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """Yield (image (H, W, C), label) from `start` on."""
+    def samples(
+        self, split: str, start: int = 0, order_N: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """Yield (image (H, W, C), label) from `start` on: as the source has them, or in the order of these numbers."""
         ...
 
 
@@ -161,6 +163,7 @@ def cut(
     channels: int,
     *,
     start: int = 0,
+    orders: Mapping[str, NDArray[np.int64]] | None = None,
     room: Callable[[], int] = lambda: _CHUNK_IMAGES,
     progress: Progress | None = None,
 ) -> Iterator[Chunk]:
@@ -176,6 +179,8 @@ def cut(
         Of every image.
     start : int, optional
         Samples to pass over, counted over both splits.
+    orders : mapping, optional
+        Split -> numbers of its samples (N,) in the order wanted; by default that of the source.
     room : callable, optional
         Returns how many samples the next chunk may have at the most.
     progress : callable, optional
@@ -191,7 +196,8 @@ def cut(
         total = source.num_samples(split)
         done = min(start, total)
         start -= done
-        samples = _sized(source, split, done, (*grid.image_size, channels))
+        order_N = np.arange(total) if orders is None else orders[split]
+        samples = _sized(source, split, done, order_N, (*grid.image_size, channels))
         while chunk := list(islice(samples, min(most, room()))):
             # One plane a channel, so that sums and patches read memory in order.
             images_BCHW = np.ascontiguousarray(np.stack([image for image, _ in chunk]).transpose(0, 3, 1, 2))
@@ -207,9 +213,10 @@ def cut(
 
 
 def _sized(
-    source: Source, split: str, start: int, shape: tuple[int, int, int]
+    source: Source, split: str, start: int, order_N: NDArray[np.int64], shape: tuple[int, int, int]
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    for number, (image_HWC, label) in enumerate(source.samples(split, start), start):
+    numbers = map(int, order_N[start:])
+    for number, (image_HWC, label) in zip(numbers, source.samples(split, start, order_N), strict=True):
         if image_HWC.shape != shape:
             found, expected = ("x".join(map(str, each)) for each in (image_HWC.shape, shape))
             like = f" like {source.where('train', 0)}" if (split, number) != ("train", 0) else ""

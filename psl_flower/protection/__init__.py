@@ -42,13 +42,9 @@ class Protection:
 
     def __call__(self, channels: int) -> CutPair:
         """Return the pair for `channels` channels at the cut, with weights that are not initialised from a seed."""
-        from psl_flower.models.cut import unprotected
-        from psl_flower.protection.codes import narrow_pair
+        from psl_flower.protection.pairs import PAIRS
 
-        if self.name == "none":
-            return unprotected(channels)
-        levels = self.levels if self.name == "code" else 0
-        return narrow_pair(channels, self.size, self.pool, levels, self.noise)
+        return PAIRS[self.name](self, channels)
 
     def codec(self, chosen: str) -> str:
         """Return the wire codec of what crosses the cut; `chosen` is that of numbers which are no codes."""

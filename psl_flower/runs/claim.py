@@ -25,7 +25,7 @@ _FILE = "lock"
 def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
     """Hold the name of a run against other commands that would begin it, too, from its start to its end.
 
-    Until the run has a status, `starts` lists it. Nothing of it is left where the run did not come to be.
+    Until the run has a status, `starts` lists it. It leaves nothing behind where the run did not come to be.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.metrics import read_metrics
+from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
 from psl_flower.text import did_you_mean
@@ -242,7 +242,7 @@ class RunFolder:
             file.write(msgspec.json.encode(dict(metrics)) + b"\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics`."""
+        """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics_file`."""
         return read_metrics(self.path / "metrics.jsonl")
 
     def drop_metrics_after(self, step: int) -> None:

@@ -148,7 +148,7 @@ class Tracking:
             self._failed.set()
             # The last line of a run's own log tells how the run has ended.
             (logging.getLogger("flwr") if self._ended else log).warning(
-                "tracker: %s was not told everything, and is told no more: %s", self._name, why
+                "tracker: %s misses records, and gets no more: %s", self._name, why
             )
 
 

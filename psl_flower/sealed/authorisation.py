@@ -30,7 +30,7 @@ from psl_flower.sealed.labels import Reader
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
-from psl_flower.sealed.shares import member_of
+from psl_flower.sealed.shares import member_of, revoked
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 
 AUTHORISATION = envelope.Kind(b"PSLAUTHR", Purpose.SIGN_AUTHORISATION, "restoration authorisation")
@@ -280,14 +280,13 @@ def _check_request(request: Authorisation, manifest: Manifest, when: float) -> N
     members = {member.public for member in manifest.restorers}
     for dropped in manifest.dropped:
         if dropped.public in set(request.recipients) - members:
-            member_of(manifest, PublicIdentity.parse(dropped.public), dropped.name)
+            raise revoked(dropped)
     if not request.recipients or not set(request.recipients) <= members:
         raise AuthorisationInvalid("the recipients must be restorers whom the manifest names")
 
 
 def _refuse_signer(signer: bytes, manifest: Manifest) -> None:
     for dropped in manifest.dropped:
-        public = PublicIdentity.parse(dropped.public)
-        if public.sign_key == signer:
-            member_of(manifest, public, dropped.name)
+        if PublicIdentity.parse(dropped.public).sign_key == signer:
+            raise revoked(dropped)
     raise UnknownRestorer("the authorisation is signed by somebody whom the manifest does not name as a restorer")

@@ -118,26 +118,28 @@ class OnlyNew:
     ----------
     passed : Counter[tuple[str, int]]
         Samples that were not passed on, by split and label as they come now.
-    relabelled : int
-        Those of them that the dataset holds under another label.
+    relabelled : dict[int, int]
+        Those of them that the dataset holds under another label: their numbers in it, and the labels as they come now.
     """
 
     def __init__(self, out: Path, signed: SignedManifest, owner: Identity, digests: Sequence[bytes], skip: int) -> None:
         labels_N = LabelBook(out).read(signed.manifest, owner).labels_N
-        self._labels = {found: int(label) for found, label in zip(digests, labels_N, strict=True)}
+        self._labels = labels_N.tolist()
+        self._numbers = {found: number for number, found in enumerate(digests)}
         self._new: dict[bytes, str] = {}
         self._skip = skip
         self._grid: PatchGrid = signed.manifest.grid.patch_grid
         self.passed: Counter[tuple[str, int]] = Counter()
-        self.relabelled = 0
+        self.relabelled: dict[int, int] = {}
 
     def __call__(self, chunk: Chunk) -> Chunk:
         """Return the new samples of a chunk; may be none."""
         kept = []
         for b, (found, label) in enumerate(zip(digests_of(chunk.patches_BPChw), chunk.labels_B.tolist(), strict=True)):
-            if found in self._labels:
+            if found in self._numbers:
                 self.passed[chunk.split, label] += 1
-                self.relabelled += self._labels[found] != label
+                if self._labels[number := self._numbers[found]] != label:
+                    self.relabelled[number] = label
             elif self._new.setdefault(found, chunk.split) != chunk.split:
                 # New, but in both splits: it is trained on, and would tell nothing in a test.
                 self.passed[chunk.split, label] += 1

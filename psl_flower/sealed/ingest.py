@@ -15,7 +15,7 @@ import msgspec
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import PixelSums, Progress, Source, cut, explain_sizes, first_image
+from psl_flower.patches.cutting import SPLITS, PixelSums, Progress, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
 from psl_flower.sealed import envelope
@@ -28,6 +28,7 @@ from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.numbering import secret_orders
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch, sizes
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook, opened
@@ -54,6 +55,8 @@ class Plan:
     margin: int = 0
     assignment: str = "scatter"
     lower: PublicIdentity | None = None  #: Seal the labels to this Lower server.
+    #: Number the images of each split in an order that needs the owner's key, so that numbers do not tell labels.
+    secret_order: bool = False
 
     def __post_init__(self) -> None:
         check_nodes(dict(enumerate(self.nodes)))
@@ -80,9 +83,9 @@ class Ingested:
     before: int
     added: int
     resumed: int
-    #: Images of the source that were sealed before, and those of them that have another label there.
-    known: int = 0
-    relabelled: int = 0
+    known: int = 0  #: Images of the source that were sealed before.
+    #: The numbers of those of them that have another label there, with the label that they have in the source.
+    relabelled: Mapping[int, int] = field(default_factory=dict)
 
 
 def ingest(
@@ -155,7 +158,7 @@ def ingest(
         with closing(Sealing(out, draft, owner, keys, folders, disk=disk)) as sealing:
             sealing.save()
             try:
-                done = _seal(out, source, owner, draft.manifest, sealing, folders, current, progress, disk, on_read)
+                done = _seal(out, source, owner, draft, sealing, folders, current, progress, disk, on_read)
             except (ConfigError, DataError):
                 # Images that are refused before one is sealed leave nothing to continue: the command mended is another.
                 if begun and sealing.done == (current.manifest.num_samples if current is not None else 0):
@@ -193,7 +196,7 @@ def _seal(
     out: Path,
     source: Source,
     owner: Identity,
-    manifest: Manifest,
+    draft: Draft,
     sealing: Sealing,
     folders: list[Folder],
     current: SignedManifest | None,
@@ -202,13 +205,16 @@ def _seal(
     on_read: OnRead | None,
 ) -> Ingested:
     """Seal the images that are not sealed yet, and commit."""
+    manifest = draft.manifest
     before = current.manifest.num_samples if current is not None else 0
     resumed = sealing.done - before
     held = read_contents(out, current, owner, folders) if current is not None else []
     new = OnlyNew(out, current, owner, held, resumed) if current is not None else None
     start = 0 if new is not None else resumed
     grid, channels = manifest.grid.patch_grid, manifest.grid.channels
-    for chunk in cut(source, grid, channels, start=start, room=lambda: sealing.room, progress=progress):
+    counts = {split: source.num_samples(split) for split in SPLITS}
+    orders = secret_orders(manifest, owner, counts) if draft.secret_order else None
+    for chunk in cut(source, grid, channels, start=start, orders=orders, room=lambda: sealing.room, progress=progress):
         fresh = new(chunk) if new is not None else chunk
         if len(fresh.labels_B):
             sealing.add_chunk(fresh)
@@ -225,7 +231,7 @@ def _seal(
         signed.manifest.num_samples - before - resumed,
         resumed,
         known=known.total(),
-        relabelled=new.relabelled if new is not None else 0,
+        relabelled=new.relabelled if new is not None else {},
     )
 
 
@@ -299,7 +305,7 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
         block=block,
         **fields,
     )
-    return Draft(manifest=manifest, source=source.fingerprint), keys
+    return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order), keys
 
 
 def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Draft:
@@ -313,7 +319,7 @@ def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Dra
     manifest = msgspec.structs.replace(
         current.manifest, generation=current.manifest.generation + 1, previous=current.digest, created=envelope.now()
     )
-    return Draft(manifest=manifest, source=source.fingerprint)
+    return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order)
 
 
 def _open_keys(manifest: Manifest, owner: Identity) -> list[Secret]:
@@ -325,6 +331,12 @@ def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: boo
     manifest, remedy = draft.manifest, f"continue that, or remove {out / DRAFT_FILE} to discard it"
     if draft.source != source.fingerprint:
         raise SourceChanged(f"{out}: an interrupted ingest was of other images; {remedy}")
+    if draft.secret_order != plan.secret_order:
+        begun = "in a secret order" if draft.secret_order else "as they come, as earlier versions did"
+        raise SourceChanged(
+            f"{out}: an interrupted ingest numbered the images {begun}, and this one would not; remove "
+            f"{out / DRAFT_FILE} to discard it"
+        )
     if append:
         return
     settings = (

@@ -355,7 +355,7 @@ def _check_changes(changes: Sequence[tuple[int, int]], manifest: Manifest) -> No
         if not 0 <= image < manifest.num_samples:
             raise LabelError(f"image {image} is not in this dataset of {manifest.num_samples}")
         if not 0 <= label < len(manifest.classes):
-            raise LabelError(f"image {image}: its label is none of the {len(manifest.classes)} classes")
+            raise LabelError(f"image {image}: its label is not one of the {len(manifest.classes)} classes")
 
 
 def _apply(

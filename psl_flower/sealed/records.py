@@ -63,13 +63,12 @@ class SampleIds:
 class RecordCipher:
     """Seals and opens the records of one segment."""
 
-    __slots__ = ("_aad_prefix", "_aead", "_plain_bytes")
+    __slots__ = ("_aad_prefix", "_aead")
 
     def __init__(self, header: SegmentHeader, data_key: Secret) -> None:
         with header.record_key(data_key) as key:
             self._aead = ChaCha20Poly1305(key.reveal())
         self._aad_prefix = digest(header.body())
-        self._plain_bytes = header.plain_bytes
 
     def seal(self, sample_id: bytes, slot: int, patches: bytes) -> bytes:
         """Return the record of one sample."""
@@ -96,7 +95,7 @@ class RecordCipher:
             return RecordDuplicated(
                 f"{where}: record {slot} is that of another sample of this segment; run `psl verify`"
             )
-        return RecordForeign(f"{where}: record {slot} is none of this segment's; run `psl verify`")
+        return RecordForeign(f"{where}: record {slot} does not belong to this segment; run `psl verify`")
 
     def _aad(self, sample_id: bytes, slot: int) -> bytes:
         return self._aad_prefix + sample_id + slot.to_bytes(8, "little")

@@ -49,6 +49,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     #: Digests of the new samples so far (16 bytes each), sealed to the owner; empty for a rotation, and in drafts of
     #: earlier versions.
     contents: bytes = b""
+    #: Whether images are numbered in the secret order (`numbering`), not in that of their source.
+    secret_order: bool = False
 
 
 class Sealing:
@@ -84,7 +86,7 @@ class Sealing:
         disk: Disk = DISK,
     ) -> None:
         self._out, self._owner, self._keys, self._folders, self._disk = out, owner, keys, folders, disk
-        self._source, self._snapshot = draft.source, snapshot
+        self._begun, self._snapshot = draft, snapshot
         self._manifest = draft.manifest
         self._labels = bytearray(_open(draft, draft.labels, Purpose.LABELS_FOR_OWNER, owner))
         self._contents = bytearray(_open(draft, draft.contents, Purpose.CONTENTS_FOR_OWNER, owner))
@@ -172,7 +174,7 @@ class Sealing:
                 (self._contents, Purpose.CONTENTS_FOR_OWNER),
             )
         )
-        draft = Draft(manifest=self._manifest, source=self._source, labels=labels, contents=contents)
+        draft = msgspec.structs.replace(self._begun, manifest=self._manifest, labels=labels, contents=contents)
         data = envelope.sign(KIND, envelope.encode(draft), [self._owner])
         write_file(self._out / DRAFT_FILE, data, mode=0o600, disk=self._disk)
 

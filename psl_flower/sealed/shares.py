@@ -21,7 +21,7 @@ from psl_flower.errors import (
 )
 from psl_flower.sealed.epoch import check_root
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role, check_name
-from psl_flower.sealed.manifest import Manifest, Member
+from psl_flower.sealed.manifest import Dropped, Manifest, Member
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, equal
 
@@ -47,7 +47,7 @@ def deal(
     if not restorers:
         return ()
     if len(set(restorers.values())) != len(restorers):
-        raise ConfigError("two restorers have the same public key: each needs one of their own")
+        raise ConfigError("two restorers have the same public key: each needs a different one")
     blocks = [root.reveal()[:_BLOCK], root.reveal()[_BLOCK:]]
     shamir = _shamir()
     parts = [shamir.split(threshold, len(restorers), block, ssss=False) for block in blocks]
@@ -82,11 +82,16 @@ def member_of(manifest: Manifest, restorer: PublicIdentity, name: str) -> Member
             return member
     for dropped in manifest.dropped:
         if dropped.public == str(restorer):
-            raise RevokedRestorer(
-                f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch} and may restore nothing any more; "
-                "leave this key out, or ask the owner to add it again (psl rotate --restorer)"
-            )
+            raise revoked(dropped)
     raise UnknownRestorer(f"restorer {name!r} ({restorer.fingerprint}) is not named in the manifest")
+
+
+def revoked(dropped: Dropped) -> RevokedRestorer:
+    """Return the error of a restorer that was dropped."""
+    return RevokedRestorer(
+        f"restorer {dropped.name!r} was dropped with epoch {dropped.epoch} and may restore nothing any more; "
+        "leave this key out, or ask the owner to add it again (psl rotate --restorer)"
+    )
 
 
 def open_root(manifest: Manifest, restorers: Sequence[Identity]) -> Secret:

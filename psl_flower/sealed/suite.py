@@ -43,6 +43,7 @@ class Purpose(Enum):
     STORE_KEY_UNDER_ROOT = b"psl-flower/1/store-key-under-root"
     STORE_KEY_COMMITMENT = b"psl-flower/1/store-key-commitment"
     SAMPLE_ID = b"psl-flower/1/sample-id"
+    IMAGE_ORDER = b"psl-flower/1/image-order"
     CODE_NOISE = b"psl-flower/1/code-noise"
     RECORD = b"psl-flower/1/record"
     HEADER_MAC = b"psl-flower/1/header-mac"

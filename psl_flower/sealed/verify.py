@@ -192,7 +192,7 @@ def check_copy(folder: Folder, signed: SignedManifest) -> None:
     if have > want:
         raise StaleManifest(f"{folder.name} is of generation {have}, newer than the manifest's {want}")
     if have < want:
-        raise MixedGenerations(f"{folder.name} is of generation {have}, the manifest of {want}; send the store anew")
+        raise MixedGenerations(f"{folder.name} is of generation {have}, the manifest of {want}; send the store again")
     if copy.digest != signed.digest:
         raise ForkedManifest(f"{folder.name} holds another manifest of generation {have}")
 
@@ -254,7 +254,7 @@ def check_records(
             return [DigestTableDamaged(f"{where}: the digests at the end were changed; the records are whole")]
         return []
     if not equal(merkle.root(table), part.records):
-        return [SegmentDamaged(f"{where}: records and digests were changed; get the segment anew")]
+        return [SegmentDamaged(f"{where}: records and digests were changed; fetch the segment again")]
     wrong = [slot for slot, found in enumerate(leaves) if found != table[slot]]
     slot_of = {found: slot for slot, found in enumerate(table)}
     comes_from = {slot: slot_of.get(leaves[slot]) for slot in wrong}

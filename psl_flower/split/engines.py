@@ -294,7 +294,7 @@ class TopEngine(HeadEngine):
         root: torch.Tensor,
         gradient: torch.Tensor | None,
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
-        """Run the backward pass from a root, the loss or what has a gradient of its own; leave the update open."""
+        """Run the backward pass from a root: the loss, or a tensor with a given gradient; leave the update open."""
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
         if gradient is None:
@@ -352,13 +352,13 @@ def made(make: Callable[[], Any], seed: int, name: str) -> Any:
 
 
 def takes_present(top: nn.Module) -> bool:
-    """Return whether a model's `forward` has a parameter of the name `present`."""
+    """Check if a model's `forward` has a parameter named `present`."""
     return "present" in inspect.signature(top.forward).parameters
 
 
 @torch.no_grad()
 def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
-    """Return what the model behind the cut returns for one sample, from a pass over two samples of zeros.
+    """Return the output of the model behind the cut for one sample, from a pass over two samples of zeros.
 
     Raises
     ------

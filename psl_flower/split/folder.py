@@ -39,7 +39,7 @@ class TrainingFolder:
         self.parties = path / "parties"
 
     def begin(self, made_of: dict[str, Any]) -> str:
-        """Note what a new training is made of, or compare a resumed one with it; return the run's identity.
+        """Record the make-up of a new training, or compare a resumed one with it; return the run's identity.
 
         Raises
         ------

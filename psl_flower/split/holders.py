@@ -75,5 +75,5 @@ class Holders:
 
 
 def _places(rows_B: NDArray[np.int64]) -> torch.Tensor:
-    """Return the places in the batch of the samples that are there."""
+    """Return the places in the batch of the samples present."""
     return torch.from_numpy(np.flatnonzero(rows_B >= 0))

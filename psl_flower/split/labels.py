@@ -249,7 +249,7 @@ class RemoteLabels:
         return answer.message.loss, answer.tensor
 
     def score(self, plan: Plan, outputs: torch.Tensor) -> dict[str, float]:
-        """Return what the holder measures from the outputs of a whole evaluation.
+        """Return the holder's metrics from the outputs of a whole evaluation.
 
         Raises
         ------

@@ -33,7 +33,7 @@ class SplitLessons:
         return self.epochs * self.order.steps_per_epoch
 
     @property
-    def num_test(self) -> int:
+    def num_evaluated(self) -> int:
         """Samples of the evaluation."""
         return len(self.valid)
 
@@ -68,7 +68,7 @@ class OnlyEvaluated(SplitLessons):
 
     @classmethod
     def of(cls, lessons: SplitLessons, samples: NDArray[np.int64], after: int) -> OnlyEvaluated:
-        """Return the run through samples after so many steps of a training."""
+        """Return the run through samples after this number of training steps."""
         batch = lessons.evaluate_batch_size
         return cls(order=lessons.order, valid=samples, lr=lessons.lr, epochs=0, evaluate_batch_size=batch, after=after)
 

@@ -12,13 +12,13 @@ from torch import nn
 
 from psl_flower.engine.exchange import WireFormat
 from psl_flower.engine.local import LocalExchange
-from psl_flower.engine.rounds import round_goal
+from psl_flower.engine.round_ends import round_goal
 from psl_flower.split.engines import SideEngine, TopEngine
 from psl_flower.split.folder import TrainingFolder
 from psl_flower.split.labels import LabelEngine
 from psl_flower.split.roster import MakeParty, SideSettings, claim_at, engine_at
 from psl_flower.split.sent import Outputs
-from psl_flower.split.session import Session, threads_of
+from psl_flower.split.session import Session, using_threads_of
 from psl_flower.split.training import Training
 
 
@@ -49,7 +49,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     PslError
         If something is wrong with the data, the models or the training.
     """
-    with contextlib.ExitStack() as held, threads_of(training):
+    with contextlib.ExitStack() as held, using_threads_of(training):
         path = training.workdir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
         folder = TrainingFolder(path)
         roster = training.roster
@@ -82,7 +82,7 @@ def wire_format(training: Training) -> WireFormat:
 
 
 def settings_of(training: Training, top: TopEngine) -> SideSettings:
-    """Return what parties build their sides from."""
+    """Return the context from which parties build their sides."""
     return SideSettings(
         seed=training.seed,
         sent=tuple(training.sent.values()),

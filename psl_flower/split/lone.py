@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# What is said of a party's net that raises there all the same.
+# Added to the error of a party's net that raises there nevertheless.
 REFUSED = (
     "its net has one sample of this batch alone and does not take it; use larger batches, missing='drop', or in place "
     "of BatchNorm a layer without statistics of the batch, such as LayerNorm. It"

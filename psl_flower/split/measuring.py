@@ -36,7 +36,7 @@ def figures(
     Raises
     ------
     TrainingError
-        If one of them raises, after so many steps.
+        If one of them raises; the error names the step.
     """
     found = {VALID_LOSS: _measured("loss", loss, outputs, targets, step)}
     return found | {name: _measured(name, metric, outputs, targets, step) for name, metric in metrics.items()}

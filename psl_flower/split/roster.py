@@ -46,8 +46,8 @@ class Brought:
 class Roster:
     """The parties of a training by number: those that send something up, then the one that has the labels, if one has.
 
-    A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group; what is
-    said of a party here is meant of such a holder (`psl_flower.split.holders`).
+    A party may have two numbers: it then takes part as two. PARTY@GROUP is the holder of a party in one group;
+    everything said of a party here is meant of such a holder (`psl_flower.split.holders`).
     """
 
     names: tuple[str, ...]  #: By number.
@@ -74,7 +74,7 @@ class Roster:
         return tuple(m for m, found in enumerate(self.names) if found == name)
 
     def called(self, m: int) -> str:
-        """Return what to call a party in errors."""
+        """Return a party's name for errors."""
         return f"party {self.names[m]!r}{' (labels)' if self.has_labels(m) else ''}"
 
     def checkpoints(self, root: Path, m: int) -> Checkpoints:
@@ -149,7 +149,7 @@ def engine_at(
 
 
 def claim_at(m: int, roster: Roster, brings: Brought) -> Claim:
-    """Return what a party holds, without building its engine."""
+    """Return a party's side, without building its engine."""
     whose = roster.called(m)
     if roster.has_labels(m):
         assert brings.labels is not None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from psl_flower.engine.exchange import Exchange
+from psl_flower.engine.round_ends import ends_round
 from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.engine.steps import StepLoss, StepReport
 from psl_flower.engine.upper_averaging import Averaging
@@ -83,11 +84,11 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
         report.metrics = self._figures(exchange, self.outputs)
 
     def _figures(self, exchange: Exchange | None, outputs: Outputs) -> dict[str, float]:
-        """Return what is measured from all outputs of an evaluation, here or by the party that has the labels."""
+        """Return the metrics over all outputs of an evaluation, from here or the party that has the labels."""
         step, training = self.lower.step, self._training
         if self.lower.returned is not None:
             assert exchange is not None  # only kept looks, which patches alone have, do without
-            packed = self.lower.returned.packed(outputs, self.task.num_test, TOP)
+            packed = self.lower.returned.packed(outputs, self.task.num_evaluated, TOP)
             m = self.lower.mid_step[0]
             return RemoteLabels(exchange, m).score(self._plan_of(m, self.task.whole_evaluation(step)), packed)
         assert training.loss is not None
@@ -124,13 +125,13 @@ class Session:
     def __init__(self, training: Training, folder: TrainingFolder) -> None:
         self._training, self._folder = training, folder
         self.run = folder.begin(training.made_of())
-        lower, lessons = training.engine(), training.lessons
+        lower = training.engine()
         steps = folder.checkpoints.steps()
         if steps:
             lower.go_to(steps[-1], folder.checkpoints)
         self.records = folder.rounds(lower.step)
-        ends_round = lower.step > 0 and (lower.step % lessons.steps_per_round == 0 or lower.step == lessons.total_steps)
-        self.unfinished = ends_round and lower.step not in [record["step"] for record in self.records]
+        recorded = [record["step"] for record in self.records]
+        self.unfinished = ends_round(training.lessons, lower.step) and lower.step not in recorded
         self._told = Told(training.callbacks)
         self._told.resume(self.records)
         self.driver = SplitRounds(
@@ -182,7 +183,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def threads_of(training: Training) -> Iterator[None]:
+def using_threads_of(training: Training) -> Iterator[None]:
     """Let torch compute with the training's number of threads within."""
     before = torch.get_num_threads()
     if training.threads:

@@ -218,7 +218,7 @@ class Reader:
         return None if present_B.all() else present_B
 
     def claim(self, m: int) -> Claim:
-        """Return what the party holds, as party m."""
+        """Return the party's side, as party m."""
         missing_N = None if self._present is None else ~self._present[self.order.rows(np.arange(self.order.num_rows))]
         return claim_of(m, self.order, missing_N, self._shares)
 
@@ -228,7 +228,7 @@ class Reader:
         Raises
         ------
         DataError
-            If a sample is out of range, or the data do not give so many.
+            If a sample is out of range, or the data return fewer.
         """
         rows_B = self.order.rows(samples_B)
         found = self._data[torch.from_numpy(rows_B.copy()) if isinstance(self._data, torch.Tensor) else rows_B]

@@ -229,7 +229,7 @@ class Training:
 
 def _sent(parties: Mapping[str, PartyShape]) -> dict[str, Sent]:
     if not parties:
-        raise ConfigError("parties: there are none; name each with the shape of what its model returns per sample")
+        raise ConfigError("parties: none given; name each with the shape of what its model returns per sample")
     for name in parties:
         if not _NAME.fullmatch(name) or party_of(name) == TOP:
             raise ConfigError(
@@ -254,7 +254,7 @@ def _roster(sent: Mapping[str, Sent], holder: str) -> Roster:
 
 
 def _check_who_judges(samples: Samples, loss: Loss | None, metrics: Mapping[str, Metric] | None) -> None:
-    """Check that loss and metrics come from whoever has the labels."""
+    """Check that loss and metrics come from the side that has the labels."""
     if not samples.holder and loss is None:
         raise ConfigError("loss: the server has the labels, so give a loss; or name the party that has them in labels")
     given = [name for name, value in (("loss", loss), ("metrics", metrics)) if value]

@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -42,7 +42,17 @@ MAX_LEVELS = 256
 
 
 class Codec(Protocol):
-    """The interface of every codec."""
+    """The interface of every codec.
+
+    The two promises are about values that this codec has decoded, as float32, and that it encodes again. Exactness
+    depends on them: where one is not kept, such values cross the wire, or are stored, in float32 instead.
+    """
+
+    #: Whether they decode to the same values after they were joined with those of other tensors, and with zeros, along
+    #: any axis. A scale that belongs to a whole tensor or to a channel rules that out.
+    keeps_values_when_joined: ClassVar[bool]
+    #: Whether some samples (first axis) of a tensor decode to the same values when encoded without the others.
+    keeps_values_by_sample: ClassVar[bool]
 
     @property
     def name(self) -> str:
@@ -65,7 +75,7 @@ class Codec(Protocol):
         FrameMismatch
             Another dtype.
         TrainingError
-            The int8 codec, or that of codes, met a value that is not finite.
+            The tensor holds a value that is not finite, and the codec cannot carry it.
         """
 
     def decode(self, buffer: Bytes, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,8 +94,7 @@ class Codec(Protocol):
         Raises
         ------
         FrameMismatch
-            The buffer's length is not that of the shape, an int8 scale is negative or not finite, or bits stand for no
-            level.
+            The buffer's length is not that of the shape, or its content is nothing that `encode` returns.
         """
 
     def roundtrip(self, tensor: Tensor) -> Tensor:
@@ -95,6 +104,9 @@ class Codec(Protocol):
 @dataclass(frozen=True, slots=True)
 class FloatCodec:
     """A floating dtype as it is; non-finite values survive."""
+
+    keeps_values_when_joined: ClassVar[bool] = True
+    keeps_values_by_sample: ClassVar[bool] = True
 
     name: str
     wire_dtype: torch.dtype
@@ -120,6 +132,9 @@ class FloatCodec:
 @dataclass(frozen=True, slots=True)
 class Int8Codec:
     """Symmetric 8-bit integers with one float32 scale, amax / 127, for each channel of the last axis."""
+
+    keeps_values_when_joined: ClassVar[bool] = False  # The scales are those of one Upper's batch.
+    keeps_values_by_sample: ClassVar[bool] = False
 
     name: str = "int8"
 
@@ -183,6 +198,9 @@ class CodeCodec:
     Level k in 0..levels-1 stands for the number 2k / (levels - 1) - 1. Bits follow each other over the bytes, the
     highest first; those left over in the last byte are 0.
     """
+
+    keeps_values_when_joined: ClassVar[bool] = False  # Zeros stand for an absent Upper, and no level for them.
+    keeps_values_by_sample: ClassVar[bool] = True
 
     levels: int  #: 2 to 256.
 

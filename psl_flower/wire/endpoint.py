@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple
 
 from psl_flower.errors import ConfigError, PeerLost, ProtocolError
@@ -272,9 +271,7 @@ class ExchangeEndpoint:
         """Return this object."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close."""
         self.close()
 

@@ -289,7 +289,7 @@ class Gate:
         idle = (guest for guest in crowd if guest.turned_away or not guest.connection.heard)
         victim = next(idle, None) or next(iter(crowd), None)
         if victim is not None:
-            self._drop(victim, PeerLost("crowded out by newer connections before it said Hello"))
+            self._drop(victim, PeerLost("crowded out by newer connections before its Hello"))
 
     def _drop(self, guest: _Guest, error: PslError | None, *, close: bool = True) -> None:
         del self._guests[guest]

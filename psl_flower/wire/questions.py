@@ -1,7 +1,7 @@
 """The Lower's questions to nodes, and how questions and answers travel in Flower messages; imports no Flower.
 
-A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses what is missing,
-unknown or mistyped. Only `psl_flower.flower` puts parcels into Flower's own records.
+A Flower message carries a `Parcel`. On the other side it is read through `Received`, which refuses missing, unknown
+or mistyped values. Only `psl_flower.flower` puts parcels into Flower's own records.
 """
 
 from __future__ import annotations
@@ -85,6 +85,17 @@ class SealForRestorers(TaskQuestion, frozen=True):
 
     kind = "query.restore"
     request: bytes
+
+
+class SmashImages(TaskQuestion, frozen=True):
+    """What do your Uppers, after `saved` steps, make of these images? In evaluation.
+
+    They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered with tensors "smashed", float32
+    (B, K, C', h', w').
+    """
+
+    kind = "query.audit"
+    saved: dict[int, int]
 
 
 class PlaceUppers(TaskQuestion, frozen=True):

@@ -12,7 +12,6 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 from torch import Tensor
 
@@ -116,9 +115,7 @@ class UpperStream:
         """Return this object."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close."""
         self.close()
 

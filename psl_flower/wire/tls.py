@@ -222,9 +222,9 @@ def _refusal(error: ssl.SSLCertVerificationError, trusted: str) -> str:
     if code in _OTHER_NAME:
         return f"{error.verify_message}: exchange-advertise must be a name or address that it holds"
     if code in _NOT_TRUSTED:
-        return f"it is not from {trusted}: something else is there, or the two were not made for each other"
+        return f"it is not from {trusted}: another server answers there, or the two were not made for each other"
     if code == _WRONG_SIGNATURE:
-        return f"it is not from {trusted}, but from an authority of the same name with another key: was it made anew?"
+        return f"it is not from {trusted}, but from an authority of the same name with another key: was it recreated?"
     if code == _WRONG_PURPOSE:
         return "it is of the wrong kind: its extendedKeyUsage must have serverAuth at the server, clientAuth at a node"
     return error.verify_message

@@ -148,7 +148,7 @@ class Worker(threading.Thread):
         self._leave()
         farewell = self._farewell
         if farewell is None and isinstance(error, PslError):
-            farewell = Frame(Abort(f"the exchange cannot go on: {error}"))
+            farewell = Frame(Abort(f"the exchange cannot continue: {error}"))
         if farewell is not None:
             self._connection.part(farewell)
         self._connection.close()

@@ -39,7 +39,7 @@ _SETTINGS: Values = {
     "upper-threads": 1, "lower-threads": 1,
 }  # fmt: skip
 _STEPS_PER_ROUND = 30
-# Of the kills, this share comes while the run is beginning anew, so long at most after there is such a process.
+# This share of the kills comes while the run is restarting, at most this long after the new process appears.
 _SHARE_STARTING, _LONGEST_START_S = 0.2, 8.0
 _LONGEST_STEP_S = 1.0
 
@@ -49,7 +49,7 @@ class Options(fields.Settings):
     """How to disturb the run."""
 
     kills: int = setting(5, "processes to kill", least=1)
-    seed: int = setting(0, "seed of what is killed, and when")
+    seed: int = setting(0, "seed of the kills and their times")
     steps: int = setting(0, "training steps; 0: six for each kill; not with --deployed", least=0)
     deployed: bool = setting(
         False, "disturb deployed federations with TLS (network namespaces; needs root), not a simulation; finished "
@@ -106,7 +106,7 @@ def storm(workspace: Path, options: Options) -> Report:
     settings = {**_SETTINGS, "rounds": rounds, "steps-per-round": steps // rounds}
     steps = rounds * (steps // rounds)
     told, began = circumstances(), time.monotonic()
-    # A tenth more than is needed: another failure is told in the report, and does not cost an hour.
+    # A tenth more than is needed: another failure is then reported, and does not cost an hour.
     with Job(workspace, settings, retries=kills + kills // 10) as job:
         draw = random.Random(options.seed)
         killed = _kill_now_and_then(job, kills, steps, draw)
@@ -148,7 +148,8 @@ def _kill_now_and_then(job: Job, kills: int, steps: int, draw: random.Random) ->
         lost_s = time.monotonic() - killed
         done.append(Kill(role=role, moment=moment, step=before, committed=committed, lost_s=lost_s))
         print(
-            f"kill {number + 1} of {kills}: {role} {moment}, step {before}, going on from {committed}", file=sys.stderr
+            f"kill {number + 1} of {kills}: {role} {moment}, step {before}, continuing from {committed}",
+            file=sys.stderr,
         )
         moment = following
     return done

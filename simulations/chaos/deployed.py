@@ -71,7 +71,7 @@ def _known(out: Path | None) -> Report | None:
 
 
 class _Trials:
-    """What is left to do, and the report of what is done; several threads take from it."""
+    """The remaining work, and the report on the rest; several threads take from it."""
 
     def __init__(self, report: Report, asked: Sequence[Plan], out: Path | None, workspace: Path) -> None:
         # What went wrong without a word on the weights is tried again; weights that differ stay.

@@ -17,78 +17,44 @@ TRAINED_ON, WENT_BACK, RESUMED = "trained on", "went back", "resumed"
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """One process, or one whole host, killed.
+    """One process, or one whole host, killed."""
 
-    Attributes
-    ----------
-    role, host : str
-        One of `simulations.chaos.federation.ROLES`, and on which host.
-    moment : {"training", "recovering"}
-        Whether it came while the run was training, or while it still recovered from the kill before.
-    at_once : int
-        How many were killed at this moment, this one with them.
-    at_s : float
-        Since the trial began.
-    step, committed : int
-        Training step that the run had reached, 0 while it did not train; and the last one that all parties had saved.
-    seen : {"trained on", "went back", "resumed"}
-        What the run did until it had recovered.
-    said : str
-        The first warning or error that it logged meanwhile; empty if there was none.
-    recovery_s : float or None
-        From the kill to a committed step beyond all that it could disturb, with everything running again; None if the
-        run ended before.
-    """
-
+    #: One of `simulations.chaos.federation.ROLES`, and on which host.
     role: str
     host: str
+    #: "training" or "recovering": whether it came while the run was training, or while it still recovered from the kill
+    #: before.
     moment: str
-    at_once: int
-    at_s: float
+    at_once: int  #: How many were killed at this moment, this one with them.
+    at_s: float  #: Since the trial began.
+    #: Training step that the run had reached, 0 while it did not train; and the last one that all parties had saved.
     step: int
     committed: int
-    seen: str
-    said: str
+    seen: str  #: "trained on", "went back" or "resumed": what the run did until it had recovered.
+    said: str  #: The first warning or error that it logged meanwhile; empty if there was none.
+    #: From the kill to a committed step beyond all that it could disturb, with everything running again; None if the
+    #: run ended before.
     recovery_s: float | None
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, or two at once, from the first step to the last.
+    """One run, or two at once, from the first step to the last."""
 
-    Attributes
-    ----------
-    name, kind : str
-        Its own, and what was done to it; see `simulations.chaos.trials`.
-    transport : str
-        "stream" or "flower".
-    runs, steps : int
-        Runs at once, and training steps of each.
-    kills : tuple of Kill
-        In the order in which they came.
-    resumed : int
-        How often a run had to be resumed.
-    errors : tuple of str
-        With which errors runs ended before.
-    seconds : float
-        Wall time.
-    weights, undisturbed : str
-        SHA-256 of the weights of the Lower and all Uppers at the end, and of those of the undisturbed network.
-    failure : str
-        What went wrong; empty where nothing did.
-    """
-
+    #: Its own, and what was done to it; see `simulations.chaos.trials`.
     name: str
     kind: str
-    transport: str
+    transport: str  #: "stream" or "flower".
+    #: Runs at once, and training steps of each.
     runs: int
     steps: int
-    kills: tuple[Kill, ...]
-    resumed: int
-    errors: tuple[str, ...]
-    seconds: float
+    kills: tuple[Kill, ...]  #: In the order in which they came.
+    resumed: int  #: How often a run had to be resumed.
+    errors: tuple[str, ...]  #: With which errors runs ended before.
+    seconds: float  #: Wall time.
+    #: SHA-256 of the weights of the Lower and all Uppers at the end, and of those of the undisturbed network.
     weights: tuple[str, ...]
     undisturbed: str
-    failure: str = ""
+    failure: str = ""  #: What went wrong; empty where nothing did.
 
     @property
     def equal(self) -> bool:
@@ -97,26 +63,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file.
-
-    Attributes
-    ----------
-    settings : dict
-        Settings of the runs by their kebab-case keys.
-    kills, kills_per_run, seed, nodes : int
-        What was asked for.
-    measurements : tuple of Trial
-        All trials that have ended.
-    """
+    """A result file."""
 
     benchmark: str = "chaos-deployed"
     version: int = 2
-    settings: Values
+    settings: Values  #: Settings of the runs by their kebab-case keys.
+    #: What was asked for.
     kills: int
     kills_per_run: int
     seed: int
     nodes: int
-    measurements: tuple[Trial, ...]
+    measurements: tuple[Trial, ...]  #: All trials that have ended.
 
     @property
     def ended(self) -> list[Trial]:

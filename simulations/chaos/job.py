@@ -1,4 +1,4 @@
-"""The run that is disturbed: its processes, how far it is, and how often it has begun anew."""
+"""The disturbed run: its processes, progress and restarts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -27,12 +26,12 @@ ROLES = {"node": "ClientAppActor", "server": "flwr-simulation", "SuperLink": "fl
 _MARK = "PSL_CHAOS"
 _NAME = "chaos"
 _POLL_S = 0.2
-# To begin, to begin anew, to get as far as the next kill: on a machine that has much else to do.
+# To start, restart, or reach the next kill, on a busy machine.
 _LONGEST_WAIT_S = 600.0
 
 
 class Job:
-    """A run under `psl train --retries` in a workspace of its own; use as a context manager, which leaves no process.
+    """A run under `psl train --retries` in a separate workspace; use as a context manager, which leaves no process.
 
     Parameters
     ----------
@@ -41,14 +40,14 @@ class Job:
     settings : dict
         Of the run.
     retries : int
-        So often it may begin anew.
+        Restarts allowed.
 
     Attributes
     ----------
     run : RunFolder
         The run's.
     restarts : int
-        So often it has begun anew.
+        Restarts so far.
     """
 
     def __init__(self, workspace: Path, settings: Values, retries: int) -> None:
@@ -68,10 +67,8 @@ class Job:
         """Begin; it has begun already."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Kill what is left of it."""
+    def __exit__(self, *raised: object) -> None:
+        """Kill its remaining processes."""
         self._process.kill()
         while left := self._processes():
             for process in left:
@@ -96,7 +93,7 @@ class Job:
         return status.step
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until it has trained so far, and has a checkpoint to go on from."""
+        """Wait until it has reached the step, and has a checkpoint to continue from."""
         self._wait(lambda: self.step() >= step and bool(self.run.checkpoints.steps()), f"step {step}")
 
     def wait_for_process(self, role: str) -> None:

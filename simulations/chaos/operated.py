@@ -36,7 +36,7 @@ class OperatedRun:
     resumed : int
         How often it had to be resumed.
     errors : list of str
-        With which errors it ended before; of a ServerApp that was killed there is none.
+        The errors it ended with before; a killed ServerApp leaves none.
     """
 
     def __init__(self, federation: Federation, name: str, settings: tuple[str, ...], port: int) -> None:
@@ -88,7 +88,7 @@ class OperatedRun:
         return self._status() is not None
 
     def tend(self, others: int = 0) -> None:
-        """Resume it if it is over and not complete, and its host is there; to be called again and again.
+        """Resume it if it is over and not complete, and its host is up; to be called repeatedly.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ from simulations import reports
 from simulations.reports import Cells, Row, Spread, Values
 from simulations.tables import again, spread
 
-# When a kill comes: in a step, or while the run is beginning anew after the kill before it.
+# When a kill comes: in a step, or while the run restarts after the kill before it.
 TRAINING, STARTING = "training", "starting"
 
 
@@ -17,8 +17,8 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     """One process killed."""
 
     role: str  #: "node", "server" or "SuperLink".
-    moment: str  #: "training" or "starting": whether it came in a step, or while the run was beginning anew.
-    #: Training step that the run had reached, 0 if it had not begun to train, and the one that it went on from.
+    moment: str  #: "training" or "starting": whether it came in a step, or while the run restarted.
+    #: Training step that the run had reached, 0 if it had not begun to train, and the one it continued from.
     step: int
     committed: int
     #: From the kill to the first step after it, or to the next kill if that came before; None where that is not known.
@@ -39,7 +39,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     seed: int  #: Of roles and moments.
     measurements: tuple[Kill, ...]  #: Every kill, in the order in which they came.
     kills: dict[str, int]  #: Kills by role.
-    restarts: int  #: So often the run began anew; more than there were kills if something else went wrong, too.
+    restarts: int  #: Restarts of the run; more than kills if something else went wrong, too.
     #: Training steps of the run, and how many were done again.
     steps: int
     steps_repeated: int

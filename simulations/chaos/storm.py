@@ -117,7 +117,7 @@ class Storm:
                 self._wait(self._draw.uniform(0.0, _LONGEST_STEPS_S))
 
     def _kill(self, number: int) -> int:
-        """Kill so many that are there; roles that have no process now are passed over. Return how many there were."""
+        """Kill this number of processes, passing over roles without one; return the number killed."""
         moment = RECOVERING if self._pending else TRAINING
         killed, runs = time.monotonic(), self._runs
         connections = {node.namespace: self._federation.connections(node) for node in self._federation.nodes}

@@ -1,4 +1,4 @@
-"""The trials against a deployed federation: what is done to which runs, and with which weights they end."""
+"""The trials against a deployed federation: the faults, and the weights the runs end with."""
 
 from __future__ import annotations
 

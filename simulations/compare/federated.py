@@ -82,7 +82,7 @@ def parts(config: RunConfig, own: Values, whole: StoreSet) -> list[NDArray[np.in
     Raises
     ------
     ConfigError
-        If a setting is refused, or the images are too few for so many clients, or for clients that differ so much.
+        If a setting is refused, or the images are too few for the number of clients, or their differences.
     """
     fed = FedAvgConfig.from_mapping(_settings(config, own))
     samples_N = whole.description.samples_of("train")

@@ -33,7 +33,7 @@ class _Drawing:
 
 
 def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Path:
-    """Write everything to a folder that is there; return the page's path.
+    """Write everything to an existing folder; return the page's path.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from simulations.reports import Values
 
 _NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedadam": "FedAdam"}
 CHOICES = ("whole", "patch-split", *STRATEGIES)
-# Settings that a variant may change: those that leave images, test images and passes alike.
+# Settings that a variant may change: those that keep images, test images and passes the same.
 VARIED = frozenset(
     {
         "flip", "shift", "cutout", "mixup", "patch-dropout", "label-smoothing", "lr", "momentum", "weight-decay",

@@ -41,12 +41,7 @@ def notes(report: Report) -> str:
         "start of processes out. Parties share this machine's cores.",
     ]
     if PATCHES in kinds:
-        config, sends = settings.config, settings.engine != "one-graph"
-        parts.append(
-            f"Patch-split learning ran {_ENGINES[settings.engine]}. "
-            + "Its bytes include the evaluations, which send smashed data of all test images. " * sends
-            + f"Smashed data go as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
-        )
+        parts.append(_of_patches(report))
     if settings.judge == "valid" and PATCHES in kinds:
         parts.append(f"Chosen on these images, grid by grid: {chosen_in_words(report)}")
     if any(differences(report, name) for name in references(report)):
@@ -60,24 +55,42 @@ def notes(report: Report) -> str:
             "to highest) over choices of Uppers and seeds."
         )
     if MERGED in kinds:
-        parts.append(
-            "The whole image augmented by patches is the network in one process on images put together from patches "
-            "that were shifted one by one, as separate stores must"
-            + f" ({_merged_grid(report)}); the whole image without that is the upper line."
-        )
+        parts.append(_of_merged(report))
     if AVERAGING in kinds:
-        parts.append(
-            "Federated averaging is Flower's own strategy through `flwr run`. Uneven: its clients start every round "
-            "with fresh momentum and make fewer, equally large steps in a pass (each over its own part alone); the "
-            "server evaluates on the test images itself, so evaluation costs no bytes; learning rate and batch size "
-            f"were not tuned for it{_server_side(report)}. Its first round includes the start of its clients."
-        )
+        parts.append(_of_averaging(report))
     parts.append(
         "FLOP: forward and backward pass, counted by torch.utils.flop_counter, on the node that has most to do. Peak: "
         f"resident memory of a process, torch included{_HOSTING * (settings.engine == 'flwr')}. The target is "
         f"{settings.target:.1%}: {_target(report)}. {report.load}"
     )
     return " ".join([*parts, *_elsewhere(report)])
+
+
+def _of_patches(report: Report) -> str:
+    config, engine = report.settings.config, report.settings.engine
+    sends = engine != "one-graph"
+    return (
+        f"Patch-split learning ran {_ENGINES[engine]}. "
+        + "Its bytes include the evaluations, which send smashed data of all test images. " * sends
+        + f"Smashed data go as {config['wire-activations']}, their gradients as {config['wire-gradients']}."
+    )
+
+
+def _of_merged(report: Report) -> str:
+    return (
+        "The whole image augmented by patches is the network in one process on images put together from patches "
+        "that were shifted one by one, as separate stores must"
+        f" ({_merged_grid(report)}); the whole image without that is the upper line."
+    )
+
+
+def _of_averaging(report: Report) -> str:
+    return (
+        "Federated averaging is Flower's own strategy through `flwr run`. Uneven: its clients start every round "
+        "with fresh momentum and make fewer, equally large steps in a pass (each over its own part alone); the "
+        "server evaluates on the test images itself, so evaluation costs no bytes; learning rate and batch size "
+        f"were not tuned for it{_server_side(report)}. Its first round includes the start of its clients."
+    )
 
 
 def _merged_grid(report: Report) -> str:

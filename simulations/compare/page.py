@@ -59,7 +59,7 @@ def render(report: Report, plots: Sequence[Plot]) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Return a text as HTML, with what is between backticks as code."""
+    """Return a text as HTML, with backticks as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 

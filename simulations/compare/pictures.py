@@ -12,9 +12,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from psl_flower.patches import PatchGrid
+from psl_flower.seeds import evenly_spaced
+from simulations.axes import WIDTH
 from simulations.compare.study import Holding
 
-_WIDTH = 4.7
 # Nodes shown; of more than that some, spread over all.
 _SHOWN = 4
 _LINE = "#d55e00"
@@ -23,7 +24,7 @@ _EMPTY = 0.92
 
 def picture(holding: Holding) -> Figure:
     """Return an image and what nodes hold of it; for whole images, what clients hold."""
-    figure = Figure(figsize=(_WIDTH, 1.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, _SHOWN + 1))
     for axes in panels:
         axes.set_axis_off()
@@ -36,7 +37,7 @@ def picture(holding: Holding) -> Figure:
     _show(panels[0], image_HWC, "image")
     _lines(panels[0], holding.grid)
     nodes = max(holding.assignment) + 1
-    shown = np.linspace(0, nodes - 1, min(_SHOWN, nodes)).round().astype(int).tolist()
+    shown = evenly_spaced(nodes, _SHOWN).tolist()
     for axes, m in zip(panels[1:], shown, strict=False):
         _show(axes, _part(image_HWC, holding.grid, holding.assignment, m), f"node {m}")
     return figure

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from simulations.axes import WIDTH, new_axes
 from simulations.compare.report import Report, absence
 from simulations.compare.results import AVERAGING, MERGED, PATCHES, WHOLE, Method, Point, Trial
 
@@ -21,8 +22,7 @@ _AVERAGED = ("#d55e00", "#cc79a7", "#e69f00", "#8c4a00", "#99004d", "#b38f00")
 _ALONE = {WHOLE: "#000000", MERGED: "#7f7f7f"}
 # Without the Adaptation Net, and with it by the weight of its loss.
 _DASHES = ((0, (4, 2)), "-", (0, (1, 1)), (0, (5, 1, 1, 1)))
-_INK, _FAINT = "#222222", "#dddddd"
-_WIDTH = 4.7
+_INK = "#222222"
 _MANY_CLASSES = 20
 
 Style = dict[str, Any]
@@ -131,7 +131,7 @@ def _confusion(report: Report, name: str) -> Figure:
     counts = np.sum([trial.confusion for trial in report.trials_of(name)], axis=0)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     classes = report.settings.classes
-    figure = Figure(figsize=(_WIDTH, _WIDTH), layout="constrained")
+    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("answer")
@@ -186,18 +186,6 @@ def _mark_target(report: Report, axes: Axes) -> None:
         fontsize=8, color="#666666", xytext=(3, 1), textcoords="offset points", zorder=5,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )  # fmt: skip
-
-
-def new_axes(x: str, y: str) -> tuple[Figure, Axes]:
-    """Return an empty plot with these names of its axes, as wide as a telephone shows it."""
-    figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _finished(figure: Figure, axes: Axes) -> Figure:

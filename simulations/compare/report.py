@@ -1,4 +1,4 @@
-"""A comparison's result file in words: accuracy, what is sent and computed, and what each party sees."""
+"""A comparison's report: accuracy, traffic, computing, and what each party sees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEEN = "Who sees what"
 
 
 class Report(reports.Report, frozen=True, kw_only=True):
-    """A result file: every trial, and what they amount to, by method."""
+    """A result file: every trial, and a summary by method."""
 
     benchmark: str = "compare"
     version: int = 1
@@ -188,7 +188,7 @@ def sees(method: Method, report: Report) -> tuple[str, str]:
 
 
 def _node_peak(summary: Summary) -> int | None:
-    """Return the peak of a node's process; one process that has all parties is none, one with whole images is."""
+    """Return the peak of a node's process, such as one with whole images; None for one that has all parties."""
     alone = summary.method.kind in (WHOLE, MERGED)
     return summary.peak_bytes.get("one process" if alone else "node")
 

@@ -1,4 +1,4 @@
-"""What is measured: one record per trial, and what a method's trials amount to."""
+"""The records: one per trial, and a summary per method."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial had come to at one of its evaluations."""
+    """A trial's state at one of its evaluations."""
 
     epoch: float  #: Passes over the training images so far.
     #: On the test images, or on those to validate on, see `Settings.judge`.
@@ -110,7 +110,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a method's trials amount to."""
+    """The summary of a method's trials."""
 
     method: Method
     trials: int
@@ -133,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     config: Values  #: Settings that all methods share, by their kebab-case keys.
     options: dict[str, str]  #: The command's options, by their names.
     engine: str  #: How patch-split learning ran.
-    epochs: int  #: Passes over the training images, alike for all methods.
+    epochs: int  #: Passes over the training images, the same for all methods.
     #: Alike for all methods; the images to train on include those held back to validate on.
     train_images: int
     test_images: int

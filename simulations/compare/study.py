@@ -1,4 +1,4 @@
-"""Runs every method with every seed, one after the other; what is there already is not done again."""
+"""Runs every method with every seed, one after the other; finished trials are kept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from simulations.reports import save
 
 # Training images shown.
 _PICTURED = 5
-# Keys that the study decides, each with the option that asks for it; empty where there is none.
+# Keys that the study decides, each with the option that asks for it, if any.
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--evaluations", "patch-size": "--grids", "stride": "--grids",
@@ -63,7 +63,7 @@ _LATER: dict[str, object] = {
 class Holding:
     """Images (B, C, H, W), uint8, of which nodes hold patches: of this grid, by this assignment.
 
-    Without a grid: whole images, one of each of the first clients, of so many.
+    Without a grid: whole images, one of each of the first clients.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Study:
     def __init__(self, config: RunConfig, options: Options, folder: Path, progress: Progress) -> None:
         self._options, self._folder, self._progress, self._config_given = options, folder, progress, config
         workspace = folder / "workspace"
-        # One process that holds all stores and their keys seals nothing; what is read is the same.
+        # One process that holds all stores and their keys seals nothing; the data read are the same.
         stores = config.data.stores if options.engine == "flwr" else "plain"
         self._shared = config.replace(
             **local_paths(config.to_mapping()), workspace=str(workspace), seed=options.seeds[0], collect_model=False,
@@ -243,7 +243,7 @@ class Study:
         else:
             kind = method.kind if method.kind in (WHOLE, MERGED) else engine
             threads = config.machine.lower_threads or usable_cores()
-            # The one process makes its stores itself, unless they are there.
+            # The one process makes missing stores itself.
             scratch = str(self._folder / "workspace" / "runs" / name)
             job = worker.Job(
                 kind=kind, config=config.to_mapping(), threads=threads, folder=scratch, absent=self._absent(method),
@@ -254,7 +254,7 @@ class Study:
 
 
 class _Clock:
-    """Estimates what is left from what the trials before took."""
+    """Estimates the remaining time from the trials before."""
 
     def __init__(self, trials: int) -> None:
         self._left, self._took, self._method, self._began = trials, dict[str, float](), "", 0.0

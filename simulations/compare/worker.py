@@ -23,6 +23,8 @@ from simulations.reports import Values
 if TYPE_CHECKING:
     import torch
 
+    from psl_flower.engine.local import LocalExchange
+    from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.models import PatchSplitNet
     from psl_flower.patches.store import PatchStore
     from psl_flower.stores.store_set import StoreSet
@@ -37,7 +39,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  #: "whole", "merged", "one-graph" or "in-process".
     config: Values  #: Settings of a run, by their kebab-case keys; it is evaluated after every round.
     threads: int
-    folder: str  #: For checkpoints, from which an interrupted job goes on (not "in-process").
+    folder: str  #: For checkpoints, from which an interrupted job continues (not "in-process").
     absent: bool = False  #: Whether to measure the accuracy without some Uppers at the end; of "one-graph" alone.
     #: Which images are evaluated: "test", or "valid" for those held back to validate on (not "in-process").
     judge: str = "test"
@@ -93,7 +95,7 @@ def work(job: Job, tell: Tell = lambda steps: None) -> Outcome:
 def _alone(
     job: Job, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
 ) -> Outcome:
-    """Train in one graph, or go on where an earlier process had last saved what it had come to."""
+    """Train in one graph, from the last state that an earlier process saved, if any."""
     from psl_flower.baselines.whole_image import MergedPatches
     from psl_flower.engine.batches import batch_order
     from psl_flower.engine.checkpoints import load_state, save_state
@@ -158,6 +160,40 @@ def _exchange(
 ) -> Outcome:
     """Train with all parties of the federated engine."""
     from psl_flower.engine.batches import batch_order
+
+    driver, exchange = _parties(Path(job.folder), config, stores, opened, device, tell)
+    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
+    points: list[Point] = []
+    train_s = 0.0
+    for _ in range(config.training.rounds):
+        report = driver.run(exchange, driver.lower.step + config.training.steps_per_round, evaluate=True)
+        found = report.predictions
+        assert found is not None
+        train_s += report.train_s
+        points.append(
+            Point(
+                epoch=driver.lower.step / steps_per_epoch,
+                accuracy=found.accuracy,
+                test_loss=found.loss,
+                train_s=train_s,
+                bytes_up=sum(exchange.bytes_up().values()),
+                bytes_down=sum(exchange.bytes_down().values()),
+            )
+        )
+    assert found is not None
+    return Outcome(
+        points=tuple(points),
+        label=_ints(found.label),
+        predicted=_ints(found.predicted),
+        up={str(m): count for m, count in exchange.bytes_up().items()},
+        down={str(m): count for m, count in exchange.bytes_down().items()},
+    )
+
+
+def _parties(
+    folder: Path, config: RunConfig, stores: StoreSet, opened: list[PatchStore], device: torch.device, tell: Tell
+) -> tuple[RoundDriver, LocalExchange]:
+    """Return the server's side, and the exchange with all Uppers, whose checkpoints go to the folder."""
     from psl_flower.engine.build import Blueprint
     from psl_flower.engine.checkpoints import Checkpoints
     from psl_flower.engine.exchange import WireFormat
@@ -167,7 +203,7 @@ def _exchange(
     from psl_flower.engine.round_driver import RoundDriver
     from psl_flower.engine.upper import UpperEngine
 
-    blueprint, folder = Blueprint(config, stores.description), Path(job.folder)
+    blueprint = Blueprint(config, stores.description)
     lower = blueprint.lower_engine(device)
     options, task = blueprint.upper_options(device), blueprint.task(stores.labels)
     models = started_network(blueprint).uppers
@@ -185,32 +221,7 @@ def _exchange(
         looks=looks_of(blueprint, task, folder / "looks", "comparison"),
         on_step=lambda report: tell(report.step),
     )
-    steps_per_epoch = batch_order(config, stores.description).steps_per_epoch
-    points: list[Point] = []
-    train_s = 0.0
-    for _ in range(config.training.rounds):
-        report = driver.run(exchange, lower.step + config.training.steps_per_round, evaluate=True)
-        found = report.predictions
-        assert found is not None
-        train_s += report.train_s
-        points.append(
-            Point(
-                epoch=lower.step / steps_per_epoch,
-                accuracy=found.accuracy,
-                test_loss=found.loss,
-                train_s=train_s,
-                bytes_up=sum(exchange.bytes_up().values()),
-                bytes_down=sum(exchange.bytes_down().values()),
-            )
-        )
-    assert found is not None
-    return Outcome(
-        points=tuple(points),
-        label=_ints(found.label),
-        predicted=_ints(found.predicted),
-        up={str(m): count for m, count in exchange.bytes_up().items()},
-        down={str(m): count for m, count in exchange.bytes_down().items()},
-    )
+    return driver, exchange
 
 
 def _ints(values: NDArray[np.int64]) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def _trial(
 
 
 def _of_levels(attacks: Audit, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[Finding, ...]:
-    """Return what attackers of the other levels that are asked for find in one look."""
+    """Return the findings in one look of attackers of the other requested levels."""
     weights = attacks.of_weights(net, one).findings if WEIGHTS in options.levels else ()
     return weights + (attacks.of_unpaired(net).findings if UNPAIRED in options.levels else ())
 

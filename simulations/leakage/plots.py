@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from simulations.compare.plots import new_axes
+from simulations.axes import new_axes
 from simulations.leakage.results import Average, Report
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.

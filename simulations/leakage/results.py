@@ -173,7 +173,7 @@ class Report(kept.Report, frozen=True, kw_only=True):
 
 
 def best(findings: Iterable[Finding]) -> Finding:
-    """Return what the better decoder found with query access, by auxiliary images."""
+    """Return the better decoder's findings with query access, by auxiliary images."""
     queried = (found for found in findings if found.knows == CODES and found.level == QUERY)
     return max(queried, key=lambda found: found.validation_ssim)
 

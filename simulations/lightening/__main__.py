@@ -34,7 +34,7 @@ from simulations.lightening.rivals import Rivals
 from simulations.machine import circumstances
 from simulations.progress import Progress
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **{key: option for key, option in common.DECIDED.items() if "threads" not in key},
     "rounds": "--epochs", "steps-per-round": "--epochs", "workspace": "--workspace",
@@ -75,22 +75,12 @@ class Lightening(ReportBenchmark[Options]):
             plain, direct = (
                 judge.speed_of(path).images_per_s for path in rivals.reference_files(reference.path / "light")
             )
-            # As fast as the directly quantised reference, too: what is slower would not compare with it.
+            # At least as fast as the directly quantised reference, else they would not compare.
             min_speed = max(options.speedup * plain, direct)
             progress.result(f"to exceed: {min_speed:.0f} images/s")
             told = _lighten(reference, options, min_speed)
             settings = _settings(Path(told["folder"]))
-            artefacts = [
-                Artefact(
-                    name=entry["what"],
-                    degree=entry["degree"],
-                    path=Path(told["folder"]) / entry["what"] / WHOLE_FILE,
-                    parameters=entry["judged"]["parameters"],
-                    multiply_adds=entry["judged"]["multiply_adds"],
-                    train_s=entry["seconds"],
-                )
-                for entry in told["judged"]
-            ]
+            artefacts = _artefacts(told)
             progress.trial("rivals")
             found = next(artefact for artefact in artefacts if artefact.name == told["closest"])
             assert found.degree is not None
@@ -112,6 +102,21 @@ class Lightening(ReportBenchmark[Options]):
             measurements=models,
             seconds=time.monotonic() - started,
         )
+
+
+def _artefacts(told: Mapping[str, Any]) -> list[Artefact]:
+    """Return the models that `psl lighten` has judged."""
+    return [
+        Artefact(
+            name=entry["what"],
+            degree=entry["degree"],
+            path=Path(told["folder"]) / entry["what"] / WHOLE_FILE,
+            parameters=entry["judged"]["parameters"],
+            multiply_adds=entry["judged"]["multiply_adds"],
+            train_s=entry["seconds"],
+        )
+        for entry in told["judged"]
+    ]
 
 
 def _lighten(reference: RunFolder, options: Options, min_speed: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from simulations.progress import Progress
 
 
 def trained(config: RunConfig, engine: str, workspace: Path, progress: Progress) -> RunFolder:
-    """Return a trained run of these settings, from the workspace if it is there; an interrupted training continues.
+    """Return a trained run of these settings, from the workspace if it has one; an interrupted training continues.
 
     `engine` is one of `simulations.lightening.results.ENGINES`.
 

@@ -160,7 +160,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     def _goals(self) -> list[Row]:
         settings, third, reference = self.settings, self.third, self.reference
         fast, smaller = third.times_as_fast, reference.num_bytes / third.num_bytes
-        # Shares of whole images: what float arithmetic adds to a drop of just so much is none.
+        # Shares of whole images: float error must not turn a drop of exactly the limit into a larger one.
         kept = reference.accuracy - third.accuracy <= settings.max_drop + 1e-9
         asked = f"{settings.speedup:g}", f"{settings.shrink:g}", f"{100 * settings.max_drop:g}"
         goals = [

@@ -27,7 +27,7 @@ from simulations.sealed_cost.results import (
 )
 from simulations.sealed_cost.work import IngestJob, ReadJob, RestoreJob, ask
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **common.DECIDED,
     "rounds": "", "steps-per-round": "--steps", "transport": "", "workspace": "", "max-train": "--images",

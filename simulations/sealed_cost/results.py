@@ -1,4 +1,4 @@
-"""What the benchmark measures, writes and tells: one record per trial, and what they amount to."""
+"""The benchmark's records, one per trial, their summary and the report."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trials amount to; each `Spread` is over the repetitions."""
+    """The trials' summary; each `Spread` is over the repetitions."""
 
     #: Median seconds of a batch.
     sealed_s: Spread
     plain_s: Spread
-    #: 95 of 100 batches of all repetitions took at most so long.
+    #: 95 of 100 batches of all repetitions took at most this long.
     sealed_slow_s: float
     plain_slow_s: float
     step_s: Spread  #: Median seconds of a training step.
@@ -109,7 +109,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(kept.Report, frozen=True, kw_only=True):
-    """A result file: what was measured, every trial, and what they amount to."""
+    """A result file: the measured system, every trial, and their summary."""
 
     benchmark: str = "sealed-cost"
     version: int = 1

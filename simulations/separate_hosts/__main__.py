@@ -33,7 +33,7 @@ from simulations.throughput import one_process
 from simulations.throughput.federated import evaluation_bytes, read_steps
 from simulations.throughput.results import PARTS
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **common.DECIDED,
     "rounds": "--steps", "steps-per-round": "--steps", "transport": "", "workspace": "", "stores": "", "keys": "",

@@ -1,4 +1,4 @@
-"""A SuperLink with TLS and node authentication and SuperNodes, each on a host of its own (`network.Host`)."""
+"""A SuperLink with TLS and node authentication and SuperNodes, each on its own host (`network.Host`)."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def training(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Start `flwr run`, to do something while it goes on."""
+        """Start `flwr run` in the background."""
         process = self.submit(*settings)
         try:
             yield process

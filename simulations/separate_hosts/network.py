@@ -1,6 +1,6 @@
-"""Hosts of their own on one machine: network namespaces joined by a switch, with the firewalls of a careful operator.
+"""Separate hosts on one machine: network namespaces joined by a switch, with the firewalls of a careful operator.
 
-The switch is a bridge in a namespace of its own whose ports for nodes are isolated, so nodes reach the servers and no
+The switch is a bridge in a separate namespace whose ports for nodes are isolated, so nodes reach the servers and no
 other node. Every node drops connections that others open to it, by a filter on its interface (`tc`, classic BPF:
 part of iproute2 like all that is used here, where nft and iptables may be missing).
 """
@@ -23,7 +23,7 @@ import psutil
 from psl_flower.errors import RunError
 
 SUBNET = "10.77.0"
-# Pass what is not IPv4 (ARP) and TCP other than a first SYN; drop SYN without ACK, and any IPv4 that is not TCP.
+# Pass anything but IPv4 (ARP) and TCP other than a first SYN; drop SYN without ACK, and any IPv4 that is not TCP.
 _ONLY_OUTGOING = (
     "10,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 5 6,177 0 0 14,80 0 0 27,84 0 0 18,21 1 0 2,6 0 0 4294967295,6 0 0 2"
 )

@@ -1,4 +1,4 @@
-"""What the benchmark measures, writes and tells: one record per trial, and what they amount to by delay."""
+"""The benchmark's records, one per trial, their summary by delay, and the report."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trials of a delay amount to; each number a `Spread` over the repetitions."""
+    """The summary of a delay's trials; each number a `Spread` over the repetitions."""
 
     #: As in `Measurement`.
     delay_ms: float
@@ -99,7 +99,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(kept.Report, frozen=True, kw_only=True):
-    """A result file: every trial, in the order in which they ran, and what they amount to, by delay."""
+    """A result file: every trial, in the order in which they ran, and a summary by delay."""
 
     benchmark: str = "separate-hosts"
     version: int = 1

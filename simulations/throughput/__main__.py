@@ -1,4 +1,4 @@
-"""The command and its sessions: one process and a transport take turns, so that the machine's drift hits both alike.
+"""The command and its sessions: one process and a transport take turns, so that the machine's drift hits both equally.
 
 `python -m simulations.throughput` also makes the page of all benchmarks' result files (--page).
 """
@@ -25,7 +25,7 @@ from simulations.throughput.one_process import Job, Opponent
 from simulations.throughput.results import ONE_PROCESS, Measurement, Options, Report, Settings, summarise
 from simulations.throughput.turns import Turns
 
-# Keys that the benchmark decides, each with the option that asks for it; empty where there is none.
+# Keys that the benchmark decides, each with the option that asks for it, if any.
 DECIDED = {
     **common.DECIDED,
     "rounds": "--steps", "steps-per-round": "--steps", "transport": "--transports", "workspace": "--keep",
@@ -148,7 +148,7 @@ class _Sessions:
 
     def _federated(self, mode: str, name: str) -> RunConfig:
         settings = self._settings
-        # A deadline goes on while the run is held: for a turn of steps, each of which may take as long.
+        # A deadline keeps running while the run is held: for a turn of steps, each of which may take as long.
         turn = settings.steps // settings.turns + 2
         return self._config.replace(
             transport=mode,

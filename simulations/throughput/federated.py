@@ -86,7 +86,7 @@ def _follow(
             show(status.step)
             if not finished and 0 < status.total_steps <= status.step:
                 finished = True
-                memory.look(superlink.processes(), shares=True)
+                memory.poll(superlink.processes(), shares=True)
             memory.look_now_and_then(superlink.processes)
             turns.take(status.step, superlink.processes)
         time.sleep(_TRAINING_POLL_S if placed_at and not finished else _STARTING_POLL_S)

@@ -17,7 +17,7 @@ _MARGIN_S = 0.02
 
 
 class Brake:
-    """Stops a group of processes and lets it go on."""
+    """Pauses and resumes a group of processes."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []  #: Of all holds that are over.
@@ -35,7 +35,7 @@ class Brake:
                 process.suspend()
 
     def go(self) -> None:
-        """Let all that are stopped go on; safe to call when nothing is."""
+        """Resume all stopped processes, if any."""
         if not self._held:
             return
         for process in self._held:
@@ -46,7 +46,7 @@ class Brake:
 
 
 def breathe(processes: Iterable[psutil.Process], seconds: float) -> None:
-    """Let processes that are stopped go on for some seconds."""
+    """Let stopped processes run for some seconds."""
     family = list(processes)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):

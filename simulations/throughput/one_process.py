@@ -67,7 +67,7 @@ class Opponent(Child[Done]):
         self._brake.hold([psutil.Process(self.pid)])
 
     def go(self) -> None:
-        """Let it go on."""
+        """Resume it."""
         self._brake.go()
 
     def wait_for(self, steps: float, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -87,7 +87,7 @@ class Opponent(Child[Done]):
                 self._show(said)
 
     def measured(self, repetition: int, warmup: int, batch_sizes: tuple[int, ...]) -> Measurement:
-        """Let it go on to its end, and return what it measured; the arguments are for that.
+        """Let it run to its end, and return its measurements; the arguments are for these.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What the benchmark measures, writes and tells: one record per trial, and what they amount to."""
+"""The benchmark's records, one per trial, their summary and the report."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a mode's trials amount to; each number a `Spread` over the repetitions of what `Measurement` says."""
+    """The summary of a mode's trials; each number is a `Spread` over the repetitions of `Measurement`'s."""
 
     mode: str
     images_per_s: Spread
@@ -100,7 +100,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(kept.Report, frozen=True, kw_only=True):
-    """A result file: every trial, in the order in which they ran, and what they amount to, by mode."""
+    """A result file: every trial, in the order in which they ran, and a summary by mode."""
 
     benchmark: str = "throughput"
     version: int = 2

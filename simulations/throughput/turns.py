@@ -16,8 +16,8 @@ from simulations.throughput.holding import Brake, Span, breathe
 from simulations.throughput.one_process import Opponent
 from simulations.throughput.results import Settings
 
-# Flower ends a run whose process has not told it for a minute that it lives. It does so every 23 s at most, and at once
-# when it is late: so the Lower goes on for a moment now and then; with its Uppers held it soon has nothing to compute.
+# Flower ends a run whose process has sent no heartbeat for a minute. It sends one every 23 s at most, and at once
+# when it is late: so the Lower runs for a moment now and then; with its Uppers held it soon has nothing to compute.
 _BREATH_EVERY_S, _BREATH_S = 15.0, 0.2
 
 
@@ -66,7 +66,7 @@ class Turns:
 
 
 class _Breathing:
-    """Lets stopped processes go on for a moment now and then."""
+    """Lets stopped processes run for a moment now and then."""
 
     def __init__(self, processes: list[psutil.Process]) -> None:
         self._processes, self._last = processes, time.monotonic()

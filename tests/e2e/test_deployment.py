@@ -17,9 +17,10 @@ from PIL import Image
 
 from psl_flower.data.sources import open_dataset
 from psl_flower.lightening.report import RESULT_FILE
-from psl_flower.patches.store import store_folder
+from psl_flower.patches.store import read_all_positions, store_folder
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, load_result
+from psl_flower.sealed import manifest as manifests
 from simulations.separate_hosts.deployment import BIN, call
 from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model
@@ -209,10 +210,18 @@ def test_a_light_model_is_put_in_place_and_predicts(deployed: Deployment) -> Non
     assert result is not None and result.light, done.stdout + done.stderr + deployed.logs()
     with np.load(heavy / FOLDER / "answers" / "predictions.npz") as file:
         predicted_N = file["predicted"]
-    images = [image for image, _ in open_dataset(DATASET, max_train=128, max_test=32).samples("test", 0)]
+    test = manifests.load(deployed.dataset).manifest.description.samples_of("test")
+    images = _images(deployed, test).astype(np.float32) / 255
     session = onnxruntime.InferenceSession(third / "model.onnx", providers=["CPUExecutionProvider"])
-    (logits_NC,) = session.run(None, {"images": np.moveaxis(np.stack(images), -1, 1).astype(np.float32) / 255})
+    (logits_NC,) = session.run(None, {"images": images})
     np.testing.assert_array_equal(logits_NC.argmax(1), predicted_N)
+
+
+def _images(deployed: Deployment, samples_B: np.ndarray) -> np.ndarray:
+    """Return images (B, C, H, W), put together from the nodes' stores: only the owner knows which file has which number."""
+    stores = [deployed.open_store(n) for n in range(len(deployed.nodes))]
+    grid = manifests.load(deployed.dataset).manifest.description.grid()
+    return grid.merge(read_all_positions(stores, samples_B)).astype(np.uint8, copy=False)
 
 
 @pytest.mark.slow
@@ -287,9 +296,11 @@ def test_images_are_restored_from_afar(deployed: Deployment, tmp_path: Path) -> 
     out = tmp_path / "restored"
     deployed.as_restorers("restore", *alice, "--request", asked, "--answers", answers, "--out", out)
     source = open_dataset(DATASET, max_train=128, max_test=32)
-    for name, split, number in (("test-000003", "test", 3), ("train-000005", "train", 5)):
-        original = next(image for image, _ in source.samples(split, number))
-        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{name}.png")), original.squeeze())
+    for name, split, number in (("test-000003", "test", 131), ("train-000005", "train", 5)):
+        restored = np.asarray(Image.open(out / f"{name}.png"))
+        (sealed_CHW,) = _images(deployed, np.array([number]))
+        np.testing.assert_array_equal(restored, np.moveaxis(sealed_CHW, 0, -1).squeeze())
+        assert sum((restored == original.squeeze()).all() for original, _ in source.samples(split)) == 1
 
     for n, node in enumerate(deployed.nodes):
         (log,) = (node.folder / "state" / "restorations").glob("*.log")

@@ -32,9 +32,6 @@ CASES = {
     "an Upper for each patch": ({}, ALL),
     "two Uppers": ({"uppers": 2}, ALL),
     "batches that end with a smaller one, alpha 0.5": ({"max_train": 22, "alpha": 0.5}, 7),
-    "bfloat16": ({"wire_activations": "bfloat16", "wire_gradients": "bfloat16"}, 3),
-    "float16": ({"wire_activations": "float16", "wire_gradients": "float16", "uppers": 2}, 3),
-    "int8": ({"wire_activations": "int8", "wire_gradients": "int8", "uppers": 2}, 3),
     "float16 under autocast": ({"wire_activations": "float16", "autocast": True, "uppers": 2}, 2),
 }
 

@@ -12,7 +12,7 @@ from psl_flower.engine import adaptation as adaptation_module
 from psl_flower.engine.augment import Augmentation
 from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.losses import Targets, uppers_loss
+from psl_flower.losses import Targets, adaptation_loss
 from tests.engines import (
     Federation,
     Oracle,
@@ -101,9 +101,9 @@ def partners_whatever_their_flip(monkeypatch):
 
 def labels_of_partners_left_out(monkeypatch):
     def alone(logits, targets, assignment, **options):
-        return uppers_loss(logits, Targets(targets.y_B), assignment, **options)
+        return adaptation_loss(logits, Targets(targets.y_B), assignment, **options)
 
-    monkeypatch.setattr(adaptation_module, "uppers_loss", alone)
+    monkeypatch.setattr(adaptation_module, "adaptation_loss", alone)
     return UpperEngine, {}
 
 

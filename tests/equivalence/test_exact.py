@@ -18,7 +18,7 @@ from psl_flower.engine.local import LocalExchange
 from psl_flower.engine.one_process import OneProcessTrainer
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import PeerLost
-from psl_flower.losses import uppers_loss
+from psl_flower.losses import adaptation_loss
 from psl_flower.models import AdaptationNet, PatchSplitNet
 from psl_flower.models.split import adaptation_seed, reset_parameters
 from psl_flower.wire.plan import Plan
@@ -235,9 +235,9 @@ def wrong_alpha(stores, folder, monkeypatch):
 
 def mean_over_uppers(stores, folder, monkeypatch):
     def averaged(logits, y, assignment, **absent):
-        return uppers_loss(logits, y, assignment, **absent) / len(set(assignment))
+        return adaptation_loss(logits, y, assignment, **absent) / len(set(assignment))
 
-    monkeypatch.setattr(adaptation_module, "uppers_loss", averaged)
+    monkeypatch.setattr(adaptation_module, "adaptation_loss", averaged)
     return Federation(settings(), stores, folder), None
 
 

@@ -121,12 +121,13 @@ def test_once_looks_are_sent_no_node_is_asked_again(views, stores_for, tmp_path)
     whole, parts = Oracle(config, stores, at=(STEPS,)), Parts(config, stores, tmp_path)
     parts.driver.run(LocalExchange(parts.parties, parts.wire), FROZEN_AT, evaluate=True)
     assert parts.driver.looks_due
-    assert parts.driver.absent_for_good is None
+    assert parts.driver.needs_nodes
     exchange = Counting(parts)
     parts.driver.look(exchange)
     shown = [sample for turn, _ in exchange.sent for sample in turn.plan.sample_indices()]
     # 24 images of which each is shown once for each view and Upper, and 8 test images once.
     assert len(shown) == 2 * (views * 24 + 8)
+    assert not parts.driver.needs_nodes
     assert parts.driver.absent_for_good == ()
     assert not parts.driver.looks_due
     parts.driver.run(Silent(parts.parties, parts.wire), 2 * PER_ROUND, evaluate=True)

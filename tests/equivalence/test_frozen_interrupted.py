@@ -138,6 +138,7 @@ def test_an_upper_without_looks_is_zeros(stores_for, tmp_path):
     parts.run(stop_step=FROZEN_AT)
     parts.driver.look(LocalExchange(parts.parties, parts.wire), absent)
     assert parts.looks.complete == (0, 2, 3)
+    assert not parts.driver.needs_nodes
     assert parts.driver.absent_for_good == (1,)
     parts.driver.run(None, FROZEN_AT + 2, evaluate=False, absent=(1,))
     assert differences(monolith_snapshot(whole.monolith), parts.snapshot()) == []
@@ -145,4 +146,5 @@ def test_an_upper_without_looks_is_zeros(stores_for, tmp_path):
     resume(again)
     assert again.driver.looks_due
     again.driver.look(LocalExchange(again.parties, again.wire))
+    assert not again.driver.needs_nodes
     assert again.driver.absent_for_good == ()

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
+from torch import nn
 
-from psl_flower.split import fit_local
+from psl_flower.flower import SplitLearning
+from psl_flower.split import PartySide, fit_local
 from tests import plain_split as plain
-from tests.parties_in_process import PartiesGrid, over_nodes, party_with, weights_of
+from tests.parties_in_process import PartiesGrid, arguments, over_nodes, party_with, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "answered_soon")
 
@@ -83,3 +85,41 @@ def test_rounded_on_the_wire_as_in_one_process(tmp_path: Path) -> None:
     expected = plain.snapshot(local.nets, local.top) | {"outputs": local.outputs}
     assert plain.differing(found, expected) == []
     assert plain.differing(found, plain.plain_loop(torch.optim.Adam)) != []
+
+
+class TwoTensors(nn.Module):
+    """Sends a row and a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.matrix = plain.net("person"), nn.Linear(3, 4)
+
+    def forward(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.row(columns), self.matrix(columns).unflatten(1, (2, 2))
+
+
+class OfTwo(plain.Top):
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor], *others: torch.Tensor) -> torch.Tensor:
+        row, matrix = pair
+        return super().forward(row * matrix.mean((1, 2))[:, None], *others)
+
+
+@pytest.mark.parametrize("transport", ["stream", "flower"])
+def test_several_tensors_and_a_local_loss(transport: str, tmp_path: Path) -> None:
+    """Over nodes as in one process, which `tests/unit/test_split_hooks.py` holds to plain PyTorch."""
+
+    def party(name: str, context: object, weight: float = 0.3) -> PartySide:
+        net = TwoTensors() if name == "person" else plain.net(name)
+        local = (lambda sent, columns: weight * sent.square().mean()) if name == "fare" else None
+        return PartySide(net, plain.columns()[name], torch.optim.Adam, local_loss=local)
+
+    parties = plain.PARTIES | {"person": [(8,), (2, 2)]}
+    told = arguments(torch.optim.Adam, node_timeout_s=20.0)
+    strategy = SplitLearning(OfTwo, parties, **told, workdir=tmp_path / "run", transport=transport)
+    found = weights_of(strategy, PartiesGrid(party, tmp_path / "state").fit(strategy), tmp_path, STEPS)
+    for weight, equal in ((0.3, True), (0.4, False)):
+        local = fit_local(
+            lambda name, context, w=weight: party(name, context, w), SplitLearning(OfTwo, parties, **told)
+        )
+        expected = plain.snapshot(local.nets, local.top) | {"outputs": local.outputs}
+        assert (plain.differing(found, expected) == []) == equal

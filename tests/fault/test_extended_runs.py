@@ -10,7 +10,7 @@ import pytest
 
 from psl_flower.cli.main import main
 from psl_flower.cli.train import read_settings
-from psl_flower.engine.recipe import planned
+from psl_flower.engine.automatic_settings import planned
 from psl_flower.errors import ConfigError
 from psl_flower.kinds import Resume, kind_of
 from psl_flower.runs.history import Extension, extensions

@@ -183,7 +183,9 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytes
         def num_samples(self, split: str) -> int:
             return self.count if split == "train" else 0
 
-        def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+        def samples(
+            self, split: str, start: int = 0, order_N: np.ndarray | None = None
+        ) -> Iterator[tuple[np.ndarray, int]]:
             for _ in range(start, self.num_samples(split)):
                 yield self.images["train"][0], 0
 

@@ -130,7 +130,8 @@ def test_no_module_of_the_folder_it_was_started_in(tmp_path: Path) -> None:
     for name in ("psl_flower", "flwr", "json"):
         (place / f"{name}.py").write_text(f"open({str(tmp_path / 'came')!r}, 'w'); raise ImportError", "utf-8")
     served = programs / TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
-    done = subprocess.run([served, "--help"], cwd=place, capture_output=True, text=True, timeout=120, check=False)
+    known = os.environ | {"PSL_NODE_APP": str(ROOT)}
+    done = subprocess.run([served, "--help"], cwd=place, env=known, capture_output=True, text=True, check=False)
     assert not (tmp_path / "came").exists()
     assert done.returncode == 0, done.stderr
 

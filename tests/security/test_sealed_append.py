@@ -22,6 +22,7 @@ from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.ingest import ingest
 from psl_flower.sealed.keyring import KeyRing
 from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.labels import LabelBook
 from tests.security.sealed_commands import PEOPLE, psl, refused
 from tests.unit.tiny_pictures import colour, encode, image_folder
 from tests.vectors.sealed_support import ArraySource, World
@@ -213,7 +214,9 @@ def test_an_image_that_has_changed_its_class_or_comes_twice(folder: Path) -> Non
     more = json.loads(psl(*sealing(folder, "--append")).stdout)
     assert (more["added"], more["relabelled"]) == (0, 1)
     lines = psl(*[a for a in sealing(folder, "--append") if a != "--json"]).stdout
-    assert "1 of those sealed before has another class here: psl relabel" in lines
+    ((image, name),) = more["classes_here"].items()
+    assert name == "dog"
+    assert f"1 of those sealed before has another class here ({image} dog): psl relabel" in lines
 
 
 def test_a_new_image_in_both_splits_is_trained_on(tmp_path: Path) -> None:
@@ -316,7 +319,9 @@ def test_two_labels_for_one_image_are_refused(folder: Path) -> None:
     arguments = ["relabel", "--manifest", folder / "sealed", "--identity", folder / "alice.key", "--csv", table]
     table.write_text("image,label\n0,dog\ntrain:0,cat\n")
     assert "image train:0 (0) is given two classes, 'dog' and 'cat'" in refused(ConfigError, *arguments)
-    table.write_text("image,label\n0,dog\ntrain:0,dog\n")
+    manifest, owner = manifests.load(folder / "sealed").manifest, keyfile.load(folder / "owner.key")
+    cat = LabelBook(folder / "sealed").read(manifest, owner).labels_N.tolist().index(0)
+    table.write_text(f"image,label\n{cat},dog\ntrain:{cat},dog\n")
     assert "1 of 1 label changed" in psl(*arguments).stdout
     table.write_text('image,label\n"3,4",dog\n4,cat\n')
     assert "two classes" in refused(ConfigError, *arguments)

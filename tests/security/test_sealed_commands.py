@@ -17,18 +17,12 @@ from typer.testing import CliRunner
 
 from psl_flower import errors
 from psl_flower.config import RunConfig
-from psl_flower.data.sources import open_dataset
 from psl_flower.errors import ConfigError
 from psl_flower.runs.folder import RunFolder, create_run
 from psl_flower.sealed import keyfile
 from psl_flower.stores.prepare import prepare_stores
-from tests.security.sealed_commands import app, psl, refused, sealing
+from tests.security.sealed_commands import another_label, app, originals, psl, refused, sealing
 from tests.vectors.sealed_support import Killed
-
-
-def originals() -> np.ndarray:
-    source = open_dataset("digits", max_train=60, max_test=20)
-    return np.stack([image for split in ("train", "test") for image, _ in source.samples(split)])
 
 
 def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
@@ -74,7 +68,7 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     images = ["--image", "3", "--image", "test:7,test:8"]
     restored = folder / "restored"
     psl("restore", "--manifest", out, *both, *images, "--out", restored, "--why", "a look")
-    expected = originals()
+    expected = originals(folder)
     for name, index in (("train-000003", 3), ("test-000007", 67), ("test-000008", 68)):
         assert (np.asarray(Image.open(restored / f"{name}.png")) == expected[index, :, :, 0]).all()
     assert (restored / "sheet-0001.png").exists()
@@ -95,11 +89,16 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
     refused(errors.StoreExists, "restore", "--manifest", out, *both, *images, "--out", restored)
     in_the_way = out / "manifest.psl" / "under" / "a-file"
     refused(errors.StoreUnreachable, "restore", "--manifest", out, *both, *images, "--out", in_the_way)
+    # Nor is anything restored past the set's own log.
+    elsewhere = ("--audit-log", folder / "other.log")
+    refused(errors.ConfigError, "restore", "--manifest", out, *both, *images, "--out", folder / "no", *elsewhere)
+    assert not (folder / "other.log").exists() and not (folder / "no").exists()
     assert (out / "audit.log").read_bytes() == log
     assert "3 images: train:3 (3), test:7 (67), test:8 (68)" in psl("audit-log", "--manifest", out).stdout
     refused(errors.ConfigError, "restore", "--manifest", out, *both, "--out", folder / "no")
     assert not (folder / "no").exists()
 
+    label = another_label(folder, 3, 5, 9, 10, 62, 67)
     psl(
         "relabel",
         "--manifest",
@@ -109,23 +108,23 @@ def test_from_keys_to_a_corrected_label(folder: Path) -> None:
         "--image",
         "3",
         "--label",
-        "7",
+        label,
         "--why",
         "misread",
     )
     table = folder / "changes.csv"
-    table.write_text("image,label\ntest:7,1\n5,2\n")
+    table.write_text(f"image,label\ntest:7,{label}\n5,{label}\n")
     psl("relabel", "--manifest", out, "--identity", folder / "owner.key", "--csv", table)
     history = json.loads(psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout)
     assert [(v["version"], v["kind"], v["who"], v["why"]) for v in history["versions"]][:2] == [
         (0, "images", "owner", "ingest"),
         (1, "relabel", "alice", "misread"),
     ]
-    assert history["versions"][1]["changes"][0][::2] == [3, 7]
-    corrected: list[str | Path] = ["relabel", "--manifest", out, "--identity", people[0], "--label", "7"]
+    assert history["versions"][1]["changes"][0][::2] == [3, int(label)]
+    corrected: list[str | Path] = ["relabel", "--manifest", out, "--identity", people[0], "--label", label]
     psl(*corrected, "--image", "9,test:2")
     history = json.loads(psl("relabel", "--manifest", out, "--identity", people[1], "--history", "--json").stdout)
-    assert {change[2] for change in history["versions"][3]["changes"]} == {7}
+    assert {change[2] for change in history["versions"][3]["changes"]} == {int(label)}
     assert len(history["versions"][3]["changes"]) == 2
     assert "no image is named" in refused(errors.ConfigError, *corrected, "--image", ",")
     command = f"psl relabel --manifest {out} --identity KEY --history"
@@ -226,7 +225,8 @@ def test_an_older_manifest_is_refused(folder: Path) -> None:
         "1",
     ]
     psl("ingest", "digits", "--out", out, *append)
-    psl("relabel", "--manifest", out, "--identity", folder / "bob.key", "--image", "train:65", "--label", "1")
+    correcting: list[str | Path] = ["relabel", "--manifest", out, "--identity", folder / "bob.key"]
+    psl(*correcting, "--image", "train:65", "--label", another_label(folder, 85))
     (out / "labels" / "000002.psl").unlink()
     refused(errors.LabelError, "relabel", "--manifest", out, "--identity", folder / "bob.key", "--history")
     (out / "manifest.psl").write_bytes(old)

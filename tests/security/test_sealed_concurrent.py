@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.security.sealed_commands import psl, sealing
+from tests.security.sealed_commands import another_label, psl, sealing
 
 NUM_RESTORE, NUM_RELABEL = 12, 6
 PSL = [sys.executable, "-c", "import sys; from psl_flower.cli.main import main; sys.exit(main())"]
@@ -32,10 +32,9 @@ def test_restoring_and_relabelling_at_once(folder: Path) -> None:
         ["restore", *manifest, *both, "--image", str(k), "--out", folder / f"restored-{k}"] for k in range(NUM_RESTORE)
     ]
     relabelling = [
-        ["relabel", *manifest, "--identity", folder / "bob.key", "--image", str(image), "--label", str(label)]
-        for image, label in enumerate((2, 3, 4, 5, 6, 7))
+        ["relabel", *manifest, "--identity", folder / "bob.key", "--image", str(image), "--label", label]
+        for image, label in ((image, another_label(folder, image)) for image in range(NUM_RELABEL))
     ]
-    assert len(relabelling) == NUM_RELABEL
     assert at_once([*restoring, *relabelling]) == []
 
     entries = json.loads(psl("audit-log", *manifest, "--json").stdout)["entries"]

@@ -21,7 +21,7 @@ from psl_flower.sealed import authorisation, keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.stores.prepare import prepare_stores
-from tests.security.sealed_commands import make_keys, psl, refused, sealing
+from tests.security.sealed_commands import another_label, make_keys, psl, refused, sealing
 
 Command = Callable[[Path], list[str | Path]]
 
@@ -149,7 +149,8 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             stopping.setattr("psl_flower.sealed.rotate.drop_draft", lambda *_: None)
             psl(*WRITING["rotate"](folder), "--drop-restorer", "carol")
         (out / "draft.psl").rename(kept / "draft.psl")
-        psl(*at("relabel", folder), *by(folder, "bob"), "--image", "9", "--label", "7")
+        label = another_label(folder, 9, but=3)  # so that 3, which others give it, is another one
+        psl(*at("relabel", folder), *by(folder, "bob"), "--image", "9", "--label", label)
         psl(*WRITING["authorise"](folder))
         (folder / "new.psl").rename(folder / "asked.psl")
         # A first answer may do: whatever is in it is not even opened.
@@ -189,7 +190,7 @@ def test_every_command_that_writes_refuses_twice(folder: Path, command: str, rol
 
 
 def test_the_table_names_every_command_that_writes(folder: Path) -> None:
-    """As left by its owner, each of them does its work; `ingest` says that there is a dataset."""
+    """As left by its owner, each of them does its work; `ingest` says that there is a dataset, `restore` logs in its log."""
     (folder / "asked.psl").rename(folder / "asked-by-alice.psl")
     shutil.copy(folder / "asked-by-alice.psl", folder / "asked.psl")
     assert len(WRITING) == 12 and len(ROLLED_BACK) == 7
@@ -200,6 +201,8 @@ def test_the_table_names_every_command_that_writes(folder: Path) -> None:
         before = contents(folder)
         if name == "ingest":
             refused(errors.StoreExists, *command(folder))
+        elif name == "restore, log elsewhere":
+            refused(errors.ConfigError, *command(folder))
         elif name == "restore by nodes' answers":
             refused(errors.TruncatedFile, *command(folder))
         else:

@@ -15,7 +15,7 @@ from psl_flower.errors import FrameMismatch, ProtocolError, RunError
 from psl_flower.losses import Targets
 from psl_flower.models import AdaptationNet
 from psl_flower.models.split import reset_parameters
-from psl_flower.wire.codecs import wire_roundtrip
+from psl_flower.wire.codecs import CODECS, wire_roundtrip
 from psl_flower.wire.frames import decode_frame, frame_bytes
 from psl_flower.wire.messages import Keep, Saved, Step
 from psl_flower.wire.mid_step import Adapt, Adapted
@@ -165,7 +165,18 @@ def test_a_state_is_kept_and_found_again(node, tmp_path):
         again.restore({"step": 1, "net": {}, "optimizer": {}})
 
 
-@pytest.mark.parametrize("codec", ["float32", "bfloat16", "float16", "int8"])
+def test_other_threads_are_said(node, tmp_path, monkeypatch, caplog):
+    send(node, task(), SMASHED)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    send(node, Keep(1))
+    make(tmp_path).go_to(1)
+    assert caplog.text == ""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    make(tmp_path).go_to(1)
+    assert "the Adaptation Net: the checkpoint was made with 1 threads, this process computes with 2" in caplog.text
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_crossed_the_wire_once_crosses_it_again_unchanged(codec, dtype):
     wire = WireFormat(activations=codec, gradients=codec, dtype=dtype)

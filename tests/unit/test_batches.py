@@ -22,6 +22,9 @@ def test_sizes(samples, batch_size, expected):
     assert made.steps_per_epoch == len(expected)
     assert [len(made.samples(step)) for step in range(len(expected))] == expected
     assert len(made.samples(len(expected))) == expected[0]
+    sizes = [len(made.samples(step)) for step in range(3 * len(expected))]
+    assert [made.num_samples(step) for step in range(len(sizes))] == sizes
+    assert [made.num_samples_before(step) for step in range(len(sizes))] == [sum(sizes[:n]) for n in range(len(sizes))]
 
 
 def test_an_epoch_takes_every_sample_once():

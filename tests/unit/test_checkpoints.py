@@ -19,7 +19,7 @@ def test_round_trip(tmp_path):
     assert path == tmp_path / "new" / "folder" / "step-00000007.pt"
     loaded = checkpoints.load(7)
     assert torch.equal(loaded.pop("weights")["w"], torch.arange(4.0) * 7)
-    assert loaded == {"step": 7, "names": ["a", "b"], "text": "x"}
+    assert loaded == {"step": 7, "names": ["a", "b"], "text": "x", "threads": torch.get_num_threads()}
 
 
 def test_the_newest_three_are_kept(tmp_path):

@@ -117,6 +117,13 @@ def test_evaluate(psl):
     assert (status, err) == (0, "")
     assert "7 test images of digits" in out
     assert "25.00%" in out
+    # As settings, too; the model has a size of its own.
+    status, out, err = psl("evaluate", "--dataset", "digits", "max-test=7", "image-size=16")
+    assert (status, err) == (0, "") and "7 test images of digits" in out
+    status, _, err = psl("evaluate", "--dataset", "digits", "image-size=8x8")
+    assert status == 1 and "image-size: 8x8 is given, but the model takes 16x16" in err
+    status, _, err = psl("evaluate", "--dataset", "digits", "--max-test", 7, "max-test=8")
+    assert status == 1 and "--max-test 7 and max-test=8 contradict each other" in err
     status, _, err = psl("evaluate", "--dataset", "/nowhere/at/all")
     assert status == 1
     assert err.startswith("error: ")

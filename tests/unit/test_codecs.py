@@ -105,6 +105,18 @@ def test_int8_refuses_a_scale_that_no_encoder_makes(scale: float) -> None:
         get_codec("int8").decode(data, (1, 1))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "code2", "code5"])
+def test_a_codec_keeps_the_values_that_it_promises_to_keep(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    # Three Uppers whose smashed data differ in size, and one that is absent.
+    sent = [wire_roundtrip(torch.randn(8, 1, 3, 3, 4, generator=generator) * size, name) for size in (0.01, 1, 7)]
+    joined = torch.cat([*sent, torch.zeros_like(sent[0])], dim=1)
+    assert torch.equal(wire_roundtrip(joined, name), joined) or not get_codec(name).keeps_values_when_joined
+    samples = [part[b : b + 1] for part in sent for b in range(8)]
+    kept = all(torch.equal(wire_roundtrip(sample, name), sample) for sample in samples)
+    assert kept or not get_codec(name).keeps_values_by_sample
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_a_wrong_length_is_refused(name: str, extra: int) -> None:

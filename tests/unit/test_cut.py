@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from psl_flower.models.cut import boundary, from_wire, to_wire, unprotected
+from psl_flower.wire import codecs
 from psl_flower.wire.codecs import wire_roundtrip
 
 
@@ -30,7 +31,7 @@ def test_from_other_memory_order():
     assert torch.equal(from_wire(to_wire(maps, 3)), maps)
 
 
-CODECS = ["float32", "bfloat16", "float16", "int8", "code2", "code5"]
+CODECS = [*codecs.CODECS, "code2", "code5"]
 
 
 @pytest.mark.parametrize("activations", CODECS)

@@ -69,7 +69,7 @@ def test_an_audit_on_a_server_says_where_it_can_be_done(deployed, capsys):
     assert main(["leak", "far"]) == 1
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
-    assert not out and "far: its images are on the nodes, and an audit needs them" in line
+    assert not out and "far: its images are on the nodes, and an audit needs some" in line
     assert f"psl train --config {run.path / 'config.toml'} dataset=IMAGES" in line
 
 

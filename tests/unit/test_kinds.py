@@ -115,7 +115,7 @@ def test_a_restoration_is_no_training_to_continue(tmp_path: Path) -> None:
 
 
 ARGUMENTS = [["rounds=2"], ["resume=a"], ["predict=a", "predict-light=true"], ["restore=asked.psl"]]
-ARGUMENTS += [["lighten=a", "lighten-with=max-drop=0.1 min-speed=1"]]
+ARGUMENTS += [["lighten=a", "lighten-with=max-drop=0.1 min-speed=1"], ["audit=a", "audit-images=b"]]
 
 
 def test_arguments_are_read_without_torch() -> None:

@@ -12,23 +12,31 @@ import torch
 from onnx import TensorProto, helper
 
 from psl_flower.config import RunConfig
+from psl_flower.engine.automatic_settings import split_training
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.inputs import normalise
-from psl_flower.engine.recipe import split_training
 from psl_flower.errors import ExportError, RunError
 from psl_flower.inference.evaluation import images_in
 from psl_flower.inference.onnx_files import open_session, to_onnx
 from psl_flower.lightening import artefacts, judging
 from psl_flower.lightening.artefacts import LOWER_FILE, WHOLE_FILE, make_float, make_int8, upper_file
-from psl_flower.lightening.choosing import choose
+from psl_flower.lightening.choosing import choose, faster
 from psl_flower.lightening.folder import LighteningFolder
-from psl_flower.lightening.judging import answers, images_to_calibrate, images_to_judge, measure_speed
+from psl_flower.lightening.judging import (
+    Speed,
+    answers,
+    images_to_calibrate,
+    images_to_judge,
+    measure_speed,
+    together,
+)
 from psl_flower.lightening.method import Lightened
 from psl_flower.lightening.names import degree_name
 from psl_flower.lightening.quantising import folded
 from psl_flower.lightening.report import PLOT_FILES, as_json, newest, pareto, rows, write_report
 from psl_flower.lightening.search import Attempt, Conditions, End, Verdict
 from psl_flower.lightening.settings import LighteningSettings, Method
+from psl_flower.lightening.turns import measure_in_turns, needs_turns
 from psl_flower.models.architectures import BackboneSize
 from psl_flower.runs.folder import RunFolder
 from tests.unit.test_lightening_search import judged
@@ -276,7 +284,7 @@ def test_a_line_that_a_crash_cut_is_dropped_and_the_next_is_whole(run):
     again.note("second", judged(), 0.0)
     assert [entry.what for entry in LighteningFolder(run, SETTINGS).entries] == ["first", "second"]
     log.write_bytes(b"not a log\n")
-    with pytest.raises(RunError, match=r"log\.jsonl: cannot be read: .* to begin anew"):
+    with pytest.raises(RunError, match=r"log\.jsonl: cannot be read: .* to start over"):
         LighteningFolder(run, SETTINGS)
 
 
@@ -312,6 +320,44 @@ def test_the_table_has_the_newest_of_everything_in_order(run):
     choice = {"what": "degree-003", "beaten_by": {"first": "degree-003"}}
     said = [row[-1] for row in rows(folder.entries, ASKED, choice)]
     assert said == ["met, beaten by: third, degree 3, int8", "met, chosen", "met"]
+
+
+def test_a_machine_that_becomes_slower_ranks_no_model(run):
+    """Every look is slower than the one before; two models that are as fast stay so."""
+    folder, looks = LighteningFolder(run, SETTINGS), []
+    for what in ("first", "degree-003"):
+        write_model(folder, what)
+    folder.note("first", judged(accuracy=0.91), 0.0)
+    assert not needs_turns(folder)  # one alone
+    folder.note_attempt(attempt(3), ASKED, 12.5)
+    assert needs_turns(folder)
+
+    def slower(place):
+        looks.append(place.name)
+        return Speed(images_per_s=1000 * 0.97 ** len(looks), latency_ms=1.0)
+
+    measure_in_turns(folder, slower)
+    assert looks == ["first", "degree-003", "degree-003", "first", "first", "degree-003"]
+    first, third = (folder.judged(what) for what in ("first", "degree-003"))
+    assert (first.accuracy, first.num_bytes) == (0.91, judged().num_bytes)
+    assert first.images_per_s == pytest.approx(1000 * 0.97**4)
+    assert not faster(first, third, ASKED) and not faster(third, first, ASKED)
+    # Of what was compared nothing is measured again, nor after a look at other goals; a new model is.
+    assert not needs_turns(LighteningFolder(run, SETTINGS))
+    known = Attempt(degree=3, judged=third, verdict=Verdict.LIGHTEN_MORE)
+    folder.note_attempt(known, Conditions(min_accuracy=0.1, min_speed=5000.0), 0.0)
+    assert folder.entries[-1].degree == 3 and not needs_turns(folder)
+    write_model(folder, "second")
+    folder.note("second", judged(), 0.0)
+    assert needs_turns(folder)
+
+
+def test_several_measurements_are_one_speed():
+    speeds = [Speed(images_per_s=rate, latency_ms=1000 / rate) for rate in (100.0, 80.0, 125.0)]
+    speed = together(speeds)
+    assert (speed.images_per_s, speed.latency_ms) == (100.0, 10.0)
+    assert speed.images_per_s_spread == pytest.approx(0.225)
+    assert speed.latency_spread == pytest.approx(0.225)
 
 
 def test_the_pareto_front():

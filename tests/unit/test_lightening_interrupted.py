@@ -81,8 +81,8 @@ def test_the_models_at_hand_are_looked_at_first(tmp_path):
     assert not found.folder.place("second").exists()
     assert said[0].startswith("accuracy is measured on ")
     goals = "goals: accuracy at least 0.50% (100.00% less 99.5 points), more than 0.001 images/s"
-    assert said[1] == goals
-    assert [line.split(": ")[0] for line in said[2:4]] == ["first (the run's), float32", "first, directly in int8"]
+    assert said[1:3] == ["measuring the speed of 2 models in turns", goals]
+    assert [line.split(": ")[0] for line in said[3:5]] == ["first (the run's), float32", "first, directly in int8"]
     assert said[-1].startswith("chosen: first")
 
 

@@ -13,6 +13,7 @@ from psl_flower.models.split import smashed_size
 from psl_flower.patches import PatchGrid
 from psl_flower.protection import PROTECTIONS, Protection
 from psl_flower.protection.codes import Codes
+from psl_flower.protection.pairs import PAIRS
 
 GRID = PatchGrid(image_size=(16, 24), patch_size=(8, 12), stride=(8, 12))
 LEVELS = [2, 3, 16, 256]
@@ -20,6 +21,7 @@ LEVELS = [2, 3, 16, 256]
 
 def test_the_choices():
     assert PROTECTIONS == ("none", "narrow", "code")
+    assert PAIRS.keys() == set(PROTECTIONS)
     with pytest.raises(ConfigError, match="protection: expected one of none, narrow, code, got 'noise'"):
         Protection(name="noise")
 
@@ -28,11 +30,17 @@ def test_the_choices():
 @pytest.mark.parametrize("channels", [1, 6])
 def test_both_halves_fit_each_other_for_any_number_of_channels(name, channels):
     pair = Protection(name=name, size=5, levels=4, pool=2)(channels)
-    maps = torch.randn(3, channels, 4, 4)
-    crossing = pair.upper(maps)
-    assert crossing.shape[1] == pair.wire_channels == (channels if name == "none" else 5)
-    back = pair.joined(pair.lower(crossing))
-    assert back.shape == ((3, channels, 4, 4) if name == "none" else (3, channels, 2, 2))
+    crossing = pair.upper(torch.randn(3, channels, 4, 4))
+    assert crossing.shape[:2] == (3, pair.wire_channels)
+    assert pair.joined(pair.lower(crossing)).shape[:2] == (3, channels)
+
+
+@pytest.mark.parametrize("name", ["none", "narrow", "code"])
+def test_what_crosses_is_the_map_or_a_few_numbers(name):
+    pair = Protection(name=name, size=5, levels=4, pool=2)(6)
+    crossing = pair.upper(torch.randn(3, 6, 4, 4))
+    assert crossing.shape == ((3, 6, 4, 4) if name == "none" else (3, 5, 1, 1))
+    assert pair.joined(pair.lower(crossing)).shape == ((3, 6, 4, 4) if name == "none" else (3, 6, 2, 2))
     assert bool(pair.upper.state_dict()) == (name != "none")
 
 

@@ -27,6 +27,7 @@ QUESTIONS: list[Question] = [
     questions.GiveWeights(task=TASK, saved={0: 4, 2: 4}),
     questions.SealForRestorers(task=TASK, request=b"signed"),
     questions.PlaceUppers(task=TASK),
+    questions.SmashImages(task=TASK, saved={0: 4, 2: 4}),
     questions.LightenReady(task=TASK),
     questions.LightenPlace(task=TASK),
     questions.LightenQuantise(task=TASK, samples=bytes(16), bits=7),

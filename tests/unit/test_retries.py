@@ -170,9 +170,9 @@ class SuperLink:
 
 
 def test_a_superlink_that_goes_before_it_has_the_run_is_not_waited_for(run: RunFolder) -> None:
-    assert Watch(SuperLink(up=True), run).look() == (None, False)
+    assert Watch(SuperLink(up=True), run).poll() == (None, False)
     gone = SuperLink(up=False)
-    status, over = Watch(gone, run).look()
+    status, over = Watch(gone, run).poll()
     assert over and status is not None
     assert gone.stopped, "what it had started could write another status"
     assert status.state == "failed" and "the run's process ended: it said nothing" in status.message
@@ -182,9 +182,9 @@ def test_the_status_of_this_attempt_is_known_though_the_clock_was_set_back(run: 
     """And that of an attempt before is not taken for it, wherever the clock stands."""
     run.write_status(Status(state="failed", message="the attempt before"))
     watch = Watch(SuperLink(up=True), run)
-    assert watch.look() == (None, False)
+    assert watch.poll() == (None, False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: 1e9)  # hours, or years, before
         run.write_status(Status(state="completed", message="this one"))
-    status, over = watch.look()
+    status, over = watch.poll()
     assert over and status is not None and (status.message, status.updated) == ("this one", 1e9)

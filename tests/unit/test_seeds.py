@@ -1,8 +1,9 @@
 """Seeds: distinct by purpose, the same everywhere, evenly spread."""
 
 import numpy as np
+import pytest
 
-from psl_flower.seeds import derive, uniform
+from psl_flower.seeds import derive, evenly_spaced, uniform
 
 SAMPLES = np.arange(20_000)
 
@@ -36,3 +37,10 @@ def test_uniform_is_uniform():
     other = uniform(1, "shift-y", SAMPLES)
     assert abs(np.corrcoef(drawn, other)[0, 1]) < 5 / np.sqrt(len(SAMPLES))
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / np.sqrt(len(SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"), [(0, 3, []), (1, 3, [0]), (3, 3, [0, 1, 2]), (10, 4, [0, 3, 6, 9]), (5, 1, [0])]
+)
+def test_some_of_many_are_evenly_spaced(count, most, expected):
+    assert evenly_spaced(count, most).tolist() == expected

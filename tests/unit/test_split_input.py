@@ -66,7 +66,7 @@ def test_what_a_training_is_made_of(changes: dict[str, Any], error: type[PslErro
 @pytest.mark.parametrize(
     ("parties", "words"),
     [
-        ({}, "parties: there are none"),
+        ({}, "parties: none given"),
         ({"../x": (3,)}, "parties: '../x': expected a name of letters, digits"),
         ({"top": (3,)}, "other than 'top'"),
         ({"a": (0,)}, "parties: a: expected a shape of up to 5 positive sizes, got (0,)"),

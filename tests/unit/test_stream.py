@@ -203,7 +203,7 @@ def test_an_answer_that_does_not_fit_is_refused_and_the_upper_learns_why(endpoin
         stream.send(Smashed(StepId(0, 0)), [torch.ones(3)], timeout_s=5)
         with pytest.raises(FrameMismatch, match=r"Upper 0 \(node 100\)"):
             endpoint.exchange({}, {0: smashed(0)}, timeout_s=5)
-        with pytest.raises(ProtocolError, match="the exchange cannot go on"):
+        with pytest.raises(ProtocolError, match="the exchange cannot continue"):
             stream.receive(Expectation(Step), timeout_s=5)
 
 

@@ -310,8 +310,8 @@ def test_memory_of_processes():
     watch = MemoryWatch()
     family = [FakeProcess("ray::ClientAppActor"), FakeProcess("python", "flwr-simulation"), FakeProcess("raylet")]
     family.append(FakeProcess("gcs"))
-    watch.look(family, shares=True)
-    watch.look(family)
+    watch.poll(family, shares=True)
+    watch.poll(family)
     seen = watch.processes()
     assert [process.role for process in seen] == ["Lower", "Upper", "Flower"]
     assert 0 < seen[0].peak_bytes <= peak()

@@ -47,8 +47,11 @@ class ArraySource:
     def where(self, split: str, number: int) -> str:
         return f"image {split}:{number}"
 
-    def samples(self, split: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
-        for number in range(start, len(self.images[split])):
+    def samples(
+        self, split: str, start: int = 0, order_N: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        numbers = range(len(self.images[split])) if order_N is None else order_N.tolist()
+        for number in numbers[start:]:
             yield self.images[split][number], number % len(self.class_names)
 
     @property

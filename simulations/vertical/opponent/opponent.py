@@ -46,7 +46,7 @@ def answer(message: Message, context: Context) -> Message:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train for the rounds asked for; write a line of JSON to the log every so many of them."""
+    """Train for the requested rounds; write a line of JSON to the log at the given interval."""
     config = context.run_config
     rounds, every, lr = int(config["rounds"]), int(config["every"]), float(config["lr"])
     labels = torch.tensor(load_breast_cancer().target, dtype=torch.float32)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psl_flower.engine.automatic_settings import batch_for, lr_for, planned, rounds_for, split_training, steps_per_epoch
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.recipe import batch_for, lr_for, planned, rounds_for, split_training, steps_per_epoch
 from psl_flower.errors import ConfigError
 from psl_flower.flower.nodes import Placement
 from psl_flower.kinds.kind import Work

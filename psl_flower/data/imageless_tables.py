@@ -1,4 +1,4 @@
-"""What is said of a table that names no images, or too few: which column comes next to it, and which row fails why."""
+"""Errors about a table that names no images, or too few: the nearest column, and why a row fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def near_miss(sample: pa.Table, resolve: Resolve, pictures: Iterable[str]) -> st
     resolve : callable
         Finds the file that a text names.
     pictures : iterable of str
-        The paths of the images that there are.
+        The paths of all images.
 
     Returns
     -------

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from psl_flower.engine.classification_scores import scores
 from psl_flower.engine.rounds import predictions
-from psl_flower.engine.scores import scores
 from psl_flower.inference.class_table import write_class_table
 from server.event_files import EventFiles
 from server.scores import draw, recorded

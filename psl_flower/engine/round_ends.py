@@ -1,0 +1,41 @@
+"""Where the rounds of a training end, and which of them evaluate."""
+
+from __future__ import annotations
+
+from psl_flower.engine.task import Lessons
+
+
+def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinished: bool = False) -> tuple[int, bool]:
+    """Return the last step of the round that continues after `step`, and whether the round evaluates.
+
+    Parameters
+    ----------
+    task : Lessons
+        Steps of a round and of the run.
+    step : int
+        Steps applied.
+    evaluate_every : int or None
+        Rounds between evaluations; 0 for none but after the last step, None for none at all.
+    unfinished : bool
+        Whether `step` is a round's last, but the process ended before it was evaluated.
+    """
+    number = (step - unfinished) // task.steps_per_round + 1
+    stop_step = min(number * task.steps_per_round, task.total_steps)
+    last = stop_step == task.total_steps
+    return stop_step, evaluate_every is not None and is_evaluated(number, evaluate_every, last=last)
+
+
+def is_evaluated(number: int, evaluate_every: int, *, last: bool) -> bool:
+    """Return whether round `number`, counted from 1, evaluates: every so many rounds, 0 for none, and the last does."""
+    return last or (evaluate_every > 0 and number % evaluate_every == 0)
+
+
+def num_evaluations(rounds: int, evaluate_every: int, *, to_the_end: bool) -> int:
+    """Return how many of the first `rounds` rounds evaluate (`is_evaluated`); `to_the_end`: they are all there are."""
+    regular = rounds // evaluate_every if evaluate_every else 0
+    return regular + (to_the_end and not (evaluate_every and rounds % evaluate_every == 0))
+
+
+def ends_round(task: Lessons, step: int) -> bool:
+    """Return whether the first `step` steps are whole rounds, one at least; the last round may be shorter."""
+    return step > 0 and (step % task.steps_per_round == 0 or step == task.total_steps)

@@ -1,0 +1,57 @@
+"""A run that measures, over a trained run's nodes, what smashed data reveal of images that the auditor brings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from psl_flower.config.fields import RUN_NAME, setting
+from psl_flower.errors import ConfigError, NoCheckpoint
+from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
+from psl_flower.patches.description import StoreSetDescription
+from psl_flower.runs.folder import RunFolder, open_run
+from psl_flower.runs.resuming import settings_of
+
+FOLDER = "leak"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit(Kind):
+    """Let the nodes' trained Uppers run on the auditor's images, and attack what they send; the run stays as it is."""
+
+    handler: ClassVar[str] = "server.auditing:audit"
+    unit: ClassVar[str] = "attack"
+    takes_name: ClassVar[bool] = False
+
+    audit: str = setting(
+        "", "audit this run: nodes with audit=true run their Uppers on your images (docs/privacy.md)", form=RUN_NAME
+    )
+    audit_images: str = setting("", "dataset of these images, such as a folder; its test split is used", path=True)
+    audit_victims: int = setting(0, "images of it to rebuild; 0: 500, or a fifth of few", least=0, most=10_000)
+    audit_auxiliary: int = setting(5000, "other images of it that the attacker learns from", least=20, most=100_000)
+    audit_epochs: int = setting(30, "passes of a decoder over them at most", least=1)
+
+    def _check(self) -> None:
+        if not self.audit_images:
+            raise ConfigError("audit-images: is needed with audit: a folder of images, or another dataset")
+
+    def find(self) -> Work:
+        """Return the trained run, and the folder of its audit."""
+        run = open_run(self.config.workspace_path(), self.audit)
+        settings = settings_of(run, self.config, "audit")
+        if not any(run.checkpoints.steps()):
+            raise NoCheckpoint(f"{run.path}: the run has no checkpoint of a step yet, so there is nothing to audit")
+        return Work(config=settings.replace(**TRAINED), source=run, folder=RunFolder(run.path / FOLDER))
+
+    def begin(self) -> Work:
+        """Return the same."""
+        return self.find()
+
+    def check(self, work: Work, description: StoreSetDescription) -> str:
+        """Raise OtherDataset unless the run was trained on these stores."""
+        check_stores(work, description)
+        return ""
+
+    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
+        """Return the hint that the same command begins it again."""
+        return "the same command"
