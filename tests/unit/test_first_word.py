@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 from flwr.supercore.constant import TASK_TOKEN_HEADER
-from flwr.supercore.protobuf.client import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from psl_flower.flower import first_word
 
