@@ -73,7 +73,7 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
         lost = NodeLost if reply.error.code in _GONE else NodeError
         told = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
         if any(_OUT_OF_MEMORY in line for line in reason):
-            told = "out of memory, so Ray ended it; close other programs, or set a smaller batch-size or image-size"
+            told = "out of memory, so Ray ended it; close other programs, or set a smaller batch size"
         return lost(f"{node}: {told} (Flower error {reply.error.code})")
     failed = received(reply, node).failure()
     if failed is None or failed.kind in _CONSEQUENCES:
@@ -133,7 +133,7 @@ def ask(
                 if leave_out_lost:
                     return answers
                 silent = ", ".join(names.get(node, str(node)) for node in node_of.values() if node not in answers)
-                raise PeerLost(f"no answer within {timeout_s:g} s from {silent}")
+                raise PeerLost(f"no answer within {timeout_s:g} s from {silent}, which may be at work on another run")
             if reminder is not None:
                 reminder.remind(node for node in node_of.values() if node not in answers and node not in lost)
             time.sleep(pause_s)
@@ -201,5 +201,7 @@ class _Reminder:
         self._at, nodes = math.inf, list(silent)
         for node in nodes:
             name = self._names.get(node, f"node {node}")
-            log.info("%s has not answered for %g s; asking once more (restart it if so again)", name, REMIND_AFTER_S)
+            log.info(
+                "%s has not answered for %g s; asking once more (is it at work on another run?)", name, REMIND_AFTER_S
+            )
         self._grid.push_messages([message(node, AskInventory()) for node in nodes])

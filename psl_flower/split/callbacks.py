@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,10 @@ from psl_flower.errors import ConfigError, PslError, TrainingError
 Record = Mapping[str, Any]
 # Called with a flat record of every "event": "step", "round" or "end". True ends the training after this round.
 Callback = Callable[[Record], bool | None]
+log = logging.getLogger("psl_flower")
+# Words in the names of metrics that say which values are better.
+_SMALLER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "deviance", "perplexity", "brier"}
+_LARGER = {"accuracy", "acc", "auc", "auroc", "auprc", "f1", "precision", "recall", "r2", "correlation", "kappa", "mcc"}
 
 
 class EarlyStopping:
@@ -22,8 +28,8 @@ class EarlyStopping:
         Name of a metric, or "loss", the mean of the round's training losses.
     patience : int
         Rounds without improvement after which the training ends, 1 or more.
-    mode : {"max", "min"}
-        Whether larger or smaller is better.
+    mode : {"max", "min"}, optional
+        Whether larger or smaller is better; by default as the metric's name says, such as "auc" or "rmse".
     least_change : float
         What counts as an improvement.
 
@@ -33,11 +39,17 @@ class EarlyStopping:
         The best value so far.
     best_round : int
         The round that had it; 0 before the first.
+
+    Raises
+    ------
+    ConfigError
+        If the mode is missing and the metric's name does not tell it.
     """
 
-    def __init__(self, metric: str, patience: int = 5, *, mode: str = "max", least_change: float = 0.0) -> None:
+    def __init__(self, metric: str, patience: int = 5, *, mode: str = "", least_change: float = 0.0) -> None:
         if patience < 1:
             raise ConfigError(f"EarlyStopping: patience: expected 1 round or more, got {patience}")
+        mode = mode or _mode_of(metric)
         if mode not in ("max", "min"):
             raise ConfigError(f"EarlyStopping: mode: expected 'max' or 'min', got {mode!r}")
         self._metric, self._patience, self._least = metric, patience, least_change
@@ -62,11 +74,26 @@ class EarlyStopping:
             self.best_round = 0  # it may have served another training before
         if self.best_round == 0 or self._sign * (value - self.best) > self._least:
             self.best, self.best_round = value, number
-        return number - self.best_round >= self._patience
+        over = number - self.best_round >= self._patience
+        if over:
+            log.info(
+                "early stopping: %s has not improved since round %d (%g), %d rounds ago",
+                self._metric, self.best_round, self.best, self._patience,
+            )  # fmt: skip
+        return over
 
     def resume(self, rounds: Iterable[Record]) -> bool:
         """Take up the rounds of before, where a training is resumed; return whether it was over by then."""
         return any([self(record) for record in rounds][-1:])
+
+
+def _mode_of(metric: str) -> str:
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    if bool(words & _SMALLER) == bool(words & _LARGER):
+        raise ConfigError(
+            f"EarlyStopping: {metric!r} does not tell whether larger or smaller is better; add mode='max' or mode='min'"
+        )
+    return "min" if words & _SMALLER else "max"
 
 
 class Told:

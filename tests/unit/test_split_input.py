@@ -151,6 +151,21 @@ def test_early_stopping_asks_for_a_metric_that_is_there() -> None:
         fit(callbacks=[EarlyStopping("auc")])
     with pytest.raises(ConfigError, match="EarlyStopping: mode: expected 'max' or 'min', got 'up'"):
         EarlyStopping("auc", mode="up")
+    for unclear in ("score", "error-correlation"):
+        with pytest.raises(
+            ConfigError, match=f"'{unclear}' does not tell whether larger or smaller is better; add mode="
+        ):
+            EarlyStopping(unclear)
+
+
+@pytest.mark.parametrize("metric", ["loss", "rmse", "valid-mae", "mean_error"])
+def test_a_metric_that_falls_does_not_end_a_training(metric: str, caplog: pytest.LogCaptureFixture) -> None:
+    stopping = EarlyStopping(metric, patience=2)
+    rounds = [{"event": "round", "round": number, metric: 1.0 / number} for number in range(1, 9)]
+    assert not any(stopping(record) for record in rounds)
+    with caplog.at_level("INFO", "psl_flower"):
+        assert [stopping({"event": "round", "round": n, metric: 2.0}) for n in (9, 10)] == [False, True]
+    assert f"early stopping: {metric} has not improved since round 8 (0.125), 2 rounds ago" in caplog.text
 
 
 def test_a_workdir_of_another_training(tmp_path: Path) -> None:
