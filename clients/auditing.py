@@ -51,7 +51,8 @@ def smash(asked: Asked[questions.SmashImages]) -> Parcel:
                 raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: no other party is audited")
             engine.check_patches(patches_BKChw)
             engine.go_to(asked.question.saved[m])
-            note(host.checkpoints(m).folder / LOG, len(patches_BKChw), own_limit(host.context, _MOST) or MOST_IMAGES)
+            most = None if is_simulated(host.context) else own_limit(host.context, _MOST) or MOST_IMAGES
+            note(host.checkpoints(m).folder / LOG, len(patches_BKChw), most, more=asked.question.more)
             smashed[m] = {"smashed": engine.of_patches(patches_BKChw)}
     return Parcel(tensors={"smashed": smashed})
 
@@ -68,13 +69,16 @@ def check_audit_allowed(context: Context) -> None:
         )
 
 
-def note(path: Path, images: int, most: int) -> None:
+def note(path: Path, images: int, most: int | None, *, more: int = 0) -> None:
     """Note in an Upper's log of audits, before it is done, that so many images are answered.
+
+    An audit that will come to too many, with the `more` images that follow, is refused at its first question, so that
+    none is answered in vain. With `most` None there is no limit.
 
     Raises
     ------
     ConfigError
-        If these would be more than `most`, with those before.
+        If these would be more than `most`, with those before and those that follow.
     RunError
         If the log cannot be read or written; then nothing is answered.
     """
@@ -88,10 +92,11 @@ def note(path: Path, images: int, most: int) -> None:
             raise RunError(
                 f"{path}: is damaged ({error}), so how much this node has answered is not known; it answers no audit"
             ) from None
-        if before + images > most:
+        if most is not None and before + images + more > most:
             raise ConfigError(
-                f"this node has answered audits of this run for {counted(before, 'image')}, {images} more are asked "
-                f"for, and it answers {most} in all; its operator can set another limit ({_MOST} in --node-config)"
+                f"this node has answered audits of this run for {counted(before, 'image')}, {images + more} more "
+                f"are asked for, and it answers {most} in all; its operator can set another limit ({_MOST} in "
+                "--node-config)"
             )
         entry = _Entry(when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), images=images)
         write_file(path, written + msgspec.json.encode(entry) + b"\n", RunError, mode=0o600)

@@ -61,14 +61,21 @@ class _Nodes:
         self._grid, self._saved = blueprint.grid, dict(lower.saved)
         self._positions = [blueprint.description.positions_of(m) for m in range(blueprint.description.num_uppers)]
 
-    def smash(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return the smashed data float32 (N, P, C', h', w') of images uint8 (N, C, H, W)."""
-        return torch.cat([self._ask(self._grid.split(images_BCHW)) for images_BCHW in images_NCHW.split(_BATCH)])
+    def smash(self, images_NCHW: torch.Tensor, more: int) -> torch.Tensor:
+        """Return the smashed data float32 (N, P, C', h', w') of images uint8 (N, C, H, W); so many `more` follow."""
+        count = len(images_NCHW)
+        batches = (images_NCHW[first : first + _BATCH] for first in range(0, count, _BATCH))
+        return torch.cat(
+            [
+                self._ask(self._grid.split(images_BCHW), more + max(0, count - (number + 1) * _BATCH))
+                for number, images_BCHW in enumerate(batches)
+            ]
+        )
 
-    def _ask(self, patches_BPChw: torch.Tensor) -> torch.Tensor:
+    def _ask(self, patches_BPChw: torch.Tensor, more: int) -> torch.Tensor:
         sent = {m: {"patches": patches_BPChw[:, list(own)]} for m, own in enumerate(self._positions)}
         answers = self._nodes.ask(
-            lambda task: questions.SmashImages(task=task, saved={m: self._saved[m] for m in task.parties}),
+            lambda task: questions.SmashImages(task=task, saved={m: self._saved[m] for m in task.parties}, more=more),
             tensors={"patches": sent},
         )
         by_position: dict[int, torch.Tensor] = {}

@@ -61,7 +61,7 @@ def inspect(
     samples = _some_of_each_class(source)
     sheet = BytesIO()
     _draw(source, samples, size).save(sheet, "PNG")
-    write_file(target, sheet.getvalue(), durable=False)
+    write_file(target, sheet.getvalue(), mode=0o666, durable=False)  # less what the umask takes away
     with Progress(enabled=every and not as_json) as progress:
         sizes, firsts, problems = _sizes_of(_every_one(source, progress) if every else samples)
     account = source.account()

@@ -68,5 +68,12 @@ def _dictionaries(
     for batch in file.iter_batches(batch_size=rows, row_groups=list(groups), columns=[name]):
         array = batch.column(0)
         while not pa.types.is_dictionary(array.type):
-            array = array.field(0) if pa.types.is_struct(array.type) else array.flatten()
+            if isinstance(array, pa.ExtensionArray):
+                array = array.storage
+            elif pa.types.is_struct(array.type):
+                array = array.field(0)
+            elif pa.types.is_nested(array.type):
+                array = array.flatten()
+            else:  # texts whose type keeps them from being read so, such as JSON
+                array = array.dictionary_encode()
         yield array

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -98,6 +100,21 @@ class Task:
             augment_seed=self.order.augment_seed(step),
             mix_weight=self.augmentation.mix_weight(self.order.seed, step),
         )
+
+    def makes(self, plan: Plan) -> bool:
+        """Return True if this training has this plan, of a step or of a look.
+
+        Last bits of the learning rate may differ, as cosines do between machines. Of kept looks any samples are taken:
+        a view of a frozen Upper is the same in every batch.
+        """
+        if plan.mode == "look" and self.freezing is not None and self.freezing.views:
+            seeds = {self.freezing.view_seed(view) for view in range(1, self.freezing.views)}
+            return plan.augment_seed in seeds and plan.mix_weight == 1.0
+        step = plan.id.step + plan.id.attempt
+        if step >= self.total_steps:
+            return False
+        own = self.train_plan(step)
+        return msgspec.structs.replace(plan, lr=own.lr) == own and math.isclose(plan.lr, own.lr, rel_tol=1e-9)
 
     def evaluation_plans(self, after_step: int) -> Iterator[Plan]:
         """Yield the plans that run through `evaluated`, numbered by batch as attempts of step `after_step`."""

@@ -19,7 +19,7 @@ from psl_flower.engine.inputs import network_input, normalise
 from psl_flower.engine.noise import CodeNoise, weights_digest
 from psl_flower.engine.optimizers import Optimizer
 from psl_flower.engine.party import PartyEngine, Pass
-from psl_flower.engine.task import Lessons
+from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import weight_count
 from psl_flower.errors import FrameMismatch, ProtocolError
 from psl_flower.models.cut import backward_from, from_wire, to_wire
@@ -52,8 +52,8 @@ class UpperOptions:
     #: Steps after which the Uppers no longer change (`psl_flower.engine.freezing`); None for never.
     frozen_after: int | None = None
     noise: CodeNoise | None = None  #: What is added to codes, if anything.
-    #: Returns the lessons whose plans of training alone are taken; None takes whatever plan comes.
-    lessons: Callable[[], Lessons] | None = None
+    #: Returns the training whose plans of steps and looks alone are taken; None takes whatever plan comes.
+    lessons: Callable[[], Task] | None = None
 
 
 class UpperEngine(PartyEngine):
@@ -100,7 +100,7 @@ class UpperEngine(PartyEngine):
             self._teacher = to_device(teacher, options.device)
         self._noise_key = store.noise_key() if options.noise is not None else b""
         self._digests: dict[bool, tuple[int, bytes]] = {}
-        self._lessons: Lessons | None = None
+        self._lessons: Task | None = None
         (C, H, W), edge = store.meta.patch_shape, options.augmentation.edge
         self._patch_smashed = smashed_size(self.model, (C, H - 2 * edge, W - 2 * edge))
 
@@ -171,14 +171,14 @@ class UpperEngine(PartyEngine):
         if self._options.noise is not None and plan.mix_weight != 1:
             # Each weight would have another draw.
             raise ProtocolError("the plan mixes images, which a run with code-noise does not")
-        if self._options.lessons is None or plan.mode != "train":
+        if self._options.lessons is None or plan.mode == "evaluate":
             return
         if self._lessons is None:
             self._lessons = self._options.lessons()  # a node that only evaluates may have no images to train on
         steps = self._lessons.total_steps
         if plan.id.step >= steps:
             raise ProtocolError(f"received the plan of step {plan.id.step}, but the run has {steps} steps")
-        if plan != self._lessons.train_plan(plan.id.step):
+        if not self._lessons.makes(plan):
             raise ProtocolError(
                 f"the plan of step {plan.id.step} is not the one that the run's settings make; with code-noise this "
                 "node takes no other"

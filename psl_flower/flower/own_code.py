@@ -47,6 +47,7 @@ _CLIENT_APP = (
 _SERVING = f"""#!/bin/sh
 {NOTE}={{messages}}/$$
 export {NOTE}
+rm -f "${NOTE}"
 {{python}} -P -c '{_CLIENT_APP}' "$@"
 status=$?
 if [ $status -gt 128 ] && [ -f "${NOTE}" ]; then

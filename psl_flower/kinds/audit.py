@@ -27,13 +27,17 @@ class Audit(Kind):
         "", "audit this run: nodes with audit=true run their Uppers on your images (docs/privacy.md)", form=RUN_NAME
     )
     audit_images: str = setting("", "dataset of these images, such as a folder; its test split is used", path=True)
-    audit_victims: int = setting(0, "images of it to rebuild; 0: 500, or a fifth of few", least=0, most=10_000)
+    audit_victims: int = setting(
+        0, "images of it to rebuild, 2 or more; 0: 500, or a fifth of few", least=0, most=10_000
+    )
     audit_auxiliary: int = setting(5000, "other images of it that the attacker learns from", least=20, most=100_000)
     audit_epochs: int = setting(30, "passes of a decoder over them at most", least=1)
 
     def _check(self) -> None:
         if not self.audit_images:
             raise ConfigError("audit-images: is needed with audit: a folder of images, or another dataset")
+        if self.audit_victims == 1:
+            raise ConfigError("audit-victims: expected 2 or more, or 0 to choose, got 1")
 
     def find(self) -> Work:
         """Return the trained run, and the folder of its audit."""

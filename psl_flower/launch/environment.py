@@ -23,6 +23,11 @@ _OURS = {
 }
 # Somebody else's cluster, temporary folder or token, and ports that Flower opens for its own tests.
 _FOREIGN = ("RAY_", "FLWR_INTERNAL_")
+# May be relative; the first may be several.
+_PATHS = {
+    "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+}  # fmt: skip
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

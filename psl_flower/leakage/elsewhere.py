@@ -26,7 +26,7 @@ def audit_elsewhere(
     settings: AuditSettings,
     *,
     run: str,
-    ask: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ask: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[Leakage, list[Pictures]]:
     """Attack images that are not the run's own.
@@ -44,8 +44,8 @@ def audit_elsewhere(
     run : str
         The run's name.
     ask : callable, optional
-        Returns the smashed data float32 (N, P, C', h', w') of images uint8 (N, C, H, W), as the nodes make them; by
-        default the network does.
+        Called with images uint8 (N, C, H, W), and how many more will follow; returns the smashed data float32
+        (N, P, C', h', w'), as the nodes make them. By default the network does.
     on_progress : callable
         Called with (what, done, at most).
 
@@ -62,7 +62,9 @@ def audit_elsewhere(
     known = Known.joined(batches)
     chosen = chosen_samples(np.arange(len(known.labels_N)), settings, smashed_bytes(net, description))
     victims, auxiliary = (Known(known.images_NCHW[samples_N], known.labels_N[samples_N]) for samples_N in chosen)
-    received = None if ask is None else (ask(auxiliary.images_NCHW), ask(victims.images_NCHW))
+    received = None
+    if ask is not None:
+        received = ask(auxiliary.images_NCHW, len(victims.images_NCHW)), ask(victims.images_NCHW, 0)
     attacks = Audit(description, victims, auxiliary, settings, on_progress, received, dataset)
     bits = config.network.cut_protection.bits(description.grid().num_patches)
     return audit(attacks, net, run=run, bits=bits)

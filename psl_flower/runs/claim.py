@@ -48,7 +48,7 @@ def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
         try:
             make_private_folder(runs)
             for left in abandoned(runs.glob(f".*{_STARTING}"), stat.S_ISREG):
-                left.unlink()
+                left.unlink(missing_ok=True)
             notice = runs / f".{run.name}{_STARTING}"
             # Who lists runs looks at the lock for a moment.
             stack.enter_context(locked(notice, _STARTING_PATIENCE_S))

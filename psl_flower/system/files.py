@@ -290,7 +290,8 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
     """
     with disk_errors(path, "locked"):
         # Whoever may read the file may lock it: nobody but those who may write in the folder.
-        group = stat.S_IRGRP | stat.S_IWGRP if path.parent.stat().st_mode & stat.S_IWGRP else 0
+        shared = path.parent.exists() and path.parent.stat().st_mode & stat.S_IWGRP
+        group = stat.S_IRGRP | stat.S_IWGRP if shared else 0
         mode = stat.S_IRUSR | stat.S_IWUSR | group
         _narrow(path, mode)
         lock = FileLock(path, mode=mode)
@@ -298,10 +299,12 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
             try:
                 lock.acquire(timeout=min(timeout_s, _UNSAID_S))
             except Timeout:
+                if timeout_s <= _UNSAID_S:
+                    raise
                 log.warning(
                     "%s: another process is at work there; waiting for it, at most %g s", path.parent, timeout_s
                 )
-                lock.acquire(timeout=timeout_s)
+                lock.acquire(timeout=timeout_s - _UNSAID_S)
         except Timeout:
             raise StoreUnreachable(
                 f"{path.parent}: another process has been at work there for {timeout_s:g} s; end it, or try again later"

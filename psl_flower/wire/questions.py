@@ -16,7 +16,7 @@ import torch
 from psl_flower.errors import FrameMismatch
 from psl_flower.wire.messages import Failed, party_names
 from psl_flower.wire.node_messages import NodeTask, Record, StreamTicket, decode, encode
-from psl_flower.wire.plan import Packed, check_packed
+from psl_flower.wire.plan import Count, Packed, check_packed
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -90,12 +90,13 @@ class SealForRestorers(TaskQuestion, frozen=True):
 class SmashImages(TaskQuestion, frozen=True):
     """What do your Uppers, after `saved` steps, make of these images? In evaluation.
 
-    They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered with tensors "smashed", float32
-    (B, K, C', h', w').
+    So many `more` follow in this audit. They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered
+    with tensors "smashed", float32 (B, K, C', h', w').
     """
 
     kind = "query.audit"
     saved: dict[int, int]
+    more: Count = 0
 
 
 class PlaceUppers(TaskQuestion, frozen=True):

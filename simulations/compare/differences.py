@@ -28,6 +28,11 @@ class Difference:
     low: float
     high: float
 
+    @property
+    def spread(self) -> float:
+        """Width of the interval; 0 where the seeds agree by chance, which shows nothing."""
+        return self.high - self.low
+
     def __str__(self) -> str:
         return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
 
@@ -65,9 +70,9 @@ def conclusion(report: Report) -> str:
     if not found:
         return f"Trained with one seed: another seed may change a difference to {names[0]}, so none is concluded."
     shown = {
-        "above it": [d.method for d in found if d.low > 0],
-        "below it": [d.method for d in found if d.high < 0],
-        "not shown to differ": [d.method for d in found if d.low <= 0 <= d.high],
+        "above it": [d.method for d in found if d.low > 0 and d.spread],
+        "below it": [d.method for d in found if d.high < 0 and d.spread],
+        "not shown to differ": [d.method for d in found if d.low <= 0 <= d.high or not d.spread],
     }
     said = "; ".join(f"{where}: {', '.join(methods)}" for where, methods in shown.items() if methods)
     return f"Compared with {names[0]}, by the 95 % intervals of the paired differences: {said}."

@@ -72,11 +72,10 @@ def test_a_node_refuses_a_plan_that_mixes_images(stores_for, tmp_path):
     """Each weight of the mixing would be another draw for one code, as often as the server asks."""
     config = settings(**CASES["narrow"])
     parts = Parts(config, stores_for(config), tmp_path)
-    asked = msgspec.structs.replace(parts.driver.task.train_plan(0), mode="look")
-    upper = parts.uppers[0]
-    assert upper.run(asked) is not None
+    asked, upper = parts.driver.task.train_plan(0), parts.uppers[0]
     with pytest.raises(ProtocolError, match="mixes images"):
         upper.run(msgspec.structs.replace(asked, mix_weight=0.25))
+    assert upper.run(asked) is not None
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights_on_the_other_transport(stores_for, tmp_path):

@@ -119,7 +119,7 @@ def test_a_node_answers_for_so_many_images_and_no_more(images: Path, tmp_path: P
     nodes = trained(tmp_path)
     nodes.config[101]["audit-images"] = 60
     audit(nodes, tmp_path, images)
-    with pytest.raises(NodeError, match=r"node 101: this node has answered audits of this run for 52 images, 40 more"):
+    with pytest.raises(NodeError, match=r"node 101: this node has answered audits of this run for 52 images, 52 more"):
         audit(nodes, tmp_path, images)
     assert logs(tmp_path)[1] == [40, 12]
     damaged = next((tmp_path / "state" / "node-1").rglob(LOG))

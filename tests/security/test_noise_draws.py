@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 import torch
@@ -89,6 +91,26 @@ def test_a_training_step_is_that_of_the_settings(changes, parts):
         learn(parts, upper, **changes)
 
 
+@pytest.mark.parametrize(
+    "frozen", [{}, {"freeze_uppers_after": 0}, {"freeze_uppers_after": 0, "looks": 2}], ids=["never", "frozen", "kept"]
+)
+def test_a_look_is_that_of_the_settings(frozen, stores_for, tmp_path):
+    """Each view has noise of its own, so views of a server's choosing would average it away."""
+    config = settings(**NOISY, **{"flip": False, "shift": 0, "cutout": 3}, **frozen)
+    parts = Federation(config, stores_for(config), tmp_path)
+    upper, plan = parts.uppers[0], msgspec.structs.replace(evaluation(parts, [0]), mode="look")
+    for seed in range(5):
+        with pytest.raises(ProtocolError, match="is not the one that the run's settings make"):
+            upper.run(msgspec.structs.replace(plan, augment_seed=seed))
+
+
+def test_a_learning_rate_whose_last_bit_differs_is_the_same(parts):
+    """The server's cosine may be of another machine."""
+    upper = parts.uppers[0]
+    plan = parts.driver.task.train_plan(0)
+    upper.run(msgspec.structs.replace(plan, lr=math.nextafter(plan.lr, 1.0)))
+
+
 def test_no_step_after_the_last_is_trained(parts):
     upper = parts.uppers[0]
     learn(parts, upper, 6)
@@ -103,8 +125,8 @@ def test_squares_that_miss_a_patch_draw_nothing_new(stores_for, tmp_path):
     seen = {}
     for seed in range(60):
         asked = msgspec.structs.replace(plan, mode="look", augment_seed=seed)
-        pixels = upper._read(asked).numpy().tobytes()
-        seen.setdefault(pixels, set()).add(upper.run(asked).tensor.numpy().tobytes())
+        pixels = upper._read(asked)
+        seen.setdefault(pixels.numpy().tobytes(), set()).add(upper._normal(asked, pixels).numpy().tobytes())
     assert 10 < len(seen) < 45, "some squares miss the patch, or blank the same of it"
     assert {len(answers) for answers in seen.values()} == {1}
 

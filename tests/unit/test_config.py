@@ -188,6 +188,10 @@ OUT_OF_RANGE = [
     ({"predict": "../x"}, "predict: expected letters"),
     ({"lighten": "../x"}, "lighten: expected letters"),
     ({"audit": "../x", "audit-images": "b"}, "audit: expected letters"),
+    (
+        {"audit": "a", "audit-images": "b", "audit-victims": 1},
+        "audit-victims: expected 2 or more, or 0 to choose, got 1",
+    ),
     ({"audit": "a", "audit-images": "b", "audit-victims": -1}, "audit-victims: expected a number at least 0"),
     ({"audit": "a", "audit-images": "b", "audit-auxiliary": 5}, "audit-auxiliary: expected a number at least 20"),
     ({"audit": "a", "audit-images": "b", "audit-epochs": 0}, "audit-epochs: expected a number at least 1"),

@@ -251,9 +251,11 @@ def test_reading(tmp_path: Path) -> None:
 
 def test_a_lock_that_another_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
-    waited = "another process has been at work there for 0.01 s"
-    with locked(tmp_path / ".lock"), pytest.raises(errors.StoreUnreachable, match=waited):
-        locked(tmp_path / ".lock", timeout_s=0.01).__enter__()
-    assert "another process is at work there; waiting for it, at most 0.01 s" in caplog.text
+    for timeout_s in (0.01, 1.1):
+        waited = f"another process has been at work there for {timeout_s} s"
+        with locked(tmp_path / ".lock"), pytest.raises(errors.StoreUnreachable, match=waited):
+            locked(tmp_path / ".lock", timeout_s=timeout_s).__enter__()
+        said = "another process is at work there; waiting for it, at most 1.1 s" in caplog.text
+        assert said == (timeout_s > 1)
     with pytest.raises(errors.StoreUnreachable, match="cannot be locked"), locked(tmp_path / "file" / ".lock"):
         pass

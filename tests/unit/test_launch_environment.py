@@ -87,4 +87,6 @@ def test_relative_folders_of_modules_mean_those_of_the_caller(monkeypatch, tmp_p
     """Flower's processes are started in another folder, where "." would be another one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f".::/opt/own{os.pathsep}code")
+    monkeypatch.setenv("HF_HOME", "cache")
+    assert environment()["HF_HOME"] == str(tmp_path / "cache")
     assert environment()["PYTHONPATH"] == os.pathsep.join([str(tmp_path), "/opt/own", str(tmp_path / "code")])
