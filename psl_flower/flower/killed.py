@@ -20,15 +20,24 @@ from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
+from psl_flower.errors import RunError
+from psl_flower.system.files import write_file
+
 # Where a program of psl-supernode finds the name of the file for the message that it works on.
 NOTE = "PSL_NODE_MESSAGE"
 _REASON = "ClientApp was killed or ended before it had answered, by the system where memory is short, or by somebody."
 
 
 def note(message: Message | None) -> None:
-    """Write down which message this process works on, without what it says, or that it has answered it (None)."""
+    """Write down which message this process works on, without what it says, or that it has answered it (None).
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
     content = message_to_proto(remove_content_from_message(message)).SerializeToString() if message else b""
-    Path(os.environ[NOTE]).write_bytes(content)
+    write_file(Path(os.environ[NOTE]), content, RunError, mode=0o600, durable=False)
 
 
 def answer_unanswered(client: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from psl_flower.errors import RunError, StoreUnreachable
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import abandoned, locked
+from psl_flower.system.files import abandoned, disk_errors, locked
 from psl_flower.system.folders import make_private_folder
 
 # One that is being ended may need a moment.
@@ -46,7 +46,8 @@ def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_if_empty, [folder for folder in (runs, *runs.parents) if not folder.exists()])
         try:
-            make_private_folder(runs)
+            with disk_errors(runs, "made"):
+                make_private_folder(runs)
             for left in abandoned(runs.glob(f".*{_STARTING}"), stat.S_ISREG):
                 left.unlink(missing_ok=True)
             notice = runs / f".{run.name}{_STARTING}"
