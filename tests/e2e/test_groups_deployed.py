@@ -119,7 +119,7 @@ def owners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owners]:
         yield made
 
 
-def ended(process: subprocess.Popen[bytes], owners: Owners, timeout_s: float = 600) -> None:
+def ended(process: subprocess.Popen[bytes], owners: Owners, timeout_s: float = 1500) -> None:
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
