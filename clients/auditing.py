@@ -60,7 +60,7 @@ def smash(asked: Asked[questions.SmashImages]) -> Parcel:
 def check_audit_allowed(context: Context) -> None:
     """Raise ConfigError unless a real node's own configuration allows `audit`.
 
-    Whoever may query an Upper can train decoders for what it sends of this node's own patches.
+    Query access to an Upper is enough to train decoders for the smashed data of this node's own patches.
     """
     if not is_simulated(context) and not permission(context, _AUDIT):
         raise ConfigError(
@@ -70,15 +70,15 @@ def check_audit_allowed(context: Context) -> None:
 
 
 def note(path: Path, images: int, most: int | None, *, more: int = 0) -> None:
-    """Note in an Upper's log of audits, before it is done, that so many images are answered.
+    """Log the number of images of an answer in an Upper's log of audits, before answering.
 
-    An audit that will come to too many, with the `more` images that follow, is refused at its first question, so that
-    none is answered in vain. With `most` None there is no limit.
+    An audit that would exceed the limit with the `more` images that follow is refused at its first question, so that no
+    answer is wasted. With `most` None there is no limit.
 
     Raises
     ------
     ConfigError
-        If these would be more than `most`, with those before and those that follow.
+        If earlier images, these and those that follow exceed `most`.
     RunError
         If the log cannot be read or written; then nothing is answered.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from psl_flower.errors import ConfigError
 
 _SHOWN = 40
-# First characters of a spreadsheet's formula, which may run programs; numbers may begin so, too.
+# First characters of a spreadsheet's formula, which may run programs; numbers may begin with them as well.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 

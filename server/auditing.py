@@ -62,7 +62,7 @@ class _Nodes:
         self._positions = [blueprint.description.positions_of(m) for m in range(blueprint.description.num_uppers)]
 
     def smash(self, images_NCHW: torch.Tensor, more: int) -> torch.Tensor:
-        """Return the smashed data float32 (N, P, C', h', w') of images uint8 (N, C, H, W); so many `more` follow."""
+        """Return the smashed data float32 (N, P, C', h', w') of images uint8 (N, C, H, W); `more` images follow."""
         count = len(images_NCHW)
         batches = (images_NCHW[first : first + _BATCH] for first in range(0, count, _BATCH))
         return torch.cat(

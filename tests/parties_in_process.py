@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Message
 
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.flower import PartySide, SplitLearning, split_client
@@ -28,6 +29,20 @@ class PartiesGrid(InProcessGrid):
         }
         self.allowed = {}
         self.client_app = split_client(party)
+
+    def lose(self, kind: str, number: int) -> list[str]:
+        """Let node 101 be lost at the `number`-th message of a kind, until nodes are looked for; return all kinds sent."""
+        sent: list[str] = []
+
+        def disturb(message: Message) -> None:
+            sent.append(message.metadata.message_type)
+            if sent[-1] == kind and sent.count(kind) == number:
+                self.unreachable.add(101)
+            elif sent[-1] == "query.inventory":
+                self.unreachable.clear()
+
+        self.on_message = disturb
+        return sent
 
     def fit(self, strategy: SplitLearning) -> Any:
         """Train over the nodes; wait until all of them have ended their parts."""

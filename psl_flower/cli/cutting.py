@@ -24,7 +24,7 @@ def cut_settings(words: Sequence[str], options: Mapping[str, Any]) -> dict[str, 
     Raises
     ------
     ConfigError
-        As `given_settings`, or if a grid that is to be chosen is stated, too.
+        As `given_settings`, or if `grid=auto` comes with a patch size or stride.
     """
     own = dict(options)
     if own["patch_size"] == "auto":
@@ -32,7 +32,7 @@ def cut_settings(words: Sequence[str], options: Mapping[str, Any]) -> dict[str, 
     given = given_settings(words, own, _CUT)
     if given.get("grid") == "auto":
         if given.get("stride"):
-            raise ConfigError("--patch auto chooses the stride, too; leave --stride out")
+            raise ConfigError("--patch auto also chooses the stride; leave --stride out")
         if given.get("patch_size"):
             raise ConfigError("grid: auto chooses patch-size and stride from the images; leave these two out")
     return given
@@ -49,7 +49,7 @@ def request_of(dataset: str, given: Mapping[str, Any], num_uppers: int) -> Store
 
 
 def as_before(given: Mapping[str, Any], base: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return the settings for more images of a set: what the first ones were brought to and cut by.
+    """Return the settings for appending to a set: the size and the grid of its first images.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def as_before(given: Mapping[str, Any], base: Path, manifest: Manifest) -> dict[
 
 
 def _range_as_before(asked: str, base: Path, first: Account | None) -> str:
-    """Return the setting that maps the pixels of more images as those of the first images were mapped."""
+    """Return the `pixel-range` with which the first images were read."""
     from psl_flower.config.data import BY_DATASET, parse_pixel_range, pixel_range_text
 
     found = None if first is None else first.pixel_range

@@ -68,7 +68,7 @@ class Follower(Progress):
         Parameters
         ----------
         title : str
-            What goes on.
+            What is running.
         awaited : str
             What is waited for.
         """

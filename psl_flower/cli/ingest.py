@@ -129,7 +129,7 @@ def _plan(
     threshold: int,
     lower_key: str,
 ) -> Plan:
-    """Return what is to be sealed to whom; no grid stands for that of the dataset to which images are appended."""
+    """Return the plan of grid, nodes and people; without a grid, that of the set to append to is kept."""
     from psl_flower.sealed.ingest import Plan
 
     return Plan(

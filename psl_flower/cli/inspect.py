@@ -86,7 +86,7 @@ def inspect(
 
 
 def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str, DecodedSample], list[str]]:
-    """Return how many images have each size, the first of each, and what is wrong with those that have none."""
+    """Return the number of images by size, the first of each size, and the problems of those not decoded."""
     sizes, problems = Counter[str](), list[str]()
     firsts: dict[str, DecodedSample] = {}
     for sample in samples:

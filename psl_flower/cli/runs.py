@@ -41,7 +41,7 @@ def runs(workspace: Workspace = "", as_json: Json = False) -> None:
 
 
 def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:
-    """Return what is known of a run; `since` is the time at which a command began that starts it, or follows it."""
+    """Return a run's summary; `since` is the Unix time at which a command began to start or follow it."""
     from psl_flower.errors import RunError
     from psl_flower.runs.claim import is_starting
     from psl_flower.runs.folder import Status

@@ -81,7 +81,7 @@ class Listing:
     left_out: LeftOutTally = field(default_factory=LeftOutTally)
     #: All folders in it, by their paths within it, without those passed by.
     folders: list[str] = field(default_factory=list)
-    dead_links: list[str] = field(default_factory=list)  #: Links that lead to nothing; they are in `left_out`, too.
+    dead_links: list[str] = field(default_factory=list)  #: Dangling links; also in `left_out`.
 
 
 def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:

@@ -21,7 +21,7 @@ from psl_flower.wire.mid_step import Adapt, Judge
 
 
 class Down(NamedTuple):
-    """What goes to one Upper."""
+    """A message to one Upper."""
 
     turn: Turn  #: What it is to do.
     #: Where the turn carries one: the gradient of its pending smashed data (B, K, h, w, C), or the mean (N,) of what

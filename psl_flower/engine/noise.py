@@ -1,6 +1,6 @@
 """The noise on codes in a training: one draw for each code that an Upper can make, from a node's secret.
 
-A code follows from the Upper's weights and a patch's pixels; in training from the other patches of the batch, too. So
+A code follows from the Upper's weights and a patch's pixels; in training also from the other patches of the batch. So
 does its draw: the same code made again gets the same noise, so repeated requests average nothing away. A code that
 differs by ever so little gets another draw, since the difference of two codes with the same noise would have none.
 
@@ -39,13 +39,13 @@ def weights_digest(model: nn.Module, *, training: bool) -> bytes:
     That is its weights, and in evaluation BatchNorm's statistics; in training it takes the batch's.
     """
     digest = hashlib.sha256()
-    for name, tensor in _told(model, training):
+    for name, tensor in _deciding_tensors(model, training):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update((tensor.cpu() + 0.0).contiguous().numpy().data)  # 0 and -0 are equal
     return digest.digest()
 
 
-def _told(model: nn.Module, training: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _deciding_tensors(model: nn.Module, training: bool) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     for name, buffer in model.named_buffers():
         kind = name.rpartition(".")[2]
@@ -95,6 +95,6 @@ def code_noise_of(config: RunConfig) -> CodeNoise | None:
     protection = config.network.cut_protection
     if not protection.noise:
         return None
-    told = {key: value for key, value in flat(config.network).items() if key not in _NOT_OF_CODES}
-    run = hashlib.sha256(msgspec.json.encode(told | {"autocast": config.machine.autocast}, order="sorted")).digest()
+    named = {key: value for key, value in flat(config.network).items() if key not in _NOT_OF_CODES}
+    run = hashlib.sha256(msgspec.json.encode(named | {"autocast": config.machine.autocast}, order="sorted")).digest()
     return CodeNoise(size=protection.size, run=run)

@@ -26,16 +26,16 @@ def round_goal(task: Lessons, step: int, evaluate_every: int | None, *, unfinish
 
 
 def is_evaluated(number: int, evaluate_every: int, *, last: bool) -> bool:
-    """Return whether round `number`, counted from 1, evaluates: every so many rounds, 0 for none, and the last does."""
+    """Return True if round `number`, from 1, evaluates: every `evaluate_every` rounds (0: none), and the last."""
     return last or (evaluate_every > 0 and number % evaluate_every == 0)
 
 
 def num_evaluations(rounds: int, evaluate_every: int, *, to_the_end: bool) -> int:
-    """Return how many of the first `rounds` rounds evaluate (`is_evaluated`); `to_the_end`: they are all there are."""
+    """Return the number of evaluations in the first `rounds` rounds (`is_evaluated`); `to_the_end`: of all rounds."""
     regular = rounds // evaluate_every if evaluate_every else 0
     return regular + (to_the_end and not (evaluate_every and rounds % evaluate_every == 0))
 
 
 def ends_round(task: Lessons, step: int) -> bool:
-    """Return whether the first `step` steps are whole rounds, one at least; the last round may be shorter."""
+    """Return True if a round ends after `step` steps; the last round may be shorter."""
     return step > 0 and (step % task.steps_per_round == 0 or step == task.total_steps)

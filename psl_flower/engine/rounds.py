@@ -254,7 +254,7 @@ class Rounds(ABC, Generic[L, T]):
             answers = exchange.exchange(down, self._expected(plan), meanwhile=lambda: None)
         else:
             step = Step(gradient_of=trained.id if trained else None, save=due)
-            down = {m: Down(replace(step, plan=self._told(m, plan)), gradients.get(m)) for m in self._present}
+            down = {m: Down(replace(step, plan=self._next_plan(m, plan)), gradients.get(m)) for m in self._present}
             answers = exchange.exchange(down, self._expected(plan), meanwhile)
         if due:
             saved = [*self._present, *mid_step]
@@ -265,14 +265,14 @@ class Rounds(ABC, Generic[L, T]):
     def _after_sharing(
         self, trained: Plan, means: Mapping[int, torch.Tensor], plan: Plan | None, *, save: bool
     ) -> dict[int, Down]:
-        """Return what follows on `_shared_means`: averages, and the next plan; nothing to whom neither concerns."""
+        """Return the messages after `_shared_means`: averages, and the next plan, to the parties they concern."""
         down = {}
         for m in self._present:
-            told = self._told(m, plan)
+            its_plan = self._next_plan(m, plan)
             if m in means:
-                down[m] = Down(Average(trained.id, told, save), means[m])
+                down[m] = Down(Average(trained.id, its_plan, save), means[m])
             elif plan is not None:
-                down[m] = Down(Step(plan=told, save=save))
+                down[m] = Down(Step(plan=its_plan, save=save))
         return down
 
     def _commit(self) -> None:
@@ -324,7 +324,7 @@ class Rounds(ABC, Generic[L, T]):
     ) -> tuple[dict[int, torch.Tensor], float]:
         """Return all parties' answers to a plan that changes no state, and the seconds of the slowest."""
         assert exchange is not None
-        down = {m: Down(Step(plan=self._told(m, plan))) for m in self._present}
+        down = {m: Down(Step(plan=self._next_plan(m, plan))) for m in self._present}
         answers = exchange.exchange(down, self._expected(plan), meanwhile)
         return _tensors(answers), _upper_s(answers)
 
@@ -333,7 +333,7 @@ class Rounds(ABC, Generic[L, T]):
             return None
         return {m: (self._plan_of(m, plan).num_samples, *self._shapes[m]) for m in self._present}
 
-    def _told(self, m: int, plan: Plan | None) -> Plan | None:
+    def _next_plan(self, m: int, plan: Plan | None) -> Plan | None:
         return None if plan is None else self._plan_of(m, plan)
 
     def _plan_of(self, m: int, plan: Plan) -> Plan:

@@ -19,13 +19,13 @@ _PATH, _KIND = "/v1/runtime/send-task-heartbeat", "application/protobuf"
 
 
 def speak(arguments: Sequence[str]) -> threading.Thread | None:
-    """Begin to tell a SuperNode that its process lives, in a thread; return it, None if there is nothing to be said.
+    """Start a thread that sends heartbeats to a SuperNode; return it, None if none are needed.
 
     Parameters
     ----------
     arguments : sequence of str
-        Those that Flower starts its program for a ClientApp with. Nothing is said over TLS, since to load that takes
-        time as well; `psl-supernode` on its own uses plain HTTP within the host.
+        Those with which Flower starts its ClientApp program. Over TLS none are sent, since loading TLS takes
+        time as well; `psl-supernode` by itself uses plain HTTP within the host.
     """
     given = dict(pairwise(arguments))
     address, token = given.get("--runtime-api-address", ""), given.get("--token", "")
@@ -44,7 +44,7 @@ def _repeat(address: str, token: str) -> None:
 
 
 def _say(address: str, token: str) -> bool:
-    """Return True if the SuperNode has taken note; Flower itself says what is wrong where it has not."""
+    """Return True if the SuperNode accepted the heartbeat; Flower itself reports the reason if not."""
     try:
         connection = http.client.HTTPConnection(address, timeout=_EVERY_S)
         connection.request("POST", _PATH, headers={"content-type": _KIND, "accept": _KIND, "flwr-task-token": token})

@@ -1,9 +1,9 @@
 """The last answer of a ClientApp that ends before it has answered, given to its SuperNode at once.
 
-Flower notices a killed one only after a minute, by missing heartbeats, and its server hears nothing before; one that is
-asked to end, as when the process above it is gone, it does not notice at all. So a node's program for ClientApps writes
-down which message it works on, and answers it with Flower's own error when it is to end. If it is killed, as when the
-machine's memory is full, another program does that in its place.
+Flower notices a killed one only after a minute without heartbeats, and the server hears nothing before; one that is
+asked to end, as when its parent process is gone, it does not notice at all. So a node's ClientApp program writes down
+the message it works on, and answers it with Flower's own error when it ends. If it is killed, as when memory is
+full, another program answers in its place.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def server_identity(wire: WireSettings) -> Identity | None:
     Raises
     ------
     ConfigError
-        If one of the operator's files cannot be used, or nodes cannot be told the address.
+        If one of the operator's files cannot be used, or there is no address to send to nodes.
     """
     advertised = wire.exchange_advertise or wire.exchange_host
     if is_wildcard(advertised):

@@ -71,10 +71,10 @@ def failure_of(reply: Message, node: str) -> NodeError | None:
     if reply.has_error():
         reason = (reply.error.reason or "").strip().splitlines()
         lost = NodeLost if reply.error.code in _GONE else NodeError
-        told = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
+        said = printable(reason[-1], MAX_TEXT) if reason else "no reason given"
         if any(_OUT_OF_MEMORY in line for line in reason):
-            told = "out of memory, so Ray ended it; close other programs, or set a smaller batch size"
-        return lost(f"{node}: {told} (Flower error {reply.error.code})")
+            said = "out of memory, so Ray ended it; close other programs, or set a smaller batch size"
+        return lost(f"{node}: {said} (Flower error {reply.error.code})")
     failed = received(reply, node).failure()
     if failed is None or failed.kind in _CONSEQUENCES:
         return None

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import ConfigError, NoCheckpoint
-from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
-from psl_flower.patches.description import StoreSetDescription
+from psl_flower.kinds.kind import TRAINED, OfTrainedRun, Work
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.resuming import settings_of
 
@@ -16,12 +15,11 @@ FOLDER = "leak"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit(Kind):
+class Audit(OfTrainedRun):
     """Let the nodes' trained Uppers run on the auditor's images, and attack what they send; the run stays as it is."""
 
     handler: ClassVar[str] = "server.auditing:audit"
     unit: ClassVar[str] = "attack"
-    takes_name: ClassVar[bool] = False
 
     audit: str = setting(
         "", "audit this run: nodes with audit=true run their Uppers on your images (docs/privacy.md)", form=RUN_NAME
@@ -46,16 +44,3 @@ class Audit(Kind):
         if not any(run.checkpoints.steps()):
             raise NoCheckpoint(f"{run.path}: the run has no checkpoint of a step yet, so there is nothing to audit")
         return Work(config=settings.replace(**TRAINED), source=run, folder=RunFolder(run.path / FOLDER))
-
-    def begin(self) -> Work:
-        """Return the same."""
-        return self.find()
-
-    def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Raise OtherDataset unless the run was trained on these stores."""
-        check_stores(work, description)
-        return ""
-
-    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
-        """Return the hint that the same command begins it again."""
-        return "the same command"

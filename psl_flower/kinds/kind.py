@@ -88,6 +88,26 @@ class Kind(Settings):
         return dict(given)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfTrainedRun(Kind):
+    """Work with a trained run's model, on the stores it was trained on, in a folder within the run's."""
+
+    takes_name: ClassVar[bool] = False
+
+    def begin(self) -> Work:
+        """Return the work unchanged: its folder exists."""
+        return self.find()
+
+    def check(self, work: Work, description: StoreSetDescription) -> str:
+        """Raise OtherDataset unless the run was trained on these stores."""
+        check_stores(work, description)
+        return ""
+
+    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
+        """Return the hint that the same command continues it."""
+        return "the same command"
+
+
 def check_stores(work: Work, description: StoreSetDescription) -> None:
     """Raise OtherDataset unless these patch stores are those that a run was trained on."""
     if description.fingerprint != work.source.read_description().fingerprint:

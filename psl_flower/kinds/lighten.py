@@ -7,19 +7,17 @@ from typing import ClassVar
 
 from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import ConfigError
-from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
+from psl_flower.kinds.kind import TRAINED, OfTrainedRun, Work
 from psl_flower.lightening.settings import Request, check_noiseless, parse_request
-from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.resuming import settings_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lighten(Kind):
+class Lighten(OfTrainedRun):
     """Find a light model; called again, it continues."""
 
     handler: ClassVar[str] = "server.lightening:lighten"
-    takes_name: ClassVar[bool] = False
 
     lighten: str = setting(
         "", "find a light model of the run of this name, over the federation (docs/lightening.md)", form=RUN_NAME
@@ -48,16 +46,3 @@ class Lighten(Kind):
         # Missing nodes are waited for: training without them would give other weights.
         settings = settings.replace(on_missing_node="wait", **TRAINED)
         return Work(config=settings, source=run, folder=RunFolder(folder.path))
-
-    def begin(self) -> Work:
-        """Return the work unchanged: its folder is there."""
-        return self.find()
-
-    def check(self, work: Work, description: StoreSetDescription) -> str:
-        """Raise OtherDataset unless the run was trained on these stores."""
-        check_stores(work, description)
-        return ""
-
-    def how_to_continue(self, folder: RunFolder, simulated: bool) -> str:
-        """Return the hint that the same command continues it."""
-        return "the same command"

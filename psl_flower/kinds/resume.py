@@ -80,7 +80,7 @@ class Resume(Train):
         return Work(config=config, source=run, folder=run)
 
     def begin(self) -> Work:
-        """Return the work unchanged: its folder is there."""
+        """Return the work unchanged: its folder exists."""
         return self.find()
 
     def check(self, work: Work, description: StoreSetDescription) -> str:

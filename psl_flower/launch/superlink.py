@@ -169,7 +169,7 @@ class LocalSuperLink:
         raise RunError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:g} s: {self.last_words()}")
 
     def flwr(self, arguments: Sequence[str], waiting: Waiting = silently) -> dict[str, object]:
-        """Call `flwr ... --format json` and return what it prints; `waiting` is called meanwhile.
+        """Call `flwr ... --format json` and return the JSON that it prints; `waiting` is called meanwhile.
 
         Raises
         ------

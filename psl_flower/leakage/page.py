@@ -46,7 +46,7 @@ _BODY = """<h1>What run {{ report.run }} gives away</h1>
 
 
 def write(folder: Path, report: Leakage, pictures: Sequence[Pictures]) -> tuple[dict[str, Any], Path]:
-    """Write report.json and page.html to a folder; return what is in the one, and the path of the other."""
+    """Write report.json and page.html to a folder; return the JSON report and the page's path."""
     content = msgspec.to_builtins(report) | {"verdict": report.verdict}
     write_file(folder / "report.json", json.dumps(content, indent=1).encode() + b"\n", RunError, parents=True)
     write_file(folder / "page.html", render(report, pictures).encode(), RunError)

@@ -112,7 +112,7 @@ class LighteningFolder:
         self._append(self._entry(what, judged, seconds))
 
     def are_compared(self) -> bool:
-        """Return whether the speeds of all models at hand were measured in turns with one another."""
+        """Return True if the speeds of all models at hand were measured in turns."""
         numbers = {self._newest(what).compared for what in self.at_hand()}
         return len(numbers) == 1 and 0 not in numbers
 

@@ -155,9 +155,9 @@ def write_report(result: Lightened) -> Path:
 
 
 def _when(folder: LighteningFolder) -> str:
-    """Return whether the speeds were measured in turns, and what a load means for them."""
+    """Return the report's sentence on how speeds were measured, and on other load."""
     if folder.are_compared():
-        return "The models were measured in turns, so a load on the machine at one time slows all of them alike."
+        return "The models were measured in turns, so other load slows all of them equally."
     return (
         "Each model was measured when it was made, so a machine that became slower meanwhile shows in a later model, "
         "and in no spread."

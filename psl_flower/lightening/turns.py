@@ -12,7 +12,7 @@ _TURNS = 3
 
 
 def needs_turns(folder: LighteningFolder) -> bool:
-    """Return whether there are several models at hand whose speeds were not all measured in turns."""
+    """Return True if several models are at hand and their speeds were not all measured in turns."""
     return len(folder.at_hand()) > 1 and not folder.are_compared()
 
 

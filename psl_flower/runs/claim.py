@@ -23,7 +23,7 @@ _FILE = "lock"
 
 @contextlib.contextmanager
 def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
-    """Hold the name of a run against other commands that would begin it, too, from its start to its end.
+    """Reserve a run's name against other commands, from its start to its end.
 
     Until the run has a status, `starts` lists it. It leaves nothing behind where the run did not come to be.
 

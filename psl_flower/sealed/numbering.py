@@ -3,7 +3,7 @@
 Datasets often come sorted by class, and nodes, relays and the audit log see image numbers, which also decide which
 records share a block: in the order of the source they would tell labels. So the images of a generation are numbered,
 within each split, in an order that is derived from the root key: the owner has it, and k restorers together, who may
-see all images. An ingest that is continued finds the same order; images that are appended get one of their own.
+see all images. A continued ingest finds the same order; appended images get another one.
 
 Shape suffix: N samples of a split.
 """

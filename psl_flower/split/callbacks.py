@@ -116,7 +116,7 @@ class Told:
                 self.ending = bool(callback.resume(rounds)) or self.ending
 
     def __call__(self, record: Record) -> None:
-        """Tell all callbacks; raises TrainingError if one of them raises."""
+        """Call all callbacks; raises TrainingError if one of them raises."""
         for callback in self._callbacks:
             try:
                 self.ending = bool(callback(record)) or self.ending

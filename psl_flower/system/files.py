@@ -289,7 +289,7 @@ def locked(path: Path, timeout_s: float = 30.0) -> Iterator[None]:
         If another process holds it for longer than the timeout, or the lock cannot be made.
     """
     with disk_errors(path, "locked"):
-        # Whoever may read the file may lock it: nobody but those who may write in the folder.
+        # A file that can be read can be locked, so only those who may write in the folder may read it.
         shared = path.parent.exists() and path.parent.stat().st_mode & stat.S_IWGRP
         group = stat.S_IRGRP | stat.S_IWGRP if shared else 0
         mode = stat.S_IRUSR | stat.S_IWUSR | group

@@ -90,7 +90,7 @@ class SealForRestorers(TaskQuestion, frozen=True):
 class SmashImages(TaskQuestion, frozen=True):
     """What do your Uppers, after `saved` steps, make of these images? In evaluation.
 
-    So many `more` follow in this audit. They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered
+    `more` images follow in this audit. They come as tensors "patches", uint8 (B, K, C, h, w) for each Upper; answered
     with tensors "smashed", float32 (B, K, C', h', w').
     """
 

@@ -119,7 +119,7 @@ class _Trials:
             self._errors.append(error)
 
     def _note(self, trial: Trial) -> bool:
-        """Enter a result, and return whether all is well; not one of a trial that the command's own end ended."""
+        """Add a result and return True if it succeeded; a trial ended by the command's own end is not added."""
         with self._lock:
             if self._stopped:
                 return False

@@ -39,7 +39,7 @@ class Report(reports.Report, frozen=True, kw_only=True):
     seed: int  #: Of roles and moments.
     measurements: tuple[Kill, ...]  #: Every kill, in the order in which they came.
     kills: dict[str, int]  #: Kills by role.
-    restarts: int  #: Restarts of the run; more than kills if something else went wrong, too.
+    restarts: int  #: Restarts of the run; more than kills if something else failed as well.
     #: Training steps of the run, and how many were done again.
     steps: int
     steps_repeated: int

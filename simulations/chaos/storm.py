@@ -102,7 +102,7 @@ class Storm:
             self._settle()
         finally:
             self._federation.tend(all_back=True)
-            self.kills += [self._told(kill, None) for kill in self._pending]
+            self.kills += [self._recorded(kill, None) for kill in self._pending]
             self.kills.sort(key=lambda kill: kill.at_s)
             self._pending.clear()
 
@@ -174,7 +174,7 @@ class Storm:
         now = time.monotonic()
         for kill in [kill for kill in self._pending if self._has_recovered(kill)]:
             self._pending.remove(kill)
-            self.kills.append(self._told(kill, now - kill.killed))
+            self.kills.append(self._recorded(kill, now - kill.killed))
 
     def _has_recovered(self, kill: _Pending) -> bool:
         """Whether every run has got beyond what the kill could disturb, and what was killed runs again."""
@@ -192,7 +192,7 @@ class Storm:
             return max(step + self._under_way, -(-(step + 1) // self._steps_per_round) * self._steps_per_round)
         return step + self._under_way
 
-    def _told(self, kill: _Pending, recovery_s: float | None) -> Kill:
+    def _recorded(self, kill: _Pending, recovery_s: float | None) -> Kill:
         logged = "\n".join(run.log[start:] for run, start in zip(self._runs, kill.logged, strict=True))
         resumed = any(run.resumed > before for run, before in zip(self._runs, kill.resumed, strict=True))
         warning = _WARNING.search(logged)

@@ -78,13 +78,13 @@ class Lightening(ReportBenchmark[Options]):
             # At least as fast as the directly quantised reference, else they would not compare.
             min_speed = max(options.speedup * plain, direct)
             progress.result(f"to exceed: {min_speed:.0f} images/s")
-            told = _lighten(reference, options, min_speed)
-            settings = _settings(Path(told["folder"]))
-            artefacts = _artefacts(told)
+            answer = _lighten(reference, options, min_speed)
+            settings = _settings(Path(answer["folder"]))
+            artefacts = _artefacts(answer)
             progress.trial("rivals")
-            found = next(artefact for artefact in artefacts if artefact.name == told["closest"])
+            found = next(artefact for artefact in artefacts if artefact.name == answer["closest"])
             assert found.degree is not None
-            artefacts += rivals.at_degree(found.degree, settings, Path(told["folder"]) / "rivals", (CUT, TAUGHT))
+            artefacts += rivals.at_degree(found.degree, settings, Path(answer["folder"]) / "rivals", (CUT, TAUGHT))
             models = _measured(judge, artefacts, options.repetitions, progress)
         return Report(
             **began,
@@ -96,26 +96,26 @@ class Lightening(ReportBenchmark[Options]):
                 lightening=msgspec.to_builtins(settings),
             ),
             min_speed=min_speed,
-            end=f"{told['end']}: {told['reason']}",
+            end=f"{answer['end']}: {answer['reason']}",
             found=found.name,
-            satisfied=told["third"] is not None,
+            satisfied=answer["third"] is not None,
             measurements=models,
             seconds=time.monotonic() - started,
         )
 
 
-def _artefacts(told: Mapping[str, Any]) -> list[Artefact]:
+def _artefacts(answer: Mapping[str, Any]) -> list[Artefact]:
     """Return the models that `psl lighten` has judged."""
     return [
         Artefact(
             name=entry["what"],
             degree=entry["degree"],
-            path=Path(told["folder"]) / entry["what"] / WHOLE_FILE,
+            path=Path(answer["folder"]) / entry["what"] / WHOLE_FILE,
             parameters=entry["judged"]["parameters"],
             multiply_adds=entry["judged"]["multiply_adds"],
             train_s=entry["seconds"],
         )
-        for entry in told["judged"]
+        for entry in answer["judged"]
     ]
 
 
@@ -129,10 +129,10 @@ def _lighten(reference: RunFolder, options: Options, min_speed: float) -> dict[s
     ]  # fmt: skip
     done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     try:
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise RunError(f"psl lighten has failed with exit status {done.returncode}; it said why") from None
-    return told
+    return answer
 
 
 def _settings(folder: Path) -> LighteningSettings:

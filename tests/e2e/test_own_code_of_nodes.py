@@ -29,9 +29,11 @@ publisher = "psl-flower"
 serverapp = "hostile:server"
 clientapp = "hostile:client"
 """
-# What a node's store and key would be to it, a file is here.
-_APP = """
+# The beginning of every app here; `ask` waits for the node.
+_HEAD = """
+import os, signal, time
 from pathlib import Path
+import psutil
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -39,34 +41,29 @@ from flwr.serverapp import ServerApp
 client = ClientApp()
 server = ServerApp()
 
-@client.query()
-def query(message, context):
-    key = Path(context.node_config["key"]).read_text()
-    return Message(RecordDict({"found": ConfigRecord({"key": key})}), reply_to=message)
-
-@server.main()
-def main(grid, context):
+def ask(grid, timeout=None):
     while not (nodes := list(grid.get_node_ids())):
         pass
     asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
-    (reply,) = grid.send_and_receive([asked])
-    told = reply.error.reason if reply.has_error() else reply.content.config_records["found"]["key"]
-    Path(REPORT).write_text(told)
+    return list(grid.send_and_receive([asked], timeout=timeout))
+"""
+# What a node's store and key would be to it, a file is here.
+_APP = f"""{_HEAD}
+@client.query()
+def query(message, context):
+    key = Path(context.node_config["key"]).read_text()
+    return Message(RecordDict({{"found": ConfigRecord({{"key": key}})}}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    (reply,) = ask(grid)
+    said = reply.error.reason if reply.has_error() else reply.content.config_records["found"]["key"]
+    Path(REPORT).write_text(said)
 """
 _KEY = "the node's key"
 # A ClientApp that kills itself, or the program that started it, while it works on its first message; the server notes
 # how long it took until it heard.
-_DYING = """
-import os, signal, time
-import psutil
-from pathlib import Path
-from flwr.app import Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-
-client = ClientApp()
-server = ServerApp()
-
+_DYING = f"""{_HEAD}
 @client.query()
 def query(message, context):
     killed = Path(REPORT + ".killed")
@@ -79,16 +76,11 @@ def query(message, context):
 
 @server.main()
 def main(grid, context):
-    while not (nodes := list(grid.get_node_ids())):
-        pass
-    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
-    (reply,) = grid.send_and_receive([asked])
+    (reply,) = ask(grid)
     after_s = time.time() - float(Path(REPORT + ".killed").read_text())
-    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
-    (again,) = grid.send_and_receive([asked], timeout=120)
-    Path(REPORT).write_text(f"{reply.error.code} {after_s} {again.has_content()}")
+    (again,) = ask(grid, timeout=120)
+    Path(REPORT).write_text(f"{{reply.error.code}} {{after_s}} {{again.has_content()}}")
 """
-
 # As on a host that has far too much to do: to load Flower's program for ClientApps takes longer than Flower waits.
 _SLOW = """
 import sys, time
@@ -100,26 +92,14 @@ class Slow:
 
 sys.meta_path.insert(0, Slow())
 """
-_QUICK = """
-from pathlib import Path
-from flwr.app import Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-
-client = ClientApp()
-server = ServerApp()
-
+_QUICK = f"""{_HEAD}
 @client.query()
 def query(message, context):
     return Message(RecordDict(), reply_to=message)
 
 @server.main()
 def main(grid, context):
-    while not (nodes := list(grid.get_node_ids())):
-        pass
-    asked = Message(RecordDict(), dst_node_id=nodes[0], message_type="query")
-    replies = list(grid.send_and_receive([asked], timeout=150))
-    Path(REPORT).write_text(str([reply.has_content() for reply in replies]))
+    Path(REPORT).write_text(str([reply.has_content() for reply in ask(grid, timeout=150)]))
 """
 
 
@@ -136,7 +116,7 @@ def _running(command: list[str | Path], log: Path, environment: dict[str, str]) 
         process.wait()
 
 
-def _told(
+def _report_of(
     place: Place, folder: Path, program: str, code: str, *options: str | Path, modules: Path | None = None
 ) -> tuple[str, str]:
     """Run an app on a SuperNode, with further modules; return what it reported, and all words of the programs."""
@@ -164,19 +144,19 @@ def _told(
         wait_until(lambda: place.flwr("list", "here").returncode == 0, 60, "the SuperLink")
         with _running(node, logs[1], node_environment):
             done = place.flwr("run", str(app), "here", "--stream", timeout=270)
-            told = report.read_text() if report.exists() else ""
-    return told, done.stdout + done.stderr + "".join(log.read_text() for log in logs)
+            reported = report.read_text() if report.exists() else ""
+    return reported, done.stdout + done.stderr + "".join(log.read_text() for log in logs)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", ["flower-supernode", "psl-supernode"])
 def test_of_a_run(place: Place, tmp_path: Path, program: str) -> None:
-    told, words = _told(place, tmp_path, program, _APP)
+    reported, words = _report_of(place, tmp_path, program, _APP)
     if program == "flower-supernode":
-        assert told == _KEY, words  # why there is the other
+        assert reported == _KEY, words  # why there is the other
     else:
-        assert "the run's app differs from the one installed on this node (hostile.py)" in told, words
-        assert _KEY not in told
+        assert "the run's app differs from the one installed on this node (hostile.py)" in reported, words
+        assert _KEY not in reported
 
 
 # The ClientApp's own process; its parent is a shell, whose parent starts all apps.
@@ -188,9 +168,9 @@ VICTIMS = {"a ClientApp": "os.getpid()", "what starts ClientApps": "psutil.Proce
 def test_that_is_killed(place: Place, tmp_path: Path, victim: str) -> None:
     """Flower itself would say so after a minute of heartbeats that stay out, or never."""
     code = _DYING.replace("VICTIM", victim)
-    told, words = _told(place, tmp_path, "psl-supernode", code, "--app", tmp_path / "app")
-    assert told, words
-    error, after_s, answered = told.split()
+    reported, words = _report_of(place, tmp_path, "psl-supernode", code, "--app", tmp_path / "app")
+    assert reported, words
+    error, after_s, answered = reported.split()
     assert error == str(ErrorCode.CLIENT_APP_CRASHED)
     assert float(after_s) < 45
     assert answered == "True", words
@@ -199,5 +179,5 @@ def test_that_is_killed(place: Place, tmp_path: Path, victim: str) -> None:
 @pytest.mark.timeout(600)
 def test_that_takes_long_to_load_is_waited_for(place: Place, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_SLOW)
-    told, words = _told(place, tmp_path, "psl-supernode", _QUICK, "--app", tmp_path / "app", modules=tmp_path)
-    assert told == "[True]", words
+    reported, words = _report_of(place, tmp_path, "psl-supernode", _QUICK, "--app", tmp_path / "app", modules=tmp_path)
+    assert reported == "[True]", words

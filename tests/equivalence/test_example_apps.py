@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 
 from psl_flower.flower import LabelSide, PartySide, SplitLearning
 from tests import plain_examples as examples
@@ -60,23 +60,6 @@ class Cut:
             raise RuntimeError("power cut")
 
 
-def lose(grid: PartiesGrid, transport: str) -> list[str]:
-    """Let the second node be lost in the second epoch, until nodes are looked for; return the kinds of messages sent."""
-    sent: list[str] = []
-    kind = {"stream": "train.stream", "flower": "query.step"}[transport]
-    number = len(grid.config) + 1 if transport == "stream" else 5 * len(grid.config) + 1
-
-    def disturb(message: Message) -> None:
-        sent.append(message.metadata.message_type)
-        if sent[-1] == kind and sent.count(kind) == number:
-            grid.unreachable.add(101)
-        elif sent[-1] == "query.inventory":
-            grid.unreachable.clear()
-
-    grid.on_message = disturb
-    return sent
-
-
 @pytest.mark.parametrize(("name", "how", "transport"), TABLE)
 def test_interrupted_and_resumed(name: str, how: str, transport: str, tmp_path: Path) -> None:
     optimizer = OPTIMIZERS[how]
@@ -85,7 +68,9 @@ def test_interrupted_and_resumed(name: str, how: str, transport: str, tmp_path: 
     module = of_optimizer(name, optimizer, [cut])
     grid = PartiesGrid(module.party, tmp_path / "state", list(module.PARTIES))
     grid.client_app = module.client_app
-    sent = lose(grid, transport)
+    # In the second epoch.
+    owners = len(grid.config)
+    sent = grid.lose(*{"stream": ("train.stream", owners + 1), "flower": ("query.step", 5 * owners + 1)}[transport])
     config = {"epochs": EPOCHS, "workdir": str(tmp_path / "run"), "transport": transport}
 
     def run() -> None:
@@ -95,7 +80,7 @@ def test_interrupted_and_resumed(name: str, how: str, transport: str, tmp_path: 
 
     with pytest.raises(Exception, match="power cut"):
         run()
-    assert sent.count("query.inventory") > len(grid.config)  # the nodes were looked for again
+    assert sent.count("query.inventory") > owners  # the nodes were looked for again
     run()
     assert 1 < cut.resumed_at <= 2 * steps // 3 + 2
     found = examples.weights(tmp_path / "run", tmp_path / "state")

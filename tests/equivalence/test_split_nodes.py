@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
 from torch import nn
 
 from psl_flower.flower import SplitLearning
@@ -37,17 +36,7 @@ def test_nodes_are_a_plain_loop(transport: str, name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("transport", ["stream", "flower"])
 def test_a_node_dies_and_comes_back(transport: str, tmp_path: Path) -> None:
     grid = PartiesGrid(party_with(torch.optim.Adam), tmp_path / "state")
-    kind, number = {"stream": ("train.stream", 4), "flower": ("query.step", 30)}[transport]
-    sent: list[str] = []
-
-    def disturb(message: Message) -> None:
-        sent.append(message.metadata.message_type)
-        if sent[-1] == kind and sent.count(kind) == number:
-            grid.unreachable.add(101)
-        elif sent[-1] == "query.inventory":
-            grid.unreachable.clear()
-
-    grid.on_message = disturb
+    sent = grid.lose(*{"stream": ("train.stream", 4), "flower": ("query.step", 30)}[transport])
     strategy = over_nodes(transport=transport, workdir=tmp_path / "run", checkpoint_every=2)
     result = grid.fit(strategy)
     assert sent.count("query.inventory") > 3  # the nodes were looked for again

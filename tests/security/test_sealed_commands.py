@@ -38,7 +38,7 @@ def test_the_grid_is_chosen_from_the_images(folder: Path) -> None:
     assert "grid:" not in appended
     assert "generation 2: 110 images in 2 stores, 8x8 patches" in appended
     assert "left out: 80 (sealed before)" in appended
-    assert "--patch auto chooses the stride, too" in refused(ConfigError, *arguments, "--stride", "4x4")
+    assert "--patch auto also chooses the stride" in refused(ConfigError, *arguments, "--stride", "4x4")
 
 
 def test_several_keys_are_made_at_once_or_none(tmp_path: Path) -> None:
