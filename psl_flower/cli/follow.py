@@ -39,7 +39,7 @@ class Follower(Progress):
         self._noted = set[str]()
         self._stage_title, self._stage_began = "", time.monotonic()
         self._quiet_since = time.monotonic()
-        self._told_busy = False
+        self._said_busy = False
 
     def note(self, message: str) -> None:
         """Print one line that stays; the run's log may repeat it."""
@@ -84,9 +84,9 @@ class Follower(Progress):
     def _busy(self) -> str:
         """Return a note, once, on a machine that has more to do than it can do at once."""
         load, cores = os.getloadavg()[0], usable_cores()
-        if self._told_busy or load < _BUSY * cores:
+        if self._said_busy or load < _BUSY * cores:
             return ""
-        self._told_busy = True
+        self._said_busy = True
         return f"; this machine is busy, {load:.0f} processes want its {counted(cores, 'core')}"
 
     def skip_log(self, run: RunFolder) -> None:

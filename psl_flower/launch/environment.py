@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
     if direct != "*":
         direct = ",".join(filter(None, [direct, *_LOOPBACK]))
     found = {**kept, **_OURS, **closed_ray(), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
-    if modules := kept.get("PYTHONPATH"):
-        # They are started in another folder, to which "." and an empty part would refer.
-        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in modules.split(os.pathsep) if part)
+    # They are started in another folder, to which relative paths and an empty part would refer.
+    for name in _PATHS & kept.keys():
+        found[name] = os.pathsep.join(os.path.abspath(part) for part in kept[name].split(os.pathsep) if part)
     return found
