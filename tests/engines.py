@@ -102,14 +102,15 @@ class Federation:
         self.adaptation = self.adaptation_node() if self.lower.adaptation_elsewhere else None
         self.checkpoints = Checkpoints(folder / "lower")
         self.wire = WireFormat.of(config, self.lower.dtype)
-        self.losses: list[float] = []
+        losses: list[float] = []
+        self.losses = losses
         self.driver = RoundDriver(
             self.lower,
             blueprint.task(stores.labels),
             blueprint.smashed_shapes(),
             self.checkpoints,
             averaging=blueprint.averaging(),
-            on_step=lambda report: self.losses.append(report.loss.full),
+            on_step=lambda report: losses.append(report.loss.full),  # of self it would be a cycle
             **driver_options,
         )
 

@@ -193,7 +193,7 @@ def test_a_node_that_was_out_of_memory_is_told_in_a_line(monkeypatch: pytest.Mon
         "<class 'ray.exceptions.OutOfMemoryError'>:<'Task was killed due to the node running low on memory.\nRefer'>"
     )
     found = str(failure_of(_reply(Error(code=0, reason=reason), monkeypatch), "node 1"))
-    assert found.startswith("node 1: out of memory") and "batch-size" in found
+    assert found.startswith("node 1: out of memory") and "batch size" in found
 
 
 def test_an_unknown_field_is_named_on_one_line() -> None:
