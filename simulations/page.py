@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psl_flower.errors import RunError
-from simulations import grid_choice, reading, recipe, seams
+from simulations import first_model, grid_choice, reading, recipe, seams
 from simulations.chaos.deployed_results import Report as ChaosDeployed
 from simulations.chaos.results import Report as Chaos
 from simulations.compare.report import Report as Comparison
@@ -22,7 +22,7 @@ from simulations.vertical.results import Report as Vertical
 
 KINDS: tuple[type[Report], ...] = (
     Throughput, SealedCost, SeparateHosts, Chaos, ChaosDeployed, Comparison, Lightening, grid_choice.Report,
-    reading.Report, Leakage, seams.Report, recipe.Report, Vertical,
+    reading.Report, Leakage, seams.Report, recipe.Report, first_model.Report, Vertical,
 )  # fmt: skip
 _HEAD = """\
 # Benchmarks
@@ -52,6 +52,7 @@ There is no result file yet. Measure, with nothing else running:
     python -m simulations.seams --dataset ../shared/data/cifar10 --out docs/results/seams-cifar10.json
     python -m simulations.reading --other OLDER/.venv/bin/python --out docs/results/reading.json
     python -m simulations.vertical --out docs/results/vertical.json
+    python -m simulations.first_model --dataset ../shared/data/cifar10 --out docs/results/first-model.json
 """
 
 

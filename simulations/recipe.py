@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -173,7 +173,7 @@ def _measure(study: Study[Options, Report]) -> None:
     done = {(t.data, t.recipe, t.steps, t.lr) for t in study.report.measurements}
     stores = {data: _stores(study.folder, data, options) for data in options.sets}
     # One recipe on every set before the next, so that a part of the trainings already compares them.
-    for (recipe, steps, lr, weights), data in product(_recipes(options), options.sets):
+    for (recipe, steps, lr, weights), data in itertools.product(_recipes(options), options.sets):
         config = RunConfig.of(valid_fraction=_VALID, **BEFORE)
         if steps:
             config = _config(stores[data], steps, lr).replace(class_weights=weights)
@@ -191,12 +191,9 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
     """Make a set of images as a folder by class, unless it is embedded, and cut them into plain stores."""
     folder, make = root / data, SETS[data][1]
     if make is not None:
-        for i, (image, k) in enumerate(make(options)):
-            # A test split must be there; nothing is measured on it.
-            for split in ("train", "test") if i < 2 else ("train",):
-                place = folder / split / f"class-{k}"
-                place.mkdir(parents=True, exist_ok=True)
-                image.save(place / f"{i:05d}.png")
+        write_folder(folder / "train", make(options))
+        # A test split must be there; nothing is measured on it.
+        write_folder(folder / "test", itertools.islice(make(options), 2))
     dataset = "digits" if make is None else str(folder)
     config = RunConfig.of(
         dataset=dataset,
@@ -207,9 +204,19 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
     return ensure_stores(root / "stores", store_request(config))
 
 
+def write_folder(folder: Path, images: Set) -> int:
+    """Write images as PNG files into a folder for each class; return their number."""
+    count = 0
+    for count, (image, k) in enumerate(images, start=1):
+        place = folder / f"class-{k}"
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{count:05d}.png")
+    return count
+
+
 def _recipes(options: Options) -> list[tuple[str, int, float, str]]:
     """Return each recipe's name, steps, learning rate for a batch of 64 and class weights; no steps for that before."""
-    tried = product(map(int, options.steps), options.lrs, options.class_weights)
+    tried = itertools.product(map(int, options.steps), options.lrs, options.class_weights)
     names = {"none": "batch by images", "balanced": "batch by images, class weights"}
     return [("before", 0, 0.0, "none"), *((names[weights], steps, lr, weights) for steps, lr, weights in tried)]
 

@@ -138,9 +138,10 @@ def holders_of(grid: Grid, known: Collection[int], timeout_s: float, epoch: int)
 
 def _missing(what: str, refused: Mapping[int, NodeError], refused_ends: bool) -> NodeError | PositionMissing:
     """Return the error for positions that nobody holds, where some nodes were refused."""
+    failures = "; ".join(str(refused[node]) for node in sorted(refused))
     if refused_ends:
-        return next(iter(refused.values()))  # its position may be the one that is missing
-    return PositionMissing(f"{what} (refused: {'; '.join(str(refused[node]) for node in sorted(refused))})")
+        return NodeError(f"{failures}; {what}")
+    return PositionMissing(f"{what} (refused: {failures})")
 
 
 def _is_current(inventory: Inventory, epoch: int) -> bool:

@@ -73,9 +73,11 @@ class Options(fields.Settings):
 
     def config_of(self, case: str, seed: int, workspace: Path) -> RunConfig:
         """Return the settings of a case's run."""
+        photographs = self.dataset != "digits"
         shared: Values = {
             "dataset": self.dataset, "seed": seed, "backbone-width": self.width, "max-train": self.images,
-            "max-test": self.test_images, "rounds": self.epochs, "batch-size": 64, "lr": 0.05,
-            "stores": "plain", "workspace": str(workspace), "flip": self.dataset != "digits",
+            "max-test": self.test_images, "rounds": self.epochs, "stores": "plain", "workspace": str(workspace),
+            # As in docs/accuracy.md.
+            "batch-size": 128, "lr": 0.1, "autocast": True, "flip": photographs, "shift": 2 * photographs,
         }  # fmt: skip
         return RunConfig.from_mapping(shared | CASES[case])

@@ -208,8 +208,8 @@ class Deployment:
             f"exchange-cert={made / 'server.pem'}", f"exchange-key={made / 'server.key'}",
             f"exchange-client-ca={made / 'ca.crt'}",
         )  # fmt: skip
-        # A run that is resumed, asked for predictions or lightened has its settings.
-        begun = any(setting.startswith(("resume=", "predict=", "lighten=")) for setting in settings)
+        # A run that is resumed, asked for predictions, lightened or audited has its settings.
+        begun = any(setting.startswith(("resume=", "predict=", "lighten=", "audit=")) for setting in settings)
         given: dict[str, object] = {}
         for part in ([] if begun else self._settings, exchange, settings):
             given |= parse_settings(list(part))

@@ -68,8 +68,14 @@ class Browser:
         """Return the value of a JavaScript expression."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
 
-    def told(self, *methods: str) -> list[dict[str, Any]]:
-        """Return the parameters of the events of these names since the page was opened."""
+    def trouble(self, page: Path) -> list[Any]:
+        """Return what the page has logged, thrown or fetched beside itself since it was opened."""
+        told = self._told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        urls = [request["request"]["url"] for request in self._told("Network.requestWillBeSent")]
+        assert page.as_uri() in urls
+        return told + [url for url in urls if url != page.as_uri() and not url.startswith("data:")]
+
+    def _told(self, *methods: str) -> list[Any]:
         return [event["params"] for event in self.events if event["method"] in methods]
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:

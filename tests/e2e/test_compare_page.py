@@ -35,6 +35,4 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             # Over the whole telephone; at a desk two beside each other.
             least, most = (400, 0.6 * width) if width > 500 else (0.85 * width, width)
             assert all(least < plot <= most for plot in found["plots"])
-            assert browser.told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded") == []
-            urls = [request["request"]["url"] for request in browser.told("Network.requestWillBeSent")]
-            assert [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
+            assert browser.trouble(page) == []

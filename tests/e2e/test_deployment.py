@@ -280,6 +280,25 @@ def test_flower_transport(deployed: Deployment) -> None:
     assert told == []
 
 
+def test_an_audit_asks_the_nodes_about_images_of_the_auditors_own(deployed: Deployment) -> None:
+    """Trained Uppers stay where they are, and so do the nodes' images."""
+    deployed.train("run-name=audited", "rounds=1", "steps-per-round=2")
+    brought = deployed.server.folder / "brought"
+    for number, (image, label) in enumerate(open_dataset(DATASET, max_test=60).samples("test")):
+        (brought / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(brought / str(label) / f"{number}.png")
+    asked = ("audit-victims=12", "audit-auxiliary=40", "audit-epochs=1")
+    done = deployed.train("audit=audited", f"audit-images={brought}", *asked)
+    leak = deployed.run("audited").path / "leak"
+    status = RunFolder(leak).read_status()
+    assert status is not None and status.state == "completed", (status, done.stdout, done.stderr, deployed.logs())
+    report = json.loads((leak / "report.json").read_text())
+    assert report["victims"] == 12 and (leak / "page.html").stat().st_size > 10_000
+    for node in deployed.nodes:
+        (noted,) = (node.folder / "state").rglob("audits.jsonl")
+        assert sum(json.loads(line)["images"] for line in noted.read_text().splitlines()) == 52
+
+
 def test_images_are_restored_from_afar(deployed: Deployment, tmp_path: Path) -> None:
     """Restorers sign, a run carries their authorisation to the nodes and the answers back; the server reads nothing."""
     asked = deployed.server.folder / "asked.psl"

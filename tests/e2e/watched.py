@@ -74,7 +74,8 @@ class Deployment(deployment.Deployment):
         return host.folder / "store"
 
     def node_config(self, n: int) -> dict[str, str | bool]:
-        config, patches = super().node_config(n) | {"lighten": True, "average": True}, self.network.patch_server
+        allowed = {"lighten": True, "average": True, "audit": True}
+        config, patches = super().node_config(n) | allowed, self.network.patch_server
         if n not in WITH_AUTHORITY:
             del config["exchange-ca"]
         if patches.folder in self.store(n).parents:

@@ -45,6 +45,13 @@ def test_a_node_that_is_needed_and_cannot_open_its_store_ends_the_run(nodes: InP
     assert "error: node 101: " in log_of(tmp_path)
 
 
+def test_all_nodes_that_are_refused_are_named_and_what_is_missing(nodes: InProcessGrid, tmp_path: Path) -> None:
+    for node in (100, 101):
+        nodes.config[node]["key"] = str(tmp_path / "keys" / "owner.key")
+    with pytest.raises(NodeError, match=r"^node 100: .*; node 101: .*; no node holds a position"):
+        train(nodes, tmp_path)
+
+
 def test_a_second_node_with_a_position_ends_the_run_and_both_are_named(nodes: InProcessGrid, tmp_path: Path) -> None:
     other(nodes, tmp_path)
     with pytest.raises(PositionError, match="node 102 holds position 0, which node 100 holds already"):

@@ -1,0 +1,135 @@
+"""How long one's own images take to a trained model, and how good it is; `python -m simulations.first_model`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from psl_flower.config import fields
+from psl_flower.config.fields import setting
+from psl_flower.runs.folder import RunFolder
+from simulations import kept
+from simulations.kept import Study
+from simulations.options import one_of, several
+from simulations.recipe import SETS, write_folder
+from simulations.reports import Cells, Row
+from simulations.separate_hosts.deployment import BIN, call
+
+# Those that are folders of images.
+_FOLDERS = tuple(name for name, (_, make) in SETS.items() if make is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(fields.Settings):
+    """What to train on."""
+
+    dataset: str = setting("uoft-cs/cifar10", "CIFAR-10: a hub name, or a folder of it")
+    sets: tuple[str, ...] = several(_FOLDERS, "sets of images", one_of(_FOLDERS))
+    side: int = setting(32, "height and width of small images, in pixels", least=8)
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One `psl train dataset=FOLDER`, with no other setting, judged by the images that it held back."""
+
+    data: str
+    images: int  #: Of the folder, test images included.
+    side: int  #: Height and width of images in pixels.
+    steps: int
+    seconds: float  #: From the command to its end.
+    #: On the test images, 0..1; the last is what always answering the most frequent class would give.
+    accuracy: float
+    balanced_accuracy: float
+    majority: float
+    at_chance: bool  #: As `psl_flower.engine.classification_scores.Scores.at_chance`.
+
+
+class Report(kept.Report, frozen=True, kw_only=True):
+    """A result file: every training."""
+
+    benchmark: str = "first-model"
+    version: int = 1
+    settings: Options
+    measurements: tuple[Trial, ...]
+
+    @property
+    def title(self) -> str:
+        """One line: what was measured, and where."""
+        return f"From a folder of images to a trained model, by `psl train dataset=FOLDER` alone; {self.place}"
+
+    @property
+    def tables(self) -> tuple[Cells, ...]:
+        """Every training."""
+        head = ("images", "number", "size", "minutes", "steps", "balanced accuracy, %", "accuracy, %", "majority, %")
+        rows: list[Row] = [
+            (
+                SETS[t.data][0], str(t.images), f"{t.side}x{t.side}", f"{t.seconds / 60:.1f}", str(t.steps),
+                f"{100 * t.balanced_accuracy:.1f}" + (" (chance)" if t.at_chance else ""), f"{100 * t.accuracy:.1f}",
+                f"{100 * t.majority:.1f}",
+            )
+            for t in self.measurements
+        ]  # fmt: skip
+        return ((head, rows),)
+
+    @property
+    def notes(self) -> str:
+        """How to read the table."""
+        return (
+            "One training each, with the default settings: 2x2 patches on 4 nodes, ResNet18, 200 steps. Time from the "
+            "command to its end, starting Flower and sealing included. Judged on the fifth of the images that `psl "
+            'train` holds back. "Chance": balanced accuracy within two standard errors of guessing. '
+            f"{self.load}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status, see `exit_status`."""
+    about = "Train on folders of images as a new user does; with --out, finished trainings are kept."
+    return kept.run("first-model", about, Options, Report, _measure, arguments)
+
+
+def _measure(study: Study[Options, Report]) -> None:
+    done = {trial.data for trial in study.report.measurements}
+    for data in study.options.sets:
+        if data not in done:
+            study.progress.trial(data)
+            trial = _train(study.folder, data, study.options)
+            study.progress.result(f"{trial.balanced_accuracy:.1%} balanced, {trial.seconds:.0f} s")
+            study.keep(trial)
+
+
+def _train(root: Path, data: str, options: Options) -> Trial:
+    folder, make = root / data, SETS[data][1]
+    assert make is not None
+    images = write_folder(folder, make(options))
+    began = time.perf_counter()
+    trained = _psl("train", f"dataset={folder}", "--workspace", str(root / "workspace"))
+    seconds = time.perf_counter() - began
+    found = _psl("evaluate", trained["run"], "--workspace", str(root / "workspace"))
+    return Trial(
+        data=data,
+        images=images,
+        side=RunFolder(Path(trained["folder"])).read_description().image_size[0],
+        steps=trained["step"],
+        seconds=seconds,
+        accuracy=found["accuracy"],
+        balanced_accuracy=found["balanced_accuracy"],
+        majority=found["majority_accuracy"],
+        at_chance=found["at_chance"],
+    )
+
+
+def _psl(*arguments: str) -> dict[str, Any]:
+    """Call `psl` and return its JSON; raises RunError with its last words if it fails."""
+    answer: dict[str, Any] = json.loads(call(BIN / "psl", *arguments, "--json").splitlines()[-1])
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

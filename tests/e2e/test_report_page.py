@@ -1,0 +1,39 @@
+"""The page of `psl report` in a real browser: from file://, at desktop and telephone width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from psl_flower.runs.page import render
+from psl_flower.runs.summary import Summary
+from tests.e2e.browser import CHROMIUM, Browser
+from tests.unit.test_run_report import finish
+from tests.unit.tiny_run import make_run
+
+pytest.importorskip("matplotlib", reason="extra plots is not installed")
+pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
+
+MEASURE = """({
+  beyond: document.documentElement.scrollWidth - innerWidth,
+  plots: [...document.querySelectorAll("svg")].map(plot => plot.getBoundingClientRect().width),
+  drawn: [...document.querySelectorAll("svg")].every(plot => plot.querySelectorAll("path, image").length > 5),
+})"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set PSL_CHROMIUM")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, lr=0.07, protection="none")
+    finish(run)
+    page = tmp_path / "page.html"
+    page.write_text(render(Summary.of(run)), "utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        for width in (1280, 390):
+            browser.open(page, width)
+            found = browser.evaluate(MEASURE)
+            # Nothing sticks out: tables and the command scroll or wrap within themselves.
+            assert found["beyond"] <= 0
+            assert len(found["plots"]) == 2 and found["drawn"]
+            assert all(0.85 * min(width, 704) <= plot <= width for plot in found["plots"])
+            assert browser.trouble(page) == []
