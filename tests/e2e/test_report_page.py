@@ -9,8 +9,7 @@ import pytest
 from psl_flower.runs.page import render
 from psl_flower.runs.summary import Summary
 from tests.e2e.browser import CHROMIUM, Browser
-from tests.unit.test_run_report import finish
-from tests.unit.tiny_run import make_run
+from tests.unit.tiny_run import finish, make_run
 
 pytest.importorskip("matplotlib", reason="extra plots is not installed")
 pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")

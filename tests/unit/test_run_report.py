@@ -7,29 +7,12 @@ import shlex
 import msgspec
 import numpy as np
 import pytest
-from tiny_run import make_run
+from tiny_run import finish, make_run
 
 from psl_flower.cli.main import main
-from psl_flower.engine.rounds import Predictions
 from psl_flower.kinds import kind_of, parse_settings
 from psl_flower.runs.page import render
 from psl_flower.runs.summary import Summary
-
-
-def finish(run, accuracy=0.75):
-    """Give a run two rounds of metrics, and predictions of its 20 test images: a quarter of them wrong."""
-    test = run.read_description().samples_of("test")
-    label = np.arange(len(test)) % 10
-    predicted = np.where(np.arange(len(test)) % 4 == 0, (label + 1) % 10, label)
-    confidence = np.linspace(0.5, 0.9, len(test)).astype(np.float32)
-    run.write_predictions(Predictions(sample=test, label=label, predicted=predicted, confidence=confidence, loss=0.5))
-    for number in (3, 4):
-        run.append_metrics({
-            "round": number, "step": 2 * number, "loss": 3.0 / number, "train_accuracy": 0.2 * number,
-            "accuracy": accuracy, "balanced_accuracy": 0.7, "macro_f1": 0.65, "test_loss": 0.5, "images_per_s": 123.0,
-            "seconds": 30.0, "bytes_up": 1_000_000, "bytes_down": 2_000_000, "step_s": 0.1, "upper_s": 0.05,
-            "lower_s": 0.04, "wire_s": 0.01,
-        })  # fmt: skip
 
 
 @pytest.fixture
