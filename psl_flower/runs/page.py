@@ -24,7 +24,7 @@ _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#dddddd"
 _STYLE = """
 body { max-width: 62rem; }
 td.number { text-align: right; }
-svg { display: block; width: 100%; height: auto; max-width: 44rem; }
+svg { display: block; max-width: 100%; height: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 _BODY = """<h1>Run {{ run.name }}</h1>

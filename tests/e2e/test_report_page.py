@@ -34,5 +34,6 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             # Nothing sticks out: tables and the command scroll or wrap within themselves.
             assert found["beyond"] <= 0
             assert len(found["plots"]) == 2 and found["drawn"]
-            assert all(0.85 * min(width, 704) <= plot <= width for plot in found["plots"])
+            curves, confusion = found["plots"]
+            assert 0.85 * min(width, 806) <= curves <= width and 200 <= confusion <= width
             assert browser.trouble(page) == []
