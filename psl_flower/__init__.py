@@ -56,7 +56,7 @@ Each imports only those below it; docs/architecture.md draws and explains them.
 cli                       the program `psl`: one module per group of commands
 flower                    the Flower side: finding nodes, transports, parties with their own models
 launch                    start `flwr run` in a simulation on this machine, watch it, end it
-kinds                     what a run does: train, resume, restore, predict or lighten; its settings, folder and handler
+kinds                     what a run does: train, resume, restore, predict, lighten, audit; settings, folder and handler
 lightening                a smaller int8 model from a trained one (`psl lighten`)
 inference                 a trained model: load, evaluate, export, do without some nodes
 baselines                 what patch-split learning is compared with: the whole image, federated averaging

@@ -107,7 +107,7 @@ def _measure(study: Study[Options, Report]) -> None:
 def _train(root: Path, data: str, options: Options) -> Trial:
     folder, make = root / data, SETS[data][1]
     assert make is not None
-    images = write_folder(folder, make(options))
+    images = write_folder(folder, make(options.dataset, options.side))
     began = time.perf_counter()
     trained = _psl("train", f"dataset={folder}", "--workspace", str(root / "workspace"))
     seconds = time.perf_counter() - began

@@ -45,10 +45,10 @@ _SETS = ("three", "ten", "rare", "glyphs", "digits", "large")
 Set = Iterator[tuple[Image.Image, int]]
 
 
-def _cifar(options: Options, counts: Sequence[tuple[int, int]], side: int) -> Set:
+def _cifar(dataset: str, counts: Sequence[tuple[int, int]], side: int) -> Set:
     """Yield the first images of these (class, number), scaled."""
     left = dict(counts)
-    for image, label in open_dataset(options.dataset).samples("train"):
+    for image, label in open_dataset(dataset).samples("train"):
         if left.get(label, 0):
             left[label] -= 1
             yield Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), label
@@ -56,16 +56,16 @@ def _cifar(options: Options, counts: Sequence[tuple[int, int]], side: int) -> Se
             return
 
 
-def _glyphs(options: Options) -> Set:
+def _glyphs(_: str, side: int) -> Set:
     """Yield each of 40 characters in 10 fonts, grey, a little moved and turned."""
     from matplotlib import get_data_path
 
     random = np.random.default_rng(0)
     for font in _FONTS:
-        face = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", options.side * 3 // 4)
+        face = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", side * 3 // 4)
         for k, character in enumerate(_CHARACTERS):
-            image = Image.new("L", (options.side, options.side), 255)
-            place = tuple(options.side / 2 + random.integers(-1, 2, 2))
+            image = Image.new("L", (side, side), 255)
+            place = tuple(side / 2 + random.integers(-1, 2, 2))
             ImageDraw.Draw(image).text(place, character, 0, face, anchor="mm")
             yield image.rotate(float(random.uniform(-8, 8)), fillcolor=255, resample=Image.Resampling.BILINEAR), k
 
@@ -84,15 +84,25 @@ class Options(fields.Settings):
     side: int = setting(32, "height and width of small images, in pixels", least=8)
 
 
-SETS: dict[str, tuple[str, Callable[[Options], Set] | None]] = {
-    "three": ("3 kinds of photograph, 60 of each", lambda o: _cifar(o, [(k, 60) for k in _THREE], o.side)),
-    "ten": ("10 kinds of photograph, 50 of each", lambda o: _cifar(o, [(k, 50) for k in range(10)], o.side)),
-    "rare": ("3 kinds of photograph: 200, 60, 20", lambda o: _cifar(o, [(0, 200), (3, 60), (8, 20)], o.side)),
+# By name: what it is, and its images given CIFAR-10 and a side in pixels; None where it is embedded.
+SETS: dict[str, tuple[str, Callable[[str, int], Set] | None]] = {
+    "three": (
+        "3 kinds of photograph, 60 of each",
+        lambda dataset, side: _cifar(dataset, [(k, 60) for k in _THREE], side),
+    ),
+    "ten": (
+        "10 kinds of photograph, 50 of each",
+        lambda dataset, side: _cifar(dataset, [(k, 50) for k in range(10)], side),
+    ),
+    "rare": (
+        "3 kinds of photograph: 200, 60, 20",
+        lambda dataset, side: _cifar(dataset, [(0, 200), (3, 60), (8, 20)], side),
+    ),
     "glyphs": ("40 grey characters in 10 fonts", _glyphs),
     "digits": (f"{_DIGITS} of the embedded digits", None),
     "large": (
         f"3 kinds of photograph, 40 of each, scaled to {_LARGE} pixels",
-        lambda o: _cifar(o, [(k, 40) for k in _THREE], _LARGE),
+        lambda dataset, side: _cifar(dataset, [(k, 40) for k in _THREE], _LARGE),
     ),
 }
 
@@ -191,9 +201,9 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
     """Make a set of images as a folder by class, unless it is embedded, and cut them into plain stores."""
     folder, make = root / data, SETS[data][1]
     if make is not None:
-        write_folder(folder / "train", make(options))
+        write_folder(folder / "train", make(options.dataset, options.side))
         # A test split must be there; nothing is measured on it.
-        write_folder(folder / "test", itertools.islice(make(options), 2))
+        write_folder(folder / "test", itertools.islice(make(options.dataset, options.side), 2))
     dataset = "digits" if make is None else str(folder)
     config = RunConfig.of(
         dataset=dataset,

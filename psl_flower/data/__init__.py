@@ -1,1 +1,1 @@
-"""Datasets, and the patch stores made from them."""
+"""Datasets, opened as streams of images and labels."""

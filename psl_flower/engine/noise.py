@@ -21,6 +21,7 @@ from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.config.fields import flat
+from psl_flower.config.network import NetworkSettings
 from psl_flower.protection.noise import drawn
 from psl_flower.wire.plan import Plan
 
@@ -95,6 +96,8 @@ def code_noise_of(config: RunConfig) -> CodeNoise | None:
     protection = config.network.cut_protection
     if not protection.noise:
         return None
-    named = {key: value for key, value in flat(config.network).items() if key not in _NOT_OF_CODES}
+    network, default = flat(config.network), flat(NetworkSettings())
+    # Those at their defaults are left out: a version that knows more settings then draws the same.
+    named = {key: value for key, value in network.items() if key not in _NOT_OF_CODES and value != default[key]}
     run = hashlib.sha256(msgspec.json.encode(named | {"autocast": config.machine.autocast}, order="sorted")).digest()
     return CodeNoise(size=protection.size, run=run)

@@ -9,6 +9,7 @@ from psl_flower.config.fields import RUN_NAME, setting
 from psl_flower.errors import ConfigError
 from psl_flower.kinds.kind import TRAINED, OfTrainedRun, Work
 from psl_flower.lightening.settings import Request, check_noiseless, parse_request
+from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.folder import RunFolder, open_run
 from psl_flower.runs.resuming import settings_of
 
@@ -34,6 +35,15 @@ class Lighten(OfTrainedRun):
             return parse_request(self.lighten_with)
         except ConfigError as error:
             raise ConfigError(f"lighten-with: {error}") from None
+
+    def check(self, work: Work, description: StoreSetDescription) -> str:
+        """Raise OtherDataset as for all work with a trained run, and ConfigError if its network cannot be pruned."""
+        from psl_flower.engine.build import Blueprint
+        from psl_flower.lightening.pruning import check_prunable
+
+        note = super(Lighten, self).check(work, description)
+        check_prunable(Blueprint(work.config, description).network())
+        return note
 
     def find(self) -> Work:
         """Return the trained run, and the folder of the lightening, new or begun."""

@@ -38,7 +38,8 @@ def ladder(second: BackboneSize, max_pruned: float, num_degrees: int) -> list[Ba
 
 def check_prunable(net: PatchSplitNet) -> None:
     """Raise ConfigError if the network has weights at the cut, whose channels cannot be pruned."""
-    if any(True for half in (net.lower, *net.uppers) for _ in half.get_submodule("protection").parameters()):
+    at_cut = [net.lower.joined, *(half.get_submodule("protection") for half in (net.lower, *net.uppers))]
+    if any(list(module.parameters()) for module in at_cut):
         raise ConfigError("protection: its channels cannot be pruned; lighten a run without it")
 
 

@@ -341,8 +341,8 @@ def reset_parameters(module: nn.Module, seed: int | None = None) -> None:
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-            elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.Linear):
-                part.reset_parameters()
+            elif callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
 
 
 def upper_seed(seed: int, upper: int, init: str) -> int:

@@ -88,6 +88,16 @@ def test_a_run_with_noise_has_no_light_uppers_on_nodes(place: Path) -> None:
         serve(grid(place), place)
 
 
+@pytest.mark.parametrize("protection", ["narrow", "code"])
+def test_a_network_that_cannot_be_pruned_is_refused_before_any_node_is_asked(place: Path, protection: str) -> None:
+    folder, nodes, asked = run_of(place), grid(place), []
+    folder.write_config(folder.read_config().replace(protection=protection))
+    nodes.on_message = asked.append
+    with pytest.raises(ConfigError, match="its channels cannot be pruned"):
+        serve(nodes, place)
+    assert asked == []
+
+
 def test_a_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
     """Weights beside the model could be any file of the node."""
     model = helper.make_model(helper.make_graph([], "empty", [], []))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
-from psl_flower.engine.noise import CodeNoise, weights_digest
+from psl_flower.engine.noise import CodeNoise, code_noise_of, weights_digest
 from psl_flower.errors import StoreError
 from psl_flower.kinds.kind import TRAINED
 from psl_flower.protection import Protection
@@ -63,6 +64,17 @@ def test_a_row_depends_on_key_and_record_alone():
     assert not np.isclose(drawn(KEY[::-1], [b"a", b"b", b"c"], 7), whole).any()
     # What all versions of this program must agree on, or runs that are resumed end in other weights.
     assert whole[0, :4].tolist() == pytest.approx([-2.21644, -1.26838, -0.82417, 0.9474], abs=1e-5)
+
+
+def test_a_draw_depends_on_settings_that_make_another_code_and_on_no_other():
+    def run(**settings):
+        made = code_noise_of(RunConfig.of(protection="code", code_noise=0.5, **settings))
+        return made.run.hex()[:16]
+
+    # What all versions must agree on, those that know more settings included.
+    assert run() == "099e87ec2c082d44"
+    assert run(lr=0.3, average_every=4) == run()
+    assert len({run(), run(code_size=8), run(cut="layer2"), run(autocast=True)}) == 4
 
 
 def test_the_same_patch_has_the_same_noise_in_any_batch():

@@ -8,9 +8,7 @@ import torch
 from psl_flower.config import RunConfig
 from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.errors import ConfigError, TrainingError
-from psl_flower.wire.codecs import wire_roundtrip
-
-CODECS = ["int8", "float16", "bfloat16"]
+from psl_flower.wire.codecs import CODECS, wire_roundtrip
 
 
 def gradients(steps: int, B: int = 16, shape: tuple[int, ...] = (2, 1, 1, 3)) -> list[torch.Tensor]:
@@ -24,7 +22,7 @@ def gradients(steps: int, B: int = 16, shape: tuple[int, ...] = (2, 1, 1, 3)) ->
     return made
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", [name for name in CODECS if name != "float32"])
 def test_what_is_sent_adds_up_to_the_gradients_but_for_what_is_owed(codec):
     feedback, sent, wanted = GradientFeedback(codec), torch.zeros(2, 3), torch.zeros(2, 3)
     for gradient in gradients(60, B=8, shape=(2, 2, 2, 3)):

@@ -29,7 +29,7 @@ from tests.paths import ROOT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count(Kind):
-    """A sixth kind: counts the images of a split."""
+    """A kind of one's own: counts the images of a split."""
 
     handler: ClassVar[str] = f"{__name__}:count_images"
 
@@ -52,7 +52,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_sixth_kind_is_registered_with_one_line(given: dict[str, Any], tmp_path: Path) -> None:
+def test_another_kind_is_registered_with_one_line(given: dict[str, Any], tmp_path: Path) -> None:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     num_uppers, work = prepare(kind_of(given))
     assert (num_uppers, work.folder.path) == (4, tmp_path / "runs" / "counted")
@@ -65,7 +65,7 @@ def test_a_sixth_kind_is_registered_with_one_line(given: dict[str, Any], tmp_pat
         kind_of({"resume": "counted", "workspace": str(tmp_path)}).find()
 
 
-def test_the_settings_of_a_sixth_kind_are_like_all_others(given: dict[str, Any], tmp_path: Path) -> None:
+def test_the_settings_of_another_kind_are_like_all_others(given: dict[str, Any], tmp_path: Path) -> None:
     asked, kind = read_settings(["count=test", f"count-notes={tmp_path}/../{tmp_path.name}"])
     assert isinstance(kind, Count)
     assert (kind.count, asked["count-notes"]) == ("test", str(tmp_path)) == (kind.count, kind.count_notes)

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from psl_flower.config import RunConfig
 from psl_flower.errors import ConfigError
 from psl_flower.models import PatchSplitNet
-from psl_flower.models.split import smashed_size
+from psl_flower.models.split import reset_parameters, smashed_size
 from psl_flower.patches import PatchGrid
 from psl_flower.protection import PROTECTIONS, Protection
 from psl_flower.protection.codes import Codes
@@ -75,10 +76,11 @@ def test_an_image_crosses_the_cut_in_the_bits_of_its_codes(cut):
     assert smashed_size(net.uppers[0], (3, 8, 12)) == (16, 1, 1)
 
 
-def test_all_weights_of_a_protection_come_from_the_seed():
+@pytest.mark.parametrize("name", [name for name in PROTECTIONS if name != "none"])
+def test_all_weights_of_a_protection_come_from_the_seed(name):
     def made(seed):
         torch.manual_seed(7)
-        protection = Protection(name="code", size=4)
+        protection = Protection(name=name, size=4)
         return PatchSplitNet(grid=GRID, num_uppers=2, num_classes=3, protection=protection, seed=seed).state_dict()
 
     first, same, other = made(1), made(1), made(2)
@@ -87,6 +89,23 @@ def test_all_weights_of_a_protection_come_from_the_seed():
     drawn = [name for name in ours if first[name].ndim > 1]
     assert len(drawn) >= 5
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_a_module_with_weights_of_its_own_draws_them_itself():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def reset_parameters(self):
+            nn.init.normal_(self.weight)
+
+    module = nn.Sequential(Own())
+    drawn = []
+    for seed in (1, 1, 2):
+        reset_parameters(module, seed)
+        drawn.append(module[0].weight.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_settings_with_a_protection_load_no_torch():

@@ -52,7 +52,9 @@ def test_class_weights_are_a_recipe_of_their_own(pictures, tmp_path):
 def test_sets_are_what_they_say(pictures):
     options = Options(dataset=str(pictures), side=8)
     found = {
-        name: [(image.size, image.mode, k) for image, k in make(options)] for name, (_, make) in SETS.items() if make
+        name: [(image.size, image.mode, k) for image, k in make(options.dataset, options.side)]
+        for name, (_, make) in SETS.items()
+        if make
     }
     assert {k for _, _, k in found["three"]} == {0, 3, 8}
     assert len(found["ten"]) == 40
