@@ -30,6 +30,7 @@ from psl_flower.flower.node_config import (
     own_state,
     permission,
     simulation_slots,
+    state_root,
 )
 from psl_flower.lightening.on_node import LIGHT_FOLDER, onnx_engine, training_engine
 from psl_flower.lightening.settings import check_noiseless
@@ -152,8 +153,7 @@ class Host:
         ConfigError
             If they are of a lightening, and this node's operator has not allowed any.
         """
-        root = Path(self.task.state) if self.simulated else own_state(self.context) / self.task.run
-        folder = root / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}")
+        folder = state_root(self.context, self.task) / ("adaptation" if m == ADAPTATION else f"upper-{m:03d}")
         if self.task.part:
             check_lightening_allowed(self.context)
         remove_leftovers(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from flwr.app import Context
@@ -14,7 +13,7 @@ from flwr.clientapp import ClientApp
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
-from psl_flower.flower.node_config import is_simulated, own_setting, own_state, own_tls, simulation_slots
+from psl_flower.flower.node_config import is_simulated, own_setting, own_tls, simulation_slots, state_root
 from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
@@ -110,9 +109,7 @@ class SideHost:
 
     def checkpoints(self, m: int) -> Checkpoints:
         """Return where a party's states are kept: a real node chooses that itself (node-config "state")."""
-        simulated = is_simulated(self.context)
-        root = Path(self.task.state) if simulated else own_state(self.context) / self.task.run
-        return self._roster(m).checkpoints(root, m)
+        return self._roster(m).checkpoints(state_root(self.context, self.task), m)
 
     def claim(self, m: int) -> Claim:
         """Return a party's claim."""

@@ -12,6 +12,7 @@ from psl_flower.launch.sizing import POOL_SIZE
 from psl_flower.system.state import node_state
 from psl_flower.text import expanded
 from psl_flower.wire.credentials import node_tls
+from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.tls import NodeTls
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
@@ -36,6 +37,11 @@ def own_state(context: Context) -> Path:
     """Return the folder where a real node keeps its Uppers' states: `state`, or one of this user's own."""
     named = own_setting(context, "state")
     return expanded(named, "node-config state") if named else node_state()
+
+
+def state_root(context: Context, task: NodeTask) -> Path:
+    """Return the folder of a run's states: in a simulation where the run says, else one of the node's own."""
+    return Path(task.state) if is_simulated(context) else own_state(context) / task.run
 
 
 def own_tls(context: Context) -> NodeTls:
