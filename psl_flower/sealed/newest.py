@@ -63,12 +63,11 @@ def read_newest(
     with opened(seen) as memory:
         signed = manifests.load(path, owner)
         manifest, book = signed.manifest, LabelBook(folder)
-        known = memory is not None and memory.check(signed)
+        known = memory.check(signed)
         labels = None
         if whole or (folder / FOLDER).is_dir():
             labels = book.read(manifest, reader) if reader is not None else None
             digests = labels.digests if labels is not None else book.digests(manifest)
-            if memory is not None:
-                memory.check_labels(manifest.dataset, digests)
+            memory.check_labels(manifest.dataset, digests)
         AuditLog(folder / AUDIT_FILE).check(manifest, memory)
     return Newest(signed, known, labels)

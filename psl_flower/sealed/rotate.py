@@ -146,8 +146,7 @@ def _begin(
 ) -> tuple[Draft, list[Secret]]:
     """Return the draft to re-encrypt into, interrupted or new and logged, and the keys of its stores."""
     if draft is not None:
-        with epochs.open_root(draft.manifest, owner) as root:
-            return draft, [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
+        return draft, epochs.open_keys(draft.manifest, owner)
     manifest, keys = _next_epoch(current, changes, owner)
     AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes), seen=seen)
     return Draft(manifest=manifest, source=_source(current.digest, changes)), keys

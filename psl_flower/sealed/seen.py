@@ -230,10 +230,10 @@ class SeenBook:
 
 
 @contextmanager
-def opened(seen: SeenBook | None) -> Iterator[Memory | None]:
-    """Hold a memory as `SeenBook.open` does; None without a memory to compare with."""
+def opened(seen: SeenBook | None) -> Iterator[Memory]:
+    """Hold a memory as `SeenBook.open` does; without a book, one that knows nothing and is forgotten."""
     if seen is None:
-        yield None
+        yield Memory({}, Path())
     else:
         with seen.open() as memory:
             yield memory

@@ -18,7 +18,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
-from psl_flower.sealed.header import SegmentHeader
+from psl_flower.sealed.header import STORE_AT, SegmentHeader
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.records import RecordCipher, SampleIds
@@ -186,6 +186,6 @@ def _entry_for(folder: Folder, signed: SignedManifest, node: PublicIdentity) -> 
     if len(mine) > 1:
         # It only chooses among entries; the header that it comes from is checked afterwards.
         with contextlib.suppress(StoreNotFound):
-            header = folder.ranges(file, [0], min(folder.size(file), 48))[0]
-            mine = [entry for entry in mine if entry.store == header[32:48]] or mine
+            header = folder.ranges(file, [0], min(folder.size(file), STORE_AT.stop))[0]
+            mine = [entry for entry in mine if entry.store == header[STORE_AT]] or mine
     return mine[0]

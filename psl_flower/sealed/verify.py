@@ -153,8 +153,7 @@ def _verify_labels(folder: Path, manifest: Manifest, seen: SeenBook | None) -> L
     def check() -> int:
         with opened(seen) as memory:
             digests = book.digests(manifest)
-            if memory is not None:
-                memory.check_labels(manifest.dataset, digests)
+            memory.check_labels(manifest.dataset, digests)
         return len(digests)
 
     return _list_report(book.folder, check) if os.path.lexists(book.folder) else None
