@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +32,6 @@ from simulations.kept import Study
 from simulations.leakage.cases import Options
 from simulations.leakage.results import Floor, Report, Trial, best
 from simulations.progress import Progress
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
-    return kept.run("leakage", about, Options, Report, _measure, arguments)
 
 
 def _measure(study: Study[Options, Report]) -> None:
@@ -111,6 +104,9 @@ def _bytes(config: RunConfig, description: StoreSetDescription) -> tuple[float, 
     )
     return up, down
 
+
+_ABOUT = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
+main = kept.command("leakage", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())
