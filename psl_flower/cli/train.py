@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from psl_flower.cli.follow import Follower
     from psl_flower.kinds import Kind, Work
     from psl_flower.launch.running import Watch
-    from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs.folder import RunFolder, Status
 
 _POLL_S = 0.3
@@ -229,8 +228,8 @@ class _Attempt:
             )  # fmt: skip
             status = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
-            if not (status.state == "completed" and verdict.endswith("completed")):
-                _keep_log(superlink, run)
+            if not (status.state == "completed" and verdict.endswith("completed")) and run.path.is_dir():
+                shutil.copyfile(superlink.log, run.path / "flower.log")
             return status, verdict
 
 
@@ -268,29 +267,21 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
             raise asked
 
 
-def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
-    if run.path.is_dir():
-        shutil.copyfile(superlink.log, run.path / "flower.log")
-
-
 def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds: float | None = None) -> None:
     """Print how a run ended; with `seconds`, for a person at a terminal, as a table."""
     problem = _failure(run, status, verdict)
     done = problem is None
     if as_json:
-        say(
-            json.dumps(
-                {
-                    "run": run.name,
-                    "folder": str(run.path),
-                    "state": status.state if done or status.state != "completed" else "failed",
-                    "message": status.message,
-                    "step": status.step,
-                    "accuracy": status.accuracy,
-                    "model": str(run.model) if done and run.has_model else None,
-                }
-            )
-        )
+        report = {
+            "run": run.name,
+            "folder": str(run.path),
+            "state": status.state if done or status.state != "completed" else "failed",
+            "message": status.message,
+            "step": status.step,
+            "accuracy": status.accuracy,
+            "model": str(run.model) if done and run.has_model else None,
+        }
+        say(json.dumps(report))
     elif done and seconds is not None and sys.stdout.isatty():
         for line in closing_lines(run, status, seconds):
             say(line)
