@@ -97,13 +97,7 @@ class FederatedBackend:
         nodes.ready()
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
-        """Train a network over the federation; see `Backend.train`.
-
-        Raises
-        ------
-        PslError
-            As any training.
-        """
+        """Train a network over the federation; see `Backend.train`. Raises PslError as any training."""
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()

@@ -137,13 +137,7 @@ class AdaptationEngine:
         return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state; drop a pending update.
-
-        Raises
-        ------
-        RunError
-            If the state is of another network.
-        """
+        """Go back to a state; drop a pending update. Raises RunError if the state is of another network."""
         with same_network():
             self.net.load_state_dict(state["net"])
             self._optimizer.load_state_dict(state["optimizer"])

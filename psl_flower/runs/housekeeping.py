@@ -39,13 +39,7 @@ def refuse_if_running(run: RunFolder, doing: str) -> None:
 
 
 def remove(run: RunFolder) -> int:
-    """Remove a run's folder; return the bytes freed.
-
-    Raises
-    ------
-    RunError
-        If it is running, or the disk refuses.
-    """
+    """Remove a run's folder; return the bytes freed. Raises RunError if it is running, or the disk refuses."""
     refuse_if_running(run, "and cannot be removed")
     size = size_of(run.path)
     with disk_errors(run.path, "removed", RunError):

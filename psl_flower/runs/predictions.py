@@ -82,13 +82,7 @@ def save_result(folder: RunFolder, result: Result) -> None:
 
 
 def load_result(folder: Path) -> Result | None:
-    """Return the result of a prediction; None of one that is unfinished.
-
-    Raises
-    ------
-    RunError
-        If the file is damaged.
-    """
+    """Return the result of a prediction; None of one that is unfinished. Raises RunError if the file is damaged."""
     path = folder / _RESULT
     return read_record(path, Result, RunError) if path.exists() else None
 
