@@ -26,14 +26,7 @@ _DELAYS_MS = (10, 50, 100)
 def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     """Print what a run would train.
 
-    Parameters
-    ----------
-    kind : Kind
-        The run, which trains.
-    nodes : int
-        Simulated nodes asked for; 0 for what fits.
-    as_json : bool
-        Whether to print one JSON object.
+    `nodes` are the simulated nodes asked for, 0 for what fits.
 
     Raises
     ------

@@ -15,16 +15,8 @@ from psl_flower.text import counted
 def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path | None = None) -> bool:
     """Print the last evaluation of a run that cannot be evaluated here; return whether it was one.
 
-    Parameters
-    ----------
-    name : str
-        Of the run; empty for the newest.
-    workspace : str
-        Folder of runs; empty for the default.
-    as_json : bool
-        Whether to print one JSON object.
-    table : Path, optional
-        File to write with the scores by class.
+    An empty `name` stands for the newest run, an empty `workspace` for the default folder. The
+    scores by class are written to `table`, if that is given.
 
     Raises
     ------

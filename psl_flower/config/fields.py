@@ -192,14 +192,7 @@ def fields_of(group: type[Settings]) -> Iterator[Field]:
 def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], hint: str) -> list[dict[str, Any]]:
     """Divide a flat mapping with kebab-case keys among groups of settings.
 
-    Parameters
-    ----------
-    groups : iterable of Settings types
-        Each key belongs to one of them.
-    values : mapping
-        The values by their keys.
-    hint : str
-        Where all keys are listed, for the error.
+    Each key belongs to one of the groups; `hint` says in the error where all keys are listed.
 
     Returns
     -------

@@ -124,18 +124,9 @@ def _told(error: BaseException) -> str:
 
 
 def load_files(name: str, kind: str, files: Mapping[str, list[str]], content: str) -> dict[str, Table]:
-    """Open local files of one kind, "parquet" or "arrow".
+    """Open local files of one kind, "parquet" or "arrow", by split.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    kind : str
-        Of the files.
-    files : mapping
-        Split -> paths.
-    content : str
-        Changes with the files: the library would take others of the same size and time for the same.
+    `content` changes with the files: the library would take others of the same size and time for the same.
 
     Raises
     ------

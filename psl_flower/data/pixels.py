@@ -108,14 +108,7 @@ class Decoder:
         """Decode one image file to uint8 (H, W, 1) grey or (H, W, 3) RGB, turned upright by its EXIF orientation.
 
         Palettes and other colour spaces become RGB; transparent images are put on the background; of an animation the
-        first frame is taken.
-
-        Parameters
-        ----------
-        encoded : bytes
-            The file's content, in any format that Pillow reads.
-        where : str
-            Names the image in errors and notes.
+        first frame is taken. `where` names the image in errors and notes.
 
         Raises
         ------

@@ -28,13 +28,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
 
     It evaluates on the validation images, if there are any, else on the test split. Once the Uppers are frozen
     (`psl_flower.engine.freezing`) no Upper waits for gradients: the next smashed data arrive while the Lower learns.
-
-    Parameters
-    ----------
-    looks : Looks or None
-        Where the looks of frozen Uppers are kept; without, they are asked in every step.
-    **options
-        Those of `Rounds`.
+    Their looks are kept in `looks`; without it they are asked in every step. `options` are those of `Rounds`.
     """
 
     def __init__(

@@ -140,12 +140,8 @@ class UpperEngine(PartyEngine):
     def of_patches(self, patches_BKChw: torch.Tensor) -> torch.Tensor:
         """Return the smashed data (B, K, C', h', w') of patches from elsewhere, float32 on the CPU, in evaluation.
 
-        Noise is drawn again each time.
-
-        Parameters
-        ----------
-        patches_BKChw : torch.Tensor
-            uint8, at this Upper's positions, with the network's context and no margin.
+        Noise is drawn again each time. The patches are uint8, at this Upper's positions, with the network's context and
+        no margin.
         """
         options, self.model = self._options, self.model.eval()
         pixels_NChw = normalise(patches_BKChw.flatten(0, 1), options.mean, options.std, self.device)

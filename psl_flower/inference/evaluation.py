@@ -50,16 +50,8 @@ def own_test_images(
 ) -> LabelledImages:
     """Return the test split of the run's dataset, from its patch stores, which are made if they are missing.
 
-    Parameters
-    ----------
-    run : RunFolder
-        Its workspace holds the stores.
-    trained : TrainedModel
-        The run's network.
-    max_test : int
-        Images to use at most, drawn at random, the same ones every time; 0: all.
-    progress : callable, optional
-        As in `prepare_stores`.
+    The run's workspace holds the stores. At most `max_test` images are used, drawn at random, the same ones every time;
+    0: all.
 
     Raises
     ------

@@ -45,16 +45,8 @@ def prepare(
 ) -> tuple[int, Work]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
 
-    Parameters
-    ----------
-    kind : Kind
-        What is to be done.
-    progress : callable, optional
-        As `psl_flower.stores.prepare.prepare_stores` takes it.
-    say : callable, optional
-        Called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check` returns.
-    begin : callable, optional
-        Called with what `Kind.find` returns, before the stores are made, which may take long.
+    `say` is called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check`
+    returns; `begin` with what `Kind.find` returns, before the stores are made, which may take long.
 
     Returns
     -------
@@ -156,12 +148,8 @@ class Watch:
     def note_end(self, state: str, why: str) -> Status:
         """Record the run's end in its folder, after its processes have gone; return its last status.
 
-        Parameters
-        ----------
-        state : str
-            "stopped" or "failed", unless the run itself has said how it ended.
-        why : str
-            One line; how to continue is added.
+        `state` is "stopped" or "failed", unless the run itself has said how it ended. `why` is one line, to which how
+        to continue is added.
         """
         last = self._status()
         if last is not None and last.ended:

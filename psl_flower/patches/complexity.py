@@ -52,13 +52,7 @@ class GridChoice:
 
 
 def count_turns(image_HWC: NDArray[np.uint8]) -> float:
-    """Return the mean number of turns of brightness along an image's rows and columns.
-
-    Parameters
-    ----------
-    image_HWC : ndarray
-        uint8, grey (H, W, 1) or RGB (H, W, 3).
-    """
+    """Return the mean number of turns of brightness along an image's rows and columns; uint8 (H, W, 1) or (H, W, 3)."""
     rows = np.linspace(0, image_HWC.shape[0] - 1, min(image_HWC.shape[0], MAX_LINES)).astype(int)
     cols = np.linspace(0, image_HWC.shape[1] - 1, min(image_HWC.shape[1], MAX_LINES)).astype(int)
     along_rows = _turns(_brightness(image_HWC[rows]))

@@ -110,13 +110,7 @@ def this_process() -> str:
 
 
 class RunFolder:
-    """One run's folder.
-
-    Parameters
-    ----------
-    path : Path
-        <workspace>/runs/<name>.
-    """
+    """One run's folder, <workspace>/runs/<name>."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -253,12 +247,7 @@ class RunFolder:
     def write_predictions(self, predictions: Predictions, split: str | Sequence[str] = "test") -> None:
         """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays.
 
-        Parameters
-        ----------
-        predictions : Predictions
-            To write.
-        split : str or sequence of str
-            The split of all images, or of each.
+        `split` is that of all images, or of each.
 
         Raises
         ------

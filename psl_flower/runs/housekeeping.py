@@ -51,14 +51,8 @@ def prune(run: RunFolder, keep: int = 1) -> int:
     """Remove all but the newest checkpoints of a run; return the bytes freed.
 
     Of the nodes' checkpoints in this folder, as a simulation writes them, those of the same steps are kept: a run
-    continues, and predicts where it lies, only from a step that all parties have.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run, which has ended.
-    keep : int
-        Checkpoints to keep, 1 or more.
+    continues, and predicts where it lies, only from a step that all parties have. The run has ended, and `keep` is 1 or
+    more.
 
     Raises
     ------

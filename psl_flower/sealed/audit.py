@@ -65,13 +65,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditLog:
-    """An audit log on disk.
-
-    Parameters
-    ----------
-    path : Path
-        The log; its head lies beside it.
-    """
+    """An audit log on disk; its head lies beside it."""
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path = path

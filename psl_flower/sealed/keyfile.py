@@ -82,12 +82,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
 def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     """Read a key file.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    ask : callable, optional
-        Given the file's name, returns the passphrase; called only where one is needed.
+    Given the file's name, `ask` returns the passphrase; it is called only where one is needed.
 
     Raises
     ------
@@ -145,12 +140,7 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
 def passphrase_in(file: Path, name: str) -> str:
     """Return the passphrase in a file, its first line in UTF-8, without a byte order mark and whatever ends the line.
 
-    Parameters
-    ----------
-    file : Path
-        The file.
-    name : str
-        What it opens, for errors.
+    `name` is what it opens, for errors.
 
     Raises
     ------

@@ -268,15 +268,8 @@ def sign(manifest: Manifest, owner: Identity) -> SignedManifest:
 def parse(data: bytes, where: str, owner: PublicIdentity | None = None) -> SignedManifest:
     """Check a manifest's form and signature.
 
-    Parameters
-    ----------
-    data : bytes
-        The file.
-    where : str
-        Where it came from, for messages.
-    owner : PublicIdentity, optional
-        The owner trusted. Without, the manifest is only shown to be whole and signed by the key that it
-        names: the caller must get trust in that key elsewhere (`seen.SeenBook` remembers it).
+    `where` it came from is for messages. Without an owner to trust, the manifest is only shown to be whole and signed
+    by the key that it names: the caller must get trust in that key elsewhere (`seen.SeenBook` remembers it).
 
     Raises
     ------

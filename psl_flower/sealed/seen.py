@@ -144,13 +144,7 @@ class Memory:
 
 
 class SeenBook:
-    """The memory of one user.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Where it is kept.
-    """
+    """The memory of one user, kept in a folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or state_home()

@@ -205,15 +205,6 @@ class TopEngine(HeadEngine):
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
-        Parameters
-        ----------
-        plan : Plan
-            The step.
-        smashed : mapping
-            What each party sent.
-        targets_B : torch.Tensor
-            Of the batch's samples.
-
         Returns
         -------
         The loss, and the gradient at what each party sent, contiguous, on the CPU.

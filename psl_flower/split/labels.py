@@ -223,15 +223,7 @@ class LabelEngine(MidStepParty):
 
 
 class RemoteLabels:
-    """The label holder, as the server sees it.
-
-    Parameters
-    ----------
-    exchange : Exchange
-        With the holder as a party.
-    party : int
-        Its number.
-    """
+    """The label holder, as the server sees it: the party of this number in an exchange."""
 
     def __init__(self, exchange: Exchange, party: int) -> None:
         self._exchange, self._party = exchange, party

@@ -29,16 +29,8 @@ from psl_flower.wire.plan import Plan
 class SplitRounds(Rounds[TopEngine, SplitLessons]):
     """Runs rounds of a training over any transport.
 
-    Parameters
-    ----------
-    lower : TopEngine
-        The side of the model behind the cut.
-    training : Training
-        The rest.
-    folder : TrainingFolder
-        Of the checkpoints.
-    options : Any
-        As `psl_flower.engine.rounds.Rounds` takes them.
+    `lower` is the side of the model behind the cut; checkpoints are in the folder. `options` are those of
+    `psl_flower.engine.rounds.Rounds`.
 
     Attributes
     ----------
@@ -97,13 +89,6 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
 
 class Session:
     """One training with its folder.
-
-    Parameters
-    ----------
-    training : Training
-        What is trained.
-    folder : TrainingFolder
-        Where it is kept.
 
     Attributes
     ----------

@@ -36,16 +36,9 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     """Return the set of stores for a request, which is made first if it is missing.
 
     A complete set is reused without decoding an image. An incomplete one, of an interrupted run, is removed and made
-    again. Several processes may call this at once: one makes the set, the others wait for it.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of all sets; made if missing.
-    request : StoreRequest
-        What to cut, and how.
-    progress : Callable, optional
-        Called as progress(stage, done, total) after every chunk of images; stage is "train" or "test".
+    again. Several processes may call this at once: one makes the set, the others wait for it. The folder of all sets is
+    made if missing. `progress` is called as progress(stage, done, total) after every chunk of images; stage is "train"
+    or "test".
 
     Raises
     ------

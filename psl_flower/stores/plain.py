@@ -35,11 +35,6 @@ NOISE_FILE = "noise.key"
 class PlainStore:
     """The patches of one Upper, memory-mapped from a folder; implements `PatchStore`.
 
-    Parameters
-    ----------
-    path : Path
-        The store's folder.
-
     Raises
     ------
     StoreError
@@ -127,14 +122,8 @@ class PlainStore:
 class PlainStoreWriter:
     """Fills one plain store by streamed appends.
 
-    Its folder appears complete, with `finish`, or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The store's future folder; it must not exist. Parent folders are made.
-    meta : StoreMeta
-        What the store will hold; `finish` insists on exactly `meta.num_samples` samples.
+    Its folder appears complete, with `finish`, or not at all. Parent folders are made; the store's own must not exist.
+    `finish` insists on exactly `meta.num_samples` samples.
 
     Raises
     ------

@@ -97,10 +97,7 @@ class StoreRequest(SourceOptions):
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
         """Return the place of this request's set, which need not exist yet.
 
-        Parameters
-        ----------
-        root : Path
-            Folder of all sets.
+        `root` is the folder of all sets.
 
         Returns
         -------
