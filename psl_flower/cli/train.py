@@ -112,18 +112,9 @@ def run_to_end(
 ) -> tuple[RunFolder, Status, str]:
     """Start Flower and a run, and show how it goes; return its folder, its last status, and how Flower ended it.
 
-    Parameters
-    ----------
-    given : dict
-        The settings to pass on, by their kebab-case keys.
-    kind : Kind
-        Of the same settings.
-    nodes : int
-        Simulated nodes; 0 for what fits.
-    retries : int
-        Automatic restarts from the last checkpoint after a failure; one that comes with a leap of the clock costs none.
-    app : str
-        Folder of the Flower app; empty for this installation's.
+    `given` are the settings to pass on, by their kebab-case keys; `nodes` are simulated, 0 for what fits. A run that
+    fails starts again from its last checkpoint, `retries` times at most, not counting failures that come with a leap of
+    the clock. An empty `app` stands for this installation's folder.
 
     Raises
     ------

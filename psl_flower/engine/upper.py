@@ -59,19 +59,9 @@ class UpperOptions:
 class UpperEngine(PartyEngine):
     """One Upper: its model, optimiser, patch store and place in the run.
 
-    Parameters
-    ----------
-    model : nn.Module
-        (N, C, h, w) -> (N, C', h', w'); moved to the device.
-    store : PatchStore
-        The patches of this Upper's positions.
-    options : UpperOptions
-        The rest.
-    checkpoints : Checkpoints
-        Where states are saved.
-    teacher : nn.Module, optional
-        The Upper of a teacher, in eval mode and not trained: its smashed data of the same patches go up behind the
-        model's own, along channels.
+    The model, (N, C, h, w) -> (N, C', h', w'), is moved to the device; the store has the patches of this Upper's
+    positions. `teacher`, the Upper of a teacher, is in eval mode and not trained: its smashed data of the same patches
+    go up behind the model's own, along channels.
     """
 
     def __init__(

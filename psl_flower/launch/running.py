@@ -84,22 +84,9 @@ def start(
 ) -> str:
     """Start `flwr run` with a federation that fits the grid and the machine; return Flower's id of the run.
 
-    Parameters
-    ----------
-    superlink : LocalSuperLink
-        It answers.
-    app : Path
-        Folder of the Flower app.
-    given : mapping
-        The settings to pass on, by their kebab-case keys; those left out take the app's defaults.
-    kind : Kind
-        Of the same settings.
-    work : Work
-        From `prepare`.
-    num_uppers, nodes : int
-        As `psl_flower.launch.sizing.simulation` takes them.
-    waiting : callable
-        Called again and again meanwhile.
+    `given` are the settings to pass on, by their kebab-case keys; those left out take the app's defaults. `work` is
+    from `prepare`; `num_uppers` and `nodes` are as `psl_flower.launch.sizing.simulation` takes them. `waiting` is
+    called again and again meanwhile.
 
     Raises
     ------

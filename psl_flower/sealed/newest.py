@@ -37,18 +37,8 @@ def read_newest(
 ) -> Newest:
     """Read a folder, compare it with what was seen, and remember it, in one step.
 
-    Parameters
-    ----------
-    path : Path
-        The folder, or the manifest in it.
-    seen : SeenBook, optional
-        What to compare with.
-    owner : PublicIdentity, optional
-        The owner trusted.
-    reader : Identity, optional
-        Reads the labels.
-    whole : bool, optional
-        The labels must exist, as in the owner's folder; otherwise a manifest alone will do.
+    `path` is the folder, or the manifest in it. `reader` reads the labels. With `whole` these must exist, as in the
+    owner's folder; otherwise a manifest alone will do.
 
     Raises
     ------

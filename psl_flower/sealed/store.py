@@ -69,18 +69,8 @@ class SealedStore:
     ) -> SealedStore:
         """Open a store as its node.
 
-        Parameters
-        ----------
-        place : str or Path
-            Folder, or any URL that fsspec opens.
-        node : Identity
-            The node's key.
-        owner : PublicIdentity, optional
-            The owner trusted to have signed the manifest.
-        seen : SeenBook, optional
-            What this node has seen before; refuses an older manifest than that.
-        manifest : SignedManifest, optional
-            The manifest to hold the store to; by default the copy in the store.
+        `place` is a folder, or any URL that fsspec opens. The manifest to hold the store to is by default the copy in
+        it; `owner` is trusted to have signed it, and one older than what this node has `seen` is refused.
 
         Raises
         ------

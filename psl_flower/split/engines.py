@@ -45,20 +45,8 @@ def init_seed(seed: int, name: str) -> int:
 class SideEngine(PartyEngine):
     """One party's side of a step.
 
-    Parameters
-    ----------
-    m : int
-        The party's number: its place among the training's parties.
-    name : str
-        Its name.
-    sent : Sent
-        What its net gives for one sample.
-    side : PartySide
-        Its model, data and optimiser.
-    checkpoints : Checkpoints
-        Where states are saved.
-    averaged : bool
-        Whether the training averages the holders of its party.
+    `m` is the party's number, its place among the training's parties; `sent` what its net gives for one sample.
+    `averaged` is whether the training averages the holders of its party.
     """
 
     def __init__(

@@ -75,20 +75,8 @@ class LabelSide:
 class LabelEngine(MidStepParty):
     """The label holder's part of a step.
 
-    Parameters
-    ----------
-    m : int
-        Its number among the parties.
-    name : str
-        The party's name.
-    returned : Sent
-        What the server's model returns for one sample.
-    side : LabelSide
-        Its head, labels, loss and optimiser.
-    checkpoints : Checkpoints
-        Where states are saved.
-    evaluate_batch_size : int
-        Samples that the head takes at once in an evaluation.
+    `m` is its number among the parties, `returned` what the server's model returns for one sample. In an evaluation the
+    head takes `evaluate_batch_size` samples at once.
 
     Attributes
     ----------

@@ -53,18 +53,8 @@ def ensure_sealed(
 ) -> StoreSet:
     """Return the sealed stores for a request, made first, or completed, under the demonstration keys in `keys`.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of all sets; made if missing.
-    request : StoreRequest
-        What to cut, and how.
-    keys : Path
-        Folder of the keys; those that are missing are made.
-    progress : callable, optional
-        As in `psl_flower.stores.ingest.ensure_stores`.
-    labels_version : int, optional
-        The version of the labels; by default the newest.
+    The folder of all sets is made if missing, and so are keys. `progress` is as in
+    `psl_flower.stores.ingest.ensure_stores`; the version of the labels is by default the newest.
 
     Raises
     ------
@@ -102,18 +92,9 @@ def open_sealed_dataset(
 ) -> StoreSet:
     """Return the set in a folder that `psl ingest` filled; the stores themselves may be elsewhere.
 
-    Parameters
-    ----------
-    folder : Path
-        Manifest and labels.
-    keys : Path
-        Folder, or file, with the Lower's private key, if the labels are sealed.
-    owner : str
-        Public key of the owner to trust, or a file with it; empty trusts the first one seen.
-    seen : SeenBook
-        Refuses an older manifest than one seen before, and another owner.
-    labels_version : int, optional
-        The version of the labels; by default the newest.
+    `keys` is the folder, or file, with the Lower's private key, if the labels are sealed. `owner` is the public key to
+    trust, or a file with it; empty trusts the first one seen. `seen` refuses an older manifest than one seen before,
+    and another owner. The version of the labels is by default the newest.
 
     Raises
     ------
