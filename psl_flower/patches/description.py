@@ -81,6 +81,11 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
                 before += stop - start
         raise ConfigError(f"there is no image {sample}; the dataset has images 0 to {self.num_samples - 1}")
 
+    def name_of(self, sample: int) -> str:
+        """Return a sample's name by split, such as "test:17"; raises ConfigError if there is no such sample."""
+        split, number = self.split_of(sample)
+        return f"{split}:{number}"
+
     def sample_of(self, split: str, number: int) -> int:
         """Return the global index of an image of a split; raises ConfigError if there is no such split or image."""
         left = number

@@ -44,6 +44,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
+from psl_flower.system.records import append_record
 from psl_flower.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -231,9 +232,7 @@ class RunFolder:
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one round to metrics.jsonl; raises RunError if the disk refuses."""
-        path = self.path / "metrics.jsonl"
-        with disk_errors(path, "written", RunError), path.open("ab") as file:
-            file.write(msgspec.json.encode(dict(metrics)) + b"\n")
+        append_record(self.path / "metrics.jsonl", dict(metrics), RunError)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics_file`."""

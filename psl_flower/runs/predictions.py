@@ -70,9 +70,8 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
         writer = csv.writer(table)
         writer.writerow(("image", "number", "label", "predicted", "confidence", "right"))
         for sample, label, predicted, confidence in columns:
-            split, within = description.split_of(int(sample))
-            right = "yes" if label == predicted else "no"
-            writer.writerow((f"{split}:{within}", sample, names[label], names[predicted], f"{confidence:.4f}", right))
+            image, right = description.name_of(int(sample)), "yes" if label == predicted else "no"
+            writer.writerow((image, sample, names[label], names[predicted], f"{confidence:.4f}", right))
     write_file(folder.path / TABLE, table.getvalue().encode(), RunError)
 
 

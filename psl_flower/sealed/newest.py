@@ -37,8 +37,8 @@ def read_newest(
 ) -> Newest:
     """Read a folder, compare it with what was seen, and remember it, in one step.
 
-    `path` is the folder, or the manifest in it. `reader` reads the labels. With `whole` these must exist, as in the
-    owner's folder; otherwise a manifest alone will do.
+    `path` is the folder, or the manifest in it. `owner` is trusted, and `reader` reads the labels. With `whole` these
+    must exist, as in the owner's folder; otherwise a manifest alone will do.
 
     Raises
     ------

@@ -44,7 +44,8 @@ class PlainStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._meta = _read_meta(path / META_FILE)
+        self._meta = read_record(path / META_FILE, StoreMeta)
+        _check_meta(self._meta, str(path / META_FILE))
         record = _record_shape(self._meta)
         patches_path = path / PATCHES_FILE
         with disk_errors(patches_path, "read", StoreError):
@@ -195,12 +196,6 @@ class PlainStoreWriter:
 
 def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
     return (len(meta.positions), *meta.patch_shape)
-
-
-def _read_meta(path: Path) -> StoreMeta:
-    meta = read_record(path, StoreMeta)
-    _check_meta(meta, str(path))
-    return meta
 
 
 def _check_meta(meta: StoreMeta, where: str) -> None:

@@ -38,15 +38,12 @@ def _measure(study: Study[Options, Report]) -> None:
     progress = study.progress
     for case, seed in study.report.missing:
         progress.trial(f"{case}, seed {seed}")
-        known, floors = _floor_of(study.report, seed), study.report.floors
+        floors = study.report.floors
+        known = next((floor for floor in floors if floor.seed == seed), None)
         trial, floor = _trial(case, seed, study.options, study.folder, progress, known)
         one, joined = best(trial.one_look).ssim.mean, best(trial.all_looks).ssim.mean
         progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
         study.keep(trial, floors=floors if known else (*floors, floor))
-
-
-def _floor_of(report: Report, seed: int) -> Floor | None:
-    return next((floor for floor in report.floors if floor.seed == seed), None)
 
 
 def _trial(
