@@ -26,12 +26,7 @@ _DELAYS_MS = (10, 50, 100)
 def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     """Print what a run would train.
 
-    `nodes` are the simulated nodes asked for, 0 for what fits.
-
-    Raises
-    ------
-    PslError
-        As the run would raise it at its start.
+    `nodes` are the simulated nodes asked for, 0 for what fits. Raises PslError as the run would raise it at its start.
     """
     from psl_flower.engine.build import Blueprint
     from psl_flower.kinds import Train

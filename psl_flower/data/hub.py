@@ -25,12 +25,7 @@ _HUB_URL = "hf://datasets/"
 
 
 def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str], list[str]]:
-    """Open a dataset of the hub.
-
-    Returns
-    -------
-    tuple
-        The rows of each split, the library's fingerprint of each, and what the account is to say.
+    """Open a dataset of the hub; return by split its rows and the library's fingerprint, and notes for the account.
 
     Raises
     ------

@@ -136,13 +136,7 @@ class Decoder:
             raise CorruptImage(f"{where}: {_what_is_wrong(encoded, error)}") from error
 
     def image(self, image: Image.Image, where: str) -> Pixels:
-        """Return an image of Pillow's as uint8 (H, W, 1) grey or (H, W, 3) RGB; see `file`.
-
-        Raises
-        ------
-        DataError
-            As of `file`.
-        """
+        """Return an image of Pillow's as uint8 (H, W, 1) grey or (H, W, 3) RGB; see `file`, also for DataError."""
         return self._pixels(image, where, deep_colour=False)
 
     def array(self, values: NDArray[Any], where: str) -> Pixels:

@@ -53,10 +53,7 @@ class Adaptation(Protocol):
     def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
         """Compute loss and gradients, and call `meanwhile` once, in parallel where possible.
 
-        Raises
-        ------
-        PslError
-            Whatever a transport raises.
+        Raises PslError as a transport does.
         """
         ...
 

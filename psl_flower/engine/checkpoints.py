@@ -87,12 +87,7 @@ class Checkpoints:
         """Return the state after `step` steps that a party goes to, and warn if other threads made it.
 
         None if there is nothing to load: the party has applied no step, is to apply the first, and has saved nothing.
-        `party` is its name in the warning.
-
-        Raises
-        ------
-        RunError
-            As `load`.
+        `party` is its name in the warning. Raises RunError as `load`.
         """
         if step == 0 and applied == 0 and step not in self.steps():
             return None

@@ -248,12 +248,7 @@ class Looks:
         """Ask the Uppers that are present for the looks still missing, and keep them.
 
         `shapes` returns the shape of each answer to a plan. If `after_batch`, called after every batch, raises,
-        collection ends and keeps what it has.
-
-        Raises
-        ------
-        PslError
-            Whatever the transport raises; RunError if the disk refuses.
+        collection ends and keeps what it has. Raises PslError as the transport does, and RunError if the disk refuses.
         """
         with disk_errors(self._folder, "made", RunError):
             make_private_folder(self._folder)

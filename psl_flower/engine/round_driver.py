@@ -78,10 +78,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
         """Ask the Uppers that are not absent for all looks that are not kept yet; return a report of no step.
 
-        Raises
-        ------
-        PslError
-            As `psl_flower.engine.looks.Looks.collect`; TrainingStopped if a stop was asked for.
+        Raises PslError as `psl_flower.engine.looks.Looks.collect`, and TrainingStopped if a stop was asked for.
         """
         self._collect(exchange, absent)
         if self.lower.adaptation_elsewhere:

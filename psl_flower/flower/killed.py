@@ -64,12 +64,8 @@ def answer_in_its_place(
 ) -> None:
     """Do so in place of a process that was killed, and say that it has ended.
 
-    The arguments are the SuperNode's API and the process's right to it, as Flower's `run_clientapp` takes them.
-
-    Raises
-    ------
-    OSError, httpx.HTTPError
-        As `answer_unanswered`.
+    The arguments are the SuperNode's API and the process's right to it, as Flower's `run_clientapp` takes them. Raises
+    what `answer_unanswered` does.
     """
     flower = _flower()
     client = flower.RuntimeHttpClient.from_server_address(

@@ -144,11 +144,7 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
     """Send messages that nodes answer once they have worked together with the Lower; return the replies.
 
     `is_over` waits for the end of the Lower's work, that many seconds at most, and returns whether it has ended.
-
-    Returns
-    -------
-    list of Message
-        Without those that had not come `ANSWER_TIMEOUT_S` seconds after the end.
+    Replies that have not come `ANSWER_TIMEOUT_S` seconds after the end are missing.
     """
     # A message to a node that is not registered any more has no id, and no answer.
     sent = list(messages)

@@ -74,12 +74,7 @@ def stores_of(
 ) -> StoreSet:
     """Return the patch stores of the run's dataset, which are made if they are missing.
 
-    Parameters are those of `own_test_images`, and of `prepare_stores`.
-
-    Raises
-    ------
-    DataError, PslError
-        As `own_test_images`.
+    Parameters and errors are those of `own_test_images`, and of `prepare_stores`.
     """
     config = trained.config
     own = config.replace(workspace=str(run.path.parents[1]))

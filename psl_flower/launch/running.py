@@ -46,12 +46,8 @@ def prepare(
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
 
     `say` is called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check`
-    returns; `begin` with what `Kind.find` returns, before the stores are made, which may take long.
-
-    Returns
-    -------
-    tuple[int, Work]
-        The number of Uppers, and what `Kind.find` returns.
+    returns; `begin` with what `Kind.find` returns, before the stores are made, which may take long. Return the number
+    of Uppers, and what `Kind.find` returns.
 
     Raises
     ------

@@ -193,9 +193,7 @@ class TopEngine(HeadEngine):
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
-        Returns
-        -------
-        The loss, and the gradient at what each party sent, contiguous, on the CPU.
+        Return the loss, and the gradient at what each party sent, contiguous, on the CPU.
 
         Raises
         ------
@@ -220,12 +218,7 @@ class TopEngine(HeadEngine):
         """Do what `train_step` does where a party has the labels.
 
         `learn` is called with what the model returned, packed as on the wire (B, ...), on the CPU; it returns the loss
-        and its gradient there.
-
-        Raises
-        ------
-        PslError
-            Whatever `learn` raises.
+        and its gradient there. Raises whatever `learn` raises.
         """
         assert self.returned is not None
         leaves = self._leaves(smashed)

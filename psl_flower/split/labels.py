@@ -219,10 +219,7 @@ class RemoteLabels:
     def learn(self, plan: Plan, outputs: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Let the holder learn from a training batch; return the loss and its gradient at the outputs.
 
-        Raises
-        ------
-        PslError
-            Whatever the transport raises, and what the holder reports.
+        Raises PslError as the transport does, and what the holder reports.
         """
         answer = self._ask(plan, outputs, tuple(outputs.shape))
         assert isinstance(answer.message, Judged)
@@ -231,10 +228,7 @@ class RemoteLabels:
     def score(self, plan: Plan, outputs: torch.Tensor) -> dict[str, float]:
         """Return the holder's metrics from the outputs of a whole evaluation.
 
-        Raises
-        ------
-        PslError
-            As `learn`; ProtocolError if a figure has a name that a round's record has already.
+        Raises PslError as `learn`, and ProtocolError if a figure has a name that a round's record has already.
         """
         answer = self._ask(plan, outputs, None)
         assert isinstance(answer.message, Scored)
