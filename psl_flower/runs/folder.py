@@ -85,6 +85,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     updated: Moment = 0.0  #: Unix time.
 
     @property
+    def shown(self) -> str:
+        """The state, or "died" where the process is gone: such a run would else train for ever."""
+        return "died" if self.died else self.state
+
+    @property
     def ended(self) -> bool:
         """Whether the run is over."""
         return self.state in ("completed", "stopped", "failed")

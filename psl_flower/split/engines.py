@@ -234,7 +234,7 @@ class TopEngine(HeadEngine):
         self.lower.eval()
         with drawing(plan, TOP, self.device):
             outputs = self.lower(*self._unpacked(smashed), **self._present(plan))
-        return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+        return moved(outputs, "cpu")
 
     def _leaves(self, smashed: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Begin a step; return what the parties sent as leaves of a graph."""
@@ -344,7 +344,7 @@ def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     top.eval()
     with seeded(0), told_as(TOP):
         present = {"present": torch.ones(2, len(zeros), dtype=torch.bool, device=device)} if takes_present(top) else {}
-        output = top(*(_moved(each, device) for each in zeros), **present)
+        output = top(*(moved(each, device) for each in zeros), **present)
     top.train(mode)
     parts = output if isinstance(output, tuple) else (output,)
     if not all(isinstance(part, torch.Tensor) and part.dim() and len(part) == 2 for part in parts):
@@ -354,5 +354,6 @@ def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     return found
 
 
-def _moved(given: Outputs, device: torch.device) -> Outputs:
+def moved(given: Outputs, device: torch.device | str) -> Outputs:
+    """Return a tensor, or a tuple of some, on a device."""
     return tuple(part.to(device) for part in given) if isinstance(given, tuple) else given.to(device)

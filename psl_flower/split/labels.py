@@ -22,7 +22,7 @@ from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.errors import ConfigError, ProtocolError, PslError
-from psl_flower.split.engines import finite, scalar, told_as
+from psl_flower.split.engines import finite, moved, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, Rows, claim_of, optimizer_of, targets_of
@@ -149,7 +149,7 @@ class LabelEngine(MidStepParty):
         assert isinstance(message, Judge)
         plan, tensor = message.plan, frame.tensor.to(self._device)
         self._check_step(plan.id.step)
-        rows_B = self._rows(plan)
+        rows_B = self._order.rows(plan.sample_indices()).copy()
         if plan.mode == "train":
             loss, gradient = self._learn(plan, tensor, rows_B)
             return wire.frame(Judged(plan.id, loss), gradient)
@@ -167,10 +167,11 @@ class LabelEngine(MidStepParty):
     def _learn(self, plan: Plan, tensor: torch.Tensor, rows_B: NDArray[np.int64]) -> tuple[float, torch.Tensor]:
         leaf = tensor.requires_grad_()
         self.head.train()
+        targets_B = self._targets[torch.from_numpy(rows_B)].to(self._device)
         with drawing(plan, self.draws_as, self._device):
             outputs = self._headed(leaf)
             with told_as(f"{self.name}: its loss"):
-                loss = scalar(self._side.loss(outputs, self._targets_of(rows_B)), f"{self.name}: its loss")
+                loss = scalar(self._side.loss(outputs, targets_B), f"{self.name}: its loss")
         value = finite(loss, self.step)
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
@@ -187,8 +188,7 @@ class LabelEngine(MidStepParty):
         self.head.eval()
         with drawing(plan, self.draws_as, self._device):
             batches = [self._headed(part) for part in tensor.split(self._evaluate_batch_size)]
-        outputs = joined(batches)
-        self.outputs = tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+        self.outputs = moved(joined(batches), "cpu")
         targets = self._targets[torch.from_numpy(rows_B)]
         found = figures(self._side.loss, self._metrics, self.outputs, targets, self.step)
         if self._side.on_evaluated is not None:
@@ -201,13 +201,6 @@ class LabelEngine(MidStepParty):
         with told_as(f"{self.name}: its head"):
             outputs: Outputs = self.head(*inputs) if isinstance(inputs, tuple) else self.head(inputs)
         return outputs
-
-    def _rows(self, plan: Plan) -> NDArray[np.int64]:
-        samples_B = plan.sample_indices()
-        return self._order.rows(samples_B).copy()
-
-    def _targets_of(self, rows_B: NDArray[np.int64]) -> torch.Tensor:
-        return self._targets[torch.from_numpy(rows_B)].to(self._device)
 
 
 class RemoteLabels:
