@@ -10,9 +10,7 @@ margin.
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from math import prod
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta, check_patches, check_samples
 from psl_flower.protection.noise import KEY_BYTES
-from psl_flower.system.files import NewFile, disk_errors, locked, read_file, write_file
+from psl_flower.system.files import NewFile, disk_errors, locked, open_to_others, read_file, write_file
 from psl_flower.system.folders import NewFolder
 from psl_flower.system.records import read_record
 
@@ -110,9 +108,8 @@ class PlainStore:
         key = read_file(path, StoreError, limit=KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path}: the secret is damaged: expected {KEY_BYTES} bytes, found {len(key)}; restore it")
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if os.name == "posix" and mode & 0o077:
-            raise StoreError(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
+        if mode := open_to_others(path):
+            raise StoreError(f"{path} may be read by others (mode {mode}); do: chmod 600 {path}")
         return key
 
     def close(self) -> None:
