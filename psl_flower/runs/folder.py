@@ -328,9 +328,14 @@ def free_name(workspace: Path, name: str, dataset: str) -> str:
             )
         return name
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-")[:40] or "run"
-    stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return name_by_time(runs, slug)
+
+
+def name_by_time(folder: Path, what: str) -> str:
+    """Return `what` with the time, and a number where the folder has something of that name already."""
+    stem = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+    return next(candidate for candidate in candidates if not (folder / candidate).exists())
 
 
 def open_run(workspace: Path, name: str) -> RunFolder:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
@@ -97,15 +96,11 @@ def _ingest(
     finally:
         for writer in writers:
             writer.abort()
-    _save_labels(folder / LABELS_FILE, labels_N)
-    source.account().save(folder / ACCOUNT_FILE)
-    msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
-
-
-def _save_labels(path: Path, labels_N: NDArray[np.int64]) -> None:
     encoded = BytesIO()
     np.save(encoded, labels_N, allow_pickle=False)
-    write_file(path, encoded.getbuffer(), parents=True)
+    write_file(folder / LABELS_FILE, encoded.getbuffer(), parents=True)
+    source.account().save(folder / ACCOUNT_FILE)
+    msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
 
 
 def lock_set(folder: Path) -> AbstractContextManager[None]:
