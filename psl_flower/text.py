@@ -119,6 +119,11 @@ def from_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
+def dims(shape: Iterable[int], joint: str = "x") -> str:
+    """Return dimensions as "16x24", or with another joint."""
+    return joint.join(map(str, shape))
+
+
 def cut(text: str, limit: int) -> str:
     """Return a text as valid Unicode of at most `limit` characters, with dots where more is left out."""
     fitting = text if len(text) <= limit else text[: limit - 3] + "..."

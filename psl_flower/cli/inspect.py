@@ -17,7 +17,7 @@ from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import ReadingSettings, given_settings
 from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +93,7 @@ def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str,
         if sample.image_HWC is None:
             problems.append(sample.problem)
         else:
-            shape = "x".join(map(str, sample.image_HWC.shape))
+            shape = dims(sample.image_HWC.shape)
             sizes[shape] += 1
             firsts.setdefault(shape, sample)
     return sizes, firsts, problems

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import DataError
 from psl_flower.patches.grid import LARGE_IMAGE, Fit, PatchGrid
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 # Change it with anything that changes the choice made from the same images.
 VERSION = 1
@@ -137,16 +137,12 @@ def _grid(rung: int, image_size: tuple[int, int], fit: Fit) -> PatchGrid | None:
 
 
 def _reason(grid: PatchGrid, turns: float, num_images: int, aside: int) -> str:
-    pattern = f"{grid.rows}x{grid.cols} patches of {_text(grid.patch_size)}"
+    pattern = f"{grid.rows}x{grid.cols} patches of {dims(grid.patch_size)}"
     if grid.stride != grid.patch_size:
-        pattern += f", overlapping (stride {_text(grid.stride)})"
+        pattern += f", overlapping (stride {dims(grid.stride)})"
     if aside:
         pattern += f", the nearest {'coarser' if aside < 0 else 'finer'} pattern that fits image and Uppers"
     return (
         f"grid: brightness turns {turns:.1f} times along a line of an image (mean of "
         f"{counted(num_images, 'image')}; below 2 is plain, 8 and more is busy), so auto chose {pattern}"
     )
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

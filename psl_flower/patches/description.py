@@ -15,7 +15,7 @@ from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import StoreMeta
 from psl_flower.system.records import read_record, write_record
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 VERSION = 2
 
@@ -132,8 +132,8 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
                 reasons.append(f"{name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}")
                 break
         if meta.patch_shape != expected.patch_shape:
-            found, wanted = ("x".join(map(str, each.patch_shape)) for each in (meta, expected))
-            size = "x".join(map(str, self.patch_size))
+            found, wanted = dims(meta.patch_shape), dims(expected.patch_shape)
+            size = dims(self.patch_size)
             reasons.append(
                 f"patches of {found} (channels x height x width), expected {wanted} for Upper {upper}: patches of "
                 f"{size} with a margin of {counted(self.margin, 'pixel')}"
