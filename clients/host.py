@@ -171,10 +171,7 @@ class Host:
     def party(self, m: int) -> UpperEngine | AdaptationNode:
         """Return a party that this node hosts; its own operator must have given it the role.
 
-        Raises
-        ------
-        PslError
-            As `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
+        Raises PslError as `open_store` and `build`; PositionError if this node is not the Adaptation Net's server.
         """
         if m != ADAPTATION:
             checkpoints, store = self.checkpoints(m), self.open_store(m)

@@ -129,7 +129,8 @@ def full_loss(
 
 
 def _cross_entropy(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
-    logits_NK = _at_least_float32(logits_NK)
+    if logits_NK.dtype != torch.float64:
+        logits_NK = logits_NK.float()
     weights_K = targets.class_weights_K
     if weights_K is not None:
         weights_K = weights_K.to(logits_NK.dtype)
@@ -138,7 +139,3 @@ def _cross_entropy(logits_NK: torch.Tensor, targets: Targets, smoothing: float) 
         return loss
     other = F.cross_entropy(logits_NK, targets.other_B, weights_K, label_smoothing=smoothing)
     return targets.weight * loss + (1.0 - targets.weight) * other
-
-
-def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

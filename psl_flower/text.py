@@ -19,12 +19,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 def expanded(text: str | Path, what: str) -> Path:
     """Return the path that a text names, with `~` and `~user` replaced.
 
-    Parameters
-    ----------
-    text : str or Path
-        The path.
-    what : str
-        The setting or option that it comes from, for the error.
+    `what` is the setting or option that it comes from, for the error.
 
     Raises
     ------
@@ -40,12 +35,7 @@ def expanded(text: str | Path, what: str) -> Path:
 def read_pairs(words: Iterable[str], form: str = "KEY=VALUE") -> dict[str, str]:
     """Return the values, as they are written, by their keys.
 
-    Parameters
-    ----------
-    words : iterable of str
-        One pair each.
-    form : str
-        What a pair looks like, for the error.
+    Each word is one pair; `form` is what a pair looks like, for the error.
 
     Raises
     ------
@@ -127,6 +117,11 @@ def cell(text: str) -> str:
 def from_cell(text: str) -> str:
     """Return the text of which `cell` made this."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def dims(shape: Iterable[int], joint: str = "x") -> str:
+    """Return dimensions as "16x24", or with another joint."""
+    return joint.join(map(str, shape))
 
 
 def cut(text: str, limit: int) -> str:

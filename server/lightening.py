@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import shutil
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints, load_state, save_state
+from psl_flower.engine.round_ends import rounds_left
 from psl_flower.errors import TrainingStopped
 from psl_flower.inference.onnx_files import open_session
 from psl_flower.inference.trained_model import load_trained_model
@@ -96,13 +97,7 @@ class FederatedBackend:
         nodes.ready()
 
     def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
-        """Train a network over the federation; see `Backend.train`.
-
-        Raises
-        ------
-        PslError
-            As any training.
-        """
+        """Train a network over the federation; see `Backend.train`. Raises PslError as any training."""
         if training.checkpoint.exists():
             net.load_state_dict(load_state(training.checkpoint)["net"])
             return net.eval()
@@ -168,12 +163,7 @@ class FederatedBackend:
             nodes = self._nodes(place.name)
             nodes.keep(files_in(place, self._description.num_uppers))
             measured = nodes.measure(settings.target, batch=settings.batch, threads=settings.threads)
-            return Speed(
-                images_per_s=measured.images_per_s,
-                latency_ms=measured.latency_ms,
-                images_per_s_spread=measured.images_per_s_spread,
-                latency_spread=measured.latency_spread,
-            )
+            return Speed(**msgspec.structs.asdict(measured))
         generator = torch.Generator().manual_seed(0)
         shape = (settings.batch, self._description.channels, *self._description.image_size)
         images_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -192,21 +182,16 @@ class FederatedBackend:
     def _train(self, blueprint: Blueprint, training: Training, parties: Parties) -> list[dict[str, torch.Tensor]]:
         """Train from the Lower's step to the end; return the Uppers' weights."""
         task, done = blueprint.task(self._run.stores.labels), parties.lower.step
-        per_round, total_steps = task.steps_per_round, task.schedule.total_steps
         self._reporter.plan(
-            rounds=blueprint.config.training.rounds,
-            total_steps=total_steps,
-            steps_per_round=per_round,
-            done=done,
-            what=training.what,
-        )
+            rounds=blueprint.config.training.rounds, total_steps=task.total_steps, steps_per_round=task.steps_per_round,
+            done=done, what=training.what,
+        )  # fmt: skip
         strategy = self._run.strategy(
             parties, task, on_placed=lambda placement: self._reporter.placed(placement, training.what)
         )
-        rounds_left = math.ceil(total_steps / per_round) - done // per_round
         try:
-            if rounds_left:
-                strategy.start(self._run.grid, initial_arrays=ArrayRecord(), num_rounds=rounds_left)
+            if left := rounds_left(task, done):
+                strategy.start(self._run.grid, initial_arrays=ArrayRecord(), num_rounds=left)
             collected = strategy.collect(self._run.grid)
         finally:
             strategy.close()

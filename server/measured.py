@@ -21,18 +21,8 @@ def measured(
 ) -> dict[str, Any]:
     """Return a round's object in metrics.jsonl; values that were not measured are None.
 
-    Parameters
-    ----------
-    report : RoundReport
-        Of the round.
-    number : int
-        Of the round, from 1.
-    up, down : mapping
-        Bytes of the run so far from and to each party.
-    in_round : tuple of int
-        Bytes up and down of this round alone.
-    what : str
-        Name of the training, if the run has several; else empty.
+    The round's number is from 1. `up` and `down` are the bytes of the run so far from and to each party, `in_round`
+    those of this round alone, up and down. `what` names the training if the run has several; else it is empty.
     """
     steps, predictions, (bytes_up, bytes_down) = report.steps, report.predictions, in_round
 

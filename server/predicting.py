@@ -102,15 +102,11 @@ def light_parties(run: ServerRun[Kind], light: LightModel, checkpoints: Checkpoi
 
 
 def _own_parties(run: ServerRun[Predict], step: int) -> Parties:
+    """Return the Uppers and the Lower of the run's own network, as after this step."""
     lower = run.blueprint.lower_engine(run.device)
     lower.go_to(step, run.source.checkpoints)
     lower.reported = lower.reported[:0]  # those steps were reported by the run that trained
-    return Parties(
-        lower=lower,
-        shapes=run.blueprint.smashed_shapes(),
-        checkpoints=run.source.checkpoints,
-        node_task=run.node_task(),
-    )
+    return run.parties(lower)
 
 
 def _summary(result: Result, predictions: Predictions) -> str:

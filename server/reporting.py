@@ -321,7 +321,8 @@ class Reporter:
         return self._scores.note(self._class_names) if self._scores else ""
 
     def _training(self, report: StepReport) -> dict[str, object]:
-        rate = _rate(self._recent)
+        seconds = sum(step.seconds for step in self._recent)
+        rate = sum(step.num_samples for step in self._recent) / max(1e-9, seconds)
         status = self._status
         left = status.total_steps - report.step
         step_s = fmean([step.seconds for step in self._recent])
@@ -376,7 +377,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _rate(steps: list[StepReport]) -> float:
-    return sum(step.num_samples for step in steps) / max(1e-9, sum(step.seconds for step in steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from flwr.app import ArrayRecord
@@ -60,6 +60,13 @@ class ServerRun(Work, Generic[K]):
     def device(self) -> torch.device:
         """Where the Lower computes."""
         return choose_device(self.config.machine.device)
+
+    def parties(self, lower: LowerEngine, **more: Any) -> Parties:
+        """Return the Lower with the Uppers of the run's own network; `more` are other fields of `Parties`."""
+        return Parties(
+            lower=lower, shapes=self.blueprint.smashed_shapes(), checkpoints=self.source.checkpoints,
+            node_task=self.node_task(), **more,
+        )  # fmt: skip
 
     def node_task(self, blueprint: Blueprint | None = None, part: str = "") -> NodeTask:
         """Return the task for nodes: to build their parties from the run's blueprint, or from another for one part."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from contextlib import suppress
 
 from flwr.app import ArrayRecord
 
 from psl_flower.engine.automatic_settings import planned
-from psl_flower.engine.looks import Looks, looks_of
+from psl_flower.engine.looks import looks_of
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.pretrained import FILE, load_upper, read_weights
-from psl_flower.engine.round_ends import ends_round
+from psl_flower.engine.round_ends import is_unreported, rounds_left
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
 from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
@@ -29,7 +28,7 @@ from psl_flower.runs.tracking import Tracking
 from psl_flower.system.files import write_file
 from psl_flower.text import counted, duration, expanded
 from psl_flower.wire.questions import PlaceUppers
-from server.run import Parties, ServerRun
+from server.run import ServerRun
 from server.validation import EndedEarly, Validation
 from strategies import PatchSplit
 from strategies.asked_nodes import AskedNodes
@@ -57,13 +56,13 @@ def train(run: ServerRun[Train]) -> None:
     if (accuracy := last_accuracy(run.source)) is not None:
         reporter.note_accuracy(accuracy)
     reporter.plan(
-        rounds=_rounds_left(task, 0), total_steps=total_steps, steps_per_round=task.steps_per_round, done=done,
+        rounds=rounds_left(task, 0), total_steps=total_steps, steps_per_round=task.steps_per_round, done=done,
         class_names=run.stores.description.class_names,
     )  # fmt: skip
     looks = looks_of(blueprint, task, run.source.looks, run.source.identity)
     if run.config.network.upper_weights and done < total_steps and (looks is None or not looks.complete):
         _place_weights(run)
-    parties = _parties(run, lower, looks)
+    parties = run.parties(lower, averaging=blueprint.averaging(), looks=looks)
     monitor = Monitor.of(run.config.training)
     validation = None if monitor is None else Validation(run, monitor, parties, task)
     strategy = run.strategy(
@@ -77,37 +76,19 @@ def train(run: ServerRun[Train]) -> None:
     began = time.monotonic()
     reporter.say("starting", "starting the nodes")
     try:
-        rounds_left = _rounds_left(task, done) + unfinished
+        num_rounds = rounds_left(task, done) + unfinished
         best = None
         with suppress(EndedEarly):
             if validation is not None:
                 validation.follow(strategy)
-                rounds_left = 0 if validation.over else rounds_left
-            strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=rounds_left)
+                num_rounds = 0 if validation.over else num_rounds
+            strategy.start(run.grid, initial_arrays=ArrayRecord(lower.lower.state_dict()), num_rounds=num_rounds)
         if validation is not None:
             best = validation.finish()
         model = _collected(run, strategy, lower)
     finally:
         strategy.close()
     _complete(run, time.monotonic() - began, best, model)
-
-
-def _parties(run: ServerRun[Train], lower: LowerEngine, looks: Looks | None) -> Parties:
-    """Return the Lower, and what it asks of the nodes."""
-    return Parties(
-        lower=lower,
-        shapes=run.blueprint.smashed_shapes(),
-        checkpoints=run.source.checkpoints,
-        node_task=run.node_task(),
-        averaging=run.blueprint.averaging(),
-        looks=looks,
-    )
-
-
-def _rounds_left(task: Task, done: int) -> int:
-    """Return the rounds that have steps left after `done` of them; the last round may be shorter."""
-    rounds = math.ceil(task.total_steps / task.steps_per_round)
-    return 0 if done == task.total_steps else rounds - done // task.steps_per_round
 
 
 def _describe(run: ServerRun[Train]) -> None:
@@ -155,7 +136,7 @@ def _go_to_checkpoint(run: ServerRun[Train], lower: LowerEngine, task: Task) -> 
     if steps:
         lower.go_to(steps[-1], folder.checkpoints)
     folder.drop_metrics_after(lower.step)
-    return ends_round(task, lower.step) and lower.step not in [metrics["step"] for metrics in folder.read_metrics()]
+    return is_unreported(task, lower.step, folder.read_metrics())
 
 
 def _place_weights(run: ServerRun[Train]) -> None:

@@ -61,10 +61,7 @@ class Validation:
     def finish(self) -> Best:
         """Go to the best checkpoint, drop later ones, and run through the test split with it, if that is not done.
 
-        Raises
-        ------
-        PslError
-            As `ServerRun.predictions`.
+        Raises PslError as `ServerRun.predictions`.
         """
         run, lower, checkpoints = self._run, self._parties.lower, self._parties.checkpoints
         best = load_best(run.source) or self._best()

@@ -53,19 +53,16 @@ class Study(Generic[Asked, Kind]):
             reports.save(self.out, self.report)
 
 
-def run(
-    name: str,
-    about: str,
-    options: type[Asked],
-    report: type[Kind],
-    measure: Callable[[Study[Asked, Kind]], None],
-    arguments: Sequence[str] | None,
-) -> int:
-    """Run a benchmark's command and return its exit status; `measure` does the trials that its report lacks."""
-    parser = new_parser(name, about, options)
+def command(
+    name: str, about: str, options: type[Asked], report: type[Kind], measure: Callable[[Study[Asked, Kind]], None]
+) -> Callable[..., int]:
+    """Return a benchmark's `main`, which takes arguments, by default those of the process, and returns `exit_status`.
 
-    def work() -> None:
-        given = parser.parse_args(arguments)
+    `measure` does the trials that its report lacks.
+    """
+
+    def work(arguments: Sequence[str] | None) -> None:
+        given = new_parser(name, about, options).parse_args(arguments)
         check_out(given.out)
         asked, make = read_options(given, options), cast("Callable[..., Kind]", report)
         begun = reports.begun(given.out, make(**circumstances(), settings=asked, measurements=()))
@@ -74,4 +71,4 @@ def run(
             measure(study)
         deliver(given, study.report)
 
-    return exit_status(work)
+    return lambda arguments=None: exit_status(lambda: work(arguments))

@@ -78,10 +78,7 @@ def draw(report: Report, name: str, source: str) -> bytes:
 def load_all(names: Sequence[str]) -> dict[str, Report]:
     """Return the reports of result files, by file name; those of benchmarks without a section are passed over.
 
-    Raises
-    ------
-    RunError
-        As `load`.
+    Raises RunError as `load`.
     """
     found: dict[str, Report] = {}
     for name in names:

@@ -84,10 +84,7 @@ def load_result(name: str) -> Report:
 def fill(text: str, load: Callable[[str], Report]) -> str:
     """Return a page with every table between marks rewritten.
 
-    Raises
-    ------
-    RunError
-        As `load`, or if there is no such table or column.
+    Raises RunError as `load`, or if there is no such table or column.
     """
 
     def block(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,12 +110,6 @@ class Report(kept.Report, frozen=True, kw_only=True):
         return Spread.of((a.open_s + a.read_s) / (b.open_s + b.read_s) for a, b in pairs) if pairs else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Measure how fast datasets are opened and decoded; with --out, finished readings are kept."
-    return kept.run("reading", about, Options, Report, _measure, arguments)
-
-
 def _measure(study: Study[Options, Report]) -> None:
     options, progress = study.options, study.progress
     done = Counter((trial.data, trial.installation) for trial in study.report.measurements)
@@ -185,6 +179,9 @@ def _read(python: str, folder: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found
 
+
+_ABOUT = "Measure how fast datasets are opened and decoded; with --out, finished readings are kept."
+main = kept.command("reading", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

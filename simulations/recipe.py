@@ -171,12 +171,6 @@ class Report(kept.Report, frozen=True, kw_only=True):
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Train small sets with several recipes, in one process; with --out, finished trainings are kept."
-    return kept.run("recipe", about, Options, Report, _measure, arguments)
-
-
 def _measure(study: Study[Options, Report]) -> None:
     torch.set_num_threads(1)
     options, progress = study.options, study.progress
@@ -268,6 +262,9 @@ def _train(data: str, recipe: str, config: RunConfig, stores: StoreSet) -> Trial
         seconds=seconds,
     )
 
+
+_ABOUT = "Train small sets with several recipes, in one process; with --out, finished trainings are kept."
+main = kept.command("recipe", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -132,10 +132,7 @@ def load(path: Path, *kinds: type[Kind]) -> Kind | None:
 def begun(path: Path | None, report: Kind) -> Kind:
     """Return the report of an earlier run in that file, if it has the same settings; else this one, which is new.
 
-    Raises
-    ------
-    RunError
-        As of `load`.
+    Raises RunError as `load`.
     """
     before = load(path, type(report)) if path is not None and path.exists() else None
     same = getattr(before, "settings", None) == getattr(report, "settings", None)

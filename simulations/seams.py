@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -112,12 +111,6 @@ class Report(kept.Report, frozen=True, kw_only=True):
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Cut images into patches and find neighbours again by the pixels of their borders."
-    return kept.run("seams", about, Options, Report, _measure, arguments)
-
-
 def _measure(study: Study[Options, Report]) -> None:
     images_NCHW = _images(study.options)
     for size in study.options.patch_sizes[len(study.report.measurements) :]:
@@ -142,6 +135,9 @@ def _cut(images_NCHW: NDArray[np.uint8], size: str, margin: int) -> Cut:
     seams = match_seams(grid, patches_NPChw, range(grid.num_patches))
     return Cut(patch_size=patch, rows=grid.rows, cols=grid.cols, seams=seams)
 
+
+_ABOUT = "Cut images into patches and find neighbours again by the pixels of their borders."
+main = kept.command("seams", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

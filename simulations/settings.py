@@ -32,14 +32,8 @@ def merge(
 ) -> RunConfig:
     """Return a run's settings from KEY=VALUE words, those of a command's options and those given beside them.
 
-    Parameters
-    ----------
-    options, texts : list of str
-        The words.
-    decided : mapping
-        Keys that the benchmark decides, each with the option that asks for it, or an empty text.
-    chosen : mapping
-        The benchmark's defaults.
+    `decided` has the keys that the benchmark decides, each with the option that asks for it, or an empty text; `chosen`
+    are the benchmark's defaults.
 
     Raises
     ------

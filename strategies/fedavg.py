@@ -101,18 +101,9 @@ class StrictFedAdam(StrictAveraging, FedAdam):
 def averaging(
     name: str, *, clients: int, proximal_mu: float, server_lr: float, statistics: Collection[str]
 ) -> StrictAveraging:
-    """Return one of Flower's strategies.
+    """Return one of Flower's strategies, "fedavg", "fedprox" or "fedadam", in which `clients` take part in every round.
 
-    Parameters
-    ----------
-    name : {"fedavg", "fedprox", "fedadam"}
-        Which.
-    clients : int
-        Clients that take part in every round.
-    proximal_mu, server_lr : float
-        For FedProx and FedAdam.
-    statistics : collection of str
-        Names of the arrays that are no weights.
+    `proximal_mu` and `server_lr` are for FedProx and FedAdam; `statistics` names the arrays that are no weights.
     """
     make: dict[str, Callable[..., StrictAveraging]] = {
         "fedavg": StrictFedAvg,

@@ -43,14 +43,7 @@ class LightNodes(AskedNodes):
     ) -> tuple[list[bytes], list[torch.Tensor]]:
         """Return Uppers in int8, calibrated on the nodes' own patches of these samples, and their smashed data.
 
-        Parameters
-        ----------
-        models : sequence of bytes
-            ONNX in float32, by Upper.
-        samples_B : ndarray
-            Global sample indices (B,) int64.
-        bits : {7, 8}
-            Of weights.
+        `models` are ONNX in float32, by Upper, `samples_B` global sample indices (B,) int64; weights get 7 or 8 bits.
         """
         packed, parts = pack_samples(samples_B), dict(enumerate(models))
         answers = self.ask(lambda task: questions.LightenQuantise(task=task, samples=packed, bits=bits), parts)
@@ -64,12 +57,8 @@ class LightNodes(AskedNodes):
     def measure(self, name: str, *, batch: int, threads: int) -> Measured:
         """Return the speed at which the named node runs the files in place there.
 
-        Parameters
-        ----------
-        name : str
-            Flower's id of the node, the name that it is registered by, or that of a simulated node.
-        batch, threads : int
-            As `psl_flower.lightening.judging.measure_speed` and `open_session` take them.
+        `name` is Flower's id of the node, the name that it is registered by, or that of a simulated node; `batch` and
+        `threads` are as `psl_flower.lightening.judging.measure_speed` and `open_session` take them.
 
         Raises
         ------

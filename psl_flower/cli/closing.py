@@ -14,17 +14,7 @@ _NAMES = 10  # characters of the widest name and the space behind it
 
 
 def closing_lines(run: RunFolder, status: Status, seconds: float) -> Iterator[str]:
-    """Yield the lines of the table.
-
-    Parameters
-    ----------
-    run : RunFolder
-        A training that has completed.
-    status : Status
-        Its last status.
-    seconds : float
-        From the command to its end.
-    """
+    """Yield the lines of the table on a completed training, which took `seconds` from the command to its end."""
     from rich.filesize import decimal
 
     from psl_flower.runs.housekeeping import size_of

@@ -20,12 +20,8 @@ def settings_in(file: str) -> tuple[dict[str, object], list[str]]:
     """Return the settings in a TOML file by their keys, and lines for people.
 
     Tables divide the file for its readers only: a key counts the same in any of them. Of a run's own config.toml all
-    but the run's name is taken, since a new run needs another one.
-
-    Parameters
-    ----------
-    file : str
-        The file; paths in it are relative to the current folder, as on the command line.
+    but the run's name is taken, since a new run needs another one. Paths in it are relative to the current folder, as
+    on the command line.
 
     Raises
     ------

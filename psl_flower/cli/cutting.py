@@ -51,14 +51,7 @@ def request_of(dataset: str, given: Mapping[str, Any], num_uppers: int) -> Store
 def as_before(given: Mapping[str, Any], base: Path, manifest: Manifest) -> dict[str, Any]:
     """Return the settings for appending to a set: the size and the grid of its first images.
 
-    Parameters
-    ----------
-    given : mapping
-        As `cut_settings` returns them.
-    base : Path
-        The owner's folder.
-    manifest : Manifest
-        Of the set there.
+    `given` is as `cut_settings` returns it, `base` the owner's folder.
 
     Raises
     ------

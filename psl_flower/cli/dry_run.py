@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from psl_flower.cli.output import tell
-from psl_flower.text import counted, duration
+from psl_flower.text import counted, dims, duration
 
 if TYPE_CHECKING:
     from psl_flower.data.account import Account
@@ -26,19 +26,7 @@ _DELAYS_MS = (10, 50, 100)
 def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
     """Print what a run would train.
 
-    Parameters
-    ----------
-    kind : Kind
-        The run, which trains.
-    nodes : int
-        Simulated nodes asked for; 0 for what fits.
-    as_json : bool
-        Whether to print one JSON object.
-
-    Raises
-    ------
-    PslError
-        As the run would raise it at its start.
+    `nodes` are the simulated nodes asked for, 0 for what fits. Raises PslError as the run would raise it at its start.
     """
     from psl_flower.engine.build import Blueprint
     from psl_flower.kinds import Train
@@ -122,19 +110,17 @@ def _costs(takes: Footprint, num_uppers: int, num_nodes: int) -> dict[str, Any]:
 def _lines(report: Mapping[str, Any], network: Any, account: Account | None, notes: tuple[str, ...]) -> Iterator[str]:
     from rich.filesize import decimal
 
-    def size(values: list[int]) -> str:
-        return "x".join(map(str, values))
-
     yield from account.lines() if account is not None else ()
     yield from filter(None, notes)
     yield (
         f"images      {report['train_images']} to train, {report['test_images']} to test, "
-        f"{size(report['image_size'])}, {counted(report['channels'], 'channel')}, {counted(report['classes'], 'class')}"
+        f"{dims(report['image_size'])}, {counted(report['channels'], 'channel')}, "
+        f"{counted(report['classes'], 'class')}"
     )
-    overlap = f", stride {size(report['stride'])}" if report["stride"] != report["patch_size"] else ""
+    overlap = f", stride {dims(report['stride'])}" if report["stride"] != report["patch_size"] else ""
     overlap += f", margin {counted(report['margin'], 'pixel')}" if report["margin"] else ""
     yield (
-        f"grid        {size(report['grid'])} patches of {size(report['patch_size'])}{overlap}, for "
+        f"grid        {dims(report['grid'])} patches of {dims(report['patch_size'])}{overlap}, for "
         f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"
     )
     beside = f", with {counted(network.context, 'pixel')} beside each patch" if network.context else ""

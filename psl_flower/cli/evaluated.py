@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from psl_flower.cli.output import percent, say
+from psl_flower.cli.output import find_run, percent, say
 from psl_flower.cli.scores import print_scores, scores_json
 from psl_flower.text import counted
 
@@ -15,30 +15,20 @@ from psl_flower.text import counted
 def evaluated_by_the_nodes(name: str, workspace: str, as_json: bool, table: Path | None = None) -> bool:
     """Print the last evaluation of a run that cannot be evaluated here; return whether it was one.
 
-    Parameters
-    ----------
-    name : str
-        Of the run; empty for the newest.
-    workspace : str
-        Folder of runs; empty for the default.
-    as_json : bool
-        Whether to print one JSON object.
-    table : Path, optional
-        File to write with the scores by class.
+    An empty `name` stands for the newest run, an empty `workspace` for the default folder. The
+    scores by class are written to `table`, if that is given.
 
     Raises
     ------
     PslError
         If there is no such run, or its files are damaged.
     """
-    from psl_flower.config import default_workspace
     from psl_flower.engine.classification_scores import scores_of
     from psl_flower.inference.class_table import write_class_table
-    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.mistakes import check_classes, columns_of
     from psl_flower.stores.prepare import stores_are_here
 
-    run = choose_run(default_workspace(workspace), name, with_model=False)
+    run = find_run(name, workspace, with_model=False)
     evaluated = run.has_description and (run.path / "predictions.npz").exists()
     if run.instead or not evaluated or (run.has_model and stores_are_here(run.read_config())):
         return False

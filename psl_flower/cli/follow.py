@@ -24,13 +24,7 @@ _ROUND = re.compile(r"(round \d+/\d+) done: ")
 
 
 class Follower(Progress):
-    """The progress of one run; use as a context manager.
-
-    Parameters
-    ----------
-    stream : TextIO
-        Where to show it.
-    """
+    """The progress of one run, shown on `stream`; use as a context manager."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream, every_s=5.0)
@@ -63,15 +57,7 @@ class Follower(Progress):
         super().begin(title)
 
     def waiting(self, title: str, awaited: str = "") -> None:
-        """Show what takes long: in the bar, or as a line where none was printed for a while.
-
-        Parameters
-        ----------
-        title : str
-            What is running.
-        awaited : str
-            What is waited for.
-        """
+        """Show what runs long and what it waits for: in the bar, or as a line where none was printed for a while."""
         now = time.monotonic()
         if title != self._stage_title:
             self._stage_title, self._stage_began = title, now

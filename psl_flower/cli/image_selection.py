@@ -42,10 +42,7 @@ def images_asked(
 
 def image_name(manifest: Manifest, image: int) -> str:
     """Return an image's name by split, such as "test:17"; its number if it was added after this manifest."""
-    if image >= manifest.num_samples:
-        return str(image)
-    split, within = manifest.description.split_of(image)
-    return f"{split}:{within}"
+    return manifest.description.name_of(image) if image < manifest.num_samples else str(image)
 
 
 def captions(

@@ -19,18 +19,8 @@ if TYPE_CHECKING:
 def predict_in_place(run: str, workspace: str, asked: dict[str, object], nodes: int, as_json: bool) -> None:
     """Predict in a simulation on this machine, show how it goes, and say what came out.
 
-    Parameters
-    ----------
-    run : str
-        Whose model.
-    workspace : str
-        Folder of runs; empty for the default.
-    asked : dict
-        Further settings by their kebab-case keys, as `flwr run` takes them.
-    nodes : int
-        Simulated nodes; 0 for what fits.
-    as_json : bool
-        Whether to print one JSON object.
+    `asked` are further settings by their kebab-case keys, as `flwr run` takes them; `nodes` are simulated, 0 for what
+    fits. An empty `workspace` stands for the default folder of runs.
 
     Raises
     ------

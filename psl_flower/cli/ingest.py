@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from psl_flower.cli.cutting import as_before, check_people, cut_settings, request_of
 from psl_flower.cli.image_selection import image_name
 from psl_flower.cli.output import Json, tell
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json
+from psl_flower.cli.reading import ReadingSettings
 from psl_flower.cli.terminal import OwnerPrivate, PassphraseFile, load_identity, named_public, numbered
 from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
@@ -238,7 +239,7 @@ def _report(
         "images_per_minute": round(done.added / seconds * 60) if seconds > 0 else 0,
         "stores": [shown(places.get(s.upper) or str(place_of(base, manifest, s.upper))) for s in manifest.stores],
         "bundles": bundles,
-        "account": account_json(account),
+        "account": msgspec.to_builtins(account),
     }
 
 
@@ -256,10 +257,11 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
     resumed = f", {report['resumed']} were there from an interrupted run" if report["resumed"] else ""
     rate = f"{report['seconds']:.1f} s ({report['images_per_minute']} a minute)"
     yield f"{counted(report['added'], 'image')} sealed in {rate}{resumed}"
+    around = f" with {counted(manifest.grid.margin, 'pixel')} around each" if manifest.grid.margin else ""
     yield (
         f"generation {manifest.generation}: {counted(manifest.num_samples, 'image')} in "
         f"{counted(len(manifest.stores), 'store')}, "
-        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches{_around(manifest)}; {report['manifest']}"
+        f"{manifest.grid.patch[0]}x{manifest.grid.patch[1]} patches{around}; {report['manifest']}"
     )
     if reason:
         yield reason
@@ -268,11 +270,6 @@ def _lines(report: Mapping[str, Any], account: Account, manifest: Manifest, reas
         yield f"labels: {labels} is signed but not encrypted: give it to the Lower server only (--lower-key seals it)"
     if not manifest.restorers:
         yield "no restorer is named: nobody can reassemble images until psl rotate --restorer names one"
-
-
-def _around(manifest: Manifest) -> str:
-    margin = manifest.grid.margin
-    return f" with {counted(margin, 'pixel')} around each" if margin else ""
 
 
 def _spool(spool: Path, base: Path, signed: SignedManifest) -> list[str]:

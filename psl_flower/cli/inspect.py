@@ -9,14 +9,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from psl_flower.cli.output import Json, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import ReadingSettings, account_json, given_settings, print_account
+from psl_flower.cli.reading import ReadingSettings, given_settings
 from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -67,7 +68,7 @@ def inspect(
     account = source.account()
     if as_json:
         report = {
-            "account": account_json(account),
+            "account": msgspec.to_builtins(account),
             "decoded": sum(sizes.values()),
             "sizes": dict(sizes.most_common()),
             "problems": problems,
@@ -75,9 +76,8 @@ def inspect(
         }
         typer.echo(json.dumps(report))
     else:
-        print_account(account)
         examples = {shape: source.where(sample.split, sample.number) for shape, sample in firsts.items()}
-        for line in (*_about_sizes(sizes, examples, every, size), f"contact sheet: {target}"):
+        for line in (*account.lines(), *_about_sizes(sizes, examples, every, size), f"contact sheet: {target}"):
             say(line)
     for line in _about_problems(problems):
         say(f"error: {line}", err=True)
@@ -93,7 +93,7 @@ def _sizes_of(samples: Iterable[DecodedSample]) -> tuple[Counter[str], dict[str,
         if sample.image_HWC is None:
             problems.append(sample.problem)
         else:
-            shape = "x".join(map(str, sample.image_HWC.shape))
+            shape = dims(sample.image_HWC.shape)
             sizes[shape] += 1
             firsts.setdefault(shape, sample)
     return sizes, firsts, problems

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, print_table, say
 from psl_flower.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,17 +45,15 @@ def leak(
     images of the same kind with --images. Writes leak/report.json and leak/page.html, with images that no decoder was
     trained on, to the run's folder. The result is a lower bound.
     """
-    from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
     from psl_flower.inference.trained_model import load_trained_model
     from psl_flower.kinds.audit import FOLDER
     from psl_flower.leakage.images import AuditSettings
     from psl_flower.leakage.page import write
-    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.folder import MODEL_FILE
     from psl_flower.stores.prepare import stores_are_here
 
-    folder = choose_run(default_workspace(workspace), run_named(name, run))
+    folder = find_run(name, workspace, run)
     if not images and not stores_are_here(folder.read_config()):
         config = folder.path / "config.toml"
         raise RunError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, print_table, run_named, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, print_table, say
 from psl_flower.cli.progress import Progress
 from psl_flower.config.fields import Field, fields_of
 from psl_flower.lightening.settings import EDGE, GROUPS
@@ -83,10 +83,7 @@ def lighten(
         request = request_of({key.replace("_", "-"): value for key, value in values.items() if value is not None})
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    from psl_flower.config import default_workspace
-    from psl_flower.runs.choosing import choose_run
-
-    trained = choose_run(default_workspace(workspace), run_named(name, run), with_model=False)
+    trained = find_run(name, workspace, run, with_model=False)
     folder, result = _locally(trained, request) if local else _over_the_federation(trained, request, nodes)
     _print(folder, request, result, as_json)
     if result["third"] is None:

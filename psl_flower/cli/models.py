@@ -12,9 +12,9 @@ import msgspec
 import typer
 
 from psl_flower.cli.evaluated import evaluated_by_the_nodes
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, say
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, percent, print_table, run_named, say
 from psl_flower.cli.progress import Progress
-from psl_flower.cli.reading import account_json, given_settings
+from psl_flower.cli.reading import given_settings
 from psl_flower.cli.scores import print_scores, scores_json
 from psl_flower.text import counted
 
@@ -71,8 +71,6 @@ def predict(
         if len(files or ()) > 1:
             raise typer.BadParameter("--in-place takes a run and predicts images of its dataset; leave files out")
         from psl_flower.cli.in_place import predict_in_place
-        from psl_flower.config import default_workspace
-        from psl_flower.runs.choosing import choose_run
 
         asked: dict[str, object] = {
             "predict-split": split,
@@ -81,8 +79,7 @@ def predict(
             "predict-light": light,
         }
         name = run_named("".join(map(str, files or ())), run)
-        chosen = choose_run(default_workspace(workspace), name, with_model=False).name
-        predict_in_place(chosen, workspace, asked, nodes, as_json)
+        predict_in_place(find_run(name, workspace, with_model=False).name, workspace, asked, nodes, as_json)
         return
     if not files:
         raise typer.BadParameter("name images or folders of images, or a run with --in-place")
@@ -220,13 +217,15 @@ def _tell_evaluation(
         **scores_json(found, class_names),
     }
     if images.account is not None:
-        report["account"] = account_json(images.account)
+        report["account"] = msgspec.to_builtins(images.account)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         for line in images.account.lines() if images.account is not None else ():
             say(line)
-        _print_evaluation(report)
+        say(f"{folder.name}: {counted(images.num_images, 'test image')} of {images.dataset}")
+        before = percent(report["run_accuracy"])
+        say(f"accuracy {percent(answers.accuracy)} (at the end of the run: {before}), loss {answers.loss:.4f}")
         print_scores(found, class_names)
         if table:
             say(str(table))
@@ -267,12 +266,10 @@ def export(
 
 
 def _load(run: str, workspace: str) -> tuple[RunFolder, TrainedModel]:
-    from psl_flower.config import default_workspace
     from psl_flower.inference.trained_model import load_trained_model
-    from psl_flower.runs.choosing import choose_run
     from psl_flower.system.devices import choose_device
 
-    folder = choose_run(default_workspace(workspace), run)
+    folder = find_run(run, workspace)
     return folder, load_trained_model(folder, choose_device("auto"))
 
 
@@ -323,7 +320,6 @@ def _refusal(path: Path, error: PslError) -> dict[str, Any]:
 
 
 def _print_predictions(answers: Sequence[dict[str, Any]]) -> None:
-
     for answer in answers:
         if "error" in answer:
             say(f"error: {answer['error']}", err=True)
@@ -360,9 +356,3 @@ def _evaluate_absence(
     print_table([("absent Uppers", "accuracy", "lowest", "highest", "choices of them"), *rows])
     for file in files:
         say(str(file))
-
-
-def _print_evaluation(report: dict[str, Any]) -> None:
-    before = percent(report["run_accuracy"])
-    say(f"{report['run']}: {counted(report['images'], 'test image')} of {report['dataset']}")
-    say(f"accuracy {percent(report['accuracy'])} (at the end of the run: {before}), loss {report['loss']:.4f}")

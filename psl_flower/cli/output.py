@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,11 @@ from psl_flower.system.machine import forbid_core_dumps
 from psl_flower.system.streams import drop_output, open_streams
 from psl_flower.text import printable
 
+if TYPE_CHECKING:
+    from psl_flower.runs.folder import RunFolder
+
 RunArgument = Annotated[str, typer.Argument(metavar="[RUN]", help="Name of the run.", autocompletion=run_names)]
-# A run is named by its position or with --run; `choose_run` chooses where neither is given.
+# A run is named by its position or with --run; `find_run` chooses where neither is given.
 RunName = Annotated[
     str, typer.Option("--run", help="Name of the run [the newest that fits].", autocompletion=run_names)
 ]
@@ -48,6 +51,14 @@ def run_named(position: str, option: str) -> str:
     if position and option and position != option:
         raise typer.BadParameter(f"two runs are named, {position} and --run {option}; name one")
     return position or option
+
+
+def find_run(position: str, workspace: str, option: str = "", *, with_model: bool = True) -> RunFolder:
+    """Return the run that is named as of `run_named`, or else the newest that fits, as `choose_run` does."""
+    from psl_flower.config import default_workspace
+    from psl_flower.runs.choosing import choose_run
+
+    return choose_run(default_workspace(workspace), run_named(position, option), with_model=with_model)
 
 
 def tell(report: Mapping[str, object], lines: Iterable[str], as_json: bool) -> None:

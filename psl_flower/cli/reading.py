@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from psl_flower.cli.output import say
 from psl_flower.errors import ConfigError
-
-if TYPE_CHECKING:
-    from psl_flower.data.account import Account
 
 ReadingSettings = Annotated[
     list[str] | None,
@@ -61,16 +57,3 @@ def given_settings(
             raise ConfigError(f"--{key} {texts[key]} and {key}={text} contradict each other; give one of them")
         values[known[key].name] = value
     return values
-
-
-def account_json(account: Account) -> object:
-    """Return an account for a report in JSON."""
-    import msgspec
-
-    return msgspec.to_builtins(account)
-
-
-def print_account(account: Account) -> None:
-    """Print an account for people."""
-    for line in account.lines():
-        say(line)

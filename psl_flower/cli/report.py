@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from psl_flower.cli.completion import run_names
-from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, percent, print_table, run_named, tell
+from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, percent, print_table, tell
 from psl_flower.errors import ConfigError
 from psl_flower.text import duration
 
@@ -27,14 +27,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page of a run: curves, confusion matrix, surest mistakes, who saw what, and how to repeat it."""
-    from psl_flower.config import default_workspace
     from psl_flower.errors import RunError
-    from psl_flower.runs.choosing import choose_run
     from psl_flower.runs.page import render
     from psl_flower.runs.summary import Summary
     from psl_flower.system.files import write_file
 
-    folder = choose_run(default_workspace(workspace), run_named(name, run), with_model=False)
+    folder = find_run(name, workspace, run, with_model=False)
     path = out or folder.path / "report.html"
     write_file(path, render(Summary.of(folder)).encode(), RunError)
     tell({"run": folder.name, "file": str(path)}, [f"{path}: the report of run {folder.name}"], as_json)
@@ -61,7 +59,9 @@ def compare(
         rows = [{"run": summary.name, **_figures(summary)} for summary in summaries]
         tell({"runs": rows, "settings": apart, "note": note}, [], as_json=True)
         return
-    print_table([("", *(summary.name for summary in summaries)), *_rows(summaries), *_settings(apart)])
+    print_table(
+        [("", *(summary.name for summary in summaries)), *_rows(summaries), *((k, *v) for k, v in apart.items())]
+    )
     if note:
         typer.echo(f"note: {note}")
 
@@ -89,7 +89,3 @@ def _rows(summaries: list[Summary]) -> list[tuple[str, ...]]:
         ("bytes up", *(decimal(int(row["bytes_up"])) for row in found)),
         ("bytes down", *(decimal(int(row["bytes_down"])) for row in found)),
     ]
-
-
-def _settings(apart: dict[str, list[str]]) -> list[tuple[str, ...]]:
-    return [(key, *values) for key, values in apart.items()]

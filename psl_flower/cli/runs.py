@@ -55,8 +55,7 @@ def _describe(folder: RunFolder, since: float | None = None) -> dict[str, Any]:
         accuracy = last_accuracy(folder)
     return {
         "run": folder.name,
-        # One whose process is gone would else train for ever.
-        "state": "unknown" if status is None else "died" if status.died else status.state,
+        "state": status.shown if status else "unknown",
         "message": status.message if status else "",
         "step": status.step if status else 0,
         "total_steps": status.total_steps if status else 0,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from psl_flower.cli.follow import Follower
     from psl_flower.kinds import Kind, Work
     from psl_flower.launch.running import Watch
-    from psl_flower.launch.superlink import LocalSuperLink
     from psl_flower.runs.folder import RunFolder, Status
 
 _POLL_S = 0.3
@@ -113,18 +112,9 @@ def run_to_end(
 ) -> tuple[RunFolder, Status, str]:
     """Start Flower and a run, and show how it goes; return its folder, its last status, and how Flower ended it.
 
-    Parameters
-    ----------
-    given : dict
-        The settings to pass on, by their kebab-case keys.
-    kind : Kind
-        Of the same settings.
-    nodes : int
-        Simulated nodes; 0 for what fits.
-    retries : int
-        Automatic restarts from the last checkpoint after a failure; one that comes with a leap of the clock costs none.
-    app : str
-        Folder of the Flower app; empty for this installation's.
+    `given` are the settings to pass on, by their kebab-case keys; `nodes` are simulated, 0 for what fits. A run that
+    fails starts again from its last checkpoint, `retries` times at most, not counting failures that come with a leap of
+    the clock. An empty `app` stands for this installation's folder.
 
     Raises
     ------
@@ -229,8 +219,8 @@ class _Attempt:
             )  # fmt: skip
             status = _follow(watch, run, follower, kind.unit)
             verdict = superlink.status(run_id) if status.state == "completed" else ""
-            if not (status.state == "completed" and verdict.endswith("completed")):
-                _keep_log(superlink, run)
+            if not (status.state == "completed" and verdict.endswith("completed")) and run.path.is_dir():
+                shutil.copyfile(superlink.log, run.path / "flower.log")
             return status, verdict
 
 
@@ -268,29 +258,21 @@ def _follow(watch: Watch, run: RunFolder, follower: Follower, unit: str) -> Stat
             raise asked
 
 
-def _keep_log(superlink: LocalSuperLink, run: RunFolder) -> None:
-    if run.path.is_dir():
-        shutil.copyfile(superlink.log, run.path / "flower.log")
-
-
 def _report(run: RunFolder, status: Status, verdict: str, as_json: bool, seconds: float | None = None) -> None:
     """Print how a run ended; with `seconds`, for a person at a terminal, as a table."""
     problem = _failure(run, status, verdict)
     done = problem is None
     if as_json:
-        say(
-            json.dumps(
-                {
-                    "run": run.name,
-                    "folder": str(run.path),
-                    "state": status.state if done or status.state != "completed" else "failed",
-                    "message": status.message,
-                    "step": status.step,
-                    "accuracy": status.accuracy,
-                    "model": str(run.model) if done and run.has_model else None,
-                }
-            )
-        )
+        report = {
+            "run": run.name,
+            "folder": str(run.path),
+            "state": status.state if done or status.state != "completed" else "failed",
+            "message": status.message,
+            "step": status.step,
+            "accuracy": status.accuracy,
+            "model": str(run.model) if done and run.has_model else None,
+        }
+        say(json.dumps(report))
     elif done and seconds is not None and sys.stdout.isatty():
         for line in closing_lines(run, status, seconds):
             say(line)

@@ -190,21 +190,10 @@ def fields_of(group: type[Settings]) -> Iterator[Field]:
 
 
 def parse(groups: Iterable[type[Settings]], values: Mapping[str, Any], hint: str) -> list[dict[str, Any]]:
-    """Divide a flat mapping with kebab-case keys among groups of settings.
+    """Divide a flat mapping with kebab-case keys among groups of settings; return for each the arguments that make it.
 
-    Parameters
-    ----------
-    groups : iterable of Settings types
-        Each key belongs to one of them.
-    values : mapping
-        The values by their keys.
-    hint : str
-        Where all keys are listed, for the error.
-
-    Returns
-    -------
-    list of dict
-        For each group the arguments that make it; keys that are absent are left to its defaults.
+    Each key belongs to one of the groups; `hint` says in the error where all keys are listed. Keys that are absent are
+    left to defaults.
 
     Raises
     ------

@@ -57,12 +57,7 @@ PRESETS = {
 def resolved(values: Mapping[str, Any], is_given: Callable[[str], bool]) -> tuple[dict[str, Any], str]:
     """Return settings with those of their preset in its place, and a line for the user that says so.
 
-    Parameters
-    ----------
-    values : mapping
-        Settings by their kebab-case keys, with `KEY` or without.
-    is_given : callable
-        Whether a person has given a setting; it wins then.
+    Keys are kebab-case, with `KEY` or without. Settings that a person has given (`is_given`) win.
 
     Raises
     ------

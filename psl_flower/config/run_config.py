@@ -105,13 +105,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, **values: Any) -> RunConfig:
-        """Return the settings with these fields, of any group, and the defaults of the others.
-
-        Raises
-        ------
-        ConfigError
-            As at construction; TypeError if there is no such field.
-        """
+        """Return the settings with these fields, of any group, and the defaults of the others; raises as `replace`."""
         return cls().replace(**values)
 
     @classmethod

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from psl_flower.text import dims
+
 IDX_NAME = re.compile(r"[-._]idx\d[-._]u?byte(\.gz)?$", re.IGNORECASE)
 NUMPY_ENDINGS = frozenset({".npy", ".npz"})
 # What reading a damaged file raises.
@@ -89,7 +91,7 @@ def _idx(place: Path, path: str) -> StoredArray:
     size, held = math.prod(shape) * dtype.itemsize, place.stat().st_size
     if (held * _MOST_PACKED < size) if packed else (held != begin + size):
         raise ValueError(
-            f"has {held} bytes, which does not fit the {_shown(shape)} {dtype.itemsize}-byte values it tells"
+            f"has {held} bytes, which does not fit the {dims(shape)} {dtype.itemsize}-byte values it tells"
         )
 
     def load() -> NDArray[Any]:
@@ -98,7 +100,7 @@ def _idx(place: Path, path: str) -> StoredArray:
         with _opened(place, packed=True) as file:
             content = file.read(begin + size + 1)
         if len(content) != begin + size:
-            raise ValueError(f"unpacked it does not hold the {_shown(shape)} values that it tells")
+            raise ValueError(f"unpacked it does not hold the {dims(shape)} values that it tells")
         return np.frombuffer(content, dtype, offset=begin).reshape(shape)
 
     return StoredArray(path=path, name="", shape=shape, dtype=dtype, alone=True, load=load)
@@ -166,7 +168,3 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     if len(shape) > _MOST_AXES or min(shape, default=0) < 0:
         raise ValueError(f"has the shape {shape}")
     return shape, dtype, file.tell()
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -40,14 +40,7 @@ _TEN_THOUSAND = re.compile(r"t10k", re.IGNORECASE)
 class ArrayFolder:
     """The arrays of a folder.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset's folder.
-    paths : iterable of str
-        Files of arrays in it.
-    options : SourceOptions
-        May name the arrays of images and of labels, and the splits.
+    The options may name the arrays of images and of labels, and the splits.
 
     Attributes
     ----------

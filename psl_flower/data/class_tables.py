@@ -25,12 +25,7 @@ ClassTables = dict[str, tuple[str, ...]]
 def declared_classes(name: str, files: Iterable[tuple[str, Path]]) -> ClassTables:
     """Return the classes that files declare, by column; other files than parquet and arrow declare none.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    files : iterable of (str, Path)
-        What each is called, and where it is.
+    `files` are what each is called, and where it is.
 
     Raises
     ------
@@ -61,14 +56,8 @@ def with_own_classes(
 ) -> dict[str, Table]:
     """Return each split's table with the classes that its own files declare, where splits differ in these.
 
-    Parameters
-    ----------
-    tables : mapping
-        Split -> its rows, with the classes that the library takes for all splits.
-    declared : mapping
-        Split -> what `declared_classes` has found.
-    notes : list[str]
-        What else the account is to say is added to it.
+    `tables` have the classes that the library takes for all splits, `declared` those that `declared_classes` has found
+    by split. What the account is to say is added to `notes`.
     """
     own = {split: dict(table.columns.classes) for split, table in tables.items()}
     for column in sorted({column for classes in declared.values() for column in classes}):

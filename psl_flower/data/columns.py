@@ -88,14 +88,7 @@ class Columns:
 def image_kinds(columns: Columns, sample: pa.Table, resolve: Resolve | None = None) -> dict[str, ImageKind]:
     """Return the columns that can be the images, and how they hold them.
 
-    Parameters
-    ----------
-    columns : Columns
-        All columns.
-    sample : pa.Table
-        The first rows.
-    resolve : callable, optional
-        Finds the file that a text names; without it no text names an image.
+    `sample` are the first rows. Without `resolve`, which finds the file that a text names, no text names an image.
     """
     found = {}
     for name, kind in columns.types.items():
@@ -218,14 +211,7 @@ def read_labels(
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
     """Return the class names, and the labels (N,) of each split, -1 for none.
 
-    Parameters
-    ----------
-    name, column : str
-        Of the dataset and its column, for errors.
-    tables : mapping
-        Split -> its columns, and the column's values.
-    asked : bool
-        Whether a person has named the column.
+    `tables` has by split the columns and the column's values; `asked` is whether a person has named the column.
 
     Raises
     ------

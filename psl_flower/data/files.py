@@ -87,12 +87,7 @@ class Listing:
 def list_files(folder: Path, leave_out: Sequence[str] = ()) -> Listing:
     """List a folder; nothing is opened.
 
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-    leave_out : sequence of str
-        Patterns, such as "*.nef" or "notes/*", of names and of paths within the folder.
+    `leave_out` are patterns, such as "*.nef" or "notes/*", of names and of paths within the folder.
 
     Raises
     ------

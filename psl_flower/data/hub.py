@@ -25,12 +25,7 @@ _HUB_URL = "hf://datasets/"
 
 
 def load_hub(name: str) -> tuple[dict[str, Table], dict[str, str], list[str]]:
-    """Open a dataset of the hub.
-
-    Returns
-    -------
-    tuple
-        The rows of each split, the library's fingerprint of each, and what the account is to say.
+    """Open a dataset of the hub; return by split its rows and the library's fingerprint, and notes for the account.
 
     Raises
     ------
@@ -124,18 +119,9 @@ def _told(error: BaseException) -> str:
 
 
 def load_files(name: str, kind: str, files: Mapping[str, list[str]], content: str) -> dict[str, Table]:
-    """Open local files of one kind, "parquet" or "arrow".
+    """Open local files of one kind, "parquet" or "arrow", by split.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    kind : str
-        Of the files.
-    files : mapping
-        Split -> paths.
-    content : str
-        Changes with the files: the library would take others of the same size and time for the same.
+    `content` changes with the files: the library would take others of the same size and time for the same.
 
     Raises
     ------

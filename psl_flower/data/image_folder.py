@@ -51,18 +51,8 @@ def read_image_folder(
 ) -> RawDataset:
     """Return the folder's images by class.
 
-    Parameters
-    ----------
-    dataset : str
-        Its name, for errors.
-    listing : Listing
-        Its files; those that are not taken are noted in its left out.
-    kinds : dict[str, Kind]
-        What each file holds, by its path.
-    layout : Layout
-        The splits and classes of those that hold pictures.
-    options : SourceOptions
-        May name the splits.
+    `layout` has the splits and classes of the files that hold pictures; those that are not taken are noted in the
+    listing's left out. The options may name the splits.
 
     Raises
     ------

@@ -17,19 +17,8 @@ _LOOKED_AT = 20
 def near_miss(sample: pa.Table, resolve: Resolve, pictures: Iterable[str]) -> str:
     """Return the columns of a table that may be meant for images, and why the first odd row of each names none.
 
-    Parameters
-    ----------
-    sample : pa.Table
-        The table's first rows.
-    resolve : callable
-        Finds the file that a text names.
-    pictures : iterable of str
-        The paths of all images.
-
-    Returns
-    -------
-    str
-        Empty where no column comes near.
+    `sample` are the table's first rows, `pictures` the paths of all images. The text is empty where no column comes
+    near.
     """
     alike: dict[str, list[str]] = {}
     for path in pictures:

@@ -57,14 +57,8 @@ class _Folder:
 def read_layout(dataset: str, images: Iterable[str], options: SourceOptions) -> Layout | None:
     """Return the images by split and class; None where no folder names a class.
 
-    Parameters
-    ----------
-    dataset : str
-        Its name, for errors.
-    images : iterable of str
-        Paths within the dataset's folder, with "/", in the order of their listing.
-    options : SourceOptions
-        May name the splits, and which folders the classes are.
+    `images` are paths within the dataset's folder, with "/", in the order of their listing. The options may name the
+    splits, and which folders the classes are.
 
     Raises
     ------

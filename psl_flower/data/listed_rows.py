@@ -42,18 +42,8 @@ def check_listed(
 ) -> tuple[set[Path], dict[str, NDArray[np.int64]]]:
     """Return the images that rows name, and of each split the rows (R,) to take: of equal ones the first.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    tables, labels : mapping
-        Split -> its rows, and their labels (N,).
-    image : str
-        The column of the images' paths.
-    resolve : callable
-        Finds the file that a text names.
-    notes : list[str]
-        Rows that stand there twice are noted in it.
+    `tables` and `labels` (N,) are by split; `image` is the column of the images' paths. Rows that stand there twice are
+    noted in `notes`.
 
     Raises
     ------

@@ -53,15 +53,6 @@ def content_of(listing: Listing) -> str:
 def read_folder(name: str, listing: Listing, options: SourceOptions) -> RawDataset:
     """Return the images of a folder and their classes.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    listing : Listing
-        The folder's files.
-    options : SourceOptions
-        May say how to read it.
-
     Raises
     ------
     DataError

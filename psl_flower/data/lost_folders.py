@@ -25,23 +25,8 @@ def check_lost_folders(
 ) -> list[str]:
     """Refuse folders and links that may be a split or a class of which nothing would be taken.
 
-    Parameters
-    ----------
-    dataset : str
-        Its name, for errors.
-    listing : Listing
-        The dataset's folder.
-    kinds : dict[str, Kind]
-        What each file holds, by its path.
-    layout : Layout
-        The splits and classes of the images.
-    options : SourceOptions
-        Where they name the splits to train and to test on, no other is missed.
-
-    Returns
-    -------
-    list[str]
-        What the account says of folders beside those of the classes that hold no file: a sentence, or none.
+    Where the options name the splits to train and to test on, no other is missed. Return what the account says of
+    folders beside those of the classes that hold no file: a sentence, or none.
 
     Raises
     ------

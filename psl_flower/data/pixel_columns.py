@@ -28,11 +28,6 @@ def pixel_names(columns: list[str]) -> list[str]:
 def join_pixels(table: pa.Table) -> pa.Table:
     """Return a table whose columns of pixels are one; one without such columns as it is.
 
-    Parameters
-    ----------
-    table : pa.Table
-        Rows of images.
-
     Raises
     ------
     DataError

@@ -108,14 +108,7 @@ class Decoder:
         """Decode one image file to uint8 (H, W, 1) grey or (H, W, 3) RGB, turned upright by its EXIF orientation.
 
         Palettes and other colour spaces become RGB; transparent images are put on the background; of an animation the
-        first frame is taken.
-
-        Parameters
-        ----------
-        encoded : bytes
-            The file's content, in any format that Pillow reads.
-        where : str
-            Names the image in errors and notes.
+        first frame is taken. `where` names the image in errors and notes.
 
         Raises
         ------
@@ -143,13 +136,7 @@ class Decoder:
             raise CorruptImage(f"{where}: {_what_is_wrong(encoded, error)}") from error
 
     def image(self, image: Image.Image, where: str) -> Pixels:
-        """Return an image of Pillow's as uint8 (H, W, 1) grey or (H, W, 3) RGB; see `file`.
-
-        Raises
-        ------
-        DataError
-            As of `file`.
-        """
+        """Return an image of Pillow's as uint8 (H, W, 1) grey or (H, W, 3) RGB; see `file`, also for DataError."""
         return self._pixels(image, where, deep_colour=False)
 
     def array(self, values: NDArray[Any], where: str) -> Pixels:

@@ -104,16 +104,7 @@ def _check_whole(
 
 
 def check_copies(name: str, root: Path, paths: Iterable[str]) -> None:
-    """Check that no file is another one's copy.
-
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    root : Path
-        The dataset's folder.
-    paths : iterable of str
-        The files in it.
+    """Check that none of these files in the dataset's folder is another one's copy.
 
     Raises
     ------
@@ -135,12 +126,7 @@ def check_copies(name: str, root: Path, paths: Iterable[str]) -> None:
 def check_places(name: str, split: str, places: Mapping[str, str]) -> None:
     """Check that the files of a split lie in one place, not in the folders of several datasets or languages.
 
-    Parameters
-    ----------
-    name, split : str
-        Of the dataset and the split, for errors.
-    places : mapping
-        File -> the folder in which the split lies.
+    `places` has for each file the folder in which the split lies.
 
     Raises
     ------

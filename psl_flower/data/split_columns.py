@@ -75,18 +75,8 @@ def divide_by_column(
 ) -> Mapping[str, Table]:
     """Return the rows of each split, as a column says, if there is such a column.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    tables : mapping
-        Split by the files -> its rows.
-    taken : collection of str
-        The columns of images and labels.
-    asked : str
-        The setting split-column: a column, "none" for no column, or empty.
-    notes : list[str]
-        What the account is to say is added to it.
+    `tables` are by the files' split, `taken` the columns of images and labels. `asked` is the setting split-column: a
+    column, "none" for no column, or empty. What the account is to say is added to `notes`.
 
     Raises
     ------

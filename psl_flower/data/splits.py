@@ -44,14 +44,7 @@ def choose_splits(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the splits to train on and to test on (none of these: divide the training images).
 
-    Parameters
-    ----------
-    dataset : str
-        Its name, for errors.
-    labelled : mapping
-        How many images of each split have a label.
-    options : SourceOptions
-        May name them.
+    `labelled` is how many images of each split have a label; the options may name the splits.
 
     Raises
     ------

@@ -43,16 +43,8 @@ _NUMBER = r"\s*-?\d+(\.\d*)?\s*"
 class ImageTables:
     """The files of a folder that list images.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset's folder.
-    paths : iterable of str
-        Files of tables in it.
-    resolve : callable
-        Finds the file that a text names.
-    patterns : sequence of str
-        Those of leave-out, which may name parts of a table that are missing.
+    `paths` are its files of tables; `resolve` finds the file that a text names. `patterns`, those of leave-out, may
+    name parts of a table that are missing.
 
     Attributes
     ----------

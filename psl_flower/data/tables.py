@@ -49,20 +49,8 @@ def read_tables(
 ) -> RawDataset:
     """Return the images and classes of a dataset's tables.
 
-    Parameters
-    ----------
-    name : str
-        The dataset's, for errors.
-    tables : mapping
-        Split -> its rows.
-    options : SourceOptions
-        May name columns and splits.
-    resolve : callable, optional
-        Finds the file that a text names.
-    left_out : LeftOutTally
-        Rows of splits that are not taken are noted in it.
-    named : set[Path]
-        The files of images that rows name are added to it.
+    `tables` are by split; the options may name columns and splits. Rows of splits that are not taken are noted in
+    `left_out`; the files of images that rows name are added to `named`.
 
     Raises
     ------

@@ -16,13 +16,7 @@ from psl_flower.text import counted, printable
 
 
 class Twins:
-    """Remembers what the images of two splits hold, and finds those that hold the same.
-
-    Parameters
-    ----------
-    counts : mapping
-        Images of each split.
-    """
+    """Remembers what the images of two splits, of these counts, hold, and finds those that hold the same."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:
         self._content = {split: np.zeros(count, np.int64) for split, count in counts.items()}
@@ -39,14 +33,7 @@ class Twins:
     ) -> Iterator[str]:
         """Yield what an account says of the images noted so far.
 
-        Parameters
-        ----------
-        labels : mapping
-            Split -> class of each image (N,).
-        class_names : sequence of str
-            Label k -> name.
-        name_of : callable
-            Takes a split and a place in it, and names that image.
+        `labels` has by split the class of each image (N,); `name_of` names an image by its split and place there.
         """
         splits = list(self._content)
         content_M = np.concatenate([self._content[split] for split in splits])

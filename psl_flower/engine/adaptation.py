@@ -53,10 +53,7 @@ class Adaptation(Protocol):
     def learn(self, lesson: AdaptationInput, meanwhile: Callable[[], None]) -> AdaptationOutput:
         """Compute loss and gradients, and call `meanwhile` once, in parallel where possible.
 
-        Raises
-        ------
-        PslError
-            Whatever a transport raises.
+        Raises PslError as a transport does.
         """
         ...
 
@@ -68,22 +65,9 @@ class Adaptation(Protocol):
 class AdaptationEngine:
     """The Adaptation Net with its optimiser: implements `Adaptation` where it shares the Lower's process.
 
-    Parameters
-    ----------
-    net : AdaptationNet
-        Moved to the device.
-    assignment : sequence of int
-        assignment[p] is the Upper of position p.
-    alpha : float
-        Weight of the Uppers' auxiliary losses.
-    make_optimizer : callable
-        Makes the optimiser for the net's parameters.
-    use_autocast : bool
-        Whether forward passes run under bfloat16 autocast.
-    device : torch.device
-        Where everything is computed.
-    label_smoothing : float
-        As in `psl_flower.losses.loss_parts`.
+    The net is moved to the device; assignment[p] is the Upper of position p, and `alpha` the weight of the Uppers'
+    auxiliary losses. `label_smoothing` is as in `psl_flower.losses.loss_parts`; with `use_autocast` forward passes run
+    under bfloat16 autocast.
     """
 
     def __init__(
@@ -137,13 +121,7 @@ class AdaptationEngine:
         return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state; drop a pending update.
-
-        Raises
-        ------
-        RunError
-            If the state is of another network.
-        """
+        """Go back to a state; drop a pending update. Raises RunError if the state is of another network."""
         with same_network():
             self.net.load_state_dict(state["net"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -153,18 +131,8 @@ class AdaptationEngine:
 class AdaptationNode(MidStepParty):
     """The Adaptation Net on a separate node.
 
-    Parameters
-    ----------
-    engine : AdaptationEngine
-        The net.
-    smashed_shape : tuple[int, int, int]
-        (h, w, C) of one patch's smashed data.
-    num_classes : int
-        Classes.
-    num_samples : callable
-        Returns the samples in the mini-batch of a step.
-    checkpoints : Checkpoints
-        Where states are saved.
+    `smashed_shape` is (h, w, C) of one patch's smashed data; `num_samples` returns the samples in the mini-batch of a
+    step.
     """
 
     def __init__(

@@ -32,12 +32,7 @@ _DIGEST_BYTES = 32
 class Checkpoints:
     """The checkpoints in one folder; `step` counts the steps applied, so 0 is the initial state.
 
-    Parameters
-    ----------
-    folder : Path
-        Created when first written to.
-    kept : int
-        The step of a checkpoint that stays, however old; 0 for none.
+    The folder is made when first written to. The checkpoint of step `kept` stays, however old; 0 for none.
     """
 
     def __init__(self, folder: Path, kept: int = 0) -> None:
@@ -92,20 +87,7 @@ class Checkpoints:
         """Return the state after `step` steps that a party goes to, and warn if other threads made it.
 
         None if there is nothing to load: the party has applied no step, is to apply the first, and has saved nothing.
-
-        Parameters
-        ----------
-        party : str
-            What to call it in the warning.
-        applied : int
-            Steps that it has applied.
-        step : int
-            Where it goes.
-
-        Raises
-        ------
-        RunError
-            As `load`.
+        `party` is its name in the warning. Raises RunError as `load`.
         """
         if step == 0 and applied == 0 and step not in self.steps():
             return None

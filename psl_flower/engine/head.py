@@ -18,18 +18,8 @@ from psl_flower.wire.messages import ADAPTATION
 class HeadEngine(ABC):
     """The model behind the cut.
 
-    Parameters
-    ----------
-    lower : nn.Module
-        On its device.
-    optimizer : Optimizer or None
-        Of its parameters; None if it has none to learn.
-    assignment : iterable of int
-        assignment[p] is the party of position p.
-    device : torch.device
-        Where it computes.
-    dtype : torch.dtype
-        In which smashed data are to arrive.
+    The model is on its device, and `optimizer` None if it has no parameters to learn. assignment[p] is the party of
+    position p; smashed data are to arrive in `dtype`.
 
     Attributes
     ----------

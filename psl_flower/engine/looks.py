@@ -76,14 +76,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class LookFile:
     """The looks of one Upper: batches are appended in their order, then records are read in any.
 
-    Parameters
-    ----------
-    path : Path
-        The file; made when the first batch is appended.
-    head : Head
-        What it must hold.
-    sizes : sequence of int
-        Images of each batch.
+    The file is made when the first batch is appended, and must hold `head`; `sizes` are the images of each batch.
 
     Raises
     ------
@@ -254,21 +247,8 @@ class Looks:
     ) -> None:
         """Ask the Uppers that are present for the looks still missing, and keep them.
 
-        Parameters
-        ----------
-        exchange : Exchange
-            To their nodes.
-        present : collection of int
-            The Uppers whose nodes are connected.
-        shapes : callable
-            Returns the shape of the answer of each to a plan.
-        after_batch : callable
-            Called after every batch; if it raises, collection ends and keeps what it has.
-
-        Raises
-        ------
-        PslError
-            Whatever the transport raises; RunError if the disk refuses.
+        `shapes` returns the shape of each answer to a plan. If `after_batch`, called after every batch, raises,
+        collection ends and keeps what it has. Raises PslError as the transport does, and RunError if the disk refuses.
         """
         with disk_errors(self._folder, "made", RunError):
             make_private_folder(self._folder)

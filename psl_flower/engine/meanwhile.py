@@ -9,13 +9,7 @@ T = TypeVar("T")
 
 
 class Meanwhile(Generic[T]):
-    """A computation that is handed to an exchange, which calls it once; afterwards it has the result.
-
-    Parameters
-    ----------
-    compute : callable
-        The computation.
-    """
+    """A computation that is handed to an exchange, which calls it once; afterwards it has the result."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute

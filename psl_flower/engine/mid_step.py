@@ -96,12 +96,6 @@ class MidStepParty(ABC):
 
 
 def keep(exchange: Exchange, party: int, step: int) -> None:
-    """Have such a party save its state after `step` steps, and wait for it.
-
-    Raises
-    ------
-    PslError
-        If it fails, or is lost.
-    """
+    """Have such a party save its state after `step` steps, and wait for it; raises PslError if it fails, or is lost."""
     wire, task = exchange.wire, Keep(step)
     exchange.carry({party: wire.frame(task)}, {party: wire.expect_answer(task)}, lambda: None)

@@ -66,18 +66,9 @@ class CodeNoise:
     ) -> torch.Tensor:
         """Return the numbers (N, d), float32 on the CPU, for the codes of a plan's patches.
 
-        Parameters
-        ----------
-        key : bytes
-            Of the Upper's store (`psl_flower.patches.store.PatchStore.noise_key`).
-        plan : Plan
-            Whose samples.
-        weights : bytes
-            `weights_digest` of the Upper as it is now, in the plan's mode.
-        positions : sequence of int
-            K, of the patches.
-        patches_NChw : torch.Tensor
-            What the Upper makes codes of, float32: B*K, a sample's positions one after the other.
+        `key` is that of the Upper's store (`psl_flower.patches.store.PatchStore.noise_key`), `weights` the
+        `weights_digest` of the Upper as it is now, in the plan's mode. `patches_NChw`, float32, are what the Upper
+        makes codes of: B*K, a sample's positions one after the other.
         """
         # Of 0 and -0 networks make the same.
         rows = (patches_NChw.detach().cpu() + 0.0).contiguous().numpy()

@@ -28,13 +28,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
 
     It evaluates on the validation images, if there are any, else on the test split. Once the Uppers are frozen
     (`psl_flower.engine.freezing`) no Upper waits for gradients: the next smashed data arrive while the Lower learns.
-
-    Parameters
-    ----------
-    looks : Looks or None
-        Where the looks of frozen Uppers are kept; without, they are asked in every step.
-    **options
-        Those of `Rounds`.
+    Their looks are kept in `looks`; without it they are asked in every step. `options` are those of `Rounds`.
     """
 
     def __init__(
@@ -84,10 +78,7 @@ class RoundDriver(Rounds[LowerEngine, Task]):
     def look(self, exchange: Exchange, absent: Collection[int] = ()) -> RoundReport:
         """Ask the Uppers that are not absent for all looks that are not kept yet; return a report of no step.
 
-        Raises
-        ------
-        PslError
-            As `psl_flower.engine.looks.Looks.collect`; TrainingStopped if a stop was asked for.
+        Raises PslError as `psl_flower.engine.looks.Looks.collect`, and TrainingStopped if a stop was asked for.
         """
         self._collect(exchange, absent)
         if self.lower.adaptation_elsewhere:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from psl_flower.engine.task import Lessons
 
 
@@ -36,6 +40,17 @@ def num_evaluations(rounds: int, evaluate_every: int, *, to_the_end: bool) -> in
     return regular + (to_the_end and not (evaluate_every and rounds % evaluate_every == 0))
 
 
+def rounds_left(task: Lessons, done: int) -> int:
+    """Return the rounds that have steps left after `done` of them; the last round may be shorter."""
+    rounds = math.ceil(task.total_steps / task.steps_per_round)
+    return 0 if done == task.total_steps else rounds - done // task.steps_per_round
+
+
 def ends_round(task: Lessons, step: int) -> bool:
     """Return True if a round ends after `step` steps; the last round may be shorter."""
     return step > 0 and (step % task.steps_per_round == 0 or step == task.total_steps)
+
+
+def is_unreported(task: Lessons, step: int, records: Iterable[Mapping[str, Any]]) -> bool:
+    """Return True if a round ends after `step` steps, and none of the records of rounds is of that step."""
+    return ends_round(task, step) and step not in [record["step"] for record in records]

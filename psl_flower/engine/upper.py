@@ -59,19 +59,9 @@ class UpperOptions:
 class UpperEngine(PartyEngine):
     """One Upper: its model, optimiser, patch store and place in the run.
 
-    Parameters
-    ----------
-    model : nn.Module
-        (N, C, h, w) -> (N, C', h', w'); moved to the device.
-    store : PatchStore
-        The patches of this Upper's positions.
-    options : UpperOptions
-        The rest.
-    checkpoints : Checkpoints
-        Where states are saved.
-    teacher : nn.Module, optional
-        The Upper of a teacher, in eval mode and not trained: its smashed data of the same patches go up behind the
-        model's own, along channels.
+    The model, (N, C, h, w) -> (N, C', h', w'), is moved to the device; the store has the patches of this Upper's
+    positions. `teacher`, the Upper of a teacher, is in eval mode and not trained: its smashed data of the same patches
+    go up behind the model's own, along channels.
     """
 
     def __init__(
@@ -140,12 +130,8 @@ class UpperEngine(PartyEngine):
     def of_patches(self, patches_BKChw: torch.Tensor) -> torch.Tensor:
         """Return the smashed data (B, K, C', h', w') of patches from elsewhere, float32 on the CPU, in evaluation.
 
-        Noise is drawn again each time.
-
-        Parameters
-        ----------
-        patches_BKChw : torch.Tensor
-            uint8, at this Upper's positions, with the network's context and no margin.
+        Noise is drawn again each time. The patches are uint8, at this Upper's positions, with the network's context and
+        no margin.
         """
         options, self.model = self._options, self.model.eval()
         pixels_NChw = normalise(patches_BKChw.flatten(0, 1), options.mean, options.std, self.device)

@@ -85,17 +85,7 @@ def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
 
 @dataclass(frozen=True, slots=True)
 class SideHost:
-    """A node's view of a task: implements `psl_flower.flower.answering.Hosting`.
-
-    Parameters
-    ----------
-    context : Context
-        Flower's.
-    task : NodeTask
-        From the server.
-    make : callable
-        Makes what a party brings.
-    """
+    """A node's view of a task, with the parties that `make` makes: implements `psl_flower.flower.answering.Hosting`."""
 
     context: Context
     task: NodeTask

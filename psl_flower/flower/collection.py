@@ -18,18 +18,8 @@ def collect_weights(
 ) -> dict[int, dict[str, torch.Tensor]]:
     """Return the weights of all Upper models, by Upper, as only the owner of the model may ask for them.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    placement : Placement
-        Which node hosts which Uppers.
-    task : NodeTask
-        The run's.
-    saved : mapping
-        The step of the state that is wanted of each Upper.
-    timeout_s : float
-        Longest wait for the answers, in seconds.
+    `saved` is the step of the state that is wanted of each Upper; `timeout_s` the longest wait for the answers, in
+    seconds.
 
     Raises
     ------

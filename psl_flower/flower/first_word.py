@@ -21,11 +21,8 @@ _PATH, _KIND = "/v1/runtime/send-task-heartbeat", "application/protobuf"
 def speak(arguments: Sequence[str]) -> threading.Thread | None:
     """Start a thread that sends heartbeats to a SuperNode; return it, None if none are needed.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        Those with which Flower starts its ClientApp program. Over TLS none are sent, since loading TLS takes
-        time as well; `psl-supernode` by itself uses plain HTTP within the host.
+    `arguments` are those with which Flower starts its ClientApp program. Over TLS none are sent, since loading TLS
+    takes time as well; `psl-supernode` by itself uses plain HTTP within the host.
     """
     given = dict(pairwise(arguments))
     address, token = given.get("--runtime-api-address", ""), given.get("--token", "")

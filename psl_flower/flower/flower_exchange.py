@@ -19,20 +19,9 @@ from psl_flower.wire.questions import TakeStep
 class FlowerExchange(Exchange):
     """Implements `psl_flower.engine.exchange.Exchange` over Flower's Grid.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    placement : Placement
-        Which node hosts which parties.
-    task : NodeTask
-        The run's; goes with every message, since a node's process may know nothing of the last one.
-    wire : WireFormat
-        Codecs and dtype.
-    saved : mapping
-        The step of the state that each party starts from; sent until the party has trained past it.
-    timeout_s : float
-        Longest time of one exchange, in seconds.
+    The task goes with every message, since a node's process may know nothing of the last one; `saved`, the step of the
+    state that each party starts from, until the party has trained past it. One exchange takes at most `timeout_s`
+    seconds.
     """
 
     def __init__(

@@ -43,10 +43,7 @@ def note(message: Message | None) -> None:
 def answer_unanswered(client: object) -> None:
     """Answer the message that was written down, if it was not answered, with an error.
 
-    Parameters
-    ----------
-    client : RuntimeHttpClient
-        Flower's, of the process whose message it is.
+    `client` is Flower's RuntimeHttpClient, of the process whose message it is.
 
     Raises
     ------
@@ -67,15 +64,8 @@ def answer_in_its_place(
 ) -> None:
     """Do so in place of a process that was killed, and say that it has ended.
 
-    Parameters
-    ----------
-    runtime_api_address, token, insecure, certificates
-        The SuperNode's API and the process's right to it, as Flower's `run_clientapp` takes them.
-
-    Raises
-    ------
-    OSError, httpx.HTTPError
-        As `answer_unanswered`.
+    The arguments are the SuperNode's API and the process's right to it, as Flower's `run_clientapp` takes them. Raises
+    what `answer_unanswered` does.
     """
     flower = _flower()
     client = flower.RuntimeHttpClient.from_server_address(

@@ -119,14 +119,8 @@ class NodeLink:
     def open_in_time(self, grid: Grid, saved: Mapping[int, int], lost: PslError | None = None) -> None:
         """Place the Uppers and open the transport once all nodes are online, or without the missing ones if allowed.
 
-        Parameters
-        ----------
-        grid : Grid
-            Flower's.
-        saved : mapping
-            The step of the state that each party is to start from; for the flower transport, which tells them so.
-        lost : PslError or None
-            The cause, where nodes are looked for because one was lost.
+        `saved` has the step of the state that each party is to start from; the flower transport tells them so. `lost`
+        is the cause, where nodes are looked for because one was lost.
 
         Raises
         ------
@@ -177,12 +171,7 @@ class NodeLink:
     def stream_messages(self, step: int, saved: Mapping[int, int]) -> list[Message]:
         """Return the message for each node that makes it open its streams for a round.
 
-        Parameters
-        ----------
-        step : int
-            Steps that the Lower has applied.
-        saved : mapping
-            The step of the state that each party is to start from.
+        The Lower has applied `step` steps; `saved` has the step of the state that each party is to start from.
         """
         assert self._endpoint is not None
         identity = server_identity(self._wire)

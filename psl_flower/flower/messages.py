@@ -143,19 +143,8 @@ def ask(
 def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], bool]) -> list[Message]:
     """Send messages that nodes answer once they have worked together with the Lower; return the replies.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    messages : iterable of Message
-        What is sent.
-    is_over : callable
-        Waits for the end of the Lower's work, for that many seconds at most; returns whether it has ended.
-
-    Returns
-    -------
-    list of Message
-        Without those that had not come `ANSWER_TIMEOUT_S` seconds after the end.
+    `is_over` waits for the end of the Lower's work, that many seconds at most, and returns whether it has ended.
+    Replies that have not come `ANSWER_TIMEOUT_S` seconds after the end are missing.
     """
     # A message to a node that is not registered any more has no id, and no answer.
     sent = list(messages)
@@ -180,15 +169,7 @@ def tell(grid: Grid, messages: Iterable[Message], is_over: Callable[[float], boo
 
 
 class _Reminder:
-    """Asks silent nodes one thing more, whose answer nobody waits for, once it is time for that; none in a simulation.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's.
-    names : mapping
-        What nodes are called, by their ids.
-    """
+    """Asks silent nodes one thing more, once it is time; nobody waits for the answer. Does nothing in a simulation."""
 
     def __init__(self, grid: Grid, names: Mapping[int, str] | None = None) -> None:
         self._grid, self._names = grid, names or {}

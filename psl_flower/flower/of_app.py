@@ -20,10 +20,7 @@ _KEPT = "psl_flower"
 class OfApp:
     """A function that is pickled together with the folder of its app; called, it is that function.
 
-    Parameters
-    ----------
-    function : callable
-        Of a module of the app; one that is in no module is pickled as it is.
+    The function is of a module of the app; one that is in no module is pickled as it is.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -191,12 +191,7 @@ def killed() -> None:
 def check(bundle: bytes, app: Path) -> None:
     """Check that a run's modules are those of the installed app, byte for byte.
 
-    Parameters
-    ----------
-    bundle : bytes
-        The app that has come with the run, as Flower packs it.
-    app : Path
-        Folder of the installed app.
+    `bundle` is the app that has come with the run, as Flower packs it; `app` is the folder of the installed one.
 
     Raises
     ------

@@ -46,16 +46,8 @@ def absence_curve(
 ) -> list[AbsencePoint]:
     """Return the accuracy with all Uppers, without one, and so on to one that is left.
 
-    Zeros stand for the smashed data of absent Uppers, as in a run that continues without them (`on-missing-node`).
-
-    Parameters
-    ----------
-    trained : TrainedModel
-        The trained network.
-    images : LabelledImages
-        Test images; they are used up.
-    progress : callable, optional
-        Called as ("evaluate", images done, images in all).
+    Zeros stand for the smashed data of absent Uppers, as in a run that continues without them (`on-missing-node`). The
+    test images are used up; `progress` is called as ("evaluate", images done, images in all).
 
     Raises
     ------

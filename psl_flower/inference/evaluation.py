@@ -50,16 +50,8 @@ def own_test_images(
 ) -> LabelledImages:
     """Return the test split of the run's dataset, from its patch stores, which are made if they are missing.
 
-    Parameters
-    ----------
-    run : RunFolder
-        Its workspace holds the stores.
-    trained : TrainedModel
-        The run's network.
-    max_test : int
-        Images to use at most, drawn at random, the same ones every time; 0: all.
-    progress : callable, optional
-        As in `prepare_stores`.
+    The run's workspace holds the stores. At most `max_test` images are used, drawn at random, the same ones every time;
+    0: all.
 
     Raises
     ------
@@ -82,12 +74,7 @@ def stores_of(
 ) -> StoreSet:
     """Return the patch stores of the run's dataset, which are made if they are missing.
 
-    Parameters are those of `own_test_images`, and of `prepare_stores`.
-
-    Raises
-    ------
-    DataError, PslError
-        As `own_test_images`.
+    Parameters and errors are those of `own_test_images`, and of `prepare_stores`.
     """
     config = trained.config
     own = config.replace(workspace=str(run.path.parents[1]))

@@ -114,19 +114,8 @@ def check_answers(
 ) -> tuple[float, float]:
     """Compare the logits of a network and of the file made of it, on random images in batches of several sizes.
 
-    Parameters
-    ----------
-    name : str
-        The file's, for the error.
-    description : StoreSetDescription
-        Of the images.
-    network, exported : callable
-        Return float32 logits (B, K) of float32 images (B, C, H, W), pixels in 0..1, on the CPU.
-
-    Returns
-    -------
-    tuple[float, float]
-        The largest absolute difference, and the largest absolute logit.
+    Both return float32 logits (B, K) of float32 images (B, C, H, W), pixels in 0..1, on the CPU. Return the largest
+    absolute difference, and the largest absolute logit.
 
     Raises
     ------

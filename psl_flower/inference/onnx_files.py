@@ -87,10 +87,7 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
 class OnnxModule(nn.Module):
     """An ONNX file, or its content, in the place of a model: one float32 input and output, run on the CPU.
 
-    Raises
-    ------
-    ExportError, RunError
-        As `open_session`.
+    Raises ExportError and RunError as `open_session`.
     """
 
     def __init__(self, model: Path | bytes, threads: int) -> None:

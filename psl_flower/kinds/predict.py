@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +13,7 @@ from psl_flower.config.fields import RUN_NAME, Form, setting
 from psl_flower.errors import ConfigError, NoCheckpoint, RunError
 from psl_flower.kinds.kind import TRAINED, Kind, Work, check_stores
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.runs.folder import RunFolder, open_run
+from psl_flower.runs.folder import RunFolder, name_by_time, open_run
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.predictions import FOLDER
 from psl_flower.runs.resuming import settings_of
@@ -105,13 +103,9 @@ class Predict(Kind):
 
     def _free_folder(self, run: RunFolder) -> RunFolder:
         folder, name = run.path / FOLDER, self.config.run.run_name
-        if name:
-            if (folder / name).exists():
-                raise RunError(f"{folder / name}: there is a prediction of this name already; choose another")
-            return RunFolder(folder / name)
-        stem = f"{self.split or 'images'}-{time.strftime('%Y%m%d-%H%M%S')}"
-        candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-        return RunFolder(next(folder / candidate for candidate in candidates if not (folder / candidate).exists()))
+        if name and (folder / name).exists():
+            raise RunError(f"{folder / name}: there is a prediction of this name already; choose another")
+        return RunFolder(folder / (name or name_by_time(folder, self.split or "images")))
 
 
 def _ids(text: str) -> list[str]:

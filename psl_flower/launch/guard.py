@@ -38,10 +38,7 @@ _LOOKS = 3
 def is_of_this_user(client: Address, server: Address) -> bool:
     """Check if the other end of an IPv4 connection on this machine is a socket of this user, and still open.
 
-    Parameters
-    ----------
-    client, server : tuple of str and int
-        Address and port of the other end, and of ours.
+    Both are address and port: `client` of the other end, `server` of ours.
     """
     ends = [_as_listed(client), _as_listed(server)]
     for _ in range(_LOOKS):

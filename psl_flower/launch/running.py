@@ -45,21 +45,9 @@ def prepare(
 ) -> tuple[int, Work]:
     """Make the patch stores if they are missing, and choose the run's folder; nothing is started for bad input.
 
-    Parameters
-    ----------
-    kind : Kind
-        What is to be done.
-    progress : callable, optional
-        As `psl_flower.stores.prepare.prepare_stores` takes it.
-    say : callable, optional
-        Called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check` returns.
-    begin : callable, optional
-        Called with what `Kind.find` returns, before the stores are made, which may take long.
-
-    Returns
-    -------
-    tuple[int, Work]
-        The number of Uppers, and what `Kind.find` returns.
+    `say` is called with lines for people: on keys that were made, a grid that was chosen, and what `Kind.check`
+    returns; `begin` with what `Kind.find` returns, before the stores are made, which may take long. Return the number
+    of Uppers, and what `Kind.find` returns.
 
     Raises
     ------
@@ -92,22 +80,9 @@ def start(
 ) -> str:
     """Start `flwr run` with a federation that fits the grid and the machine; return Flower's id of the run.
 
-    Parameters
-    ----------
-    superlink : LocalSuperLink
-        It answers.
-    app : Path
-        Folder of the Flower app.
-    given : mapping
-        The settings to pass on, by their kebab-case keys; those left out take the app's defaults.
-    kind : Kind
-        Of the same settings.
-    work : Work
-        From `prepare`.
-    num_uppers, nodes : int
-        As `psl_flower.launch.sizing.simulation` takes them.
-    waiting : callable
-        Called again and again meanwhile.
+    `given` are the settings to pass on, by their kebab-case keys; those left out take the app's defaults. `work` is
+    from `prepare`; `num_uppers` and `nodes` are as `psl_flower.launch.sizing.simulation` takes them. `waiting` is
+    called again and again meanwhile.
 
     Raises
     ------
@@ -156,12 +131,8 @@ class Watch:
     def note_end(self, state: str, why: str) -> Status:
         """Record the run's end in its folder, after its processes have gone; return its last status.
 
-        Parameters
-        ----------
-        state : str
-            "stopped" or "failed", unless the run itself has said how it ended.
-        why : str
-            One line; how to continue is added.
+        `state` is "stopped" or "failed", unless the run itself has said how it ended. `why` is one line, to which how
+        to continue is added.
         """
         last = self._status()
         if last is not None and last.ended:

@@ -59,13 +59,7 @@ def telling(log: str) -> str:
 
 
 def ray_failure(folder: Path) -> str:
-    """Return why Ray's raylet gave up, from its own log; empty if it did not.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the SuperLink that started it.
-    """
+    """Return why Ray's raylet gave up, from its own log in a SuperLink's folder; empty if it did not."""
     for log in sorted(folder.glob(_RAYLET_LOG)):
         if fatal := _RAY_FATAL.findall(_read(log)):
             return f"Ray failed: {last_line(fatal[-1])}; is the machine too busy? Try again"
@@ -135,12 +129,7 @@ class LocalSuperLink:
             )  # fmt: skip
 
     def wait(self, waiting: Waiting = silently) -> None:
-        """Wait until it answers.
-
-        Parameters
-        ----------
-        waiting : callable
-            Called again and again meanwhile.
+        """Wait until it answers; `waiting` is called again and again meanwhile.
 
         Raises
         ------

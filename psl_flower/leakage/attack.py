@@ -63,22 +63,9 @@ def train_decoder(
     The images of the best epoch count, by those auxiliary images that are left out of training. Victims have no part.
     A decoder that it starts with is changed; as it was, it counts, too.
 
-    Parameters
-    ----------
-    name : str
-        Which decoder.
-    sizes : Sizes
-        What it is made for.
-    auxiliary : Pairs
-        20 images or more.
-    epochs : int
-        Passes at most.
-    seed : int
-        Of weights and order.
-    on_epoch : callable
-        Called with (epochs done, score on the validation images).
-    start : nn.Module, optional
-        A decoder of this name and these sizes to continue from; by default a new one.
+    `auxiliary` has 20 images or more. After each pass, of `epochs` at most, `on_epoch` is called with (epochs done,
+    score on the validation images). `start` is a decoder of this name and these sizes to continue from, by default a
+    new one.
     """
     training, validation = divided(auxiliary)
     with torch.random.fork_rng(devices=[]):

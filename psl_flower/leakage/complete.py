@@ -83,7 +83,9 @@ def audit(
             *(finding for _, found in attacked for finding in found.findings), *attacks.of_logits(net).findings,
             *classes.findings,
         ),
-        replayed=_replayed(replay),
+        replayed=None if replay is None else Replayed(
+            shown=replay.looks.shown, joined=replay.looks.joined, exact=replay.exact, seconds=replay.seconds
+        ),
         labels=None if replay is None else _labels(attacks, replay.looks),
         seams=_seams(attacks),
     )  # fmt: skip
@@ -107,13 +109,6 @@ def all_looks(attacks: Audit, net: PatchSplitNet, looks: Looks, one: Attacked) -
         for images, finished in ((slice(first), target), (slice(first, None), given))
     )
     return attacks.of_looks(one, auxiliary, victims)
-
-
-def _replayed(replay: Replay | None) -> Replayed | None:
-    if replay is None:
-        return None
-    looks = replay.looks
-    return Replayed(shown=looks.shown, joined=looks.joined, exact=replay.exact, seconds=replay.seconds)
 
 
 def _labels(attacks: Audit, looks: Looks) -> LabelGuess | None:

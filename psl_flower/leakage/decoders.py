@@ -38,16 +38,8 @@ class Decoder(nn.Module, ABC):
     def begin_with(self, alone: nn.Module, shares: Sequence[float]) -> bool:
         """Become, for several looks side by side along channels, the decoder `alone` of their weighted sum.
 
-        Parameters
-        ----------
-        alone : nn.Module
-            A decoder of one look, of the same build.
-        shares : sequence of float
-            Weight of each look.
-
-        Returns
-        -------
-        Whether that is possible; else this decoder is left as it is.
+        `alone` is of the same build; `shares` are the weights of the looks. Return whether that is possible; else this
+        decoder is left as it is.
         """
 
     def _take(self, alone: nn.Module, name: str, first: torch.Tensor) -> None:

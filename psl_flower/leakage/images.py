@@ -62,14 +62,7 @@ def chosen_samples(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw the victims and the auxiliary images from the training images; no image is both.
 
-    Parameters
-    ----------
-    pool_N : ndarray
-        Samples to draw from, int64.
-    settings : AuditSettings
-        How many.
-    num_bytes : int
-        Of an image's smashed data in one look, which bounds the auxiliary images.
+    `num_bytes`, of an image's smashed data in one look, bounds the auxiliary images.
 
     Raises
     ------

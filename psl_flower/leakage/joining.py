@@ -86,22 +86,9 @@ def train_joined(
 ) -> Trained:
     """Train decoders of all looks side by side, and return the better one; one begins as `alone`, which it extends.
 
-    Parameters
-    ----------
-    name : str
-        Which decoder of `DECODERS`.
-    sizes : Sizes
-        Of `alone`.
-    alone : nn.Module
-        A trained decoder of the last look.
-    seen : Seen
-        At auxiliary images.
-    images_NCHW : torch.Tensor
-        These.
-    apart : bool
-        Whether mirrored looks are beside others (`psl_flower.leakage.looks.side_by_side`).
-    epochs, seed, on_epoch
-        As of `train_decoder`.
+    `alone`, of these sizes, is a trained decoder of the last look; `seen` is at the auxiliary images. `apart` is
+    whether mirrored looks are beside others (`psl_flower.leakage.looks.side_by_side`). The rest is as of
+    `train_decoder`.
     """
     pairs = Pairs(side_by_side(*seen, apart=apart), images_NCHW)
     channels = sizes.smashed[0]

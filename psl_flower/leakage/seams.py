@@ -37,14 +37,7 @@ class Seam(msgspec.Struct, frozen=True, kw_only=True):
 def match_seams(grid: PatchGrid, patches_NPChw: NDArray[np.uint8], assignment: Sequence[int]) -> tuple[Seam, ...]:
     """Match the records of all neighbouring positions that lie on different nodes.
 
-    Parameters
-    ----------
-    grid : PatchGrid
-        How images are cut.
-    patches_NPChw : ndarray
-        uint8, of N images.
-    assignment : sequence of int
-        The node of each position.
+    The patches are uint8, of N images; `assignment` has the node of each position.
     """
     found = []
     for first, second, side in neighbours(grid):

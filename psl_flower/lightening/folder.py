@@ -37,6 +37,7 @@ from psl_flower.lightening.settings import LighteningSettings
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.machine import processor
+from psl_flower.system.records import append_record
 
 FOLDER = "light"
 THIRD = "third"
@@ -162,9 +163,7 @@ class LighteningFolder:
 
     def _append(self, entry: Entry) -> None:
         entry = msgspec.structs.replace(entry, at=time.time())
-        path = self.path / _LOG
-        with disk_errors(path, "written", RunError), path.open("ab") as file:
-            file.write(msgspec.json.encode(entry) + b"\n")
+        append_record(self.path / _LOG, entry, RunError)
         self.entries.append(entry)
 
     def _read(self) -> list[Entry]:

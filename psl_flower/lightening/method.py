@@ -10,7 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -325,10 +325,7 @@ class Lightening:
         judged = Judged(
             accuracy=float(right[:num].mean()),
             test_accuracy=float(right[num:].mean()) if len(right) > num else None,
-            images_per_s=speed.images_per_s,
-            latency_ms=speed.latency_ms,
-            images_per_s_spread=speed.images_per_s_spread,
-            latency_spread=speed.latency_spread,
+            **asdict(speed),
             num_bytes=path.stat().st_size,
             parameters=parameters,
             multiply_adds=multiply_adds,

@@ -119,13 +119,7 @@ def read_result(folder: LighteningFolder) -> dict[str, Any]:
 
 
 def write_report(result: Lightened) -> Path:
-    """Write report.md and the plots; return the report's path.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
+    """Write report.md and the plots; return the report's path. Raises RunError if the disk refuses."""
     folder, told = result.folder, as_json(result)
     table = [COLUMNS, ("---",) * len(COLUMNS), *rows(folder.entries, result.conditions, told["choice"])]
     first = folder.entries[0]

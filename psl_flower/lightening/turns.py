@@ -19,14 +19,8 @@ def needs_turns(folder: LighteningFolder) -> bool:
 def measure_in_turns(folder: LighteningFolder, speed: Callable[[Path], Speed]) -> None:
     """Measure the speeds of all models at hand anew, several times each, and log them.
 
-    Every turn begins with another model, so that a machine that becomes slower favours none.
-
-    Parameters
-    ----------
-    folder : LighteningFolder
-        With the models.
-    speed : callable
-        Returns the speed of the artefacts in a folder.
+    Every turn begins with another model, so that a machine that becomes slower favours none. `speed` returns that of
+    the artefacts in a folder.
     """
     names = list(folder.at_hand())
     found: dict[str, list[Speed]] = {name: [] for name in names}

@@ -70,14 +70,8 @@ def boundary(
     enters the Upper is fixed: kernels sum in an order that depends on it, so a network in one process is bit-equal to
     the federated one only if gradients enter its Uppers in the order that the wire gives them.
 
-    Parameters
-    ----------
-    features_NChw : torch.Tensor
-        Smashed data (B*K, C, h, w) of one Upper.
-    activations, gradients : str
-        Codec names (`psl_flower.wire.codecs`).
-    corrected : callable, optional
-        Given the gradient (B*K, C, h, w), returns the one to round instead.
+    `features_NChw` are smashed data (B*K, C, h, w) of one Upper. Given the gradient (B*K, C, h, w), `corrected` returns
+    the one to round instead.
     """
     result: torch.Tensor = _Boundary.apply(features_NChw, activations, gradients, corrected)
     return result

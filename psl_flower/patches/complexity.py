@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import DataError
 from psl_flower.patches.grid import LARGE_IMAGE, Fit, PatchGrid
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 # Change it with anything that changes the choice made from the same images.
 VERSION = 1
@@ -52,13 +52,7 @@ class GridChoice:
 
 
 def count_turns(image_HWC: NDArray[np.uint8]) -> float:
-    """Return the mean number of turns of brightness along an image's rows and columns.
-
-    Parameters
-    ----------
-    image_HWC : ndarray
-        uint8, grey (H, W, 1) or RGB (H, W, 3).
-    """
+    """Return the mean number of turns of brightness along an image's rows and columns; uint8 (H, W, 1) or (H, W, 3)."""
     rows = np.linspace(0, image_HWC.shape[0] - 1, min(image_HWC.shape[0], MAX_LINES)).astype(int)
     cols = np.linspace(0, image_HWC.shape[1] - 1, min(image_HWC.shape[1], MAX_LINES)).astype(int)
     along_rows = _turns(_brightness(image_HWC[rows]))
@@ -143,16 +137,12 @@ def _grid(rung: int, image_size: tuple[int, int], fit: Fit) -> PatchGrid | None:
 
 
 def _reason(grid: PatchGrid, turns: float, num_images: int, aside: int) -> str:
-    pattern = f"{grid.rows}x{grid.cols} patches of {_text(grid.patch_size)}"
+    pattern = f"{grid.rows}x{grid.cols} patches of {dims(grid.patch_size)}"
     if grid.stride != grid.patch_size:
-        pattern += f", overlapping (stride {_text(grid.stride)})"
+        pattern += f", overlapping (stride {dims(grid.stride)})"
     if aside:
         pattern += f", the nearest {'coarser' if aside < 0 else 'finer'} pattern that fits image and Uppers"
     return (
         f"grid: brightness turns {turns:.1f} times along a line of an image (mean of "
         f"{counted(num_images, 'image')}; below 2 is plain, 8 and more is busy), so auto chose {pattern}"
     )
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from psl_flower.errors import DataError, GridError
 from psl_flower.patches.grid import PatchGrid
+from psl_flower.text import dims
 
 SPLITS = ("train", "test")
 _CHUNK_IMAGES = 256
@@ -218,7 +219,7 @@ def _sized(
     numbers = map(int, order_N[start:])
     for number, (image_HWC, label) in zip(numbers, source.samples(split, start, order_N), strict=True):
         if image_HWC.shape != shape:
-            found, expected = ("x".join(map(str, each)) for each in (image_HWC.shape, shape))
+            found, expected = dims(image_HWC.shape), dims(shape)
             like = f" like {source.where('train', 0)}" if (split, number) != ("train", 0) else ""
             raise DataError(
                 f"{source.name}: {source.where(split, number)} is {found} (height x width x channels), expected "

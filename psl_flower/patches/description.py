@@ -15,7 +15,7 @@ from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import StoreMeta
 from psl_flower.system.records import read_record, write_record
-from psl_flower.text import counted
+from psl_flower.text import counted, dims
 
 VERSION = 2
 
@@ -81,6 +81,11 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
                 before += stop - start
         raise ConfigError(f"there is no image {sample}; the dataset has images 0 to {self.num_samples - 1}")
 
+    def name_of(self, sample: int) -> str:
+        """Return a sample's name by split, such as "test:17"; raises ConfigError if there is no such sample."""
+        split, number = self.split_of(sample)
+        return f"{split}:{number}"
+
     def sample_of(self, split: str, number: int) -> int:
         """Return the global index of an image of a split; raises ConfigError if there is no such split or image."""
         left = number
@@ -127,8 +132,8 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
                 reasons.append(f"{name} {getattr(meta, what)}, expected {getattr(expected, what)} for Upper {upper}")
                 break
         if meta.patch_shape != expected.patch_shape:
-            found, wanted = ("x".join(map(str, each.patch_shape)) for each in (meta, expected))
-            size = "x".join(map(str, self.patch_size))
+            found, wanted = dims(meta.patch_shape), dims(expected.patch_shape)
+            size = dims(self.patch_size)
             reasons.append(
                 f"patches of {found} (channels x height x width), expected {wanted} for Upper {upper}: patches of "
                 f"{size} with a margin of {counted(self.margin, 'pixel')}"

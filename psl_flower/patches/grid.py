@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psl_flower.errors import GridError
+from psl_flower.text import dims
 
 if TYPE_CHECKING:
     import torch  # seconds to load, and not needed by those who cut stored images
@@ -59,29 +60,29 @@ class PatchGrid:
             if len(size) != 2 or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in size):
                 raise GridError(f"{name}: expected two whole numbers (height, width), got {given!r}")
             if min(size) < 1:
-                raise GridError(f"{name}: both sizes must be 1 or more, got {_text(size)}")
+                raise GridError(f"{name}: both sizes must be 1 or more, got {dims(size)}")
             object.__setattr__(self, name, (int(size[0]), int(size[1])))
         if self.fit not in ("exact", "pad"):
             raise GridError(f'fit: expected "exact" or "pad", got {self.fit!r}')
         if not isinstance(self.margin, int) or not 0 <= self.margin < min(self.image_size):
             raise GridError(
                 f"margin: expected 0 to {min(self.image_size) - 1} pixels around patches of an image of "
-                f"{_text(self.image_size)}, got {self.margin!r}"
+                f"{dims(self.image_size)}, got {self.margin!r}"
             )
         for axis in range(2):
             if self.patch_size[axis] > self.image_size[axis]:
                 raise GridError(
-                    f"a patch of {_text(self.patch_size)} is larger than the image of {_text(self.image_size)}"
+                    f"a patch of {dims(self.patch_size)} is larger than the image of {dims(self.image_size)}"
                 )
             if self.stride[axis] > self.patch_size[axis]:
                 raise GridError(
-                    f"a stride of {_text(self.stride)} is larger than the patch of {_text(self.patch_size)}: "
+                    f"a stride of {dims(self.stride)} is larger than the patch of {dims(self.patch_size)}: "
                     "pixels between patches would be lost"
                 )
         if self.fit == "exact" and self.padded_size != self.image_size:
             raise GridError(
-                f"patches of {_text(self.patch_size)} with stride {_text(self.stride)} do not tile an image of "
-                f"{_text(self.image_size)}; nearest that do: {'; '.join(self._alternatives())}; "
+                f"patches of {dims(self.patch_size)} with stride {dims(self.stride)} do not tile an image of "
+                f"{dims(self.image_size)}; nearest that do: {'; '.join(self._alternatives())}; "
                 'or pad the image (fit="pad")'
             )
 
@@ -136,7 +137,7 @@ class PatchGrid:
             If the images are not four-dimensional or not of this grid's image size.
         """
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[2:]) != self.image_size:
-            raise GridError(f"expected images (B, C, {_text(self.image_size, ', ')}), got {tuple(images_BCHW.shape)}")
+            raise GridError(f"expected images (B, C, {dims(self.image_size, ', ')}), got {tuple(images_BCHW.shape)}")
         padded = self._pad(images_BCHW)
         # The margin before the padded image puts a patch's field where the patch is in it.
         (h, w), corners = self.field_size, self.corners()
@@ -159,7 +160,7 @@ class PatchGrid:
         """
         shape = tuple(patches_BPChw.shape)
         if len(shape) != 5 or shape[1] != self.num_patches or shape[3:] != self.field_size:
-            raise GridError(f"expected patches (B, {self.num_patches}, C, {_text(self.field_size, ', ')}), got {shape}")
+            raise GridError(f"expected patches (B, {self.num_patches}, C, {dims(self.field_size, ', ')}), got {shape}")
         size = (shape[0], shape[2], *self.padded_size)
         (h, w), (top, left), m = self.patch_size, self._padding(), self.margin
         if isinstance(patches_BPChw, np.ndarray):
@@ -227,15 +228,11 @@ class PatchGrid:
         patches = [_nearest(p, [n for n in range(1, i + 1) if i % n == 0]) for i, p, _ in axes]
         sizes = [p + round((i - p) / s) * s for i, p, s in axes]
         return [
-            f"patch {_text(self.patch_size)} with stride {_text(strides)}",
-            f"patch and stride {_text(patches)}",
-            f"images of {_text(sizes)}",
+            f"patch {dims(self.patch_size)} with stride {dims(strides)}",
+            f"patch and stride {dims(patches)}",
+            f"images of {dims(sizes)}",
         ]
 
 
 def _nearest(wanted: int, candidates: list[int]) -> int:
     return min(candidates, key=lambda n: (abs(n - wanted), -n))
-
-
-def _text(size: Sequence[int], joint: str = "x") -> str:
-    return joint.join(str(n) for n in size)

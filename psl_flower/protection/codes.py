@@ -54,12 +54,8 @@ class Codes(nn.Module):
 class Narrowing(nn.Sequential):
     """The Upper's half: from a patch's map to its numbers.
 
-    Parameters
-    ----------
-    *parts : nn.Module
-        One after the other.
-    deviation : float
-        Of the noise that is added behind BatchNorm, before numbers are rounded to levels; 0: none.
+    The parts run one after the other. `deviation` is that of the noise that is added behind BatchNorm, before numbers
+    are rounded to levels; 0: none.
     """
 
     def __init__(self, *parts: nn.Module, deviation: float = 0.0) -> None:

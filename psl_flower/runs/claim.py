@@ -25,14 +25,8 @@ _FILE = "lock"
 def starting(run: RunFolder, *, new: bool = True) -> Iterator[None]:
     """Reserve a run's name against other commands, from its start to its end.
 
-    Until the run has a status, `starts` lists it. It leaves nothing behind where the run did not come to be.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run.
-    new : bool
-        Whether its folder is still to be made; False for one that is continued.
+    Until the run has a status, `starts` lists it. It leaves nothing behind where the run did not come to be. `new` is
+    whether its folder is still to be made.
 
     Raises
     ------

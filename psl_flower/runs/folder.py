@@ -44,6 +44,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.runs.metrics_file import read_metrics
 from psl_flower.system.files import disk_errors, read_file, write_file
 from psl_flower.system.folders import make_private_folder, remove_leftovers
+from psl_flower.system.records import append_record
 from psl_flower.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     updated: Moment = 0.0  #: Unix time.
 
     @property
+    def shown(self) -> str:
+        """The state, or "died" where the process is gone: such a run would else train for ever."""
+        return "died" if self.died else self.state
+
+    @property
     def ended(self) -> bool:
         """Whether the run is over."""
         return self.state in ("completed", "stopped", "failed")
@@ -110,13 +116,7 @@ def this_process() -> str:
 
 
 class RunFolder:
-    """One run's folder.
-
-    Parameters
-    ----------
-    path : Path
-        <workspace>/runs/<name>.
-    """
+    """One run's folder, <workspace>/runs/<name>."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -237,9 +237,7 @@ class RunFolder:
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one round to metrics.jsonl; raises RunError if the disk refuses."""
-        path = self.path / "metrics.jsonl"
-        with disk_errors(path, "written", RunError), path.open("ab") as file:
-            file.write(msgspec.json.encode(dict(metrics)) + b"\n")
+        append_record(self.path / "metrics.jsonl", dict(metrics), RunError)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all rounds of metrics.jsonl; see `psl_flower.runs.metrics_file`."""
@@ -253,12 +251,7 @@ class RunFolder:
     def write_predictions(self, predictions: Predictions, split: str | Sequence[str] = "test") -> None:
         """Write predictions.npz; see `psl_flower.engine.rounds.Predictions` for its arrays.
 
-        Parameters
-        ----------
-        predictions : Predictions
-            To write.
-        split : str or sequence of str
-            The split of all images, or of each.
+        `split` is that of all images, or of each.
 
         Raises
         ------
@@ -335,9 +328,14 @@ def free_name(workspace: Path, name: str, dataset: str) -> str:
             )
         return name
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(dataset).name).strip("-")[:40] or "run"
-    stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return name_by_time(runs, slug)
+
+
+def name_by_time(folder: Path, what: str) -> str:
+    """Return `what` with the time, and a number where the folder has something of that name already."""
+    stem = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+    return next(candidate for candidate in candidates if not (folder / candidate).exists())
 
 
 def open_run(workspace: Path, name: str) -> RunFolder:

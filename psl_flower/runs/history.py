@@ -6,7 +6,7 @@ import msgspec
 
 from psl_flower.errors import RunError
 from psl_flower.runs.folder import RunFolder
-from psl_flower.system.files import disk_errors
+from psl_flower.system.records import append_record
 
 FILE = "extended.jsonl"
 
@@ -22,9 +22,7 @@ class Extension(msgspec.Struct, frozen=True, kw_only=True):
 
 def note_extension(run: RunFolder, extension: Extension) -> None:
     """Add a change to those of a run; raises RunError if the disk refuses."""
-    path = run.path / FILE
-    with disk_errors(path, "written", RunError), path.open("ab") as file:
-        file.write(msgspec.json.encode(extension) + b"\n")
+    append_record(run.path / FILE, extension, RunError)
 
 
 def extensions(run: RunFolder) -> list[Extension]:

@@ -39,13 +39,7 @@ def refuse_if_running(run: RunFolder, doing: str) -> None:
 
 
 def remove(run: RunFolder) -> int:
-    """Remove a run's folder; return the bytes freed.
-
-    Raises
-    ------
-    RunError
-        If it is running, or the disk refuses.
-    """
+    """Remove a run's folder; return the bytes freed. Raises RunError if it is running, or the disk refuses."""
     refuse_if_running(run, "and cannot be removed")
     size = size_of(run.path)
     with disk_errors(run.path, "removed", RunError):
@@ -57,14 +51,8 @@ def prune(run: RunFolder, keep: int = 1) -> int:
     """Remove all but the newest checkpoints of a run; return the bytes freed.
 
     Of the nodes' checkpoints in this folder, as a simulation writes them, those of the same steps are kept: a run
-    continues, and predicts where it lies, only from a step that all parties have.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run, which has ended.
-    keep : int
-        Checkpoints to keep, 1 or more.
+    continues, and predicts where it lies, only from a step that all parties have. The run has ended, and `keep` is 1 or
+    more.
 
     Raises
     ------

@@ -82,13 +82,6 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     The run's manifest.json holds the fingerprint of the state of the dataset that it was on, and all that goes into
     it but the dataset's id, which appending, relabelling and rotating leave as it is.
 
-    Parameters
-    ----------
-    run : Path
-        As in `mistakes`.
-    manifest : Manifest
-        The dataset's.
-
     Raises
     ------
     OtherDataset

@@ -75,7 +75,8 @@ def render(run: Summary) -> str:
         curves=_svg(_curves(run)),
         confusion=_svg(_confusion(run)) if confusion else "",
         worst=[
-            (_image(run, m.image), classes[m.label], classes[m.predicted], f"{m.confidence:.1%}") for m in run.worst
+            (run.description.name_of(m.image), classes[m.label], classes[m.predicted], f"{m.confidence:.1%}")
+            for m in run.worst
         ],
         parts=[(name, _milliseconds(run, key)) for name, key in _PARTS],
         views=_views(run),
@@ -146,11 +147,6 @@ def _views(run: Summary) -> list[tuple[str, str]]:
         views.append(("the node of the Adaptation Net", "labels, and features of all patches"))
     views.append(("this machine, in a simulation", "everything: the keys of all parties lie in the workspace"))
     return views
-
-
-def _image(run: Summary, image: int) -> str:
-    split, number = run.description.split_of(image)
-    return f"{split}:{number}"
 
 
 def _milliseconds(run: Summary, key: str) -> str:

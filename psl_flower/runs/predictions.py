@@ -70,9 +70,8 @@ def write_table(folder: RunFolder, description: StoreSetDescription) -> None:
         writer = csv.writer(table)
         writer.writerow(("image", "number", "label", "predicted", "confidence", "right"))
         for sample, label, predicted, confidence in columns:
-            split, within = description.split_of(int(sample))
-            right = "yes" if label == predicted else "no"
-            writer.writerow((f"{split}:{within}", sample, names[label], names[predicted], f"{confidence:.4f}", right))
+            image, right = description.name_of(int(sample)), "yes" if label == predicted else "no"
+            writer.writerow((image, sample, names[label], names[predicted], f"{confidence:.4f}", right))
     write_file(folder.path / TABLE, table.getvalue().encode(), RunError)
 
 
@@ -82,13 +81,7 @@ def save_result(folder: RunFolder, result: Result) -> None:
 
 
 def load_result(folder: Path) -> Result | None:
-    """Return the result of a prediction; None of one that is unfinished.
-
-    Raises
-    ------
-    RunError
-        If the file is damaged.
-    """
+    """Return the result of a prediction; None of one that is unfinished. Raises RunError if the file is damaged."""
     path = folder / _RESULT
     return read_record(path, Result, RunError) if path.exists() else None
 

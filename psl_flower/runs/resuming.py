@@ -19,14 +19,7 @@ _OPERATIONAL = (
 def settings_of(run: RunFolder, config: RunConfig, doing: str) -> RunConfig:
     """Return the settings of an old run, with those given that cannot change its weights.
 
-    Parameters
-    ----------
-    run : RunFolder
-        The old run.
-    config : RunConfig
-        The settings given.
-    doing : str
-        The setting that names the old run, for the error's text.
+    `doing` is the setting that names the old run, for the error's text.
 
     Raises
     ------

@@ -62,7 +62,7 @@ class Summary:
             worst = mistakes(run.path / "predictions.npz", split="test", limit=_WORST)
         return cls(
             name=run.name,
-            state="unknown" if status is None else "died" if status.died else status.state,
+            state=status.shown if status else "unknown",
             settings=run.read_config().to_mapping(),
             description=description,
             rounds=rounds,

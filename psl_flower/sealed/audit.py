@@ -65,13 +65,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditLog:
-    """An audit log on disk.
-
-    Parameters
-    ----------
-    path : Path
-        The log; its head lies beside it.
-    """
+    """An audit log on disk; its head lies beside it."""
 
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path = path
@@ -134,11 +128,11 @@ class AuditLog:
         with opened(seen) as memory:
             return self.check(manifest, memory)
 
-    def check(self, manifest: Manifest, memory: Memory | None) -> list[Entry]:
+    def check(self, manifest: Manifest, memory: Memory) -> list[Entry]:
         """Do as `read` does, with a memory that is open already."""
         return self._read(manifest, memory)[1]
 
-    def _read(self, manifest: Manifest, memory: Memory | None) -> tuple[list[bytes], list[Entry], int]:
+    def _read(self, manifest: Manifest, memory: Memory) -> tuple[list[bytes], list[Entry], int]:
         """Return the log's lines, its entries, and how many of them the head vouches for."""
         lines, head = self._files()
         entries, vouched = self._check(lines, head, manifest)
@@ -150,9 +144,8 @@ class AuditLog:
         data = envelope.sign(HEAD, envelope.encode(head), list(who))
         write_file(self._head, data, mode=0o644, disk=self._disk)
 
-    def _remember(self, lines: list[bytes], manifest: Manifest, memory: Memory | None) -> None:
-        if memory is not None:
-            memory.check_audit(manifest.dataset, str(self.path.resolve()), [digest(line) for line in lines])
+    def _remember(self, lines: list[bytes], manifest: Manifest, memory: Memory) -> None:
+        memory.check_audit(manifest.dataset, str(self.path.resolve()), [digest(line) for line in lines])
 
     def _files(self) -> tuple[list[bytes], bytes | None]:
         """Return the log's lines and the head that belongs to them, while others may be writing both."""

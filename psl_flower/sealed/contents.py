@@ -101,18 +101,8 @@ def _from_stores(signed: SignedManifest, owner: Identity, folders: Sequence[Fold
 class OnlyNew:
     """Passes on those samples that a dataset does not hold yet, whichever split they are in now.
 
-    Parameters
-    ----------
-    out : Path
-        The owner's folder.
-    signed : SignedManifest
-        What the dataset holds.
-    owner : Identity
-        Reads its labels.
-    digests : sequence of bytes
-        Of its samples, in order.
-    skip : int
-        New samples to pass over, which an interrupted run has sealed already.
+    `digests` are those of the dataset's samples, in order; `owner` reads its labels. `skip` new samples are passed
+    over, which an interrupted run has sealed already.
 
     Attributes
     ----------

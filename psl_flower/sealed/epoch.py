@@ -90,6 +90,12 @@ def open_under_root(manifest: Manifest, entry: StoreEntry, root: Secret) -> Secr
     return _checked(Secret(plain), entry, f"store {entry.upper}")
 
 
+def open_keys(manifest: Manifest, owner: Identity) -> list[Secret]:
+    """Unwrap the data keys of all stores as the owner, in order; raises KeyMismatch as `open_root`."""
+    with open_root(manifest, owner) as root:
+        return [open_under_root(manifest, entry, root) for entry in manifest.stores]
+
+
 def _checked(data_key: Secret, entry: StoreEntry, where: str) -> Secret:
     if not equal(_commitment(data_key, entry.store), entry.key_commitment):
         raise KeyMismatch(f"{where}: the data key is not the one that the manifest commits to")

@@ -31,6 +31,7 @@ import hmac
 import math
 import struct
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 
@@ -53,7 +54,10 @@ VERSION = 1
 DTYPE_UINT8 = 1
 MAX_RECORD_BYTES = 1 << 28
 _FIXED = struct.Struct("<8sHHHH16s16sIIIIQIIII8s32s")
+# Its fields from the dataset to the block, which are those of `SegmentHeader` as they are.
+_PLAIN_FIELDS = ("dataset", "store", "epoch", "generation", "segment", "upper", "first", "block")
 _MAC_BYTES = 32
+STORE_AT = slice(32, 48)  # where a header has the store's name
 
 
 class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,23 +95,9 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
     def body(self) -> bytes:
         """Return the header without its MAC."""
         fixed = _FIXED.pack(
-            MAGIC,
-            VERSION,
-            SUITE,
-            DTYPE_UINT8,
-            len(self.positions),
-            self.dataset,
-            self.store,
-            self.epoch,
-            self.generation,
-            self.segment,
-            self.upper,
-            self.first,
-            self.block,
-            *self.patch_shape,
-            bytes(8),
-            self.salt,
-        )
+            MAGIC, VERSION, SUITE, DTYPE_UINT8, len(self.positions), *(getattr(self, name) for name in _PLAIN_FIELDS),
+            *self.patch_shape, bytes(8), self.salt,
+        )  # fmt: skip
         return fixed + struct.pack(f"<{len(self.positions)}I", *self.positions)
 
     def sealed(self, data_key: Secret) -> bytes:
@@ -146,37 +136,12 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
             raise UnknownVersion(
                 f"{where}: version {version} with suite {suite} is unknown; this program knows 1 and 1"
             )
-        (
-            dataset,
-            store,
-            epoch,
-            generation,
-            segment,
-            upper,
-            first,
-            block,
-            channels,
-            height,
-            width,
-            zero,
-            salt,
-        ) = rest
+        *plain, channels, height, width, zero, salt = rest
         positions = struct.unpack_from(f"<{num_positions}I", data, _FIXED.size)
-        header = cls(
-            dataset=dataset,
-            store=store,
-            epoch=epoch,
-            generation=generation,
-            segment=segment,
-            upper=upper,
-            first=first,
-            block=block,
-            patch_shape=(channels, height, width),
-            positions=positions,
-            salt=salt,
-        )
+        fields: dict[str, Any] = dict(zip(_PLAIN_FIELDS, plain, strict=True))
+        header = cls(**fields, patch_shape=(channels, height, width), positions=positions, salt=salt)
         ascending = num_positions > 0 and all(a < b for a, b in pairwise(positions))
-        sound = ascending and block > 0 and 0 < header.plain_bytes <= MAX_RECORD_BYTES
+        sound = ascending and header.block > 0 and 0 < header.plain_bytes <= MAX_RECORD_BYTES
         if found != num_positions or dtype != DTYPE_UINT8 or zero != bytes(8) or not sound:
             raise HeaderDamaged(f"{where}: a field of the header is out of bounds")
         return header

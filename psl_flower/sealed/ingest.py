@@ -143,8 +143,7 @@ def ingest(
         current = read_newest(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
         if draft is not None and current is None:
             with opened(seen) as memory:
-                if memory is not None:
-                    memory.check_unknown(draft.manifest.dataset, str(out))
+                memory.check_unknown(draft.manifest.dataset, str(out))
         if draft is not None and current is not None and is_committed(draft, current):
             # Only the draft's removal was interrupted.
             drop_draft(out, disk)
@@ -181,7 +180,7 @@ def _begin(
     """Return the draft to seal into, an interrupted one or a new one, and the keys of its stores."""
     if draft is not None:
         _check_same(draft, source, plan, out, append)
-        return draft, _open_keys(draft.manifest, owner)
+        return draft, epochs.open_keys(draft.manifest, owner)
     if current is None:
         if append:
             raise ConfigError(f"{out} holds no dataset to append to")
@@ -189,7 +188,7 @@ def _begin(
     if not append:
         raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
     draft = _next_generation(current, source, plan)
-    return draft, _open_keys(draft.manifest, owner)
+    return draft, epochs.open_keys(draft.manifest, owner)
 
 
 def _seal(
@@ -320,11 +319,6 @@ def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Dra
         current.manifest, generation=current.manifest.generation + 1, previous=current.digest, created=envelope.now()
     )
     return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order)
-
-
-def _open_keys(manifest: Manifest, owner: Identity) -> list[Secret]:
-    with epochs.open_root(manifest, owner) as root:
-        return [epochs.open_under_root(manifest, entry, root) for entry in manifest.stores]
 
 
 def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: bool) -> None:

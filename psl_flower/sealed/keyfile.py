@@ -19,7 +19,6 @@ import codecs
 import os
 import re
 import secrets
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from psl_flower.errors import IdentityError, InsecureKeyFile, PassphraseError, S
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.files import open_to_others, read_file, write_file
 
 TITLE = "psl-flower secret key, version 1: give it to nobody"
 _TITLE_OF_ALL = "psl-flower secret key"  # whatever their version
@@ -82,12 +81,7 @@ def save(identity: Identity, path: Path, passphrase: str | None = None) -> None:
 def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     """Read a key file.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    ask : callable, optional
-        Given the file's name, returns the passphrase; called only where one is needed.
+    Given the file's name, `ask` returns the passphrase; it is called only where one is needed.
 
     Raises
     ------
@@ -106,9 +100,8 @@ def load(path: Path, ask: Callable[[str], str] | None = None) -> Identity:
     if _plain_lines(text).startswith(_PUBLIC.encode()):
         raise IdentityError(f"{path} holds a public key; the private key is needed here{_private_beside(path)}")
     _expect_key_file(path, text)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if os.name == "posix" and mode & 0o077:
-        raise InsecureKeyFile(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
+    if mode := open_to_others(path):
+        raise InsecureKeyFile(f"{path} may be read by others (mode {mode}); do: chmod 600 {path}")
     lines, fields = _parse(path, text)
     role, public = _role(path, fields["role"]), PublicIdentity.parse(fields["public"])
     body = _decode(path, "secret", fields["secret"])
@@ -145,12 +138,7 @@ def load_public(text_or_path: str, role: Role | None = None) -> PublicIdentity:
 def passphrase_in(file: Path, name: str) -> str:
     """Return the passphrase in a file, its first line in UTF-8, without a byte order mark and whatever ends the line.
 
-    Parameters
-    ----------
-    file : Path
-        The file.
-    name : str
-        What it opens, for errors.
+    `name` is what it opens, for errors.
 
     Raises
     ------

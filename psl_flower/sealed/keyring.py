@@ -24,12 +24,8 @@ PASSPHRASE_VARIABLE = "PSL_PASSPHRASE_FILE"  # nosec B105 # the name of a variab
 class KeyRing:
     """Key files at hand; a private key is read only when it is asked for.
 
-    Parameters
-    ----------
-    place : Path
-        A folder, whose ``*.key`` files count, or one key file.
-    passphrase_file : Path, optional
-        File whose first line is the passphrase of the keys that have one; by default ``$PSL_PASSPHRASE_FILE``.
+    `place` is a folder, whose ``*.key`` files count, or one key file. The first line of `passphrase_file`, by default
+    ``$PSL_PASSPHRASE_FILE``, is the passphrase of the keys that have one.
 
     Raises
     ------

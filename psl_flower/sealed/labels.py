@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,9 +22,9 @@ from psl_flower.errors import LabelError, StoreError
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, Part
 from psl_flower.sealed.secret import Secret
-from psl_flower.sealed.seen import Memory, SeenBook, opened
+from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.shares import member_of
 from psl_flower.sealed.suite import Purpose, context, digest, unwrap, wrap
 from psl_flower.system.files import DISK, Disk, locked, read_file, write_file
@@ -37,18 +36,14 @@ FOLDER = "labels"
 KIND = envelope.Kind(b"PSLLABEL", Purpose.SIGN_LABELS, "label version")
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Reader(_Part, frozen=True, kw_only=True):
+class Reader(Part, frozen=True, kw_only=True):
     """The version's key, sealed to one reader."""
 
     public: str
     key: bytes
 
 
-class Body(_Part, frozen=True, kw_only=True):
+class Body(Part, frozen=True, kw_only=True):
     """What a version says: labels (u32 each) of images from `first` on, and changes (image, new label)."""
 
     why: str = ""
@@ -57,7 +52,7 @@ class Body(_Part, frozen=True, kw_only=True):
     changes: tuple[tuple[int, int], ...] = ()
 
 
-class Version(_Part, frozen=True, kw_only=True):
+class Version(Part, frozen=True, kw_only=True):
     """One label version, as signed."""
 
     dataset: bytes
@@ -218,10 +213,10 @@ class LabelBook:
             body, chain = Body(why=why, changes=tuple(changes)), self._whole_chain(manifest)
             known = [found for _, found in chain]
             with opened(seen) as memory:
-                _remember(known, manifest, memory)
+                memory.check_labels(manifest.dataset, known)
             number, added = self._add(manifest, author, "relabel", body, chain)
             with opened(seen) as memory:
-                _remember([*known, added], manifest, memory)
+                memory.check_labels(manifest.dataset, [*known, added])
             return number
 
     def _add_coming(self, manifest: Manifest, owner: Identity, kind: Kind, body: Body) -> tuple[int, bytes]:
@@ -331,11 +326,6 @@ class LabelBook:
                     raise LabelError(f"{where}: its body does not open under its key")
                 return envelope.decode(body, Body, where)
         return None
-
-
-def _remember(digests: Sequence[bytes], manifest: Manifest, memory: Memory | None) -> None:
-    if memory is not None:
-        memory.check_labels(manifest.dataset, digests)
 
 
 def _entitled(manifest: Manifest, kind: Kind, generation: int | None = None) -> set[bytes]:

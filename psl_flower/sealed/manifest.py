@@ -37,11 +37,11 @@ _MAX_PATCH_VALUES = 1 << 30
 _MAX_SAMPLES = 1 << 40
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a signed document: it has these fields and no other."""
 
 
-class Grid(_Part, frozen=True, kw_only=True, omit_defaults=True):
+class Grid(Part, frozen=True, kw_only=True, omit_defaults=True):
     """How the images were cut: (height, width) in pixels each, the number of channels, and the margin in pixels.
 
     A margin of 0 is left out, as manifests did that knew none: names of datasets follow from this.
@@ -74,7 +74,7 @@ class Grid(_Part, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class SplitRange(_Part, frozen=True, kw_only=True):
+class SplitRange(Part, frozen=True, kw_only=True):
     """A run of samples of one split: global indices first to first + count - 1."""
 
     name: str
@@ -82,7 +82,7 @@ class SplitRange(_Part, frozen=True, kw_only=True):
     count: int
 
 
-class SegmentEntry(_Part, frozen=True, kw_only=True):
+class SegmentEntry(Part, frozen=True, kw_only=True):
     """One segment: SHA-256 of its header and Merkle root of its records, and which samples they are."""
 
     segment: int
@@ -93,7 +93,7 @@ class SegmentEntry(_Part, frozen=True, kw_only=True):
     records: bytes
 
 
-class StoreEntry(_Part, frozen=True, kw_only=True):
+class StoreEntry(Part, frozen=True, kw_only=True):
     """One store, its node, its data key twice wrapped (for the node, under the root), and its segments."""
 
     upper: int
@@ -106,7 +106,7 @@ class StoreEntry(_Part, frozen=True, kw_only=True):
     segments: tuple[SegmentEntry, ...] = ()
 
 
-class Member(_Part, frozen=True, kw_only=True):
+class Member(Part, frozen=True, kw_only=True):
     """One restorer: a share of the root sealed to this restorer, and a commitment to the share."""
 
     name: str
@@ -116,7 +116,7 @@ class Member(_Part, frozen=True, kw_only=True):
     commitment: bytes
 
 
-class Dropped(_Part, frozen=True, kw_only=True):
+class Dropped(Part, frozen=True, kw_only=True):
     """Someone whose access ended with a rotation; epoch and generation are the first without them."""
 
     name: str
@@ -125,7 +125,7 @@ class Dropped(_Part, frozen=True, kw_only=True):
     generation: int
 
 
-class Remains(_Part, frozen=True, kw_only=True):
+class Remains(Part, frozen=True, kw_only=True):
     """Files of an epoch that was rotated away: its keys still open copies of them."""
 
     epoch: int
@@ -133,7 +133,7 @@ class Remains(_Part, frozen=True, kw_only=True):
     files: tuple[str, ...]
 
 
-class Manifest(_Part, frozen=True, kw_only=True, dict=True):
+class Manifest(Part, frozen=True, kw_only=True, dict=True):
     """See the module.
 
     `lower` is the public key that labels are sealed to; empty where they are not sealed. `labels_version` and
@@ -268,15 +268,8 @@ def sign(manifest: Manifest, owner: Identity) -> SignedManifest:
 def parse(data: bytes, where: str, owner: PublicIdentity | None = None) -> SignedManifest:
     """Check a manifest's form and signature.
 
-    Parameters
-    ----------
-    data : bytes
-        The file.
-    where : str
-        Where it came from, for messages.
-    owner : PublicIdentity, optional
-        The owner trusted. Without, the manifest is only shown to be whole and signed by the key that it
-        names: the caller must get trust in that key elsewhere (`seen.SeenBook` remembers it).
+    `where` it came from is for messages. Without an owner to trust, the manifest is only shown to be whole and signed
+    by the key that it names: the caller must get trust in that key elsewhere (`seen.SeenBook` remembers it).
 
     Raises
     ------

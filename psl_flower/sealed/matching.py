@@ -10,11 +10,10 @@ from psl_flower.errors import StoreError, StoreExists, StoreNotFound
 from psl_flower.patches.store import store_folder
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.header import STORE_AT
 from psl_flower.sealed.manifest import Manifest, StoreEntry, segment_file
 from psl_flower.system.files import DISK, Disk
 from psl_flower.text import counted
-
-_STORE_AT = slice(32, 48)
 
 
 def match(places: Sequence[str | Path], manifest: Manifest, disk: Disk = DISK) -> list[tuple[Folder, StoreEntry]]:
@@ -89,6 +88,6 @@ def _name(folder: Folder, manifest: Manifest) -> tuple[bytes, str]:
         file = segment_file(manifest.epoch, segment)
         # Asked for by name: a web server may list nothing. Reading the store reports its faults.
         with contextlib.suppress(StoreError):
-            files.setdefault(folder.ranges(file, [0], _STORE_AT.stop)[0][_STORE_AT], []).append(file)
+            files.setdefault(folder.ranges(file, [0], STORE_AT.stop)[0][STORE_AT], []).append(file)
     name, of_it = max(files.items(), key=lambda told: len(told[1]), default=(b"", [""]))
     return name, of_it[0]

@@ -37,18 +37,8 @@ def read_newest(
 ) -> Newest:
     """Read a folder, compare it with what was seen, and remember it, in one step.
 
-    Parameters
-    ----------
-    path : Path
-        The folder, or the manifest in it.
-    seen : SeenBook, optional
-        What to compare with.
-    owner : PublicIdentity, optional
-        The owner trusted.
-    reader : Identity, optional
-        Reads the labels.
-    whole : bool, optional
-        The labels must exist, as in the owner's folder; otherwise a manifest alone will do.
+    `path` is the folder, or the manifest in it. `owner` is trusted, and `reader` reads the labels. With `whole` these
+    must exist, as in the owner's folder; otherwise a manifest alone will do.
 
     Raises
     ------
@@ -63,12 +53,11 @@ def read_newest(
     with opened(seen) as memory:
         signed = manifests.load(path, owner)
         manifest, book = signed.manifest, LabelBook(folder)
-        known = memory is not None and memory.check(signed)
+        known = memory.check(signed)
         labels = None
         if whole or (folder / FOLDER).is_dir():
             labels = book.read(manifest, reader) if reader is not None else None
             digests = labels.digests if labels is not None else book.digests(manifest)
-            if memory is not None:
-                memory.check_labels(manifest.dataset, digests)
+            memory.check_labels(manifest.dataset, digests)
         AuditLog(folder / AUDIT_FILE).check(manifest, memory)
     return Newest(signed, known, labels)

@@ -28,14 +28,8 @@ _DRAWN_BYTES = 8
 def secret_orders(manifest: Manifest, owner: Identity, counts: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
     """Return, for each split, the numbers of its source's samples (N,) in the order in which they are sealed.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        Of the generation that these samples belong to; may be a draft's.
-    owner : Identity
-        Opens the root key.
-    counts : mapping
-        Split -> samples in the source.
+    These samples belong to the manifest's generation, which may be a draft's. The owner opens the root key; `counts`
+    are the samples of the source by split.
 
     Raises
     ------

@@ -74,20 +74,8 @@ def rotate(
 ) -> SignedManifest:
     """Re-encrypt all stores under a new epoch; an interrupted rotation is continued.
 
-    Parameters
-    ----------
-    out : Path
-        The owner's folder.
-    owner : Identity
-        The owner.
-    places : Sequence[str | Path]
-        Where all stores are; the new files go beside the old ones.
-    changes : Changes
-        Who leaves and who comes.
-    delete_old : bool, optional
-        Remove the old epoch's files from these places afterwards.
-    seen : SeenBook, optional
-        Refuses an older folder than one seen before, and remembers the new generation.
+    New files go beside the old ones, in all places where stores are; with `delete_old` the old epoch's files are
+    removed afterwards. `seen` refuses an older folder than one seen before, and remembers the new generation.
 
     Raises
     ------
@@ -146,8 +134,7 @@ def _begin(
 ) -> tuple[Draft, list[Secret]]:
     """Return the draft to re-encrypt into, interrupted or new and logged, and the keys of its stores."""
     if draft is not None:
-        with epochs.open_root(draft.manifest, owner) as root:
-            return draft, [epochs.open_under_root(draft.manifest, entry, root) for entry in draft.manifest.stores]
+        return draft, epochs.open_keys(draft.manifest, owner)
     manifest, keys = _next_epoch(current, changes, owner)
     AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes), seen=seen)
     return Draft(manifest=manifest, source=_source(current.digest, changes)), keys

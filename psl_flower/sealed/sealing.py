@@ -56,22 +56,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Sealing:
     """One generation in the making.
 
-    Parameters
-    ----------
-    out : Path
-        The owner's folder: manifest, draft, labels.
-    draft : Draft
-        The draft to begin or continue with.
-    owner : Identity
-        Signs.
-    keys : list[Secret]
-        Data keys of the stores, in order; wiped by `close`.
-    folders : list[Folder]
-        The stores, in order.
-    snapshot : NDArray[np.int64], optional
-        (N,) labels of all samples, to be repeated for new readers (a rotation).
-    disk : Disk, optional
-        Operations on the owner's folder.
+    `out` is the owner's folder: manifest, draft, labels. The stores' folders and data keys are in order; `close` wipes
+    the keys. `snapshot` (N,) has the labels of all samples, to be repeated for new readers (a rotation).
     """
 
     def __init__(

@@ -144,13 +144,7 @@ class Memory:
 
 
 class SeenBook:
-    """The memory of one user.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Where it is kept.
-    """
+    """The memory of one user, kept in a folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or state_home()
@@ -230,10 +224,10 @@ class SeenBook:
 
 
 @contextmanager
-def opened(seen: SeenBook | None) -> Iterator[Memory | None]:
-    """Hold a memory as `SeenBook.open` does; None without a memory to compare with."""
+def opened(seen: SeenBook | None) -> Iterator[Memory]:
+    """Hold a memory as `SeenBook.open` does; without a book, one that knows nothing and is forgotten."""
     if seen is None:
-        yield None
+        yield Memory({}, Path())
     else:
         with seen.open() as memory:
             yield memory

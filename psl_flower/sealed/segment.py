@@ -40,18 +40,8 @@ _SCAN_RECORDS = 256
 class SegmentWriter:
     """Fills one segment. The file appears under its name with `finish`.
 
-    Parameters
-    ----------
-    folder : Folder
-        The store.
-    manifest : Manifest
-        The generation that is being made.
-    store : StoreEntry
-        The store's entry in it.
-    data_key : Secret
-        The store's data key; not kept.
-    segment, first : int
-        Number of the segment in the store, global index of its first sample.
+    The manifest is of the generation that is being made, `store` the store's entry in it; the data key is not kept.
+    `segment` is the number of the segment in the store, `first` the global index of its first sample.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.epoch import open_as_node
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
-from psl_flower.sealed.header import SegmentHeader
+from psl_flower.sealed.header import STORE_AT, SegmentHeader
 from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.records import RecordCipher, SampleIds
@@ -69,18 +69,8 @@ class SealedStore:
     ) -> SealedStore:
         """Open a store as its node.
 
-        Parameters
-        ----------
-        place : str or Path
-            Folder, or any URL that fsspec opens.
-        node : Identity
-            The node's key.
-        owner : PublicIdentity, optional
-            The owner trusted to have signed the manifest.
-        seen : SeenBook, optional
-            What this node has seen before; refuses an older manifest than that.
-        manifest : SignedManifest, optional
-            The manifest to hold the store to; by default the copy in the store.
+        `place` is a folder, or any URL that fsspec opens. The manifest to hold the store to is by default the copy in
+        it; `owner` is trusted to have signed it, and one older than what this node has `seen` is refused.
 
         Raises
         ------
@@ -186,6 +176,6 @@ def _entry_for(folder: Folder, signed: SignedManifest, node: PublicIdentity) -> 
     if len(mine) > 1:
         # It only chooses among entries; the header that it comes from is checked afterwards.
         with contextlib.suppress(StoreNotFound):
-            header = folder.ranges(file, [0], min(folder.size(file), 48))[0]
-            mine = [entry for entry in mine if entry.store == header[32:48]] or mine
+            header = folder.ranges(file, [0], min(folder.size(file), STORE_AT.stop))[0]
+            mine = [entry for entry in mine if entry.store == header[STORE_AT]] or mine
     return mine[0]

@@ -106,18 +106,7 @@ def verify(
 ) -> Report:
     """Check every byte of the stores given; faults are reported, not raised.
 
-    Parameters
-    ----------
-    places : Sequence[str | Path]
-        The stores.
-    signed : SignedManifest
-        What they are checked against.
-    progress : Progress, optional
-        Called as it goes.
-    folder : Path, optional
-        Where labels and audit log are; they are not checked without it.
-    seen : SeenBook, optional
-        What labels and audit log are compared with.
+    Labels and audit log, compared with what was `seen`, are in `folder`; they are not checked without it.
 
     Raises
     ------
@@ -153,8 +142,7 @@ def _verify_labels(folder: Path, manifest: Manifest, seen: SeenBook | None) -> L
     def check() -> int:
         with opened(seen) as memory:
             digests = book.digests(manifest)
-            if memory is not None:
-                memory.check_labels(manifest.dataset, digests)
+            memory.check_labels(manifest.dataset, digests)
         return len(digests)
 
     return _list_report(book.folder, check) if os.path.lexists(book.folder) else None

@@ -45,20 +45,8 @@ def init_seed(seed: int, name: str) -> int:
 class SideEngine(PartyEngine):
     """One party's side of a step.
 
-    Parameters
-    ----------
-    m : int
-        The party's number: its place among the training's parties.
-    name : str
-        Its name.
-    sent : Sent
-        What its net gives for one sample.
-    side : PartySide
-        Its model, data and optimiser.
-    checkpoints : Checkpoints
-        Where states are saved.
-    averaged : bool
-        Whether the training averages the holders of its party.
+    `m` is the party's number, its place among the training's parties; `sent` what its net gives for one sample.
+    `averaged` is whether the training averages the holders of its party.
     """
 
     def __init__(
@@ -205,18 +193,7 @@ class TopEngine(HeadEngine):
     ) -> tuple[StepLoss, dict[int, torch.Tensor]]:
         """Forward, loss and backward; the own update waits for `update`, so that the gradients can go out first.
 
-        Parameters
-        ----------
-        plan : Plan
-            The step.
-        smashed : mapping
-            What each party sent.
-        targets_B : torch.Tensor
-            Of the batch's samples.
-
-        Returns
-        -------
-        The loss, and the gradient at what each party sent, contiguous, on the CPU.
+        Return the loss, and the gradient at what each party sent, contiguous, on the CPU.
 
         Raises
         ------
@@ -241,12 +218,7 @@ class TopEngine(HeadEngine):
         """Do what `train_step` does where a party has the labels.
 
         `learn` is called with what the model returned, packed as on the wire (B, ...), on the CPU; it returns the loss
-        and its gradient there.
-
-        Raises
-        ------
-        PslError
-            Whatever `learn` raises.
+        and its gradient there. Raises whatever `learn` raises.
         """
         assert self.returned is not None
         leaves = self._leaves(smashed)
@@ -262,7 +234,7 @@ class TopEngine(HeadEngine):
         self.lower.eval()
         with drawing(plan, TOP, self.device):
             outputs = self.lower(*self._unpacked(smashed), **self._present(plan))
-        return tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+        return moved(outputs, "cpu")
 
     def _leaves(self, smashed: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Begin a step; return what the parties sent as leaves of a graph."""
@@ -372,7 +344,7 @@ def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     top.eval()
     with seeded(0), told_as(TOP):
         present = {"present": torch.ones(2, len(zeros), dtype=torch.bool, device=device)} if takes_present(top) else {}
-        output = top(*(_moved(each, device) for each in zeros), **present)
+        output = top(*(moved(each, device) for each in zeros), **present)
     top.train(mode)
     parts = output if isinstance(output, tuple) else (output,)
     if not all(isinstance(part, torch.Tensor) and part.dim() and len(part) == 2 for part in parts):
@@ -382,5 +354,6 @@ def returned_by(top: nn.Module, sent: Mapping[str, Sent]) -> Sent:
     return found
 
 
-def _moved(given: Outputs, device: torch.device) -> Outputs:
+def moved(given: Outputs, device: torch.device | str) -> Outputs:
+    """Return a tensor, or a tuple of some, on a device."""
     return tuple(part.to(device) for part in given) if isinstance(given, tuple) else given.to(device)

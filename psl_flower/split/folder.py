@@ -25,13 +25,7 @@ _MAY_CHANGE = ("torch",)
 
 
 class TrainingFolder:
-    """The folder of one training; made when first written to.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    """
+    """The folder of one training; made when first written to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,10 +63,7 @@ class TrainingFolder:
     def check_alignment(self, alignment: str) -> None:
         """Note who has which samples in a training that has begun, or compare with what was noted.
 
-        Parameters
-        ----------
-        alignment : str
-            `psl_flower.split.samples.Samples.alignment`.
+        `alignment` is that of `psl_flower.split.samples.Samples`.
 
         Raises
         ------

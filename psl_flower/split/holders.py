@@ -33,12 +33,8 @@ def seats_of(names: Sequence[str]) -> tuple[int, ...]:
 class Holders:
     """Turns a plan into those of the holders, what they send into what their parties do, and gradients back.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Of the holders that send something up, by number.
-    rows : mapping
-        By holder that names its samples, the row (N,) that it has of each, -1 for none. Read at every step.
+    `names` are of the holders that send something up, by number. `rows`, read at every step, has for each holder that
+    names its samples the row (N,) that it has of each, -1 for none.
     """
 
     def __init__(self, names: Sequence[str], rows: Mapping[int, NDArray[np.int64]]) -> None:

@@ -22,7 +22,7 @@ from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.engine.mid_step import MidStepParty
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.errors import ConfigError, ProtocolError, PslError
-from psl_flower.split.engines import finite, scalar, told_as
+from psl_flower.split.engines import finite, moved, scalar, told_as
 from psl_flower.split.measuring import RESERVED, VALID_LOSS, Loss, Metric, checked_metrics, figures, joined
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, Rows, claim_of, optimizer_of, targets_of
@@ -75,20 +75,8 @@ class LabelSide:
 class LabelEngine(MidStepParty):
     """The label holder's part of a step.
 
-    Parameters
-    ----------
-    m : int
-        Its number among the parties.
-    name : str
-        The party's name.
-    returned : Sent
-        What the server's model returns for one sample.
-    side : LabelSide
-        Its head, labels, loss and optimiser.
-    checkpoints : Checkpoints
-        Where states are saved.
-    evaluate_batch_size : int
-        Samples that the head takes at once in an evaluation.
+    `m` is its number among the parties, `returned` what the server's model returns for one sample. In an evaluation the
+    head takes `evaluate_batch_size` samples at once.
 
     Attributes
     ----------
@@ -161,7 +149,7 @@ class LabelEngine(MidStepParty):
         assert isinstance(message, Judge)
         plan, tensor = message.plan, frame.tensor.to(self._device)
         self._check_step(plan.id.step)
-        rows_B = self._rows(plan)
+        rows_B = self._order.rows(plan.sample_indices()).copy()
         if plan.mode == "train":
             loss, gradient = self._learn(plan, tensor, rows_B)
             return wire.frame(Judged(plan.id, loss), gradient)
@@ -179,10 +167,11 @@ class LabelEngine(MidStepParty):
     def _learn(self, plan: Plan, tensor: torch.Tensor, rows_B: NDArray[np.int64]) -> tuple[float, torch.Tensor]:
         leaf = tensor.requires_grad_()
         self.head.train()
+        targets_B = self._targets[torch.from_numpy(rows_B)].to(self._device)
         with drawing(plan, self.draws_as, self._device):
             outputs = self._headed(leaf)
             with told_as(f"{self.name}: its loss"):
-                loss = scalar(self._side.loss(outputs, self._targets_of(rows_B)), f"{self.name}: its loss")
+                loss = scalar(self._side.loss(outputs, targets_B), f"{self.name}: its loss")
         value = finite(loss, self.step)
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
@@ -199,8 +188,7 @@ class LabelEngine(MidStepParty):
         self.head.eval()
         with drawing(plan, self.draws_as, self._device):
             batches = [self._headed(part) for part in tensor.split(self._evaluate_batch_size)]
-        outputs = joined(batches)
-        self.outputs = tuple(part.cpu() for part in outputs) if isinstance(outputs, tuple) else outputs.cpu()
+        self.outputs = moved(joined(batches), "cpu")
         targets = self._targets[torch.from_numpy(rows_B)]
         found = figures(self._side.loss, self._metrics, self.outputs, targets, self.step)
         if self._side.on_evaluated is not None:
@@ -214,24 +202,9 @@ class LabelEngine(MidStepParty):
             outputs: Outputs = self.head(*inputs) if isinstance(inputs, tuple) else self.head(inputs)
         return outputs
 
-    def _rows(self, plan: Plan) -> NDArray[np.int64]:
-        samples_B = plan.sample_indices()
-        return self._order.rows(samples_B).copy()
-
-    def _targets_of(self, rows_B: NDArray[np.int64]) -> torch.Tensor:
-        return self._targets[torch.from_numpy(rows_B)].to(self._device)
-
 
 class RemoteLabels:
-    """The label holder, as the server sees it.
-
-    Parameters
-    ----------
-    exchange : Exchange
-        With the holder as a party.
-    party : int
-        Its number.
-    """
+    """The label holder, as the server sees it: the party of this number in an exchange."""
 
     def __init__(self, exchange: Exchange, party: int) -> None:
         self._exchange, self._party = exchange, party
@@ -239,10 +212,7 @@ class RemoteLabels:
     def learn(self, plan: Plan, outputs: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Let the holder learn from a training batch; return the loss and its gradient at the outputs.
 
-        Raises
-        ------
-        PslError
-            Whatever the transport raises, and what the holder reports.
+        Raises PslError as the transport does, and what the holder reports.
         """
         answer = self._ask(plan, outputs, tuple(outputs.shape))
         assert isinstance(answer.message, Judged)
@@ -251,10 +221,7 @@ class RemoteLabels:
     def score(self, plan: Plan, outputs: torch.Tensor) -> dict[str, float]:
         """Return the holder's metrics from the outputs of a whole evaluation.
 
-        Raises
-        ------
-        PslError
-            As `learn`; ProtocolError if a figure has a name that a round's record has already.
+        Raises PslError as `learn`, and ProtocolError if a figure has a name that a round's record has already.
         """
         answer = self._ask(plan, outputs, None)
         assert isinstance(answer.message, Scored)

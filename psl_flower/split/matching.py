@@ -100,16 +100,7 @@ def missing_of(
 ) -> tuple[dict[int, NDArray[np.int64]], dict[int, NDArray[np.bool_]]]:
     """Return the rows of holders that share a party or name their samples, and by party which samples nobody has.
 
-    Parameters
-    ----------
-    rows : mapping
-        By number, of those that name their samples.
-    lacking : mapping
-        By number, the samples (N,) that others lack.
-    roster : Roster
-        Who takes part.
-    num_samples : int
-        N.
+    By number of the holder, `rows` are of those that name their samples, `lacking` the samples (N,) that others lack.
 
     Raises
     ------

@@ -21,14 +21,8 @@ from psl_flower.wire.plan import MAX_SAMPLES, unpack_mask
 class Samples:
     """The server's samples: those that it has labels of, or those that a party has labels of.
 
-    Parameters
-    ----------
-    labels : Any
-        The targets of all samples; the name of the party that has them, if it is a text.
-    ids : sequence or None
-        The samples' ids.
-    train, valid : Any
-        Rows, or a mask.
+    `labels` are the targets of all samples, or the name of the party that has them; `train` and `valid` are rows, or a
+    mask.
 
     Attributes
     ----------
@@ -100,12 +94,7 @@ class Samples:
     def take(self, claims: Mapping[int, Claim], roster: Roster) -> None:
         """Check that the parties hold these samples, and note which they lack, and which row is which sample.
 
-        Parameters
-        ----------
-        claims : mapping
-            By number.
-        roster : Roster
-            Who takes part.
+        Claims are by number of the party.
 
         Raises
         ------

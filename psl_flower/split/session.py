@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from psl_flower.engine.exchange import Exchange
-from psl_flower.engine.round_ends import ends_round
+from psl_flower.engine.round_ends import is_unreported
 from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.engine.steps import StepLoss, StepReport
 from psl_flower.engine.upper_averaging import Averaging
@@ -29,16 +29,8 @@ from psl_flower.wire.plan import Plan
 class SplitRounds(Rounds[TopEngine, SplitLessons]):
     """Runs rounds of a training over any transport.
 
-    Parameters
-    ----------
-    lower : TopEngine
-        The side of the model behind the cut.
-    training : Training
-        The rest.
-    folder : TrainingFolder
-        Of the checkpoints.
-    options : Any
-        As `psl_flower.engine.rounds.Rounds` takes them.
+    `lower` is the side of the model behind the cut; checkpoints are in the folder. `options` are those of
+    `psl_flower.engine.rounds.Rounds`.
 
     Attributes
     ----------
@@ -98,13 +90,6 @@ class SplitRounds(Rounds[TopEngine, SplitLessons]):
 class Session:
     """One training with its folder.
 
-    Parameters
-    ----------
-    training : Training
-        What is trained.
-    folder : TrainingFolder
-        Where it is kept.
-
     Attributes
     ----------
     run : str
@@ -130,8 +115,7 @@ class Session:
         if steps:
             lower.go_to(steps[-1], folder.checkpoints)
         self.records = folder.rounds(lower.step)
-        recorded = [record["step"] for record in self.records]
-        self.unfinished = ends_round(training.lessons, lower.step) and lower.step not in recorded
+        self.unfinished = is_unreported(training.lessons, lower.step, self.records)
         self._told = Told(training.callbacks)
         self._told.resume(self.records)
         self.driver = SplitRounds(
@@ -159,12 +143,8 @@ class Session:
         record: dict[str, Any] = {"event": "round", "round": number, "step": report.step}
         if report.steps:
             record["loss"] = sum(step.loss.full for step in report.steps) / len(report.steps)
-        record |= report.metrics
-        record |= {
-            "seconds": report.seconds,
-            "bytes_up": sum(bytes_up.values()),
-            "bytes_down": sum(bytes_down.values()),
-        }
+        record |= report.metrics | {"seconds": report.seconds}
+        record |= {"bytes_up": sum(bytes_up.values()), "bytes_down": sum(bytes_down.values())}
         self.records.append(record)
         self._folder.write_rounds(self.records)
         self._told(record)

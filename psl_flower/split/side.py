@@ -77,16 +77,7 @@ class Rows:
     """The order of samples that all parties share: that of their ids, or the rows as they are.
 
     A party that names its samples, by number or by private id, numbers its rows in the order of these instead, and the
-    server asks for rows. So the order of its records does not matter.
-
-    Parameters
-    ----------
-    num_rows : int
-        Samples.
-    ids : sequence or None
-        Their ids.
-    whose : str
-        Who holds them, for errors.
+    server asks for rows. So the order of its records does not matter. Errors say whose ids they are.
 
     Attributes
     ----------

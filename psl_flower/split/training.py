@@ -179,10 +179,7 @@ class Training:
     def take(self, claims: Mapping[int, Claim]) -> None:
         """Check that all parties hold the training's samples; leave out those that a party lacks, if they are dropped.
 
-        Parameters
-        ----------
-        claims : mapping
-            By party.
+        Claims are by number of the party.
 
         Raises
         ------

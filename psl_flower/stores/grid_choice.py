@@ -23,14 +23,7 @@ REASON_FILE = "grid.txt"
 def request_grid(folder: Path, request: StoreRequest, source: ImageSource) -> PatchGrid:
     """Return the grid on a source's images; where it is chosen from them, why is written to the set's folder.
 
-    Parameters
-    ----------
-    folder : Path
-        The set's; made if missing.
-    request : StoreRequest
-        How to cut.
-    source : ImageSource
-        The images.
+    The set's folder is made if missing.
 
     Raises
     ------

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.sources import ImageSource
@@ -36,16 +35,9 @@ def ensure_stores(root: Path, request: StoreRequest, progress: Progress | None =
     """Return the set of stores for a request, which is made first if it is missing.
 
     A complete set is reused without decoding an image. An incomplete one, of an interrupted run, is removed and made
-    again. Several processes may call this at once: one makes the set, the others wait for it.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of all sets; made if missing.
-    request : StoreRequest
-        What to cut, and how.
-    progress : Callable, optional
-        Called as progress(stage, done, total) after every chunk of images; stage is "train" or "test".
+    again. Several processes may call this at once: one makes the set, the others wait for it. The folder of all sets is
+    made if missing. `progress` is called as progress(stage, done, total) after every chunk of images; stage is "train"
+    or "test".
 
     Raises
     ------
@@ -104,15 +96,11 @@ def _ingest(
     finally:
         for writer in writers:
             writer.abort()
-    _save_labels(folder / LABELS_FILE, labels_N)
-    source.account().save(folder / ACCOUNT_FILE)
-    msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
-
-
-def _save_labels(path: Path, labels_N: NDArray[np.int64]) -> None:
     encoded = BytesIO()
     np.save(encoded, labels_N, allow_pickle=False)
-    write_file(path, encoded.getbuffer(), parents=True)
+    write_file(folder / LABELS_FILE, encoded.getbuffer(), parents=True)
+    source.account().save(folder / ACCOUNT_FILE)
+    msgspec.structs.replace(description, mean=pixels.mean, std=pixels.std).save(folder / MANIFEST_FILE)
 
 
 def lock_set(folder: Path) -> AbstractContextManager[None]:

@@ -10,9 +10,7 @@ margin.
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from math import prod
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import StoreError
 from psl_flower.patches.store import StoreMeta, check_patches, check_samples
 from psl_flower.protection.noise import KEY_BYTES
-from psl_flower.system.files import NewFile, disk_errors, locked, read_file, write_file
+from psl_flower.system.files import NewFile, disk_errors, locked, open_to_others, read_file, write_file
 from psl_flower.system.folders import NewFolder
 from psl_flower.system.records import read_record
 
@@ -35,11 +33,6 @@ NOISE_FILE = "noise.key"
 class PlainStore:
     """The patches of one Upper, memory-mapped from a folder; implements `PatchStore`.
 
-    Parameters
-    ----------
-    path : Path
-        The store's folder.
-
     Raises
     ------
     StoreError
@@ -49,7 +42,8 @@ class PlainStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._meta = _read_meta(path / META_FILE)
+        self._meta = read_record(path / META_FILE, StoreMeta)
+        _check_meta(self._meta, str(path / META_FILE))
         record = _record_shape(self._meta)
         patches_path = path / PATCHES_FILE
         with disk_errors(patches_path, "read", StoreError):
@@ -114,9 +108,8 @@ class PlainStore:
         key = read_file(path, StoreError, limit=KEY_BYTES)
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path}: the secret is damaged: expected {KEY_BYTES} bytes, found {len(key)}; restore it")
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if os.name == "posix" and mode & 0o077:
-            raise StoreError(f"{path} may be read by others (mode {mode:04o}); do: chmod 600 {path}")
+        if mode := open_to_others(path):
+            raise StoreError(f"{path} may be read by others (mode {mode}); do: chmod 600 {path}")
         return key
 
     def close(self) -> None:
@@ -127,14 +120,8 @@ class PlainStore:
 class PlainStoreWriter:
     """Fills one plain store by streamed appends.
 
-    Its folder appears complete, with `finish`, or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The store's future folder; it must not exist. Parent folders are made.
-    meta : StoreMeta
-        What the store will hold; `finish` insists on exactly `meta.num_samples` samples.
+    Its folder appears complete, with `finish`, or not at all. Parent folders are made; the store's own must not exist.
+    `finish` insists on exactly `meta.num_samples` samples.
 
     Raises
     ------
@@ -206,12 +193,6 @@ class PlainStoreWriter:
 
 def _record_shape(meta: StoreMeta) -> tuple[int, int, int, int]:
     return (len(meta.positions), *meta.patch_shape)
-
-
-def _read_meta(path: Path) -> StoreMeta:
-    meta = read_record(path, StoreMeta)
-    _check_meta(meta, str(path))
-    return meta
 
 
 def _check_meta(meta: StoreMeta, where: str) -> None:

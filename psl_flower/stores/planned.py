@@ -45,10 +45,7 @@ class PlannedStores:
 def plan_stores(config: RunConfig) -> PlannedStores:
     """Open the dataset and return what its stores would be; nothing is written.
 
-    Raises
-    ------
-    PslError
-        As `psl_flower.stores.prepare.prepare_stores`, but for what reading every image would show.
+    Raises PslError as `psl_flower.stores.prepare.prepare_stores`, but for what reading every image would show.
     """
     if is_sealed_dataset(config.data.dataset):
         folder = expanded(config.data.dataset, "dataset").absolute()

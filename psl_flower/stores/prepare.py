@@ -22,14 +22,8 @@ def prepare_stores(
 ) -> StoreSet:
     """Return the stores of a run, made first if they are missing.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's.
-    progress : callable, optional
-        Called as progress(stage, done, total) while stores are made; stage is "train" or "test".
-    labels_version : int, optional
-        The version of the labels that a resumed run began with; by default the newest.
+    `progress` is called as progress(stage, done, total) while stores are made; stage is "train" or "test".
+    `labels_version` is the version of the labels that a resumed run began with; by default the newest.
 
     Raises
     ------

@@ -18,11 +18,12 @@ from psl_flower.data.account import FILE as ACCOUNT_FILE
 from psl_flower.data.account import Account
 from psl_flower.data.sources import ImageSource
 from psl_flower.errors import ConfigError, DataError, KeyMismatch, LabelError, SourceChanged, StoreError, WrongOwner
+from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.ingest import Plan, ingest
-from psl_flower.sealed.keyring import DEMO_RESTORERS, KeyRing, demo_keys
+from psl_flower.sealed.keyring import DEMO_RESTORERS, DemoKeys, KeyRing, demo_keys
 from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
@@ -52,18 +53,8 @@ def ensure_sealed(
 ) -> StoreSet:
     """Return the sealed stores for a request, made first, or completed, under the demonstration keys in `keys`.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of all sets; made if missing.
-    request : StoreRequest
-        What to cut, and how.
-    keys : Path
-        Folder of the keys; those that are missing are made.
-    progress : callable, optional
-        As in `psl_flower.stores.ingest.ensure_stores`.
-    labels_version : int, optional
-        The version of the labels; by default the newest.
+    The folder of all sets is made if missing, and so are keys. `progress` is as in
+    `psl_flower.stores.ingest.ensure_stores`; the version of the labels is by default the newest.
 
     Raises
     ------
@@ -101,18 +92,9 @@ def open_sealed_dataset(
 ) -> StoreSet:
     """Return the set in a folder that `psl ingest` filled; the stores themselves may be elsewhere.
 
-    Parameters
-    ----------
-    folder : Path
-        Manifest and labels.
-    keys : Path
-        Folder, or file, with the Lower's private key, if the labels are sealed.
-    owner : str
-        Public key of the owner to trust, or a file with it; empty trusts the first one seen.
-    seen : SeenBook
-        Refuses an older manifest than one seen before, and another owner.
-    labels_version : int, optional
-        The version of the labels; by default the newest.
+    `keys` is the folder, or file, with the Lower's private key, if the labels are sealed. `owner` is the public key to
+    trust, or a file with it; empty trusts the first one seen. `seen` refuses an older manifest than one seen before,
+    and another owner. The version of the labels is by default the newest.
 
     Raises
     ------
@@ -141,18 +123,7 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
     num_uppers = request.num_uppers or grid.num_patches
     assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
     demo = demo_keys(keys, num_uppers)
-    plan = Plan(
-        patch_size=grid.patch_size,
-        stride=grid.stride,
-        nodes=demo.nodes,
-        restorers=demo.restorers,
-        threshold=len(DEMO_RESTORERS),
-        fit=grid.fit,
-        margin=grid.margin,
-        assignment=request.assignment,
-        lower=demo.lower.public,
-    )
-    images = request.sized(source)
+    plan, images = demo_plan(request, grid, demo), request.sized(source)
 
     def account(*_: object) -> None:
         source.account().save(folder / ACCOUNT_FILE)
@@ -168,6 +139,14 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         # No later attempt could use it, unlike what a full disk or a kill leaves.
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def demo_plan(request: StoreRequest, grid: PatchGrid, keys: DemoKeys) -> Plan:
+    """Return how a request's images are cut by a grid, and sealed under demonstration keys."""
+    return Plan(
+        patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
+        margin=grid.margin, threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
+    )  # fmt: skip
 
 
 def _read_labels(folder: Path, signed: SignedManifest, ring: KeyRing | None, upto: int | None = None) -> Labels:

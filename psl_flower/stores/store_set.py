@@ -95,17 +95,10 @@ class StoreRequest(SourceOptions):
         return source if self.image_size == (0, 0) else Resized(source, self.image_size)
 
     def locate(self, root: Path) -> tuple[Path, str, ImageSource | None]:
-        """Return the place of this request's set, which need not exist yet.
+        """Return the folder of this request's set, which need not exist yet, below the folder of all sets.
 
-        Parameters
-        ----------
-        root : Path
-            Folder of all sets.
-
-        Returns
-        -------
-        tuple[Path, str, ImageSource or None]
-            The set's folder, its fingerprint, and the source if it had to be opened for that, as from the hub.
+        `root` is the folder of all sets. With it come the set's fingerprint, and the source if it had to be opened for
+        that, as from the hub.
 
         Raises
         ------

@@ -138,6 +138,12 @@ def require_regular(path: Path, status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "is a pipe, socket or device, not a file", str(path))
 
 
+def open_to_others(path: Path) -> str:
+    """Return a file's mode, such as "0644", if others than its owner may use it; else an empty text."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return f"{mode:04o}" if os.name == "posix" and mode & 0o077 else ""
+
+
 def read_file(path: Path, error: type[PslError] = StoreUnreachable, *, limit: int | None = None) -> bytes:
     """Read a whole regular file, of at most `limit` bytes.
 

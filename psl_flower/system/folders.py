@@ -29,14 +29,8 @@ class NewFolder:
     """A folder that appears whole under its name or not at all.
 
     Within `with`, files are written to the folder that it yields, a hidden neighbour; leaving without an error gives it
-    its name, leaving with one removes it.
-
-    Parameters
-    ----------
-    target : Path
-        The folder; missing parents are made.
-    private : bool
-        Only this user may look into it; otherwise as readable as the folder it stands in.
+    its name, leaving with one removes it. Missing parents are made. If `private`, only this user may look into
+    it; otherwise it is as readable as the folder it stands in.
 
     Raises
     ------

@@ -16,14 +16,7 @@ _alone = threading.RLock()
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Let torch draw as it does after this seed within; afterwards its generator is as it was before.
 
-    Only one thread of a process is within at a time.
-
-    Parameters
-    ----------
-    seed : int
-        0..2**63 - 1.
-    device : torch.device, optional
-        One that draws beside the CPU.
+    Only one thread of a process is within at a time. The seed is 0..2**63 - 1; `device` draws beside the CPU.
     """
     cuda = device is not None and device.type == "cuda"
     with _alone, torch.random.fork_rng(devices=[device] if cuda else []):

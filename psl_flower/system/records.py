@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from psl_flower.errors import PslError, StoreError, StoreUnreachable
-from psl_flower.system.files import read_file, write_file
+from psl_flower.system.files import disk_errors, read_file, write_file
 
 T = TypeVar("T")
 
@@ -24,6 +24,12 @@ def write_record(
     """Write a record as indented JSON, durably; parameters and errors are those of `write_file`."""
     content = msgspec.json.format(msgspec.json.encode(record), indent=2)
     write_file(path, content, error, mode=mode, parents=parents)
+
+
+def append_record(path: Path, record: object, error: type[PslError] = StoreUnreachable) -> None:
+    """Append a record to a file with a JSON object in each line; raises `error` where the disk refuses."""
+    with disk_errors(path, "written", error), path.open("ab") as file:
+        file.write(msgspec.json.encode(record) + b"\n")
 
 
 def read_record(path: Path, kind: type[T], error: type[PslError] = StoreUnreachable) -> T:

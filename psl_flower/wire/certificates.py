@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import ipaddress
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from psl_flower.system.files import open_regular
+from psl_flower.system.files import open_regular, open_to_others
 from psl_flower.system.findings import Finding, failed, ok, warning
 
 SOON = datetime.timedelta(days=30)
@@ -196,10 +195,8 @@ def _key_of(what: str, path: Path, certificate: x509.Certificate, renew: str) ->
 
 
 def _permissions(what: str, path: Path) -> list[Finding]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if os.name == "posix" and mode & 0o077:
-        return [warning(what, f"{path}: others may read it (mode {mode:04o})", f"chmod 600 {path}")]
-    return []
+    mode = open_to_others(path)
+    return [warning(what, f"{path}: others may read it (mode {mode})", f"chmod 600 {path}")] if mode else []
 
 
 def _load_certificates(path: Path, what: str) -> list[x509.Certificate] | Finding:

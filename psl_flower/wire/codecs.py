@@ -292,12 +292,8 @@ def get_codec(name: str) -> Codec:
 def wire_roundtrip(tensor: Tensor, codec: str) -> Tensor:
     """Return `tensor` as the other side decodes it, in float32 on the same device; for one-process runs.
 
-    Bit-equal to ``decode(encode(tensor))``. For float32 it is `tensor` itself, detached.
-
-    Raises
-    ------
-    ConfigError, FrameMismatch, TrainingError
-        As `get_codec` and `Codec.encode`.
+    Bit-equal to ``decode(encode(tensor))``. For float32 it is `tensor` itself, detached. Raises ConfigError,
+    FrameMismatch and TrainingError as `get_codec` and `Codec.encode`.
     """
     return get_codec(codec).roundtrip(tensor)
 

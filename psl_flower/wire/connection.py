@@ -194,14 +194,7 @@ class Connection:
     def run(self, steps: Steps[T], deadline: float, doing: str) -> T:
         """Drive `steps` to its end.
 
-        Parameters
-        ----------
-        steps : generator
-            One of the above.
-        deadline : float
-            On the clock of `time.monotonic`.
-        doing : str
-            The awaited event, as an error names it.
+        The deadline is on the clock of `time.monotonic`; `doing` is the awaited event, as an error names it.
 
         Raises
         ------

@@ -242,10 +242,7 @@ class ExchangeEndpoint:
     def finish(self, uppers: Collection[int], timeout_s: float) -> None:
         """Send Uppers the end of the round and disconnect them; for the next one they connect with new tickets.
 
-        Raises
-        ------
-        PslError
-            As `exchange`.
+        Raises PslError as `exchange`.
         """
         self.exchange({upper: Frame(Finish()) for upper in uppers}, {}, timeout_s)
         with self._changed:

@@ -144,10 +144,7 @@ def decode(data: object, kind: type[Record], peer: str) -> Record:
 def check_alignment(claims: Mapping[str, Sequence[Claim]]) -> None:
     """Check that all claims are of the same samples; those that name theirs may be of others.
 
-    Parameters
-    ----------
-    claims : mapping
-        What each node, by its name, holds.
+    `claims` are what each node, by its name, holds.
 
     Raises
     ------

@@ -172,12 +172,7 @@ class Parcel:
 class Received:
     """A parcel that has come from a peer, unread.
 
-    Parameters
-    ----------
-    content : RecordDict or None
-        The Flower message's content, of Flower's own class; None if it has none.
-    peer : str
-        The sender's name in errors.
+    `content` is the Flower message's, of Flower's own class, if it has any; errors name the peer.
     """
 
     def __init__(self, content: Any, peer: str) -> None:

@@ -48,14 +48,7 @@ class UpperStream:
         return self._connection.bytes_received
 
     def receive(self, expect: Expectation, timeout_s: float) -> Frame:
-        """Wait for the Lower's next frame.
-
-        Parameters
-        ----------
-        expect : Expectation
-            What may come.
-        timeout_s : float
-            Longest wait, in seconds, for the whole frame.
+        """Wait for the Lower's next frame, at most `timeout_s` seconds for all of it.
 
         Raises
         ------
@@ -73,14 +66,7 @@ class UpperStream:
     def send(
         self, message: Message, tensors: Sequence[Tensor] = (), codec: str = "float32", *, timeout_s: float
     ) -> None:
-        """Send one frame.
-
-        Parameters
-        ----------
-        message, tensors, codec
-            As in `Frame`.
-        timeout_s : float
-            Longest wait, in seconds, for the whole frame.
+        """Send one frame, as `Frame` describes it, in at most `timeout_s` seconds.
 
         Raises
         ------

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psl_flower.errors import AuthenticationError
+from psl_flower.text import cut
 from psl_flower.wire.messages import TOKEN_BYTES, Hello, party_names
 
 _KNOCK = re.compile(rb"psl-knock-[0-9a-f]{64}")
@@ -88,12 +89,6 @@ class TicketBook:
                 checks.append(("number of samples", ticket.num_samples, hello.num_samples))
             for what, wanted, got in checks:
                 if wanted != got:
-                    raise AuthenticationError(
-                        f"{party_names([hello.upper])}: {what}: expected {_short(wanted)}, received {_short(got)}"
-                    )
+                    shown = f"expected {cut(repr(wanted), 100)}, received {cut(repr(got), 100)}"
+                    raise AuthenticationError(f"{party_names([hello.upper])}: {what}: {shown}")
             del self._tickets[hello.upper]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -68,12 +68,8 @@ class NodeTls:
 def ephemeral_identity(hosts: Sequence[str], valid_days: int = VALID_DAYS) -> Identity:
     """Return a new self-signed ECDSA P-256 identity for the given host names and IP addresses.
 
-    Parameters
-    ----------
-    hosts : sequence of str
-        What nodes may connect to: names or IPv4 or IPv6 addresses, at least one.
-    valid_days : int
-        Days of validity from now on; one day backwards is added for clocks that differ.
+    Nodes may connect to `hosts`, at least one: names or IPv4 or IPv6 addresses. It is valid for `valid_days` from now
+    on, and for one day backwards, for clocks that differ.
 
     Raises
     ------
@@ -149,12 +145,8 @@ def client_context(announced_pem: str, own: NodeTls) -> ssl.SSLContext:
 def complaint(error: ssl.SSLError, trusted: str) -> str:
     """Return the certificate problem that made TLS fail, and whose it is; an empty text for any other cause.
 
-    Parameters
-    ----------
-    error : ssl.SSLError
-        As a handshake, or the first words after it, raised it.
-    trusted : str
-        The required authority of the peer's certificate, as an error names it.
+    The error is as a handshake, or the first words after it, raised it. `trusted` is the required authority of the
+    peer's certificate, as an error names it.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {_refusal(error, trusted)}"

@@ -31,20 +31,8 @@ class Job:
 class Worker(threading.Thread):
     """Owns the connection of an Upper that was let in; no other thread touches its socket.
 
-    Parameters
-    ----------
-    connection : Connection
-        Past its `Hello`.
-    hello : Hello
-        The Upper's.
-    welcome_timeout_s : float
-        Longest wait, in seconds, for sending `Welcome`.
-    count : callable
-        Called with (upper, bytes up, bytes down) after each job.
-    gone : callable
-        Called with this worker when it takes no more jobs.
-    names : sequence of str
-        The parties' names, by number, if they have any.
+    The connection is past its `Hello`; `Welcome` is sent within `welcome_timeout_s` seconds. `count` is called with
+    (upper, bytes up, bytes down) after each job, `gone` with this worker when it takes no more jobs.
     """
 
     def __init__(

@@ -33,13 +33,7 @@ class _Drawing:
 
 
 def write_files(folder: Path, report: Report, holdings: Sequence[Holding]) -> Path:
-    """Write everything to an existing folder; return the page's path.
-
-    Raises
-    ------
-    RunError
-        If the disk refuses.
-    """
+    """Write everything to an existing folder; return the page's path. Raises RunError if the disk refuses."""
     reports.save(folder / "report.json", report)
     reports.write(folder / "methods.csv", to_csv(report).encode())
     reports.write(folder / "curves.csv", curves_csv(report).encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +34,16 @@ from simulations.leakage.results import Floor, Report, Trial, best
 from simulations.progress import Progress
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
-    return kept.run("leakage", about, Options, Report, _measure, arguments)
-
-
 def _measure(study: Study[Options, Report]) -> None:
     progress = study.progress
     for case, seed in study.report.missing:
         progress.trial(f"{case}, seed {seed}")
-        known, floors = _floor_of(study.report, seed), study.report.floors
+        floors = study.report.floors
+        known = next((floor for floor in floors if floor.seed == seed), None)
         trial, floor = _trial(case, seed, study.options, study.folder, progress, known)
         one, joined = best(trial.one_look).ssim.mean, best(trial.all_looks).ssim.mean
         progress.result(f"accuracy {trial.accuracy:.1%}, SSIM {one:.3f}, {trial.looks} looks {joined:.3f}")
         study.keep(trial, floors=floors if known else (*floors, floor))
-
-
-def _floor_of(report: Report, seed: int) -> Floor | None:
-    return next((floor for floor in report.floors if floor.seed == seed), None)
 
 
 def _trial(
@@ -111,6 +101,9 @@ def _bytes(config: RunConfig, description: StoreSetDescription) -> tuple[float, 
     )
     return up, down
 
+
+_ABOUT = "Train networks with several protections and rebuild images of them; with --out, finished trials are kept."
+main = kept.command("leakage", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

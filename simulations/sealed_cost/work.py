@@ -99,9 +99,9 @@ def read(job: ReadJob) -> Reading:
 
 def ingest(job: IngestJob) -> Ingest:
     """Seal a dataset, and watch the memory."""
-    from psl_flower.sealed.ingest import Plan
     from psl_flower.sealed.ingest import ingest as do_ingest
-    from psl_flower.sealed.keyring import DEMO_RESTORERS, demo_keys
+    from psl_flower.sealed.keyring import demo_keys
+    from psl_flower.stores.sealed_set import demo_plan
     from psl_flower.stores.store_set import store_request
 
     request, folder = store_request(RunConfig.from_mapping(job.config)), Path(job.folder)
@@ -109,10 +109,7 @@ def ingest(job: IngestJob) -> Ingest:
     first_HWC, _ = next(source.samples("train"))
     grid = request.grid(first_HWC.shape[:2])
     keys = demo_keys(folder / "keys", request.num_uppers or grid.num_patches)
-    plan = Plan(
-        patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
-        margin=grid.margin, threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
-    )  # fmt: skip
+    plan = demo_plan(request, grid, keys)
     before, own_before = peak(), anonymous()
     own = [own_before]
     began = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,6 @@ _FEDERATION = {"num-supernodes": _PARTIES, "client-resources-num-cpus": 1, "init
 # Points of a training by rounds that are reported, as shares of its rounds.
 _POINTS = 10
 _START_S, _TIMEOUT_S = 120.0, 3600.0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Train three parties with tabular data, here and by Flower rounds; with --out, finished trainings are kept."
-    return kept.run("vertical", about, Options, Report, _measure, arguments)
 
 
 def _measure(study: Study[Options, Report]) -> None:
@@ -48,17 +42,8 @@ def _here(folder: Path, options: Options, transport: str) -> Trial:
     config = {"epochs": options.epochs, "workdir": str(folder), "transport": transport}
     _run(app_folder() / "examples" / "tabular", config)
     records = list(_lines(folder / "rounds.jsonl"))
-    last = records[-1]
-    return Trial(
-        method=HERE,
-        how=f"{transport} transport",
-        passes=last["round"],
-        steps=last["step"],
-        auc=last["auc"],
-        seconds=sum(record["seconds"] for record in records),
-        bytes_up=last["bytes_up"],
-        bytes_down=last["bytes_down"],
-    )
+    seconds = sum(record["seconds"] for record in records)
+    return _trial(HERE, f"{transport} transport", records[-1] | {"seconds": seconds}, records[-1]["step"])
 
 
 def _by_rounds(folder: Path, options: Options, lr: float) -> list[Trial]:
@@ -69,19 +54,13 @@ def _by_rounds(folder: Path, options: Options, lr: float) -> list[Trial]:
     every = max(1, options.rounds // _POINTS)
     _run(app, {"rounds": options.rounds, "every": every, "lr": lr, "log": str(log)})
     lines = list(_lines(log))
-    return [
-        Trial(
-            method=BY_ROUNDS,
-            how=f"lr {lr:g}",
-            passes=line["round"],
-            steps=line["round"],
-            auc=line["auc"],
-            seconds=line["seconds"],
-            bytes_up=line["bytes_up"],
-            bytes_down=line["bytes_down"],
-        )
-        for line in (lines[0], lines[-1])
-    ]
+    return [_trial(BY_ROUNDS, f"lr {lr:g}", line, line["round"]) for line in (lines[0], lines[-1])]
+
+
+def _trial(method: str, how: str, line: Mapping[str, Any], steps: int) -> Trial:
+    """Return a trial by a line of its log."""
+    told = {key: line[key] for key in ("auc", "seconds", "bytes_up", "bytes_down")}
+    return Trial(method=method, how=how, passes=line["round"], steps=steps, **told)
 
 
 def _run(app: Path, config: Mapping[str, object]) -> None:
@@ -99,6 +78,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8").splitlines():
         yield json.loads(line)
 
+
+_ABOUT = "Train three parties with tabular data, here and by Flower rounds; with --out, finished trainings are kept."
+main = kept.command("vertical", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())
