@@ -17,7 +17,7 @@ from psl_flower.engine.classification_scores import Scores, scores
 from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.engine.steps import StepReport
 from psl_flower.errors import PredictionStopped, PslError, RunError, TrainingStopped
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.kinds import HowToContinue
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking

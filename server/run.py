@@ -18,7 +18,7 @@ from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.engine.rounds import Predictions, RoundReport
 from psl_flower.engine.task import Task
 from psl_flower.engine.upper_averaging import Averaging
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.kinds import Kind, Work
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device

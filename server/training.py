@@ -17,7 +17,7 @@ from psl_flower.engine.round_ends import is_unreported, rounds_left
 from psl_flower.engine.stopping import Monitor
 from psl_flower.engine.task import Task
 from psl_flower.errors import ConfigError, NodeLost, PeerLost, PositionMissing, RunError
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.inference.trained_model import save_trained_model
 from psl_flower.kinds import Train
 from psl_flower.runs.best import Best, load_best

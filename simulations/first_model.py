@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import msgspec
 
 from psl_flower.config import fields
 from psl_flower.config.fields import setting
+from psl_flower.errors import RunError
+from psl_flower.launch.superlink import last_line
 from psl_flower.runs.folder import RunFolder
 from simulations import kept
 from simulations.kept import Study
 from simulations.options import one_of, several
-from simulations.recipe import SETS, write_folder
 from simulations.reports import Cells, Row
-from simulations.separate_hosts.deployment import BIN, call
+from simulations.small_sets import SETS, write_folder
 
 # Those that are folders of images.
 _FOLDERS = tuple(name for name, (_, make) in SETS.items() if make is not None)
@@ -88,12 +89,6 @@ class Report(kept.Report, frozen=True, kw_only=True):
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, see `exit_status`."""
-    about = "Train on folders of images as a new user does; with --out, finished trainings are kept."
-    return kept.run("first-model", about, Options, Report, _measure, arguments)
-
-
 def _measure(study: Study[Options, Report]) -> None:
     done = {trial.data for trial in study.report.measurements}
     for data in study.options.sets:
@@ -127,9 +122,16 @@ def _train(root: Path, data: str, options: Options) -> Trial:
 
 def _psl(*arguments: str) -> dict[str, Any]:
     """Call `psl` and return its JSON; raises RunError with its last words if it fails."""
-    answer: dict[str, Any] = json.loads(call(BIN / "psl", *arguments, "--json").splitlines()[-1])
+    command = [str(Path(sys.executable).with_name("psl")), *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"psl {arguments[0]}: {last_line(done.stdout + done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
+
+_ABOUT = "Train on folders of images as a new user does; with --out, finished trainings are kept."
+main = kept.command("first-model", _ABOUT, Options, Report, _measure)
 
 if __name__ == "__main__":
     sys.exit(main())

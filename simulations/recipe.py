@@ -5,19 +5,15 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from psl_flower.config import RunConfig, fields
 from psl_flower.config.fields import setting
 from psl_flower.config.training import CLASS_WEIGHTS
-from psl_flower.data.sources import open_dataset
 from psl_flower.engine.automatic_settings import MOST_BATCH, batch_for, split_training, steps_per_epoch
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.classification_scores import scores
@@ -28,46 +24,11 @@ from simulations import kept
 from simulations.kept import Study
 from simulations.options import number, one_of, several
 from simulations.reports import Cells, Row
+from simulations.small_sets import DIGITS, SETS, write_folder
 
 # What a run trained with before: 3 epochs of mini-batches of 64 at 0.05.
 BEFORE = {"rounds": 3, "batch_size": 64, "lr": 0.05}
 _VALID = 0.25
-# Three kinds of photograph among the classes of CIFAR-10: airplanes, cats and ships.
-_THREE = (0, 3, 8)
-_CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789abdefghn"
-_FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
-    "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol",
-)  # fmt: skip
-_LARGE, _DIGITS = 224, 400
-_SETS = ("three", "ten", "rare", "glyphs", "digits", "large")
-# Images of a set with their classes.
-Set = Iterator[tuple[Image.Image, int]]
-
-
-def _cifar(dataset: str, counts: Sequence[tuple[int, int]], side: int) -> Set:
-    """Yield the first images of these (class, number), scaled."""
-    left = dict(counts)
-    for image, label in open_dataset(dataset).samples("train"):
-        if left.get(label, 0):
-            left[label] -= 1
-            yield Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), label
-        if not any(left.values()):
-            return
-
-
-def _glyphs(_: str, side: int) -> Set:
-    """Yield each of 40 characters in 10 fonts, grey, a little moved and turned."""
-    from matplotlib import get_data_path
-
-    random = np.random.default_rng(0)
-    for font in _FONTS:
-        face = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{font}.ttf", side * 3 // 4)
-        for k, character in enumerate(_CHARACTERS):
-            image = Image.new("L", (side, side), 255)
-            place = tuple(side / 2 + random.integers(-1, 2, 2))
-            ImageDraw.Draw(image).text(place, character, 0, face, anchor="mm")
-            yield image.rotate(float(random.uniform(-8, 8)), fillcolor=255, resample=Image.Resampling.BILINEAR), k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,36 +36,13 @@ class Options(fields.Settings):
     """What to try."""
 
     dataset: str = setting("uoft-cs/cifar10", "CIFAR-10: a hub name, or a folder of it")
-    sets: tuple[str, ...] = several(_SETS, "sets of images", one_of(_SETS))
+    sets: tuple[str, ...] = several(tuple(SETS), "sets of images", one_of(tuple(SETS)))
     steps: tuple[float, ...] = several((100.0, 200.0), "steps to train for, rounded up to whole epochs", number)
     lrs: tuple[float, ...] = several(
         (0.05, 0.2), "peak learning rates for a batch of 64, less for smaller ones", number
     )
     class_weights: tuple[str, ...] = several(("none",), "class weights in the loss", one_of(CLASS_WEIGHTS))
     side: int = setting(32, "height and width of small images, in pixels", least=8)
-
-
-# By name: what it is, and its images given CIFAR-10 and a side in pixels; None where it is embedded.
-SETS: dict[str, tuple[str, Callable[[str, int], Set] | None]] = {
-    "three": (
-        "3 kinds of photograph, 60 of each",
-        lambda dataset, side: _cifar(dataset, [(k, 60) for k in _THREE], side),
-    ),
-    "ten": (
-        "10 kinds of photograph, 50 of each",
-        lambda dataset, side: _cifar(dataset, [(k, 50) for k in range(10)], side),
-    ),
-    "rare": (
-        "3 kinds of photograph: 200, 60, 20",
-        lambda dataset, side: _cifar(dataset, [(0, 200), (3, 60), (8, 20)], side),
-    ),
-    "glyphs": ("40 grey characters in 10 fonts", _glyphs),
-    "digits": (f"{_DIGITS} of the embedded digits", None),
-    "large": (
-        f"3 kinds of photograph, 40 of each, scaled to {_LARGE} pixels",
-        lambda dataset, side: _cifar(dataset, [(k, 40) for k in _THREE], _LARGE),
-    ),
-}
 
 
 _NOTED = {"before": ", as before", "batch by images, class weights": ", with class weights"}
@@ -202,20 +140,10 @@ def _stores(root: Path, data: str, options: Options) -> StoreSet:
     config = RunConfig.of(
         dataset=dataset,
         stores="plain",
-        max_train=_DIGITS if make is None else 0,
+        max_train=DIGITS if make is None else 0,
         test_split="" if make is None else "test",
     )
     return ensure_stores(root / "stores", store_request(config))
-
-
-def write_folder(folder: Path, images: Set) -> int:
-    """Write images as PNG files into a folder for each class; return their number."""
-    count = 0
-    for count, (image, k) in enumerate(images, start=1):
-        place = folder / f"class-{k}"
-        place.mkdir(parents=True, exist_ok=True)
-        image.save(place / f"{count:05d}.png")
-    return count
 
 
 def _recipes(options: Options) -> list[tuple[str, int, float, str]]:

@@ -13,7 +13,7 @@ from psl_flower.config.wire import WireSettings
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.flower.link import NodeLink
 from psl_flower.flower.messages import ask, message
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import Question, Received, Tensors
 

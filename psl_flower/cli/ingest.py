@@ -21,7 +21,7 @@ from psl_flower.data.copies import no_copies_kept
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook

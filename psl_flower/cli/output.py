@@ -15,7 +15,7 @@ import typer
 from psl_flower.cli.completion import run_names, settings
 from psl_flower.errors import PslError
 from psl_flower.system.machine import forbid_core_dumps
-from psl_flower.system.streams import drop_output, open_streams
+from psl_flower.system.stdio import drop_output, open_streams
 from psl_flower.text import printable
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from psl_flower.cli.terminal import (
 )
 from psl_flower.errors import ConfigError
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.text import counted

@@ -31,7 +31,7 @@ from psl_flower.errors import ConfigError, StoreNotFound
 from psl_flower.runs.image_ids import parse_images
 from psl_flower.runs.mistakes import Mistake
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import Change, LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.text import counted, from_cell

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import PassphraseError, StoreNotFound
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of

@@ -19,11 +19,11 @@ from psl_flower.engine.automatic_settings import planned, split_training
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.distillation import LowerTeacher
-from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.freezing import Freezing
 from psl_flower.engine.lower import LowerEngine
 from psl_flower.engine.noise import CodeNoise, code_noise_of
 from psl_flower.engine.optimizers import Adam, Optimizer, PartyOptimizer, Sgd, Together
+from psl_flower.engine.rounding_feedback import GradientFeedback
 from psl_flower.engine.schedule import Schedule
 from psl_flower.engine.task import Task
 from psl_flower.engine.upper import UpperOptions

@@ -15,10 +15,10 @@ from torch import nn
 
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, AdaptationInput
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
-from psl_flower.engine.feedback import GradientFeedback
 from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.meanwhile import Meanwhile
 from psl_flower.engine.optimizers import set_lr
+from psl_flower.engine.rounding_feedback import GradientFeedback
 from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.upper import MakeOptimizer
 from psl_flower.errors import TrainingError

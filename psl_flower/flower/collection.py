@@ -8,7 +8,7 @@ import torch
 from flwr.serverapp import Grid
 
 from psl_flower.flower.messages import ask, message
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.wire.node_messages import NodeTask
 from psl_flower.wire.questions import GiveWeights, Question, Received, SealForRestorers
 

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from psl_flower.engine.exchange import Exchange, WireFormat
 from psl_flower.flower.messages import ask, message
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes, raise_ending
 from psl_flower.wire.messages import party_names
 from psl_flower.wire.node_messages import NodeTask

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result
 from psl_flower.config.wire import WireSettings
 from psl_flower.errors import ConfigError, RunError
 from psl_flower.flower.link import NodeLink
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.flower.rounds import RoundsStrategy
 from psl_flower.split.engines import TopEngine
 from psl_flower.split.folder import TrainingFolder

@@ -18,7 +18,7 @@ from psl_flower.errors import ConfigError, NodeError, NodeLost, PeerLost, Positi
 from psl_flower.flower.collection import collect_weights
 from psl_flower.flower.flower_exchange import FlowerExchange
 from psl_flower.flower.messages import failure_of, message
-from psl_flower.flower.nodes import Placement, holders_of, place
+from psl_flower.flower.placement import Placement, holders_of, place
 from psl_flower.flower.waiting import once_nodes_are_online
 from psl_flower.wire.credentials import endpoint_identity
 from psl_flower.wire.endpoint import ExchangeEndpoint
@@ -100,7 +100,7 @@ class NodeLink:
         return self._exchange if isinstance(self._exchange, FlowerExchange) else None
 
     def place(self, grid: Grid, *, absent_allowed: bool = False, collecting: bool = False) -> Placement:
-        """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.nodes.place`.
+        """Ask the nodes what they hold and place every Upper; see `psl_flower.flower.placement.place`.
 
         A refused node that seems to be needed ends a run at its start only. Later all have been there, so the
         missing one is another, lost node.

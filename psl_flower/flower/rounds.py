@@ -19,7 +19,7 @@ from psl_flower.engine.rounds import RoundReport, Rounds
 from psl_flower.errors import NodeLost, PeerLost
 from psl_flower.flower.link import NodeLink
 from psl_flower.flower.messages import tell
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.wire.node_messages import NodeTask
 
 log = logging.getLogger("psl_flower")

@@ -19,7 +19,7 @@ import msgspec
 
 from psl_flower.errors import AuditLogEdited, AuditLogTruncated, StoreError, StoreNotFound
 from psl_flower.sealed import envelope
-from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
+from psl_flower.sealed.identities import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.seen import Memory, SeenBook, opened
 from psl_flower.sealed.suite import Purpose, digest

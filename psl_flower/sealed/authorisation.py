@@ -25,7 +25,7 @@ from psl_flower.errors import AuthorisationInvalid, RestoreRefused, SignatureInv
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import envelope
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import Reader
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.secret import Secret

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from psl_flower.errors import BundleDamaged, StoreNotFound, UnknownFormat, UnknownVersion, WrongNodeKey
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.folders import LocalFolder
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook

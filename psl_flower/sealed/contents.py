@@ -24,9 +24,9 @@ from psl_flower.patches.cutting import Chunk, PixelSums
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import envelope
-from psl_flower.sealed.epoch import open_root
+from psl_flower.sealed.data_keys import open_root
 from psl_flower.sealed.folder import Folder
-from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import Manifest, SignedManifest
 from psl_flower.sealed.restore import close_all, open_all

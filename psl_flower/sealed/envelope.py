@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from psl_flower.errors import SignatureInvalid, TrailingBytes, TruncatedFile, UnknownFormat, UnknownVersion
-from psl_flower.sealed.keys import Identity, PublicIdentity, signature_is_good
+from psl_flower.sealed.identities import Identity, PublicIdentity, signature_is_good
 from psl_flower.sealed.suite import Purpose, digest, equal
 
 VERSION = 1

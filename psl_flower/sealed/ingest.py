@@ -18,13 +18,12 @@ from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import SPLITS, PixelSums, Progress, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
-from psl_flower.sealed import envelope
-from psl_flower.sealed import epoch as epochs
+from psl_flower.sealed import data_keys, envelope
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.contents import OnlyNew, read_contents, write_contents
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.newest import read_newest
@@ -180,7 +179,7 @@ def _begin(
     """Return the draft to seal into, an interrupted one or a new one, and the keys of its stores."""
     if draft is not None:
         _check_same(draft, source, plan, out, append)
-        return draft, epochs.open_keys(draft.manifest, owner)
+        return draft, data_keys.open_keys(draft.manifest, owner)
     if current is None:
         if append:
             raise ConfigError(f"{out} holds no dataset to append to")
@@ -188,7 +187,7 @@ def _begin(
     if not append:
         raise StoreExists(f"{out} holds a dataset already; --append adds images to it")
     draft = _next_generation(current, source, plan)
-    return draft, epochs.open_keys(draft.manifest, owner)
+    return draft, data_keys.open_keys(draft.manifest, owner)
 
 
 def _seal(

@@ -25,7 +25,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from psl_flower.errors import IdentityError, InsecureKeyFile, PassphraseError, StoreExists, StoreNotFound
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, unwrap, wrap
 from psl_flower.system.files import open_to_others, read_file, write_file

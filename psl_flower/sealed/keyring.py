@@ -10,7 +10,7 @@ from pathlib import Path
 
 from psl_flower.errors import ConfigError, IdentityError, PassphraseError
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import LOCK_FILE
 from psl_flower.system.files import locked
 from psl_flower.system.folders import make_ignored_folder

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from psl_flower.errors import LabelError, StoreError
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, Part
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook, opened

@@ -22,7 +22,7 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.grid import PatchGrid
 from psl_flower.sealed import envelope
 from psl_flower.sealed.folder import Folder
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.suite import SUITE, Purpose, digest
 from psl_flower.system.files import read_file
 

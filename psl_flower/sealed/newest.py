@@ -12,7 +12,7 @@ from pathlib import Path
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.keys import Identity, PublicIdentity
+from psl_flower.sealed.identities import Identity, PublicIdentity
 from psl_flower.sealed.labels import FOLDER, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.seen import SeenBook, opened

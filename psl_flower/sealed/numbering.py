@@ -16,8 +16,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
-from psl_flower.sealed.epoch import open_root
-from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.data_keys import open_root
+from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import NONCE_BYTES, Purpose, derive

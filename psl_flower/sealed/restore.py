@@ -15,9 +15,9 @@ from psl_flower.errors import RestoreRefused
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import shares
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.epoch import open_under_root
+from psl_flower.sealed.data_keys import open_under_root
 from psl_flower.sealed.folder import Folder
-from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.manifest import Manifest, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import match_all
 from psl_flower.sealed.secret import Secret

@@ -19,14 +19,13 @@ from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.cutting import Progress
 from psl_flower.patches.store import read_all_positions
-from psl_flower.sealed import envelope
-from psl_flower.sealed import epoch as epochs
+from psl_flower.sealed import data_keys, envelope
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.ingest import check_nodes
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import (
     DRAFT_FILE,
@@ -105,7 +104,7 @@ def rotate(
         # The old folders by their old Upper; who stays keeps the folder.
         old = match_all(places, current.manifest, disk)
         staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
-        with epochs.open_root(current.manifest, owner) as old_root:
+        with data_keys.open_root(current.manifest, owner) as old_root:
             stores = open_all(current, old, old_root, check_copies=False)
         try:
             draft, keys = _begin(out, owner, changes, draft, current, seen, disk)
@@ -134,7 +133,7 @@ def _begin(
 ) -> tuple[Draft, list[Secret]]:
     """Return the draft to re-encrypt into, interrupted or new and logged, and the keys of its stores."""
     if draft is not None:
-        return draft, epochs.open_keys(draft.manifest, owner)
+        return draft, data_keys.open_keys(draft.manifest, owner)
     manifest, keys = _next_epoch(current, changes, owner)
     AuditLog(out / AUDIT_FILE, disk).append(current, [owner], "rotate", (), _describe(changes), seen=seen)
     return Draft(manifest=manifest, source=_source(current.digest, changes)), keys

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from psl_flower.errors import KeyMismatch, StoreNotFound
 from psl_flower.patches.assignment import positions_by_upper
 from psl_flower.patches.cutting import Chunk
-from psl_flower.sealed import envelope, shares
-from psl_flower.sealed import epoch as epochs
+from psl_flower.sealed import data_keys, envelope, shares
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.contents import digests_of, split_digests
 from psl_flower.sealed.folder import Folder
-from psl_flower.sealed.keys import Identity, PublicIdentity
+from psl_flower.sealed.identities import Identity, PublicIdentity
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, SignedManifest, SplitRange
 from psl_flower.sealed.secret import Secret
@@ -198,7 +197,7 @@ def new_epoch(
     """
     with Secret.random() as root:
         made = [
-            epochs.new_store(root, dataset, epoch, m, positions, node)
+            data_keys.new_store(root, dataset, epoch, m, positions, node)
             for m, (positions, node) in enumerate(zip(positions_by_upper(assignment), nodes, strict=True))
         ]
         fields = {
@@ -207,8 +206,8 @@ def new_epoch(
             "stores": tuple(entry for entry, _ in made),
             "threshold": threshold,
             "restorers": shares.deal(root, dataset, epoch, threshold, restorers),
-            "root_commitment": epochs.root_commitment(root, dataset, epoch),
-            "root_for_owner": epochs.root_for_owner(root, owner, dataset, epoch),
+            "root_commitment": data_keys.root_commitment(root, dataset, epoch),
+            "root_for_owner": data_keys.root_for_owner(root, owner, dataset, epoch),
         }
     return fields, [key for _, key in made]
 

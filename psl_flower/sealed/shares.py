@@ -19,8 +19,8 @@ from psl_flower.errors import (
     UnknownRestorer,
     WrongShare,
 )
-from psl_flower.sealed.epoch import check_root
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role, check_name
+from psl_flower.sealed.data_keys import check_root
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role, check_name
 from psl_flower.sealed.manifest import Dropped, Manifest, Member
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose, context, digest, equal

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from psl_flower.errors import StoreError, StoreNotFound, WrongNodeKey
 from psl_flower.patches.store import StoreMeta, check_samples
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.epoch import open_as_node
+from psl_flower.sealed.data_keys import open_as_node
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.header import STORE_AT, SegmentHeader
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, SegmentEntry, SignedManifest, StoreEntry, segment_file
 from psl_flower.sealed.records import RecordCipher, SampleIds
 from psl_flower.sealed.secret import Secret

@@ -27,7 +27,7 @@ from psl_flower.errors import ConfigError, PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
 from psl_flower.split.holders import party_of
-from psl_flower.split.lone import REFUSED, lone_sample
+from psl_flower.split.lone_sample import REFUSED, lone_sample
 from psl_flower.split.measuring import Loss
 from psl_flower.split.sent import Outputs, Sent
 from psl_flower.split.side import GivenOptimizer, PartySide, Reader, optimizer_of

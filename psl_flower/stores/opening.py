@@ -11,8 +11,8 @@ from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook

@@ -7,8 +7,8 @@ from psl_flower.errors import ConfigError
 from psl_flower.patches.assignment import assign
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import Role
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import Role
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.ingest import Progress, ensure_stores

@@ -22,9 +22,9 @@ from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import PublicIdentity, Role
 from psl_flower.sealed.ingest import Plan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, DemoKeys, KeyRing, demo_keys
-from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.newest import read_newest

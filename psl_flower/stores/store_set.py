@@ -34,8 +34,8 @@ from psl_flower.patches.cutting import explain_sizes, first_image, half_of
 from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore, store_folder
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import PublicIdentity, Role
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import PublicIdentity, Role
 from psl_flower.sealed.matching import place_of
 from psl_flower.stores.opening import open_store
 from psl_flower.system.files import disk_errors

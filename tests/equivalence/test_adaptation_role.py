@@ -22,7 +22,7 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.round_driver import RoundDriver
 from psl_flower.errors import ConfigError, NodeError, PositionError, PositionMissing
-from psl_flower.flower.nodes import Placement, _place_simulated, place
+from psl_flower.flower.placement import Placement, _place_simulated, place
 from psl_flower.patches.store import store_folder
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import Inventory, NodeTask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from psl_flower.engine.feedback import GradientFeedback
+from psl_flower.engine.rounding_feedback import GradientFeedback
 from psl_flower.errors import PeerLost
 from tests.engines import STEPS, Federation, Oracle, StatelessExchange, differences, same_predictions, settings
 from tests.equivalence.test_codes import Vanishing

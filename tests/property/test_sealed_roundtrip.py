@@ -18,7 +18,7 @@ from psl_flower.patches.store import PatchStore
 from psl_flower.sealed import merkle
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.header import header_bytes
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.records import SampleIds
 from psl_flower.sealed.restore import restore

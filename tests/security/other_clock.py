@@ -130,7 +130,7 @@ def reader(folder: Path) -> Callable[..., Any]:
     """Return what a node does with an authorisation before it reads anything."""
     from psl_flower.sealed import authorisation
     from psl_flower.sealed import manifest as manifests
-    from psl_flower.sealed.keys import PublicIdentity
+    from psl_flower.sealed.identities import PublicIdentity
 
     def do(what: str, **given: Any) -> Any:
         signed = manifests.load(Path(given["sealed"]), PublicIdentity.parse(given["owner"]))

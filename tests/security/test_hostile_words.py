@@ -16,7 +16,7 @@ from psl_flower.cli.main import main
 from psl_flower.errors import LabelError, ManifestError
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from tests.vectors.sealed_support import World
 

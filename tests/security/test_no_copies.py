@@ -13,7 +13,7 @@ import pytest
 from psl_flower.cli.main import main
 from psl_flower.data.sources import open_dataset
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from tests.paths import ROOT
 from tests.unit.tiny_pictures import colour, encode
 

@@ -16,7 +16,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
 from psl_flower.errors import ConfigError
-from psl_flower.flower.own_code import PROGRAMS, check, check_programs, search_path, write_programs
+from psl_flower.flower.supernode import PROGRAMS, check, check_programs, search_path, write_programs
 from tests.paths import ROOT
 
 
@@ -141,5 +141,5 @@ def test_it_answers_flower_before_torch_is_loaded() -> None:
     program = (
         "import_module('flwr.supernode.cli.flwr_clientapp'); import_module('flwr.supernode.runtime.run_clientapp')"
     )
-    code = f"from importlib import import_module; import psl_flower.flower.own_code, sys; {program}; "
+    code = f"from importlib import import_module; import psl_flower.flower.supernode, sys; {program}; "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], timeout=300, check=True)

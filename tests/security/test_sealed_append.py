@@ -19,9 +19,9 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.contents import FILE, read_contents
 from psl_flower.sealed.folders import open_folder
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.ingest import ingest
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from tests.security.sealed_commands import PEOPLE, psl, refused
 from tests.unit.tiny_pictures import colour, encode, image_folder

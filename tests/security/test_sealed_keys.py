@@ -7,7 +7,7 @@ import pytest
 
 from psl_flower import errors
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.shares import open_root

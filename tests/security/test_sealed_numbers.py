@@ -17,8 +17,8 @@ from PIL import Image
 from psl_flower.errors import KeyMismatch, PslError, SourceChanged
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.ingest import ingest
-from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.manifest import Manifest
 from psl_flower.sealed.numbering import secret_orders

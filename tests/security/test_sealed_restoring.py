@@ -11,7 +11,7 @@ from psl_flower import errors
 from psl_flower.errors import PslError
 from psl_flower.sealed import authorisation, envelope
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import Disk

@@ -15,8 +15,8 @@ import pytest
 import psl_flower.sealed
 from psl_flower import errors
 from psl_flower.errors import PslError
-from psl_flower.sealed import epoch, keyfile
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role, signature_is_good
+from psl_flower.sealed import data_keys, keyfile
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role, signature_is_good
 from psl_flower.sealed.records import RecordCipher, SampleIds
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import Purpose
@@ -64,8 +64,8 @@ def test_nothing_secret_in_files_and_errors(tmp_path: Path, caplog: pytest.LogCa
     world, source = World(tmp_path / "out"), ArraySource(30, 5, classes=3)
     world.seal(source)
     manifest = world.signed.manifest
-    root = epoch.open_root(manifest, world.owner)
-    keys = [epoch.open_under_root(manifest, entry, root).reveal() for entry in manifest.stores]
+    root = data_keys.open_root(manifest, world.owner)
+    keys = [data_keys.open_under_root(manifest, entry, root).reveal() for entry in manifest.stores]
     people = [world.owner, world.lower, *world.nodes, *world.restorers]
     secrets = [
         root.reveal(),

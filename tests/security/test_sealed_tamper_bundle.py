@@ -9,7 +9,7 @@ import pytest
 
 from psl_flower import errors
 from psl_flower.sealed.bundle import pack, receive
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.store import SealedStore
 from tests.vectors.sealed_support import World
 

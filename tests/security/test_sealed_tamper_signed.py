@@ -12,7 +12,7 @@ import pytest
 from psl_flower import errors
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.seen import SeenBook

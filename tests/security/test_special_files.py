@@ -16,8 +16,8 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.bundle import pack, receive
+from psl_flower.sealed.identities import Role
 from psl_flower.sealed.keyring import KeyRing
-from psl_flower.sealed.keys import Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.verify import verify
 from psl_flower.system.files import write_file

@@ -10,7 +10,7 @@ from psl_flower.engine.automatic_settings import batch_for, lr_for, planned, rou
 from psl_flower.engine.batches import batch_order
 from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError
-from psl_flower.flower.nodes import Placement
+from psl_flower.flower.placement import Placement
 from psl_flower.kinds.kind import Work
 from psl_flower.kinds.train import Train
 from psl_flower.runs.folder import RunFolder

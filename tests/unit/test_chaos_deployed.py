@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from psl_flower.flower.own_code import PROGRAMS, write_programs
+from psl_flower.flower.supernode import PROGRAMS, write_programs
 from simulations import page, reports
 from simulations.chaos import deployed
 from simulations.chaos.__main__ import main, make_parser

@@ -10,7 +10,7 @@ from psl_flower.config.fields import _ELSEWHERE
 from psl_flower.errors import IdentityError, InsecureKeyFile
 from psl_flower.kinds import kind_of, parse_settings
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 
 
 def refusal(capsys, *arguments):

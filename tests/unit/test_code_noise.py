@@ -16,7 +16,7 @@ from psl_flower.errors import StoreError
 from psl_flower.kinds.kind import TRAINED
 from psl_flower.protection import Protection
 from psl_flower.protection.noise import drawn
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.stores.plain import NOISE_FILE, PlainStore
 from psl_flower.wire.plan import Plan, StepId, pack_samples

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psl_flower.config import RunConfig
-from psl_flower.engine.feedback import GradientFeedback
+from psl_flower.engine.rounding_feedback import GradientFeedback
 from psl_flower.errors import ConfigError, TrainingError
 from psl_flower.wire.codecs import CODECS, wire_roundtrip
 

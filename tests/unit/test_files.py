@@ -14,7 +14,7 @@ import pytest
 from psl_flower import errors
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.folders import LocalFolder
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.system.files import BUFFER_BYTES, Disk, NewFile, disk_errors, locked, read_file, write_file
 from psl_flower.system.folders import NewFolder
 from tests.unit.tiny_sealed import content

@@ -20,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from psl_flower.flower import killed
-from psl_flower.flower.own_code import PROGRAMS, write_programs
+from psl_flower.flower.supernode import PROGRAMS, write_programs
 
 # In Python's place: as a ClientApp it writes its note, if it is to, and ends as it is told to.
 _PYTHON = """#!/bin/sh

@@ -89,7 +89,7 @@ def lint(folder):
 
 def test_benchmarks_share_modules_and_do_not_import_one_another():
     benchmarks = {"throughput", "sealed_cost", "chaos", "separate_hosts", "compare", "grid_choice", "lightening"}
-    benchmarks |= {"reading", "recipe", "leakage", "seams", "vertical"}
+    benchmarks |= {"first_model", "reading", "recipe", "leakage", "seams", "vertical"}
     found = {path.stem for path in (ROOT / "simulations").glob("*.py") if "sys.exit(main())" in path.read_text("utf-8")}
     found |= {path.parent.name for path in (ROOT / "simulations").glob("*/__main__.py")}
     assert found - {"quoting"} == benchmarks

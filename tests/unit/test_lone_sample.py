@@ -9,7 +9,7 @@ from torch import nn
 
 from psl_flower.errors import TrainingError
 from psl_flower.split import PartySide, fit_local
-from psl_flower.split.lone import lone_sample
+from psl_flower.split.lone_sample import lone_sample
 from tests import parties_in_process as usual
 from tests import plain_split as plain
 

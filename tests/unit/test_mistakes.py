@@ -10,7 +10,7 @@ from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.mistakes import Mistake, check_dataset, mistakes
 from psl_flower.runs.predictions import FOLDER, Absent, Result, save_result
 from psl_flower.sealed import keyfile
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.seen import SeenBook

@@ -2,7 +2,7 @@
 
 from flwr.proto.node_pb2 import NodeInfo
 
-from psl_flower.flower.nodes import node_names
+from psl_flower.flower.placement import node_names
 from tests.in_process import InProcessGrid
 
 

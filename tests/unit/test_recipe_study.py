@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from simulations import recipe, reports
-from simulations.recipe import SETS, Options, Report
+from simulations.recipe import Options, Report
+from simulations.small_sets import SETS
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from psl_flower.cli.terminal import stores_beside
 from psl_flower.sealed import envelope
 from psl_flower.sealed import labels as label_versions
 from psl_flower.sealed.audit import AuditLog
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.rotate import Changes, rotate

@@ -11,7 +11,7 @@ from psl_flower.engine.build import Blueprint
 from psl_flower.errors import ConfigError, LabelError, StaleManifest, WrongNodeKey, WrongOwner
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.sealed.seen import SeenBook

@@ -14,7 +14,7 @@ from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.bundle import receive
-from psl_flower.sealed.keys import Identity
+from psl_flower.sealed.identities import Identity
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.restore import restore
 from psl_flower.sealed.store import SealedStore

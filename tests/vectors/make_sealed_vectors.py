@@ -14,7 +14,7 @@ from psl_flower.sealed import ingest, keyfile, suite
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.bundle import pack
 from psl_flower.sealed.header import SegmentHeader
-from psl_flower.sealed.keys import Identity, Role
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
 from psl_flower.sealed.records import SampleIds
 from psl_flower.sealed.secret import Secret

@@ -14,8 +14,8 @@ import numpy as np
 
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import manifest as manifests
+from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.ingest import Ingested, Plan, ingest
-from psl_flower.sealed.keys import Identity, Role
 from psl_flower.sealed.manifest import SignedManifest
 from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import DISK, Disk

@@ -10,7 +10,7 @@ used.
 from __future__ import annotations
 
 from psl_flower.errors import KeyMismatch, WrongNodeKey
-from psl_flower.sealed.keys import Identity, PublicIdentity, Role
+from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import Manifest, StoreEntry
 from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.suite import ID_BYTES, Purpose, context, derive, equal, unwrap, wrap

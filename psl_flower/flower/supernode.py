@@ -41,7 +41,7 @@ _APP = "PSL_NODE_APP"
 _SERVED = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
 _CLIENT_APP = (
     "import sys; from psl_flower.flower.first_word import speak; speak(sys.argv); "
-    "from psl_flower.flower.own_code import client_app; client_app()"
+    "from psl_flower.flower.supernode import client_app; client_app()"
 )
 # Shell, so that a path of Python with blanks, or a long one, does as well. A status above 128 is that of a signal.
 _SERVING = f"""#!/bin/sh
@@ -51,7 +51,7 @@ rm -f "${NOTE}"
 {{python}} -P -c '{_CLIENT_APP}' "$@"
 status=$?
 if [ $status -gt 128 ] && [ -f "${NOTE}" ]; then
-    {{python}} -P -c 'from psl_flower.flower.own_code import killed; killed()' "$@"
+    {{python}} -P -c 'from psl_flower.flower.supernode import killed; killed()' "$@"
 fi
 rm -f "${NOTE}"
 exit $status
