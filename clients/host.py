@@ -49,6 +49,7 @@ from psl_flower.wire.node_messages import NodeTask
 
 _LIGHTEN = "lighten"
 _AVERAGE = "average"
+_COLLECT = "collect"
 _MOST_BITS = "most-bits"
 _LEAST_NOISE = "least-noise"
 _WEIGHTS = "allow-upper-weights"
@@ -180,6 +181,7 @@ class Host:
                 self._check_noise()
                 if self.build is build_engine:  # another may have other settings
                     self._check_weights(Blueprint.decode(self.task.settings))
+                self.check_collecting(later=True)
                 return self.build(self.task.settings, m, store, checkpoints)
             except BaseException:
                 store.close()
@@ -246,6 +248,24 @@ class Host:
                 f"this node sends codes with noise of {least:g} or more ({_LEAST_NOISE}), this run asks for {noise:g}; "
                 "set protection and code-noise accordingly (docs/privacy.md)"
             )
+
+    def check_collecting(self, *, later: bool = False) -> None:
+        """Raise ConfigError if a real node is not to give its weights, now or `later`, at the end of a run that asks.
+
+        Its own configuration may forbid it, or the run's settings leave the model on the nodes. Weights of a lightening
+        are given where that is allowed (`check_lightening_allowed`).
+        """
+        if self.simulated or self.build is not build_engine:  # another may have other settings
+            return
+        collects = Blueprint.decode(self.task.settings).config.output.collect_model
+        withheld = _COLLECT in self.context.node_config and not permission(self.context, _COLLECT)
+        if withheld and (collects or not later):
+            raise ConfigError(
+                f"this node gives its weights to no server ({_COLLECT}=false in its --node-config); set "
+                "collect-model=false, and predict in place (docs/deploy.md)"
+            )
+        if not (collects or later or self.task.part):
+            raise ConfigError("this run leaves its model on the nodes (collect-model=false), so no weights are given")
 
     def check_allowed(self, party: PartyEngine | MidStepParty) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.

@@ -72,6 +72,7 @@ def _step(asked: Asked[questions.TakeStep]) -> Parcel:
 
 def _collect(asked: Asked[questions.GiveWeights]) -> Parcel:
     host = asked.host()
+    host.check_collecting()
     weights: dict[int, Tensors] = {}
     for m in host.task.parties:
         with closing(host.party(m)) as engine:

@@ -96,7 +96,7 @@ def read_settings(settings: list[str], file: str = "", workspace: str = "") -> t
         if file and typed.get("resume"):
             raise ConfigError("--config and resume contradict each other: a resumed run has its own settings")
         from_file, notes = settings_in(file) if file else ({}, [])
-        given = Resume.with_rounds(from_file | typed)
+        given = Resume.as_asked(from_file | typed)
         given, preset = resolved(given, given.__contains__)
         given |= local_paths(given)
         kind = kind_of(given)

@@ -38,11 +38,16 @@ class Resume(Train):
     resume_anyway: bool = setting(
         False, "change the rounds although the learning rates so far were those of another number of rounds"
     )
+    resume_collect: bool = setting(
+        False, "collect the model that a run left on its nodes, as psl train resume=NAME collect-model=true asks for"
+    )
 
     @classmethod
-    def with_rounds(cls, given: Mapping[str, object]) -> dict[str, object]:
-        """Return settings given by a person, `rounds` beside `resume` as the setting that it stands for."""
+    def as_asked(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """Return settings given by a person, `rounds` and `collect-model` beside `resume` as those they stand for."""
         rest = dict(given)
+        if given.get("resume") and given.get("collect-model") is True:
+            rest["resume-collect"] = rest.pop("collect-model")
         if given.get("resume") and given.get("rounds"):
             rest["resume-rounds"] = rest.pop("rounds")
         return rest
@@ -73,6 +78,8 @@ class Resume(Train):
             raise RunError(f"{run.path}: was made with {run.instead}; it trained nothing that could be continued")
         noted, began = run.read_config().training.rounds, _began(run)
         config = settings_of(run, self.config.replace(rounds=noted), "resume")
+        if self.resume_collect:  # collect-model itself is true by default, also where nobody says so
+            config = config.replace(collect_model=True)
         rounds = self.resume_rounds or self.config.training.rounds
         if rounds not in (began.training.rounds, RunConfig().training.rounds):
             # Rounds as long as those so far: settings that the run has chosen by its images stay what they were.

@@ -168,7 +168,7 @@ def check_positions(
     absent: Collection[int] = (),
     names: Sequence[str] = (),
 ) -> None:
-    """Check that every grid position is held once, by the Upper that it is assigned to.
+    """Check that every grid position is held once, by the Upper that it is assigned to, and each Upper by one node.
 
     Parameters
     ----------
@@ -184,13 +184,20 @@ def check_positions(
     Raises
     ------
     PositionError
-        Naming the node, if a position is unknown, held twice, or of another Upper.
+        Naming the node, if a position is unknown, held twice, or of another Upper, or an Upper is claimed without one.
+    AlignmentError
+        If a store of patches names its samples, as only parties with names may.
     PositionMissing
         Naming the positions that nobody holds, where none may be missing.
     """
     holder: dict[int, str] = {}
+    host: dict[int, str] = {}
     for node, held in claims.items():
         for claim in held:
+            if not claim.positions:
+                raise PositionError(f"{node} claims Upper {claim.upper}, and no position of it")
+            if claim.names_samples and not names:
+                raise AlignmentError(f"{node}: its store of Upper {claim.upper} names its samples, which no store does")
             for p in claim.positions:
                 if not 0 <= p < len(assignment):
                     raise PositionError(f"{node} holds position {p}, but the grid has {len(assignment)} positions")
@@ -203,6 +210,10 @@ def check_positions(
                         f"{node} holds position {p} for Upper {claim.upper}; it is assigned to Upper {assignment[p]}"
                     )
                 holder[p] = node
+            # Whatever is known by Upper, such as its streams, belongs to one node.
+            if (first := host.get(claim.upper)) is not None:
+                raise PositionError(f"{node} holds a store of Upper {claim.upper}, and so does {first}")
+            host[claim.upper] = node
     missing = [p for p, upper in enumerate(assignment) if p not in holder and upper not in absent]
     if missing:
         nodes = ", ".join(claims) or "no node"

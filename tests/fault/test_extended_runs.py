@@ -115,6 +115,18 @@ def test_fewer_rounds_than_are_done(nodes: InProcessGrid, tmp_path: Path) -> Non
         resume(nodes, tmp_path, resume_rounds=1)
 
 
+def test_a_model_left_on_the_nodes_is_collected_when_it_is_asked_for(
+    nodes: InProcessGrid, stores: StoreSet, tmp_path: Path
+) -> None:
+    run = train(nodes, tmp_path, collect_model=False)
+    resume(nodes, tmp_path)
+    assert not run.has_model  # true is the default of collect-model, so nobody may have asked
+    resume(nodes, tmp_path, resume_collect=True)
+    assert exact(run, stores)
+    given, kind = read_settings(["resume=run", "collect-model=true", f"workspace={tmp_path}"])
+    assert isinstance(kind, Resume) and kind.resume_collect and "collect-model" not in given
+
+
 def test_the_number_of_rounds_that_is_the_default_counts_where_a_person_gives_it(tmp_path: Path) -> None:
     given, kind = read_settings(["resume=run", "rounds=3", f"workspace={tmp_path}"])
     assert isinstance(kind, Resume) and kind.resume_rounds == 3 and "rounds" not in given

@@ -9,20 +9,25 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
+from clients import upper_app
+from psl_flower.engine.upper import claim_of
 from psl_flower.errors import NodeError, PositionError
+from psl_flower.patches.store import PatchStore
 from psl_flower.runs.folder import RunFolder
 from psl_flower.sealed import keyfile
 from psl_flower.sealed.rotate import Changes, rotate
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.wire.node_messages import Inventory
 from tests.fault.sealed_run import exact, log_of, other, train
 from tests.in_process import InProcessGrid
 from tests.web_server import Ranges, server
@@ -50,6 +55,34 @@ def test_all_nodes_that_are_refused_are_named_and_what_is_missing(nodes: InProce
         nodes.config[node]["key"] = str(tmp_path / "keys" / "owner.key")
     with pytest.raises(NodeError, match=r"^node 100: .*; node 101: .*; no node holds a position"):
         train(nodes, tmp_path)
+
+
+def test_a_node_that_claims_another_upper_too_ends_the_run(
+    nodes: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the place of the honest node, or have its own weights collected as that node's."""
+
+    def claiming_both(stores: Iterable[PatchStore]) -> Inventory:
+        own = [claim_of(store) for store in stores]
+        return Inventory(claims=(*own, *(msgspec.structs.replace(c, upper=0, positions=()) for c in own if c.upper)))
+
+    monkeypatch.setattr(upper_app, "_inventory_of", claiming_both)
+    with pytest.raises(PositionError, match="node 101 claims Upper 0, and no position of it"):
+        train(nodes, tmp_path)
+
+
+def test_a_node_that_keeps_its_weights_refuses_runs_that_collect_them(
+    nodes: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.config[101]["collect"] = False
+    with pytest.raises(NodeError, match=r"node 101: this node gives its weights to no server \(collect=false"):
+        train(nodes, tmp_path)
+    assert train(nodes, tmp_path / "kept", collect_model=False).read_status().state == "completed"
+    # A server that cheats asks for them all the same.
+    monkeypatch.setattr("server.training._collected", lambda run, strategy, lower: str(strategy.collect(run.grid)))
+    nodes.config[101]["collect"] = True
+    with pytest.raises(NodeError, match="this run leaves its model on the nodes"):
+        train(nodes, tmp_path / "again", collect_model=False)
 
 
 def test_a_second_node_with_a_position_ends_the_run_and_both_are_named(nodes: InProcessGrid, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_failures_keep_the_text():
 COMPLETE = [
     {"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 1, 2)]},
     {"node 1": [claim(0, 0, 3), claim(1, 1, 2)]},
-    {"node 1": [claim(0, 0)], "node 2": [claim(0, 3)], "node 3": [claim(1, 2, 1)], "node 4": []},
+    {"node 1": [claim(0, 3, 0)], "node 2": [], "node 3": [claim(1, 2, 1)]},
 ]
 
 
@@ -124,6 +124,16 @@ INCOMPLETE = [
     ({"node 2": [claim(1, -1)]}, "^node 2 holds position -1, but the grid has 4 positions$"),
     ({"node 2": [claim(1, 0)]}, "^node 2 holds position 0 for Upper 1; it is assigned to Upper 0$"),
     ({"node 2": [claim(9, 0)]}, "^node 2 holds position 0 for Upper 9; it is assigned to Upper 0$"),
+    # Otherwise the last node would take the Upper's place.
+    (
+        {"node 1": [claim(0, 0, 3)], "node 2": [claim(1, 1, 2), claim(0)]},
+        "^node 2 claims Upper 0, and no position of it$",
+    ),
+    ({"node 1": [claim(0, 0, 3), claim(1, 1, 2), claim(-1)]}, "^node 1 claims Upper -1, and no position of it$"),
+    (
+        {"node 1": [claim(0, 0)], "node 2": [claim(0, 3)], "node 3": [claim(1, 2, 1)]},
+        "^node 2 holds a store of Upper 0, and so does node 1$",
+    ),
 ]
 
 
@@ -132,6 +142,13 @@ def test_anything_else_is_refused(claims, message):
     assert INCOMPLETE
     with pytest.raises(PositionError, match=message):
         check_positions(claims, ASSIGNMENT)
+
+
+def test_a_store_of_patches_that_names_samples_is_refused():
+    """Its number of samples and its dataset would not be compared with those of the others."""
+    named = msgspec.structs.replace(claim(1, 1, 2), samples=b"1")
+    with pytest.raises(AlignmentError, match="node 2: its store of Upper 1 names its samples"):
+        check_positions({"node 1": [claim(0, 0, 3)], "node 2": [named]}, ASSIGNMENT)
 
 
 def test_the_positions_of_absent_uppers_may_be_missing():
