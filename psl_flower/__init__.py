@@ -85,9 +85,12 @@ Importing psl_flower loads neither torch nor Flower; a name is imported when it 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import lazy_loader
+
+from psl_flower.text import OneLine
 
 if TYPE_CHECKING:
     from psl_flower.config import RunConfig as RunConfig
@@ -110,6 +113,9 @@ if TYPE_CHECKING:
     from psl_flower.stores.prepare import prepare_stores as prepare_stores
 
 __version__ = "0.1.0"
+
+# Of all processes and modules: messages repeat words from files and from the network.
+logging.getLogger("psl_flower").addFilter(OneLine())
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

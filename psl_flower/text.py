@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -104,6 +105,15 @@ def printable(text: object, limit: int | None = None) -> str:
         return clean
     clean = clean.encode("utf-8", errors="backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)[:limit]
+
+
+class OneLine(logging.Filter):
+    """Makes each message of a log one printable line; a traceback that goes with it stays as it is."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the record's message; let it pass."""
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
 
 
 def cell(text: str) -> str:

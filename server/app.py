@@ -20,7 +20,7 @@ from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import choose_device
 from psl_flower.system.machine import forbid_core_dumps, keep_freed_memory, usable_cores
-from psl_flower.text import counted
+from psl_flower.text import counted, printable
 from server.exposure import exposure
 from server.reporting import Reporter
 from server.run import ServerRun
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     forbid_core_dumps()  # the Lower's key opens the labels
     kind = kind_of(context.run_config)
     if (finished := kind.finished()) is not None:
-        logging.getLogger("flwr").info("%s", finished.message)
+        logging.getLogger("flwr").info("%s", printable(finished.message))
         return
     work = kind.begin()
     every_s = work.config.output.progress_every_s

@@ -21,7 +21,7 @@ from psl_flower.flower.placement import Placement
 from psl_flower.kinds import HowToContinue
 from psl_flower.runs.folder import RunFolder, Status, this_process
 from psl_flower.runs.tracking import Tracking
-from psl_flower.text import counted, duration
+from psl_flower.text import counted, duration, printable
 from server.event_files import EventFiles
 from server.measured import measured
 from server.run_log import set_up_log
@@ -84,7 +84,7 @@ class Reporter:
     def say(self, state: str, message: str) -> None:
         """Enter a state, with one line for the user."""
         log.info("%s", message)
-        self._set(state=state, message=message)
+        self._set(state=state, message=printable(message))
 
     def ingesting(self, stage: str, done: int, total: int) -> None:
         """Report progress of making the stores."""
@@ -288,7 +288,8 @@ class Reporter:
         try:
             with contextlib.ExitStack() as last:
                 # In this order: who copies the log can tell that its last line is the message of the status.
-                last.callback(self._set, state=state, message=message, eta_s=0.0 if state == "completed" else None)
+                left = 0.0 if state == "completed" else None
+                last.callback(self._set, state=state, message=printable(message), eta_s=left)
                 if writer is not None:
                     writer.close()
         finally:

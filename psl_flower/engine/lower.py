@@ -5,7 +5,6 @@ Shape suffixes: B batch, P patches, K positions of one Upper, C channels, h and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,13 +14,13 @@ from torch import nn
 
 from psl_flower.engine.adaptation import Adaptation, AdaptationEngine, AdaptationInput
 from psl_flower.engine.distillation import LowerTeacher, shared_loss
+from psl_flower.engine.finite import require_finite
 from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.meanwhile import Meanwhile
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.rounding_feedback import GradientFeedback
 from psl_flower.engine.steps import StepLoss
 from psl_flower.engine.upper import MakeOptimizer
-from psl_flower.errors import TrainingError
 from psl_flower.losses import Targets, lower_loss
 from psl_flower.patches.assignment import absent_positions, positions_by_upper
 from psl_flower.system.devices import autocast, compute_dtype, to_device
@@ -165,11 +164,7 @@ class LowerEngine(HeadEngine):
         lower, correct = learn.result
         uppers = lower.new_tensor(learnt.loss if learnt else 0.0)
         full = float(lower + self._alpha * uppers) if learnt else float(lower)
-        if not math.isfinite(full):
-            raise TrainingError(
-                f"step {self.step}: the loss is {full}; the last checkpoint is kept. "
-                "Resume from it with a lower lr, or check the images"
-            )
+        require_finite(full, self.step, "images", smashed)
         report = StepLoss(full=full, lower=float(lower), uppers=float(uppers), correct=correct)
         gradients = {}
         if not frozen:

@@ -24,7 +24,7 @@ from psl_flower.errors import ConfigError, RunError
 from psl_flower.runs.folder import MODEL_FILE, RunFolder
 from psl_flower.runs.trackers import Begin, End, Message, Metrics
 from psl_flower.system.folders import make_private_folder
-from psl_flower.text import expanded
+from psl_flower.text import expanded, printable
 
 log = logging.getLogger("psl_flower")
 
@@ -148,7 +148,7 @@ class Tracking:
             self._failed.set()
             # The last line of a run's own log tells how the run has ended.
             (logging.getLogger("flwr") if self._ended else log).warning(
-                "tracker: %s misses records, and gets no more: %s", self._name, why
+                "tracker: %s misses records, and gets no more: %s", self._name, printable(why)
             )
 
 

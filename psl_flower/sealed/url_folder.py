@@ -10,25 +10,25 @@ import contextlib
 import importlib.util
 import os
 import re
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psl_flower.errors import PatchServerLost, StoreError, StoreNotFound, StoreUnreachable, TruncatedFile
 from psl_flower.sealed.folder import Draft
+from psl_flower.sealed.listing import LISTING_BYTES, names_in
+from psl_flower.sealed.web_answers import AnswerTooLong, RedirectedElsewhere, bounded
 from psl_flower.system.files import BUFFER_BYTES
+from psl_flower.text import printable
 
 _SSH = ("ssh", "sftp")
 _WEB = ("http", "https")
 # Their "folders" are parts of names; makedirs would create a mistyped bucket.
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2")
-# A web server that is silent for this long is taken for lost, and one that sends less than this on average.
+# A web server that is silent for this long is taken for lost.
 _SILENT_S = 30.0
-_LEAST_BYTES_PER_S = 1000
-# The most that is taken of an answer where no part of a file was asked for: a listing.
-_LISTING_BYTES = 1 << 24
 _CANNOT_NOW = 500
+_TARGET_CHARS = 200
 # Hosts are known by ~/.ssh/known_hosts, as with ssh (sshfs alone would take anyone's word); a silent peer is given up
 # after three unanswered messages; a connection that broke must not come back from fsspec's cache.
 _SSH_OPTIONS = {"known_hosts": (), "connect_timeout": 30, "keepalive_interval": 15, "skip_instance_cache": True}
@@ -38,6 +38,7 @@ _ADVICE = {
     "EndpointConnectionError": "no connection",
     "ClientConnectorError": "no connection",
     "AnswerTooLong": "the server sends more than was asked for; it must answer ranges",
+    "ListingTooLong": f"its listing of the folder is longer than {LISTING_BYTES} bytes",
 }
 # What libraries behind fsspec call a far side that does not answer, where it is no OSError.
 _LOST = (
@@ -84,14 +85,12 @@ class UrlFolder:
         """See Folder."""
         with self._translated():
             self._fs.invalidate_cache()
+            if self._scheme in _WEB:
+                return sorted(self._listed_by_web())
             try:
                 entries: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
                 return []
-            except Exception:
-                if self._scheme in _WEB:
-                    return []
-                raise
             root = self._root.rstrip("/")  # buckets may list the folder in itself
             names = [entry["name"].rstrip("/") for entry in entries]
             return sorted(name.rsplit("/", 1)[-1] for name in names if name != root)
@@ -144,6 +143,19 @@ class UrlFolder:
         """See Folder."""
         _shut_all(self._open)
 
+    def _listed_by_web(self) -> set[str]:
+        """Return the names that a web server lists; none if it lists no folders.
+
+        Not by fsspec's `ls`: its regular expression takes minutes for a page of some thousand blanks.
+        """
+        try:
+            page = bytes(self._fs.cat_file(self._root))
+        except (AnswerTooLong, RedirectedElsewhere):
+            raise
+        except Exception:
+            return set()
+        return names_in(page.decode("utf-8", "replace"), self._root)
+
     def _by_seeking(self, name: str, starts: Sequence[int], length: int) -> Sequence[bytes]:
         if name not in self._open:
             self._open[name] = self._fs.open(self._path(name), "rb")
@@ -159,8 +171,9 @@ class UrlFolder:
         # cat_ranges returns what was raised for a range in its place.
         failed = next((part for part in parts if isinstance(part, Exception)), None)
         if failed is not None:
-            # Many servers refuse a range beyond the end.
-            if not isinstance(failed, FileNotFoundError) and self.size(name) < max(ends):
+            # Many servers refuse a range beyond the end; one that did not answer in time is not asked again.
+            refused = not isinstance(failed, FileNotFoundError | TimeoutError | RedirectedElsewhere)
+            if refused and self.size(name) < max(ends):
                 raise TruncatedFile(f"{self._name}/{name} ends before the record that was asked for")
             raise failed
         return [bytes(part) for part in parts]
@@ -178,8 +191,9 @@ class UrlFolder:
             raise
         except FileNotFoundError as error:
             # fsspec's HTTP says so too where the server itself cannot be reached; the cause tells.
-            if error.__cause__ is not None and _lost(error.__cause__):
-                raise _unreachable(where, error.__cause__) from None
+            cause = error.__cause__
+            if cause is not None and (isinstance(cause, RedirectedElsewhere) or _lost(cause)):
+                raise _unreachable(where, cause) from None
             raise StoreNotFound(f"{where} does not exist") from None
         except Exception as error:
             raise _unreachable(where, error) from None
@@ -194,46 +208,8 @@ def _options(scheme: str) -> Mapping[str, object]:
 
         # Its own limit is five minutes for all of a request, however long that may rightly be.
         silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
-        return {"client_kwargs": {"timeout": silent, "response_class": _bounded()}}
+        return {"client_kwargs": {"timeout": silent, "response_class": bounded(_SILENT_S)}}
     return {}
-
-
-class AnswerTooLong(Exception):
-    """A web server sends more than was asked for."""
-
-
-def _bounded() -> type:
-    """Return a class of aiohttp's answers that are read no further than the part of a file that was asked for.
-
-    aiohttp takes all that comes, and a web server is not trusted with anything: it may send without end, or a byte now
-    and then.
-    """
-    import asyncio
-
-    import aiohttp
-
-    class Bounded(aiohttp.ClientResponse):
-        async def start(self, connection: Any) -> aiohttp.ClientResponse:
-            return await asyncio.wait_for(super().start(connection), _SILENT_S)
-
-        async def read(self) -> bytes:
-            if self._body is None:
-                began = time.monotonic()
-                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-                limit = int(asked[2]) - int(asked[1]) + 1 if asked else _LISTING_BYTES
-                content = bytearray()
-                async for part in self.content.iter_any():
-                    content += part
-                    if len(content) > limit:
-                        self.close()
-                        raise AnswerTooLong
-                    if time.monotonic() - began > _SILENT_S + len(content) / _LEAST_BYTES_PER_S:
-                        self.close()
-                        raise TimeoutError
-                self._body = bytes(content)
-            return self._body
-
-    return Bounded
 
 
 class _UrlDraft:
@@ -313,6 +289,9 @@ def _reason(error: BaseException) -> str:
     """Say why, in words of our own."""
     if isinstance(error, ImportError):
         return str(error)  # which package to install
+    if isinstance(error, RedirectedElsewhere):
+        target = printable(shown(str(error)[:_TARGET_CHARS]))
+        return f"the server redirects to another one, {target}, which is not followed; if it is right, use its URL"
     kind = type(error).__name__
     if isinstance(error, PermissionError) or kind == "SFTPPermissionDenied":
         return "access denied; check the credentials and what they permit"

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,12 @@ from torch import nn
 
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.drawing import drawing
+from psl_flower.engine.finite import blame, require_finite
 from psl_flower.engine.head import HeadEngine
 from psl_flower.engine.optimizers import set_lr
 from psl_flower.engine.party import PartyEngine, Pass
 from psl_flower.engine.steps import StepLoss
-from psl_flower.errors import ConfigError, PslError, TrainingError
+from psl_flower.errors import ConfigError, NodeError, PslError, TrainingError
 from psl_flower.models.cut import backward_from
 from psl_flower.seeds import derive
 from psl_flower.split.holders import party_of
@@ -206,7 +206,7 @@ class TopEngine(HeadEngine):
             outputs = self._joined(plan, leaves)
             with told_as("the loss"):
                 loss = scalar(self._loss(outputs, targets_B.to(self.device)), "the loss")
-        value = finite(loss, self.step)
+        value = finite(loss, self.step, leaves, list(self._sent))
         return self._learnt(plan, leaves, value, loss, None)
 
     def train_step_elsewhere(
@@ -218,14 +218,20 @@ class TopEngine(HeadEngine):
         """Do what `train_step` does where a party has the labels.
 
         `learn` is called with what the model returned, packed as on the wire (B, ...), on the CPU; it returns the loss
-        and its gradient there. Raises whatever `learn` raises.
+        and its gradient there. Raises whatever `learn` raises; its error names parties that sent values that are not
+        finite, if there are any.
         """
         assert self.returned is not None
         leaves = self._leaves(smashed)
         with drawing(plan, TOP, self.device):
             outputs = self._joined(plan, leaves)
         packed = self.returned.packed(outputs, plan.num_samples, TOP)
-        value, gradient = learn(packed.detach().contiguous().cpu())
+        try:
+            value, gradient = learn(packed.detach().contiguous().cpu())
+        except (NodeError, TrainingError) as error:
+            if told := blame(leaves, list(self._sent)):
+                raise TrainingError(f"{error}{told}") from error
+            raise
         return self._learnt(plan, leaves, value, packed, gradient.to(self.device))
 
     @torch.no_grad()
@@ -286,14 +292,12 @@ class TopEngine(HeadEngine):
         return [sent.unpacked(smashed[m].to(self.device)) for m, sent in enumerate(self._sent.values())]
 
 
-def finite(loss: torch.Tensor, step: int) -> float:
-    """Return the value of a step's loss; raises TrainingError unless it is finite."""
+def finite(
+    loss: torch.Tensor, step: int, sent: Mapping[int, torch.Tensor] | None = None, names: Sequence[str] = ()
+) -> float:
+    """Return the value of a step's loss; raises TrainingError unless it is finite, as `require_finite` does."""
     value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: the loss is {value}; the last checkpoint is kept. "
-            "Resume from it with a lower lr, or check the data"
-        )
+    require_finite(value, step, "data", sent, names)
     return value
 
 

@@ -28,7 +28,7 @@ from psl_flower.wire.frames import Expectation, Frame, Limits
 from psl_flower.wire.messages import Abort, Hello
 from psl_flower.wire.tickets import TicketBook
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("psl_flower")
 
 _HELLO_LIMITS = Limits(metadata_bytes=64 * 2**10, payload_bytes=0)
 _ACCEPTS_PER_TURN = 16

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from psl_flower.errors import AuthenticationError, ConfigError, PeerLost
+from psl_flower.text import printable
 from psl_flower.wire import tls
 from psl_flower.wire.connection import Connection, translated
 from psl_flower.wire.frames import Expectation, Frame, Limits, raise_ending
@@ -232,7 +233,7 @@ def _greet(connection: Connection, hello: Hello, peer: str, deadline: float) -> 
         connection.send(Frame(hello), deadline)
         answer = connection.receive(Expectation(Welcome), deadline)
         if isinstance(answer.message, Abort):
-            raise AuthenticationError(f"{peer}: {answer.message.reason}")
+            raise AuthenticationError(f"{peer}: {printable(answer.message.reason)}")
         return UpperStream(connection)
     except BaseException:
         connection.close()

@@ -96,7 +96,10 @@ def of_another_step(up: Up) -> Up:
 
 
 SPOILT = {
-    with_nan: (TrainingError, "step 3: the loss is nan; the last checkpoint is kept. Resume from it with a lower lr"),
+    with_nan: (
+        TrainingError,
+        "step 3: the loss is nan; Upper 1 sent values that are not finite; the last checkpoint is kept. Resume from it",
+    ),
     one_sample_less: (
         FrameMismatch,
         "Upper 1: Smashed frame: expected float32 (4, 2, 8, 8, 64), received float32 (3, 2, 8, 8, 64)",

@@ -1,11 +1,12 @@
-"""A web server with a node's store that sends without end: the node takes no more than it asked for."""
+"""A hostile web server with a node's store: it sends without end, drips, sends costly pages, and leads elsewhere."""
 
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -62,7 +63,8 @@ def test_an_answer_without_end(what: str) -> None:
     with serving(Handler) as url:
         folder = UrlFolder(url)
         if what == "listing":
-            assert folder.list() == []
+            with pytest.raises(StoreUnreachable, match="its listing of the folder is longer than 1048576 bytes"):
+                folder.list()
         else:
             with pytest.raises(StoreUnreachable, match="the server sends more than was asked for"):
                 if what == "whole file":
@@ -110,3 +112,100 @@ def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch, in_hea
         UrlFolder(url).ranges("epoch-0001-segment-000000.psl", [0], _SIZE)
     # Dripping in peace takes at least 10 s more than the system needs to notice; fsspec may try again once or twice.
     assert time.monotonic() - began < 9
+
+
+def _answering(
+    answer: Callable[[http.server.BaseHTTPRequestHandler], None],
+) -> type[http.server.BaseHTTPRequestHandler]:
+    """Return a handler that answers every request so."""
+    members = {"do_GET": answer, "do_HEAD": answer, "log_message": _Endless.log_message, "protocol_version": "HTTP/1.1"}
+    return type("Handler", (http.server.BaseHTTPRequestHandler,), members)
+
+
+def test_continue_without_end_is_given_up_at_the_first_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psl_flower.sealed.url_folder._SILENT_S", 1.0)
+    asked = []
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(self.command)
+        try:
+            while True:
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 10)
+                time.sleep(0.01)
+        except OSError:
+            self.close_connection = True
+
+    with serving(_answering(answer)) as url, pytest.raises(StoreUnreachable, match="no answer in time"):
+        UrlFolder(url).ranges("epoch-0001-segment-000000.psl", [0], _SIZE)
+    assert asked == ["GET"]
+
+
+@pytest.mark.parametrize("reading", ["part of a file", "whole file", "size", "listing"])
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:{port}/internal/admin?delete=1", "file:///etc/passwd", "//[::1]/"]
+)
+def test_a_redirect_to_another_server_is_not_followed(reading: str, target: str) -> None:
+    inner: list[str] = []
+
+    def internal(self: http.server.BaseHTTPRequestHandler) -> None:
+        inner.append(self.path)
+        self.send_error(404)
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    with serving(_answering(internal)) as other, serving(_answering(answer)) as url:
+        target = target.format(port=other.split(":")[2].removesuffix("/store"))
+        folder = UrlFolder(url)
+        shown = re.escape(target.split("?")[0])
+        with pytest.raises(
+            StoreUnreachable, match=f"{url}.*: the server redirects to another one, {shown}, which is not"
+        ):
+            if reading == "listing":
+                folder.list()
+            elif reading == "size":
+                folder.size("manifest.psl")
+            elif reading == "whole file":
+                folder.read("manifest.psl", 1 << 20)
+            else:
+                folder.ranges("epoch-0001-segment-000000.psl", [0], _SIZE)
+    assert inner == []
+
+
+def test_a_redirect_within_the_server_is_followed() -> None:
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        moved = not self.path.startswith("/moved")
+        self.send_response(302 if moved else 206)
+        if moved:
+            self.send_header("Location", f"/moved{self.path}")
+        self.send_header("Content-Length", "0" if moved else "4")
+        self.end_headers()
+        if not moved:
+            self.wfile.write(b"here")
+
+    with serving(_answering(answer)) as url:
+        assert UrlFolder(url).ranges("epoch-0001-segment-000000.psl", [0], 4) == [b"here"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<a" + " " * 1_000_000, "<a " * 300_000, "<a href=" * 100_000, "<a href " + "href=' " * 140_000, "<!--" * 250_000],
+    ids=lambda page: page[:10],
+)
+def test_a_costly_listing_takes_no_time(page: str) -> None:
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        content = page.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    with serving(_answering(answer)) as url:
+        began = time.process_time()
+        UrlFolder(url).list()
+        # fsspec's own reading takes 29 s for 2,000 blanks.
+        assert time.process_time() - began < 10

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
 import resource
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import run
@@ -13,11 +18,16 @@ import msgspec
 import pytest
 
 from psl_flower.cli.main import main
-from psl_flower.errors import LabelError, ManifestError
+from psl_flower.errors import AuthenticationError, LabelError, ManifestError, RunError
+from psl_flower.runs.folder import create_run
 from psl_flower.sealed import envelope
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.identities import Identity, Role
 from psl_flower.sealed.labels import LabelBook
+from psl_flower.wire.frames import encode_frame
+from psl_flower.wire.messages import Abort, Hello
+from psl_flower.wire.stream import connect
+from server.reporting import Reporter
 from tests.vectors.sealed_support import World
 
 HUGE = 10**10
@@ -131,3 +141,53 @@ def test_names_that_are_not_utf8(world: World, tmp_path: Path, as_json: bool) ->
         assert done.returncode == status, done.stderr
         assert (b"\\udcff" if as_json else b"out\\udcff/store-000") in done.stdout or status
         (world.out / "manifest.psl").write_bytes(b"none")
+
+
+def _lines(run: Path) -> list[str]:
+    return (run / "log.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+@pytest.mark.parametrize("how", ["say", "fail", "other error", "logged"])
+def test_in_the_log_of_a_run(tmp_path: Path, how: str) -> None:
+    """Such as a restoration's reason, which the authorisation's maker wrote."""
+    run = create_run(tmp_path, "tiny", "digits")
+    reporter = Reporter(run, run_id="1", every_s=0)
+    if how == "say":
+        reporter.say("starting", f"asking the nodes for their patches of 1 image: {EVIL}")
+    elif how == "logged":
+        logging.getLogger("psl_flower").warning("%s; waiting for it", EVIL)
+    else:
+        reporter.fail(RunError(EVIL) if how == "fail" else ValueError(EVIL))
+    (line,) = _lines(run.path)
+    _harmless(line)
+    status = run.read_status()
+    assert how == "logged" or (status is not None and "owned" in status.message and status.message.isprintable())
+
+
+def test_every_module_logs_where_lines_are_made_harmless() -> None:
+    """A filter sees the records of its own logger alone, not those of loggers below it."""
+    packages = [Path(__file__).parents[2] / name for name in ("psl_flower", "server", "clients", "strategies")]
+    sources = {path: path.read_text() for package in packages for path in package.rglob("*.py")}
+    assert any('getLogger("psl_flower")' in source for source in sources.values())
+    others = re.compile(r"getLogger\((?!\"(psl_flower|flwr)\"\))")
+    assert [path for path, source in sources.items() if others.search(source)] == []
+
+
+def test_why_a_lower_refuses_a_node() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):
+                sock, _ = listening.accept()
+                with sock:
+                    sock.sendall(b"".join(encode_frame(Abort(EVIL), ())))
+                    while sock.recv(65_536):
+                        pass
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        hello = Hello("run-1", 7, 0, (1, 2), 50, "data", bytes(32))
+        with pytest.raises(AuthenticationError) as caught:
+            connect("127.0.0.1", listening.getsockname()[1], hello, cafile_pem=None, timeout_s=5)
+        thread.join()
+    _harmless(str(caught.value))

@@ -30,6 +30,7 @@ from psl_flower.wire.frames import Frame, decode_frame, frame_bytes
 from psl_flower.wire.messages import Keep, Saved, Step
 from psl_flower.wire.mid_step import Judge, Judged, Scored
 from psl_flower.wire.plan import Plan, StepId, pack_samples
+from tests import parties_in_process as parties
 from tests import plain_split as plain
 from tests import plain_u_shape as u
 
@@ -123,6 +124,21 @@ def raising(*_: object) -> float:
 def test_what_the_holder_brings(side: dict[str, Any], error: type[PslError], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
         fit(u.party_with(ADAM, "clinic", **side))
+
+
+@pytest.mark.parametrize("labels", [plain.labels(), "clinic"])
+def test_a_party_that_sends_values_that_are_not_finite_is_named(labels: Any) -> None:
+    def party(name: str, context: Any) -> Any:
+        if name == "clinic":
+            return u.label_side(ADAM)
+        data = plain.columns()[name].clone()
+        data[:] = torch.nan if name == "family" else data
+        return PartySide(plain.net(name), data, ADAM)
+
+    train = u.training(ADAM, "clinic", epochs=1) if labels == "clinic" else parties.training(ADAM, epochs=1)
+    words = r"step 0: the loss is nan.*; party 'family' sent values that are not finite"
+    with pytest.raises(TrainingError, match=words):
+        fit_local(party, train)
 
 
 def test_labels_given_twice() -> None:

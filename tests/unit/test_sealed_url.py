@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from psl_flower.config import RunConfig
 from psl_flower.errors import PatchServerLost, RecordDamaged, StoreNotFound, TruncatedFile, WrongNodeKey
 from psl_flower.sealed.keyring import KeyRing
+from psl_flower.sealed.url_folder import UrlFolder
 from psl_flower.stores.opening import open_store
 from psl_flower.stores.prepare import prepare_stores
 from psl_flower.stores.store_set import StoreSet
@@ -68,6 +70,15 @@ def test_a_file_cut_or_removed_on_the_far_side_is_noticed(stores: StoreSet, url:
     segment.unlink()
     with pytest.raises(StoreNotFound):
         far.read(SAMPLES)
+
+
+def test_a_folder_is_listed_over_http(stores: StoreSet, url: str) -> None:
+    (stores.store_path(0) / "a stranger's & other.txt").touch()
+    near = sorted(path.name for path in stores.store_path(0).iterdir())
+    assert len(near) > 2
+    for end in ("", "/"):
+        assert [unquote(name) for name in UrlFolder(f"{url}/store-000{end}").list()] == near
+    assert UrlFolder(f"{url}/store-002").list() == []
 
 
 def test_a_server_that_is_gone_is_one_error(stores: StoreSet, tmp_path: Path) -> None:

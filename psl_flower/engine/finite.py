@@ -1,0 +1,48 @@
+"""A step whose loss is not finite ends the training; parties that sent values that are not finite are named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from psl_flower.errors import TrainingError
+from psl_flower.wire.messages import party_names
+
+
+def require_finite(
+    loss: float, step: int, data: str, sent: Mapping[int, torch.Tensor] | None = None, names: Sequence[str] = ()
+) -> None:
+    """Do nothing if a step's loss is finite; else end the training.
+
+    Parameters
+    ----------
+    loss : float
+        The step's loss.
+    step : int
+        The step's number.
+    data : str
+        What the user may have to check, such as "images".
+    sent : mapping, optional
+        What each party sent in this step, by its number; looked at only if the loss is not finite.
+    names : sequence of str
+        The parties' names, where they are no Uppers.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite.
+    """
+    if math.isfinite(loss):
+        return
+    raise TrainingError(
+        f"step {step}: the loss is {loss}{blame(sent or {}, names)}; the last checkpoint is kept. "
+        f"Resume from it with a lower lr, or check the {data}"
+    )
+
+
+def blame(sent: Mapping[int, torch.Tensor], names: Sequence[str] = ()) -> str:
+    """Return "; Upper 1 sent values that are not finite" of those that did; empty if none did."""
+    senders = [m for m, tensor in sent.items() if not bool(torch.isfinite(tensor).all())]
+    return f"; {party_names(senders, names)} sent values that are not finite" if senders else ""
