@@ -3,7 +3,8 @@
 Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs it. So anyone who has the
 SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
 programs by names that it finds along PATH. `psl-supernode` puts others in their place: one runs the
-installed ClientApp for a message if the run's modules are those installed, the others refuse.
+installed ClientApp for a message if the run's modules are those installed, the others refuse. And it gives a run's
+messages to programs of its own user alone (`psl_flower.flower.guarded`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.utils import get_flwr_home
 
 from psl_flower.errors import ConfigError, PslError, RunError
+from psl_flower.flower.guarded import SUPERNODE, become
 from psl_flower.flower.killed import NOTE, answer_in_its_place, answer_unanswered, note
 from psl_flower.launch.running import app_folder
 from psl_flower.system.files import write_file
@@ -98,8 +100,7 @@ def _become(app: Path, arguments: Sequence[str]) -> None:
     folder = write_programs(get_flwr_home() / PROGRAMS)
     check_programs(folder)
     environment = {**os.environ, "PATH": search_path(folder), _APP: str(app)}
-    program = Path(sys.executable).with_name("flower-supernode")
-    os.execve(program, [str(program), *arguments], environment)  # nosec B606 # no shell is wanted
+    become(SUPERNODE, arguments, environment)
 
 
 def search_path(folder: Path) -> str:

@@ -21,7 +21,7 @@ import psutil
 import tomli_w
 
 from psl_flower.errors import RunError
-from psl_flower.launch import guard, home, signals
+from psl_flower.launch import guard, home, only_this_user, signals
 from psl_flower.launch.environment import environment
 
 _START_TIMEOUT_S = 60.0
@@ -145,7 +145,7 @@ class LocalSuperLink:
             # Another program may have taken the port since it was chosen, and answer anything.
             failures = (OSError, http.client.HTTPException)
             with contextlib.suppress(*failures), direct.open(self._health, timeout=1) as answer:
-                if guard.HEADER in answer.headers:
+                if only_this_user.HEADER in answer.headers:
                     return
                 unguarded = True
             waiting()

@@ -125,7 +125,7 @@ class Deployment:
         made = self.server.folder / "certificates"
         every = "0.0.0.0"  # nosec B104 # behind the firewall of a network namespace, as docs/deploy.md has it
         return [
-            BIN / "flower-superlink", "--host", every, "--port", str(FLEET_PORT),
+            BIN / "psl-superlink", "--host", every, "--port", str(FLEET_PORT),
             "--ssl-ca-certfile", made / "ca.crt", "--ssl-certfile", made / "server.pem",
             "--ssl-keyfile", made / "server.key", "--enable-supernode-auth",
             "--disable-runtime-dependency-installation", "--database", self.server.folder / "superlink.db",

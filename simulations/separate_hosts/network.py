@@ -27,7 +27,7 @@ SUBNET = "10.77.0"
 _ONLY_OUTGOING = (
     "10,40 0 0 12,21 0 6 2048,48 0 0 23,21 0 5 6,177 0 0 14,80 0 0 27,84 0 0 18,21 1 0 2,6 0 0 4294967295,6 0 0 2"
 )
-# Where a program's name can be: python SCRIPT, or python -P -c CODE.
+# Where a program's name can be: python SCRIPT, python -P -c CODE, or python -Pm MODULE SCRIPT.
 _WORDS = 4
 
 

@@ -21,7 +21,7 @@ from psl_flower.patches.store import read_all_positions, store_folder
 from psl_flower.runs.folder import RunFolder
 from psl_flower.runs.predictions import FOLDER, load_result
 from psl_flower.sealed import manifest as manifests
-from simulations.separate_hosts.deployment import BIN, call
+from simulations.separate_hosts.deployment import BIN, FLEET_PORT, call
 from simulations.separate_hosts.network import Host
 from tests.e2e.conftest import differing, model
 from tests.e2e.watched import DATASET, PLAIN_PORT, RESTORERS, Deployment, sniffing
@@ -44,6 +44,16 @@ import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
     connection.sendall(bytes.fromhex(sys.argv[3]))
     print(connection.recv(65536).hex())
+"""
+
+# Asks a SuperLink for its next ServerApp, for its runs, and for a message of a node.
+_TAKE = """
+import http.client, ssl, sys
+for path in ("runtime/acquire-task", "control/list-runs", "fleet/pull-messages"):
+    trusted = ssl.create_default_context(cafile=sys.argv[3])
+    connection = http.client.HTTPSConnection(sys.argv[1], int(sys.argv[2]), context=trusted, timeout=20)
+    connection.request("POST", "/v1/" + path, b"", {"Content-Type": "application/protobuf"})
+    print(connection.getresponse().status)
 """
 
 
@@ -104,6 +114,17 @@ def test_hosts_are_apart(deployed: Deployment) -> None:
 def _eventually(sender: Host, receiver: Host) -> bytes | None:
     answers = (_exchange_plaintext(sender, receiver, b"hello") for _ in range(50))
     return next((answer for answer in answers if answer is not None), None)
+
+
+def test_another_host_gets_no_server_app_and_no_run(deployed: Deployment) -> None:
+    """With the authority's certificate alone; at the server itself the operator gets both."""
+    authority = deployed.server.folder / "ca.crt"
+    take = [sys.executable, "-S", "-c", _TAKE, deployed.server.address, str(FLEET_PORT), str(authority)]
+    hosts = {"guest": deployed.network.guest, "node": deployed.nodes[0], "server": deployed.server}
+    answers = {name: host.call(take).stdout.split() for name, host in hosts.items()}
+    assert [status[:2] for status in (answers["guest"], answers["node"])] == [["403", "403"]] * 2
+    assert answers["server"][:2] == ["200", "200"]
+    assert {status[2] for status in answers.values()}.isdisjoint({"200", "403"})  # Flower asks for a node's key
 
 
 def test_stream_trains_exactly_and_shows_nothing(deployed: Deployment, tmp_path: Path) -> None:

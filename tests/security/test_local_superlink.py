@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 
 from psl_flower.errors import RunError
-from psl_flower.launch import guard, home
+from psl_flower.launch import home, only_this_user
 from psl_flower.launch.superlink import LocalSuperLink
 
 STRANGER, NOBODY = Path(__file__).with_name("stranger.py"), 65534
@@ -80,6 +81,20 @@ def test_another_user_gets_nothing(link: LocalSuperLink) -> None:
     assert link.flwr(["list"])["runs"] == []
 
 
+def test_a_web_page_gets_nothing(link: LocalSuperLink) -> None:
+    """Whose name leads here since it was loaded: the browser of this user asks, and names the page."""
+    port = port_of(link)
+
+    def status(**headers: str) -> int:
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", START_RUN, request(), {"Content-Type": "application/protobuf", **headers})
+        return connection.getresponse().status
+
+    for headers in ({"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}, {"Host": "127.0.0.1"}):
+        assert status(**headers) == 403, headers
+    assert link.flwr(["list"])["runs"] == []
+
+
 @needs_root
 def test_what_others_can_see_of_its_processes_lets_them_in_nowhere(link: LocalSuperLink) -> None:
     """They see command lines; the token of Ray is in none, and the folder with all files is closed."""
@@ -118,9 +133,9 @@ def test_without_the_guard_another_user_gets_a_run(tmp_path: Path) -> None:
     try:
         link._process, link._health = bare, f"http://127.0.0.1:{port}/health"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(guard, "HEADER", "date")
+            patch.setattr(only_this_user, "HEADER", "date")
             link.wait()
-            patch.setattr(guard, "HEADER", "psl-guard")
+            patch.setattr(only_this_user, "HEADER", "psl-guard")
             patch.setattr("psl_flower.launch.superlink._START_TIMEOUT_S", 1)
             with pytest.raises(RunError, match="is not guarded by psl train: another program took the port"):
                 link.wait()
@@ -141,21 +156,21 @@ def test_whose_connection() -> None:
         accepted, _ = server.accept()
         with accepted:
             ours, theirs = server.getsockname(), client.getsockname()
-            assert guard.is_of_this_user(theirs, ours)
-            assert not guard.is_of_this_user((theirs[0], 1), ours)
+            assert only_this_user.is_of_this_user(theirs, ours)
+            assert not only_this_user.is_of_this_user((theirs[0], 1), ours)
             client.close()
-            assert not guard.is_of_this_user(theirs, ours)
+            assert not only_this_user.is_of_this_user(theirs, ours)
 
 
 def test_where_the_kernel_does_not_tell_nobody_is_refused_by_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in some sandboxes; the simulation then counts as open, and its own user is not shut out."""
-    assert guard.can_tell()
+    assert only_this_user.can_tell()
     (tmp_path / "tcp").write_text("  sl  local_address rem_address   st\n")
     for listed in (tmp_path / "tcp", tmp_path / "none"):
-        monkeypatch.setattr(guard, "_CONNECTIONS", listed)
-        assert not guard.can_tell()
+        monkeypatch.setattr(only_this_user, "_CONNECTIONS", listed)
+        assert not only_this_user.can_tell()
 
 
 # Stands for `psl train`; sleeps until it is killed.
