@@ -77,12 +77,14 @@ def test_a_node_that_keeps_its_weights_refuses_runs_that_collect_them(
     nodes.config[101]["collect"] = False
     with pytest.raises(NodeError, match=r"node 101: this node gives its weights to no server \(collect=false"):
         train(nodes, tmp_path)
-    assert train(nodes, tmp_path / "kept", collect_model=False).read_status().state == "completed"
+    train(nodes, tmp_path, run_name="kept", collect_model=False)
+    status = RunFolder(tmp_path / "runs" / "kept").read_status()
+    assert status is not None and status.state == "completed"
     # A server that cheats asks for them all the same.
     monkeypatch.setattr("server.training._collected", lambda run, strategy, lower: str(strategy.collect(run.grid)))
     nodes.config[101]["collect"] = True
     with pytest.raises(NodeError, match="this run leaves its model on the nodes"):
-        train(nodes, tmp_path / "again", collect_model=False)
+        train(nodes, tmp_path, run_name="robbed", collect_model=False)
 
 
 def test_a_second_node_with_a_position_ends_the_run_and_both_are_named(nodes: InProcessGrid, tmp_path: Path) -> None:
