@@ -40,7 +40,8 @@ def leak(
     """Measure what a run's smashed data reveal: decoders try to rebuild its images.
 
     The attacker is the server with everything that it received in training. To reproduce that, the run is trained again
-    in one process, which takes as long as training did; --looks 0 attacks the finished network alone instead. That
+    in one process; then several decoders learn for up to --epochs passes, which for a small run takes far longer than
+    its training. For a quick look: --looks 0, which attacks the finished network alone, and a smaller --auxiliary. That
     works where the run's images are: after a simulation, or on the owner's machine. On a federation's server name other
     images of the same kind with --images. Writes leak/report.json and leak/page.html, with images that no decoder was
     trained on, to the run's folder. The result is a lower bound.
@@ -67,7 +68,7 @@ def leak(
             f"audit={folder.name} and audit-images={images} (docs/privacy.md)"
         )
     settings = AuditSettings(victims=victims or 0, auxiliary=auxiliary, epochs=epochs, looks=looks, seed=seed)
-    with Progress() as progress:
+    with Progress(every_s=30.0) as progress:
         trained = load_trained_model(folder)
         if images:
             report, pictures = _elsewhere(folder, trained, images, settings, progress)

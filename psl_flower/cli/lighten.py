@@ -140,7 +140,8 @@ def _print(folder: LighteningFolder, request: Request, result: dict[str, Any], a
     print_table([COLUMNS, *rows(folder.entries, request.goals.conditions(first.accuracy), result["choice"])])
     say(f"goals: {result['conditions']}")
     say(f"accuracy: on {result['images']}")
-    say("speed: of each model when it was made, not side by side")
+    in_turns = folder.are_compared()
+    say(f"speed: {'of all models in turns' if in_turns else 'of each model when it was made, not side by side'}")
     say(chosen_line(result))
     say(f"report: {folder.path / REPORT_FILE}")
     if result["third"] is not None:

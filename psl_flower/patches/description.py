@@ -93,7 +93,8 @@ class StoreSetDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             if 0 <= left < stop - start:
                 return start + left
             left -= stop - start
-        raise ConfigError(f"there is no image {split}:{number}; there are {', '.join(self.splits)} images, from 0 on")
+        counts = ", ".join(f"{name}:0 to {name}:{len(self.samples_of(name)) - 1}" for name in self.splits)
+        raise ConfigError(f"there is no image {split}:{number}; there are {counts}")
 
     def grid(self) -> PatchGrid:
         """Return the patch grid.

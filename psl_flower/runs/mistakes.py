@@ -96,7 +96,8 @@ def check_dataset(run: Path, manifest: Manifest) -> None:
     holders = (RunFolder(place) for place in (folder, *folder.absolute().parents[:2]))
     holder = next((holder for holder in holders if holder.has_description), None)
     if holder is None:
-        raise RunError(f"{run}: no manifest.json says which dataset the run was on; name the folder of a run")
+        lacks = "has no manifest.json" if run.exists() else "there is no such folder"
+        raise RunError(f"{run}: {lacks}; give the folder of a run, such as WORKSPACE/runs/NAME")
     began = holder.read_description()
     if not manifest.is_dataset_of(began):
         raise OtherDataset(

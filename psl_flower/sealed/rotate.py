@@ -160,7 +160,8 @@ def _next_epoch(current: SignedManifest, changes: Changes, owner: Identity) -> t
     threshold = changes.threshold or min(old.threshold, max(1, len(restorers)))
     if restorers and threshold < old.threshold and not changes.threshold:
         raise ConfigError(
-            f"{len(restorers)} restorers are left, fewer than the threshold {old.threshold}; set --threshold"
+            f"restorers left: {len(restorers)}, fewer than the threshold {old.threshold}; add others with --restorer, "
+            "or set --threshold"
         )
     dropped = [Dropped(name=n, public=p, epoch=epoch, generation=generation) for n, p in (*left, *gone)]
     remains = [

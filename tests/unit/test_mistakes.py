@@ -138,7 +138,7 @@ def test_a_run_counts_for_every_generation_of_its_dataset(run, tmp_path):
 
 def test_a_run_on_another_dataset_is_refused(run, tmp_path):
     world, other = World(tmp_path / "sealed"), World(tmp_path / "other")
-    with pytest.raises(RunError, match="no manifest.json says which dataset"):
+    with pytest.raises(RunError, match="has no manifest.json; give the folder of a run"):
         check_dataset(run, other.seal(ArraySource(6, 3)).signed.manifest)
     world.seal(ArraySource(6, 3))  # the same images
     began_on(run, world)
