@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _PROGRAM_BYTES = 400_000_000
 # Round trips to nodes in another town, country or continent.
 _DELAYS_MS = (10, 50, 100)
+# From this height or width on, the stem for small images makes a training slow.
+_LARGE_FOR_CIFAR = 48
 
 
 def dry_run(kind: Kind, nodes: int, as_json: bool) -> None:
@@ -124,10 +126,14 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
         f"{counted(report['uppers'], 'Upper')} on {counted(report['nodes'], 'simulated node')}"
     )
     beside = f", with {counted(network.context, 'pixel')} beside each patch" if network.context else ""
+    stem = network.stem_for(report["image_size"])
+    # At full resolution feature maps of larger images are many times as large: in bytes, and in computing.
+    slow = stem == "cifar" and max(report["image_size"]) >= _LARGE_FOR_CIFAR and network.cut != "pool"
+    hint = "; stem=imagenet has maps of a sixteenth the size, and is faster" if slow else ""
     yield (
-        f"network     {network.name} cut after {network.cut}{beside}: {report['parameters']:,} parameters "
-        f"({report['uppers']} x {report['upper_parameters']:,} Upper, {report['lower_parameters']:,} Lower); "
-        f"Adaptation Net {report['adaptation_parameters']:,}"
+        f"network     {network.name}, {stem} stem, cut after {network.cut}{beside}: "
+        f"{report['parameters']:,} parameters ({report['uppers']} x {report['upper_parameters']:,} Upper, "
+        f"{report['lower_parameters']:,} Lower); Adaptation Net {report['adaptation_parameters']:,}{hint}"
     )
     yield (
         f"training    {counted(report['rounds'], 'round')} of {counted(report['steps_per_round'], 'step')}, "

@@ -79,7 +79,9 @@ def test_samples_of_a_split_that_grew():
 
 @pytest.mark.parametrize("name", [("train", 8), ("test", -1), ("validation", 0)])
 def test_there_is_no_such_image(name):
-    with pytest.raises(ConfigError, match=f"there is no image {name[0]}:{name[1]}; there are train:0 to train:7, test:0 to test:1"):
+    with pytest.raises(
+        ConfigError, match=f"there is no image {name[0]}:{name[1]}; there are train:0 to train:7, test:0 to test:1"
+    ):
         MANIFEST.sample_of(*name)
     with pytest.raises(ConfigError, match="there is no image 10; the dataset has images 0 to 9"):
         MANIFEST.split_of(10)
