@@ -35,8 +35,8 @@ class Checkpoints:
     The folder is made when first written to. The checkpoint of step `kept` stays, however old; 0 for none.
     """
 
-    def __init__(self, folder: Path, kept: int = 0) -> None:
-        self.folder, self.kept = folder, kept
+    def __init__(self, folder: str | Path, kept: int = 0) -> None:
+        self.folder, self.kept = Path(folder), kept
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps durably, then drop all but the newest few up to it.
@@ -53,7 +53,7 @@ class Checkpoints:
         if not all(_is_finite(value) for value in values_in(state)):
             raise TrainingError(
                 f"step {step}: weights or momentum are not finite; the last checkpoint is kept. "
-                "Resume from it with a lower lr, or check the data"
+                "Begin anew with a lower lr, or check the data"
             )
         path = self._path(step)
         save_state(path, {"threads": torch.get_num_threads(), **state})

@@ -38,7 +38,7 @@ def require_finite(
         return
     raise TrainingError(
         f"step {step}: the loss is {loss}{blame(sent or {}, names)}; the last checkpoint is kept. "
-        f"Resume from it with a lower lr, or check the {data}"
+        f"Begin anew with a lower lr, or check the {data}"
     )
 
 

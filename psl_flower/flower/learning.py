@@ -76,7 +76,7 @@ class SplitLearning(Training):
             If a party is missing, does not hold the samples, or fails; or the training does. What was committed stays.
         """
         folder = self._folder()
-        with using_threads_of(self):
+        with folder.claimed(), using_threads_of(self):
             self._count_samples(grid)
             session = Session(self, folder)
             log.info("files are in %s", self.workdir)

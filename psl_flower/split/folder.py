@@ -2,26 +2,31 @@
 
 <workdir>/run.json           what the training is made of; a resumed one must be made of the same
 <workdir>/rounds.jsonl       one record for each round
+<workdir>/lock               held by the process that trains
 <workdir>/top/               checkpoints of the model behind the cut
 <workdir>/parties/<name>/    those of the parties, where they are on this machine
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.errors import AlignmentError, RunError
-from psl_flower.system.files import read_file, write_file
+from psl_flower.errors import AlignmentError, RunError, StoreUnreachable
+from psl_flower.system.files import disk_errors, locked, read_file, write_file
 
 log = logging.getLogger("psl_flower")
 
 # What a training may be resumed with in another value.
 _MAY_CHANGE = ("torch",)
+# One that is being ended may need a moment.
+_LOCK, _PATIENCE_S = "lock", 10.0
 
 
 class TrainingFolder:
@@ -31,6 +36,23 @@ class TrainingFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "top")
         self.parties = path / "parties"
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder against other processes; raises RunError if another one trains here, or the disk refuses."""
+        with contextlib.ExitStack() as stack:
+            with disk_errors(self.path, "made", RunError):
+                self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(self.path / _LOCK, _PATIENCE_S))
+            except StoreUnreachable as error:
+                if error.__cause__ is not None:  # the disk's own reason
+                    raise RunError(str(error)) from error
+                raise RunError(
+                    f"{self.path}: another process is training here; wait for its end, or end it (a run of Flower's: "
+                    "flwr stop RUN-ID), and run this again then"
+                ) from error
+            yield
 
     def begin(self, made_of: dict[str, Any]) -> str:
         """Record the make-up of a new training, or compare a resumed one with it; return the run's identity.

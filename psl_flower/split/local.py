@@ -52,6 +52,7 @@ def fit_local(party: MakeParty, training: Training) -> LocalResult:
     with contextlib.ExitStack() as held, using_threads_of(training):
         path = training.workdir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="psl-")))
         folder = TrainingFolder(path)
+        held.enter_context(folder.claimed())
         roster = training.roster
         brings = {m: roster.brought(party, name, None, training.seed) for m, name in enumerate(roster.names)}
         training.take({m: claim_at(m, roster, each) for m, each in brings.items()})

@@ -87,9 +87,12 @@ def check_settings(config: RunConfig, description: StoreSetDescription) -> None:
     }
     for key, (given, found) in cut.items():
         if given and given != found:
-            raise ConfigError(
-                f"{key}: {given} is given, but {config.data.dataset} holds stores made with {found or 'all images'}"
-            )
+            if not found:
+                raise ConfigError(
+                    f"{key}: {given} is given, but the images of {config.data.dataset} were chosen when they were "
+                    "sealed; leave it out"
+                )
+            raise ConfigError(f"{key}: {given} is given, but {config.data.dataset} holds stores made with {found}")
     for key in (
         "read-as", "train-split", "test-split", "split-column", "class-folder", "leave-out", "pixel-range",
     ):  # fmt: skip

@@ -98,7 +98,7 @@ def of_another_step(up: Up) -> Up:
 SPOILT = {
     with_nan: (
         TrainingError,
-        "step 3: the loss is nan; Upper 1 sent values that are not finite; the last checkpoint is kept. Resume from it",
+        "step 3: the loss is nan; Upper 1 sent values that are not finite; the last checkpoint is kept. Begin anew",
     ),
     one_sample_less: (
         FrameMismatch,
