@@ -305,9 +305,10 @@ def test_an_audit_asks_the_nodes_about_images_of_the_auditors_own(deployed: Depl
     """Trained Uppers stay where they are, and so do the nodes' images."""
     deployed.train("run-name=audited", "rounds=1", "steps-per-round=2")
     brought = deployed.server.folder / "brought"
+    names = deployed.run("audited").read_description().class_names
     for number, (image, label) in enumerate(open_dataset(DATASET, max_test=60).samples("test")):
-        (brought / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.squeeze()).save(brought / str(label) / f"{number}.png")
+        (brought / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(brought / names[label] / f"{number}.png")
     asked = ("audit-victims=12", "audit-auxiliary=40", "audit-epochs=1")
     done = deployed.train("audit=audited", f"audit-images={brought}", *asked)
     leak = deployed.run("audited").path / "leak"
