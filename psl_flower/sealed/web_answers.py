@@ -66,13 +66,11 @@ def bounded(silent_s: float) -> type:
 
 def _check_redirect(answer: ClientResponse) -> None:
     """Raise RedirectedElsewhere if an answer leads to another scheme, host or port."""
-    import yarl
-
     location = answer.headers.get("Location") or answer.headers.get("URI")
     if answer.status not in _REDIRECTS or not location:
         return
     try:
-        target = answer.url.join(yarl.URL(location))
+        target = answer.url.join(type(answer.url)(location))  # read as aiohttp reads it
         same = target.origin() == answer.url.origin()
     except ValueError:
         same = False
