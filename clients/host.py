@@ -250,22 +250,24 @@ class Host:
             )
 
     def check_collecting(self, *, later: bool = False) -> None:
-        """Raise ConfigError if a real node is not to give its weights, now or `later`, at the end of a run that asks.
+        """Raise ConfigError if a real node must not send its weights: now, or `later`, when the run ends.
 
-        Its own configuration may forbid it, or the run's settings leave the model on the nodes. Weights of a lightening
-        are given where that is allowed (`check_lightening_allowed`).
+        Its own configuration may forbid it, or the run's settings may leave the model on the nodes. Weights of a
+        lightening need the permission `lighten` instead (`check_lightening_allowed`).
         """
         if self.simulated or self.build is not build_engine:  # another may have other settings
             return
-        collects = Blueprint.decode(self.task.settings).config.output.collect_model
         withheld = _COLLECT in self.context.node_config and not permission(self.context, _COLLECT)
+        if later and not withheld:  # asked with every message of a step: decode nothing
+            return
+        collects = Blueprint.decode(self.task.settings).config.output.collect_model
         if withheld and (collects or not later):
             raise ConfigError(
-                f"this node gives its weights to no server ({_COLLECT}=false in its --node-config); set "
+                f"this node never sends its weights ({_COLLECT}=false in its --node-config); set "
                 "collect-model=false, and predict in place (docs/deploy.md)"
             )
         if not (collects or later or self.task.part):
-            raise ConfigError("this run leaves its model on the nodes (collect-model=false), so no weights are given")
+            raise ConfigError("this run leaves its model on the nodes (collect-model=false), so no weights are sent")
 
     def check_allowed(self, party: PartyEngine | MidStepParty) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.

@@ -1,4 +1,4 @@
-"""How long one's own images take to a trained model, and how good it is; `python -m simulations.first_model`."""
+"""Time from a folder of images to a trained model, and its accuracy; `python -m simulations.first_model`."""
 
 from __future__ import annotations
 

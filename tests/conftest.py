@@ -26,10 +26,10 @@ _numbers = itertools.count()
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is loaded by now out of garbage collection.
+    """Exclude all loaded modules from garbage collection.
 
-    Python searches all objects only once their number has grown by a quarter. With a million of them loaded, the
-    networks of a hundred tests waited for that, at 9 GB a worker.
+    Python runs a full collection only after the number of objects has grown by a quarter. With a million loaded, the
+    networks of a hundred tests piled up first: 9 GB in each worker.
     """
     gc.collect()
     gc.freeze()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PROGRAM_BYTES = 400_000_000
 # Round trips to nodes in another town, country or continent.
 _DELAYS_MS = (10, 50, 100)
-# From this height or width on, the stem for small images makes a training slow.
+# Images of this height or width (pixels) train slowly with the stem for small images.
 _LARGE_FOR_CIFAR = 48
 
 
@@ -129,7 +129,7 @@ def _lines(report: Mapping[str, Any], network: Any, account: Account | None, not
     stem = network.stem_for(report["image_size"])
     # At full resolution feature maps of larger images are many times as large: in bytes, and in computing.
     slow = stem == "cifar" and max(report["image_size"]) >= _LARGE_FOR_CIFAR and network.cut != "pool"
-    hint = "; stem=imagenet has maps of a sixteenth the size, and is faster" if slow else ""
+    hint = "; stem=imagenet is faster: its feature maps are a sixteenth of the size" if slow else ""
     yield (
         f"network     {network.name}, {stem} stem, cut after {network.cut}{beside}: "
         f"{report['parameters']:,} parameters ({report['uppers']} x {report['upper_parameters']:,} Upper, "

@@ -41,10 +41,10 @@ def leak(
 
     The attacker is the server with everything that it received in training. To reproduce that, the run is trained again
     in one process; then several decoders learn for up to --epochs passes, which for a small run takes far longer than
-    its training. For a quick look: --looks 0, which attacks the finished network alone, and a smaller --auxiliary. That
-    works where the run's images are: after a simulation, or on the owner's machine. On a federation's server name other
-    images of the same kind with --images. Writes leak/report.json and leak/page.html, with images that no decoder was
-    trained on, to the run's folder. The result is a lower bound.
+    its training. For a quick estimate use --looks 0, which attacks only the finished network, and a smaller
+    --auxiliary. That works where the run's images are: after a simulation, or on the owner's machine. On a federation's
+    server name other images of the same kind with --images. Writes leak/report.json and leak/page.html, with images
+    that no decoder was trained on, to the run's folder. The result is a lower bound.
     """
     from psl_flower.errors import RunError
     from psl_flower.inference.trained_model import load_trained_model

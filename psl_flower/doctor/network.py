@@ -70,7 +70,7 @@ def check_exchange(address: str) -> list[Finding]:
     try:
         socket.create_connection(parts, TIMEOUT_S).close()
     except ConnectionRefusedError:
-        return [ok(what, f"{address}: the machine answers, and nothing listens there, as between runs; check in a run")]
+        return [ok(what, f"{address}: reachable; nothing is listening (normal between runs)")]
     except (OSError, UnicodeError) as error:
         return [_unreachable(what, address, error)]
     return [ok(what, f"{address}: reached, and something listens there")]

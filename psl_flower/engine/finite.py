@@ -1,4 +1,4 @@
-"""A step whose loss is not finite ends the training; parties that sent values that are not finite are named."""
+"""Stops a training whose loss is not finite, and names the parties that sent non-finite values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from psl_flower.wire.messages import party_names
 def require_finite(
     loss: float, step: int, data: str, sent: Mapping[int, torch.Tensor] | None = None, names: Sequence[str] = ()
 ) -> None:
-    """Do nothing if a step's loss is finite; else end the training.
+    """Check that a step's loss is finite.
 
     Parameters
     ----------
@@ -23,9 +23,9 @@ def require_finite(
     step : int
         The step's number.
     data : str
-        What the user may have to check, such as "images".
+        The kind of data to check, such as "images".
     sent : mapping, optional
-        What each party sent in this step, by its number; looked at only if the loss is not finite.
+        Smashed data of this step by party number, any shape; read only if the loss is not finite.
     names : sequence of str
         The parties' names, where they are no Uppers.
 

@@ -2,9 +2,9 @@
 
     python -Pm psl_flower.flower.guarded PROGRAM ARGUMENTS...
 
-A SuperNode gives its messages, with all that a ClientApp gets, to anybody on its host who asks on loopback; a SuperLink
-lets anybody who reaches its port start runs, register nodes and take the place of a run's ServerApp. With the guard a
-SuperNode serves its own user alone. A SuperLink serves others only what SuperNodes ask, each with its registered key.
+Unguarded, a SuperNode serves its messages to every user of its host, and a SuperLink lets every client of its port
+start runs, register nodes and take over a ServerApp. With the guard, a SuperNode serves only its own user. A SuperLink
+serves other users only the Fleet API, where each SuperNode must prove its registered key.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def _guard(program: str) -> None:
     module = import_module(name)
     if not hasattr(module, starts) or getattr(module, "uvicorn", None) is not import_module("uvicorn"):
         raise RunError(
-            f"this Flower's {program} starts its server in another way, so nothing could guard it; install a version "
+            f"this Flower's {program} starts its server in an unknown way and cannot be guarded; install a version "
             "that psl-flower supports"
         )
     tells = can_tell()
     if program == SUPERNODE:
         if not tells:
             print(
-                "warning: this system does not say which user owns a connection, so every user of this host can take "
-                "this node's messages; let nobody else log in here", file=sys.stderr,
+                "warning: this system does not report which user owns a connection, so every user of this host can "
+                "read this node's messages; keep other users off this host", file=sys.stderr,
             )  # fmt: skip
         guard_servers(tells=tells)
         return

@@ -1,8 +1,8 @@
 """`psl-superlink`: Flower's SuperLink, which serves other hosts only what nodes ask.
 
-All of Flower's interfaces share one port, and whoever reaches it can start runs, register nodes and take the place of
-a run's ServerApp. Under `psl-superlink` only programs of its own user on its own host can; other hosts get the Fleet
-interface, for which Flower asks the key of a registered node.
+All of Flower's APIs share one port, and every client of that port can start runs, register nodes and take over a
+ServerApp. `psl-superlink` serves these APIs only to its own user on its own host. Other hosts get the Fleet API, for
+which Flower requires the key of a registered node.
 """
 
 from __future__ import annotations

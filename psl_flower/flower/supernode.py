@@ -3,8 +3,8 @@
 Flower's SuperLink sends nodes the app with each run, and `flower-supernode` runs it. So anyone who has the
 SuperLink, or may start runs there, could send a program that reads a node's store and key. The SuperNode starts its
 programs by names that it finds along PATH. `psl-supernode` puts others in their place: one runs the
-installed ClientApp for a message if the run's modules are those installed, the others refuse. And it gives a run's
-messages to programs of its own user alone (`psl_flower.flower.guarded`).
+installed ClientApp for a message if the run's modules are those installed, the others refuse. It serves a run's
+messages only to programs of the same user (`psl_flower.flower.guarded`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Resume(Train):
 
     @classmethod
     def as_asked(cls, given: Mapping[str, object]) -> dict[str, object]:
-        """Return settings given by a person, `rounds` and `collect-model` beside `resume` as those they stand for."""
+        """Return a user's settings; `rounds` and `collect-model` beside `resume` become settings of this class."""
         rest = dict(given)
         if given.get("resume") and given.get("collect-model") is True:
             rest["resume-collect"] = rest.pop("collect-model")
@@ -78,7 +78,7 @@ class Resume(Train):
             raise RunError(f"{run.path}: was made with {run.instead}; it trained nothing that could be continued")
         noted, began = run.read_config().training.rounds, _began(run)
         config = settings_of(run, self.config.replace(rounds=noted), "resume")
-        if self.resume_collect:  # collect-model itself is true by default, also where nobody says so
+        if self.resume_collect:  # collect-model is true by default, so it cannot show that a user asked
             config = config.replace(collect_model=True)
         rounds = self.resume_rounds or self.config.training.rounds
         if rounds not in (began.training.rounds, RunConfig().training.rounds):

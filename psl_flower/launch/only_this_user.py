@@ -1,8 +1,8 @@
-"""A server on this machine that serves its own user alone: who asks, and which requests are answered.
+"""A guard for a server on this machine: it answers only requests from the server's own user.
 
-Flower's servers give runs, tasks and messages to anybody who reaches their port. Here a request is refused unless the
-kernel lists the other end of its connection as a socket of this user. So are requests of web pages in this user's
-browser.
+Flower's servers accept runs and hand out messages to every client of their port. The guard refuses a request unless
+the kernel lists the other end of its connection as a socket of this user, and refuses requests of web pages in this
+user's browser.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_of_this_user(client: Address, server: Address) -> bool:
     Raises
     ------
     OSError
-        If the kernel lists no connections, or an address is none.
+        If the kernel lists no connections, or an address is malformed.
     """
     ends = [_as_listed(client), _as_listed(server)]
     listed = _CONNECTIONS.with_name(_CONNECTIONS_V6) if ":" in client[0] else _CONNECTIONS
@@ -89,8 +89,8 @@ def is_of_a_page(scope: Scope) -> bool:
 class OnlyThisUser:
     """Passes requests of this user on to an ASGI application, and refuses all others.
 
-    Requests for paths that begin as `open_to_all` are passed on from anybody. Where the kernel does not list owners
-    (`can_tell`), those of every user are passed on, but not those of web pages.
+    Requests whose path starts with one of `open_to_all` pass from any client. Where the kernel does not list owners
+    (`can_tell`), requests of all users pass, but not those of web pages.
     """
 
     def __init__(self, application: Application, *, tells: bool, open_to_all: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,7 @@ docs/threat-model.md.
     keys, keyfile, keyring           identities, their files, folders of these
     secret, suite                    primitives and purposes
     folder, folders, url_folder      the files of a store, local or by URL
-    web_answers, listing             what is taken of a web server's answers
+    web_answers, listing             limits on a web server's answers, and its folder listings
     header, records, merkle, segment the immutable files of a store
     envelope, manifest, seen         signed documents; what was seen before
     epoch, shares                    keys of one epoch; k of n

@@ -1,4 +1,4 @@
-"""The names of files in a web server's listing of a folder: a page of links, of which nothing is trusted."""
+"""File names in a web server's folder listing, an untrusted HTML page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from urllib.parse import unquote, urljoin, urlsplit
 LISTING_BYTES = 1 << 20
 _TAG_CHARS = 8192
 _LINK_CHARS = 2048
-# No part of it can match in two ways, so that each tag takes time in proportion to its length.
+# Unambiguous, so that matching takes time linear in the tag's length.
 _HREF = re.compile(r"""(?<=\s)href\s*+=\s*+(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 
 
 def names_in(page: str, folder: str) -> set[str]:
-    """Return the names, as they are in URLs, of what a page links to directly within the folder at a URL.
+    """Return the names, URL-encoded, of the page's links to files directly in the folder at a URL.
 
-    Links of other hosts, to other folders, and longer than any name of ours are left out, and so are tags that do not
-    end. Takes time in proportion to the page's length, whatever it holds.
+    Links to other hosts or folders and overlong links are left out, as are unterminated tags. Takes time linear in the
+    page's length.
     """
     base = urlsplit(folder.rstrip("/") + "/")
     inside = unquote(base.path)
@@ -37,7 +37,7 @@ def names_in(page: str, folder: str) -> set[str]:
 
 
 def _links(page: str) -> Iterator[str]:
-    """Yield what the page's `<a href=...>` say."""
+    """Yield the links of the page's `<a href=...>` tags."""
     for tag in page.split("<"):
         if tag[:1] not in ("a", "A") or not tag[1:2].isspace():
             continue

@@ -1,4 +1,4 @@
-"""Answers of a web server, which is not trusted with anything: how much of them is read, how long, and from where."""
+"""Answers of an untrusted web server, with limits on size, time and redirects."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ListingTooLong(AnswerTooLong):
 
 
 class RedirectedElsewhere(Exception):
-    """A web server leads to another one; the message is its URL, in the first one's words."""
+    """A web server redirects to another origin; the message is the target as sent."""
 
 
 def bounded(silent_s: float) -> type:
     """Return a class of aiohttp's answers that are read no further than the part of a file that was asked for.
 
-    aiohttp takes all that comes, and follows every redirect: a web server may send without end, or a byte now and
-    then, and may lead its reader to addresses that only the reader can reach. An answer that does not begin within
-    `silent_s` seconds is given up, whatever came instead of it.
+    aiohttp reads without limit and follows every redirect: a web server could send endlessly or very slowly, or
+    redirect its reader to addresses that only the reader can reach. An answer that has not begun after `silent_s`
+    seconds is abandoned.
     """
     import aiohttp
 

@@ -229,8 +229,8 @@ class TopEngine(HeadEngine):
         try:
             value, gradient = learn(packed.detach().contiguous().cpu())
         except (NodeError, TrainingError) as error:
-            if told := blame(leaves, list(self._sent)):
-                raise TrainingError(f"{error}{told}") from error
+            if senders := blame(leaves, list(self._sent)):
+                raise TrainingError(f"{error}{senders}") from error
             raise
         return self._learnt(plan, leaves, value, packed, gradient.to(self.device))
 

@@ -25,7 +25,7 @@ log = logging.getLogger("psl_flower")
 
 # What a training may be resumed with in another value.
 _MAY_CHANGE = ("torch",)
-# One that is being ended may need a moment.
+# Seconds for a process that is just ending.
 _LOCK, _PATIENCE_S = "lock", 10.0
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,18 +65,29 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._receive()
 
+    def at_both_widths(self, page: Path, measure: str) -> Iterator[tuple[int, Any]]:
+        """Open a page at a desktop's and a telephone's width; yield the width and the value of a JavaScript expression.
+
+        Asserts that nothing is wider than the page, and that the page logs, throws and fetches nothing.
+        """
+        for width in (1280, 390):
+            self.open(page, width)
+            assert self.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            assert self.trouble(page) == []
+            yield width, self.evaluate(measure)
+
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
 
     def trouble(self, page: Path) -> list[Any]:
-        """Return what the page has logged, thrown or fetched beside itself since it was opened."""
-        told = self._told("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        urls = [request["request"]["url"] for request in self._told("Network.requestWillBeSent")]
+        """Return the page's log entries, exceptions and requests for other URLs since it was opened."""
+        events = self._events("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        urls = [request["request"]["url"] for request in self._events("Network.requestWillBeSent")]
         assert page.as_uri() in urls
-        return told + [url for url in urls if url != page.as_uri() and not url.startswith("data:")]
+        return events + [url for url in urls if url != page.as_uri() and not url.startswith("data:")]
 
-    def _told(self, *methods: str) -> list[Any]:
+    def _events(self, *methods: str) -> list[Any]:
         return [event["params"] for event in self.events if event["method"] in methods]
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:

