@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
-_PURPOSE = b"psl-flower/1/code-noise"
+# Other than that of the key itself (`psl_flower.sealed.suite.Purpose.CODE_NOISE`).
+_PURPOSE = b"psl-flower/1/code-noise-draw"
 
 
 def drawn(key: bytes, records: Sequence[bytes], size: int) -> NDArray[np.float32]:
