@@ -202,14 +202,14 @@ def test_whose_connection_over_ipv6() -> None:
 
 
 @pytest.mark.parametrize("program", [SUPERNODE, SUPERLINK])
-def test_a_flower_that_starts_its_server_in_another_way_is_not_started(
+def test_a_flower_that_starts_its_server_in_an_unknown_way_is_not_started(
     program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, starts = guarded._STARTS[program]
     for missing in (starts, "uvicorn"):
         with monkeypatch.context() as patch:
             patch.delattr(import_module(name), missing)
-            with pytest.raises(RunError, match="starts its server in another way"):
+            with pytest.raises(RunError, match="starts its server in an unknown way"):
                 guarded._guard(program)
 
 
@@ -217,6 +217,6 @@ def test_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(guarded, "can_tell", lambda: False)
     monkeypatch.setattr(guarded, "guard_servers", lambda **_: None)
     guarded._guard(SUPERNODE)
-    assert "every user of this host can take this node's messages" in capsys.readouterr().err
+    assert "every user of this host can read this node's messages" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot tell operators from strangers"):
         guarded._guard(SUPERLINK)
