@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.browser import CHROMIUM, Browser
+from tests.e2e.browser import at_both_widths, needs_browser
 from tests.unit.tiny_comparison import holdings, report
 
 pytest.importorskip("matplotlib", reason="extra compare is not installed")
-pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
+pytest.importorskip("playwright", reason="extra dev is not installed")
 
 MEASURE = """({
   plots: [...document.querySelectorAll("figure svg")].map(plot => plot.getBoundingClientRect().width),
@@ -18,15 +18,14 @@ MEASURE = """({
 })"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set PSL_CHROMIUM")
+@needs_browser
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     from simulations.compare.files import write_files
 
     page = write_files(tmp_path, report(), holdings())
-    with Browser(tmp_path / "profile") as browser:
-        for width, found in browser.at_both_widths(page, MEASURE):
-            assert len(found["plots"]) == 10
-            assert found["drawn"]
-            # Over the whole telephone; at a desk two beside each other.
-            least, most = (400, 0.6 * width) if width > 500 else (0.85 * width, width)
-            assert all(least < plot <= most for plot in found["plots"])
+    for width, found in at_both_widths(page, MEASURE):
+        assert len(found["plots"]) == 10
+        assert found["drawn"]
+        # Over the whole telephone; at a desk two beside each other.
+        least, most = (400, 0.6 * width) if width > 500 else (0.85 * width, width)
+        assert all(least < plot <= most for plot in found["plots"])

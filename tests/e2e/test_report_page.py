@@ -8,11 +8,11 @@ import pytest
 
 from psl_flower.runs.page import render
 from psl_flower.runs.summary import Summary
-from tests.e2e.browser import CHROMIUM, Browser
+from tests.e2e.browser import at_both_widths, needs_browser
 from tests.unit.tiny_run import finish, make_run
 
 pytest.importorskip("matplotlib", reason="extra plots is not installed")
-pytest.importorskip("websockets", reason="the browser is spoken to over a WebSocket")
+pytest.importorskip("playwright", reason="extra dev is not installed")
 
 MEASURE = """({
   plots: [...document.querySelectorAll("svg")].map(plot => plot.getBoundingClientRect().width),
@@ -20,14 +20,13 @@ MEASURE = """({
 })"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set PSL_CHROMIUM")
+@needs_browser
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path, lr=0.07, protection="none")
     finish(run)
     page = tmp_path / "page.html"
     page.write_text(render(Summary.of(run)), "utf-8")
-    with Browser(tmp_path / "profile") as browser:
-        for width, found in browser.at_both_widths(page, MEASURE):
-            assert len(found["plots"]) == 2 and found["drawn"]
-            curves, confusion = found["plots"]
-            assert 0.85 * min(width, 806) <= curves <= width and 200 <= confusion <= width
+    for width, found in at_both_widths(page, MEASURE):
+        assert len(found["plots"]) == 2 and found["drawn"]
+        curves, confusion = found["plots"]
+        assert 0.85 * min(width, 806) <= curves <= width and 200 <= confusion <= width
