@@ -16,8 +16,7 @@ from psl_flower.engine.build import (
     OnnxInference,
 )
 from psl_flower.engine.checkpoints import Checkpoints
-from psl_flower.engine.mid_step import MidStepParty
-from psl_flower.engine.party import PartyEngine
+from psl_flower.engine.party import Party, PartyEngine
 from psl_flower.engine.pretrained import FILE, check_name, load_upper, read_weights
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
@@ -269,7 +268,7 @@ class Host:
         if not (collects or later or self.task.part):
             raise ConfigError("this run leaves its model on the nodes (collect-model=false), so no weights are sent")
 
-    def check_allowed(self, party: PartyEngine | MidStepParty) -> None:
+    def check_allowed(self, party: Party) -> None:
         """Raise ConfigError if an Upper is to be averaged and a real node's own configuration has no `average`.
 
         The mean comes from the server, who could send any other weights: see `check_lightening_allowed`.

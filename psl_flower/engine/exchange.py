@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -121,18 +121,6 @@ def up_of(frame: Frame) -> Up:
     """Return the answer in a frame from an Upper, with its tensor."""
     assert isinstance(frame.message, Answer)
     return Up(frame.message, *frame.tensors)
-
-
-class Party(Protocol):
-    """A party that the Lower exchanges frames with: an Upper, or the Adaptation Net on a separate node."""
-
-    def expects(self, wire: WireFormat) -> Expectation:
-        """Return the expectation of the next frame."""
-        ...
-
-    def reply(self, frame: Frame, wire: WireFormat) -> Frame:
-        """Do what a frame asks for and return the answer; raises what `UpperEngine.handle` does."""
-        ...
 
 
 class Exchange(ABC):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from psl_flower.engine.exchange import Exchange, Party, WireFormat
+from psl_flower.engine.exchange import Exchange, WireFormat
+from psl_flower.engine.party import Party
 from psl_flower.wire.frames import Expectation, Frame, decode_frame, frame_bytes
 
 

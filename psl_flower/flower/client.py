@@ -11,8 +11,9 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from psl_flower.engine.checkpoints import Checkpoints
+from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
-from psl_flower.flower.answering import LOWER, AnyParty, open_streams, register, take_step
+from psl_flower.flower.answering import LOWER, open_streams, register, take_step
 from psl_flower.flower.node_config import is_simulated, own_setting, own_tls, simulation_slots, state_root
 from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
@@ -135,5 +136,5 @@ class SideHost:
             raise FrameMismatch(f"{LOWER}: expected one of {len(self.task.names)} parties, received number {m}")
         return Roster(self.task.names, self.task.labels)
 
-    def check_allowed(self, party: AnyParty) -> None:
+    def check_allowed(self, party: Party) -> None:
         """Do nothing: what a party brings is its own, and no weights leave or enter."""
