@@ -11,11 +11,11 @@ from typing import Annotated
 import msgspec
 from flwr.app import Context
 
-from clients.messages import Asked
+from clients.asked import Asked
 from psl_flower.engine.upper import UpperEngine
 from psl_flower.errors import ConfigError, FrameMismatch, RunError
 from psl_flower.flower.answering import LOWER
-from psl_flower.flower.node_config import is_simulated, own_limit, permission
+from psl_flower.flower.node_config import is_simulated, own_count, permission
 from psl_flower.system.files import disk_errors, locked, read_file, write_file
 from psl_flower.text import counted
 from psl_flower.wire import questions
@@ -51,7 +51,7 @@ def smash(asked: Asked[questions.SmashImages]) -> Parcel:
                 raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: no other party is audited")
             engine.check_patches(patches_BKChw)
             engine.go_to(asked.question.saved[m])
-            most = None if is_simulated(host.context) else own_limit(host.context, _MOST) or MOST_IMAGES
+            most = None if is_simulated(host.context) else own_count(host.context, _MOST) or MOST_IMAGES
             note(host.checkpoints(m).folder / LOG, len(patches_BKChw), most, more=asked.question.more)
             smashed[m] = {"smashed": engine.of_patches(patches_BKChw)}
     return Parcel(tensors={"smashed": smashed})

@@ -23,10 +23,10 @@ from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
 from psl_flower.flower.answering import LOWER
 from psl_flower.flower.node_config import (
     is_simulated,
-    own_least,
-    own_limit,
-    own_setting,
+    own_amount,
+    own_count,
     own_state,
+    own_text,
     permission,
     simulation_slots,
     state_root,
@@ -211,7 +211,7 @@ class Host:
         asked = blueprint.config.network.upper_weights_hash
         if not asked or self.simulated:
             return
-        allowed = [name.strip() for name in own_setting(self.context, _WEIGHTS).split(",")]
+        allowed = [name.strip() for name in own_text(self.context, _WEIGHTS).split(",")]
         if asked not in allowed:
             raise ConfigError(
                 f"this run's Uppers begin with the weights {asked}, which this node does not take; its operator can "
@@ -223,7 +223,7 @@ class Host:
 
         Only codes are bounded; the models of a lightening send what their maker likes.
         """
-        most = None if self.simulated else own_limit(self.context, _MOST_BITS)
+        most = None if self.simulated else own_count(self.context, _MOST_BITS)
         if most is None:
             return
         blueprint = Blueprint.decode(self.task.settings)
@@ -237,7 +237,7 @@ class Host:
 
     def _check_noise(self) -> None:
         """Raise ConfigError if a real node's own configuration has `least-noise`, and a run adds less to codes."""
-        least = None if self.simulated else own_least(self.context, _LEAST_NOISE)
+        least = None if self.simulated else own_amount(self.context, _LEAST_NOISE)
         if least is None:
             return
         blueprint = Blueprint.decode(self.task.settings)
@@ -290,10 +290,10 @@ def serves_adaptation(context: Context) -> bool:
     ConfigError
         If it names another role, or a store too: that node would see patches and labels.
     """
-    role = own_setting(context, "role")
+    role = own_text(context, "role")
     if role not in ("", "adaptation"):
         raise ConfigError(f"node-config role: expected 'adaptation', got {role!r}; leave it out on an Upper node")
-    if role and own_setting(context, "store"):
+    if role and own_text(context, "store"):
         raise ConfigError("node-config: a node with role='adaptation' sees labels, so it must have no store; drop one")
     return bool(role)
 
@@ -313,13 +313,13 @@ def own_stores(context: Context) -> Iterator[PatchStore]:
         If the configuration lacks something.
     """
     for place in _own_places(context):
-        yield open_store(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
+        yield open_store(place, _own_keys(context), owner=own_text(context, "owner"), seen=_own_memory(context))
 
 
 def own_sealed_stores(context: Context) -> Iterator[Opened]:
     """Open, one after the other, a real node's stores, all of which must be sealed; see `own_stores`."""
     for place in _own_places(context):
-        yield open_sealed(place, _own_keys(context), owner=own_setting(context, "owner"), seen=_own_memory(context))
+        yield open_sealed(place, _own_keys(context), owner=own_text(context, "owner"), seen=_own_memory(context))
 
 
 def check_lightening_allowed(context: Context) -> None:
@@ -336,12 +336,12 @@ def check_lightening_allowed(context: Context) -> None:
 
 
 def _own_places(context: Context) -> list[str | Path]:
-    places = [place.strip() for place in own_setting(context, "store").split(",") if place.strip()]
+    places = [place.strip() for place in own_text(context, "store").split(",") if place.strip()]
     return [place if "://" in place else expanded(place, "node-config store") for place in places]
 
 
 def _own_keys(context: Context) -> KeyRing | None:
-    key, passphrase_file = own_setting(context, "key"), own_setting(context, "passphrase-file")
+    key, passphrase_file = own_text(context, "key"), own_text(context, "passphrase-file")
     if not key:
         return None
     passphrase = expanded(passphrase_file, "node-config passphrase-file") if passphrase_file else None

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import numpy as np
 
+from clients.asked import Asked, Handler
 from clients.host import Host, check_lightening_allowed, check_store
-from clients.messages import Asked, Handler
 from psl_flower.engine.build import Blueprint, CompressionTraining
 from psl_flower.errors import FrameMismatch
 from psl_flower.flower.answering import LOWER

@@ -11,8 +11,8 @@ from contextlib import closing
 from flwr.clientapp import ClientApp
 
 from clients import auditing, lightening
+from clients.asked import Asked, Handler, register
 from clients.host import Build, build_engine, own_stores, serves_adaptation
-from clients.messages import Asked, Handler, register
 from psl_flower.engine.upper import UpperEngine, claim_of
 from psl_flower.errors import FrameMismatch
 from psl_flower.flower.answering import LOWER, open_streams, take_step

@@ -14,7 +14,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, open_streams, register, take_step
-from psl_flower.flower.node_config import is_simulated, own_setting, own_tls, simulation_slots, state_root
+from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulation_slots, state_root
 from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
@@ -73,7 +73,7 @@ def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
         partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
     own_tls(context)  # errors in certificates show at the start of the run
-    name = own_setting(context, "party")
+    name = own_text(context, "party")
     if not name:
         return Inventory()
     if name not in roster.names:
@@ -119,7 +119,7 @@ class SideHost:
         """
         roster = self._roster(m)
         name = roster.names[m]
-        if not is_simulated(self.context) and own_setting(self.context, "party") != name:
+        if not is_simulated(self.context) and own_text(self.context, "party") != name:
             raise PositionError(f"this node is not party {name!r}; its node-config names another one")
         settings = decode(self.task.settings, SideSettings, LOWER)
         sending = len(roster.names) - bool(roster.labels)
