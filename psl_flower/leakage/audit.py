@@ -17,8 +17,8 @@ from psl_flower.leakage.decoders import DECODERS, Sizes
 from psl_flower.leakage.images import AuditSettings, Known
 from psl_flower.leakage.joining import Seen, best_mean, scaled, train_joined
 from psl_flower.leakage.known_weights import best_steps, mended
-from psl_flower.leakage.looks import side_by_side
 from psl_flower.leakage.measures import interval, psnr, ranks, ssim
+from psl_flower.leakage.recording import side_by_side
 from psl_flower.leakage.report import CODES, CONSTANT, LABEL, LOGITS, QUERY, UNPAIRED, WEIGHTS, Finding
 from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, normalised, one_hot, smash, unique_share
 from psl_flower.leakage.unpaired import Received, substitute
@@ -54,7 +54,7 @@ class Attacked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class Attacks:
     """Attacks on the images of one run."""
 
     description: StoreSetDescription  #: Of the images.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from psl_flower.config import RunConfig
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.complete import Pictures, audit
 from psl_flower.leakage.images import AuditSettings, Known, chosen_samples
 from psl_flower.leakage.report import Leakage
@@ -65,6 +65,6 @@ def audit_elsewhere(
     received = None
     if ask is not None:
         received = ask(auxiliary.images_NCHW, len(victims.images_NCHW)), ask(victims.images_NCHW, 0)
-    attacks = Audit(description, victims, auxiliary, settings, on_progress, received, dataset)
+    attacks = Attacks(description, victims, auxiliary, settings, on_progress, received, dataset)
     bits = config.network.cut_protection.bits(description.grid().num_patches)
     return audit(attacks, net, run=run, bits=bits)

@@ -19,7 +19,7 @@ from psl_flower.config import RunConfig
 from psl_flower.engine.build import Blueprint
 from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.one_process import OneProcessTrainer
-from psl_flower.leakage.looks import Looks, Recorder
+from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
@@ -35,7 +35,7 @@ class Threads(NamedTuple):
 class Replay(NamedTuple):
     """A training that was done again."""
 
-    looks: Looks  #: What its Lower received.
+    looks: RecordedLooks  #: What its Lower received.
     exact: bool  #: Whether it came by the run's weights, bit by bit.
     seconds: float  #: That it took.
 

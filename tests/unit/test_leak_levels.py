@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psl_flower.leakage.attack import Pairs
-from psl_flower.leakage.audit import Audit
+from psl_flower.leakage.audit import Attacks
 from psl_flower.leakage.images import AuditSettings
 from psl_flower.leakage.known_weights import EVERY, STEPS, best_steps, mended
 from psl_flower.leakage.measures import ssim
@@ -25,7 +25,7 @@ def description(stores_for):
 
 @pytest.fixture(scope="module")
 def attacks(description):
-    return Audit(
+    return Attacks(
         description, pictures(40, seed=1), pictures(600, seed=2), AuditSettings(victims=40, auxiliary=600, epochs=6)
     )
 
