@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from psl_flower.engine.rounds import RoundReport
-from psl_flower.engine.stopping import Monitor, Verdict
+from psl_flower.engine.stopping import BestSoFar, Monitor
 from psl_flower.engine.task import Task
 from psl_flower.kinds import Train
 from psl_flower.runs.best import Best, load_best, save_best
@@ -97,5 +97,5 @@ class Validation:
         assert self._strategy is not None
         self._strategy.keep(step, saved)
 
-    def _verdict(self) -> Verdict:
+    def _verdict(self) -> BestSoFar:
         return self._monitor.verdict(self._run.source.read_metrics())

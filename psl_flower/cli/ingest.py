@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from psl_flower.data.account import Account
     from psl_flower.data.sources import ImageSource
     from psl_flower.patches import PatchGrid
-    from psl_flower.sealed.ingest import Ingested, Plan
+    from psl_flower.sealed.ingest import Ingested, IngestPlan
     from psl_flower.stores.store_set import StoreRequest
 
 
@@ -129,11 +129,11 @@ def _plan(
     restorers: Sequence[str],
     threshold: int,
     lower_key: str,
-) -> Plan:
+) -> IngestPlan:
     """Return the plan of grid, nodes and people; without a grid, that of the set to append to is kept."""
-    from psl_flower.sealed.ingest import Plan
+    from psl_flower.sealed.ingest import IngestPlan
 
-    return Plan(
+    return IngestPlan(
         patch_size=grid.patch_size if grid else (0, 0),
         stride=grid.stride if grid else (0, 0),
         nodes=nodes,
@@ -170,7 +170,7 @@ def _seal(
     source: ImageSource,
     base: Path,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     places: Mapping[int, str],
     append: bool,
     seen: SeenBook,

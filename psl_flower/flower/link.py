@@ -25,7 +25,7 @@ from psl_flower.wire.endpoint import ExchangeEndpoint
 from psl_flower.wire.messages import ADAPTATION
 from psl_flower.wire.node_messages import ADAPTATION_CLAIM, NodeTask, StreamTicket
 from psl_flower.wire.questions import GiveWeights, OpenStreams
-from psl_flower.wire.tls import Identity, is_loopback, is_wildcard
+from psl_flower.wire.tls import TlsIdentity, is_loopback, is_wildcard
 
 log = logging.getLogger("psl_flower")
 
@@ -295,7 +295,7 @@ class NodeLink:
         )
 
 
-def server_identity(wire: WireSettings) -> Identity | None:
+def server_identity(wire: WireSettings) -> TlsIdentity | None:
     """Return the exchange endpoint's TLS identity, read from its files now; None for plaintext.
 
     Raises

@@ -38,7 +38,7 @@ class SizedTeacher(Teacher):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class LightTraining:
     """One training of a lightening."""
 
     what: str  #: Its name in progress and errors.
@@ -98,7 +98,7 @@ class LocalTrainer:
     device: torch.device  #: Where it computes.
     progress: Progress  #: Called as progress(what, steps done, steps in all).
 
-    def train(self, training: Training, net: PatchSplitNet) -> PatchSplitNet:
+    def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.
 
         Batches, augmentation and learning rate are the run's own, without auxiliary losses. An interrupted
@@ -123,7 +123,7 @@ class LocalTrainer:
         return net.eval()
 
 
-def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, device: torch.device) -> LowerEngine:
+def lower_engine(blueprint: Blueprint, training: LightTraining, lower: nn.Module, device: torch.device) -> LowerEngine:
     """Return the Lower's engine in a training, which trains `lower` in place.
 
     `blueprint` is that of `training_config`. The Lower of the teacher, if there is one, is moved to the device.
@@ -136,7 +136,7 @@ def lower_engine(blueprint: Blueprint, training: Training, lower: nn.Module, dev
     return blueprint.lower_engine(device, lower, teacher)
 
 
-def shapes_up(blueprint: Blueprint, training: Training) -> dict[int, tuple[int, int, int, int]]:
+def shapes_up(blueprint: Blueprint, training: LightTraining) -> dict[int, tuple[int, int, int, int]]:
     """Return (K, h, w, C) of what each Upper sends up: the student's smashed data, and the teacher's behind them."""
     shapes = blueprint.smashed_shapes(training.size)
     if training.teacher is None:

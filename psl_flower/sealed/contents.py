@@ -34,7 +34,7 @@ from psl_flower.sealed.suite import Purpose, context
 from psl_flower.system.files import DISK, Disk, read_file, write_file
 
 FILE = "contents.psl"
-KIND = envelope.Kind(b"PSLCONTS", Purpose.SIGN_CONTENTS, "list of contents")
+KIND = envelope.DocumentKind(b"PSLCONTS", Purpose.SIGN_CONTENTS, "list of contents")
 DIGEST_BYTES = 16
 _BATCH = 256
 

@@ -24,7 +24,7 @@ from psl_flower.sealed.contents import OnlyNew, read_contents, write_contents
 from psl_flower.sealed.folder import Folder
 from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.identities import Identity, PublicIdentity, Role
-from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Grid, Manifest, SignedManifest, StoreEntry
+from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, ManifestGrid, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
 from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.numbering import secret_orders
@@ -39,7 +39,7 @@ OnRead = Callable[[Manifest, Mapping[tuple[str, int], int]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class IngestPlan:
     """How to cut and for whom to seal; raises ConfigError if one node is to hold the stores of two Uppers."""
 
     #: (height, width) in pixels.
@@ -91,7 +91,7 @@ def ingest(
     source: Source,
     out: Path,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     *,
     places: Mapping[int, str] | None = None,
     append: bool = False,
@@ -110,7 +110,7 @@ def ingest(
         The owner's folder, for manifest, labels and those stores that `places` does not put elsewhere.
     owner : Identity
         Signs, and can open everything.
-    plan : Plan
+    plan : IngestPlan
         How; where images are appended, all of it is taken from the manifest.
     places : Mapping[int, str], optional
         Upper -> folder or fsspec URL of its store.
@@ -171,7 +171,7 @@ def _begin(
     out: Path,
     source: Source,
     owner: Identity,
-    plan: Plan,
+    plan: IngestPlan,
     append: bool,
     draft: Draft | None,
     current: SignedManifest | None,
@@ -270,7 +270,7 @@ def _check_places(folders: list[Folder], manifest: Manifest) -> None:
                 raise _elsewhere(folder.name, store) from None
 
 
-def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draft, list[Secret]]:
+def _first_generation(source: Source, owner: Identity, plan: IngestPlan) -> tuple[Draft, list[Secret]]:
     height, width, channels = first_image(source).shape
     with explain_sizes(source):
         grid = PatchGrid(
@@ -292,7 +292,7 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
         created=envelope.now(),
         owner=str(owner.public),
         lower=str(plan.lower) if plan.lower else "",
-        grid=Grid.of(grid, channels),
+        grid=ManifestGrid.of(grid, channels),
         classes=source.class_names,
         splits=(),
         num_samples=0,
@@ -306,7 +306,7 @@ def _first_generation(source: Source, owner: Identity, plan: Plan) -> tuple[Draf
     return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order), keys
 
 
-def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Draft:
+def _next_generation(current: SignedManifest, source: Source, plan: IngestPlan) -> Draft:
     if plan.margin not in (0, current.manifest.grid.margin):
         raise ConfigError(
             f"margin: {plan.margin} is given, but the dataset to append to was sealed with "
@@ -320,7 +320,7 @@ def _next_generation(current: SignedManifest, source: Source, plan: Plan) -> Dra
     return Draft(manifest=manifest, source=source.fingerprint, secret_order=plan.secret_order)
 
 
-def _check_same(draft: Draft, source: Source, plan: Plan, out: Path, append: bool) -> None:
+def _check_same(draft: Draft, source: Source, plan: IngestPlan, out: Path, append: bool) -> None:
     manifest, remedy = draft.manifest, f"continue that, or remove {out / DRAFT_FILE} to discard it"
     if draft.source != source.fingerprint:
         raise SourceChanged(f"{out}: an interrupted ingest was of other images; {remedy}")

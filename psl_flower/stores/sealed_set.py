@@ -23,7 +23,7 @@ from psl_flower.patches.assignment import assign
 from psl_flower.sealed import keyfile
 from psl_flower.sealed import manifest as manifests
 from psl_flower.sealed.identities import PublicIdentity, Role
-from psl_flower.sealed.ingest import Plan, ingest
+from psl_flower.sealed.ingest import IngestPlan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, DemoKeys, KeyRing, demo_keys
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
@@ -141,9 +141,9 @@ def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, 
         raise
 
 
-def demo_plan(request: StoreRequest, grid: PatchGrid, keys: DemoKeys) -> Plan:
+def demo_plan(request: StoreRequest, grid: PatchGrid, keys: DemoKeys) -> IngestPlan:
     """Return how a request's images are cut by a grid, and sealed under demonstration keys."""
-    return Plan(
+    return IngestPlan(
         patch_size=grid.patch_size, stride=grid.stride, nodes=keys.nodes, restorers=keys.restorers, fit=grid.fit,
         margin=grid.margin, threshold=len(DEMO_RESTORERS), assignment=request.assignment, lower=keys.lower.public,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from psl_flower.leakage.audit import Attacked, Attacks
 from psl_flower.leakage.complete import all_looks
 from psl_flower.leakage.images import Known, chosen_samples, most_looks
 from psl_flower.leakage.recording import RecordedLooks, Recorder
-from psl_flower.leakage.report import UNPAIRED, WEIGHTS, Finding
+from psl_flower.leakage.report import UNPAIRED, WEIGHTS, AttackFinding
 from psl_flower.leakage.smashed import smashed_bytes
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
@@ -71,7 +71,7 @@ def _trial(
     return trial, floor or Floor(seed=seed, findings=(*attacks.of_classes().findings, *attacks.of_logits(net).findings))
 
 
-def _of_levels(attacks: Attacks, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[Finding, ...]:
+def _of_levels(attacks: Attacks, net: PatchSplitNet, one: Attacked, options: Options) -> tuple[AttackFinding, ...]:
     """Return the findings in one look of attackers of the other requested levels."""
     weights = attacks.of_weights(net, one).findings if WEIGHTS in options.levels else ()
     return weights + (attacks.of_unpaired(net).findings if UNPAIRED in options.levels else ())

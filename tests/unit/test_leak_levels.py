@@ -12,7 +12,7 @@ from psl_flower.leakage.known_weights import EVERY, STEPS, best_steps, mended
 from psl_flower.leakage.measures import ssim
 from psl_flower.leakage.report import CONSTANT, QUERY, UNPAIRED, WEIGHTS
 from psl_flower.leakage.smashed import Scaling, normalised, one_hot
-from psl_flower.leakage.unpaired import Received, substitute
+from psl_flower.leakage.unpaired import LabelledSmashed, substitute
 from psl_flower.losses import Targets, loss_parts
 from tests.engines import settings
 from tests.unit.leaks import network, pictures
@@ -94,7 +94,7 @@ def test_a_substitute_uses_no_weights_of_the_uppers(attacks, trained):
     known, description = attacks.auxiliary, attacks.description
     pixels, classes = normalised(known.pixels_NCHW[:70], description), one_hot(known.labels_N[:70], 10)
     with torch.no_grad():
-        received = Received(trained.smash(pixels), classes)
+        received = LabelledSmashed(trained.smash(pixels), classes)
     other = copy.deepcopy(trained)
     for parameter in other.uppers.parameters():
         parameter.data.normal_()
