@@ -24,7 +24,7 @@ from psl_flower.leakage.smashed import Scaling, in_place_of_smashed, logits, nor
 from psl_flower.leakage.unpaired import LabelledSmashed, substitute
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
-from psl_flower.text import counted
+from psl_flower.text import OnProgress, counted
 
 # Images among which the true one is ranked, at most.
 _CANDIDATES = 1000
@@ -62,7 +62,7 @@ class Attacks:
     victims: Known
     auxiliary: Known
     settings: AuditSettings  #: How hard the attacker tries.
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None  #: Called with (what, done, at most).
+    on_progress: OnProgress = lambda what, done, total: None  #: Called with (what, done, at most).
     #: Smashed data (N, P, C, h, w) of the auxiliary images and of the victims, where other machines made them; by
     #: default the network does.
     received: tuple[torch.Tensor, torch.Tensor] | None = None

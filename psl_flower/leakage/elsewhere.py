@@ -16,6 +16,7 @@ from psl_flower.leakage.report import Leakage
 from psl_flower.leakage.smashed import smashed_bytes
 from psl_flower.models import PatchSplitNet
 from psl_flower.patches.description import StoreSetDescription
+from psl_flower.text import OnProgress
 
 
 def audit_elsewhere(
@@ -27,7 +28,7 @@ def audit_elsewhere(
     *,
     run: str,
     ask: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> tuple[Leakage, list[Pictures]]:
     """Attack images that are not the run's own.
 

@@ -7,7 +7,7 @@ smashed data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from psl_flower.leakage.recording import RecordedLooks, Recorder
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.stores.store_set import StoreSet
+from psl_flower.text import OnProgress
 
 
 class Threads(NamedTuple):
@@ -60,7 +61,7 @@ def replay(
     most: int,
     steps: int = 0,
     threads: Threads | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Replay:
     """Train a run again and record some of its images.
 

@@ -17,16 +17,17 @@ from psl_flower.lightening.folder import LighteningFolder
 from psl_flower.lightening.judging import Speed, answers, measure_speed
 from psl_flower.lightening.method import Answers, Lightened, Lightening
 from psl_flower.lightening.settings import Request
-from psl_flower.lightening.training import LightTraining, LocalTrainer, Progress
+from psl_flower.lightening.training import LightTraining, LocalTrainer
 from psl_flower.models import PatchSplitNet
 from psl_flower.runs.folder import RunFolder
 from psl_flower.system.devices import choose_device
+from psl_flower.text import OnProgress
 
 
 def lighten(
     run: RunFolder,
     request: Request,
-    progress: Progress,
+    progress: OnProgress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Lightened:
     """Find a light model of a run that has a trained model; rerun after an interruption, it keeps finished work.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from psl_flower.patches.description import StoreSetDescription
 from psl_flower.patches.store import PatchStore
 from psl_flower.stores.store_set import StoreSet
 from psl_flower.system.devices import to_device
+from psl_flower.text import OnProgress
 
 # Of the run's own peak learning rate: rounding moves weights a little, and there is no BatchNorm to hold them.
 _ROUNDING_LR_SHARE = 0.02
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ class LocalTrainer:
     stores: StoreSet  #: The run's images, with labels.
     opened: Sequence[PatchStore]  #: The same, open, one for each Upper.
     device: torch.device  #: Where it computes.
-    progress: Progress  #: Called as progress(what, steps done, steps in all).
+    progress: OnProgress  #: Called as progress(what, steps done, steps in all).
 
     def train(self, training: LightTraining, net: PatchSplitNet) -> PatchSplitNet:
         """Train a network in place on the run's training images; return it, on the device and in eval mode.

@@ -15,7 +15,7 @@ import msgspec
 from psl_flower.errors import ConfigError, DataError, SourceChanged, StoreExists, StoreNotFound
 from psl_flower.patches import PatchGrid
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import SPLITS, PixelSums, Progress, Source, cut, explain_sizes, first_image
+from psl_flower.patches.cutting import SPLITS, PixelSums, Source, cut, explain_sizes, first_image
 from psl_flower.patches.grid import Fit
 from psl_flower.patches.store import store_folder
 from psl_flower.sealed import data_keys, envelope
@@ -34,6 +34,7 @@ from psl_flower.sealed.seen import SeenBook, opened
 from psl_flower.sealed.suite import ID_BYTES
 from psl_flower.system.files import DISK, Disk, locked
 from psl_flower.system.folders import make_folder
+from psl_flower.text import OnProgress
 
 OnRead = Callable[[Manifest, Mapping[tuple[str, int], int]], None]
 
@@ -95,7 +96,7 @@ def ingest(
     *,
     places: Mapping[int, str] | None = None,
     append: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     disk: Disk = DISK,
     on_read: OnRead | None = None,
     seen: SeenBook | None = None,
@@ -198,7 +199,7 @@ def _seal(
     sealing: Sealing,
     folders: list[Folder],
     current: SignedManifest | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
     disk: Disk,
     on_read: OnRead | None,
 ) -> Ingested:

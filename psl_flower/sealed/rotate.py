@@ -17,7 +17,6 @@ import numpy as np
 
 from psl_flower.errors import ConfigError, SourceChanged, UnknownRestorer
 from psl_flower.patches.assignment import assign
-from psl_flower.patches.cutting import Progress
 from psl_flower.patches.store import read_all_positions
 from psl_flower.sealed import data_keys, envelope
 from psl_flower.sealed.audit import FILE as AUDIT_FILE
@@ -44,6 +43,7 @@ from psl_flower.sealed.secret import Secret
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.sealed.store import SealedStore
 from psl_flower.system.files import DISK, Disk, locked
+from psl_flower.text import OnProgress
 
 _BATCH = 256
 
@@ -67,7 +67,7 @@ def rotate(
     changes: Changes,
     *,
     delete_old: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     disk: Disk = DISK,
     seen: SeenBook | None = None,
 ) -> SignedManifest:
@@ -140,7 +140,7 @@ def _begin(
 
 
 def _reencrypt(
-    sealing: Sealing, stores: Sequence[SealedStore], total: int, progress: Progress | None
+    sealing: Sealing, stores: Sequence[SealedStore], total: int, progress: OnProgress | None
 ) -> SignedManifest:
     sealing.save()
     while (done := sealing.done) < total:

@@ -31,11 +31,11 @@ from psl_flower.sealed.newest import read_newest
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
-from psl_flower.stores.ingest import Progress, lock_set
+from psl_flower.stores.ingest import lock_set
 from psl_flower.stores.store_set import StoreRequest, StoreSet
 from psl_flower.system.files import disk_errors
 from psl_flower.system.folders import make_ignored_folder
-from psl_flower.text import counted, expanded
+from psl_flower.text import OnProgress, counted, expanded
 
 
 def is_sealed_dataset(dataset: str) -> bool:
@@ -47,7 +47,7 @@ def ensure_sealed(
     root: Path,
     request: StoreRequest,
     keys: Path,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     *,
     labels_version: int | None = None,
 ) -> StoreSet:
@@ -118,7 +118,7 @@ def open_sealed_dataset(
     return _as_set(folder, signed, ring, labels, str(folder), manifest.description.fingerprint, created=False)
 
 
-def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: Progress | None) -> None:
+def _fill(folder: Path, request: StoreRequest, source: ImageSource, keys: Path, progress: OnProgress | None) -> None:
     grid = request_grid(folder, request, source)
     num_uppers = request.num_uppers or grid.num_patches
     assign(grid, num_uppers, request.assignment)  # refuses what cannot be before a key is made
