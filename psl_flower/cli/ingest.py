@@ -156,12 +156,12 @@ def _check_nodes(count: int, asked: int) -> None:
 def _sealed_before(base: Path, owner: Identity, seen: SeenBook) -> Ingested | None:
     """Return the earlier ingest, if it is complete and only the bundles are missing."""
     from psl_flower.sealed.ingest import Ingested
-    from psl_flower.sealed.newest import read_newest
+    from psl_flower.sealed.newest_dataset import read_newest_dataset
     from psl_flower.sealed.sealing import is_complete
 
     if not is_complete(base):
         return None
-    signed = read_newest(base, seen, owner.public).signed
+    signed = read_newest_dataset(base, seen, owner.public).signed
     return Ingested(signed, signed.manifest.num_samples, 0, 0)
 
 

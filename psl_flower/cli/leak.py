@@ -137,7 +137,7 @@ def _as_begun(folder: RunFolder, config: RunConfig) -> RunConfig:
 
 def _trained_steps(folder: RunFolder) -> int:
     """Return the steps that a run trained; 0 if it does not say."""
-    from psl_flower.runs.best import load_best
+    from psl_flower.runs.best_checkpoint import load_best
 
     best, status = load_best(folder), folder.read_status()
     if best is not None:

@@ -26,7 +26,7 @@ from psl_flower.sealed.folders import open_folder
 from psl_flower.sealed.identities import Identity, PublicIdentity, Role
 from psl_flower.sealed.manifest import DRAFT_FILE, LOCK_FILE, Manifest, ManifestGrid, SignedManifest, StoreEntry
 from psl_flower.sealed.matching import place_of
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.numbering import secret_orders
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch, sizes
 from psl_flower.sealed.secret import Secret
@@ -140,7 +140,7 @@ def ingest(
     make_folder(out, disk=disk)
     with locked(out / LOCK_FILE):
         draft = load_draft(out, owner.public)
-        current = read_newest(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
+        current = read_newest_dataset(out, seen, owner.public).signed if (out / manifests.FILE).exists() else None
         if draft is not None and current is None:
             with opened(seen) as memory:
                 memory.check_unknown(draft.manifest.dataset, str(out))
@@ -163,7 +163,7 @@ def ingest(
                 if begun and sealing.done == (current.manifest.num_samples if current is not None else 0):
                     drop_draft(out, disk)
                 raise
-        read_newest(out, seen, owner.public)  # to remember it
+        read_newest_dataset(out, seen, owner.public)  # to remember it
         drop_draft(out, disk)
         return done
 

@@ -36,7 +36,7 @@ from psl_flower.sealed.manifest import (
     segment_file,
 )
 from psl_flower.sealed.matching import match_all
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.restore import close_all, open_all
 from psl_flower.sealed.sealing import Draft, Sealing, drop_draft, is_committed, load_draft, new_epoch
 from psl_flower.sealed.secret import Secret
@@ -88,7 +88,7 @@ def rotate(
         If a store is missing or damaged.
     """
     with locked(out / LOCK_FILE):
-        current = read_newest(out, seen, owner.expect(Role.OWNER).public).signed
+        current = read_newest_dataset(out, seen, owner.expect(Role.OWNER).public).signed
         draft = load_draft(out, owner.public)
         if draft is not None and is_committed(draft, current):
             # Only what follows the commit was interrupted.
@@ -115,7 +115,7 @@ def rotate(
                 signed = _reencrypt(sealing, stores, current.manifest.num_samples, progress)
         finally:
             close_all(stores)
-        read_newest(out, seen, owner.public)  # to remember it before what is older is removed
+        read_newest_dataset(out, seen, owner.public)  # to remember it before what is older is removed
         if delete_old:
             _delete(signed.manifest, [folder for folder, _ in old])
         drop_draft(out, disk)

@@ -27,7 +27,7 @@ from psl_flower.sealed.ingest import IngestPlan, ingest
 from psl_flower.sealed.keyring import DEMO_RESTORERS, DemoKeys, KeyRing, demo_keys
 from psl_flower.sealed.labels import Change, LabelBook, Labels
 from psl_flower.sealed.manifest import SignedManifest
-from psl_flower.sealed.newest import read_newest
+from psl_flower.sealed.newest_dataset import read_newest_dataset
 from psl_flower.sealed.sealing import drop_committed, is_complete
 from psl_flower.sealed.seen import SeenBook
 from psl_flower.stores.grid_choice import grid_reason, request_grid
@@ -73,7 +73,7 @@ def ensure_sealed(
     try:
         ring = KeyRing(keys)
         owners = [public for public, file in ring.public(Role.OWNER) if file.stem == "owner"]
-        signed = read_newest(folder, SeenBook(), owners[0] if owners else None).signed
+        signed = read_newest_dataset(folder, SeenBook(), owners[0] if owners else None).signed
         if owners and not is_complete(folder):
             drop_committed(folder, owners[0])
         labels = _read_labels(folder, signed, ring)
@@ -104,7 +104,7 @@ def open_sealed_dataset(
     ConfigError
         If the Lower's key is needed and is not in `keys`.
     """
-    signed = read_newest(folder, seen, keyfile.load_public(owner, Role.OWNER) if owner else None).signed
+    signed = read_newest_dataset(folder, seen, keyfile.load_public(owner, Role.OWNER) if owner else None).signed
     manifest = signed.manifest
     ring = KeyRing(keys) if keys.exists() else None
     if manifest.lower and (ring is None or ring.find(PublicIdentity.parse(manifest.lower)) is None):
