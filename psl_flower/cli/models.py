@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from psl_flower.cli.evaluated import evaluated_by_the_nodes
+from psl_flower.cli.evaluated_by_nodes import evaluated_by_the_nodes
 from psl_flower.cli.output import Json, RunArgument, RunName, Workspace, find_run, percent, print_table, run_named, say
 from psl_flower.cli.progress import Progress
 from psl_flower.cli.reading import given_settings

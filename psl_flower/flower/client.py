@@ -14,8 +14,8 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, open_streams, register, take_step
+from psl_flower.flower.app_function import AppFunction
 from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulation_slots, state_root
-from psl_flower.flower.of_app import OfApp
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
 from psl_flower.split.roster import Given, Roster, SideSettings, claim_at, engine_at
@@ -41,7 +41,7 @@ def split_client(party: MakeParty) -> ClientApp:
         if it has the labels, or both as a tuple. It is called again for each round or message, under the seed of the
         party, so the weights that it draws are the same each time.
     """
-    app, make = ClientApp(), OfApp(party)
+    app, make = ClientApp(), AppFunction(party)
 
     def stream(question: questions.OpenStreams, received: Received, context: Context) -> Parcel:
         return open_streams(SideHost(context, question.task, make), question)

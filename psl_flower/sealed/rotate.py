@@ -104,7 +104,7 @@ def rotate(
         # The old folders by their old Upper; who stays keeps the folder.
         old = match_all(places, current.manifest, disk)
         staying = [folder for folder, entry in old if entry.upper not in changes.drop_nodes]
-        with data_keys.open_root(current.manifest, owner) as old_root:
+        with data_keys.open_root_as_owner(current.manifest, owner) as old_root:
             stores = open_all(current, old, old_root, check_copies=False)
         try:
             draft, keys = _begin(out, owner, changes, draft, current, seen, disk)
