@@ -16,7 +16,7 @@ from clients.host import Build, build_engine, own_stores, serves_adaptation
 from psl_flower.engine.upper import UpperEngine, claim_of
 from psl_flower.errors import FrameMismatch
 from psl_flower.flower.answering import LOWER, open_streams, take_step
-from psl_flower.flower.node_config import is_simulated, own_tls, simulation_slots
+from psl_flower.flower.node_config import is_simulated, own_tls, simulated_inventory
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.audit import AuditLog
 from psl_flower.sealed.authorisation import answer
@@ -41,8 +41,7 @@ def upper_app(build: Build = build_engine) -> ClientApp:
 def _inventory(asked: Asked[questions.AskInventory]) -> Parcel:
     context = asked.context
     if is_simulated(context):
-        partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return Parcel(Inventory(partition=partition, num_partitions=count, slots=simulation_slots()))
+        return Parcel(simulated_inventory(context))
     own_tls(context)  # errors in certificates show at the start of the run
     if serves_adaptation(context):
         return Parcel(Inventory(adaptation=True))

@@ -15,7 +15,7 @@ from psl_flower.engine.party import Party
 from psl_flower.errors import ConfigError, FrameMismatch, PositionError
 from psl_flower.flower.answering import LOWER, open_streams, register, take_step
 from psl_flower.flower.app_function import AppFunction
-from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulation_slots, state_root
+from psl_flower.flower.node_config import is_simulated, own_text, own_tls, simulated_inventory, state_root
 from psl_flower.split.engines import SideEngine
 from psl_flower.split.labels import LabelEngine
 from psl_flower.split.roster import Given, Roster, SideSettings, claim_at, engine_at
@@ -70,8 +70,7 @@ def split_client(party: MakeParty) -> ClientApp:
 
 def _inventory(roster: Roster, context: Context, party: MakeParty) -> Inventory:
     if is_simulated(context):
-        partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-        return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
+        return simulated_inventory(context)
     own_tls(context)  # errors in certificates show at the start of the run
     name = own_text(context, "party")
     if not name:

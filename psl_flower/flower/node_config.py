@@ -15,7 +15,7 @@ from psl_flower.launch.sizing import POOL_SIZE
 from psl_flower.system.state import node_state
 from psl_flower.text import expanded
 from psl_flower.wire.credentials import node_tls
-from psl_flower.wire.node_messages import NodeTask
+from psl_flower.wire.node_messages import Inventory, NodeTask
 from psl_flower.wire.tls import NodeTls
 
 _PLAINTEXT = "exchange-plaintext-on-untrusted-network"
@@ -34,6 +34,12 @@ def simulation_slots() -> int:
     total: dict[str, float] = ray.cluster_resources()
     actors = [math.floor(total.get(name, 0) / amount) for name, amount in taken.items() if amount > 0]
     return max(1, min([*actors, POOL_SIZE]))
+
+
+def simulated_inventory(context: Context) -> Inventory:
+    """Return what a simulated node reports: its place among them all, and how many of them run at once."""
+    partition, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    return Inventory(partition=partition, num_partitions=count, slots=simulation_slots())
 
 
 def own_state(context: Context) -> Path:
