@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from psl_flower.engine.checkpoints import Checkpoints
 from psl_flower.engine.party import Party, PartyEngine
 from psl_flower.engine.pretrained import FILE, check_name, load_upper, read_weights
 from psl_flower.engine.upper import UpperEngine
-from psl_flower.errors import ConfigError, PositionError, RunError, StoreError
+from psl_flower.errors import ConfigError, FrameMismatch, PositionError, RunError, StoreError
 from psl_flower.flower.answering import LOWER
 from psl_flower.flower.node_config import (
     is_simulated,
@@ -189,6 +190,25 @@ class Host:
             raise PositionError("this node is not the Adaptation Net's server: node-config has no role='adaptation'")
         blueprint = Blueprint.decode(self.task.settings)
         return blueprint.adaptation_node(choose_device(blueprint.config.machine.device), self.checkpoints(m))
+
+    @contextmanager
+    def upper_after(self, m: int, saved: Mapping[int, int]) -> Iterator[UpperEngine]:
+        """Open an Upper as it was after `saved[m]` steps, as the server names them; errors are those of `party`.
+
+        Raises
+        ------
+        FrameMismatch
+            If the server names no step of it, or asks for the Adaptation Net.
+        RunError
+            If there is no such checkpoint, or it is damaged.
+        """
+        if m not in saved:
+            raise FrameMismatch(f"{LOWER}: expected the step of Upper {m}, received none")
+        with closing(self.party(m)) as engine:
+            if not isinstance(engine, UpperEngine):
+                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper, not for the Adaptation Net")
+            engine.go_to(saved[m])
+            yield engine
 
     def keep_weights(self, m: int, content: bytes) -> None:
         """Keep the file of weights that Upper m begins with.

@@ -13,9 +13,8 @@ from flwr.clientapp import ClientApp
 from clients import auditing, lightening
 from clients.asked import Asked, Handler, register
 from clients.host import Build, build_engine, own_stores, serves_adaptation
-from psl_flower.engine.upper import UpperEngine, claim_of
-from psl_flower.errors import FrameMismatch
-from psl_flower.flower.answering import LOWER, open_streams, take_step
+from psl_flower.engine.upper import claim_of
+from psl_flower.flower.answering import open_streams, take_step
 from psl_flower.flower.node_config import is_simulated, own_tls, simulated_inventory
 from psl_flower.patches.store import PatchStore
 from psl_flower.sealed.audit import AuditLog
@@ -74,12 +73,7 @@ def _collect(asked: Asked[questions.GiveWeights]) -> Parcel:
     host.check_collecting()
     weights: dict[int, Tensors] = {}
     for m in host.task.parties:
-        with closing(host.party(m)) as engine:
-            if not isinstance(engine, UpperEngine):
-                raise FrameMismatch(f"{LOWER}: expected to be asked for an Upper: the Adaptation Net is not collected")
-            if m not in asked.question.saved:
-                raise FrameMismatch(f"{LOWER}: expected the step of Upper {m}, received none")
-            engine.go_to(asked.question.saved[m])
+        with host.upper_after(m, asked.question.saved) as engine:
             weights[m] = engine.model.state_dict()
     return Parcel(tensors={"upper": weights})
 
