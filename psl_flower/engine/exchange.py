@@ -6,7 +6,7 @@ Shape suffixes: B batch, P positions, K positions of one Upper, h, w and C of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,10 +124,12 @@ def up_of(frame: Frame) -> Up:
 
 
 class Exchange(ABC):
-    """A transport, as the Lower sees it."""
+    """A transport, as the Lower sees it, to `parties`; `carry` counts the bytes of its frames."""
 
-    def __init__(self, wire: WireFormat) -> None:
+    def __init__(self, wire: WireFormat, parties: Iterable[int]) -> None:
         self.wire = wire
+        self._up = dict.fromkeys(parties, 0)
+        self._down = dict(self._up)
 
     def exchange(
         self,
@@ -171,14 +173,14 @@ class Exchange(ABC):
             NodeError, PeerLost, WireError or ProtocolError, naming the node, at the first party that fails.
         """
 
-    @abstractmethod
     def finish(self, parties: Collection[int]) -> None:
-        """Release parties that would wait, since this round needs them no more."""
+        """Release parties that would wait, since this round needs them no more; where none waits, do nothing."""
+        return
 
-    @abstractmethod
     def bytes_up(self) -> dict[int, int]:
         """Return bytes of whole frames received from each party so far."""
+        return dict(self._up)
 
-    @abstractmethod
     def bytes_down(self) -> dict[int, int]:
         """Return bytes of whole frames sent to each party so far."""
+        return dict(self._down)

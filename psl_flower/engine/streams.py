@@ -20,7 +20,7 @@ class StreamExchange(Exchange):
     """
 
     def __init__(self, endpoint: ExchangeEndpoint, wire: WireFormat, timeout_s: float) -> None:
-        super().__init__(wire)
+        super().__init__(wire, ())  # the endpoint counts the bytes
         self._endpoint, self._timeout_s = endpoint, timeout_s
 
     def carry(
